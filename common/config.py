@@ -1,0 +1,213 @@
+"""The options of a run: dataclasses, their presets, and the command line made from them."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+
+from common.errors import InputError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+MODELS = ("gru", "bigru", "nn.gru", "nn.bigru")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a classifier is made of; sizes are numbers of features, not bytes."""
+
+    input_size: int
+    """D, the dimension of the word vectors."""
+    hidden_size: int = 128
+    """H."""
+    num_layers: int = 1
+    """L."""
+    bidirectional: bool = False
+    reset_after: bool = False
+    """Apply the reset gate after the product with U_n (cuDNN, nn.GRU), not before it (Cho 2014)."""
+    classes: int = 2
+    """C."""
+    vocabulary_size: int = 0
+    """V, needed only when the word vectors are trained."""
+    train_vectors: bool = False
+    builtin: bool = False
+    """Use the framework's own GRU layer (the baselines nn.gru and nn.bigru)."""
+    implementation: str = "auto"
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a GRU text classifier."""
+
+    model: str = "gru"
+    """gru, bigru (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
+    preset: str = "quick"
+    """quick, full or seed (the homework's recipe); every other option overrides it."""
+    data: str = "imdb"
+    """The data set: imdb or rt."""
+    vectors: str = "word2vec"
+    """Word vectors: word2vec (trained on the training reviews, then frozen) or random:DIM (trained
+    with the model)."""
+    train_size: int | None = 4_000
+    """Use only so many training reviews, balanced over the classes; None for all."""
+    test_size: int | None = 1_000
+    """Use only so many test reviews, balanced over the classes; None for all."""
+    max_length: int | None = 200
+    """Keep only the last so many known words of a review; None for all."""
+    epochs: int = 3
+    """Passes over the training reviews."""
+    batch_size: int = 32
+    """Reviews in a batch."""
+    hidden_size: int = 128
+    """Size of the hidden state of each direction."""
+    num_layers: int = 1
+    """GRU layers on top of each other."""
+    reset_after: bool = False
+    """Apply the reset gate after the product with the recurrent weights, as nn.GRU does."""
+    learning_rate: float = 2e-3
+    """Adam's step size."""
+    betas: tuple[float, float] = (0.85, 0.9)
+    """Adam's decay rates of the two moments."""
+    eps: float = 1e-8
+    """Adam's term against division by zero."""
+    log_every: int = 25
+    """Iterations between two log lines; each reports the mean loss since the last."""
+    seed: int = 0
+    """Determines the initial parameters and the order of the reviews."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one (mps: PyTorch only)."""
+    implementation: str = "auto"
+    """auto, fused (the CPU kernel), scan, or loop (PyTorch only: the slow teaching version)."""
+    out: Path | None = None
+    """The run directory to write; runs/FRAMEWORK-MODEL by default."""
+
+    def check(self) -> None:
+        """Raise InputError for the first value that makes no sense."""
+        if self.model not in MODELS:
+            raise InputError(f"--model {self.model}: expected one of {', '.join(MODELS)}")
+        for name in ("epochs", "batch_size", "hidden_size", "num_layers", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{option(name)} {getattr(self, name)}: must be at least 1")
+        for name in ("train_size", "test_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{option(name)} {value}: must be at least 1, or None for all")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"--learning-rate {self.learning_rate}: must be positive and finite")
+        if not 0 < self.eps < float("inf"):
+            raise InputError(f"--eps {self.eps}: must be positive and finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"--betas {self.betas[0]} {self.betas[1]}: must be in [0, 1)")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: must not be negative")
+
+    def model_config(
+        self, *, input_size: int, classes: int, vocabulary_size: int, train_vectors: bool
+    ) -> ModelConfig:
+        """The model that these options ask for, on vectors of input_size dimensions."""
+        builtin = self.model.startswith("nn.")
+        return ModelConfig(
+            input_size=input_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            bidirectional=self.model.endswith("bigru"),
+            reset_after=self.reset_after or builtin,
+            classes=classes,
+            vocabulary_size=vocabulary_size,
+            train_vectors=train_vectors,
+            builtin=builtin,
+            implementation=self.implementation,
+        )
+
+
+def option(field: str) -> str:
+    """The command-line spelling of a field: batch_size -> --batch-size."""
+    return "--" + field.replace("_", "-")
+
+
+# What each preset changes; the defaults of TrainConfig are those of quick.
+PRESETS: dict[str, dict] = {
+    "quick": {},
+    "full": {
+        "train_size": None,
+        "test_size": None,
+        "max_length": 400,
+        "epochs": 4,
+        "learning_rate": 1e-3,
+    },
+    "seed": {
+        "train_size": None,
+        "test_size": None,
+        "max_length": None,
+        "epochs": 4,
+        "batch_size": 1,
+        "learning_rate": 1e-3,
+        "log_every": 200,
+    },
+}
+
+C = TypeVar("C")
+
+
+def parse_options(options: type[C], prog: str, args: Sequence[str] | None = None) -> C:
+    """Read a dataclass of options from the command line (sys.argv by default) with tyro.
+
+    Where the dataclass has a field `preset`, that preset's values are the defaults, so --help
+    --preset full shows them. Raises InputError, in one line, for what tyro cannot parse.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    default = None
+    if any(field.name == "preset" for field in dataclasses.fields(options)):  # type: ignore[arg-type]
+        preset = _preset(args)
+        known = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+        values = {key: value for key, value in PRESETS[preset].items() if key in known}
+        default = options(preset=preset, **values)  # type: ignore[call-arg]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            if default is None:
+                return tyro.cli(options, prog=prog, args=args)
+            return tyro.cli(options, prog=prog, args=args, default=default)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        # tyro draws a box: a title, the complaint, a rule (of - on a plain terminal), hints. Keep
+        # the complaint.
+        lines = [line.strip("│╭╮╰╯─ |+") for line in complaint.getvalue().splitlines()]
+        message = " ".join(itertools.takewhile(lambda line: line.strip("-"), lines[1:]))
+        raise InputError(f"{message} (see {prog} --help)") from None
+
+
+def _preset(args: Sequence[str]) -> str:
+    preset = "quick"
+    for position, word in enumerate(args):
+        if word == "--preset" and position + 1 < len(args):
+            preset = args[position + 1]
+        elif word.startswith("--preset="):
+            preset = word.partition("=")[2]
+    if preset not in PRESETS:
+        raise InputError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
+    return preset
+
+
+def to_arguments(options: TrainConfig) -> list[str]:
+    """The command line that parses back to these options."""
+    arguments = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, bool):
+            arguments.append(option(field.name) if value else f"--no-{option(field.name)[2:]}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            arguments += [option(field.name), *map(str, values)]
+    return arguments

@@ -1,0 +1,72 @@
+"""Conversions between the canonical parameters and other frameworks' layouts, in NumPy alone.
+
+    FORMATS                                                 the layouts by name
+    to_format(name, parameters, reset_after=...)            canonical -> that layout
+    from_format(name, tensors, reset_after=...)             that layout -> canonical
+    python -m common.convert FROM_FILE TO_FILE --from FORMAT --to FORMAT
+
+How the layouts differ, with the equations: docs/layouts.md and the docstring of each layout's file.
+"""
+
+import numpy as np
+
+from common.convert.canonical import Canonical
+from common.convert.equinox import Equinox
+from common.convert.haiku import Haiku
+from common.convert.homework import Homework
+from common.convert.keras import Keras
+from common.convert.layout import Layout, Tensors
+from common.convert.linen import Linen
+from common.convert.nnx import Nnx
+from common.convert.onnx import Onnx
+from common.convert.torch import Torch
+from common.errors import InputError
+
+__all__ = ["FORMATS", "convert", "from_format", "to_format"]
+
+FORMATS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Canonical(),
+        Torch(),
+        Homework(),
+        Linen(),
+        Nnx(),
+        Keras(),
+        Equinox(),
+        Haiku(),
+        Onnx(),
+    )
+}
+
+
+def convert(
+    tensors: Tensors, source: str, target: str, *, reset_after: bool
+) -> dict[str, np.ndarray]:
+    """The tensors of a GRU in one layout as those of another; dtypes are kept, nothing is shared.
+
+    A layout with one bias where the target has two fills the first and leaves the second zero; the
+    other way round the two are added, where that leaves the function the same.
+
+    Arguments: the tensors as a flat dict; the names of their layout and of the one wanted (keys of
+    FORMATS); whether this GRU applies the reset gate after the product with the recurrent weights.
+
+    Raises InputError for a name that is no layout; for tensors that do not fit their layout,
+    naming the key and, where it is the shape, both shapes; for a GRU that the target cannot
+    compute or hold.
+    """
+    for name in (source, target):
+        if name not in FORMATS:
+            raise InputError(f"unknown format {name!r}: expected one of {', '.join(FORMATS)}")
+    model = FORMATS[source].read(tensors, reset_after=reset_after)
+    return FORMATS[target].write(model, reset_after=reset_after)
+
+
+def to_format(name: str, parameters: Tensors, *, reset_after: bool) -> dict[str, np.ndarray]:
+    """Canonical parameters in the named layout; raises InputError as `convert` does."""
+    return convert(parameters, "canonical", name, reset_after=reset_after)
+
+
+def from_format(name: str, tensors: Tensors, *, reset_after: bool) -> dict[str, np.ndarray]:
+    """Tensors of the named layout as canonical parameters; raises InputError as `convert` does."""
+    return convert(tensors, name, "canonical", reset_after=reset_after)

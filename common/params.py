@@ -1,0 +1,87 @@
+"""The canonical parameters: one flat dict of NumPy arrays, the same for both frameworks.
+
+    gru.{layer}.{forward|backward}.weight_ih  [3H, D]   weight_hh [3H, H]   bias_ih, bias_hh [3H]
+    head.weight [C, H * directions]           head.bias [C]
+    vectors.weight [V, D]                     only where the word vectors are trained
+
+The three gates of a GRU stand in the order z (update), r (reset), n (candidate). In layers after
+the first, D is H * directions.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from common.config import ModelConfig
+
+DIRECTIONS = ("forward", "backward")
+GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def gru_shapes(
+    input_size: int, hidden_size: int, num_layers: int, bidirectional: bool
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a GRU, in canonical order."""
+    directions = DIRECTIONS if bidirectional else DIRECTIONS[:1]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(num_layers):
+        size = input_size if layer == 0 else hidden_size * len(directions)
+        for direction in directions:
+            rows = 3 * hidden_size
+            for name, shape in zip(
+                GRU_PARAMETERS, ((rows, size), (rows, hidden_size), (rows,), (rows,)), strict=True
+            ):
+                shapes[f"gru.{layer}.{direction}.{name}"] = shape
+    return shapes
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a classifier, in canonical order."""
+    features = config.hidden_size * config.directions
+    found = gru_shapes(
+        config.input_size, config.hidden_size, config.num_layers, config.bidirectional
+    )
+    found |= {"head.weight": (config.classes, features), "head.bias": (config.classes,)}
+    if config.train_vectors:
+        found["vectors.weight"] = (config.vocabulary_size, config.input_size)
+    return found
+
+
+def init_gru(
+    input_size: int, hidden_size: int, num_layers: int, bidirectional: bool, seed: int
+) -> dict[str, np.ndarray]:
+    """Initial values of a GRU alone, float64: uniform in ±1/sqrt(H), as torch.nn.GRU draws them."""
+    found = gru_shapes(input_size, hidden_size, num_layers, bidirectional)
+    return _draw(found, np.random.default_rng(seed), hidden_size)
+
+
+def init(config: ModelConfig, seed: int, vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """Initial values of a classifier, float64: the very numbers that both frameworks start from.
+
+    GRU: uniform in ±1/sqrt(H). Head: uniform in ±1/sqrt(features), as torch.nn.Linear draws it.
+    Where the word vectors are trained, they start at `vectors` [V, D].
+    """
+    found = shapes(config)
+    found.pop("vectors.weight", None)
+    rng = np.random.default_rng(seed)
+    in_gru = {name: shape for name, shape in found.items() if name.startswith("gru.")}
+    in_head = {name: shape for name, shape in found.items() if name.startswith("head.")}
+    values = _draw(in_gru, rng, config.hidden_size)
+    values |= _draw(in_head, rng, config.hidden_size * config.directions)
+    if config.train_vectors:
+        values["vectors.weight"] = vectors.astype(np.float64)
+    return values
+
+
+def _draw(
+    shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, fan_in: int
+) -> dict[str, np.ndarray]:
+    bound = fan_in**-0.5
+    return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
+
+
+def structure(names: Iterable[str]) -> tuple[int, tuple[str, ...]]:
+    """Number of layers and the directions ("forward", or "forward", "backward") of a GRU."""
+    parts = [name.split(".") for name in names if name.startswith("gru.")]
+    layers = 1 + max(int(part[1]) for part in parts)
+    return layers, DIRECTIONS if any(part[2] == "backward" for part in parts) else DIRECTIONS[:1]

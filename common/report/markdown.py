@@ -1,0 +1,97 @@
+"""report.md and its figures, made from results.json alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.report import figures
+
+COLUMNS = (
+    "framework",
+    "model",
+    "implementation",
+    "accuracy",
+    "training",
+    "tokens/s",
+    "first step",
+    "peak memory",
+)
+
+
+def row(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """A run in the words of the table, one for each of COLUMNS."""
+    low, high = run["accuracy_interval"]
+    return (
+        run["framework"],
+        run["model"],
+        run["implementation"],
+        f"{run['accuracy']:.2%} ± {(high - low) / 2:.2%}",
+        f"{run['train_seconds']:.1f} s",
+        f"{run['tokens_per_second']:,.0f}",
+        f"{run['first_step_seconds']:.2f} s",
+        f"{run['peak_memory_bytes'] / 2**20:,.0f} MiB",
+    )
+
+
+def write(folder: Path, results: Mapping[str, Any]) -> Path:
+    """Write report.md and the figures it shows into the folder; returns the report's path."""
+    runs, data = results["runs"], results["data"]
+    environment = results["environment"]
+    lines = ["# Comparison", "", f"    {environment['command']}", ""]
+    if runs:
+        lines += [
+            f"Data: {data['name']}, {data['train']:,} reviews to train on, {data['test']:,} to "
+            f"test on, word vectors {data['vectors']} ({data['vocabulary']:,} words).",
+            "",
+            *_table(COLUMNS, map(row, runs)),
+            "",
+            "Accuracy ± half of its 95 % interval (Wilson). Training: the wall time of all epochs, "
+            "compilation included. tokens/s: the median over the stretches between two log lines. "
+            "First step: from building the model to its first update. Peak memory: of the process.",
+            "",
+            *_figures(folder, runs, data["classes"]),
+        ]
+    if results["parity"]:
+        header = ("models", "check", "dtype", "error", "bound", "ULP", "passed")
+        lines += ["## Parity", "", *_table(header, map(_parity_row, results["parity"])), ""]
+        lines += ["Errors are relative to the largest value of the tensor.", ""]
+    lines += ["## Environment", ""]
+    lines += [f"- {key}: {value}" for key, value in environment.items() if key != "command"]
+    path = folder / "report.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _parity_row(check: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        " / ".join(check["models"]),
+        check["check"],
+        check["dtype"],
+        f"{check['error']:.1e}",
+        f"{check['bound']:.1e}",
+        f"{check['ulp']:.1f}",
+        "yes" if check["passed"] else "**NO**",
+    )
+
+
+def _table(header: Sequence[str], rows: Any) -> list[str]:
+    yield_rows = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in yield_rows]
+
+
+def _figures(folder: Path, runs: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
+    (folder / "figures").mkdir(exist_ok=True)
+    curves = {
+        f"{run['framework']} {run['model']}": (run["loss_epochs"], run["losses"]) for run in runs
+    }
+    epochs = round(max(x[-1] for x, _ in curves.values()))
+    figures.loss_curves(folder / "figures" / "loss.png", curves, "Training loss", epochs)
+    lines = ["## Loss curves", "", "![loss curves](figures/loss.png)", "", "## Confusion", ""]
+    for run in runs:
+        name = f"{run['framework']}-{run['model']}"
+        title = f"{run['framework']} {run['model']}: {run['accuracy']:.2%} correct"
+        figures.confusion(
+            folder / "figures" / f"confusion-{name}.png", run["confusion"], classes, title
+        )
+        lines += [f"![confusion matrix of {name}](figures/confusion-{name}.png)", ""]
+    return lines

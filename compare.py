@@ -1,0 +1,179 @@
+"""Compare the GRU text classifiers in PyTorch and in JAX/Flax.
+
+python compare.py                        train all six models, check parity, write a report
+python compare.py parity                 every implementation against the float64 oracle
+python compare.py report --out DIR       write the report again from DIR/results.json
+python compare.py --help
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from common import checkpoint
+from common.config import TrainConfig, parse_options
+from common.errors import InputError, exit_on_input_error
+from common.report import markdown
+
+MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru"), "jax": ("gru", "bigru")}
+
+
+@dataclass(frozen=True)
+class CompareConfig(TrainConfig):
+    """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
+
+    all and accuracy train the models, each in a process of its own, and check the twins' parity on
+    a real batch; parity runs the parity suite; report writes the report of an earlier comparison.
+    """
+
+    part: tyro.conf.Positional[Literal["all", "accuracy", "parity", "report"]] = "all"
+    """What to do."""
+    model: tyro.conf.Suppress[str] = "gru"
+    frameworks: tuple[str, ...] = ("torch", "jax")
+    """Which frameworks."""
+    models: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru")
+    """Which models; the nn. ones are PyTorch's own layer."""
+    out: Path | None = Path("results")
+    """The folder for results.json, report.md, figures and run directories."""
+
+    def check(self) -> None:
+        super().check()
+        for name, chosen, known in (
+            ("--frameworks", self.frameworks, tuple(MODELS)),
+            ("--models", self.models, MODELS["torch"]),
+        ):
+            for value in chosen:
+                if value not in known:
+                    raise InputError(f"{name} {value}: expected some of {', '.join(known)}")
+            if not chosen:
+                raise InputError(f"{name}: name at least one of {', '.join(known)}")
+
+
+def main() -> None:
+    """Run the command line; exit status 1 where a parity check fails."""
+    with exit_on_input_error():
+        options = parse_options(CompareConfig, "python compare.py")
+        options.check()
+        assert options.out is not None
+        console = Console()
+        if options.part == "report":
+            print(markdown.write(options.out, read_results(options.out)))
+            return
+        checkpoint.prepare(options.out)
+        results = read_results(options.out, missing_is_new=True)
+        results["environment"] = environment()
+        if options.part in ("all", "accuracy"):
+            accuracy(options, results, console)
+        if options.part in ("all", "parity"):
+            parity_suite(results, console)
+        checkpoint.write_json(options.out / "results.json", results)
+        report = markdown.write(options.out, results)
+        failed = [check for check in results["parity"] if not check["passed"]]
+        for check in failed:
+            console.print(f"[red]parity check failed:[/red] {json.dumps(check)}", soft_wrap=True)
+        console.print(
+            f"{len(results['parity']) - len(failed)} of {len(results['parity'])} parity checks "
+            f"passed. Report: {report}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(1 if failed else 0)
+
+
+def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) -> None:
+    """Train the models and check the twins on a real batch; fills in results."""
+    assert options.out is not None
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    plain = TrainConfig(**{name: getattr(options, name) for name in fields})
+    results["runs"], results["data"] = [], {}
+    from comparison import runs, twins  # which import both frameworks
+
+    chosen = [
+        (framework, model)
+        for model in options.models
+        for framework in options.frameworks
+        if model in MODELS[framework]
+    ]
+    for framework, model in chosen:
+        folder = options.out / f"{framework}-{model}"
+
+        def say(line: str, prefix: str = f"{framework} {model}") -> None:
+            console.print(f"{prefix:14}", line, markup=False, highlight=False, soft_wrap=True)
+
+        run, results["data"] = runs.train(
+            framework, dataclasses.replace(plain, model=model, out=folder), say
+        )
+        results["runs"].append(run)
+
+    console.print("checking the twins' parity on a real batch", highlight=False)
+    both = tuple(model for model in options.models if model in MODELS["jax"])
+    rows = twins.check(plain, both, lambda line: console.print(line, markup=False))
+    rows += [runs.check_losses(options.out, model) for model in both if len(options.frameworks) > 1]
+    results["parity"] = rows + [row for row in results["parity"] if row["models"][1] == "oracle"]
+    table = Table(*markdown.COLUMNS)
+    for run in results["runs"]:
+        table.add_row(*markdown.row(run))
+    console.print(table)
+
+
+def parity_suite(results: dict[str, Any], console: Console) -> None:
+    """Check every implementation against the float64 oracle; fills in results."""
+    from comparison import parity  # which imports both frameworks
+
+    console.print("checking every implementation against the float64 oracle", highlight=False)
+    rows = parity.run()
+    console.print(parity.table(rows))
+    results["parity"] = [row for row in results["parity"] if row["models"][1] != "oracle"]
+    results["parity"] += rows
+
+
+def read_results(folder: Path, *, missing_is_new: bool = False) -> dict[str, Any]:
+    """What results.json holds. Raises InputError where there is none, or it is damaged."""
+    path = folder / "results.json"
+    if missing_is_new and not path.exists():
+        return {"schema": 1, "environment": {}, "data": {}, "runs": [], "parity": []}
+    results = checkpoint.read_json(path)
+    if not isinstance(results, dict) or results.get("schema") != 1:
+        raise InputError(f"{path}: not the results of a comparison")
+    return results
+
+
+def environment() -> dict[str, str | int]:
+    """What the numbers depend on besides the code."""
+    found: dict[str, str | int] = {
+        "command": shlex.join(["python", *sys.argv]),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+    }
+    for package in ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

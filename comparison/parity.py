@@ -1,0 +1,334 @@
+"""The parity checks: every implementation against the float64 oracle, tensor by tensor.
+
+Used alike by `python compare.py parity`, which prints `table`, and by tests/parity.
+
+The bounds are argued, not tuned. Errors are relative to the largest value that the oracle has in
+the tensor.
+
+float64: the largest difference is at most 1e-12 in results and 1e-11 in gradients. One operation
+    rounds by 1.1e-16, so this leaves three orders of magnitude for the sums over time steps and
+    rows, while any fault in a formula, and anything computed in float32 on the way, is far above.
+float32: the root mean square of the differences is at most twice the yardstick's on the very same
+    numbers, plus one unit in the last place (ULP) of the largest value. The yardstick is what
+    people trust today, PyTorch's own nn.GRU. Where that cannot compute the function (the reset
+    before the product), it is the plain loop of tensor operations, torch_impl's "loop", and that
+    one in turn is held to the equations as NumPy computes them in float32.
+
+Why the root mean square: the largest of many rounding errors is a matter of luck. Of equally good
+computations of the same formulas, one had more than twice the largest error of the other in one
+tensor of two hundred; the root mean squares rarely differed by more than a factor of 1.5. For the
+same reason each float32 case is drawn several times, and the draws of a tensor, which may have a
+single entry, count as one tensor.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import DTypeLike
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from common import corpus
+from common.batches import Batches, Shape
+from common.config import ModelConfig
+from common.params import shapes
+from comparison.implementations import (
+    Case,
+    Implementation,
+    Result,
+    equations,
+    jax_gru,
+    linen_gru_cell,
+    nnx_gru_cell,
+    numpy_equations,
+    one_thread,
+    torch_gru,
+    torch_nn_gru,
+)
+from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
+from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+
+BOUND_RESULT, BOUND_GRADIENT = 1e-12, 1e-11
+DRAWS = 8
+
+NN_GRU = torch_nn_gru()
+LOOP = torch_gru("loop")
+NUMPY = numpy_equations()
+
+# What is summed up in one column of the table, and how the names of its tensors start.
+QUANTITIES = {
+    "outputs": ("outputs",),
+    "last states": ("h_last",),
+    "loss": ("loss", "logits"),
+    "d x": ("d x",),
+    "d h0": ("d h0",),
+    "d params": ("d gru.", "d head."),
+}
+
+
+class Row(TypedDict):
+    """One entry of "parity" in results.json."""
+
+    models: list[str]
+    check: str
+    dtype: str
+    error: float
+    bound: float
+    ulp: float
+    passed: bool
+
+
+def implementations() -> list[Implementation]:
+    """Everything there is to check on this machine."""
+    twins = [torch_gru(name) for name in TORCH_IMPLEMENTATIONS]
+    twins += [jax_gru(name) for name in JAX_IMPLEMENTATIONS]
+    return [*twins, NN_GRU, linen_gru_cell(), nnx_gru_cell()]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The sizes of a random case; there are as many rows as lengths."""
+
+    name: str
+    T: int
+    D: int
+    H: int
+    layers: int
+    directions: int
+    lengths: Sequence[int]
+    h0: bool = True
+    distinct: int | None = None
+    """If given, the inputs are so many distinct ones and tokens that point at them."""
+
+
+SIZES = (
+    Size("one word", 1, 3, 1, 1, 1, [1]),
+    Size("one row", 12, 6, 10, 1, 2, [9], h0=False),
+    Size("no step", 0, 4, 3, 1, 2, [0, 0, 0]),
+    Size("ties, zeros, unsorted", 9, 5, 7, 2, 2, [3, 9, 0, 3, 0, 9]),
+    Size("three layers", 6, 4, 5, 3, 1, [6, 1, 4]),
+    Size("distinct tokens", 11, 8, 16, 1, 2, [11, 11, 7, 2, 0], distinct=13),
+    Size("long", 80, 16, 32, 1, 1, [80, 79, 40, 1]),
+)
+
+
+def draw(size: Size, reset_after: bool, seed: int = 0) -> Case:
+    """A random case in which every parameter is away from zero and unlike the others.
+
+    So no swap, no sign and no missing bias can hide: each would change the result.
+    """
+    rng = np.random.default_rng(seed)
+    B, R = len(size.lengths), size.directions
+    config = ModelConfig(size.D, size.H, num_layers=size.layers, bidirectional=R == 2, classes=3)
+    parameters = {
+        name: rng.uniform(0.2, 1, shape) * rng.choice([-1, 1], shape) / np.sqrt(size.H)
+        for name, shape in shapes(config).items()
+    }
+    x = rng.standard_normal((size.T, B, size.D))
+    tokens = None
+    if size.distinct is not None:
+        x = rng.standard_normal((size.distinct, size.D))
+        tokens = rng.integers(0, size.distinct, (size.T, B))
+    states = (size.layers * R, B, size.H)
+    return Case(
+        name=size.name,
+        reset_after=reset_after,
+        parameters=parameters,
+        x=x,
+        lengths=np.array(size.lengths),
+        h0=rng.standard_normal(states) if size.h0 else None,
+        labels=rng.integers(0, config.classes, B),
+        d_outputs=rng.standard_normal((size.T, B, size.H * R)),
+        d_h_last=rng.standard_normal(states),
+        tokens=tokens,
+    )
+
+
+def real(reset_after: bool) -> tuple[Case, ...]:
+    """Batches of IMDB reviews, as the classifiers read them, with random vectors for the words."""
+    corpus_ = corpus.load("imdb")
+    batches = Batches(corpus_.train.subset(256), 8, max_length=40, shapes=[Shape(40, 320)])
+    size = Size("real reviews", 40, 16, 16, 1, 2, [0] * 8, h0=False)
+    vectors = np.random.default_rng(0).standard_normal((len(corpus_.vocabulary), size.D))
+    return tuple(
+        replace(
+            draw(size, reset_after, seed),
+            x=vectors[batch.distinct],
+            tokens=batch.tokens,
+            lengths=batch.lengths,
+            labels=batch.labels,
+        )
+        for seed, batch in enumerate(islice(batches.epoch(), DRAWS))
+    )
+
+
+def without_hidden_bias(case: Case) -> Case:
+    """The case with n's hidden bias set to zero, for a layout that has none."""
+    parameters = dict(case.parameters)
+    for name, value in parameters.items():
+        if name.endswith("bias_hh"):
+            parameters[name] = np.concatenate([*np.split(value, 3)[:2], np.zeros(len(value) // 3)])
+    return replace(case, name=f"{case.name}, no hidden bias of n", parameters=parameters)
+
+
+def cases() -> list[tuple[Case, ...]]:
+    """Draws of every size, and real reviews, with both kinds of reset; one without c_n."""
+    before, after = (
+        [tuple(draw(size, reset_after, seed) for seed in range(DRAWS)) for size in SIZES]
+        for reset_after in (False, True)
+    )
+    without = [tuple(without_hidden_bias(case) for case in draws) for draws in after[3:4]]
+    return [*before, *after, *without, real(False), real(True)]
+
+
+def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeLike) -> list[Row]:
+    """Compare one implementation with the oracle on draws of one case, computing in dtype.
+
+    Returns one row for each result and gradient, its name in "check". A missing tensor, a wrong
+    shape and a NaN fail.
+    """
+    dtype = np.dtype(dtype)
+    if draws[0].reset_after:
+        yardstick = NN_GRU
+    else:
+        yardstick = NUMPY if implementation.name == LOOP.name else LOOP
+    # A fixed bound does not hang on luck.
+    draws = draws if dtype == np.float32 else draws[:1]
+    rows: list[Row] = []
+    for name, errors in _errors(implementation, draws, dtype).items():
+        if dtype == np.float32:
+            allowed = _errors(yardstick, draws, dtype)[name]
+            error, bound = errors.mean, 2 * allowed.mean + allowed.ulp
+        else:
+            error = errors.largest
+            bound = BOUND_GRADIENT if name.startswith("d ") else BOUND_RESULT
+        rows.append(
+            Row(
+                models=[implementation.name, "oracle"],
+                check=name,
+                dtype=dtype.name,
+                error=error,
+                bound=bound,
+                ulp=error / errors.ulp if errors.ulp else error,
+                passed=error <= bound < np.inf,
+            )
+        )
+    return rows
+
+
+@one_thread()
+def run(
+    chosen: Sequence[Implementation] | None = None,
+    problems: Iterable[tuple[Case, ...]] | None = None,
+) -> list[Row]:
+    """Check implementations (all of them) on every problem (`cases`) that they can express.
+
+    Returns one row for each implementation, kind of reset, dtype and quantity (see `QUANTITIES`),
+    "check" being "QUANTITY, reset before" or "QUANTITY, reset after": the row of the tensor that
+    comes closest to its bound, or goes furthest beyond it.
+    """
+    chosen = implementations() if chosen is None else chosen
+    worst: dict[tuple[str, str, str], Row] = {}
+    for draws in cases() if problems is None else problems:
+        kind = "reset after" if draws[0].reset_after else "reset before"
+        for dtype in (np.float64, np.float32):
+            for implementation in (each for each in chosen if each.supports(draws[0])):
+                for row in check(implementation, draws, dtype):
+                    quantity = next(q for q, p in QUANTITIES.items() if row["check"].startswith(p))
+                    row["check"] = f"{quantity}, {kind}"
+                    key = (implementation.name, row["check"], row["dtype"])
+                    if key not in worst or _strain(row) > _strain(worst[key]):
+                        worst[key] = row
+    return list(worst.values())
+
+
+def table(rows: Iterable[Row]) -> Group:
+    """The rows of `run` for a terminal: a line a model, a column a quantity."""
+    rows = list(rows)
+    measures = {"float64": "largest difference", "float32": "root mean square of the differences"}
+    tables = []
+    for dtype, measure in measures.items():
+        title = f"{dtype}: {measure} from the oracle, relative to the largest value (in ULP)"
+        result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=0)
+        result.add_column("model", no_wrap=True)
+        result.add_column("reset")
+        for quantity in QUANTITIES:
+            result.add_column(quantity, justify="right")
+        lines: dict[tuple[str, str], dict[str, str]] = {}
+        for row in rows:
+            quantity, kind = row["check"].split(", reset ")
+            cell = f"{row['error']:.0e} ({row['ulp']:.1f})"
+            if not row["passed"]:
+                cell = f"[red]{cell} > {row['bound']:.0e}[/red]"
+            if row["dtype"] == dtype:
+                lines.setdefault((kind, row["models"][0]), {})[quantity] = cell
+        for (kind, model), cells in lines.items():
+            result.add_row(model, kind, *(cells.get(quantity, "") for quantity in QUANTITIES))
+        tables.append(result)
+    return Group(*tables)
+
+
+def _strain(row: Row) -> float:
+    """How much of its bound an error takes: more than 1 is a failure."""
+    if row["bound"] == 0:  # of a tensor of zeros: its error is 0 or infinite
+        return row["error"]
+    return row["error"] / row["bound"]
+
+
+class _Error(NamedTuple):
+    """Of a tensor, relative to the largest value that the oracle has in it."""
+
+    largest: float
+    mean: float
+    """Root mean square."""
+    ulp: float
+    """One unit in the last place of that value."""
+
+
+# The yardstick's errors, and the oracle's answers, serve one implementation after the other.
+@lru_cache(maxsize=16)
+def _errors(
+    implementation: Implementation, draws: tuple[Case, ...], dtype: np.dtype
+) -> dict[str, _Error]:
+    """The error of everything that the oracle returns and the implementation has."""
+    actual = [implementation.run(case.astype(dtype)) for case in draws]
+    exact = [_exact(case, dtype) for case in draws]
+    return {
+        name: _error([each.get(name) for each in actual], [each[name] for each in exact], dtype)
+        for name in exact[0]
+        if not (name.startswith("d ") and name.endswith(implementation.lacks))
+    }
+
+
+@lru_cache(maxsize=2 * DRAWS)
+def _exact(case: Case, dtype: np.dtype) -> Result:
+    """The oracle's answer to the very numbers that an implementation in dtype is given."""
+    return equations(case.astype(dtype), np.float64)
+
+
+def _error(
+    actual: Sequence[np.ndarray | None], exact: Sequence[np.ndarray], dtype: np.dtype
+) -> _Error:
+    differences = np.concatenate(
+        [_difference(*pair, dtype) for pair in zip(actual, exact, strict=True)]
+    )
+    scale = max(np.abs(each).max(initial=0) for each in exact)
+    if scale == 0:  # nothing to be relative to: it has to be met exactly
+        error = np.inf if np.any(differences) else 0.0
+        return _Error(error, error, 0.0)
+    largest = np.abs(differences).max()
+    mean = np.sqrt(np.mean(np.square(differences)))
+    ulp = np.spacing(dtype.type(scale))
+    return _Error(float(largest / scale), float(mean / scale), float(ulp / scale))
+
+
+def _difference(actual: np.ndarray | None, exact: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The flattened difference; infinite where the two cannot be compared."""
+    if actual is None or actual.shape != exact.shape or actual.dtype != dtype:
+        return np.full(1, np.inf)
+    return np.nan_to_num(actual - exact, nan=np.inf).ravel()

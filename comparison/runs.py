@@ -1,0 +1,95 @@
+"""Train the models one after the other, each in a process of its own, and gather their results."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.config import TrainConfig, to_arguments
+from common.errors import InputError
+from comparison.parity import Row
+
+STEPS = 125  # the first epoch of the preset quick
+BOUND_LOSS = 0.01
+
+# What metrics.json holds and results.json repeats of every run.
+KEPT = (
+    "framework",
+    "model",
+    "implementation",
+    "accuracy",
+    "accuracy_interval",
+    "confusion",
+    "roc_auc",
+    "losses",
+    "loss_epochs",
+    "train_seconds",
+    "tokens_per_second",
+    "first_step_seconds",
+    "peak_memory_bytes",
+    "parameters",
+    "compilations",
+)
+
+
+def train(
+    framework: str, options: TrainConfig, say: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train one model in a process of its own; options.out says where.
+
+    Returns its entry of "runs" in results.json and what metrics.json says of the data. say is
+    given each line that the process prints. Raises InputError where the process refuses its input.
+    """
+    assert options.out is not None
+    command = [sys.executable, "-m", f"{framework}_impl.train", *to_arguments(options)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        assert process.stdout is not None
+        last = ""
+        for line in process.stdout:
+            last = line.rstrip("\n")
+            say(last)
+    if process.returncode:
+        raise InputError(
+            f"training {framework} {options.model} ended with exit status "
+            f"{process.returncode}: {last.removeprefix('error: ')}"
+        )
+    metrics = json.loads((options.out / "metrics.json").read_text())
+    run = {key: metrics[key] for key in KEPT}
+    return {**run, "run_dir": str(options.out)}, {
+        **metrics["data"],
+        "classes": list(metrics["classes"]),
+    }
+
+
+def check_losses(folder: Path, model: str) -> Row:
+    """Compare the twins' training losses, step by step, at the beginning of training.
+
+    Rounding errors grow along a training run, so this is about the first STEPS steps only.
+    """
+    curves = [_step_losses(folder / f"{framework}-{model}") for framework in ("torch", "jax")]
+    gap = max(abs(ours - theirs) for ours, theirs in zip(*curves, strict=True))
+    return Row(
+        models=[f"torch {model}", f"jax {model}"],
+        check=f"loss of the first {len(curves[0])} steps",
+        dtype="float32",
+        error=gap,
+        bound=BOUND_LOSS,
+        ulp=gap / float(np.spacing(np.float32(max(curves[0])))),
+        passed=gap <= BOUND_LOSS,
+    )
+
+
+def _step_losses(run_dir: Path) -> list[float]:
+    lines = map(json.loads, (run_dir / "log.jsonl").read_text().splitlines())
+    return [loss for line in lines for loss in line["step_losses"]][:STEPS]

@@ -1,0 +1,80 @@
+"""Parity on the spot: do the twins compute the same on a real batch of the data at hand?"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+import jax_impl.learner
+import torch_impl.learner
+from common.batches import Batch
+from common.config import TrainConfig
+from common.training import Data, load_data
+from comparison.parity import BOUND_GRADIENT, BOUND_RESULT, Row
+
+Answers = dict[str, np.ndarray]
+
+
+def check(
+    options: TrainConfig, models: tuple[str, ...], report: Callable[[str], None]
+) -> list[Row]:
+    """Compare logits, loss and all gradients of the twins on the first batch of training.
+
+    Errors are relative to the tensor's largest value. float64: the bounds of the parity suite.
+    float32: twice two times the error that the plain loop of tensor operations makes in float32
+    (each twin may be off by twice as much), plus one unit in the last place.
+    """
+    data = load_data(options, report)
+    batch = next(data.train.epoch(0))
+    rows: list[Row] = []
+    for model in models:
+        how = dataclasses.replace(options, model=model, device="cpu", implementation="auto")
+        loop = dataclasses.replace(how, implementation="loop")
+        exact = _answers(torch_impl.learner, how, data, batch, "float64")
+        rounded = _answers(torch_impl.learner, loop, data, batch, "float32")
+        for dtype in ("float64", "float32"):
+            with jax.enable_x64(dtype == "float64"):
+                theirs = _answers(jax_impl.learner, how, data, batch, dtype)
+            ours = _answers(torch_impl.learner, how, data, batch, dtype)
+            for name in ("logits", "loss", "gradients"):
+                ulp = np.finfo(dtype).eps
+                bound = BOUND_GRADIENT if name == "gradients" else BOUND_RESULT
+                if dtype == "float32":
+                    bound = float(4 * _error(exact, rounded, name) + ulp)
+                error = _error(ours, theirs, name)
+                rows.append(
+                    Row(
+                        models=[f"torch {model}", f"jax {model}"],
+                        check=f"{name}, real batch",
+                        dtype=dtype,
+                        error=error,
+                        bound=bound,
+                        ulp=float(error / ulp),
+                        passed=error <= bound,
+                    )
+                )
+    return rows
+
+
+def _answers(
+    framework: object, options: TrainConfig, data: Data, batch: Batch, dtype: str
+) -> Answers:
+    """logits, loss and "gradients NAME" from the parameters that training starts from."""
+    vectors = data.vectors
+    config = options.model_config(
+        input_size=vectors.matrix.shape[1],
+        classes=len(data.classes),
+        vocabulary_size=len(vectors.words),
+        train_vectors=vectors.trained_with_model,
+    )
+    learner = framework.Learner(config, options, vectors.matrix, dtype=dtype)  # type: ignore[attr-defined]
+    loss, gradients = learner.gradients(batch)
+    named = {f"gradients {name}": value for name, value in gradients.items()}
+    return {"logits": learner.logits(batch), "loss": np.array(loss), **named}
+
+
+def _error(a: Answers, b: Answers, prefix: str) -> float:
+    """The largest difference, relative to the tensor's largest value; NaN counts as infinite."""
+    errors = [np.abs(a[n] - b[n]).max() / np.abs(a[n]).max() for n in a if n.startswith(prefix)]
+    return float(np.nan_to_num(max(errors), nan=np.inf))

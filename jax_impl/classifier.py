@@ -1,0 +1,88 @@
+"""The classifier in JAX/Flax: word vectors -> GRU -> last states -> ReLU -> linear -> logits.
+
+Its twin is torch_impl/classifier.py: the same names in the same order.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import DTypeLike, Float, Int
+
+from common.batches import NO_LABEL
+from common.config import ModelConfig
+from common.params import structure
+from jax_impl.gru import canonical, gru, register
+
+
+def head(parameters: Mapping[str, Array], h_last: Float[Array, "R B H"]) -> Float[Array, "B C"]:
+    """Logits from the last state of each direction: ReLU, then one linear layer."""
+    features = jax.nn.relu(jnp.concatenate(list(h_last), axis=-1))
+    return features @ parameters["head.weight"].T + parameters["head.bias"]
+
+
+def classify(
+    parameters: Mapping[str, Array],
+    vectors: Float[Array, "V D"],
+    distinct: Int[Array, " K"],
+    tokens: Int[Array, "T B"],
+    lengths: Int[Array, " B"],
+    *,
+    reset_after: bool = False,
+    implementation: str = "auto",
+) -> Float[Array, "B C"]:
+    """The logits of a batch (see common/batches.py) as a pure function of the parameters.
+
+    vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
+    """
+    embedded = parameters.get("vectors.weight", vectors)[distinct]
+    _, h_last = gru(
+        parameters,
+        embedded,
+        lengths,
+        tokens=tokens,
+        reset_after=reset_after,
+        implementation=implementation,
+        every_step=False,
+    )
+    _, directions = structure(parameters)
+    return head(parameters, h_last[-len(directions) :])
+
+
+def cross_entropy(logits: Float[Array, "B C"], labels: Int[Array, " B"]) -> Float[Array, ""]:
+    """The mean over the rows that are reviews."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    return losses.mean(where=labels != NO_LABEL)
+
+
+class Classifier(nnx.Module):
+    """`classify` with its parameters and its word vectors."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: Mapping[str, np.ndarray],
+        vectors: Float[np.ndarray, "V D"],
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        self.config = config
+        self.names = register(self, parameters, dtype)
+        self.vectors = nnx.Variable(jnp.asarray(vectors, dtype))
+
+    def __call__(
+        self, distinct: Int[Array, " K"], tokens: Int[Array, "T B"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B C"]:
+        """The logits of a batch."""
+        return classify(
+            canonical(self, self.names),
+            self.vectors[...],
+            distinct,
+            tokens,
+            lengths,
+            reset_after=self.config.reset_after,
+            implementation=self.config.implementation,
+        )

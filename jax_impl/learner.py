@@ -1,0 +1,148 @@
+"""What the training loop drives, in JAX/Flax. Its twin is torch_impl/learner.py."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from common.batches import Batch
+from common.config import ModelConfig, TrainConfig
+from common.errors import InputError
+from common.params import init
+from jax_impl.classifier import Classifier, cross_entropy
+from jax_impl.gru import resolve
+
+FRAMEWORK = "jax"
+MODELS: tuple[str, ...] = ("gru", "bigru")
+
+
+def find_device(name: str) -> jax.Device:
+    """The device called auto, cpu or cuda. Raises InputError where the machine has none."""
+    try:
+        return jax.devices(None if name == "auto" else name)[0]
+    except RuntimeError:
+        raise InputError(f"--device {name}: JAX finds no such device on this machine") from None
+
+
+class Learner:
+    """A classifier with its loss and its optimizer (Adam).
+
+    parameters: canonical (see common/params.py), by default drawn from the seed. vectors [V, D].
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        training: TrainConfig,
+        vectors: Float[np.ndarray, "V D"],
+        parameters: Mapping[str, np.ndarray] | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        """dtype="float64" works where JAX's x64 mode is on."""
+        self.device = find_device(training.device)
+        self.implementation = resolve(config.implementation, self.device.platform)
+        config = dataclasses.replace(config, implementation=self.implementation)
+        self.compilations = 0  # of the training step
+        parameters = parameters or init(config, training.seed, vectors)
+        self.names = tuple(parameters)
+        with jax.default_device(self.device):
+            model = Classifier(config, parameters, vectors, jnp.dtype(dtype))
+        self.graph, state = nnx.split(model)
+        self.state, self.frozen = nnx.split_state(state, nnx.Param, ...)
+        self.optimizer = optax.adam(
+            training.learning_rate, b1=training.betas[0], b2=training.betas[1], eps=training.eps
+        )
+        self.moments = self.optimizer.init(self.state)
+
+    def step(self, batch: Batch) -> Float[Array, ""]:
+        """One step of the optimizer on a batch; returns the loss before it."""
+        self.state, self.moments, loss = self._update(
+            self.state, self.moments, self.frozen, *self._arrays(batch)
+        )
+        return loss
+
+    def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
+        """The logits of a batch."""
+        return np.asarray(self._logits(self.state, self.frozen, *self._arrays(batch)[:3]))
+
+    def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss of a batch and its gradient with respect to every parameter."""
+        loss, gradients = self._backward(self.state, self.frozen, *self._arrays(batch))
+        return float(loss), self._read(gradients)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """A copy of the parameters under their canonical names."""
+        return self._read(self.state)
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
+        adam = self.moments[0]
+        first, second = self._read(adam.mu), self._read(adam.nu)
+        return {
+            "step": np.array(int(adam.count)),
+            **{f"first_moment.{name}": value for name, value in first.items()},
+            **{f"second_moment.{name}": value for name, value in second.items()},
+        }
+
+    def load(
+        self,
+        parameters: Mapping[str, np.ndarray],
+        optimizer_state: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
+        self.state = self._written(self.state, parameters)
+        if optimizer_state is None:
+            return
+        adam, *others = self.moments
+        first = {name: optimizer_state[f"first_moment.{name}"] for name in parameters}
+        second = {name: optimizer_state[f"second_moment.{name}"] for name in parameters}
+        adam = adam._replace(
+            mu=self._written(adam.mu, first),
+            nu=self._written(adam.nu, second),
+            count=jnp.asarray(optimizer_state["step"], adam.count.dtype),
+        )
+        self.moments = (adam, *others)
+
+    def _arrays(self, batch: Batch) -> tuple[Array, ...]:
+        arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
+        return tuple(jax.device_put(arrays, self.device))
+
+    @partial(jax.jit, static_argnums=0)
+    def _logits(self, state: nnx.State, frozen: nnx.State, *inputs: Array) -> Float[Array, "B C"]:
+        return nnx.merge(self.graph, state, frozen)(*inputs)
+
+    @partial(jax.jit, static_argnums=0)
+    def _backward(
+        self, state: nnx.State, frozen: nnx.State, *inputs_and_labels: Array
+    ) -> tuple[Float[Array, ""], nnx.State]:
+        def loss(state: nnx.State) -> Float[Array, ""]:
+            *inputs, labels = inputs_and_labels
+            return cross_entropy(self._logits(state, frozen, *inputs), labels)
+
+        return jax.value_and_grad(loss)(state)
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+    def _update(
+        self, state: nnx.State, moments: optax.OptState, frozen: nnx.State, *batch: Array
+    ) -> tuple[nnx.State, optax.OptState, Float[Array, ""]]:
+        self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
+        loss, gradients = self._backward(state, frozen, *batch)
+        updates, moments = self.optimizer.update(gradients, moments, state)
+        return optax.apply_updates(state, updates), moments, loss
+
+    def _read(self, state: nnx.State) -> dict[str, np.ndarray]:
+        return {name: np.array(state[name.replace(".", "_")][...]) for name in self.names}
+
+    def _written(self, state: nnx.State, values: Mapping[str, np.ndarray]) -> nnx.State:
+        named = {name.replace(".", "_"): value for name, value in values.items()}
+        return jax.tree.map_with_path(
+            lambda path, old: jax.device_put(named[path[0].key].astype(old.dtype), self.device),
+            state,
+        )

@@ -1,0 +1,11 @@
+"""Train a classifier in JAX. Its twin is torch_impl/train.py.
+
+python -m jax_impl.train --model bigru --preset quick
+python -m jax_impl.train --help
+"""
+
+from common import training
+from jax_impl import learner
+
+if __name__ == "__main__":
+    training.main(learner)

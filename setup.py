@@ -1,0 +1,27 @@
+"""Builds the CPU kernel along with the package, where there is a C++ compiler (see kernels)."""
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kernels import LIBRARY, build
+
+
+class BuildKernel(build_ext):
+    """Puts kernels/libgru.so beside its Python files: a plain shared library, no Python module."""
+
+    def build_extension(self, ext: Extension) -> None:
+        folder = Path(self.get_ext_fullpath(ext.name)).parent
+        build.build(folder)  # without a compiler it says so and goes on: scan takes over
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path("kernels") / LIBRARY)
+
+
+setup(
+    ext_modules=[Extension("kernels.libgru", [], optional=True)],
+    cmdclass={"build_ext": BuildKernel},
+)

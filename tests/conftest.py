@@ -1,0 +1,62 @@
+"""What the tests share: a cache of their own, small data, and the command line run in-process."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.corpus import EncodedSplit, join
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that starts empty, so that nothing hangs on what an earlier session left."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRU_TWINS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tests compute with small arrays, which a second thread only makes slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a main function with arguments: (exit status, standard output, standard error)."""
+
+    def run(main: Callable[[], object], *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def small() -> list[str]:
+    """Options of a training run that takes a second or two."""
+    sizes = {"--train-size": 192, "--test-size": 96, "--max-length": 40, "--hidden-size": 16}
+    return ["--data", "rt", *(str(word) for pair in sizes.items() for word in pair)]
+
+
+@pytest.fixture
+def texts() -> EncodedSplit:
+    """300 random texts of 0 to 60 words out of 500, two classes."""
+    rng = np.random.default_rng(0)
+    words = [rng.integers(0, 500, rng.integers(0, 61)).astype(np.int32) for _ in range(300)]
+    return join(words, rng.integers(0, 2, 300))

@@ -1,0 +1,322 @@
+"""Every layout against its own library, whose own layer runs on the converted parameters.
+
+What the parameters mean is what the oracle computes from them, in NumPy, float64.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx, traverse_util
+
+from common import oracle
+from common.convert import FORMATS, from_format, to_format
+
+T, B, D, H = 6, 4, 3, 5
+DTYPES = ("float32", "float64")
+# Outputs are below 1, from sums of D + H + 2 = 10 terms of order 1: some ten roundings, which the
+# gates damp rather than amplify. A wrong gate, sign or bias shows as a difference above 1e-2.
+ROUNDINGS = 10
+
+Tensors = dict[str, np.ndarray]
+Run = Callable[[Tensors, np.ndarray, bool], np.ndarray]
+"""Outputs [T, B, H] for tensors under the library's own names, x [T, B, D] and reset_after."""
+
+
+def torch_gru(layers: int = 1, directions: int = 1) -> torch.nn.GRU:
+    return torch.nn.GRU(D, H, layers, bidirectional=directions == 2)
+
+
+class MyGRU(torch.nn.Module):
+    """The homework's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Wz, self.Wr, self.Wh = (torch.nn.Linear(D, H) for _ in range(3))
+        self.Uz, self.Ur, self.Uh = (torch.nn.Linear(H, H) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(x.shape[1], H)
+        outputs = []
+        for x_t in x:
+            z = torch.sigmoid(self.Wz(x_t) + self.Uz(h))
+            r = torch.sigmoid(self.Wr(x_t) + self.Ur(h))
+            h_tilde = torch.tanh(self.Wh(x_t) + self.Uh(r * h))
+            h = (1 - z) * h + z * h_tilde
+            outputs.append(h)
+        return torch.stack(outputs)
+
+
+def load(module: torch.nn.Module, tensors: Tensors) -> Any:
+    state = {key: torch.from_numpy(value) for key, value in tensors.items()}
+    module.to(next(iter(state.values())).dtype).load_state_dict(state, strict=True)
+    return module.requires_grad_(False)
+
+
+def run_torch(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    layers = 1 + max(int(key.removesuffix("_reverse")[-1]) for key in tensors)
+    directions = 1 + any(key.endswith("_reverse") for key in tensors)
+    return load(torch_gru(layers, directions), tensors)(torch.from_numpy(x))[0].numpy()
+
+
+def run_homework(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    return load(MyGRU(), tensors)(torch.from_numpy(x)).numpy()
+
+
+def scan(step: Callable, x: np.ndarray) -> np.ndarray:
+    """Outputs of a cell, h <- step(h, x[t])."""
+    h = np.zeros((x.shape[1], H), x.dtype)
+    outputs = []
+    for x_t in x:
+        h = np.asarray(step(h, x_t))
+        outputs.append(h)
+    return np.stack(outputs)
+
+
+def run_linen(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    variables = {"params": traverse_util.unflatten_dict(tensors, sep="/")}
+    cell = flax.linen.GRUCell(H)
+    return scan(lambda h, x_t: cell.apply(variables, h, x_t)[0], x)
+
+
+def linen_parameters() -> Tensors:
+    variables = flax.linen.GRUCell(H).init(jax.random.key(0), np.zeros(H), np.zeros(D))
+    return traverse_util.flatten_dict(variables["params"], sep="/")
+
+
+def run_nnx(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    cell = nnx.GRUCell(x.shape[-1], H, rngs=nnx.Rngs(0))
+    nnx.update(cell, traverse_util.unflatten_dict(tensors, sep="/"))
+    return scan(lambda h, x_t: cell(h, x_t)[0], x)
+
+
+def nnx_parameters() -> Tensors:
+    state = nnx.state(nnx.GRUCell(D, H, rngs=nnx.Rngs(0)), nnx.Param)
+    return {"/".join(path): value[...] for path, value in nnx.to_flat_state(state)}
+
+
+def run_keras(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    import keras
+
+    layer = keras.layers.GRU(H, reset_after=reset_after, return_sequences=True, dtype=x.dtype.name)
+    layer.build((None, *x.shape[1:]))
+    layer.set_weights([tensors[key] for key in ("kernel", "recurrent_kernel", "bias")])
+    return layer(x.swapaxes(0, 1)).detach().numpy().swapaxes(0, 1)
+
+
+def keras_parameters(reset_after: bool) -> Tensors:
+    import keras
+
+    layer = keras.layers.GRU(H, reset_after=reset_after)
+    layer.build((None, T, D))
+    return {weight.name: weight for weight in layer.weights}
+
+
+def run_equinox(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    import equinox
+
+    def leaves(cell: equinox.nn.GRUCell) -> list:
+        return [getattr(cell, name) for name in tensors]
+
+    cell = equinox.nn.GRUCell(x.shape[-1], H, key=jax.random.key(0))
+    cell = equinox.tree_at(leaves, cell, list(tensors.values()))
+    return scan(lambda h, x_t: jax.vmap(cell)(x_t, h), x)
+
+
+def equinox_parameters() -> Tensors:
+    import equinox
+
+    cell = equinox.nn.GRUCell(D, H, key=jax.random.key(0))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(cell)
+    }
+
+
+def haiku_gru() -> Any:
+    import haiku
+
+    def step(x: np.ndarray, h: np.ndarray) -> Any:
+        return haiku.GRU(H)(x, h)
+
+    return haiku.without_apply_rng(haiku.transform(step))
+
+
+def run_haiku(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    gru = haiku_gru()
+    return scan(lambda h, x_t: gru.apply({"gru": tensors}, x_t, h)[0], x)
+
+
+def haiku_parameters() -> Tensors:
+    return haiku_gru().init(jax.random.key(0), np.zeros(D), np.zeros(H))["gru"]
+
+
+def run_onnx(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    import onnx.reference
+    import onnxruntime
+
+    node = onnx.helper.make_node(
+        "GRU",
+        ["X", "W", "R", "B"],
+        ["Y"],
+        hidden_size=H,
+        direction="bidirectional" if len(tensors["W"]) == 2 else "forward",
+        linear_before_reset=int(reset_after),
+    )
+    kind = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
+    graph = onnx.helper.make_graph(
+        [node],
+        "gru",
+        [onnx.helper.make_tensor_value_info("X", kind, x.shape)],
+        [onnx.helper.make_tensor_value_info("Y", kind, ["T", "directions", "B", "H"])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10
+    )
+    onnx.checker.check_model(model)
+    session: Any
+    if x.dtype == np.float32:
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+    else:  # "GRU operator does not support double yet"
+        session = onnx.reference.ReferenceEvaluator(model)
+    (outputs,) = session.run(None, {"X": x})  # [T, directions, B, H]
+    return np.concatenate(list(outputs.swapaxes(0, 1)), axis=-1)
+
+
+def onnx_parameters() -> Tensors:
+    import onnx
+
+    # The shapes are in the documentation only, so they are written down here.
+    names = [name.name for name in onnx.defs.get_schema("GRU").inputs[1:4]]
+    shapes = [(1, 3 * H, D), (1, 3 * H, H), (1, 6 * H)]
+    return {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
+
+
+# By layout: what runs its layer, and a layer's own parameters, for their names and shapes.
+LIBRARIES: dict[str, tuple[Run, Callable[[bool], Tensors]]] = {
+    "torch": (run_torch, lambda _: torch_gru().state_dict()),
+    "homework": (run_homework, lambda _: MyGRU().state_dict()),
+    "linen": (run_linen, lambda _: linen_parameters()),
+    "nnx": (run_nnx, lambda _: nnx_parameters()),
+    "keras": (run_keras, keras_parameters),
+    "equinox": (run_equinox, lambda _: equinox_parameters()),
+    "haiku": (run_haiku, lambda _: haiku_parameters()),
+    "onnx": (run_onnx, lambda _: onnx_parameters()),
+}
+PEERS = {
+    "keras": ("keras",),
+    "equinox": ("equinox",),
+    "haiku": ("haiku",),
+    "onnx": ("onnx", "onnxruntime"),
+}
+KINDS = [(name, kind) for name in LIBRARIES for kind in FORMATS[name].reset_kinds]
+CASES = [
+    (name, kind, layers, directions)
+    for name, kind in KINDS
+    for layers, directions in [(1, 1), (1, 2), (2, 1), (2, 2)]
+    if name != "homework" or layers == directions == 1
+]
+
+
+@pytest.fixture(autouse=True)
+def library(request, monkeypatch):
+    """Skip where the library of the layout under test is not installed."""
+    name = request.node.callspec.params["name"]
+    monkeypatch.setenv("KERAS_BACKEND", "torch")  # read by Keras when it is imported
+    for module in PEERS.get(name, ()):
+        pytest.importorskip(module, reason="comes with the extra `peers`")
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    """A dtype that JAX, too, computes in while the test runs."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
+def draw(shapes: dict[str, tuple[int, ...]], dtype: str) -> Tensors:
+    rng = np.random.default_rng(0)
+    return {name: rng.uniform(-1, 1, shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def canonical(layers: int, directions: int, dtype: str) -> Tensors:
+    return draw(
+        {
+            f"gru.{layer}.{direction}.{part}": shape
+            for layer in range(layers)
+            for direction in ("forward", "backward")[:directions]
+            for part, shape in {
+                "weight_ih": (3 * H, H * directions if layer else D),
+                "weight_hh": (3 * H, H),
+                "bias_ih": (3 * H,),
+                "bias_hh": (3 * H,),
+            }.items()
+        },
+        dtype,
+    )
+
+
+def run(name: str, tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    """All layers and directions: those that the library's layer has no notion of, one by one."""
+    run_layer, _ = LIBRARIES[name]
+    scopes: dict[tuple[str, str], Tensors] = {}
+    for key, value in tensors.items():
+        found = re.fullmatch(r"gru[./](\d)[./](?:(forward|backward)[./])?(.+)", key)
+        if found is None:  # a layer that stands alone
+            return run_layer(tensors, x, reset_after)
+        layer, direction, own_name = found.groups()
+        scopes.setdefault((layer, direction or "forward"), {})[own_name] = value
+    for layer in sorted({layer for layer, _ in scopes}):
+        outputs = [run_layer(scopes[layer, "forward"], x, reset_after)]
+        if (layer, "backward") in scopes:
+            backward = run_layer(scopes[layer, "backward"], x[::-1].copy(), reset_after)
+            outputs.append(backward[::-1])
+        x = np.concatenate(outputs, axis=-1)
+    return x
+
+
+def check_outputs(name: str, tensors: Tensors, parameters: Tensors, reset_after: bool) -> None:
+    """The library on its tensors, against the oracle on the canonical parameters."""
+    dtype = next(iter(parameters.values())).dtype
+    x = np.random.default_rng(1).uniform(-1, 1, (T, B, D)).astype(dtype)
+    actual = run(name, tensors, x, reset_after)
+    expected = oracle.forward(parameters, x, np.full(B, T), reset_after=reset_after).outputs
+    assert actual.dtype == dtype
+    # keras.ops.matmul multiplies float64 matrices in float32; the PyTorch backend's own loop for
+    # reset_after=True does not use it.
+    rounded_to = np.float32 if name == "keras" and not reset_after else dtype
+    tolerance = ROUNDINGS * np.finfo(rounded_to).eps
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("name", "reset_after", "layers", "directions"), CASES)
+def test_library_computes_the_same_from_converted_parameters(
+    name, reset_after, layers, directions, dtype
+):
+    parameters = canonical(layers, directions, dtype)
+    if name == "nnx":  # has no hidden bias for n
+        for key in parameters:
+            if key.endswith("bias_hh"):
+                parameters[key][2 * H :] = 0
+    tensors = to_format(name, parameters, reset_after=reset_after)
+    check_outputs(name, tensors, parameters, reset_after)
+
+
+@pytest.mark.parametrize(("name", "reset_after"), KINDS)
+def test_library_parameters_keep_their_names_and_meaning(name, reset_after, dtype):
+    _, own_parameters = LIBRARIES[name]
+    shapes = {key: tuple(value.shape) for key, value in own_parameters(reset_after).items()}
+    tensors = draw(shapes, dtype)
+    parameters = from_format(name, tensors, reset_after=reset_after)
+    check_outputs(name, tensors, parameters, reset_after)
+
+    back = to_format(name, parameters, reset_after=reset_after)
+    assert back.keys() == tensors.keys()
+    for key, value in tensors.items():
+        np.testing.assert_array_equal(back[key], value, strict=True)

@@ -1,0 +1,117 @@
+"""Adam in PyTorch and in optax: one step, a training run, and a run handed from one to the other.
+
+All of it through the learners, on batches of real reviews, in float64.
+"""
+
+from functools import cache
+from itertools import chain, count, islice
+
+import jax
+import numpy as np
+import pytest
+
+import jax_impl
+import torch_impl
+from common import corpus, params
+from common.batches import Batch, Batches
+from common.config import ModelConfig, TrainConfig
+
+TRAINING = TrainConfig(device="cpu")
+D = 8
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@cache
+def reviews(steps: int) -> list[Batch]:
+    """The first batches of a training run on real reviews."""
+    split = corpus.load("imdb").train.subset(256)
+    batches = Batches(split, batch_size=8, max_length=20)
+    return list(islice(chain.from_iterable(map(batches.epoch, count())), steps))
+
+
+def learners(bidirectional: bool, reset_after: bool, train_vectors: bool = False):
+    """A learner in each framework, with the same parameters."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((len(corpus.load("imdb").vocabulary), D))
+    config = ModelConfig(
+        D,
+        16,
+        bidirectional=bidirectional,
+        reset_after=reset_after,
+        vocabulary_size=len(vectors),
+        train_vectors=train_vectors,
+    )
+    return [
+        twin.Learner(config, TRAINING, vectors, params.init(config, 1, vectors), "float64")
+        for twin in (torch_impl, jax_impl)
+    ]
+
+
+def assert_within(bound: float, one, other) -> None:
+    """Parameters and moments differ by no more than the bound, each relative to its largest."""
+    for one_state, other_state in (
+        (one.parameters(), other.parameters()),
+        (one.optimizer_state(), other.optimizer_state()),
+    ):
+        assert one_state.keys() == other_state.keys()
+        for name, value in one_state.items():
+            assert value.dtype in (np.float64, np.int64), name
+            gap = np.abs(value - other_state[name]).max()
+            assert gap <= bound * max(1, np.abs(value).max()), name
+
+
+@pytest.mark.parametrize("train_vectors", [False, True])
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_one_step(reset_after, train_vectors):
+    (batch,) = reviews(1)
+    in_torch, in_jax = learners(True, reset_after, train_vectors)
+    start = in_torch.parameters()
+    losses = [float(learner.step(batch)) for learner in (in_torch, in_jax)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert_within(1e-12, in_torch, in_jax)
+    moved = {name: np.abs(value - start[name]).max() for name, value in in_jax.parameters().items()}
+    assert min(moved.values()) > TRAINING.learning_rate / 10
+
+
+@pytest.mark.parametrize("twin", [torch_impl, jax_impl], ids=["torch", "jax"])
+def test_training_leaves_the_arrays_it_started_from_alone(twin):
+    config = ModelConfig(D, 16)
+    vectors = np.zeros((len(corpus.load("imdb").vocabulary), D))
+    parameters = params.init(config, 1, vectors)
+    kept = {name: value.copy() for name, value in parameters.items()}
+    twin.Learner(config, TRAINING, vectors, parameters, "float64").step(*reviews(1))
+    for name, value in kept.items():
+        assert np.array_equal(parameters[name], value), name
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_300_steps(bidirectional):
+    in_torch, in_jax = learners(bidirectional, reset_after=False)
+    losses = np.array([[float(in_torch.step(b)), float(in_jax.step(b))] for b in reviews(300)])
+    assert np.abs(losses[:, 0] - losses[:, 1]).max() <= 1e-8
+    assert losses[-32:].mean() < losses[:32].mean()  # it was training, not standing still
+    values = in_torch.parameters(), in_jax.parameters()
+    for name, value in values[0].items():
+        assert np.abs(value - values[1][name]).max() <= 1e-8, name
+
+
+@pytest.mark.parametrize("torch_first", [True, False])
+def test_trained_here_and_continued_there(torch_first):
+    """50 steps in one framework and 50 in the other are 100 in one."""
+    order = 1 if torch_first else -1
+    first, second = learners(True, reset_after=False)[::order]
+    alone = learners(True, reset_after=False)[::order][0]
+    batches = reviews(100)
+    for batch in batches[:50]:
+        first.step(batch)
+    second.load(first.parameters(), first.optimizer_state())
+    for batch in batches[50:]:
+        second.step(batch)
+    for batch in batches:
+        alone.step(batch)
+    assert_within(1e-10, alone, second)

@@ -1,0 +1,121 @@
+"""The parity suite's own check is checked: each fault planted in an implementation fails it."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from comparison.implementations import Case, Implementation, jax_gru, torch_gru
+from comparison.parity import SIZES, check, draw
+from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
+from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+
+SIZE = next(size for size in SIZES if size.name == "ties, zeros, unsorted")
+DRAWS = {after: tuple(draw(SIZE, after, seed) for seed in range(2)) for after in (False, True)}
+IMPLEMENTATIONS = [torch_gru(name) for name in TORCH_IMPLEMENTATIONS]
+IMPLEMENTATIONS += [jax_gru(name) for name in JAX_IMPLEMENTATIONS]
+
+Gates = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def in_parameters(change: Callable[..., Gates], ending: str = "") -> Callable[[Case], Case]:
+    """The fault of an implementation that reads the gates z, r, n of its parameters wrongly."""
+
+    def fault(case: Case) -> Case:
+        parameters = {
+            name: np.concatenate(change(*np.split(value, 3)))
+            if name.startswith("gru.") and name.endswith(ending)
+            else value
+            for name, value in case.parameters.items()
+        }
+        return replace(case, parameters=parameters)
+
+    return fault
+
+
+FAULTS = {
+    "r and z swapped": in_parameters(lambda z, r, n: (r, z, n)),
+    "z of the other sign": in_parameters(lambda z, r, n: (-z, r, n)),
+    "b_z dropped": in_parameters(lambda z, r, n: (0 * z, r, n), "bias_ih"),
+    "b_r dropped": in_parameters(lambda z, r, n: (z, 0 * r, n), "bias_ih"),
+    "b_n dropped": in_parameters(lambda z, r, n: (z, r, 0 * n), "bias_ih"),
+    "c_z dropped": in_parameters(lambda z, r, n: (0 * z, r, n), "bias_hh"),
+    "c_r dropped": in_parameters(lambda z, r, n: (z, 0 * r, n), "bias_hh"),
+    "c_n dropped": in_parameters(lambda z, r, n: (z, r, 0 * n), "bias_hh"),
+    "the other reset": lambda case: replace(case, reset_after=not case.reset_after),
+    "h0 ignored": lambda case: replace(case, h0=0 * case.h0),
+}
+
+
+def failed(implementation: Implementation, reset_after: bool, dtype: str) -> set[str]:
+    """The names of the results and gradients that do not pass."""
+    rows = check(implementation, DRAWS[reset_after], dtype)
+    return {row["check"] for row in rows if not row["passed"]}
+
+
+each_implementation = pytest.mark.parametrize(
+    "implementation", IMPLEMENTATIONS, ids=lambda each: each.name
+)
+each_reset = pytest.mark.parametrize("reset_after", [False, True])
+each_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+@each_dtype
+@each_reset
+@pytest.mark.parametrize("fault", FAULTS)
+@each_implementation
+def test_a_fault_in_the_equations_fails(implementation, fault, reset_after, dtype):
+    faulty = replace(implementation, run=lambda case: implementation.run(FAULTS[fault](case)))
+    missed = {"outputs", "h_last", "loss", "d x"} - failed(faulty, reset_after, dtype)
+    assert missed == set()
+
+
+@each_dtype
+@each_reset
+@pytest.mark.parametrize(
+    ("make", "module", "recurrence"),
+    [
+        (torch_gru, "torch_impl.gru", "loop"),
+        (torch_gru, "torch_impl.gru", "scan"),
+        (jax_gru, "jax_impl.gru", "scan"),
+    ],
+)
+def test_a_backward_direction_that_starts_at_the_padding_fails(
+    make, module, recurrence, reset_after, dtype, monkeypatch
+):
+    code = sys.modules[module]
+    correct = getattr(code, recurrence)
+
+    def faulty(x, tokens, *others, reverse, **how):
+        *weights, lengths, h0 = others
+        read = lengths * 0 + len(x) if reverse else lengths
+        outputs, last = correct(x, tokens, *weights, read, h0, reverse=reverse, **how)
+        return outputs * code.within(lengths, len(x))[..., None], last
+
+    assert failed(make(recurrence), reset_after, dtype) == set()
+    monkeypatch.setattr(code, recurrence, faulty)
+    assert {"outputs", "h_last", "d x", "d h0"} <= failed(make(recurrence), reset_after, dtype)
+
+
+TENSOR_FAULTS = {
+    "one entry off": lambda a: (
+        a * np.where(np.abs(a) == np.abs(a).max(), 1 + 5e-5, 1).astype(a.dtype)
+    ),
+    "missing": lambda a: None,
+    "NaN": lambda a: np.where(np.abs(a) == np.abs(a).max(), np.nan, a),
+    "wrong shape": lambda a: a[None],
+    "wrong dtype": lambda a: a.astype(np.float16),
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("fault", TENSOR_FAULTS)
+def test_a_fault_in_any_one_tensor_fails(fault, dtype):
+    case = DRAWS[True][0]
+    result = torch_gru("scan").run(case.astype(dtype))
+    for name, value in result.items():
+        faulty = result | {name: TENSOR_FAULTS[fault](value)}
+        rows = check(Implementation("faulty", lambda _, faulty=faulty: faulty), (case,), dtype)
+        assert [row["check"] for row in rows if not row["passed"]] == [name]

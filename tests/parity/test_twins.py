@@ -1,0 +1,49 @@
+"""The twins stay twins: the same files with the same names in the same order."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = ("gru", "classifier", "learner", "train", "predict")
+# What only PyTorch has: the teaching version, and nn.GRU behind the learner's reads and writes.
+ONLY_TORCH = {"loop", "stack"}
+
+
+def names(path: Path) -> list[str]:
+    """Public functions, classes and public methods, in their order."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.append(node.name)
+        if isinstance(node, ast.ClassDef):
+            methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
+            found += [f"{node.name}.{method}" for method in methods]
+    translated = {"GRU.forward": "GRU.__call__", "Classifier.forward": "Classifier.__call__"}
+    shown = [translated.get(name, name) for name in found]
+    return [name for name in shown if name not in ONLY_TORCH and "._" not in name.replace("__", "")]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_same_names_in_the_same_order(file: str) -> None:
+    ours, theirs = (names(ROOT / f"{twin}_impl" / f"{file}.py") for twin in ("torch", "jax"))
+    assert ours == theirs
+
+
+def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
+    forbidden = {
+        "common": {"torch", "jax", "flax", "optax", "torch_impl", "jax_impl", "comparison"},
+        "torch_impl": {"jax", "flax", "optax", "jax_impl", "comparison"},
+        "jax_impl": {"torch", "torch_impl", "comparison"},
+    }
+    for folder, modules in forbidden.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:  # imports at the top level
+                if isinstance(node, ast.Import):
+                    imported = {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    imported = {str(node.module).partition(".")[0]}
+                else:
+                    continue
+                assert not imported & modules, path

@@ -1,0 +1,100 @@
+"""compare.py from the command line, small: what it writes, and that it can fail."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare
+from comparison import runs, twins
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+QUICKLY = ("--epochs", 1, "--log-every", 2)
+
+
+def test_accuracy_trains_all_six_and_writes_the_report(
+    small: list[str], command: Command, tmp_path: Path
+) -> None:
+    status, output, error = command(compare.main, "accuracy", *small, *QUICKLY, "--out", tmp_path)
+    assert (status, error) == (0, "")
+    assert "torch gru" in output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["data"]["name"] == "rt"
+    assert (results["data"]["train"], results["data"]["test"]) == (192, 96)
+    assert {"command", "torch", "jax", "cores"} <= results["environment"].keys()
+    models = [(run["framework"], run["model"]) for run in results["runs"]]
+    assert sorted(models) == sorted((f, m) for f, ms in compare.MODELS.items() for m in ms)
+    for run in results["runs"]:
+        assert np.sum(run["confusion"]) == 96
+        assert run["implementation"] == "nn.GRU" if run["model"][:3] == "nn." else "scan"
+        assert Path(run["run_dir"], "model.safetensors").is_file()
+        assert run["losses"] and run["train_seconds"] > 0 and run["peak_memory_bytes"] > 0
+    checks = {(tuple(row["models"]), row["check"], row["dtype"]) for row in results["parity"]}
+    assert len(checks) == len(results["parity"]) == 2 * (2 * 3 + 1)
+    assert all(row["passed"] and row["error"] <= row["bound"] for row in results["parity"])
+
+    report = (tmp_path / "report.md").read_text()
+    for figure in re.findall(r"\((figures/.+?)\)", report):
+        assert (tmp_path / figure).is_file()
+    (tmp_path / "report.md").unlink()
+    assert command(compare.main, "report", "--out", tmp_path)[0] == 0
+    assert (tmp_path / "report.md").read_text() == report
+
+
+def test_a_failed_parity_check_is_exit_status_1(
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jax_impl.classifier
+
+    right = jax_impl.classifier.gru
+
+    def wrong(parameters, *arguments, **how):  # type: ignore[no-untyped-def]
+        return right(parameters, *arguments, **{**how, "reset_after": not how["reset_after"]})
+
+    monkeypatch.setattr(jax_impl.classifier, "gru", wrong)
+    status, output, _ = command(
+        compare.main, "accuracy", *small, *QUICKLY, "--models", "gru", "--out", tmp_path
+    )
+    assert status == 1
+    assert "parity check failed" in output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not all(row["passed"] for row in results["parity"])
+
+
+def test_losses_that_part_are_found(tmp_path: Path) -> None:
+    for framework, loss in (("torch", 0.50), ("jax", 0.52)):
+        (tmp_path / f"{framework}-gru").mkdir()
+        line = json.dumps({"epoch": 1, "step_losses": [0.7, loss]})
+        (tmp_path / f"{framework}-gru" / "log.jsonl").write_text(line + "\n")
+    row = runs.check_losses(tmp_path, "gru")
+    assert row["error"] == pytest.approx(0.02)
+    assert not row["passed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--frameworks", "keras"], "keras"),
+        (["--models", "gru", "lstm"], "lstm"),
+        (["--preset", "quik"], "quik"),
+        (["sped"], "sped"),
+        (["report", "--out", "nowhere"], "nowhere"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_bad_options_get_one_clear_line(arguments: list[str], named: str, command: Command) -> None:
+    status, _, error = command(compare.main, *arguments)
+    assert status == 2
+    assert re.fullmatch(r"error: .+\n", error)
+    assert named in error
+
+
+def test_twins_error_treats_nan_as_failure() -> None:
+    nan = {"logits": np.array([1.0, np.nan])}
+    assert twins._error({"logits": np.array([1.0, 2.0])}, nan, "logits") == np.inf

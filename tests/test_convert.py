@@ -1,0 +1,449 @@
+"""Conversions in NumPy alone, their errors, and the command line. The libraries: tests/parity."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from common import oracle
+from common.convert import FORMATS, convert, from_format, to_format
+from common.convert.__main__ import main
+from common.convert.files import read_tensors, write_tensors
+from common.errors import InputError
+
+T, B, D, H, C, V = 4, 3, 3, 5, 2, 7
+FOREIGN = [name for name in FORMATS if name != "canonical"]
+KINDS = [(name, kind) for name in FOREIGN for kind in FORMATS[name].reset_kinds]
+CASES = [
+    (name, kind, layers, directions)
+    for name, kind in KINDS
+    for layers, directions in [(1, 1), (1, 2), (2, 1), (2, 2)]
+    if name != "homework" or layers == directions == 1
+]
+EXTENSIONS = (".safetensors", ".npz", ".pt")
+
+# The keys and shapes of docs/layouts.md, for one layer in one direction; H=5, D=3, C=2, V=7.
+KERNEL_HEAD = {"head/kernel": (5, 2), "head/bias": (2,)}
+TABLE = {
+    ("torch", True): {
+        "gru.weight_ih_l0": (15, 3),
+        "gru.weight_hh_l0": (15, 5),
+        "gru.bias_ih_l0": (15,),
+        "gru.bias_hh_l0": (15,),
+        "head.weight": (2, 5),
+        "head.bias": (2,),
+        "vectors.weight": (7, 3),
+    },
+    ("homework", False): {
+        **{f"gru.W{gate}.weight": (5, 3) for gate in "zrh"},
+        **{f"gru.U{gate}.weight": (5, 5) for gate in "zrh"},
+        **{f"gru.{part}{gate}.bias": (5,) for part in "WU" for gate in "zrh"},
+        "fc.weight": (2, 5),
+        "fc.bias": (2,),
+        "vectors.weight": (7, 3),
+    },
+    ("linen", True): {
+        **{f"gru/0/forward/i{gate}/kernel": (3, 5) for gate in "rzn"},
+        **{f"gru/0/forward/h{gate}/kernel": (5, 5) for gate in "rzn"},
+        **{f"gru/0/forward/{dense}/bias": (5,) for dense in ("ir", "iz", "in", "hn")},
+        **KERNEL_HEAD,
+        "vectors/embedding": (7, 3),
+    },
+    ("nnx", True): {
+        "gru/0/forward/dense_i/kernel": (3, 15),
+        "gru/0/forward/dense_h/kernel": (5, 15),
+        "gru/0/forward/dense_i/bias": (15,),
+        **KERNEL_HEAD,
+        "vectors/embedding": (7, 3),
+    },
+    ("keras", True): {
+        "gru/0/forward/kernel": (3, 15),
+        "gru/0/forward/recurrent_kernel": (5, 15),
+        "gru/0/forward/bias": (2, 15),
+        **KERNEL_HEAD,
+        "vectors/embeddings": (7, 3),
+    },
+    ("keras", False): {
+        "gru/0/forward/kernel": (3, 15),
+        "gru/0/forward/recurrent_kernel": (5, 15),
+        "gru/0/forward/bias": (15,),
+        **KERNEL_HEAD,
+        "vectors/embeddings": (7, 3),
+    },
+    ("equinox", True): {
+        "gru.0.forward.weight_ih": (15, 3),
+        "gru.0.forward.weight_hh": (15, 5),
+        "gru.0.forward.bias": (15,),
+        "gru.0.forward.bias_n": (5,),
+        "head.weight": (2, 5),
+        "head.bias": (2,),
+        "vectors.weight": (7, 3),
+    },
+    ("haiku", False): {
+        "gru/0/forward/w_i": (3, 15),
+        "gru/0/forward/w_h": (5, 15),
+        "gru/0/forward/b": (15,),
+        "head/w": (5, 2),
+        "head/b": (2,),
+        "vectors/embeddings": (7, 3),
+    },
+    **{
+        ("onnx", kind): {
+            "gru.0.W": (1, 15, 3),
+            "gru.0.R": (1, 15, 5),
+            "gru.0.B": (1, 30),
+            "head.weight": (2, 5),
+            "head.bias": (2,),
+            "vectors.weight": (7, 3),
+        }
+        for kind in (False, True)
+    },
+}
+
+
+def draw(
+    name: str = "torch",
+    layers: int = 1,
+    directions: int = 1,
+    dtype: str = "float64",
+    *,
+    alone: bool = False,
+) -> dict[str, np.ndarray]:
+    """Canonical parameters that the layout can hold, no two values alike; alone: only the GRU's."""
+    rng = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(layers):
+        for direction in ("forward", "backward")[:directions]:
+            scope = f"gru.{layer}.{direction}"
+            shapes[f"{scope}.weight_ih"] = (3 * H, H * directions if layer else D)
+            shapes[f"{scope}.weight_hh"] = (3 * H, H)
+            shapes[f"{scope}.bias_ih"] = shapes[f"{scope}.bias_hh"] = (3 * H,)
+    if not alone:
+        shapes["head.weight"], shapes["head.bias"] = (C, H * directions), (C,)
+        shapes["vectors.weight"] = (V, D)
+    parameters = {key: rng.uniform(-1, 1, shape).astype(dtype) for key, shape in shapes.items()}
+    for key, value in parameters.items():
+        if name == "nnx" and key.endswith("bias_hh"):
+            value[2 * H :] = 0
+    return parameters
+
+
+def outputs(parameters: dict[str, np.ndarray], reset_after: bool) -> np.ndarray:
+    x = np.random.default_rng(1).uniform(-1, 1, (T, B, D))
+    return oracle.forward(parameters, x, np.full(B, T), reset_after=reset_after).outputs
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "reset_after", "layers", "directions"), CASES)
+def test_round_trip(name, reset_after, layers, directions, dtype, alone):
+    """Only merged biases come back different, meaning the same; going on changes nothing more."""
+    parameters = draw(name, layers, directions, dtype, alone=alone)
+    given = {key: value.copy() for key, value in parameters.items()}
+    tensors = to_format(name, parameters, reset_after=reset_after)
+    back = from_format(name, tensors, reset_after=reset_after)
+
+    assert back.keys() == parameters.keys()
+    for key, value in parameters.items():
+        np.testing.assert_array_equal(value, given[key], strict=True)
+        assert back[key].dtype == dtype
+        assert not any(np.shares_memory(value, other) for other in tensors.values())
+        if "bias_" not in key:
+            np.testing.assert_array_equal(back[key], value, strict=True)
+    for key in parameters:
+        if key.endswith("bias_ih"):
+            other = key.replace("bias_ih", "bias_hh")
+            total = parameters[key] + parameters[other]
+            np.testing.assert_array_equal(back[key] + back[other], total, strict=True)
+    rounding = np.finfo(dtype).eps  # of the merged biases
+    expected = outputs(parameters, reset_after)
+    np.testing.assert_allclose(outputs(back, reset_after), expected, rtol=0, atol=10 * rounding)
+
+    again = to_format(name, back, reset_after=reset_after)
+    assert again.keys() == tensors.keys()
+    for key, value in tensors.items():
+        np.testing.assert_array_equal(again[key], value, strict=True)
+
+
+@pytest.mark.parametrize(("name", "reset_after"), [("torch", True), ("homework", False)])
+def test_separate_biases_stay_separate(name, reset_after):
+    parameters = draw()
+    back = from_format(
+        name, to_format(name, parameters, reset_after=reset_after), reset_after=reset_after
+    )
+    for key, value in parameters.items():
+        np.testing.assert_array_equal(back[key], value, strict=True)
+
+
+@pytest.mark.parametrize(("name", "reset_after"), KINDS)
+def test_keys_and_shapes_are_the_documented_ones(name, reset_after):
+    tensors = to_format(name, draw(name), reset_after=reset_after)
+    assert {key: value.shape for key, value in tensors.items()} == TABLE[name, reset_after]
+    assert all(value.flags.c_contiguous for value in tensors.values())
+
+
+def test_layout_to_layout():
+    """The detour over the canonical parameters can be left out."""
+    tensors = to_format("torch", draw(layers=2, directions=2), reset_after=True)
+    onnx = convert(tensors, "torch", "onnx", reset_after=True)
+    assert onnx["gru.1.B"].shape == (2, 6 * H)
+    back = convert(onnx, "onnx", "torch", reset_after=True)
+    for key, value in tensors.items():
+        np.testing.assert_array_equal(back[key], value, strict=True)
+
+
+def test_a_gru_alone_has_the_librarys_own_names():
+    bare = draw(alone=True)
+    assert set(to_format("keras", bare, reset_after=True)) == {"kernel", "recurrent_kernel", "bias"}
+    two = draw(layers=2, alone=True)
+    assert "weight_hh_l1" in to_format("torch", two, reset_after=True)
+    assert "gru/1/forward/kernel" in to_format("keras", two, reset_after=True)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_other_kind_of_reset_is_refused(name):
+    for kind in {False, True} - set(FORMATS[name].reset_kinds):
+        tensors = to_format(name, draw(name), reset_after=not kind)
+        with pytest.raises(InputError, match=f"{name} .* reset_after={kind}"):
+            to_format(name, draw(name), reset_after=kind)
+        with pytest.raises(InputError, match=f"{name} .* reset_after={kind}"):
+            from_format(name, tensors, reset_after=kind)
+
+
+def test_nnx_refuses_a_hidden_bias_of_n():
+    with pytest.raises(InputError, match=r"gru\.0\.forward\.bias_hh, gate n, .* nnx"):
+        to_format("nnx", draw(), reset_after=True)
+
+
+@pytest.mark.parametrize(("layers", "directions"), [(2, 1), (1, 2), (2, 2)])
+def test_homework_holds_one_layer_in_one_direction(layers, directions):
+    with pytest.raises(InputError, match=rf"{layers} layer\(s\) in {directions} direction"):
+        to_format("homework", draw(layers=layers, directions=directions), reset_after=False)
+
+
+@pytest.mark.parametrize("names", [("x", "torch"), ("torch", "x")])
+def test_unknown_format(names):
+    with pytest.raises(InputError, match=r"unknown format 'x': expected one of canonical, torch"):
+        convert(draw(), *names, reset_after=True)
+
+
+@pytest.mark.parametrize(("name", "reset_after"), [*KINDS, ("canonical", False)])
+def test_wrong_keys_are_named(name, reset_after):
+    tensors = to_format(name, draw(name), reset_after=reset_after)
+    for key in tensors:
+        if key.startswith("vectors"):  # may be missing
+            continue
+        fewer = {other: value for other, value in tensors.items() if other != key}
+        with pytest.raises(InputError, match=f"no key {key}, "):
+            from_format(name, fewer, reset_after=reset_after)
+    with pytest.raises(InputError, match=r"unexpected key encoder\.weight"):
+        from_format(name, tensors | {"encoder.weight": np.ones(3)}, reset_after=reset_after)
+    with pytest.raises(InputError, match=r"no key .*0 keys: none"):
+        from_format(name, {}, reset_after=reset_after)
+
+
+def test_the_message_for_a_wrong_shape():
+    tensors = to_format("torch", draw(), reset_after=True)
+    tensors["gru.weight_ih_l0"] = np.ones((12, 3))
+    with pytest.raises(InputError) as caught:
+        from_format("torch", tensors, reset_after=True)
+    assert str(caught.value) == (
+        "gru.weight_ih_l0 has shape [12, 3], expected [15, 3], in the torch layout [3H, D]"
+    )
+
+
+@pytest.mark.parametrize(("name", "reset_after"), [*KINDS, ("canonical", False)])
+def test_wrong_shapes_are_named(name, reset_after):
+    tensors = to_format(name, draw(name), reset_after=reset_after)
+    for key, value in tensors.items():
+        for wrong in (value[..., None], np.concatenate([value, value, value], axis=-1)):
+            with pytest.raises(InputError) as caught:
+                from_format(name, tensors | {key: wrong}, reset_after=reset_after)
+            # A whole axis three times as long may as well be the right one: then its first
+            # disagreement with another tensor is what is reported.
+            message = str(caught.value)
+            assert "has shape [" in message and "expected [" in message
+            if wrong.ndim != value.ndim:
+                assert message.startswith(f"{key} has shape [{', '.join(map(str, wrong.shape))}]")
+
+
+@pytest.mark.parametrize("shape", [(), (0, 0), (15,), (15, 4), (3, 15, 5)])
+def test_odd_shapes_are_named(shape):
+    tensors = to_format("torch", draw(), reset_after=True)
+    with pytest.raises(InputError, match=r"gru\.weight_hh_l0 has shape \[.*\], expected \[.*H\]"):
+        from_format("torch", tensors | {"gru.weight_hh_l0": np.ones(shape)}, reset_after=True)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "complex128", "object"])
+def test_numbers_of_another_kind_are_refused(dtype):
+    parameters = draw()
+    parameters["head.bias"] = parameters["head.bias"].astype(dtype)
+    with pytest.raises(InputError, match=rf"head\.bias holds {dtype}"):
+        to_format("torch", parameters, reset_after=True)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+def test_files_round_trip(tmp_path, extension, dtype):
+    path = tmp_path / f"model{extension}"
+    tensors = {"a/b": np.arange(6, dtype=dtype).reshape(2, 3).T, "c.d": np.ones(1, dtype)}
+    write_tensors(path, tensors)
+    back = read_tensors(path)
+    assert back.keys() == tensors.keys()
+    for key, value in tensors.items():
+        np.testing.assert_array_equal(back[key], value)
+        assert back[key].dtype == value.dtype.newbyteorder("=")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_damaged_files(tmp_path, extension):
+    path = tmp_path / f"model{extension}"
+    write_tensors(path, draw())
+    data = path.read_bytes()
+    damaged = [b"", b"\0", b"nonsense" * 100, *(data[: len(data) * k // 8] for k in range(1, 8))]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"model{extension}: not a readable {extension} file"):
+            read_tensors(path)
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.npz: No such file"):
+        read_tensors(tmp_path / "gone.npz")
+    with pytest.raises(InputError, match=r"model\.h5: unknown kind of file.*\.safetensors"):
+        read_tensors(tmp_path / "model.h5")
+    with pytest.raises(InputError, match=r"model: unknown kind of file"):
+        write_tensors(tmp_path / "model", draw())
+    with pytest.raises(InputError, match=r"model\.npz: No such file or directory"):
+        write_tensors(tmp_path / "gone" / "model.npz", draw())
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(InputError, match=r"folder\.npz: Is a directory"):
+        write_tensors(tmp_path / "folder.npz", draw())
+    with pytest.raises(InputError, match=r"folder\.npz: Is a directory"):
+        read_tensors(tmp_path / "folder.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.npz"]
+
+
+def save_pt(path, value, **options) -> None:
+    import torch
+
+    torch.save(value, path, **options)
+
+
+class Runs:
+    """Pickles as a call of this function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pt_files_never_run_code(tmp_path, zipped):
+    victim = tmp_path / "victim"
+    victim.write_text("here")
+    for function, name in [(os.unlink, "posix.unlink"), (shutil.rmtree, "shutil.rmtree")]:
+        payload = {"gru.weight_ih_l0": Runs(function, str(victim))}
+        save_pt(tmp_path / "evil.pt", payload, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match=rf"evil\.pt: refused: it wants to load {name}"):
+            read_tensors(tmp_path / "evil.pt")
+    assert victim.exists()
+
+
+def test_pt_files_of_modules_and_other_things_are_refused(tmp_path):
+    import torch
+
+    save_pt(tmp_path / "module.pt", torch.nn.GRU(D, H))
+    with pytest.raises(InputError, match=r"refused: it wants to load torch\.nn\.modules\.rnn\.GRU"):
+        read_tensors(tmp_path / "module.pt")
+    save_pt(tmp_path / "list.pt", [torch.ones(1)])
+    with pytest.raises(InputError, match="holds a list, expected a dict of tensors"):
+        read_tensors(tmp_path / "list.pt")
+    save_pt(tmp_path / "nested.pt", {"state_dict": {"a": torch.ones(1)}})
+    with pytest.raises(InputError, match="state_dict is a dict, expected a tensor"):
+        read_tensors(tmp_path / "nested.pt")
+
+
+@pytest.mark.parametrize("numpy_1", [True, False])
+def test_pt_files_may_hold_numpy_arrays(tmp_path, numpy_1):
+    path = tmp_path / "old.pt"
+    tensors = to_format("homework", draw(dtype="float32"), reset_after=False)
+    save_pt(path, tensors, _use_new_zipfile_serialization=False)
+    if numpy_1:
+        path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))
+    back = read_tensors(path)
+    for key, value in tensors.items():
+        np.testing.assert_array_equal(back[key], value, strict=True)
+
+
+def test_pt_files_of_parameters_and_of_a_state_dict(tmp_path):
+    import torch
+
+    gru = torch.nn.GRU(D, H)
+    save_pt(tmp_path / "a.pt", gru.state_dict())
+    save_pt(tmp_path / "b.pt", dict(gru.named_parameters()))
+    for path in tmp_path.iterdir():
+        back = from_format("torch", read_tensors(path), reset_after=True)
+        np.testing.assert_array_equal(
+            to_format("torch", back, reset_after=True)["weight_hh_l0"],
+            gru.weight_hh_l0.detach().numpy(),
+        )
+
+
+def command(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    main()
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    parameters = draw(layers=2, directions=2)
+    write_tensors(tmp_path / "a.safetensors", parameters)
+    command(monkeypatch, "a.safetensors", "b.pt", "--from", "canonical", "--to", "torch",
+            "--reset-after", "True")  # fmt: skip
+    assert capsys.readouterr().out == "b.pt: 19 tensors in the torch layout, reset_after=True\n"
+    # What torch computes is known, so that it need not be said on the way back.
+    command(monkeypatch, "b.pt", "c.npz", "--from", "torch", "--to", "canonical")
+    for key, value in read_tensors(tmp_path / "c.npz").items():
+        np.testing.assert_array_equal(value, parameters[key], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("a.npz b.pt --from canonical --to torch", r"a\.npz: torch applies .*reset_after=False"),
+        ("a.npz b.pt --from torch --to canonical", r"a\.npz: no key gru\.weight_hh_l0"),
+        ("a.npz b.pt --from canonical --to tensorflow", "tensorflow"),
+        ("x.npz b.pt --from canonical --to haiku", r"x\.npz: No such file"),
+        ("a.npz b.txt --from canonical --to haiku", r"b\.txt: unknown kind of file"),
+        ("a.npz b.pt --from canonical", "--to"),
+    ],
+)
+def test_command_line_errors(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write_tensors(tmp_path / "a.npz", draw())
+    (tmp_path / "b.pt").write_bytes(b"as it was")
+    with pytest.raises(SystemExit) as stopped:
+        command(monkeypatch, *arguments.split())
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert re.search(message, printed.err)
+    assert (tmp_path / "b.pt").read_bytes() == b"as it was"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_no_framework_is_imported():
+    code = (
+        "import sys, common.convert.__main__;"
+        "assert not {'torch', 'jax', 'flax', 'keras'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,446 @@
+"""The CPU kernel against the equations, written out in NumPy with float64."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernel has not been built")
+
+Array = NDArray[np.floating]
+
+
+@dataclass
+class Case:
+    """One direction's inputs. Everything may be missing that gru.h lets be missing."""
+
+    projections: Array
+    tokens: NDArray[np.int32] | None
+    weight_hh: Array
+    bias_hh: Array
+    lengths: NDArray[np.int32] | None
+    h0: Array | None
+    steps: int
+    batch: int
+    d_outputs: Array | None
+    d_h_last: Array | None
+
+    @property
+    def hidden(self) -> int:
+        return self.weight_hh.shape[1]
+
+    def astype(self, dtype: type) -> Case:
+        return replace(
+            self,
+            **{
+                name: value.astype(dtype)
+                for name, value in vars(self).items()
+                if isinstance(value, np.ndarray) and value.dtype.kind == "f"
+            },
+        )
+
+
+def draw(T: int, B: int, H: int, *, K: int = 0, seed: int = 0) -> Case:
+    """A random case; with K, projections of K distinct tokens."""
+    rng = np.random.default_rng([T, B, H, K, seed])
+    scale = 1 / np.sqrt(H)
+    lengths = rng.integers(0, T + 1, B)
+    lengths[: B // 2] = np.maximum(lengths[: B // 2], T // 2)
+    lengths[: min(B, 1)] = T
+    rng.shuffle(lengths)
+    return Case(
+        projections=rng.normal(size=(K or T * B, 3 * H)),
+        tokens=rng.integers(0, K, (T, B)).astype(np.int32) if K else None,
+        weight_hh=rng.uniform(-scale, scale, (3 * H, H)) * 2,
+        bias_hh=rng.uniform(-scale, scale, 3 * H),
+        lengths=lengths.astype(np.int32),
+        h0=rng.normal(size=(B, H)),
+        steps=T,
+        batch=B,
+        d_outputs=rng.normal(size=(T, B, H)),
+        d_h_last=rng.normal(size=(B, H)),
+    )
+
+
+def sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+def reference(case: Case, reverse: bool, reset_after: bool) -> dict[str, Array]:
+    """Forward, and backward by the chain rule, in the precision of the case."""
+    T, B, H = case.steps, case.batch, case.hidden
+    dtype = case.weight_hh.dtype
+    tokens = np.arange(T * B).reshape(T, B) if case.tokens is None else case.tokens
+    lengths = np.full(B, T) if case.lengths is None else case.lengths
+    h = np.zeros((B, H), dtype) if case.h0 is None else case.h0
+    U_z, U_r, U_n = case.weight_hh.reshape(3, H, H)
+    c_z, c_r, c_n = case.bias_hh.reshape(3, H)
+    order = range(T - 1, -1, -1) if reverse else range(T)
+
+    outputs, tape = np.zeros((T, B, H), dtype), {}
+    for t in order:
+        on = t < lengths
+        a_z, a_r, a_n = np.split(case.projections[tokens[t]], 3, axis=-1)
+        z, r = sigmoid(a_z + h @ U_z.T + c_z), sigmoid(a_r + h @ U_r.T + c_r)
+        q = h @ U_n.T + c_n if reset_after else (r * h) @ U_n.T + c_n
+        n = np.tanh(a_n + r * q if reset_after else a_n + q)
+        tape[t] = h, z, r, q, n
+        h = np.where(on[:, None], h + z * (n - h), h)
+        outputs[t][on] = h[on]
+
+    d_projections = np.zeros_like(case.projections)
+    d_U, d_c = np.zeros((3, H, H), dtype), np.zeros((3, H), dtype)
+    d_h = np.zeros((B, H), dtype) if case.d_h_last is None else case.d_h_last.copy()
+    for t in reversed(order):
+        on = t < lengths
+        before, z, r, q, n = (x[on] for x in tape[t])
+        d = d_h[on] + (0 if case.d_outputs is None else case.d_outputs[t][on])
+        d_z, d_n = d * (n - before) * z * (1 - z), d * z * (1 - n**2)
+        d_q = d_n * r if reset_after else d_n
+        d_operand = d_q @ U_n
+        d_r = (d_n * q if reset_after else d_operand * before) * r * (1 - r)
+        d_before = d * (1 - z) + (d_operand if reset_after else d_operand * r)
+        d_h[on] = d_before + d_z @ U_z + d_r @ U_r
+        operand = before if reset_after else r * before
+        d_U += np.stack([d_z.T @ before, d_r.T @ before, d_q.T @ operand])
+        d_c += np.stack([d_z.sum(0), d_r.sum(0), d_q.sum(0)])
+        np.add.at(d_projections, tokens[t][on], np.concatenate([d_z, d_r, d_n], axis=-1))
+    return {
+        "outputs": outputs,
+        "h_last": h,
+        "d_projections": d_projections,
+        "d_weight_hh": d_U.reshape(3 * H, H),
+        "d_bias_hh": d_c.reshape(3 * H),
+        "d_h0": d_h,
+    }
+
+
+def address(array: NDArray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def run(
+    cases: Case | list[Case],
+    reverse: bool,
+    reset_after: bool,
+    *,
+    threads: int = 2,
+    outputs: bool = True,
+    shared: bool = False,
+) -> list[dict[str, Array]]:
+    """The kernel on one case or, for both directions at once, on two; what it has to write is NaN
+    before. With shared, the directions are the halves of shared matrices."""
+    cases = [cases] if isinstance(cases, Case) else cases
+    lib = kernels.library()
+    assert lib is not None
+    first = cases[0]
+    T, B, H, dtype = first.steps, first.batch, first.hidden, first.weight_hh.dtype
+    R = len(cases)
+
+    def halves(rows: int, width: int, source: list[Array | None] | None = None) -> list[Array]:
+        if shared:
+            whole = np.full((rows, R * width), np.nan, dtype)
+            parts = [whole[:, i * width : (i + 1) * width] for i in range(R)]
+        else:
+            parts = [np.full((rows, width), np.nan, dtype) for _ in range(R)]
+        for part, values in zip(parts, source or [], strict=False):
+            if values is not None:
+                part[:] = values.reshape(rows, width)
+        return parts
+
+    K = len(first.projections)
+    projections = halves(K, 3 * H, [case.projections for case in cases])
+    d_outputs = halves(T * B, H, [case.d_outputs for case in cases])
+    written_outputs, d_projections = halves(T * B, H), halves(K, 3 * H)
+    saved_size = kernels.saved_size(T, B, H, reset_after)
+    assert saved_size == lib.gru_saved_size(T, B, H, reset_after)
+    results, keep = [], []
+    directions = (kernels.Direction * R)()
+    for i, case in enumerate(cases):
+        written = {
+            "h_last": np.full((B, H), np.nan, dtype),
+            "d_weight_hh": np.full((3 * H, H), np.nan, dtype),
+            "d_bias_hh": np.full(3 * H, np.nan, dtype),
+            "d_h0": np.full((B, H), np.nan, dtype),
+        }
+        saved = np.full(saved_size, np.nan, dtype)
+        keep.append(saved)
+        results.append(
+            {**written, "outputs": written_outputs[i], "d_projections": d_projections[i]}
+        )
+        directions[i] = kernels.Direction(
+            reverse=reverse != bool(i),
+            ld_projections=3 * H * (R if shared else 1),
+            ld_outputs=H * (R if shared else 1),
+            projections=address(projections[i]),
+            weight_hh=address(case.weight_hh),
+            bias_hh=address(case.bias_hh),
+            h0=address(case.h0),
+            outputs=address(written_outputs[i]) if outputs else None,
+            saved=address(saved),
+            d_outputs=None if case.d_outputs is None else address(d_outputs[i]),
+            d_h_last=address(case.d_h_last),
+            d_projections=address(d_projections[i]),
+            **{name: address(array) for name, array in written.items()},
+        )
+    problem = kernels.Problem(
+        steps=T,
+        batch=B,
+        hidden=H,
+        distinct=K,
+        tokens=address(first.tokens),
+        lengths=address(first.lengths),
+        is_double=dtype == np.float64,
+        reset_after=reset_after,
+        directions=R,
+        threads=threads,
+    )
+    kernels.forward(problem, directions)
+    kernels.backward(problem, directions)
+    for result in results:
+        result["outputs"] = result["outputs"].reshape(T, B, H)
+        if not outputs:
+            del result["outputs"]
+    return results
+
+
+def assert_close(got: dict[str, Array], want: dict[str, Array], forward: float, gradient: float):
+    """Relative to the largest value of each array."""
+    for name, array in got.items():
+        bound = gradient if name.startswith("d_") else forward
+        error = np.abs(array - want[name]).max(initial=0)
+        size = np.abs(want[name]).max(initial=0)
+        assert error <= bound * size, f"{name}: {error} of {size}"
+        assert array.shape == want[name].shape
+
+
+def bounds(dtype: type, own: dict[str, Array], oracle: dict[str, Array]) -> dict[str, float]:
+    """For float32, twice NumPy's own float32 error, plus 8 ULP of the largest value, because a
+    small case's own error may be 0 by luck."""
+    result = {}
+    for name, array in oracle.items():
+        size = np.abs(array).max(initial=0) or 1
+        result[name] = 2 * np.abs(own[name] - array).max(initial=0) / size + 8 * np.finfo(dtype).eps
+    return result
+
+
+SIZES = [  # T, B, H, K
+    (7, 5, 1, 0),
+    (7, 5, 3, 4),
+    (9, 1, 100, 6),
+    (12, 3, 127, 0),
+    (6, 67, 130, 50),
+    (3, 2, 513, 5),
+    (12, 33, 128, 90),
+    (40, 150, 17, 300),
+    (300, 1, 16, 0),
+    (1, 1, 8, 1),
+    (0, 4, 5, 3),
+    (0, 4, 5, 0),
+    (5, 0, 5, 3),
+    (0, 0, 5, 0),
+]
+both = pytest.mark.parametrize("reset_after", [False, True])
+either_way = pytest.mark.parametrize("reverse", [False, True])
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def instruction_set(request: pytest.FixtureRequest):
+    """Every instruction set that this processor has."""
+    lib = kernels.library()
+    assert lib is not None
+    best = lib.gru_instruction_set(None)
+    if lib.gru_instruction_set(request.param.encode()) is None:
+        pytest.skip(f"this processor lacks {request.param}")
+    yield
+    lib.gru_instruction_set(best)
+
+
+@both
+@either_way
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_float64(size, reverse, reset_after, instruction_set):
+    T, B, H, K = size
+    case = draw(T, B, H, K=K)
+    (got,) = run(case, reverse, reset_after)
+    assert_close(got, reference(case, reverse, reset_after), 1e-12, 1e-11)
+
+
+@both
+@either_way
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_float32(size, reverse, reset_after, instruction_set):
+    T, B, H, K = size
+    case = draw(T, B, H, K=K).astype(np.float32)
+    (got,) = run(case, reverse, reset_after)
+    oracle = reference(case.astype(np.float64), reverse, reset_after)
+    own = reference(case, reverse, reset_after)
+    for name, bound in bounds(np.float32, own, oracle).items():
+        assert_close({name: got[name]}, oracle, bound, bound)
+
+
+@both
+def test_reference_against_differences(reset_after):
+    """The gradients above are those of the equations above."""
+    case = draw(4, 3, 5, K=6)
+    want = reference(case, False, reset_after)
+
+    def loss(changed: Case) -> float:
+        result = reference(changed, False, reset_after)
+        assert case.d_outputs is not None
+        return (result["outputs"] * case.d_outputs).sum() + (result["h_last"] * case.d_h_last).sum()
+
+    for name in ("projections", "weight_hh", "bias_hh", "h0"):
+        direction = np.random.default_rng(1).normal(size=getattr(case, name).shape)
+        step = 1e-6 * direction
+        ahead = loss(replace(case, **{name: getattr(case, name) + step}))
+        behind = loss(replace(case, **{name: getattr(case, name) - step}))
+        slope = (want[f"d_{name}"] * direction).sum()
+        assert (ahead - behind) / 2e-6 == pytest.approx(slope, rel=1e-6)
+
+
+@both
+@pytest.mark.parametrize("shared", [False, True])
+def test_both_directions_at_once(shared, reset_after):
+    cases = [draw(11, 9, 24, K=20, seed=seed) for seed in (1, 2)]
+    cases[1] = replace(cases[1], tokens=cases[0].tokens, lengths=cases[0].lengths)
+    got = run(cases, False, reset_after, shared=shared)
+    assert_close(got[0], reference(cases[0], False, reset_after), 1e-12, 1e-11)
+    assert_close(got[1], reference(cases[1], True, reset_after), 1e-12, 1e-11)
+
+
+@pytest.mark.parametrize("missing", ["lengths", "h0", "d_outputs", "d_h_last", "outputs"])
+def test_what_may_be_missing(missing):
+    case = draw(8, 6, 20, K=9)
+    if missing != "outputs":
+        case = replace(case, **{missing: None})
+    (got,) = run(case, False, False, outputs=missing != "outputs")
+    assert_close(got, reference(case, False, False), 1e-12, 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threads_do_not_matter(dtype):
+    case = draw(30, 70, 40, K=50).astype(dtype)
+    one = run([case, case], False, False, threads=1)
+    two = run([case, case], False, False, threads=2)
+    many = run([case, case], False, False, threads=1000)
+    for a, b, c in zip(one, two, many, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+            np.testing.assert_array_equal(a[name], c[name])
+
+
+EXTREMES = [np.nan, np.inf, -np.inf, 1e30, -1e30, 200.0, -200.0, 1e-30]
+
+
+@both
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", EXTREMES)
+def test_extreme_values(value, dtype, reset_after, instruction_set):
+    """As with the C library's functions, and without touching other rows of the batch."""
+    fine = draw(3, 4, 20).astype(dtype)
+    fine.lengths = None
+    places = {"projections": [(5, slice(20 * gate, 20 * gate + 20)) for gate in range(3)]}
+    places |= {"h0": [(1, 3)], "d_outputs": [(1, 1, 3)], "d_h_last": [(1, 3)]}
+    for name, indices in places.items():
+        for index in indices:
+            case = replace(fine, **{name: getattr(fine, name).copy()})
+            getattr(case, name)[index] = value
+            (got,) = run(case, False, reset_after)
+            with np.errstate(invalid="ignore", over="ignore"):
+                want = reference(case, False, reset_after)
+            assert np.isfinite(got["outputs"][:, 0]).all()
+            for key, array in got.items():
+                odd = ~np.isfinite(want[key])
+                np.testing.assert_array_equal(array[odd], want[key][odd], err_msg=f"{name} {key}")
+                scale = np.abs(want[key][~odd]).max(initial=0) * 100 * np.finfo(dtype).eps
+                np.testing.assert_allclose(array[~odd], want[key][~odd], 0, scale)
+
+
+def test_gates_are_precise():
+    """With H = 1 and no recurrent weights, the state after one step is z * n. Within 4 ULP."""
+    x = np.concatenate([np.linspace(-30, 30, 40_001), np.geomspace(1e-30, 1, 10_000)])
+    case = Case(
+        projections=np.stack([np.full_like(x, 200), x, x], -1).astype(np.float32),
+        tokens=None,
+        weight_hh=np.zeros((3, 1), np.float32),
+        bias_hh=np.zeros(3, np.float32),
+        lengths=None,
+        h0=None,
+        steps=1,
+        batch=len(x),
+        d_outputs=None,
+        d_h_last=None,
+    )
+    exact = case.projections[:, 1].astype(np.float64)
+    (got,) = run(case, False, False)
+    ulp = np.spacing(np.abs(np.tanh(exact)).astype(np.float32))
+    assert (np.abs(got["h_last"][:, 0] - np.tanh(exact)) / ulp).max() < 4
+    case.projections[:, 0], case.projections[:, 2] = case.projections[:, 2], 200
+    (got,) = run(case, False, False)
+    ulp = np.spacing(sigmoid(exact).astype(np.float32))
+    assert (np.abs(got["h_last"][:, 0] - sigmoid(exact)) / ulp).max() < 4
+
+
+def test_bad_input_is_refused():
+    case = draw(4, 3, 5, K=6)
+    assert case.tokens is not None and case.lengths is not None
+    case.tokens[2, 1] = 6
+    with pytest.raises(IndexError, match="tokens"):
+        run(case, False, False)
+    case.tokens[2, 1] = -1
+    with pytest.raises(IndexError, match="tokens"):
+        run(case, False, False)
+    case.tokens[2, 1] = 0
+    case.lengths[1] = 5
+    with pytest.raises(ValueError, match="lengths"):
+        run(case, False, False)
+
+
+def test_after_fork():
+    """A child forked in the middle of another thread's call has neither that thread nor the
+    kernel's own: it must wait for none of them."""
+    case = draw(30, 70, 16)
+    (want,) = run(case, False, False)
+    stop = threading.Event()
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            run(case, False, False)
+
+    thread = threading.Thread(target=keep_busy)
+    thread.start()
+    statuses = []
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # kills the child if it hangs
+            (got,) = run(case, False, False)
+            os._exit(not np.array_equal(got["h_last"], want["h_last"]))
+        statuses.append(os.waitpid(child, 0)[1])
+    stop.set()
+    thread.join()
+    assert not any(statuses)
+
+
+def test_import_without_the_library():
+    code = "import kernels; kernels.LIBRARY = 'absent.so'; assert not kernels.available()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_structures_match_the_header():
+    """An error in ctypes' picture of gru.h would be read as garbage, not reported."""
+    assert ctypes.sizeof(kernels.Problem) == 64
+    assert ctypes.sizeof(kernels.Direction) == 128

@@ -1,0 +1,25 @@
+import numpy as np
+import pytest
+
+from common.metrics import evaluate
+
+
+def test_two_classes_against_numbers_worked_out_by_hand() -> None:
+    # True class 0: predicted 0, 0, 1. True class 1: predicted 1, 0.
+    logits = np.array([[2, 0], [1, 0], [0, 3], [0, 1], [1.5, 0]], np.float32)
+    found = evaluate(logits, np.array([0, 0, 0, 1, 1]), ("bad", "good"))
+    assert found["accuracy"] == 3 / 5
+    assert found["confusion"] == [[2, 1], [1, 1]]
+    # Of the 6 pairs (true 0, true 1), the score of the 1 is the larger in 3: -2, -1, 3 / 1, -1.5.
+    assert found["roc_auc"] == pytest.approx(3 / 6)
+    assert found["classes"]["good"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    # Wilson (1927) with z = 1.959964: centre 0.5566, half width 0.3257.
+    assert found["accuracy_interval"] == pytest.approx([0.2307, 0.8824], abs=1e-4)
+
+
+def test_three_classes_one_never_predicted_and_one_missing() -> None:
+    logits = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], np.float32)
+    found = evaluate(logits, np.array([0, 1, 1]), ("a", "b", "c"))
+    assert found["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert found["roc_auc"] is None
+    assert found["classes"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}

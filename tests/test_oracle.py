@@ -1,0 +1,159 @@
+"""The oracle is checked by what needs no GRU: finite differences, limits with a closed form."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common import oracle
+
+T, B, D, H, C = 5, 5, 3, 4, 3
+LENGTHS = np.array([2, 5, 0, 5, 1])
+LABELS = np.array([0, 2, 1, -1, 2])
+STRUCTURES = [(1, 1), (1, 2), (2, 1), (3, 2)]
+
+
+def draw(layers: int, directions: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Parameters, x and h0, everything non-zero and of order one."""
+    rng = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(layers):
+        for side in ("forward", "backward")[:directions]:
+            width = H * directions if layer else D
+            shapes[f"gru.{layer}.{side}.weight_ih"] = (3 * H, width)
+            shapes[f"gru.{layer}.{side}.weight_hh"] = (3 * H, H)
+            shapes[f"gru.{layer}.{side}.bias_ih"] = (3 * H,)
+            shapes[f"gru.{layer}.{side}.bias_hh"] = (3 * H,)
+    shapes["head.weight"] = (C, H * directions)
+    shapes["head.bias"] = (C,)
+    shapes["x"] = (T, B, D)
+    shapes["h0"] = (layers * directions, B, H)
+    return {name: rng.uniform(-1, 1, shape) for name, shape in shapes.items()}
+
+
+def run(values: dict[str, np.ndarray], reset_after: bool) -> oracle.Forward:
+    parameters = {name: value for name, value in values.items() if "." in name}
+    return oracle.forward(parameters, values["x"], LENGTHS, values["h0"], reset_after=reset_after)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize(("layers", "directions"), STRUCTURES)
+def test_gradients_are_central_differences(layers, directions, reset_after):
+    values = draw(layers, directions)
+    rng = np.random.default_rng(1)
+    first = run(values, reset_after)
+    d_outputs = rng.standard_normal(first.outputs.shape)
+    d_h_last = rng.standard_normal(first.h_last.shape)
+
+    def objective() -> float:
+        result = run(values, reset_after)
+        pulled = (result.outputs * d_outputs).sum() + (result.h_last * d_h_last).sum()
+        return pulled + oracle.classify(result, LABELS).loss
+
+    head = oracle.classify(first, LABELS)
+    gradients = oracle.backward(first, d_outputs, d_h_last + head.d_h_last) | head.gradients
+    assert gradients.keys() == values.keys()
+
+    epsilon = 1e-5  # truncation of order epsilon^2, rounding of order 1e-15 / epsilon
+    for name, value in values.items():
+        assert gradients[name].shape == value.shape
+        # Up to 25 entries of each array: a fault in a formula shows in all of them.
+        for place in rng.permutation(value.size)[:25]:
+            kept = value.flat[place]
+            value.flat[place] = kept + epsilon
+            above = objective()
+            value.flat[place] = kept - epsilon
+            below = objective()
+            value.flat[place] = kept
+            expected = (above - below) / (2 * epsilon)
+            assert gradients[name].flat[place] == pytest.approx(expected, rel=1e-7, abs=2e-9), name
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_gates_at_their_limits(reset_after):
+    """With a gate forced open or shut by its bias, what the state becomes is known exactly."""
+    values = draw(1, 1)
+    weights = {name: np.zeros_like(value) for name, value in values.items() if "weight" in name}
+    biases = {name: np.zeros_like(value) for name, value in values.items() if "bias" in name}
+    values |= weights | biases
+    h0 = values["h0"][0]
+
+    # Nothing but zeros: z = 1/2 and n = 0, so each word halves the state.
+    assert np.allclose(run(values, reset_after).h_last[0], h0 * 0.5 ** LENGTHS[:, None])
+
+    def limit(z: float, r: float) -> np.ndarray:
+        values["gru.0.forward.bias_ih"] = np.repeat([z, r, 0.3], H)
+        values["gru.0.forward.bias_hh"] = np.repeat([0.0, 0.0, 0.2], H)
+        values["gru.0.forward.weight_hh"] = np.concatenate([np.zeros((2 * H, H)), 0.7 * np.eye(H)])
+        return run(values, reset_after).h_last[0][LENGTHS == 1]
+
+    start = h0[LENGTHS == 1]
+    shut, open_ = -500.0, 500.0
+    assert np.allclose(limit(z=shut, r=open_), start)
+    assert np.allclose(limit(z=open_, r=open_), np.tanh(0.3 + 0.7 * start + 0.2))
+    # A shut reset gate takes the state away; the hidden bias only where it stands inside.
+    assert np.allclose(limit(z=open_, r=shut), np.tanh(0.3 + (0 if reset_after else 0.2)))
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_padding_is_never_looked_at(reset_after):
+    values = draw(2, 2)
+    result = run(values, reset_after)
+    padded = ~result.live
+    filled = run(values | {"x": np.where(padded, np.nan, values["x"])}, reset_after)
+    ones = np.ones_like(result.outputs), np.ones_like(result.h_last)
+    gradients, expected = oracle.backward(filled, *ones), oracle.backward(result, *ones)
+    for name in expected:
+        assert np.array_equal(gradients[name], expected[name]), name
+    assert np.array_equal(filled.outputs, result.outputs)
+    assert np.all(np.where(padded, result.outputs, 0) == 0)
+    assert np.all(np.where(padded, gradients["x"], 0) == 0)
+    assert np.array_equal(result.h_last[:, LENGTHS == 0], values["h0"][:, LENGTHS == 0])
+
+
+def test_backward_direction_starts_at_the_last_word():
+    """It is a forward direction over the words of the row in the opposite order."""
+    values = draw(1, 2)
+    result = run(values, reset_after=False)
+    mirrored = {
+        name.replace("backward", "forward"): value
+        for name, value in result.parameters.items()
+        if "forward" not in name
+    }
+    for row, length in enumerate(LENGTHS):
+        words = values["x"][:length, row : row + 1][::-1]
+        h0 = values["h0"][1:, row : row + 1]
+        alone = oracle.forward(mirrored, words, np.array([length]), h0, reset_after=False)
+        assert np.allclose(alone.h_last[0, 0], result.h_last[1, row], rtol=0, atol=1e-15)
+        assert np.allclose(
+            alone.outputs[::-1, 0], result.outputs[:length, row, H:], rtol=0, atol=1e-15
+        )
+
+
+def test_state_starts_at_zero_without_h0():
+    values = draw(2, 2)
+    with_zeros = run(values | {"h0": np.zeros_like(values["h0"])}, reset_after=False)
+    without = oracle.forward(with_zeros.parameters, values["x"], LENGTHS, reset_after=False)
+    assert np.array_equal(without.outputs, with_zeros.outputs)
+
+
+def test_loss_is_the_mean_over_labelled_rows():
+    result = run(draw(1, 1), reset_after=False)
+    features = np.maximum(result.h_last[0], 0)
+    logits = features @ result.parameters["head.weight"].T + result.parameters["head.bias"]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    counted = LABELS >= 0
+    expected = -np.log(p[counted, LABELS[counted]]).mean()
+    assert oracle.classify(result, LABELS).loss == pytest.approx(expected, rel=1e-14)
+
+    unlabelled = oracle.classify(result, np.full(B, -1))
+    assert unlabelled.loss == 0
+    assert not np.any(unlabelled.d_h_last)
+
+
+def test_large_logits_do_not_overflow():
+    result = run(draw(1, 1), reset_after=False)
+    large = result.parameters | {"head.bias": np.array([1e4, 0.0, -1e4])}
+    classified = oracle.classify(replace(result, parameters=large), LABELS)
+    assert np.isfinite(classified.loss)
+    assert np.all(np.isfinite(classified.gradients["head.weight"]))

@@ -1,0 +1,215 @@
+"""Training and prediction from the command line, in both frameworks."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import jax_impl.learner
+import torch_impl.learner
+from common import checkpoint, prediction, training
+from common.batches import MAX_SHAPES
+
+Command = Callable[..., tuple[int, str, str]]
+FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+EVERY = [(name, model) for name, framework in FRAMEWORKS.items() for model in framework.MODELS]
+
+
+def main_of(framework: ModuleType, tool: ModuleType = training) -> Callable[[], None]:
+    return partial(tool.main, framework)
+
+
+@pytest.mark.parametrize(("name", "model"), EVERY)
+def test_a_run_prints_the_homeworks_lines_and_leaves_a_run_directory(
+    name: str, model: str, command: Command, small: list[str], tmp_path: Path
+) -> None:
+    arguments = ["--model", model, *small, "--epochs", 2, "--log-every", 2]
+    status, output, error = command(main_of(FRAMEWORKS[name]), *arguments, "--out", tmp_path)
+    assert (status, error) == (0, "")
+    pattern = r"^\[epoch:\d/2\] \[iter: +\d+\] elapsed time: +\d+ secs   loss: \d\.\d{5}$"
+    assert len(re.findall(pattern, output, re.MULTILINE)) == 2 * 3
+    assert re.search(r"^Total training time: \d+ secs$", output, re.MULTILINE)
+    assert re.search(r"^Accuracy: \d+\.\d\d%$", output, re.MULTILINE)
+
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert np.sum(metrics["confusion"]) == 96
+    assert metrics["accuracy"] == np.trace(metrics["confusion"]) / 96
+    assert metrics["train_seconds"] > metrics["first_step_seconds"] > 0
+    assert metrics["tokens_per_second"] > 0
+    assert metrics["peak_memory_bytes"] > 50 * 2**20
+    assert len(metrics["losses"]) == 6
+    assert metrics["compilations"] == 0 if name == "torch" else metrics["compilations"] > 0
+    assert metrics["compilations"] <= MAX_SHAPES
+    for figure in ("loss", "confusion"):
+        assert (tmp_path / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    run = checkpoint.load_run(tmp_path)
+    assert sum(value.size for value in run.parameters.values()) == metrics["parameters"]
+    moments = checkpoint.load_optimizer_state(tmp_path, run.model)
+    assert moments["step"] == 2 * 6
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_training_learns(name: str, command: Command, small: list[str], tmp_path: Path) -> None:
+    """Random vectors, trained along, have to fit 192 reviews nearly perfectly."""
+    arguments = [*small, "--vectors", "random:16", "--epochs", 30]
+    options = [*arguments, "--learning-rate", "0.02", "--out", tmp_path]
+    status, _, _ = command(main_of(FRAMEWORKS[name]), *options)
+    assert status == 0
+    losses = json.loads((tmp_path / "metrics.json").read_text())["losses"]
+    assert losses[0] > 0.6
+    assert losses[-1] < 0.1
+    assert "vectors.weight" in checkpoint.load_run(tmp_path).parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("torch", "nn.bigru"), ("torch", "gru"), ("jax", "bigru")]
+)
+def test_each_framework_predicts_with_what_the_other_trained(
+    name: str,
+    model: str,
+    command: Command,
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["--model", model, *small, "--epochs", 1, "--out", tmp_path]
+    assert command(main_of(FRAMEWORKS[name]), *arguments)[0] == 0
+    texts = ["a moving and wonderful film", "dull , tired and boring", "xyzzy", "film " * 500]
+    answers = []
+    for framework in FRAMEWORKS.values():
+        given = command(main_of(framework, prediction), tmp_path, *texts)
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
+        assert command(main_of(framework, prediction), tmp_path) == given
+        assert given[0] == 0
+        answers.append([line.split("\t") for line in given[1].splitlines()])
+    ours, theirs = answers
+    assert [(label, text) for label, _, text in ours] == [
+        (label, text) for label, _, text in theirs
+    ]
+    for (label, probability, text), expected in zip(ours, texts, strict=True):
+        assert label in ("negative", "positive")
+        assert 0.5 <= float(probability) <= 1
+        assert text == expected
+    np.testing.assert_allclose(
+        [float(line[1]) for line in ours], [float(line[1]) for line in theirs], atol=1.1e-4
+    )
+
+
+def test_predictions_are_those_of_the_test_run(
+    command: Command, small: list[str], tmp_path: Path
+) -> None:
+    """predict reads a text as training did: same words, same cut, same model."""
+    from common import datasets
+    from common.config import TrainConfig
+
+    arguments = [*small, "--test-size", "None", "--epochs", 1, "--out", tmp_path]
+    assert command(main_of(torch_impl.learner), *arguments)[0] == 0
+    run = checkpoint.load_run(tmp_path)
+    test = datasets.load("rt").test
+    chosen = tuple(test.texts[:64])
+    probabilities = prediction.classify(torch_impl.learner, run, chosen)
+    data = training.load_data(run.options, print)
+    learner = torch_impl.learner.Learner(run.model, TrainConfig(), run.vectors, run.parameters)
+    logits, _ = training.predict(learner, data.test)
+    odds = np.exp(logits[:64].astype(float))
+    np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
+
+
+BAD_OPTIONS = {
+    "data": (["--data", "imbd"], "imbd"),
+    "preset": (["--preset", "quik"], "quik"),
+    "model": (["--model", "lstm"], "lstm"),
+    "vectors": (["--vectors", "glove"], "glove"),
+    "batch": (["--batch-size", "0"], "--batch-size 0"),
+    "epochs": (["--epochs", "many"], "--epochs"),
+    "rate": (["--learning-rate", "nan"], "--learning-rate nan"),
+    "length": (["--max-length", "-1"], "--max-length -1"),
+    "device": (["--device", "cuda"], "--device cuda"),
+    "no device": (["--device", "tpu"], "tpu"),
+    "implementation": (["--implementation", "magic"], "magic"),
+    "unknown": (["--bathc-size", "3"], "--bathc-size"),
+    "out": (["--out", "/proc/nowhere"], "/proc/nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_get_one_clear_line(
+    name: str, case: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case == "device":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a CUDA device")
+    monkeypatch.chdir(tmp_path)
+    arguments, named = BAD_OPTIONS[case]
+    status, output, error = command(main_of(FRAMEWORKS[name]), *arguments)
+    assert (status, output) == (2, "")
+    assert re.fullmatch(r"error: .+\n", error)
+    assert named in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_jax_lacks_are_refused(command: Command) -> None:
+    status, _, error = command(main_of(jax_impl.learner), "--model", "nn.gru")
+    assert status == 2
+    assert re.fullmatch(r"error: --model nn\.gru: jax has gru, bigru\n", error)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from common.config import TrainConfig
+
+    folder = tmp_path_factory.mktemp("run")
+    sizes = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
+    training.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **sizes))
+    return folder
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["nowhere", "text"], "nowhere"), (["RUN", "fine", " "], "text 2"), ([], "run directory")],
+)
+def test_bad_prediction_input_gets_one_clear_line(
+    name: str, arguments: list[str], named: str, command: Command, trained: Path
+) -> None:
+    arguments = [str(trained) if word == "RUN" else word for word in arguments]
+    status, output, error = command(main_of(FRAMEWORKS[name], prediction), *arguments)
+    assert (status, output) == (2, "")
+    assert re.fullmatch(r"error: .+\n", error)
+    assert re.search(named, error)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "vocabulary.txt", "vectors.safetensors", "model.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["missing", "cut short", "another's"])
+def test_a_damaged_run_directory_is_refused_by_file(
+    file: str, damage: str, command: Command, trained: Path, tmp_path: Path
+) -> None:
+    for path in trained.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = (tmp_path / file).read_bytes()
+    if damage == "missing":
+        (tmp_path / file).unlink()
+    elif damage == "cut short":
+        (tmp_path / file).write_bytes(content[: len(content) // 2])
+    else:
+        other = {"config.json": b"[]", "vocabulary.txt": b"a\nb\n"}.get(
+            file, (trained / "optimizer.safetensors").read_bytes()
+        )
+        (tmp_path / file).write_bytes(other)
+    status, _, error = command(main_of(torch_impl.learner, prediction), tmp_path, "text")
+    assert status == 2
+    assert re.fullmatch(r"error: .+\n", error)
+    # A vocabulary that does not fit is found out at the vectors, whose number has to be the same.
+    assert file in error or (file == "vocabulary.txt" and "vectors.safetensors" in error)

@@ -1,0 +1,7 @@
+"""The GRU text classifier in PyTorch; jax_impl is its twin."""
+
+from torch_impl.classifier import Classifier
+from torch_impl.gru import GRU, gru
+from torch_impl.learner import Learner
+
+__all__ = ["GRU", "Classifier", "Learner", "gru"]

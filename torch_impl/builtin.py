@@ -1,0 +1,73 @@
+"""The baselines nn.gru and nn.bigru: PyTorch's own layer. JAX has none, so this has no twin."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from common.config import ModelConfig
+from common.params import GRU_PARAMETERS
+from torch_impl.classifier import Classifier, head
+from torch_impl.gru import canonical, within
+
+
+class BuiltinClassifier(Classifier):
+    """The classifier with torch.nn.GRU in it: what nn.GRU computes on packed sequences.
+
+    It runs on padded ones, since packing makes it slower (pytorch issue 149194). So that the
+    backward direction still starts at each review's own last word, each direction is an nn.GRU of
+    its own, and the backward one reads the reviews turned round within their lengths.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: Mapping[str, np.ndarray],
+        vectors: Float[np.ndarray, "V D"],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        others = {name: value for name, value in parameters.items() if name[:4] != "gru."}
+        super().__init__(config, others, vectors, dtype)
+        H, R = config.hidden_size, config.directions
+        sizes = [config.input_size if layer == 0 else H * R for layer in range(config.num_layers)]
+        self.cells = nn.ModuleList(nn.GRU(size, H, dtype=dtype) for size in sizes for _ in range(R))
+
+    def forward(
+        self, distinct: Int[Tensor, " K"], tokens: Int[Tensor, "T B"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C"]:
+        """The logits of a batch."""
+        parameters = canonical(self, self.names)
+        x = F.embedding(distinct, parameters.get("vectors.weight", self.vectors))[tokens]
+        T, R = len(x), self.config.directions
+        word = within(lengths, T)
+        turned = torch.where(word, lengths - 1 - torch.arange(T, device=x.device)[:, None], 0)
+        last = (lengths - 1).clamp(min=0), torch.arange(len(lengths), device=x.device)
+        for layer in range(self.config.num_layers):
+            outputs, h_last = [], []
+            for reverse in range(R):
+                cell = self.cells[layer * R + reverse]
+                out, _ = cell(_turn(x, turned) if reverse else x)
+                h_last.append(torch.where((lengths > 0)[:, None], out[last], 0))
+                outputs.append(_turn(out, turned) if reverse else out)
+            x = torch.cat(outputs, dim=-1)
+        return head(parameters, torch.stack(h_last))
+
+    def builtin_names(self) -> dict[str, nn.Parameter]:
+        """The GRU's parameters under the names that one nn.GRU of this size would give them."""
+        suffixes = [
+            f"_l{layer}{direction}"
+            for layer in range(self.config.num_layers)
+            for direction in ("", "_reverse")[: self.config.directions]
+        ]
+        return {
+            name + suffix: getattr(cell, f"{name}_l0")
+            for cell, suffix in zip(self.cells, suffixes, strict=True)
+            for name in GRU_PARAMETERS
+        }
+
+
+def _turn(x: Float[Tensor, "T B D"], turned: Int[Tensor, "T B"]) -> Float[Tensor, "T B D"]:
+    return x.gather(0, turned[..., None].expand_as(x))

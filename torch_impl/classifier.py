@@ -1,0 +1,87 @@
+"""The classifier in PyTorch: word vectors -> GRU -> last states -> ReLU -> linear -> logits.
+
+Its twin is jax_impl/classifier.py: the same names in the same order.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from common.batches import NO_LABEL
+from common.config import ModelConfig
+from common.params import structure
+from torch_impl.gru import canonical, gru, register
+
+
+def head(parameters: Mapping[str, Tensor], h_last: Float[Tensor, "R B H"]) -> Float[Tensor, "B C"]:
+    """Logits from the last state of each direction: ReLU, then one linear layer."""
+    features = torch.relu(torch.cat(h_last.unbind(), dim=-1))
+    return F.linear(features, parameters["head.weight"], parameters["head.bias"])
+
+
+def classify(
+    parameters: Mapping[str, Tensor],
+    vectors: Float[Tensor, "V D"],
+    distinct: Int[Tensor, " K"],
+    tokens: Int[Tensor, "T B"],
+    lengths: Int[Tensor, " B"],
+    *,
+    reset_after: bool = False,
+    implementation: str = "auto",
+) -> Float[Tensor, "B C"]:
+    """The logits of a batch (see common/batches.py) as a pure function of the parameters.
+
+    vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
+    """
+    embedded = F.embedding(distinct, parameters.get("vectors.weight", vectors))
+    _, h_last = gru(
+        parameters,
+        embedded,
+        lengths,
+        tokens=tokens,
+        reset_after=reset_after,
+        implementation=implementation,
+        every_step=False,
+    )
+    _, directions = structure(parameters)
+    return head(parameters, h_last[-len(directions) :])
+
+
+def cross_entropy(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    """The mean over the rows that are reviews."""
+    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL)
+
+
+class Classifier(nn.Module):
+    """`classify` with its parameters and its word vectors."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: Mapping[str, np.ndarray],
+        vectors: Float[np.ndarray, "V D"],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.names = register(self, parameters, dtype)
+        self.vectors: Tensor
+        self.register_buffer("vectors", torch.as_tensor(vectors, dtype=dtype))
+
+    def forward(
+        self, distinct: Int[Tensor, " K"], tokens: Int[Tensor, "T B"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C"]:
+        """The logits of a batch."""
+        return classify(
+            canonical(self, self.names),
+            self.vectors,
+            distinct,
+            tokens,
+            lengths,
+            reset_after=self.config.reset_after,
+            implementation=self.config.implementation,
+        )

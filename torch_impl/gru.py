@@ -1,0 +1,307 @@
+"""The GRU in PyTorch. Its twin is jax_impl/gru.py: the same names in the same order.
+
+    z = sigmoid(x W_z' + b_z + h U_z' + c_z)             update gate: how much is let in
+    r = sigmoid(x W_r' + b_r + h U_r' + c_r)             reset gate
+    n = tanh(x W_n' + b_n + (r * h) U_n' + c_n)          candidate, reset_after=False (Cho 2014)
+    n = tanh(x W_n' + b_n + r * (h U_n' + c_n))          candidate, reset_after=True (cuDNN)
+    h <- h + z * (n - h)
+
+A layer is two stages: `project` takes the products with W for all time steps at once, `scan` (or
+`fused`, the kernel) goes through time. Arrays are time-major. B reviews, T time steps, K distinct
+inputs, D input size, H hidden size, L layers, R directions; W, U, b, c (weight_ih, weight_hh,
+bias_ih, bias_hh) hold the three gates one after the other: z, r, n.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from common.errors import InputError
+from common.params import GRU_PARAMETERS, init_gru, structure
+from torch_impl import fused
+
+IMPLEMENTATIONS = ("loop", "scan") + (("fused",) if fused.available() else ())
+
+
+def resolve(implementation: str, device: str = "cpu") -> str:
+    """The implementation that `implementation` ("auto" or a name) stands for on a kind of device.
+
+    auto is fused where the kernel has been built and the device is the CPU, else scan.
+    """
+    here = [name for name in IMPLEMENTATIONS if name != "fused" or device == "cpu"]
+    if implementation == "auto":
+        return here[-1]
+    if implementation not in here:
+        raise InputError(
+            f"--implementation {implementation}: on {device}, PyTorch has auto, {', '.join(here)}"
+        )
+    return implementation
+
+
+def within(lengths: Int[Tensor, " B"], steps: int) -> Bool[Tensor, "T B"]:
+    """Which time steps of which reviews are words, not padding."""
+    return torch.arange(steps, device=lengths.device)[:, None] < lengths
+
+
+def loop(
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+    tokens: Int[Tensor, "T B"] | None,
+    weight_ih: Float[Tensor, "3H D"],
+    weight_hh: Float[Tensor, "3H H"],
+    bias_ih: Float[Tensor, " 3H"],
+    bias_hh: Float[Tensor, " 3H"],
+    lengths: Int[Tensor, " B"],
+    h0: Float[Tensor, "B H"],
+    *,
+    reverse: bool,
+    reset_after: bool,
+) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
+    """A layer as one writes it down: the equations, a word at a time. The teaching version."""
+    W_z, W_r, W_n = weight_ih.chunk(3)
+    U_z, U_r, U_n = weight_hh.chunk(3)
+    b_z, b_r, b_n = bias_ih.chunk(3)
+    c_z, c_r, c_n = bias_hh.chunk(3)
+    steps = len(x) if tokens is None else len(tokens)
+    h, outputs = h0, [torch.zeros_like(h0)] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        x_t = x[t] if tokens is None else x[tokens[t]]
+        z = torch.sigmoid(F.linear(x_t, W_z, b_z) + F.linear(h, U_z, c_z))
+        r = torch.sigmoid(F.linear(x_t, W_r, b_r) + F.linear(h, U_r, c_r))
+        if reset_after:
+            n = torch.tanh(F.linear(x_t, W_n, b_n) + r * F.linear(h, U_n, c_n))
+        else:
+            n = torch.tanh(F.linear(x_t, W_n, b_n) + F.linear(r * h, U_n, c_n))
+        word = (t < lengths)[:, None]
+        h = torch.where(word, h + z * (n - h), h)
+        outputs[t] = torch.where(word, h, 0)
+    return stack(outputs, h0), h
+
+
+def project(
+    x: Float[Tensor, "*N D"], weight_ih: Float[Tensor, "3H D"], bias_ih: Float[Tensor, " 3H"]
+) -> Float[Tensor, "*N 3H"]:
+    """The inputs' share of the pre-activations, x W' + b, for all inputs in one product."""
+    return F.linear(x, weight_ih, bias_ih)
+
+
+def scan(
+    projections: Float[Tensor, "T B 3H"] | Float[Tensor, "K 3H"],
+    tokens: Int[Tensor, "T B"] | None,
+    weight_hh: Float[Tensor, "3H H"],
+    bias_hh: Float[Tensor, " 3H"],
+    lengths: Int[Tensor, " B"],
+    h0: Float[Tensor, "B H"],
+    *,
+    reverse: bool,
+    reset_after: bool,
+) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
+    """The recurrence as a loop over time, differentiated by the framework.
+
+    Behind the end of a review the update gate is shut: z = sigmoid(-inf) = 0, so the state stays.
+    """
+    size = h0.shape[-1]
+    a = projections if tokens is None else projections[tokens]
+    word = within(lengths, len(a))[..., None]
+    a_z, a_r, a_n = a.chunk(3, dim=-1)
+    a_z = a_z.masked_fill(~word, -torch.inf)
+    steps = list(zip(torch.cat([a_z, a_r], dim=-1).unbind(), a_n.unbind(), strict=True))
+    U_zr, U_n = weight_hh.split([2 * size, size])
+    c_zr, c_n = bias_hh.split([2 * size, size])
+    h, outputs = h0, [h0] * len(a)
+    for t in reversed(range(len(a))) if reverse else range(len(a)):
+        a_zr, a_n = steps[t]
+        z, r = torch.sigmoid(a_zr + F.linear(h, U_zr, c_zr)).chunk(2, dim=-1)
+        if reset_after:
+            n = torch.tanh(a_n + r * F.linear(h, U_n, c_n))
+        else:
+            n = torch.tanh(a_n + F.linear(r * h, U_n, c_n))
+        h = outputs[t] = h + z * (n - h)
+    return torch.where(word, stack(outputs, h0), 0), h
+
+
+def stack(outputs: list[Float[Tensor, "B H"]], h0: Float[Tensor, "B H"]) -> Float[Tensor, "T B H"]:
+    """The outputs of all time steps as one array, also when there are none."""
+    return torch.stack(outputs) if outputs else h0.new_zeros(0, *h0.shape)
+
+
+def layer(
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+    tokens: Int[Tensor, "T B"] | None,
+    weight_ih: Sequence[Float[Tensor, "3H D"]],
+    weight_hh: Sequence[Float[Tensor, "3H H"]],
+    bias_ih: Sequence[Float[Tensor, " 3H"]],
+    bias_hh: Sequence[Float[Tensor, " 3H"]],
+    lengths: Int[Tensor, " B"],
+    h0: Float[Tensor, "R B H"],
+    *,
+    reset_after: bool,
+    implementation: str,
+    every_step: bool,
+) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "R B H"]]:
+    """One layer; the parameters are lists with an entry a direction: forward, or both."""
+    reverse = (False, True)[: len(h0)]
+    if implementation == "loop":
+        results = [
+            loop(
+                x,
+                tokens,
+                weight_ih[i],
+                weight_hh[i],
+                bias_ih[i],
+                bias_hh[i],
+                lengths,
+                h0[i],
+                reverse=reverse[i],
+                reset_after=reset_after,
+            )
+            for i in range(len(h0))
+        ]
+    else:
+        projections = [project(x, *each) for each in zip(weight_ih, bias_ih, strict=True)]
+        if implementation == "fused":
+            return fused.recur_all(
+                projections,
+                tokens,
+                weight_hh,
+                bias_hh,
+                lengths,
+                h0,
+                reverse=reverse,
+                reset_after=reset_after,
+                every_step=every_step,
+            )
+        results = [
+            scan(
+                projections[i],
+                tokens,
+                weight_hh[i],
+                bias_hh[i],
+                lengths,
+                h0[i],
+                reverse=reverse[i],
+                reset_after=reset_after,
+            )
+            for i in range(len(h0))
+        ]
+    outputs, h_last = zip(*results, strict=True)
+    return torch.cat(outputs, dim=-1), torch.stack(h_last)
+
+
+def gru(
+    parameters: Mapping[str, Tensor],
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+    lengths: Int[Tensor, " B"],
+    h0: Float[Tensor, "L*R B H"] | None = None,
+    *,
+    tokens: Int[Tensor, "T B"] | None = None,
+    reset_after: bool = False,
+    implementation: str = "auto",
+    every_step: bool = True,
+) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
+    """A GRU as a pure function of its canonical parameters (see common/params.py).
+
+    x holds the inputs [T, B, D], or, with tokens [T, B], the distinct inputs [K, D] that tokens
+    points at. What stands in x behind the end of a review (t >= lengths) has no influence, even
+    where it is not a number. A direction's first state is h0[layer * R + direction], or zero.
+
+    Returns (outputs, h_last): the last layer's states, zero behind the end, and the state of every
+    layer and direction after its last word (its first, for the backward direction). Without
+    every_step, outputs are left out: they have no time steps.
+    """
+    implementation = resolve(implementation, x.device.type)
+    layers, directions = structure(parameters)
+    R, size = len(directions), parameters["gru.0.forward.weight_hh"].shape[-1]
+    if h0 is None:
+        h0 = x.new_zeros(layers * R, len(lengths), size)
+    if tokens is None:
+        x = torch.where(within(lengths, len(x))[..., None], x, 0)
+    h_last = []
+    for number in range(layers):
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            [parameters[f"gru.{number}.{direction}.{name}"] for direction in directions]
+            for name in GRU_PARAMETERS
+        )
+        x, last = layer(
+            x,
+            tokens,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            lengths,
+            h0[number * R : (number + 1) * R],
+            reset_after=reset_after,
+            implementation=implementation,
+            every_step=every_step or number < layers - 1,
+        )
+        tokens = None
+        h_last.append(last)
+    return x if every_step else x[:0], torch.cat(h_last)
+
+
+class GRU(nn.Module):
+    """A drop-in for torch.nn.GRU(batch_first=True), with the equations above.
+
+    Example:
+        outputs, h_last = GRU(300, 128, bidirectional=True)(x, lengths)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        reset_after: bool = False,
+        implementation: str = "auto",
+    ) -> None:
+        """Parameters are drawn with torch's generator, uniformly in ±1/sqrt(hidden_size)."""
+        super().__init__()
+        self.reset_after = reset_after
+        self.implementation = implementation
+        seed = int(torch.randint(2**31, ()))
+        drawn = init_gru(input_size, hidden_size, num_layers, bidirectional, seed)
+        self.names = register(self, drawn, torch.get_default_dtype())
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        lengths: Int[Tensor, " B"] | None = None,
+        h0: Float[Tensor, "L*R B H"] | None = None,
+    ) -> tuple[Float[Tensor, "B T R*H"], Float[Tensor, "L*R B H"]]:
+        """As torch.nn.GRU(batch_first=True); lengths, in any order, counts each row's time steps.
+
+        Returns (outputs, h_last): the last layer's states, zero behind the end of a row, and the
+        state of every layer and direction after its last step.
+        """
+        if lengths is None:
+            lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
+        outputs, h_last = gru(
+            canonical(self, self.names),
+            x.transpose(0, 1),
+            lengths,
+            h0,
+            reset_after=self.reset_after,
+            implementation=self.implementation,
+        )
+        return outputs.transpose(0, 1), h_last
+
+
+def register(
+    module: nn.Module, parameters: Mapping[str, np.ndarray], dtype: torch.dtype
+) -> tuple[str, ...]:
+    """Make the canonical parameters attributes of a module; returns their canonical names."""
+    for name, value in parameters.items():
+        parameter = nn.Parameter(torch.as_tensor(value, dtype=dtype))
+        module.register_parameter(name.replace(".", "_"), parameter)  # no dots in attributes
+    return tuple(parameters)
+
+
+def canonical(module: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The parameters that `register` made, under their canonical names."""
+    return {name: module.get_parameter(name.replace(".", "_")) for name in names}

@@ -1,0 +1,160 @@
+"""What the training loop drives, in PyTorch. Its twin is jax_impl/learner.py."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from common import convert
+from common.batches import Batch
+from common.config import ModelConfig, TrainConfig
+from common.errors import InputError
+from common.params import init
+from torch_impl.builtin import BuiltinClassifier
+from torch_impl.classifier import Classifier, cross_entropy
+from torch_impl.gru import canonical, resolve
+
+FRAMEWORK = "torch"
+MODELS: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru")
+
+
+def find_device(name: str) -> torch.device:
+    """The device called auto, cpu, cuda or mps. Raises InputError where the machine has none."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if there["cuda"] else "cpu"
+    if not there[name]:
+        raise InputError(f"--device {name}: PyTorch finds no such device on this machine")
+    return torch.device(name)
+
+
+class Learner:
+    """A classifier with its loss and its optimizer (Adam).
+
+    parameters: canonical (see common/params.py), by default drawn from the seed. vectors [V, D].
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        training: TrainConfig,
+        vectors: Float[np.ndarray, "V D"],
+        parameters: Mapping[str, np.ndarray] | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        self.device = find_device(training.device)
+        self.implementation = resolve(config.implementation, self.device.type)
+        config = dataclasses.replace(config, implementation=self.implementation)
+        if config.builtin:
+            self.implementation = "nn.GRU"
+        self.compilations = 0
+        parameters = parameters or init(config, training.seed, vectors)
+        kind = BuiltinClassifier if config.builtin else Classifier
+        self.model = kind(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=training.learning_rate,
+            betas=training.betas,
+            eps=training.eps,
+            fused=True,
+        )
+        for parameter in self.model.parameters():  # torch would do so at the first step
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=self.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        self.load(parameters)
+
+    def step(self, batch: Batch) -> Float[Tensor, ""]:
+        """One step of the optimizer on a batch; returns the loss before it."""
+        loss = self._backward(batch)
+        self.optimizer.step()
+        return loss
+
+    def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
+        """The logits of a batch."""
+        with torch.no_grad():
+            return self._logits(batch).cpu().numpy()
+
+    def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss of a batch and its gradient with respect to every parameter."""
+        loss = self._backward(batch)
+        return loss.item(), self._read(lambda parameter: parameter.grad)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """A copy of the parameters under their canonical names."""
+        return self._read(lambda parameter: parameter)
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
+        state = self.optimizer.state
+        first = self._read(lambda parameter: state[parameter]["exp_avg"])
+        second = self._read(lambda parameter: state[parameter]["exp_avg_sq"], squares=True)
+        step = next(iter(state.values()))["step"]
+        return {
+            "step": np.array(int(step)),
+            **{f"first_moment.{name}": value for name, value in first.items()},
+            **{f"second_moment.{name}": value for name, value in second.items()},
+        }
+
+    def load(
+        self,
+        parameters: Mapping[str, np.ndarray],
+        optimizer_state: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
+        self._write(parameters, lambda parameter: parameter)
+        if optimizer_state is None:
+            return
+        state = self.optimizer.state
+        first = {name: optimizer_state[f"first_moment.{name}"] for name in parameters}
+        second = {name: optimizer_state[f"second_moment.{name}"] for name in parameters}
+        self._write(first, lambda parameter: state[parameter]["exp_avg"])
+        self._write(second, lambda parameter: state[parameter]["exp_avg_sq"], squares=True)
+        for of_parameter in state.values():
+            of_parameter["step"].fill_(float(optimizer_state["step"]))
+
+    def _logits(self, batch: Batch) -> Float[Tensor, "B C"]:
+        arrays = (batch.distinct, batch.tokens, batch.lengths)
+        return self.model(*(torch.from_numpy(array).to(self.device) for array in arrays))
+
+    def _backward(self, batch: Batch) -> Float[Tensor, ""]:
+        labels = torch.from_numpy(batch.labels).to(self.device, torch.int64)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = cross_entropy(self._logits(batch), labels)
+        loss.backward()
+        return loss.detach()
+
+    def _read(
+        self, value_of: Callable[[Tensor], Any], squares: bool = False
+    ) -> dict[str, np.ndarray]:
+        def read(named: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+            return {n: value_of(p).detach().cpu().numpy().copy() for n, p in named.items()}
+
+        values = read(canonical(self.model, self.model.names))
+        if isinstance(self.model, BuiltinClassifier):
+            found = convert.from_format("torch", read(self.model.builtin_names()), reset_after=True)
+            values |= {name: abs(value) if squares else value for name, value in found.items()}
+        return values
+
+    def _write(
+        self,
+        values: Mapping[str, np.ndarray],
+        value_of: Callable[[Tensor], Any],
+        squares: bool = False,
+    ) -> None:
+        # Where a layout's sign differs from ours, the conversion negates: not so for squares.
+        named, values = canonical(self.model, self.model.names), dict(values)
+        if isinstance(self.model, BuiltinClassifier):
+            of_gru = {name: value for name, value in values.items() if name.startswith("gru.")}
+            found = convert.to_format("torch", of_gru, reset_after=True)
+            values |= {name: abs(value) if squares else value for name, value in found.items()}
+            named |= self.model.builtin_names()
+        with torch.no_grad():
+            for name, parameter in named.items():
+                value_of(parameter).copy_(torch.from_numpy(values[name]))

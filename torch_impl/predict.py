@@ -1,0 +1,11 @@
+"""Classify texts with a trained model of either framework. Its twin is jax_impl/predict.py.
+
+python -m torch_impl.predict RUN_DIR "what a film" "never again"
+python -m torch_impl.predict RUN_DIR < one_text_a_line.txt
+"""
+
+from common import prediction
+from torch_impl import learner
+
+if __name__ == "__main__":
+    prediction.main(learner)
