@@ -2,6 +2,7 @@
 
 python compare.py                        train all six models, check parity, write a report
 python compare.py parity                 every implementation against the float64 oracle
+python compare.py speed                  tokens a second of every GRU that runs here
 python compare.py report --out DIR       write the report again from DIR/results.json
 python compare.py --help
 """
@@ -34,16 +35,19 @@ class CompareConfig(TrainConfig):
     """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
     all and accuracy train the models, each in a process of its own, and check the twins' parity on
-    a real batch; parity runs the parity suite; report writes the report of an earlier comparison.
+    a real batch; all and parity run the parity suite; speed times every GRU that runs here; report
+    writes the report of an earlier comparison.
     """
 
-    part: tyro.conf.Positional[Literal["all", "accuracy", "parity", "report"]] = "all"
+    part: tyro.conf.Positional[Literal["all", "accuracy", "parity", "speed", "report"]] = "all"
     """What to do."""
     model: tyro.conf.Suppress[str] = "gru"
     frameworks: tuple[str, ...] = ("torch", "jax")
     """Which frameworks."""
     models: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru")
     """Which models; the nn. ones are PyTorch's own layer."""
+    grid: Literal["short", "full"] = "short"
+    """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
     out: Path | None = Path("results")
     """The folder for results.json, report.md, figures and run directories."""
 
@@ -66,7 +70,7 @@ def main() -> None:
         options = parse_options(CompareConfig, "python compare.py")
         options.check()
         assert options.out is not None
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 120)
         if options.part == "report":
             print(markdown.write(options.out, read_results(options.out)))
             return
@@ -77,6 +81,8 @@ def main() -> None:
             accuracy(options, results, console)
         if options.part in ("all", "parity"):
             parity_suite(results, console)
+        if options.part == "speed":
+            speed_table(options, results, console)
         checkpoint.write_json(options.out / "results.json", results)
         report = markdown.write(options.out, results)
         failed = [check for check in results["parity"] if not check["passed"]]
@@ -105,6 +111,8 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
         for framework in options.frameworks
         if model in MODELS[framework]
     ]
+    if not chosen:
+        raise InputError(f"--models {' '.join(options.models)}: JAX has {', '.join(MODELS['jax'])}")
     for framework, model in chosen:
         folder = options.out / f"{framework}-{model}"
 
@@ -119,7 +127,9 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
     console.print("checking the twins' parity on a real batch", highlight=False)
     both = tuple(model for model in options.models if model in MODELS["jax"])
     rows = twins.check(plain, both, lambda line: console.print(line, markup=False))
-    rows += [runs.check_losses(options.out, model) for model in both if len(options.frameworks) > 1]
+    if set(options.frameworks) == set(MODELS):
+        rows += [runs.check_losses(options.out, model) for model in both]
+        rows += [runs.check_accuracy(results["runs"], model) for model in both]
     results["parity"] = rows + [row for row in results["parity"] if row["models"][1] == "oracle"]
     table = Table(*markdown.COLUMNS)
     for run in results["runs"]:
@@ -136,6 +146,16 @@ def parity_suite(results: dict[str, Any], console: Console) -> None:
     console.print(parity.table(rows))
     results["parity"] = [row for row in results["parity"] if row["models"][1] != "oracle"]
     results["parity"] += rows
+
+
+def speed_table(options: CompareConfig, results: dict[str, Any], console: Console) -> None:
+    """Time every GRU that runs here; fills in results."""
+    from comparison import speed
+
+    tasks = speed.FULL if options.grid == "full" else speed.SHORT
+    results["speed"] = speed.measure(tasks, lambda line: console.print(line, highlight=False))
+    for table in speed.tables(results["speed"]):
+        console.print(table)
 
 
 def read_results(folder: Path, *, missing_is_new: bool = False) -> dict[str, Any]:

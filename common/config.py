@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import tyro
 
+from common import datasets, vectors
 from common.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -74,7 +75,7 @@ class TrainConfig:
     """GRU layers on top of each other."""
     reset_after: bool = False
     """Apply the reset gate after the product with the recurrent weights, as nn.GRU does."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     """Adam's step size."""
     betas: tuple[float, float] = (0.85, 0.9)
     """Adam's decay rates of the two moments."""
@@ -93,6 +94,8 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise InputError for the first value that makes no sense."""
+        datasets.fingerprint(self.data)
+        vectors.check(self.vectors)
         if self.model not in MODELS:
             raise InputError(f"--model {self.model}: expected one of {', '.join(MODELS)}")
         for name in ("epochs", "batch_size", "hidden_size", "num_layers", "log_every"):

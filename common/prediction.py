@@ -36,6 +36,8 @@ def main(framework: Framework) -> None:
         options = parse_options(PredictOptions, f"python -m {folder}.predict")
         run = checkpoint.load_run(options.run_dir)
         texts = options.texts or tuple(_lines())
+        if not texts:
+            raise InputError("no text: give some as arguments, or as lines of standard input")
         for number, text in enumerate(texts, 1):
             if not text.strip():
                 raise InputError(f"text {number} is empty")
@@ -72,4 +74,4 @@ def classify(
 def _lines() -> list[str]:
     if sys.stdin.isatty():
         print("one text a line, end with Ctrl-D:", file=sys.stderr)
-    return [line.rstrip("\n") for line in sys.stdin]
+    return sys.stdin.buffer.read().decode("utf-8", "replace").splitlines()

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common import checkpoint, corpus, datasets, metrics, params, vectors
+from common import checkpoint, corpus, metrics, params, vectors
 from common.batches import Batch, Batches
 from common.config import TrainConfig, parse_options
 from common.errors import InputError, exit_on_input_error
@@ -104,8 +104,6 @@ def main(framework: Framework) -> None:
             )
         framework.find_device(options.device)
         framework.resolve(options.implementation)
-        datasets.fingerprint(options.data)
-        vectors.check(options.vectors)
         train(framework, options)
 
 

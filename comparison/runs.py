@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +79,29 @@ def check_losses(folder: Path, model: str) -> Row:
     """
     curves = [_step_losses(folder / f"{framework}-{model}") for framework in ("torch", "jax")]
     gap = max(abs(ours - theirs) for ours, theirs in zip(*curves, strict=True))
+    return _row(model, f"loss of the first {len(curves[0])} steps", gap, BOUND_LOSS, max(curves[0]))
+
+
+def check_accuracy(runs: Sequence[dict[str, Any]], model: str) -> Row:
+    """Compare the twins' accuracies: they differ by no more than half of their 95 % interval."""
+    ours, theirs = (
+        next(run for run in runs if (run["framework"], run["model"]) == (framework, model))
+        for framework in ("torch", "jax")
+    )
+    gap = abs(ours["accuracy"] - theirs["accuracy"])
+    low, high = ours["accuracy_interval"]
+    return _row(model, "accuracy after training", gap, (high - low) / 2, 1.0)
+
+
+def _row(model: str, check: str, error: float, bound: float, scale: float) -> Row:
     return Row(
         models=[f"torch {model}", f"jax {model}"],
-        check=f"loss of the first {len(curves[0])} steps",
+        check=check,
         dtype="float32",
-        error=gap,
-        bound=BOUND_LOSS,
-        ulp=gap / float(np.spacing(np.float32(max(curves[0])))),
-        passed=gap <= BOUND_LOSS,
+        error=error,
+        bound=bound,
+        ulp=error / float(np.spacing(np.float32(scale))),
+        passed=error <= bound,
     )
 
 

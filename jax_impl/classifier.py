@@ -71,7 +71,7 @@ class Classifier(nnx.Module):
     ) -> None:
         self.config = config
         self.names = register(self, parameters, dtype)
-        self.vectors = nnx.Variable(jnp.asarray(vectors, dtype))
+        self.vectors = nnx.Variable(jnp.array(vectors, dtype))
 
     def __call__(
         self, distinct: Int[Array, " K"], tokens: Int[Array, "T B"], lengths: Int[Array, " B"]

@@ -247,7 +247,7 @@ def register(
 ) -> tuple[str, ...]:
     """Make the canonical parameters attributes of a module; returns their canonical names."""
     for name, value in parameters.items():
-        parameter = nnx.Param(jnp.asarray(value, dtype))
+        parameter = nnx.Param(jnp.array(value, dtype))
         setattr(module, name.replace(".", "_"), parameter)  # no dots in attributes
     return tuple(parameters)
 

@@ -36,7 +36,7 @@ def test_accuracy_trains_all_six_and_writes_the_report(
         assert Path(run["run_dir"], "model.safetensors").is_file()
         assert run["losses"] and run["train_seconds"] > 0 and run["peak_memory_bytes"] > 0
     checks = {(tuple(row["models"]), row["check"], row["dtype"]) for row in results["parity"]}
-    assert len(checks) == len(results["parity"]) == 2 * (2 * 3 + 1)
+    assert len(checks) == len(results["parity"]) == 2 * (2 * 3 + 2)
     assert all(row["passed"] and row["error"] <= row["bound"] for row in results["parity"])
 
     report = (tmp_path / "report.md").read_text()
@@ -77,13 +77,26 @@ def test_losses_that_part_are_found(tmp_path: Path) -> None:
     assert not row["passed"]
 
 
+def test_accuracies_that_part_are_found() -> None:
+    interval = [0.78, 0.82]
+    pair = [
+        {"framework": "torch", "model": "gru", "accuracy": 0.80, "accuracy_interval": interval},
+        {"framework": "jax", "model": "gru", "accuracy": 0.83, "accuracy_interval": interval},
+    ]
+    assert not runs.check_accuracy(pair, "gru")["passed"]
+    pair[1]["accuracy"] = 0.81
+    assert runs.check_accuracy(pair, "gru")["passed"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--frameworks", "keras"], "keras"),
         (["--models", "gru", "lstm"], "lstm"),
         (["--preset", "quik"], "quik"),
+        (["--data", "imbd"], "--data imbd"),
         (["sped"], "sped"),
+        (["--frameworks", "jax", "--models", "nn.gru"], "nn.gru"),
         (["report", "--out", "nowhere"], "nowhere"),
         (["--out", "/proc/nowhere"], "/proc/nowhere"),
     ],

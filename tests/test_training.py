@@ -84,7 +84,8 @@ def test_each_framework_predicts_with_what_the_other_trained(
     answers = []
     for framework in FRAMEWORKS.values():
         given = command(main_of(framework, prediction), tmp_path, *texts)
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
+        lines = io.BytesIO("\n".join(texts).encode() + b"\n")
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
         assert command(main_of(framework, prediction), tmp_path) == given
         assert given[0] == 0
         answers.append([line.split("\t") for line in given[1].splitlines()])

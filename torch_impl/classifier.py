@@ -70,7 +70,7 @@ class Classifier(nn.Module):
         self.config = config
         self.names = register(self, parameters, dtype)
         self.vectors: Tensor
-        self.register_buffer("vectors", torch.as_tensor(vectors, dtype=dtype))
+        self.register_buffer("vectors", torch.tensor(vectors, dtype=dtype))
 
     def forward(
         self, distinct: Int[Tensor, " K"], tokens: Int[Tensor, "T B"], lengths: Int[Tensor, " B"]

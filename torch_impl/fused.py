@@ -237,7 +237,8 @@ def describe(
         batch=batch,
         hidden=size,
         distinct=len(projections) * (batch if tokens is None else 1),
-        tokens=None if tokens is None else tokens.data_ptr(),
+        # An empty array has no address, yet NULL would say that there are no tokens.
+        tokens=None if tokens is None else tokens.data_ptr() or 1,
         lengths=lengths.data_ptr(),
         is_double=h0.dtype == torch.float64,
         reset_after=reset_after,

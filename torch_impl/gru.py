@@ -297,7 +297,7 @@ def register(
 ) -> tuple[str, ...]:
     """Make the canonical parameters attributes of a module; returns their canonical names."""
     for name, value in parameters.items():
-        parameter = nn.Parameter(torch.as_tensor(value, dtype=dtype))
+        parameter = nn.Parameter(torch.tensor(value, dtype=dtype))
         module.register_parameter(name.replace(".", "_"), parameter)  # no dots in attributes
     return tuple(parameters)
 
