@@ -128,7 +128,8 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
     both = tuple(model for model in options.models if model in MODELS["jax"])
     rows = twins.check(plain, both, lambda line: console.print(line, markup=False))
     if set(options.frameworks) == set(MODELS):
-        rows += [runs.check_losses(options.out, model) for model in both]
+        if plain.learning_rate <= TrainConfig().learning_rate:
+            rows += [runs.check_losses(options.out, model) for model in both]
         rows += [runs.check_accuracy(results["runs"], model) for model in both]
     results["parity"] = rows + [row for row in results["parity"] if row["models"][1] == "oracle"]
     table = Table(*markdown.COLUMNS)

@@ -75,7 +75,8 @@ def train(
 def check_losses(folder: Path, model: str) -> Row:
     """Compare the twins' training losses, step by step, at the beginning of training.
 
-    Rounding errors grow along a training run, so this is about the first STEPS steps only.
+    Training is chaotic: rounding errors grow along it, exponentially and the faster the larger
+    Adam's step size is. So this is about the first STEPS steps, at no more than quick's step size.
     """
     curves = [_step_losses(folder / f"{framework}-{model}") for framework in ("torch", "jax")]
     gap = max(abs(ours - theirs) for ours, theirs in zip(*curves, strict=True))
