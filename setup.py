@@ -18,7 +18,7 @@ class BuildKernel(build_ext):
         build.build(folder)  # without a compiler it says so and goes on: scan takes over
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path("kernels") / LIBRARY)
+        return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
 
 
 setup(
