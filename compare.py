@@ -88,12 +88,10 @@ def main() -> None:
         failed = [check for check in results["parity"] if not check["passed"]]
         for check in failed:
             console.print(f"[red]parity check failed:[/red] {json.dumps(check)}", soft_wrap=True)
-        console.print(
-            f"{len(results['parity']) - len(failed)} of {len(results['parity'])} parity checks "
-            f"passed. Report: {report}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        if results["parity"]:
+            count = len(results["parity"])
+            console.print(f"{count - len(failed)} of {count} parity checks passed", highlight=False)
+        console.print(f"report: {report}", highlight=False, soft_wrap=True)
         sys.exit(1 if failed else 0)
 
 

@@ -184,10 +184,14 @@ def parse_options(options: type[C], prog: str, args: Sequence[str] | None = None
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        # tyro draws a box: a title, the complaint, a rule (of - on a plain terminal), hints. Keep
-        # the complaint.
-        lines = [line.strip("│╭╮╰╯─ |+") for line in complaint.getvalue().splitlines()]
-        message = " ".join(itertools.takewhile(lambda line: line.strip("-"), lines[1:]))
+        shown = complaint.getvalue()
+        # tyro draws a box: a title, the complaint, a rule, hints. Keep the complaint. (Where the
+        # terminal has no lines to draw with, there is a rule of - below the title, too.)
+        lines = [
+            line.strip("│╭╮╰╯─ |+-") and line.strip("│╭╮╰╯─ |+") for line in shown.splitlines()
+        ]
+        below_title = itertools.dropwhile(lambda line: not line, lines[1:])
+        message = " ".join(itertools.takewhile(bool, below_title))
         raise InputError(f"{message} (see {prog} --help)") from None
 
 

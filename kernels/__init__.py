@@ -28,6 +28,7 @@ class Problem(ctypes.Structure):
         ("reset_after", ctypes.c_int32),
         ("directions", ctypes.c_int32),
         ("threads", ctypes.c_int32),
+        ("openmp", ctypes.c_int32),
     ]
 
 

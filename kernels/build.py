@@ -51,7 +51,7 @@ def build(out_dir: str | Path) -> Path | None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # A running process may have the old library mapped: replace the file, do not write into it.
     fresh = target.with_suffix(f".{os.getpid()}")
-    command = [cxx, *FLAGS, *ffi_flags(), str(SOURCE), "-o", str(fresh)]
+    command = [cxx, *FLAGS, *ffi_flags(), str(SOURCE), "-ldl", "-o", str(fresh)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         fresh.unlink(missing_ok=True)

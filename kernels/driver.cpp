@@ -70,7 +70,8 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads)
                                sizeof(T) == 8,
                                reset_after,
                                2,
-                               threads};
+                               threads,
+                               0};
   if (gru_forward(&problem, directions) || gru_backward(&problem, directions)) out.clear();
   return out;
 }

@@ -8,6 +8,7 @@
 // once for each instruction set, and the processor is asked which to use.
 #include "gru.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <string.h>
 #include <unistd.h>
@@ -177,17 +178,27 @@ int count_cores() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
+// Entry point of the OpenMP runtime that the process has loaded for all to see, as PyTorch has.
+using OpenMP = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
+
+OpenMP find_openmp() { return (OpenMP)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
+
 // Threads that wait for work between calls, and the memory they work in. One call at a time.
 class Pool {
  public:
   std::mutex in_use;
+  OpenMP openmp = nullptr;  // if not null, its threads do this call's work
+  static inline bool forked = false;
 
   static Pool &get() {
     // Never destroyed: its threads may outlive the static objects of the process. A forked child
     // has none of them: it starts anew.
     alignas(Pool) static char place[sizeof(Pool)];
     static Pool *pool = [] {
-      pthread_atfork(nullptr, nullptr, [] { new (place) Pool; });
+      pthread_atfork(nullptr, nullptr, [] {
+        new (place) Pool;
+        forked = true;
+      });
       return new (place) Pool;
     }();
     return *std::launder(pool);
@@ -202,6 +213,15 @@ class Pool {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i, thread);
     };
     if (helpers <= 0) return loop(0);
+    if (openmp && !forked) {  // an OpenMP runtime does not survive a fork
+      struct {
+        decltype(loop) &body;
+        std::atomic<int> arrived{0};
+      } team{loop};
+      openmp([](void *of) { ((decltype(team) *)of)->body(((decltype(team) *)of)->arrived++); },
+             &team, helpers + 1, 0);
+      return;
+    }
     {
       std::lock_guard<std::mutex> lock(mutex);
       while ((int)workers.size() < helpers) try {
@@ -356,6 +376,7 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
 
   Pool &pool = Pool::get();
   std::lock_guard<std::mutex> lock(pool.in_use);
+  pool.openmp = p.openmp ? find_openmp() : nullptr;
   try {
     Deal deal(p, blocks, backward);
     std::vector<Item> &items = deal.items;

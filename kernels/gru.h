@@ -34,6 +34,8 @@ typedef struct {
   int32_t is_double, reset_after;
   int32_t directions; /* 1 or 2 */
   int32_t threads;    /* at most this many, and never more than gru_cores() */
+  int32_t openmp;     /* take the threads of the process's own OpenMP runtime, where it has one:
+                         waiting for work they spin, and would slow down threads beside them */
 } gru_problem;
 
 /* One direction. ld_*: distance between the rows of a matrix, in elements, so that two directions

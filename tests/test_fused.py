@@ -252,3 +252,31 @@ def test_both_frameworks_at_once():
     repeat(jax_impl.fused.recur, jax_arguments)
     other.join()
     assert not wrong
+
+
+@needs_torch
+@both
+def test_torch_results_do_not_depend_on_the_threads(reset_after):
+    """They are those of PyTorch's OpenMP runtime, not of the kernel's own pool."""
+    T, B, H, K = 50, 64, 32, 40
+    rng = np.random.default_rng(0)
+    arrays = (
+        rng.normal(size=(K, 3 * H)).astype(np.float32),
+        rng.integers(0, K, (T, B), dtype=np.int32),
+        rng.normal(size=(3 * H, H)).astype(np.float32) / H**0.5,
+        rng.normal(size=3 * H).astype(np.float32),
+        rng.integers(0, T + 1, B).astype(np.int32),
+        rng.normal(size=(B, H)).astype(np.float32),
+    )
+
+    def results(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        leaves = [torch.tensor(a, requires_grad=a.dtype == np.float32) for a in arrays]
+        outputs, h_last = torch_impl.fused.recur(*leaves, reverse=False, reset_after=reset_after)
+        (outputs.sum() + (h_last**2).sum()).backward()
+        return [outputs, h_last, *(leaf.grad for leaf in leaves if leaf.requires_grad)]
+
+    one = results(1)
+    for threads in (2, 3):
+        for got, want in zip(results(threads), one, strict=True):
+            assert torch.equal(got, want)

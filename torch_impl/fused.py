@@ -244,6 +244,7 @@ def describe(
         reset_after=reset_after,
         directions=len(reverse),
         threads=torch.get_num_threads(),
+        openmp=True,
     )
     directions = (kernels.Direction * len(reverse))()
     for direction, backwards in zip(directions, reverse, strict=True):
