@@ -161,7 +161,9 @@ def gru(
     layer and direction after its last word (its first, for the backward direction). Without
     every_step, outputs are left out: they have no time steps.
     """
-    implementation = resolve(implementation, jax.default_backend())
+    # Where a compiled function will run is not known here, so only "auto" depends on it.
+    device = jax.default_backend() if implementation == "auto" else "cpu"
+    implementation = resolve(implementation, device)
     layers, directions = structure(parameters)
     R, size = len(directions), parameters["gru.0.forward.weight_hh"].shape[-1]
     if h0 is None:

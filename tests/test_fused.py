@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import jax_impl
 import jax_impl.fused
 import torch_impl.fused
+from common.params import init_gru
 from jax_impl.gru import scan as jax_scan
 from torch_impl.gru import scan as torch_scan
 
@@ -280,3 +282,16 @@ def test_torch_results_do_not_depend_on_the_threads(reset_after):
     for threads in (2, 3):
         for got, want in zip(results(threads), one, strict=True):
             assert torch.equal(got, want)
+
+
+@needs_jax
+def test_jax_takes_the_kernel_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    drawn = init_gru(3, 4, 1, False, seed=0)
+    parameters = {name: jnp.asarray(value) for name, value in drawn.items()}
+    x, lengths = jnp.ones((5, 2, 3)), jnp.array([5, 2])
+    how = {"reset_after": False}
+    fused = jax_impl.gru(parameters, x, lengths, implementation="fused", **how)
+    auto = jax_impl.gru(parameters, x, lengths, **how)  # scan, there
+    for got, want in zip(fused, auto, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
