@@ -1,10 +1,10 @@
 """Labelled texts: one file a source, and one function load(spec) in front of them."""
 
 from common.datasets import movie_reviews
-from common.datasets.dataset import Dataset, Split
+from common.datasets.dataset import Dataset, Example
 from common.errors import InputError
 
-__all__ = ["Dataset", "Split", "fingerprint", "load"]
+__all__ = ["Dataset", "Example", "fingerprint", "load"]
 
 _SOURCES = {name: movie_reviews for name in movie_reviews.NAMES}
 

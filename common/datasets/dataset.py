@@ -1,50 +1,34 @@
-"""What every source yields: texts with labels, split into train and test."""
+"""What every source yields: labelled texts, one after the other, read as often as need be."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import numpy as np
-from jaxtyping import Int
+from typing import Literal, NamedTuple
 
 # The splits do not depend on the seed of a run: runs with different seeds are tested alike.
 SPLIT_SEED = 0
 
 
-@dataclass(frozen=True)
-class Split:
-    """Cleaned texts and their labels, one for one."""
+class Example(NamedTuple):
+    """A text as its source has it (not cleaned), and what the source says of it."""
 
-    texts: list[str]
-    labels: Int[np.ndarray, " N"]
+    text: str
+    label: str
+    category: str = ""
+    """What it is about, where a data set has categories ("books"), else empty."""
+    split: Literal["train", "test", ""] = ""
+    """Where the source itself splits; empty: the split is still to be drawn."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in its two splits; a label is an index into `classes`."""
+    """A data set as a stream, so that it need not fit into memory."""
 
     name: str
-    classes: tuple[str, ...]
-    train: Split
-    test: Split
-
-
-def split(
-    name: str, classes: tuple[str, ...], texts: list[str], labels: np.ndarray, *, test_size: int
-) -> Dataset:
-    """Split labelled texts, stratified by label, always the same way.
-
-    The test split is drawn from the texts that occur once, so no text stands in both.
-    """
-    from sklearn.model_selection import train_test_split  # slow to import
-
-    _, first, copies = np.unique(np.asarray(texts, object), return_index=True, return_counts=True)
-    single = np.sort(first[copies == 1])
-    _, test = train_test_split(
-        single, test_size=test_size, stratify=labels[single], random_state=SPLIT_SEED
-    )
-    test = np.sort(test)
-    train = np.setdiff1d(np.arange(len(texts)), test)
-
-    def take(rows: np.ndarray) -> Split:
-        return Split([texts[row] for row in rows], labels[rows].astype(np.int32))
-
-    return Dataset(name, classes, take(train), take(test))
+    examples: Callable[[], Iterator[Example]]
+    """Reads the source from its beginning, in always the same order. Raises InputError, naming file
+    and place, at the first thing that cannot be used."""
+    classes: tuple[str, ...] = ()
+    """The labels in their order; empty: those that occur, sorted (as numbers where all are)."""
+    test_size: float | int = 0.2
+    """The share, or the number, of examples to be drawn for the test split where the source has no
+    split of its own; stratified by category and label."""

