@@ -1,0 +1,55 @@
+"""Which column of a table is which."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from common.errors import InputError
+
+# The usual names, the most telling first; case, blanks, - and _ do not matter.
+_USUAL = {
+    "text": "text review reviewtext reviewbody sentence content body comment document tweet",
+    "label": "label labels sentiment class target polarity stars rating score emotion topic",
+    "split": "split partition subset",
+    "category": "category domain",
+}
+OPTIONS = tuple(_USUAL)
+
+Row = tuple[int, object, object, object, object]
+"""Its number (of the line, or of the row); text, label, split, category, None where there is no
+such column."""
+
+
+class Columns(NamedTuple):
+    """The names of the columns that are read."""
+
+    text: str
+    label: str
+    split: str | None
+    category: str | None
+
+
+def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Columns:
+    """The columns that the options name, or else those with usual names.
+
+    Raises InputError, naming `place` and the columns there are.
+    """
+    simple = {}
+    for name in reversed(names):  # of two alike, the first
+        simple[name.lower().translate({ord(c): None for c in " _-"})] = name
+    there = f"there are: {', '.join(names)}"
+    chosen: dict[str, str | None] = {}
+    for use, usual in _USUAL.items():
+        name: str | None = options.get(use)
+        if name:
+            if names.count(name) != 1:
+                many = "no column" if name not in names else "more than one column"
+                raise InputError(f"{place}: {many} {name}; {there}")
+        elif name is None:
+            guesses = (simple[guess] for guess in usual.split() if guess in simple)
+            name = next((guess for guess in guesses if guess not in chosen.values()), None)
+        if use in ("text", "label") and not name:
+            raise InputError(
+                f"{place}: no column for the {use}: name it with ?{use}=COLUMN; {there}"
+            )
+        chosen[use] = name or None
+    return Columns(**chosen)  # type: ignore[arg-type]

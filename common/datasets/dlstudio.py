@@ -1,0 +1,93 @@
+"""The sentiment archives of DLStudio (Avinash Kak, Purdue), versions 2.2 to 2.5.
+
+    dlstudio:TRAIN_ARCHIVE,TEST_ARCHIVE
+
+A .tar.gz that holds no tar: a gzipped pickle, written by Python 2, of (positive, negative,
+vocabulary), the first two category -> list of reviews, a review a list of words.
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.datasets import files
+from common.datasets.dataset import Dataset, Example
+from common.errors import InputError
+from common.unpickle import restricted_loads
+
+CLASSES = ("negative", "positive")
+
+# An archive is in memory as a whole. 20,000 reviews, more than any of DLStudio's archives has,
+# unpack to about 45 MB; what unpacks to more than this is not one of them.
+MAX_UNPACKED = 2**28
+
+
+def fingerprint(spec: str) -> dict[str, str | int]:
+    return files.fingerprint(spec, _archives(spec))
+
+
+def load(spec: str) -> Dataset:
+    """The training archive's reviews, then the test archive's, each class as the archive has it."""
+    train, test = _archives(spec)
+
+    def examples() -> Iterator[Example]:
+        for label, category, text in _reviews(train):
+            yield Example(text, label, category, "train")
+        for label, category, text in _reviews(test):
+            yield Example(text, label, category, "test")
+
+    return Dataset(spec, examples, CLASSES)
+
+
+def _archives(spec: str) -> tuple[Path, Path]:
+    paths = files.parse(spec, most=2).paths
+    if len(paths) != 2:
+        raise InputError(f"--data {spec}: expected two archives, dlstudio:TRAIN,TEST")
+    return paths[0], paths[1]
+
+
+def _reviews(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(label, category, text) of every review in an archive."""
+    content = restricted_loads(_unpacked(path), str(path), errors=files.STRAY_BYTES)
+    if not (
+        isinstance(content, tuple | list)
+        and len(content) >= 2
+        and all(isinstance(reviews, dict) for reviews in content[:2])
+    ):
+        raise InputError(f"{path}: expected a pickle of (positive, negative, vocabulary)")
+    # A pickle can refer to one word, or to one review, any number of times.
+    characters_left = 4 * MAX_UNPACKED
+    for label, reviews_of_category in zip(("positive", "negative"), content[:2], strict=True):
+        for category, reviews in reviews_of_category.items():
+            if not isinstance(category, str) or not isinstance(reviews, list):
+                raise InputError(
+                    f"{path}: {label}: expected a list of reviews for each name of a category"
+                )
+            for number, words in enumerate(reviews):
+                try:
+                    characters_left -= 1 + sum(map(len, words)) + len(words)
+                    text = " ".join(words) if characters_left > 0 else ""
+                except TypeError:
+                    raise InputError(
+                        f"{path}: {label}, {category}, review {number:,}: expected a list of words"
+                    ) from None
+                if characters_left < 0:
+                    raise InputError(f"{path}: more than {4 * MAX_UNPACKED // 2**20:,} MiB of text")
+                yield label, files.without_surrogates(category), files.without_surrogates(text)
+
+
+def _unpacked(path: Path) -> bytes:
+    with files.open_file(path) as packed:
+        try:
+            with gzip.open(packed) as unpacked:
+                data = unpacked.read(MAX_UNPACKED + 1)
+        except EOFError:
+            raise InputError(
+                f"{path}: the archive is cut short: it ends at byte {packed.tell():,}"
+            ) from None
+        except (OSError, zlib.error) as error:
+            raise InputError(f"{path}: before byte {packed.tell():,}: {error}") from None
+    if len(data) > MAX_UNPACKED:
+        raise InputError(f"{path}: unpacks to more than {MAX_UNPACKED // 2**20} MiB")
+    return data

@@ -1,0 +1,114 @@
+"""What the sources that read files share: the spec, the files behind it, their bytes as text."""
+
+import codecs
+import hashlib
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from common.errors import InputError
+
+# A longer line is taken for a file of another kind: it would not have to fit into memory.
+MAX_LINE = 2**26
+
+
+class Spec(NamedTuple):
+    """A spec taken apart: KIND:PATH[,PATH][?OPTION=VALUE[&OPTION=VALUE...]]"""
+
+    name: str
+    """The whole of it, as it was given."""
+    paths: tuple[Path, ...]
+    options: dict[str, str]
+
+
+def parse(
+    spec: str, known: Collection[str] = (), *, most: int = 1, must_exist: bool = True
+) -> Spec:
+    """Take `spec` apart: at most `most` paths, which exist unless not asked to; options in `known`.
+
+    A path that exists as it stands may hold commas and question marks. Raises InputError.
+    """
+    arguments = spec.partition(":")[2]
+    options = {}
+    if Path(arguments).expanduser().exists():
+        names, query = [arguments], ""
+    else:
+        name, _, query = arguments.partition("?")
+        names = [name] if Path(name).expanduser().exists() else name.split(",")
+    for option in filter(None, query.split("&")):
+        key, equals, value = option.partition("=")
+        if not equals or key not in known:
+            raise InputError(
+                f"--data {spec}: {option}: expected "
+                + (f"OPTION=VALUE with one of {', '.join(known)}" if known else "no options")
+            )
+        options[key] = value
+    if not arguments or len(names) > most or not all(names):
+        raise InputError(
+            f"--data {spec}: expected {'one path' if most == 1 else 'one or two paths'}"
+        )
+    paths = tuple(Path(name).expanduser() for name in names)
+    missing = [path for path in paths if not path.exists()]
+    if must_exist and missing:
+        raise InputError(f"--data {spec}: {missing[0]}: no such file or directory")
+    return Spec(spec, paths, options)
+
+
+def fingerprint(spec: str, files: Iterable[Path]) -> dict[str, str | int]:
+    """What tells one state of the files from another without reading them: names, sizes, times."""
+    digest, count, total = hashlib.sha256(), 0, 0
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        count, total = count + 1, total + status.st_size
+    return {"data": spec, "files": count, "bytes": total, "state": digest.hexdigest()}
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The file, to be read as bytes. Raises InputError for one that cannot be or that is empty."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not file.peek(1):
+        file.close()
+        raise InputError(f"{path}: the file is empty")
+    return file
+
+
+def lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, numbered from 1. Raises InputError for one longer than MAX_LINE."""
+    for number, line in enumerate(iter(partial(file.readline, MAX_LINE), b""), start=1):
+        if len(line) == MAX_LINE:
+            raise InputError(f"{path}: line {number:,}: longer than {MAX_LINE // 2**20} MiB")
+        yield number, line
+
+
+def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    stray = error.object[error.start : error.end]
+    try:
+        return stray.decode("cp1252"), error.end
+    except UnicodeDecodeError:  # five bytes mean nothing there
+        return stray.decode("latin-1"), error.end
+
+
+# Text from the web of the 2000s is UTF-8 with stray bytes of Windows-1252, not seldom in one file.
+STRAY_BYTES = "gru-twins.cp1252"
+codecs.register_error(STRAY_BYTES, _as_cp1252)
+
+
+def decode(data: bytes) -> str:
+    """The text, whatever its bytes: those that are not UTF-8 are read as Windows-1252."""
+    return data.decode("utf-8", STRAY_BYTES)
+
+
+def without_surrogates(text: str) -> str:
+    """JSON and pickles can hold halves of surrogate pairs, which no encoding can write again."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
