@@ -34,22 +34,20 @@ def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Colu
     Raises InputError, naming `place` and the columns there are.
     """
     simple = {}
-    for name in reversed(names):  # of two alike, the first
-        simple[name.lower().translate({ord(c): None for c in " _-"})] = name
-    there = f"there are: {', '.join(names)}"
+    for there in reversed(names):  # of two alike, the first
+        simple[there.lower().translate({ord(c): None for c in " _-"})] = there
+    columns = f"there are: {', '.join(names)}"
     chosen: dict[str, str | None] = {}
     for use, usual in _USUAL.items():
-        name: str | None = options.get(use)
-        if name:
-            if names.count(name) != 1:
-                many = "no column" if name not in names else "more than one column"
-                raise InputError(f"{place}: {many} {name}; {there}")
-        elif name is None:
-            guesses = (simple[guess] for guess in usual.split() if guess in simple)
-            name = next((guess for guess in guesses if guess not in chosen.values()), None)
+        guesses = (simple[guess] for guess in usual.split() if guess in simple)
+        guess = next((guess for guess in guesses if guess not in chosen.values()), "")
+        name = options.get(use, guess)
+        if name and names.count(name) != 1:
+            found = "no column" if name not in names else "more than one column"
+            raise InputError(f"{place}: {found} {name}; {columns}")
         if use in ("text", "label") and not name:
             raise InputError(
-                f"{place}: no column for the {use}: name it with ?{use}=COLUMN; {there}"
+                f"{place}: no column for the {use}: name it with ?{use}=COLUMN; {columns}"
             )
         chosen[use] = name or None
     return Columns(**chosen)  # type: ignore[arg-type]

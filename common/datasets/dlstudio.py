@@ -66,6 +66,8 @@ def _reviews(path: Path) -> Iterator[tuple[str, str, str]]:
                 )
             for number, words in enumerate(reviews):
                 try:
+                    if not isinstance(words, list):
+                        raise TypeError
                     characters_left -= 1 + sum(map(len, words)) + len(words)
                     text = " ".join(words) if characters_left > 0 else ""
                 except TypeError:

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,11 +32,9 @@ def parse(
     """
     arguments = spec.partition(":")[2]
     options = {}
-    if Path(arguments).expanduser().exists():
-        names, query = [arguments], ""
-    else:
-        name, _, query = arguments.partition("?")
-        names = [name] if Path(name).expanduser().exists() else name.split(",")
+    ways = [(arguments, ""), arguments.rpartition("?")[::2], arguments.partition("?")[::2]]
+    name, query = next((way for way in ways if way[0] and _exists(way[0])), ways[-1])
+    names = [name] if _exists(name) else name.split(",")
     for option in filter(None, query.split("&")):
         key, equals, value = option.partition("=")
         if not equals or key not in known:
@@ -48,11 +47,15 @@ def parse(
         raise InputError(
             f"--data {spec}: expected {'one path' if most == 1 else 'one or two paths'}"
         )
-    paths = tuple(Path(name).expanduser() for name in names)
-    missing = [path for path in paths if not path.exists()]
-    if must_exist and missing:
-        raise InputError(f"--data {spec}: {missing[0]}: no such file or directory")
-    return Spec(spec, paths, options)
+    for name in names:
+        if must_exist and not _exists(name):
+            raise InputError(f"--data {spec}: {name}: no such file or directory")
+    return Spec(spec, tuple(Path(os.path.expanduser(name)) for name in names), options)
+
+
+def _exists(name: str) -> bool:
+    # Unlike pathlib's, these say no, too, of a name that is too long and of a user there is not.
+    return os.path.exists(os.path.expanduser(name))
 
 
 def fingerprint(spec: str, files: Iterable[Path]) -> dict[str, str | int]:
@@ -63,7 +66,8 @@ def fingerprint(spec: str, files: Iterable[Path]) -> dict[str, str | int]:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
-        digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        digest.update(os.fsencode(path.absolute()))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         count, total = count + 1, total + status.st_size
     return {"data": spec, "files": count, "bytes": total, "state": digest.hexdigest()}
 

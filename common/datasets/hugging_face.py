@@ -23,8 +23,8 @@ OPTIONS = (*columns.OPTIONS, "config", "train", "test")
 
 def fingerprint(spec: str) -> dict[str, str | int]:
     name, _ = _parse(spec)
-    if Path(name).expanduser().is_dir():
-        found = sorted(path for path in Path(name).expanduser().rglob("*") if path.is_file())
+    if Path(name).is_dir():
+        found = sorted(path for path in Path(name).rglob("*") if path.is_file())
         return files.fingerprint(spec, found)
     return {"data": spec}
 
@@ -37,9 +37,9 @@ def load(spec: str) -> Dataset:
         found = _load(name, options)
         for split_name, split in _splits(found, options, spec):
             table = found[split_name]
-            place = f"{name}: split {split_name}, row" if split_name else f"{name}: row"
-            chosen = columns.choose(table.column_names, options, place.rpartition(" ")[0])
-            yield from tables.labelled(partial(_rows, table, chosen), place, split)
+            place = f"{name}: split {split_name}" if split_name else name
+            chosen = columns.choose(table.column_names, options, place)
+            yield from tables.labelled(partial(_rows, table, chosen), f"{place}: row", split)
 
     return Dataset(spec, examples)
 
@@ -88,5 +88,9 @@ def _rows(table: Any, chosen: columns.Columns) -> Iterator[columns.Row]:
     wanted = [name for name in dict.fromkeys(chosen) if name]
     batches = table.select_columns(wanted).with_format("arrow").iter(parquet.BATCH)
     for number, text, label, split, category in parquet.arrow_rows(batches, chosen):
-        named = names[label] if names and isinstance(label, int) and label >= 0 else None
-        yield number, text, named if names else label, split, category
+        if not names:
+            yield number, text, label, split, category
+        elif isinstance(label, int) and 0 <= label < len(names):
+            yield number, text, names[label], split, category
+        else:
+            yield number, text, None, split, category

@@ -34,7 +34,10 @@ def rows(
             for row in arrow_rows(batches, columns):
                 yield row
                 number = row[0]
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except InputError:
+        raise
+    # ValueError, OverflowError: also for what Python does not have, as a date in the year 60,000.
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         message = str(error).partition("\n")[0]
         raise InputError(
             f"{path}: after row {number:,}: not a whole Parquet file: {message}"
@@ -47,6 +50,7 @@ def arrow_rows(tables: "Iterable[pa.RecordBatch | pa.Table]", columns: Columns) 
     """The rows of Arrow tables, numbered from 1 throughout."""
     before = 0
     for table in tables:
+        table.validate(full=True)  # what is read from a damaged file may not be strings
         values = (
             repeat(None, len(table)) if name is None else table.column(name).to_pylist()
             for name in columns

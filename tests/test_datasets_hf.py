@@ -1,0 +1,77 @@
+"""The source hf, offline: data sets on disk in the formats of Hugging Face datasets."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from common import datasets as sources
+from common.datasets import Example
+from common.errors import InputError
+
+hf = pytest.importorskip("datasets", reason="needs the extra hf")
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(hf.config, "HF_HUB_OFFLINE", True)
+
+
+def table(labels: list[int]) -> "hf.Dataset":
+    features = hf.Features(
+        {"text": hf.Value("string"), "label": hf.ClassLabel(names=["negative", "positive"])}
+    )
+    rows = {"text": [f"text {number}" for number in range(len(labels))], "label": labels}
+    return hf.Dataset.from_dict(rows, features=features)
+
+
+def test_saved_splits_with_named_classes(tmp_path: Path) -> None:
+    splits = {"validation": table([1]), "train": table([0, 1]), "unsupervised": table([-1])}
+    hf.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    spec = f"hf:{tmp_path}/saved"
+    expected = [
+        Example("text 0", "negative", split="train"),
+        Example("text 1", "positive", split="train"),
+        Example("text 0", "positive", split="test"),
+    ]
+    assert list(sources.load(spec).examples()) == expected
+    assert list(sources.load(f"{spec}?test=train").examples())[2:] == [
+        Example("text 0", "negative", split="test"),
+        Example("text 1", "positive", split="test"),
+    ]
+    assert sources.fingerprint(spec) == sources.fingerprint(spec)
+    with pytest.raises(InputError, match=r"saved: split unsupervised: row 1: no label"):
+        list(sources.load(f"{spec}?test=unsupervised").examples())
+    with pytest.raises(InputError, match="no split dev; there are: validation, train, unsup"):
+        list(sources.load(f"{spec}?test=dev").examples())
+    with pytest.raises(InputError, match="saved: split train: no column mark; there are: text, la"):
+        list(sources.load(f"{spec}?label=mark").examples())
+
+
+def test_one_split_is_still_to_be_divided(tmp_path: Path) -> None:
+    table([0, 1]).save_to_disk(tmp_path / "one")
+    found = list(sources.load(f"hf:{tmp_path}/one").examples())
+    assert [example.split for example in found] == ["", ""]
+
+
+def test_a_folder_of_files(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    table([0, 1]).to_parquet(folder / "train.parquet")
+    table([1]).to_parquet(folder / "test.parquet")
+    found = list(sources.load(f"hf:{folder}").examples())
+    assert [(e.label, e.split) for e in found] == [
+        *(("negative", "train"), ("positive", "train"), ("positive", "test"))
+    ]
+
+
+def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"^hf:nobody/nothing: [^\n]*$"):
+        list(sources.load("hf:nobody/nothing").examples())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=rf"^hf:{tmp_path}/empty: "):
+        list(sources.load(f"hf:{tmp_path}/empty").examples())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'needs the extra hf: pip install -e "\.\[hf\]"'):
+        sources.fingerprint("hf:imdb")
