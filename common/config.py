@@ -55,7 +55,8 @@ class TrainConfig:
     preset: str = "quick"
     """quick, full or seed (the homework's recipe); every other option overrides it."""
     data: str = "imdb"
-    """The data set: imdb or rt."""
+    """The data set: imdb, rt, or KIND:PATH with one of the kinds amazon, dlstudio, csv, tsv, jsonl,
+    parquet, text and hf (docs/data.md)."""
     vectors: str = "word2vec"
     """Word vectors: word2vec (trained on the training reviews, then frozen) or random:DIM (trained
     with the model)."""
