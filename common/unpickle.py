@@ -5,7 +5,7 @@ that pickles of data do not need are refused, and so are numbers that would make
 reserve memory for things that the file does not hold. Then Python's own unpickler runs it, and
 whatever it wants to import is looked up among the constructors that were allowed.
 
-Memory stays in proportion to the pickle's size (at worst 20 times; see MAX_CONTAINERS).
+Memory stays in proportion to the pickle's size (at worst some 25 times; see MAX_CONTAINERS).
 """
 
 import io

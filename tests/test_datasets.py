@@ -408,6 +408,9 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     assert refused(spec).startswith(f"{path}: after row 0: not a whole Parquet file: ")
     path.write_bytes(whole[:100] + bytes(2_000) + whole[2_100:])
     assert refused(spec).startswith(f"{path}: after row ")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": pa.array([b"\x92"]).view("string"), "label": [1]}), path)
+    assert "table: after row 0: not a whole Parquet file: 'utf-8' codec" in refused(spec)
     write_table("parquet", path, ["text", "label"], [(None, "b")])
     assert refused(spec) == f"{path}: row 1: no text"
 

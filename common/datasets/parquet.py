@@ -36,7 +36,7 @@ def rows(
                 number = row[0]
     except InputError:
         raise
-    # ValueError, OverflowError: also for what Python does not have, as a date in the year 60,000.
+    # ValueError: a string that is not UTF-8; with OverflowError, a date that Python does not have.
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         message = str(error).partition("\n")[0]
         raise InputError(
@@ -50,7 +50,6 @@ def arrow_rows(tables: "Iterable[pa.RecordBatch | pa.Table]", columns: Columns) 
     """The rows of Arrow tables, numbered from 1 throughout."""
     before = 0
     for table in tables:
-        table.validate(full=True)  # what is read from a damaged file may not be strings
         values = (
             repeat(None, len(table)) if name is None else table.column(name).to_pylist()
             for name in columns
