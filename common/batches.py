@@ -76,7 +76,7 @@ class Batches:
         self.in_order = in_order
         self.limit = max_length
         self.lengths = np.minimum(split.lengths, max_length or np.inf).astype(np.int64)
-        self._position = np.zeros(int(split.tokens.max(initial=0)) + 1, np.int32)
+        self._position = np.zeros(split.vocabulary_size, np.int32)
         self.shapes = list(shapes) if shapes else self._choose_shapes(longest)
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class Batches:
 
     def batch(self, rows: Int64[np.ndarray, " B"]) -> Batch:
         """The batch of these reviews (indices into the split; -1: none)."""
-        texts = [self._text(row) for row in rows]
+        texts = self._texts(rows)
         distinct = self._distinct(texts)
         lengths = np.array([len(text) for text in texts], np.int32)
         shape = next(
@@ -121,11 +121,12 @@ class Batches:
         distinct = np.pad(distinct, (0, shape.distinct - len(distinct)))
         return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows)
 
-    def _text(self, row: int) -> np.ndarray:
-        if row < 0:
-            return np.zeros(0, np.int32)
-        text = self.split[row]
-        return text[-self.limit :] if self.limit else text
+    def _texts(self, rows: Int64[np.ndarray, " B"]) -> list[Int64[np.ndarray, " words"]]:
+        ends = self.split.starts[rows] + self.split.lengths[rows]
+        starts = ends - np.where(rows >= 0, self.lengths[rows], 0)
+        ranges = zip(starts.tolist(), ends.tolist(), strict=True)
+        # Twice they are used as indices, which NumPy would convert each time.
+        return [self.split.tokens[start:end].astype(np.intp) for start, end in ranges]
 
     def _distinct(self, texts: Sequence[np.ndarray]) -> Int32[np.ndarray, " distinct"]:
         # Marking the ids in a table of the vocabulary is several times faster than np.unique.
@@ -145,7 +146,7 @@ class Batches:
         most = dict.fromkeys(edges, 1)
         plan = self.plan(0)
         for rows in plan[:: math.ceil(len(plan) / _SAMPLE) or 1]:
-            texts = [self._text(row) for row in rows]
+            texts = self._texts(rows)
             edge = next(edge for edge in edges if edge >= max(map(len, texts)))
             most[edge] = max(most[edge], len(self._distinct(texts)))
         shapes: list[Shape] = []

@@ -59,6 +59,7 @@ class Data:
 
     name: str
     classes: tuple[str, ...]
+    categories: tuple[str, ...]
     vectors: vectors.WordVectors
     train: Batches
     test: Batches
@@ -89,7 +90,7 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
         in_order=True,
         shapes=train_batches.shapes,
     )
-    return Data(texts.name, texts.classes, found, train_batches, test_batches)
+    return Data(texts.name, texts.classes, texts.categories, found, train_batches, test_batches)
 
 
 def main(framework: Framework) -> None:
@@ -150,7 +151,9 @@ def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
         "framework": framework.FRAMEWORK,
         "model": options.model,
         "implementation": learner.implementation,
-        **metrics.evaluate(logits, labels, data.classes),
+        **metrics.evaluate(
+            logits, labels, data.classes, data.test.split.categories, data.categories
+        ),
         **history,
         "compilations": learner.compilations,
         "peak_memory_bytes": _peak_memory(),

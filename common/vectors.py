@@ -1,6 +1,5 @@
 """Word vectors: word2vec trained on the training reviews, or random ones to be trained."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ def load(
     Word2vec is trained on the texts of `train` alone. Raises InputError for an unknown spec.
     """
     check(spec)
-    counts = np.bincount(train.tokens, minlength=len(corpus.vocabulary))
+    counts = train.counts()
     if spec.startswith("random:"):
         words = [corpus.vocabulary[i] for i in np.flatnonzero(counts >= RANDOM_MIN_COUNT)]
         shape = (len(words), int(spec.partition(":")[2]))
@@ -75,7 +74,7 @@ def _word2vec(corpus: Corpus, train: EncodedSplit, report: Callable[[str], None]
     class Sentences:
         def __iter__(self) -> Iterator[list[str]]:
             for text in range(len(train)):
-                yield [corpus.vocabulary[token] for token in train[text]]
+                yield [corpus.vocabulary[token] for token in train[text].tolist()]
 
     def build(folder: Path) -> None:
         from gensim.models import Word2Vec  # slow to import
@@ -88,14 +87,4 @@ def _word2vec(corpus: Corpus, train: EncodedSplit, report: Callable[[str], None]
         lines = "".join(f"{word}\n" for word in vectors.index_to_key)
         (folder / "vocabulary.txt").write_text(lines, encoding="utf-8")
 
-    return cached(
-        "word2vec", {**WORD2VEC, "std": STANDARD_DEVIATION, **_fingerprint(corpus, train)}, build
-    )
-
-
-def _fingerprint(corpus: Corpus, train: EncodedSplit) -> dict[str, str]:
-    """Names the very texts: a hash of their words."""
-    digest = hashlib.sha256("\n".join(corpus.vocabulary).encode())
-    digest.update(train.tokens.tobytes())
-    digest.update(train.offsets.tobytes())
-    return {"texts": digest.hexdigest()}
+    return cached("word2vec", {**WORD2VEC, "std": STANDARD_DEVIATION, "texts": train.name}, build)

@@ -46,7 +46,7 @@ class Task:
 def batch_of(B: int, T: int) -> Batch:
     """Real IMDB reviews of about T words, cut to their last T; the same in every process."""
     texts = corpus.load("imdb")
-    counts = np.bincount(texts.train.tokens, minlength=len(texts.vocabulary))
+    counts = texts.train.counts()
     split = texts.train.renumber(
         np.where(counts >= vectors.RANDOM_MIN_COUNT, np.arange(len(counts)), -1)
     )

@@ -25,6 +25,7 @@ KEPT = (
     "accuracy_interval",
     "confusion",
     "roc_auc",
+    "categories",
     "losses",
     "loss_epochs",
     "train_seconds",

@@ -23,3 +23,18 @@ def test_three_classes_one_never_predicted_and_one_missing() -> None:
     assert found["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
     assert found["roc_auc"] is None
     assert found["classes"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+
+
+def test_accuracy_of_each_category_that_occurs() -> None:
+    logits = np.array([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32)
+    labels, categories = np.array([0, 1, 1, 0]), np.array([2, 0, 0, 0])
+    found = evaluate(logits, labels, ("bad", "good"), categories, ("books", "dvd", "toys"))
+    assert list(found["categories"]) == ["books", "toys"]
+    assert found["categories"]["books"]["accuracy"] == 2 / 3
+    assert found["categories"]["books"]["support"] == 3
+    # Wilson (1927) of 2 in 3 and of 1 in 1.
+    interval = found["categories"]["books"]["accuracy_interval"]
+    assert interval == pytest.approx([0.2077, 0.9385], abs=1e-4)
+    interval = found["categories"]["toys"]["accuracy_interval"]
+    assert interval == pytest.approx([0.2065, 1], abs=1e-4)
+    assert evaluate(logits, labels, ("bad", "good"))["categories"] == {}

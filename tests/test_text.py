@@ -1,4 +1,45 @@
+import re
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from common.text import clean, tokenize
+
+# Letters of several scripts and cases, marks, digits, surrogates, what looks like an apostrophe or
+# a space, and what is special in markup; besides any character at all.
+NASTY = (
+    "aZ0\u00df\u0130\u0131\u03a3\u03c3\u0301\u00e9\u4e2d\u0663\u00b2_'\u2019`<>/&;#!"
+    " \n\x1c\x85\u00a0\u2028\x00\ud800\udfff"
+)
+TEXTS = st.text(st.sampled_from(NASTY) | st.characters(codec=None), max_size=40)
+
+
+def plain(text: str) -> list[str]:
+    """The definition of a word, without a fast path."""
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'"))
+
+
+@given(TEXTS | st.text(st.characters(max_codepoint=127), max_size=40))
+@example("'''a''b'c' 'd'e'")
+@example("\u0130'\u03a3 \u03a3\u03a3'\u03a3")
+def test_tokenize_is_its_plain_definition_for_every_text(text: str) -> None:
+    assert tokenize(text) == plain(text)
+
+
+def test_tokenize_is_its_plain_definition_for_every_short_text_of_apostrophes() -> None:
+    parts = [""]
+    for _ in range(6):
+        parts = [part + more for part in parts for more in ("a", "'", " ", "_")]
+    for text in parts:
+        assert tokenize(text) == plain(text)
+
+
+@given(TEXTS)
+def test_clean_is_its_plain_definition_for_every_text(text: str) -> None:
+    import html
+
+    expected = " ".join(html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", " ", text)).split())
+    assert clean(text) == expected
 
 
 def test_clean_takes_out_markup_and_nothing_else() -> None:

@@ -106,14 +106,14 @@ def test_predictions_are_those_of_the_test_run(
     command: Command, small: list[str], tmp_path: Path
 ) -> None:
     """predict reads a text as training did: same words, same cut, same model."""
-    from common import datasets
+    from common import corpus
     from common.config import TrainConfig
 
     arguments = [*small, "--test-size", "None", "--epochs", 1, "--out", tmp_path]
     assert command(main_of(torch_impl.learner), *arguments)[0] == 0
     run = checkpoint.load_run(tmp_path)
-    test = datasets.load("rt").test
-    chosen = tuple(test.texts[:64])
+    texts = corpus.load("rt")
+    chosen = tuple(" ".join(texts.vocabulary[i] for i in texts.test[row]) for row in range(64))
     probabilities = prediction.classify(torch_impl.learner, run, chosen)
     data = training.load_data(run.options, print)
     learner = torch_impl.learner.Learner(run.model, TrainConfig(), run.vectors, run.parameters)

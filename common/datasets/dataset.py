@@ -1,11 +1,18 @@
 """What every source yields: labelled texts, one after the other, read as often as need be."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Bool, Int32, UInt64
+
+from common.errors import InputError
+
 # The splits do not depend on the seed of a run: runs with different seeds are tested alike.
 SPLIT_SEED = 0
+SPLITS = ("", "train", "test")
 
 
 class Example(NamedTuple):
@@ -32,3 +39,40 @@ class Dataset:
     test_size: float | int = 0.2
     """The share, or the number, of examples to be drawn for the test split where the source has no
     split of its own; stratified by category and label."""
+
+
+def draw_test(
+    dataset: Dataset,
+    hashes: UInt64[np.ndarray, "N words"],
+    strata: Int32[np.ndarray, " N"],
+) -> Bool[np.ndarray, " N"]:
+    """Which texts are drawn for the test split: stratified, always the same ones.
+
+    They are drawn from the texts that occur once (equal texts have equal hashes), so no text stands
+    in both splits. A text that is alone in its stratum stays in training. Raises InputError where
+    there are too few texts.
+    """
+    from sklearn.model_selection import train_test_split  # slow to import
+
+    size = dataset.test_size
+    if isinstance(size, float):
+        size = math.ceil(size * len(strata))
+    order = np.lexsort(hashes.T)
+    same = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
+    copied = np.zeros(len(order), bool)
+    copied[order[1:][same]] = copied[order[:-1][same]] = True
+    del order, same
+    single = np.flatnonzero(~copied)
+    single = single[np.bincount(strata[single])[strata[single]] > 1]
+    try:
+        _, test = train_test_split(
+            single, test_size=size, stratify=strata[single], random_state=SPLIT_SEED
+        )
+    except ValueError:
+        raise InputError(
+            f"{dataset.name}: cannot draw {size:,} texts to test on, some of each class, "
+            f"from the {len(single):,} of {len(strata):,} that occur once"
+        ) from None
+    in_test = np.zeros(len(strata), bool)
+    in_test[test] = True
+    return in_test

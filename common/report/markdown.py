@@ -20,12 +20,11 @@ COLUMNS = (
 
 def row(run: Mapping[str, Any]) -> tuple[str, ...]:
     """A run in the words of the table, one for each of COLUMNS."""
-    low, high = run["accuracy_interval"]
     return (
         run["framework"],
         run["model"],
         run["implementation"],
-        f"{run['accuracy']:.2%} ± {(high - low) / 2:.2%}",
+        _accuracy(run),
         f"{run['train_seconds']:.1f} s",
         f"{run['tokens_per_second']:,.0f}",
         f"{run['first_step_seconds']:.2f} s",
@@ -49,6 +48,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
             "compilation included. tokens/s: the median over the stretches between two log lines. "
             "First step: from building the model to its first update. Peak memory: of the process.",
             "",
+            *_categories(runs),
             *_figures(folder, runs, data["classes"]),
         ]
     if results["parity"]:
@@ -60,6 +60,27 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
     path = folder / "report.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _categories(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of the accuracy in each category, a column for each run; nothing without categories.
+
+    Results written before there were categories have no such key.
+    """
+    names = runs[0].get("categories", {})
+    if not names:
+        return []
+    header = ("category", "reviews", *(f"{run['framework']} {run['model']}" for run in runs))
+    rows = []
+    for name, found in names.items():
+        of_runs = [run["categories"][name] for run in runs]
+        rows.append((name, f"{found['support']:,}", *map(_accuracy, of_runs)))
+    return ["## Accuracy by category", "", *_table(header, rows), ""]
+
+
+def _accuracy(found: Mapping[str, Any]) -> str:
+    low, high = found["accuracy_interval"]
+    return f"{found['accuracy']:.2%} ± {(high - low) / 2:.2%}"
 
 
 def _parity_row(check: Mapping[str, Any]) -> tuple[str, ...]:

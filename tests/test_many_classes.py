@@ -1,0 +1,103 @@
+"""Five classes and two categories, from the data set to the prediction, in both frameworks."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jax_impl.learner
+import torch_impl.learner
+from common import datasets, prediction, training
+from common.datasets.dataset import Dataset, Example
+from common.report import figures, markdown
+from comparison import runs
+
+Command = Callable[..., tuple[int, str, str]]
+FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+CLASSES = ("1", "2", "3", "5", "10")  # in the order of numbers
+TELLING = ("awful", "poor", "fair", "good", "great")
+
+
+def examples() -> Iterator[Example]:
+    rng = np.random.default_rng(0)
+    for i in range(500):
+        label = i % len(CLASSES)
+        words = [f"word{n}" for n in rng.integers(0, 40, 12)]
+        words[rng.integers(12)] = TELLING[label]
+        yield Example(" ".join(words), CLASSES[label], ("books", "dvd")[i // 5 % 2])
+
+
+@pytest.fixture
+def five_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load", lambda spec: Dataset("stars", examples))
+    monkeypatch.setattr(datasets, "fingerprint", lambda spec: {"data": "stars"})
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_five_classes_are_learnt_reported_and_predicted(
+    name: str, five_classes: None, command: Command, tmp_path: Path
+) -> None:
+    options = ["--vectors", "random:16", "--hidden-size", 16, "--learning-rate", 0.02]
+    options += ["--epochs", 6, "--out", tmp_path]
+    status, _, error = command(partial(training.main, FRAMEWORKS[name]), *options)
+    assert (status, error) == (0, "")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert tuple(metrics["classes"]) == CLASSES
+    assert np.sum(metrics["confusion"], axis=1).tolist() == [20] * 5
+    assert metrics["accuracy"] > 0.9
+    assert metrics["roc_auc"] > 0.9
+    categories = metrics["categories"]
+    assert {name: found["support"] for name, found in categories.items()} == {
+        "books": 50,
+        "dvd": 50,
+    }
+    correct = sum(found["accuracy"] * found["support"] for found in categories.values())
+    assert correct / 100 == pytest.approx(metrics["accuracy"])
+
+    texts = [f"word1 {word} word2 word3" for word in TELLING]
+    predict = partial(prediction.main, FRAMEWORKS[name])
+    status, output, _ = command(predict, tmp_path, *texts)
+    assert status == 0
+    assert [line.split("\t")[0] for line in output.splitlines()] == list(CLASSES)
+
+    run = {key: metrics[key] for key in runs.KEPT}
+    results = {
+        "runs": [run],
+        "data": {**metrics["data"], "classes": CLASSES},
+        "parity": [],
+        "environment": {"command": "x"},
+    }
+    report = markdown.write(tmp_path, results).read_text()
+    low, high = categories["dvd"]["accuracy_interval"]
+    cell = f"{categories['dvd']['accuracy']:.2%} ± {(high - low) / 2:.2%}"
+    assert f"| category | reviews | {name} gru |" in report
+    assert f"| dvd | 50 | {cell} |" in report
+
+
+def test_the_confusion_figure_stays_readable_with_many_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No label is cut off or lies on another, and the figure keeps to a page's size."""
+    drawn = []
+    figure_class = figures.Figure
+
+    def figure(*arguments: object, **options: object) -> object:
+        drawn.append(figure_class(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(figures, "Figure", figure)
+    names = [f"a rather long name of class {i} that goes on" for i in range(20)]
+    figures.confusion(tmp_path / "confusion.png", np.eye(20, dtype=int) * 12_345, names, "title")
+    (canvas,) = drawn
+    canvas.draw_without_rendering()
+    assert max(canvas.get_size_inches()) < 20
+    axes = canvas.axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels(), axes.texts):
+        boxes = [label.get_window_extent() for label in labels]
+        for box in boxes:
+            assert canvas.bbox.x0 <= box.x0 and box.x1 <= canvas.bbox.x1
+            assert canvas.bbox.y0 <= box.y0 and box.y1 <= canvas.bbox.y1
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
