@@ -1,0 +1,158 @@
+"""Pickles from strangers: data, and the few constructors that the caller names; nothing else runs.
+
+A pickle is a program. Before it runs, every opcode is looked at: those that call or import in ways
+that pickles of data do not need are refused, and so are numbers that would make the unpickler
+reserve memory for things that the file does not hold. Then Python's own unpickler runs it, and
+whatever it wants to import is looked up among the constructors that were allowed.
+
+Memory stays in proportion to the pickle's size (at worst 20 times; see MAX_CONTAINERS).
+"""
+
+import io
+import pickle
+import pickletools
+import re
+from collections.abc import Callable, Collection, Mapping
+
+from common.errors import InputError
+
+Constructors = Mapping[tuple[str, str], Callable]
+
+# A byte of pickle can make an empty set of 216 bytes: so many lists, dicts, sets and tuples, one a
+# review, stay below 1 GiB.
+MAX_CONTAINERS = 4_000_000
+# A tuple's hash calls that of its elements: tuples nested deeper than about 50,000 overrun the C
+# stack when they are the key of a dict.
+MAX_TUPLES = 10_000
+
+_TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
+_CONTAINERS = _TUPLES | {"MARK", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT"}
+# No pickle of data has these. They call what is outside of the file, or refer to it. (INST is
+# refused below; the other opcodes that call get at nothing but what find_class has handed out.)
+_REFUSED = frozenset(
+    {"OBJ", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "DUP"}
+)
+# The memo is an array: its size is that of the largest index. Below 2**23 it takes 128 MiB.
+_MAX_MEMO = 2**23
+
+# The bulk of a pickle, at once and at the speed of the regular expression: strings with their place
+# in the memo, references to the memo, numbers, appending. Before a string stands its length, in one
+# byte or in four, so there is an alternative a length; longer ones are left to pickletools.
+_MEMO = rb"(?:q.|r..[\0-\x7f]\0|p\d{1,6}\n|\x94)"
+_COUNTED, _COUNTED_IN_4 = (
+    b"(?:%s)" % b"|".join(re.escape(n.to_bytes(size, "little")) + b".{%d}" % n for n in range(64))
+    for size in (1, 4)
+)
+_BULK = re.compile(
+    rb"(?:a?S[^\n]*\n(?:p\d{1,6}\n)?|a?g\d{1,6}\n"
+    rb"|[U\x8cC]" + _COUNTED + _MEMO + rb"?|[XTB]" + _COUNTED_IN_4 + _MEMO + rb"?"
+    rb"|h.|j..[\0-\x7f]\0|[aesuN\x88\x89]|V[^\n]*\n|" + _MEMO + rb"|K.|M..|J.{4}|G.{8})*+",
+    re.DOTALL,
+)
+
+
+def restricted_loads(
+    data: bytes,
+    name: str,
+    allow: Constructors | None = None,
+    *,
+    encoding: str = "utf-8",
+    errors: str = "strict",
+) -> object:
+    """The object that the pickle `data` describes; `name` is the file that errors speak of.
+
+    Dicts, lists, tuples, sets, strings, bytes and numbers are always read. What else may be
+    constructed is in `allow`: (module, name), as the pickle has them, to what is called in its
+    place. A stand-in of one's own is safer there than the real thing, whose attributes the pickle
+    may set (BUILD). `encoding` and `errors` are for the byte strings of Python 2 ("bytes" leaves
+    them as they are). Raises InputError, with the byte where there is one.
+    """
+    allow = allow or {}
+    _scan(data, name, allow)
+    try:
+        return _Unpickler(data, name, allow, encoding, errors).load()
+    except InputError:
+        raise
+    except Exception as error:  # the constructors, too, are given whatever the pickle holds
+        raise InputError(f"{name}: damaged pickle: {error or type(error).__name__}") from None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(
+        self, data: bytes, name: str, allow: Constructors, encoding: str, errors: str
+    ) -> None:
+        # Without a buffer to peek into, the unpickler asks for every line by a call of its own.
+        buffered = io.BufferedReader(io.BytesIO(data), buffer_size=2**20)
+        super().__init__(buffered, encoding=encoding, errors=errors)
+        self._name, self._allow = name, allow
+        self._elements_left = len(data)
+
+    def find_class(self, module: str, name: str) -> Callable:
+        if (module, name) in self._allow:
+            return self._allow[module, name]
+        if (module, name) in _SETS:
+            return self._set
+        raise InputError(_refusal(self._name, None, module, name))
+
+    def _set(self, elements: Collection = ()) -> set:
+        # Seven bytes of pickle can ask for another copy of a long list as a set.
+        self._elements_left -= len(elements)
+        if self._elements_left < 0:
+            raise InputError(f"{self._name}: its sets have more elements than the file has bytes")
+        return set(elements)
+
+
+# How sets are pickled below protocol 4, by Python 2 and by Python 3.
+_SETS = (("__builtin__", "set"), ("builtins", "set"))
+
+
+def _refusal(file: str, byte: int | None, module: str, name: str) -> str:
+    place = "" if byte is None else f" byte {byte:,}:"
+    return f"{file}:{place} the pickle wants to import {module}.{name}, which is not allowed"
+
+
+def _scan(data: bytes, name: str, allow: Constructors) -> None:
+    """Raise InputError for the first opcode that might harm, or where the pickle ends early."""
+    file = io.BytesIO(data)
+    containers = tuples = position = 0
+    while True:
+        bulk = _BULK.match(data, position)
+        assert bulk is not None  # the empty match at least
+        position = bulk.end()
+        file.seek(position)
+        try:
+            opcode, argument, _ = next(pickletools.genops(file))
+        except Exception as error:
+            if position == len(data):
+                raise InputError(
+                    f"{name}: the pickle is cut short: it ends at byte {position:,}"
+                ) from None
+            raise InputError(f"{name}: byte {position:,}: damaged pickle: {error}") from None
+        kind, number = opcode.name, argument if isinstance(argument, int) else 0
+        if kind in _TUPLES:
+            tuples += 1
+        if kind in _CONTAINERS:
+            containers += 1
+            if containers > MAX_CONTAINERS or tuples > MAX_TUPLES:
+                raise InputError(
+                    f"{name}: byte {position:,}: more than {MAX_CONTAINERS:,} lists, dicts and "
+                    f"sets or {MAX_TUPLES:,} tuples"
+                )
+        elif kind in ("PUT", "LONG_BINPUT"):
+            if not 0 <= number < _MAX_MEMO:
+                raise InputError(
+                    f"{name}: byte {position:,}: memo index {number} is beyond {_MAX_MEMO:,}"
+                )
+        elif kind == "FRAME":
+            if number > len(data) - file.tell():
+                raise InputError(f"{name}: byte {position:,}: the frame is longer than the file")
+        elif kind in ("GLOBAL", "INST"):
+            module, _, attribute = str(argument).partition(" ")
+            known = (module, attribute) in allow or (module, attribute) in _SETS
+            if not known or kind == "INST":
+                raise InputError(_refusal(name, position, module, attribute))
+        elif kind in _REFUSED:
+            raise InputError(f"{name}: byte {position:,}: opcode {kind} is not allowed")
+        if kind == "STOP":
+            return
+        position = file.tell()
