@@ -58,8 +58,10 @@ class TrainConfig:
     """The data set: imdb, rt, or KIND:PATH with one of the kinds amazon, dlstudio, csv, tsv, jsonl,
     parquet, text and hf (docs/data.md)."""
     vectors: str = "word2vec"
-    """Word vectors: word2vec (trained on the training reviews, then frozen) or random:DIM (trained
-    with the model)."""
+    """Word vectors: a file (word2vec .bin or text, gensim .kv, GloVe, fastText .vec, .safetensors;
+    see docs/vectors.md), word2vec (trained on the training reviews) or random:DIM."""
+    train_vectors: bool = False
+    """Train the word vectors with the model instead of keeping them frozen (random: always)."""
     train_size: int | None = 4_000
     """Use only so many training reviews, balanced over the classes; None for all."""
     test_size: int | None = 1_000

@@ -72,7 +72,9 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     """
     texts = corpus.load(options.data, report)
     train, test = texts.train.subset(options.train_size), texts.test.subset(options.test_size)
-    found = vectors.load(options.vectors, texts, train, report)
+    found = vectors.load(
+        options.vectors, texts, train, report, train_with_model=options.train_vectors
+    )
     ids = {word: number for number, word in enumerate(found.words)}
     new_ids = np.array([ids.get(word, -1) for word in texts.vocabulary], np.int32)
     train, test = train.renumber(new_ids), test.renumber(new_ids)

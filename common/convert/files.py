@@ -20,10 +20,12 @@ Arrays = dict[str, np.ndarray]
 def read_tensors(path: Path) -> Arrays:
     """The tensors in a file, whose format its suffix says; nothing in it is ever executed.
 
+    A file without any suffix is taken for one of torch.save, which does not ask for one.
+
     Raises InputError, naming the file, if it is missing, damaged or has another suffix, or if a .pt
     file holds anything but tensors and NumPy arrays under names.
     """
-    decode, _ = _codec(path)
+    decode, _ = _codec(path) if path.suffix else CODECS[".pt"]
     try:
         return decode(path.read_bytes())
     except OSError as error:
@@ -32,7 +34,7 @@ def read_tensors(path: Path) -> Arrays:
         raise InputError(f"{path}: {error}") from error
     # Damaged bytes make the three libraries raise exceptions of a dozen kinds.
     except Exception as error:
-        raise InputError(f"{path}: not a readable {path.suffix} file ({error})") from error
+        raise InputError(f"{path}: not a readable {path.suffix or '.pt'} file ({error})") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,87 @@
+"""Another framework's checkpoint as a run directory, in which both twins predict and train on.
+
+A checkpoint holds parameters and nothing else; what they were trained on has to be said: the data
+set, whose vocabulary says which words to keep, and the file of word vectors.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common import checkpoint, params
+from common.config import PRESETS, TrainConfig
+from common.errors import InputError
+from common.training import load_data
+
+
+def write_run(
+    folder: Path,
+    parameters: Mapping[str, np.ndarray],
+    *,
+    reset_after: bool,
+    data: str,
+    vectors: str,
+    classes: Sequence[str] = (),
+) -> None:
+    """Write the run directory of canonical parameters, as if it had taken no step yet.
+
+    Its options are those of the preset `seed`. `classes` are the names of the outputs in their
+    order, where that is not the data set's. Raises InputError where the parameters do not fit the
+    word vectors or the classes, and for data and vectors that cannot be read.
+    """
+    if "head.weight" not in parameters:
+        raise InputError("a GRU without a classifier: a run needs both")
+    if "vectors.weight" in parameters:
+        raise InputError("has word vectors of its own, and does not say of which words")
+    layers, directions = params.structure(parameters)
+    H = parameters["gru.0.forward.weight_hh"].shape[1]
+    options = TrainConfig(
+        model="gru" if len(directions) == 1 else "bigru",
+        preset="seed",
+        **PRESETS["seed"] | {"hidden_size": H, "num_layers": layers},
+        reset_after=reset_after,
+        data=data,
+        vectors=vectors,
+        out=folder,
+    )
+    options.check()
+    found = load_data(options, print)
+    D, C = parameters["gru.0.forward.weight_ih"].shape[1], len(parameters["head.bias"])
+    if found.vectors.matrix.shape[1] != D:
+        raise InputError(
+            f"its GRU reads vectors of {D} dimensions, those of {vectors} have "
+            f"{found.vectors.matrix.shape[1]}"
+        )
+    if len(found.classes) != C:
+        raise InputError(f"it has {C} classes, {found.name} has {', '.join(found.classes)}")
+    order = _order(classes or found.classes, found.classes)
+    values = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
+    values |= {name: values[name][order] for name in ("head.weight", "head.bias")}
+    model = options.model_config(
+        input_size=D, classes=C, vocabulary_size=len(found.vectors.words), train_vectors=False
+    )
+    moments = {
+        f"{moment}.{name}": np.zeros_like(value)
+        for moment in ("first_moment", "second_moment")
+        for name, value in values.items()
+    }
+    checkpoint.prepare(folder)
+    checkpoint.save_setup(
+        folder,
+        options,
+        model,
+        found.classes,
+        "torch",
+        found.vectors.words,
+        found.vectors.matrix,
+    )
+    state = {"epoch": 0, "step": 0}
+    checkpoint.save_model(folder, values, {"step": np.array(0), **moments}, state)
+
+
+def _order(given: Sequence[str], expected: Sequence[str]) -> list[int]:
+    """Where each of the expected classes stands among the given ones."""
+    if sorted(given) != sorted(expected):
+        raise InputError(f"--classes {' '.join(given)}: the data has {' '.join(expected)}")
+    return [list(given).index(name) for name in expected]

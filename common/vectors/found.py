@@ -1,0 +1,81 @@
+"""What every reader of a vectors file hands its words to: keeps those of the vocabulary."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float
+
+from common.errors import InputError
+
+# word2vec's own limit for a word is 100 bytes; gensim joins several words to one.
+MAX_WORD = 4096
+MAX_DIMENSION = 10_000
+
+
+class Found:
+    """The vectors found so far of the words that are wanted.
+
+    A word of the file stands for the word of the vocabulary that it spells exactly or, where the
+    file has none, for the one that it spells in lower case; of several such ("Us", "US"), the first
+    in the file is taken, which in most files is the most frequent one.
+    """
+
+    def __init__(self, vocabulary: Iterable[str], file: str, place: str) -> None:
+        """Errors name the `file`, and the `place` of a word in it (line, byte) with its number."""
+        self._vocabulary = {word.encode() for word in vocabulary}
+        self._places: dict[bytes, int] = {}  # of each word of the vocabulary that was found
+        self._exact: set[bytes] = set()  # those that were found in their own spelling
+        self._rows: dict[bytes, int] = {}
+        self._file, self._place = file, place
+        self._numbers = bytearray()
+        self.dimension = 0
+
+    def set_dimension(self, dimension: int) -> None:
+        """Say how many numbers a vector has; raises InputError for a number that makes no sense."""
+        if not 1 <= dimension <= MAX_DIMENSION:
+            raise InputError(
+                f"{self._file}: vectors of {dimension:,} dimensions, "
+                f"expected 1 to {MAX_DIMENSION:,}"
+            )
+        self.dimension = dimension
+
+    def wanted(self, word: bytes, place: int) -> bytes | None:
+        """The word of the vocabulary that this one stands for, if its vector is wanted.
+
+        Raises InputError for a word of the vocabulary that occurs a second time.
+        """
+        if word in self._vocabulary:
+            if word in self._exact:
+                first = f"{self._place} {self._places[word]:,}"
+                raise self.error(place, f"the word {word.decode()} is in {first} too")
+            self._exact.add(word)
+        else:
+            word = word.lower() if word.isascii() else _lower(word)
+            if word in self._places or word not in self._vocabulary:
+                return None
+        self._places[word] = place
+        return word
+
+    def put(self, wanted: bytes, vector: Float[np.ndarray, " D"], place: int) -> None:
+        """Keep the vector of what `wanted` returned. Raises InputError unless it is finite."""
+        if not np.isfinite(vector).all():
+            raise self.error(place, f"the vector of {wanted.decode()} is not finite in float32")
+        numbers = np.asarray(vector, np.float32).tobytes()
+        row = self._rows.setdefault(wanted, len(self._rows))
+        # Over the vector of another spelling, if there has been one.
+        self._numbers[row * len(numbers) : (row + 1) * len(numbers)] = numbers
+
+    def error(self, place: int, message: str) -> InputError:
+        """An InputError that names the file and this place in it."""
+        return InputError(f"{self._file}: {self._place} {place:,}: {message}")
+
+    def result(self) -> tuple[list[str], Float[np.ndarray, "V D"]]:
+        """The words that were found, and their vectors. Raises InputError where there are none."""
+        if not self._rows:
+            raise InputError(f"{self._file}: has no word of the data set's vocabulary")
+        matrix = np.frombuffer(self._numbers, np.float32).reshape(-1, self.dimension)
+        return [word.decode() for word in self._rows], matrix
+
+
+def _lower(word: bytes) -> bytes:
+    return word.decode("utf-8", "replace").lower().encode()

@@ -1,0 +1,174 @@
+"""A checkpoint of the homework becomes a run directory: both twins predict with it and train on."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import jax_impl.learner
+import torch_impl.learner
+from common import checkpoint, corpus, prediction
+from common.convert import __main__ as convert
+from common.text import clean, tokenize
+from common.training import load_data
+
+D, H = 6, 5
+FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+TEXTS = ("a moving and wonderful film", "dull, tired and boring", "film")
+
+
+class MyGRU(nn.Module):
+    """The equations of the homework, a word at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for gate in "zrh":
+            setattr(self, f"W{gate}", nn.Linear(D, H))
+            setattr(self, f"U{gate}", nn.Linear(H, H))
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        z = torch.sigmoid(self.Wz(x) + self.Uz(h))
+        r = torch.sigmoid(self.Wr(x) + self.Ur(h))
+        n = torch.tanh(self.Wh(x) + self.Uh(r * h))
+        return (1 - z) * h + z * n
+
+
+class Net(nn.Module):
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.gru, self.fc = MyGRU(), nn.Linear(H, classes)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        h = torch.zeros(H)
+        for x in words:
+            h = self.gru(x, h)
+        return self.fc(torch.relu(h))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def vector_file(tmp_path: Path) -> Path:
+    words = corpus.load("rt").vocabulary[:2000]
+    matrix = np.random.default_rng(0).standard_normal((len(words), D))
+    lines = [f"{w} {' '.join(map(str, row))}\n" for w, row in zip(words, matrix, strict=True)]
+    (tmp_path / "glove.txt").write_text("".join(lines), encoding="utf-8")
+    return tmp_path / "glove.txt"
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def to_run(command: Command, file: Path, vector_file: Path, *more: str) -> tuple[int, str, str]:
+    return command(
+        convert.main,
+        *(file, file.with_name("run"), "--from", "homework", "--to", "run"),
+        *("--data", "rt", "--vectors", vector_file, *more),
+    )
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "numpy inside"])
+def test_a_checkpoint_of_the_homework_predicts_as_it_did(
+    kind: str, net: Net, vector_file: Path, command: Command
+) -> None:
+    state = dict(net.state_dict())
+    if kind == "numpy inside":
+        state = {name: value.numpy() for name, value in state.items()}
+    file = vector_file.with_name("saved_model_Apr_19")  # without a suffix, as the homework's
+    torch.save(state, file, _use_new_zipfile_serialization=kind != "legacy")
+    status, _, error = to_run(command, file, vector_file)
+    assert (status, error) == (0, "")
+
+    run = checkpoint.load_run(file.with_name("run"))
+    assert run.classes == ("negative", "positive")
+    row = {word: torch.tensor(run.vectors[i]) for i, word in enumerate(run.words)}
+    with torch.no_grad():
+        expected = [
+            net(torch.stack([row[w] for w in tokenize(clean(text)) if w in row])).softmax(0).numpy()
+            for text in TEXTS
+        ]
+    for framework in FRAMEWORKS.values():
+        found = prediction.classify(framework, run, TEXTS)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_both_twins_train_on_from_it(net: Net, vector_file: Path, command: Command) -> None:
+    file = vector_file.with_name("net.pt")
+    torch.save(net.state_dict(), file)
+    assert to_run(command, file, vector_file)[0] == 0
+    run = checkpoint.load_run(file.with_name("run"))
+    moments = checkpoint.load_optimizer_state(file.with_name("run"), run.model)
+    options = run.options
+    assert (options.batch_size, options.epochs, options.hidden_size) == (1, 4, H)
+    batch = next(load_data(options, print).train.epoch())
+    losses = []
+    for framework in FRAMEWORKS.values():
+        learner = framework.Learner(run.model, options, run.vectors, run.parameters)
+        learner.load(run.parameters, moments)
+        losses.append([float(learner.step(batch)) for _ in range(20)])
+    assert losses[0][-1] < losses[0][0]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_classes_in_another_order_are_put_into_that_of_the_data(
+    net: Net, vector_file: Path, command: Command
+) -> None:
+    file = vector_file.with_name("net.pt")
+    torch.save(net.state_dict(), file)
+    found = []
+    for more in ((), ("--classes", "positive", "negative")):
+        assert to_run(command, file, vector_file, *more)[0] == 0
+        run = checkpoint.load_run(file.with_name("run"))
+        assert run.classes == ("negative", "positive")
+        found.append(prediction.classify(torch_impl.learner, run, TEXTS))
+    np.testing.assert_allclose(found[0], found[1][:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "message"),
+    [
+        ({"fc.weight": torch.ones(3, H), "fc.bias": torch.ones(3)}, (), "has 3 classes, rt has"),
+        (
+            {f"gru.W{g}.weight": torch.ones(H, 9) for g in "zrh"},
+            (),
+            "vectors of 9 dimensions, .* 6",
+        ),
+        ({"vectors.weight": torch.ones(20, D)}, (), "word vectors of its own"),
+        ({}, ("--classes", "bad", "good"), "--classes bad good: the data has negative positive"),
+        ({}, ("--vectors", "gone.bin"), "--vectors gone.bin: no such file"),
+        ({}, ("--data", "imbd"), "imbd"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    change: dict[str, torch.Tensor],
+    more: tuple[str, ...],
+    message: str,
+    net: Net,
+    vector_file: Path,
+    command: Command,
+) -> None:
+    file = vector_file.with_name("net.pt")
+    torch.save(net.state_dict() | change, file)
+    status, _, error = to_run(command, file, vector_file, *more)
+    assert status == 2
+    assert re.fullmatch(r"error: .+\n", error)
+    assert re.search(message, error)
+    assert not file.with_name("run").exists()
+
+
+def test_the_data_set_and_the_vectors_have_to_be_said(
+    net: Net, command: Command, tmp_path: Path
+) -> None:
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    arguments = (tmp_path / "net.pt", tmp_path / "run", "--from", "homework", "--to", "run")
+    status, _, error = command(convert.main, *arguments)
+    assert status == 2
+    assert "--to run: needs --data" in error
