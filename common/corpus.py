@@ -41,6 +41,15 @@ class EncodedSplit:
         """`size` of the texts, balanced as the split is, always the same ones (all: None)."""
         if size is None or size >= len(self):
             return self
+        return self._take(np.sort(self._balanced()[:size]))
+
+    def hold_out(self, size: int) -> "tuple[EncodedSplit, EncodedSplit]":
+        """The texts but for `size` of them, and those, both balanced as the split is."""
+        order = self._balanced()
+        return self._take(np.sort(order[size:])), self._take(np.sort(order[:size]))
+
+    def _balanced(self) -> Int[np.ndarray, " N"]:
+        """The texts in an order, always the same, of which every beginning is balanced."""
         order = np.random.default_rng(SPLIT_SEED).permutation(len(self))
         # Each text's rank within its class, as a share of the class: the `size` smallest shares
         # take the same part of every class.
@@ -48,7 +57,7 @@ class EncodedSplit:
         for label in np.unique(self.labels):
             members = order[self.labels[order] == label]
             share[members] = np.arange(len(members)) / len(members)
-        return self._take(np.sort(np.argsort(share, kind="stable")[:size]))
+        return np.argsort(share, kind="stable")
 
     def _take(self, texts: Int[np.ndarray, " n"]) -> "EncodedSplit":
         parts = [self[text] for text in texts]
