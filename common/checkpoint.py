@@ -494,7 +494,9 @@ def _unpack(
         kind = "iu" if name == "step" else "f"
         if value.dtype.kind not in kind or not np.isfinite(value).all():
             raise InputError(f"{path}: {name} is not all finite numbers")
-    return tensors
+    # In canonical order, not the file's: sums over all parameters (the norm of the gradient) depend
+    # on it in the last bit.
+    return {name: tensors[name] for name in shapes}
 
 
 def _sums(files: Mapping[str, bytes]) -> bytes:
