@@ -28,9 +28,9 @@ from comparison import runs
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
-TINY = dataclasses.replace(endurance.TINY, keep=100)
+TINY = dataclasses.replace(endurance.TINY, epochs=2, keep=100)
 ARGUMENTS = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]
-ARGUMENTS += ["--max-length", "6", "--batch-size", "8", "--hidden-size", "8", "--epochs", "2"]
+ARGUMENTS += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "2"]
 each_framework = pytest.mark.parametrize("name", FRAMEWORKS)
 
 
@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     how = {"model": model, "implementation": implementation}
     whole = train(name, tmp_path / "whole", **how)
     assert whole["train_seconds"] > 0
-    for step in (5, 6, 12):
+    for step in (5, 6, 12) if name == "torch" else (5,):  # JAX compiles anew each time
         run = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{step}"))
         cut_back(run, step)
         again = train(name, run, **how)
@@ -291,7 +291,7 @@ def test_numbers_that_are_not_finite_stop_the_run(
     assert re.fullmatch(r"error: .+\n", error)
     assert "in step 11 (epoch 2, iteration 3)" in error
     options = TrainConfig(
-        **{**vars(TINY), "epochs": 2, "validation_size": 0, "max_length": 6, "clip_norm": None}
+        **{**vars(TINY), "epochs": 2, "validation_size": 0, "max_length": 2, "clip_norm": None}
     )
     reviews = training.load_data(options, print).train.plan(1)[2]
     assert f"reviews {' '.join(map(str, reviews))};" in error
