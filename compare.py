@@ -42,6 +42,7 @@ class CompareConfig(TrainConfig):
     part: tyro.conf.Positional[Literal["all", "accuracy", "parity", "speed", "report"]] = "all"
     """What to do."""
     model: tyro.conf.Suppress[str] = "gru"
+    resume: tyro.conf.Suppress[Path | None] = None
     frameworks: tuple[str, ...] = ("torch", "jax")
     """Which frameworks."""
     models: tuple[str, ...] = config.MODELS
@@ -75,24 +76,31 @@ def main() -> None:
             print(markdown.write(options.out, read_results(options.out)))
             return
         checkpoint.prepare(options.out)
-        results = read_results(options.out, missing_is_new=True)
-        results["environment"] = environment()
-        if options.part in ("all", "accuracy"):
-            accuracy(options, results, console)
-        if options.part in ("all", "parity"):
-            parity_suite(results, console)
-        if options.part == "speed":
-            speed_table(options, results, console)
-        checkpoint.write_json(options.out / "results.json", results)
-        report = markdown.write(options.out, results)
-        failed = [check for check in results["parity"] if not check["passed"]]
-        for check in failed:
-            console.print(f"[red]parity check failed:[/red] {json.dumps(check)}", soft_wrap=True)
-        if results["parity"]:
-            count = len(results["parity"])
-            console.print(f"{count - len(failed)} of {count} parity checks passed", highlight=False)
-        console.print(f"report: {report}", highlight=False, soft_wrap=True)
+        with checkpoint.lock(options.out):
+            failed = compare(options, options.out, console)
         sys.exit(1 if failed else 0)
+
+
+def compare(options: CompareConfig, out: Path, console: Console) -> bool:
+    """Do the parts that were asked for and write the report; whether a parity check failed."""
+    results = read_results(out, missing_is_new=True)
+    results["environment"] = environment()
+    if options.part in ("all", "accuracy"):
+        accuracy(options, results, console)
+    if options.part in ("all", "parity"):
+        parity_suite(results, console)
+    if options.part == "speed":
+        speed_table(options, results, console)
+    checkpoint.write_json(out / "results.json", results)
+    report = markdown.write(out, results)
+    failed = [check for check in results["parity"] if not check["passed"]]
+    for check in failed:
+        console.print(f"[red]parity check failed:[/red] {json.dumps(check)}", soft_wrap=True)
+    if results["parity"]:
+        count = len(results["parity"])
+        console.print(f"{count - len(failed)} of {count} parity checks passed", highlight=False)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    return bool(failed)
 
 
 def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) -> None:

@@ -3,30 +3,151 @@
 config.json            the options, the model's sizes, the data's classes, the framework
 vocabulary.txt         a word a line; the line number is the word's id
 vectors.safetensors    vectors [V, D]: the word vectors
-model.safetensors      the canonical parameters
-optimizer.safetensors  Adam's state under canonical names
-state.json             epoch and step
-log.jsonl              a line for each log line, with the loss of every step
+model.safetensors      the canonical parameters: the best ones, or the last
 metrics.json           the results on the test split
+SHA256SUMS             the checksums of these five, written last: with it, the run is finished
 figures/               loss curve and confusion matrix
+log.jsonl              a line for each log line, with the loss of every step
+.lock                  locked while a process trains here; holds that process's number
+checkpoints/STEP/      what training goes on from after so many steps:
+    config.json            as above
+    model.safetensors      the parameters
+    optimizer.safetensors  Adam's state under canonical names
+    best.safetensors       the best parameters so far, where there is a validation split
+    state.json             the place in the run and what has been measured since the last log line
+    log.jsonl              the log until then
+    SHA256SUMS             the checksums of these: it ties them together
+
+SHA256SUMS is what the program of that name (sha256sum -c SHA256SUMS) reads. Where a folder has one,
+no byte of the files it lists is used before all of them agree with it. A checkpoint is written
+aside, synced to the disk and renamed, so a crash at any moment leaves the one before it.
+
+A run directory may come from anybody. It holds JSON, text and safetensors, nothing that runs; the
+names of the files are those above, whatever is written in them; what is read takes a small multiple
+of the size of the files.
 """
 
 import dataclasses
+import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from common import params
-from common.config import ModelConfig, TrainConfig
+from common.config import ModelConfig, TrainConfig, option
 from common.errors import InputError
+
+SUMS = "SHA256SUMS"
+RUN_FILES = (
+    "config.json",
+    "vocabulary.txt",
+    "vectors.safetensors",
+    "model.safetensors",
+    "metrics.json",
+)
+CHECKPOINT_FILES = (
+    "config.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "log.jsonl",
+)
+BEST = "best.safetensors"
+FORMAT = 2  # 1 had no checksums and no checkpoints
+# A resumed run must not differ in anything else.
+MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep"}
+_NEITHER_HERE_NOR_THERE = {"out", "resume", "restart"}  # not properties of a run
+_LONGEST_JSON = 64 * 2**20
+_LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl
+_MOST_LAYERS = 1000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """What config.json holds."""
+
+    framework: str
+    classes: tuple[str, ...]
+    model: ModelConfig
+    options: TrainConfig
+    format: int = 1
+
+
+@dataclass
+class State:
+    """Where a run stands; what state.json holds. The order of the reviews needs no random state:
+    it is a function of the seed and the epoch."""
+
+    data: str
+    """The fingerprint of the data and the word vectors."""
+    implementation: str
+    step: int = 0
+    """Steps taken."""
+    epoch: int = 0
+    """Epochs that are over."""
+    iteration: int = 0
+    """Steps taken in the epoch that has begun."""
+    seconds: float = 0.0
+    """Training time so far."""
+    first_step_seconds: float | None = None
+    losses: list[float] = dataclasses.field(default_factory=list)
+    """Of each step since the last log line."""
+    gradient_norms: list[float] = dataclasses.field(default_factory=list)
+    words: int = 0
+    """Words read since the last log line,"""
+    words_seconds: float = 0.0
+    """in so much time."""
+    best_loss: float | None = None
+    """The lowest loss on the validation split after an epoch."""
+    epochs_since_best: int = 0
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of log.jsonl, which also has the loss of every step (step_losses).
+
+    Means are over the steps since the last line. The validation split is read after each epoch.
+    """
+
+    epoch: int
+    iteration: int
+    seconds: float
+    loss: float
+    gradient_norm: float
+    tokens_per_second: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, read back and found undamaged."""
+
+    path: Path
+    about: About
+    state: State
+    parameters: dict[str, np.ndarray]
+    optimizer_state: dict[str, np.ndarray]
+    best: dict[str, np.ndarray] | None
+    log: bytes
+    """log.jsonl as it was."""
+    lines: list[LogLine]
 
 
 @dataclass(frozen=True)
@@ -43,131 +164,403 @@ class Run:
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder of a new run. Raises InputError where it cannot be written."""
+    """Make the folder of a new run. Raises InputError where it cannot be written, or where a
+    symbolic link in it would have us write somewhere else."""
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
+        probe.unlink(missing_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if Path(parent, name).is_symlink():
+                raise InputError(f"{Path(parent, name)}: is a symbolic link, which is not followed")
 
 
-def save_setup(
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in this folder; a crash lets go of it.
+
+    Raises InputError where another process is at it.
+    """
+    path = folder / ".lock"
+    with writing(path):
+        file = path.open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{folder}: process {file.read(20)} is at work here") from None
+        with writing(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing a file or folder into an InputError that names it."""
+    try:
+        yield
+    except BrokenPipeError:  # about standard output
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def clear(folder: Path) -> None:
+    """Forget the run in this folder: what says that it is finished first, then its checkpoints."""
+    with writing(folder):
+        for name in (SUMS, *RUN_FILES):
+            (folder / name).unlink(missing_ok=True)
+        if (folder / "checkpoints").exists():
+            shutil.rmtree(folder / "checkpoints")
+
+
+def finish(
     folder: Path,
-    options: TrainConfig,
-    model: ModelConfig,
-    classes: tuple[str, ...],
-    framework: str,
+    about: About,
     words: list[str],
     vectors: Float[np.ndarray, "V D"],
-) -> None:
-    """Write what does not change while the model is trained."""
-    about = {
-        "framework": framework,
-        "classes": classes,
-        "model": dataclasses.asdict(model),
-        "options": dataclasses.asdict(options),
-    }
-    write_json(folder / "config.json", about)
-    (folder / "vocabulary.txt").write_text("".join(f"{w}\n" for w in words), encoding="utf-8")
-    _write_tensors(folder / "vectors.safetensors", {"vectors": vectors})
-
-
-def save_model(
-    folder: Path,
     parameters: Mapping[str, np.ndarray],
-    optimizer_state: Mapping[str, np.ndarray],
-    state: Mapping[str, int],
+    metrics: Mapping[str, Any],
 ) -> None:
-    """Write the parameters and all that is needed to go on training from them."""
-    _write_tensors(folder / "model.safetensors", parameters)
-    _write_tensors(folder / "optimizer.safetensors", optimizer_state)
-    write_json(folder / "state.json", state)
+    """Write what a finished run leaves. Raises InputError where that fails."""
+    files = {
+        "config.json": _json(dataclasses.asdict(about)),
+        "vocabulary.txt": "".join(f"{word}\n" for word in words).encode(),
+        "vectors.safetensors": _pack({"vectors": vectors}),
+        "model.safetensors": _pack(parameters),
+        "metrics.json": _json(metrics),
+    }
+    files[SUMS] = _sums(files)
+    for name, content in files.items():
+        with writing(folder / name):
+            replace(folder / name, content)
+
+
+def finished(folder: Path, framework: str, options: TrainConfig) -> dict[str, Any] | None:
+    """The metrics of the finished run of these very options in this folder, if there is one."""
+    try:
+        files = _verified(folder, RUN_FILES)
+        about = _about(files["config.json"], folder / "config.json")
+        metrics = _parse_json(files["metrics.json"], folder / "metrics.json")
+    except InputError:
+        return None
+    same = about.framework == framework and not _differences(about.options, options, {"epochs"})
+    return metrics if same and about.options.epochs == options.epochs else None
 
 
 def load_run(folder: Path) -> Run:
-    """Read a run directory of either framework.
+    """Read a finished run directory of either framework.
 
     Raises InputError naming the file that is missing or damaged, or does not fit the others.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run directory")
-    about = read_json(folder / "config.json")
+    if (folder / SUMS).exists():
+        files = _verified(folder, RUN_FILES)
+    elif _numbers(folder):
+        raise InputError(f"{folder}: this run is not finished: --resume {folder} goes on with it")
+    else:  # of an earlier version
+        files = {name: _read(folder / name) for name in RUN_FILES[:-1]}
+    about = _about(files["config.json"], folder / "config.json")
+    if about.format == FORMAT and SUMS not in os.listdir(folder):
+        raise InputError(f"{folder / SUMS}: is missing")
+    model = about.model
+    path = folder / "vectors.safetensors"
+    count = files["vocabulary.txt"].count(b"\n")
+    vectors = _unpack(files["vectors.safetensors"], path, {"vectors": (count, model.input_size)})[
+        "vectors"
+    ]
+    words = files["vocabulary.txt"].decode("utf-8", "replace").split("\n")[:-1]
+    path = folder / "model.safetensors"
+    parameters = _unpack(files["model.safetensors"], path, params.shapes(model))
+    return Run(model, about.options, about.classes, about.framework, words, vectors, parameters)
+
+
+def save_checkpoint(
+    folder: Path,
+    about: About,
+    state: State,
+    parameters: Mapping[str, np.ndarray],
+    optimizer_state: Mapping[str, np.ndarray],
+    best: Mapping[str, np.ndarray] | None,
+    keep: int,
+) -> Path:
+    """Write a checkpoint and drop all but the last `keep`; returns its folder.
+
+    log.jsonl is copied as it stands. Raises InputError where that fails; the checkpoints before are
+    then as they were.
+    """
+    place = folder / "checkpoints"
+    target = place / f"{state.step:09d}"
+    aside = place / ".partial"
     try:
-        model = ModelConfig(**about["model"])
-        options = about["options"]
-        out = Path(options.pop("out"))
-        betas = tuple(options.pop("betas"))
-        options = TrainConfig(**options, out=out, betas=betas)
-        classes, framework = tuple(about["classes"]), str(about["framework"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'config.json'}: not a run's configuration ({error})") from None
-    words = _read(folder / "vocabulary.txt").decode("utf-8", "replace").split("\n")[:-1]
-    vectors = _read_tensors(
-        folder / "vectors.safetensors", {"vectors": (len(words), model.input_size)}
-    )["vectors"]
-    parameters = _read_tensors(folder / "model.safetensors", params.shapes(model))
-    return Run(model, options, classes, framework, words, vectors, parameters)
+        place.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        files = {
+            "config.json": _json(dataclasses.asdict(about)),
+            "model.safetensors": _pack(parameters),
+            "optimizer.safetensors": _pack(optimizer_state),
+            "state.json": _json(dataclasses.asdict(state)),
+            "log.jsonl": (folder / "log.jsonl").read_bytes(),
+        }
+        if best is not None:
+            files[BEST] = _pack(best)
+        files[SUMS] = _sums(files)
+        for name, content in files.items():
+            _write(aside / name, content)
+        _sync(aside)
+        # One of the same step is damaged (else training had gone on from it), and so are later
+        # ones.
+        for path in _numbers(folder):
+            if path.name >= target.name:
+                shutil.rmtree(path)
+        aside.rename(target)
+        _sync(place)
+        _sync(folder)
+        for path in _numbers(folder)[:-keep]:
+            shutil.rmtree(path)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror}); "
+            f"the last checkpoint is {last(folder) or 'none'}"
+        ) from None
+    return target
 
 
-def load_optimizer_state(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
-    """Adam's state of a run. Raises InputError as load_run does."""
-    shapes = params.shapes(model)
-    expected: dict[str, tuple[int, ...]] = {"step": ()}
+def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The last checkpoint that is not damaged; warn is told, in a line, of each that is.
+
+    None where there are no checkpoints. Raises InputError where all of them are damaged.
+    """
+    paths = _numbers(folder)
+    for path in reversed(paths):
+        try:
+            return load_checkpoint(path)
+        except InputError as error:
+            warn(f"warning: {error}; the checkpoint before it is used instead")
+    if paths:
+        raise InputError(
+            f"{folder / 'checkpoints'}: all are damaged, the last in {paths[-1].name}; "
+            "--restart trains anew"
+        )
+    return None
+
+
+def last(folder: Path) -> Path | None:
+    """The last checkpoint, damaged or not."""
+    return next(reversed(_numbers(folder)), None)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises InputError naming the file that is missing or damaged."""
+    files = _verified(path, CHECKPOINT_FILES, optional=(BEST,))
+    about = _about(files["config.json"], path / "config.json")
+    state = _parse(State, files["state.json"], path / "state.json")
+    if f"{state.step:09d}" != path.name:
+        raise InputError(f"{path / 'state.json'}: is that of step {state.step}")
+    lines = [_parse(LogLine, line, path / "log.jsonl") for line in files["log.jsonl"].splitlines()]
+    shapes = params.shapes(about.model)
+    moments: dict[str, tuple[int, ...]] = {"step": ()}
     for moment in ("first_moment", "second_moment"):
-        expected |= {f"{moment}.{name}": shape for name, shape in shapes.items()}
-    return _read_tensors(folder / "optimizer.safetensors", expected)
+        moments |= {f"{moment}.{name}": shape for name, shape in shapes.items()}
+    return Checkpoint(
+        path,
+        about,
+        state,
+        _unpack(files["model.safetensors"], path / "model.safetensors", shapes),
+        _unpack(files["optimizer.safetensors"], path / "optimizer.safetensors", moments),
+        _unpack(files[BEST], path / BEST, shapes) if BEST in files else None,
+        files["log.jsonl"],
+        lines,
+    )
+
+
+def check_same(saved: Checkpoint, options: TrainConfig) -> None:
+    """Raise InputError, naming what differs, unless a run of `options` may go on from there."""
+    differences = _differences(saved.about.options, options)
+    if differences:
+        raise InputError(
+            f"{saved.path.parents[1]}: holds another run: {', '.join(differences)}; "
+            "--restart trains anew in its place"
+        )
+
+
+def _differences(was: TrainConfig, now: TrainConfig, strict: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
+    free = (MAY_CHANGE | _NEITHER_HERE_NOR_THERE) - strict
+    fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in free]
+    return [
+        f"{option(name)} was {getattr(was, name)}, is {getattr(now, name)}"
+        for name in fields
+        if getattr(was, name) != getattr(now, name)
+    ]
+
+
+def fingerprint(*parts: np.ndarray | bytes) -> str:
+    """A hash of arrays and bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, and sync it to the disk. Raises OSError."""
+    aside = path.with_name(path.name + ".partial")
+    try:
+        _write(aside, content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, whole or not at all."""
-    _replace(path, json.dumps(value, indent=1, default=str).encode())
+    """Write a JSON file, whole or not at all. Raises InputError where that fails."""
+    with writing(path):
+        replace(path, _json(value))
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises InputError naming it where it is missing or damaged."""
+    return _parse_json(_read(path, _LONGEST_JSON), path)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, default=str).encode()
+
+
+def _parse_json(content: bytes, path: Path) -> Any:
     try:
-        return json.loads(_read(path))
-    except ValueError as error:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    aside = path.with_name(path.name + ".partial")
-    save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, aside)
-    os.replace(aside, path)
-
-
-def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    _check_file(path)
+def _parse(kind: type[T], content: bytes, path: Path) -> T:
+    """JSON as a dataclass. What the class does not name is skipped and takes no memory."""
+    if len(content) > _LONGEST_TYPED_JSON:
+        raise InputError(f"{path}: {len(content):,} bytes are too many")
     try:
-        tensors = load_file(path)
-    except (SafetensorError, ValueError, TypeError) as error:
+        return msgspec.json.decode(content, type=kind, dec_hook=lambda kind, value: kind(value))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not what it should hold ({error})") from None
+
+
+def _about(content: bytes, path: Path) -> About:
+    about = _parse(About, content, path)
+    model = about.model
+    if about.format not in (1, FORMAT):
+        raise InputError(f"{path}: format {about.format}, this program knows 1 and {FORMAT}")
+    if len(about.classes) != model.classes or not all(map(str.isprintable, about.classes)):
+        raise InputError(f"{path}: classes: expected the names of {model.classes} classes")
+    for name in ("input_size", "hidden_size", "num_layers", "classes"):
+        if getattr(model, name) < 1:
+            raise InputError(f"{path}: model.{name} {getattr(model, name)}: must be at least 1")
+    if model.num_layers > _MOST_LAYERS:
+        raise InputError(f"{path}: model.num_layers {model.num_layers}: more than {_MOST_LAYERS}")
+    if about.options.max_length is not None and about.options.max_length < 1:
+        raise InputError(f"{path}: options.max_length {about.options.max_length}: below 1")
+    return about
+
+
+def _pack(tensors: Mapping[str, np.ndarray]) -> bytes:
+    return save({name: np.asarray(value, order="C") for name, value in tensors.items()})
+
+
+def _unpack(
+    content: bytes, path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
     for name in shapes.keys() ^ tensors.keys():
         problem = "is missing" if name in shapes else "is not expected"
         raise InputError(f"{path}: the tensor {name} {problem}")
     for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise InputError(f"{path}: {name} has shape {tensors[name].shape}, expected {shape}")
-    return tensors
+        value = tensors[name]
+        if value.shape != shape:
+            raise InputError(f"{path}: {name} has shape {value.shape}, expected {shape}")
+        kind = "iu" if name == "step" else "f"
+        if value.dtype.kind not in kind or not np.isfinite(value).all():
+            raise InputError(f"{path}: {name} is not all finite numbers")
+    # In canonical order, not the file's: sums over all parameters (the norm of the gradient) depend
+    # on it in the last bit.
+    return {name: tensors[name] for name in shapes}
 
 
-def _read(path: Path) -> bytes:
-    _check_file(path)
-    return path.read_bytes()
+def _sums(files: Mapping[str, bytes]) -> bytes:
+    lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    return "".join(lines).encode()
 
 
-def _check_file(path: Path) -> None:
+def _verified(
+    folder: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, bytes]:
+    """The content of the files, if it is what SHA256SUMS says.
+
+    Raises InputError naming the file that is not.
+    """
+    said = _read(folder / SUMS, 2**16)
+    names += tuple(name for name in optional if f"  {name}\n".encode() in said)
+    files = {name: _read(folder / name) for name in names}
+    expected = _sums(files)
+    if said != expected:
+        pairs = zip(said.splitlines(), expected.splitlines(), strict=False)
+        differing = [ours for theirs, ours in pairs if theirs[:64] != ours[:64]]
+        # With most lines right, the others name the damaged file; else SHA256SUMS itself is it.
+        name = differing[0][66:].decode() if len(differing) == 1 else SUMS
+        raise InputError(f"{folder / name}: damaged (its SHA-256 is not that in {SUMS})")
+    return files
+
+
+def _numbers(folder: Path) -> list[Path]:
+    """The checkpoints, the last one last."""
     try:
-        with path.open("rb"):
-            pass
+        found = os.listdir(folder / "checkpoints")
+    except OSError:
+        return []
+    return [folder / "checkpoints" / name for name in sorted(found) if re.fullmatch(r"\d{9}", name)]
+
+
+def _read(path: Path, longest: int | None = None) -> bytes:
+    try:
+        # Without O_NONBLOCK a pipe in place of the file would wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise InputError(f"{path}: is not a regular file")
+            if longest is not None and about.st_size > longest:
+                raise InputError(f"{path}: {about.st_size:,} bytes are too many")
+            return file.read(about.st_size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except MemoryError:
+        raise InputError(f"{path}: does not fit into the memory") from None
 
 
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+def _write(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)  # what somebody else's run directory may have put there
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Bring the names of the files in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

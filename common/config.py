@@ -17,6 +17,7 @@ from common.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 MODELS = ("gru", "bigru", "nn.gru", "nn.bigru")
+MOST_LOG_EVERY = 10_000
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ class TrainConfig:
     """Adam's decay rates of the two moments."""
     eps: float = 1e-8
     """Adam's term against division by zero."""
+    clip_norm: float | None = None
+    """Scale the gradient down to this norm, over all parameters together, where it is longer."""
+    validation_size: int = 0
+    """Hold out so many training reviews, balanced over the classes, and read them after each epoch:
+    the parameters with the lowest loss on them are the ones kept."""
+    patience: int | None = None
+    """Stop after so many epochs without a lower loss on the validation reviews."""
     log_every: int = 25
     """Iterations between two log lines; each reports the mean loss since the last."""
     seed: int = 0
@@ -92,8 +100,19 @@ class TrainConfig:
     """Where to compute; auto takes a GPU if there is one (mps: PyTorch only)."""
     implementation: str = "auto"
     """auto, fused (the CPU kernel), scan, or loop (PyTorch only: the slow teaching version)."""
+    deterministic: bool = False
+    """On a GPU too, the same numbers each time; slower there (the CPU does so anyway)."""
     out: Path | None = None
-    """The run directory to write; runs/FRAMEWORK-MODEL by default."""
+    """The run directory to write; runs/FRAMEWORK-MODEL by default. If a run of the same options was
+    interrupted there, it goes on."""
+    resume: Path | None = None
+    """A run directory to go on with: its options are the defaults."""
+    restart: bool = False
+    """Train anew where the run directory holds a run already."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between two checkpoints; 0: after every step."""
+    keep: int = 3
+    """How many checkpoints to keep."""
 
     def check(self) -> None:
         """Raise InputError for the first value that makes no sense."""
@@ -101,9 +120,23 @@ class TrainConfig:
         vectors.check(self.vectors)
         if self.model not in MODELS:
             raise InputError(f"--model {self.model}: expected one of {', '.join(MODELS)}")
-        for name in ("epochs", "batch_size", "hidden_size", "num_layers", "log_every"):
+        for name in ("epochs", "batch_size", "hidden_size", "num_layers", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be at least 1")
+        if self.log_every > MOST_LOG_EVERY:  # the losses in between are part of a checkpoint
+            raise InputError(f"--log-every {self.log_every}: must be at most {MOST_LOG_EVERY}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"--patience {self.patience}: must be at least 1, or None")
+        if self.validation_size < 0:
+            raise InputError(f"--validation-size {self.validation_size}: must not be negative")
+        if self.patience is not None and not self.validation_size:
+            raise InputError(f"--patience {self.patience}: needs a --validation-size")
+        if not 0 <= self.checkpoint_seconds < float("inf"):
+            raise InputError(
+                f"--checkpoint-seconds {self.checkpoint_seconds}: must be finite, 0 or more"
+            )
+        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
+            raise InputError(f"--clip-norm {self.clip_norm}: must be positive and finite, or None")
         for name in ("train_size", "test_size", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -165,15 +198,17 @@ PRESETS: dict[str, dict] = {
 C = TypeVar("C")
 
 
-def parse_options(options: type[C], prog: str, args: Sequence[str] | None = None) -> C:
+def parse_options(
+    options: type[C], prog: str, args: Sequence[str] | None = None, default: C | None = None
+) -> C:
     """Read a dataclass of options from the command line (sys.argv by default) with tyro.
 
-    Where the dataclass has a field `preset`, that preset's values are the defaults, so --help
-    --preset full shows them. Raises InputError, in one line, for what tyro cannot parse.
+    The defaults are those of `default`; without it, where the dataclass has a field `preset`, that
+    preset's values, so --help --preset full shows them. Raises InputError, in one line, for what
+    tyro cannot parse.
     """
     args = list(sys.argv[1:] if args is None else args)
-    default = None
-    if any(field.name == "preset" for field in dataclasses.fields(options)):  # type: ignore[arg-type]
+    if default is None and any(field.name == "preset" for field in dataclasses.fields(options)):  # type: ignore[arg-type]
         preset = _preset(args)
         known = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
         values = {key: value for key, value in PRESETS[preset].items() if key in known}

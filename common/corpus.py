@@ -60,6 +60,18 @@ class EncodedSplit:
         """`size` of the texts, balanced as the split is, always the same ones (all: None)."""
         if size is None or size >= len(self):
             return self
+        return self._take(np.sort(self._balanced()[:size]), f"{self.name}-{size}")
+
+    def hold_out(self, size: int) -> "tuple[EncodedSplit, EncodedSplit]":
+        """The texts but for `size` of them, and those, both balanced as the split is."""
+        order = self._balanced()
+        return (
+            self._take(np.sort(order[size:]), f"{self.name}-but-{size}"),
+            self._take(np.sort(order[:size]), f"{self.name}-{size}"),
+        )
+
+    def _balanced(self) -> Int[np.ndarray, " N"]:
+        """The texts in an order, always the same, of which every beginning is balanced."""
         order = np.random.default_rng(SPLIT_SEED).permutation(len(self))
         # Each text's rank within its stratum, as a share of it: the `size` smallest shares take the
         # same part of every stratum.
@@ -68,7 +80,7 @@ class EncodedSplit:
         for stratum in np.unique(strata):
             members = order[strata[order] == stratum]
             share[members] = np.arange(len(members)) / len(members)
-        return self._take(np.sort(np.argsort(share, kind="stable")[:size]), f"{self.name}-{size}")
+        return np.argsort(share, kind="stable")
 
     def _take(
         self, texts: Int[np.ndarray, " n"] | Bool[np.ndarray, " N"], name: str

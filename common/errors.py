@@ -1,5 +1,10 @@
-"""Bad input: one clear line on standard error and exit status 2, never a traceback."""
+"""What ends a program early: one clear line on standard error, never a traceback.
 
+Exit status 2: bad input, or a file that cannot be read or written. 3: numbers that are not finite.
+128 and the number of the signal (130, 143): stopped by Ctrl-C or SIGTERM.
+"""
+
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,17 +14,32 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message names it and says why, in one line."""
 
 
+class NotFiniteError(ArithmeticError):
+    """Training cannot go on: a loss or a gradient is infinite or no number."""
+
+
+class Stopped(Exception):
+    """Training stopped because a signal asked for it, after saving where it stood."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}{message}")
+        self.status = 128 + number
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn an InputError into its one line on standard error and exit status 2.
+    """Turn the errors above into their one line on standard error and their exit status.
 
     Works as a context manager and as a decorator of a main function.
     """
     try:
         yield
-    except InputError as error:
+    except (InputError, NotFiniteError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, NotFiniteError) else 2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output (head, less) has gone

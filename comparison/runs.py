@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from common import checkpoint, signals
 from common.config import TrainConfig, to_arguments
-from common.errors import InputError
+from common.errors import InputError, NotFiniteError, Stopped
 from comparison.parity import Row
 
 STEPS = 125  # the first epoch of the preset quick
@@ -42,11 +43,33 @@ def train(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train one model in a process of its own; options.out says where.
 
+    A run that was interrupted there goes on, and one that is finished is not trained again.
+
     Returns its entry of "runs" in results.json and what metrics.json says of the data. say is
-    given each line that the process prints. Raises InputError where the process refuses its input.
+    given each line that the process prints. Raises InputError where the process refuses its input,
+    NotFiniteError where its numbers are not finite, and Stopped after a SIGINT or SIGTERM, which is
+    passed on to the process, so that it saves.
     """
     assert options.out is not None
+    metrics = None
+    if not options.restart:
+        metrics = checkpoint.finished(options.out, framework, options)
+    if metrics is not None:
+        say(f"finished before: {metrics['accuracy']:.2%} ({options.out}; --restart trains anew)")
+    else:
+        _run(framework, options, say)
+        metrics = checkpoint.finished(options.out, framework, options)
+        assert metrics is not None, "what a training process leaves is whole"
+    run = {key: metrics[key] for key in KEPT}
+    return {**run, "run_dir": str(options.out)}, {
+        **metrics["data"],
+        "classes": list(metrics["classes"]),
+    }
+
+
+def _run(framework: str, options: TrainConfig, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", f"{framework}_impl.train", *to_arguments(options)]
+    asked: list[int] = []
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -54,23 +77,33 @@ def train(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=Path(__file__).parents[1],
+        process_group=0,  # Ctrl-C reaches it through us alone: a second signal would end it at once
     ) as process:
+
+        def pass_on(number: int) -> None:
+            asked.append(number)
+            process.send_signal(number)
+
         assert process.stdout is not None
         last = ""
-        for line in process.stdout:
-            last = line.rstrip("\n")
-            say(last)
+        try:
+            with signals.caught(pass_on):
+                for line in process.stdout:
+                    last = line.rstrip("\n")
+                    say(last)
+                process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+    last = last.removeprefix("error: ")
+    if asked:
+        raise Stopped(asked[0], f"; the same command goes on from there ({last})")
     if process.returncode:
-        raise InputError(
+        message = (
             f"training {framework} {options.model} ended with exit status "
-            f"{process.returncode}: {last.removeprefix('error: ')}"
+            f"{process.returncode}: {last}"
         )
-    metrics = json.loads((options.out / "metrics.json").read_text())
-    run = {key: metrics[key] for key in KEPT}
-    return {**run, "run_dir": str(options.out)}, {
-        **metrics["data"],
-        "classes": list(metrics["classes"]),
-    }
+        raise NotFiniteError(message) if process.returncode == 3 else InputError(message)
 
 
 def check_losses(folder: Path, model: str) -> Row:

@@ -1,6 +1,7 @@
 """What the training loop drives, in JAX/Flax. Its twin is torch_impl/learner.py."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from functools import partial
 
@@ -21,6 +22,15 @@ from jax_impl.gru import resolve
 
 FRAMEWORK = "jax"
 MODELS: tuple[str, ...] = ("gru", "bigru")
+
+
+def make_deterministic() -> None:
+    """Have JAX compute the same numbers each time on a GPU, too: slower there.
+
+    It has to come before JAX first computes.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def find_device(name: str) -> jax.Device:
@@ -60,10 +70,15 @@ class Learner:
             training.learning_rate, b1=training.betas[0], b2=training.betas[1], eps=training.eps
         )
         self.moments = self.optimizer.init(self.state)
+        self.clip_norm = training.clip_norm
+        self.gradient_norm = jnp.zeros(())
 
     def step(self, batch: Batch) -> Float[Array, ""]:
-        """One step of the optimizer on a batch; returns the loss before it."""
-        self.state, self.moments, loss = self._update(
+        """One step of the optimizer on a batch; returns the loss before it.
+
+        Leaves the norm of the gradient, before clipping, in self.gradient_norm.
+        """
+        self.state, self.moments, loss, self.gradient_norm = self._update(
             self.state, self.moments, self.frozen, *self._arrays(batch)
         )
         return loss
@@ -131,11 +146,16 @@ class Learner:
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
     def _update(
         self, state: nnx.State, moments: optax.OptState, frozen: nnx.State, *batch: Array
-    ) -> tuple[nnx.State, optax.OptState, Float[Array, ""]]:
+    ) -> tuple[nnx.State, optax.OptState, Float[Array, ""], Float[Array, ""]]:
         self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
         loss, gradients = self._backward(state, frozen, *batch)
+        norm = optax.tree.norm(gradients)
+        if self.clip_norm is not None:
+            # As torch.nn.utils.clip_grads_with_norm_ does; optax.clip_by_global_norm has no 1e-6.
+            scale = jnp.minimum(self.clip_norm / (norm + 1e-6), 1)
+            gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
         updates, moments = self.optimizer.update(gradients, moments, state)
-        return optax.apply_updates(state, updates), moments, loss
+        return optax.apply_updates(state, updates), moments, loss, norm
 
     def _read(self, state: nnx.State) -> dict[str, np.ndarray]:
         return {name: np.array(state[name.replace(".", "_")][...]) for name in self.names}

@@ -1,6 +1,7 @@
 """A checkpoint of the homework becomes a run directory: both twins predict with it and train on."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,14 +106,16 @@ def test_both_twins_train_on_from_it(net: Net, vector_file: Path, command: Comma
     torch.save(net.state_dict(), file)
     assert to_run(command, file, vector_file)[0] == 0
     run = checkpoint.load_run(file.with_name("run"))
-    moments = checkpoint.load_optimizer_state(file.with_name("run"), run.model)
+    saved = checkpoint.newest(file.with_name("run"), print)  # what --resume goes on from
+    assert saved is not None
+    assert saved.state.step == 0
     options = run.options
     assert (options.batch_size, options.epochs, options.hidden_size) == (1, 4, H)
     batch = next(load_data(options, print).train.epoch())
     losses = []
     for framework in FRAMEWORKS.values():
-        learner = framework.Learner(run.model, options, run.vectors, run.parameters)
-        learner.load(run.parameters, moments)
+        learner = framework.Learner(run.model, options, run.vectors, saved.parameters)
+        learner.load(saved.parameters, saved.optimizer_state)
         losses.append([float(learner.step(batch)) for _ in range(20)])
     assert losses[0][-1] < losses[0][0]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -129,6 +132,7 @@ def test_classes_in_another_order_are_put_into_that_of_the_data(
         run = checkpoint.load_run(file.with_name("run"))
         assert run.classes == ("negative", "positive")
         found.append(prediction.classify(torch_impl.learner, run, TEXTS))
+        shutil.rmtree(file.with_name("run"))
     np.testing.assert_allclose(found[0], found[1][:, ::-1])
 
 
@@ -162,6 +166,16 @@ def test_what_does_not_fit_is_refused(
     assert re.fullmatch(r"error: .+\n", error)
     assert re.search(message, error)
     assert not file.with_name("run").exists()
+
+
+def test_a_run_that_is_there_is_not_overwritten(
+    net: Net, vector_file: Path, command: Command
+) -> None:
+    file = vector_file.with_name("net.pt")
+    torch.save(net.state_dict(), file)
+    assert to_run(command, file, vector_file)[0] == 0
+    status, _, error = to_run(command, file, vector_file)
+    assert (status, "is there already" in error) == (2, True)
 
 
 def test_the_data_set_and_the_vectors_have_to_be_said(

@@ -1,6 +1,7 @@
 """What the training loop drives, in PyTorch. Its twin is jax_impl/learner.py."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,15 @@ from torch_impl.gru import canonical, resolve
 
 FRAMEWORK = "torch"
 MODELS: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru")
+
+
+def make_deterministic() -> None:
+    """Have PyTorch compute the same numbers each time on a GPU, too: slower there.
+
+    Raises RuntimeError later on, for an operation that cannot.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 def find_device(name: str) -> torch.device:
@@ -68,11 +78,21 @@ class Learner:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+        self.clip_norm = training.clip_norm
+        self.gradient_norm = torch.zeros((), device=self.device)
         self.load(parameters)
 
     def step(self, batch: Batch) -> Float[Tensor, ""]:
-        """One step of the optimizer on a batch; returns the loss before it."""
+        """One step of the optimizer on a batch; returns the loss before it.
+
+        Leaves the norm of the gradient, before clipping, in self.gradient_norm.
+        """
         loss = self._backward(batch)
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self.gradient_norm = norm
         self.optimizer.step()
         return loss
 

@@ -12,7 +12,7 @@ import numpy as np
 from common import checkpoint, params
 from common.config import PRESETS, TrainConfig
 from common.errors import InputError
-from common.training import load_data
+from common.training import fingerprint_of, load_data
 
 
 def write_run(
@@ -28,7 +28,8 @@ def write_run(
 
     Its options are those of the preset `seed`. `classes` are the names of the outputs in their
     order, where that is not the data set's. Raises InputError where the parameters do not fit the
-    word vectors or the classes, and for data and vectors that cannot be read.
+    word vectors or the classes, for data and vectors that cannot be read, and where the folder is
+    not new.
     """
     if "head.weight" not in parameters:
         raise InputError("a GRU without a classifier: a run needs both")
@@ -46,6 +47,8 @@ def write_run(
         out=folder,
     )
     options.check()
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is there already, and not empty")
     found = load_data(options, print)
     D, C = parameters["gru.0.forward.weight_ih"].shape[1], len(parameters["head.bias"])
     if found.vectors.matrix.shape[1] != D:
@@ -66,18 +69,18 @@ def write_run(
         for moment in ("first_moment", "second_moment")
         for name, value in values.items()
     }
+    about = checkpoint.About("torch", found.classes, model, options, checkpoint.FORMAT)
+    state = checkpoint.State(fingerprint_of(options, found), implementation="")
     checkpoint.prepare(folder)
-    checkpoint.save_setup(
-        folder,
-        options,
-        model,
-        found.classes,
-        "torch",
-        found.vectors.words,
-        found.vectors.matrix,
-    )
-    state = {"epoch": 0, "step": 0}
-    checkpoint.save_model(folder, values, {"step": np.array(0), **moments}, state)
+    with checkpoint.lock(folder):
+        checkpoint.replace(folder / "log.jsonl", b"")
+        checkpoint.save_checkpoint(
+            folder, about, state, values, {"step": np.array(0), **moments}, None, options.keep
+        )
+        # For prediction. It has not been tested here: so its metrics are empty.
+        checkpoint.finish(
+            folder, about, found.vectors.words, found.vectors.matrix, values, metrics={}
+        )
 
 
 def _order(given: Sequence[str], expected: Sequence[str]) -> list[int]:

@@ -34,7 +34,9 @@ def reviews(steps: int) -> list[Batch]:
     return list(islice(chain.from_iterable(map(batches.epoch, count())), steps))
 
 
-def learners(bidirectional: bool, reset_after: bool, train_vectors: bool = False):
+def learners(
+    bidirectional: bool, reset_after: bool, train_vectors: bool = False, training=TRAINING
+):
     """A learner in each framework, with the same parameters."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((len(corpus.load("imdb").vocabulary), D))
@@ -47,7 +49,7 @@ def learners(bidirectional: bool, reset_after: bool, train_vectors: bool = False
         train_vectors=train_vectors,
     )
     return [
-        twin.Learner(config, TRAINING, vectors, params.init(config, 1, vectors), "float64")
+        twin.Learner(config, training, vectors, params.init(config, 1, vectors), "float64")
         for twin in (torch_impl, jax_impl)
     ]
 
@@ -98,6 +100,24 @@ def test_300_steps(bidirectional):
     values = in_torch.parameters(), in_jax.parameters()
     for name, value in values[0].items():
         assert np.abs(value - values[1][name]).max() <= 1e-8, name
+
+
+def test_the_gradient_is_clipped_alike():
+    clip = 0.05
+    training = TrainConfig(device="cpu", clip_norm=clip)
+    in_torch, in_jax = learners(True, reset_after=False, training=training)
+    for number, batch in enumerate(reviews(20)):
+        in_torch.step(batch)
+        in_jax.step(batch)
+        norms = float(in_torch.gradient_norm), float(in_jax.gradient_norm)
+        assert norms[0] == pytest.approx(norms[1], rel=1e-10)
+        assert norms[0] > clip  # so that there is something to clip
+        if number == 0:  # the first moment is then (1 - beta) times the gradient
+            state = in_torch.optimizer_state()
+            moments = [value for name, value in state.items() if name.startswith("first_moment")]
+            length = np.sqrt(sum(np.square(moment).sum() for moment in moments))
+            assert length / (1 - training.betas[0]) == pytest.approx(clip, rel=1e-4)
+    assert_within(1e-10, in_torch, in_jax)
 
 
 @pytest.mark.parametrize("torch_first", [True, False])

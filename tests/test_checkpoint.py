@@ -1,0 +1,258 @@
+"""Checkpoints and run directories: what is damaged, foreign or hostile is named and not used."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import torch_impl.learner
+from common import checkpoint, prediction, training
+from common.config import TrainConfig
+from common.errors import InputError
+
+Command = Callable[..., tuple[int, str, str]]
+SIZES = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
+OPTIONS = TrainConfig(data="rt", vectors="random:4", checkpoint_seconds=0, log_every=1, **SIZES)
+predict = partial(prediction.main, torch_impl.learner)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    training.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": folder}))
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def rewrite(folder: Path, name: str, content: bytes) -> None:
+    """Change a file and make SHA256SUMS fit, as somebody who means it would."""
+    (folder / name).write_bytes(content)
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    names = [
+        each for each in names if each in (*checkpoint.RUN_FILES, *checkpoint.CHECKPOINT_FILES)
+    ]
+    if not folder.name.isdigit():
+        names.remove("log.jsonl")
+    sums = checkpoint._sums({each: (folder / each).read_bytes() for each in names})
+    (folder / checkpoint.SUMS).write_bytes(sums)
+
+
+def test_the_last_that_is_whole_is_used_and_the_damaged_one_named(run: Path) -> None:
+    before, last = sorted((run / "checkpoints").iterdir())
+    assert checkpoint.newest(run, pytest.fail).path == last  # type: ignore[arg-type]
+    (last / "optimizer.safetensors").unlink()
+    warnings: list[str] = []
+    assert checkpoint.newest(run, warnings.append).path == before
+    (warning,) = warnings
+    assert str(last / "optimizer.safetensors") in warning
+    shutil.rmtree(before)
+    with pytest.raises(InputError, match="all are damaged"):
+        checkpoint.newest(run, warnings.append)
+
+
+def test_a_checkpoint_under_another_number_is_refused(run: Path) -> None:
+    last = checkpoint.last(run)
+    assert last is not None
+    last.rename(last.with_name("000000007"))
+    with pytest.raises(InputError, match="is that of step 2"):
+        checkpoint.load_checkpoint(last.with_name("000000007"))
+
+
+def test_keep_and_the_damaged_ones_after_it(run: Path) -> None:
+    """After going back from a damaged checkpoint, it does not count as one of those kept."""
+    (checkpoint.last(run) / "state.json").unlink()  # type: ignore[operator]
+    (run / checkpoint.SUMS).unlink()
+    training.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": run, "keep": 1}))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000002"]
+    assert checkpoint.newest(run, pytest.fail) is not None
+
+
+@pytest.mark.parametrize("name", ["config.json", "state.json"])
+def test_every_field_of_another_type_gets_one_clear_line(name: str, run: Path) -> None:
+    last = checkpoint.last(run)
+    assert last is not None
+    right = json.loads((last / name).read_text())
+    wrong = [None, True, -1, 10**30, 1.5, "x", "\x1b[2J", [], [1], {}, {"a": 1}, [["x"] * 3]]
+
+    def places(value: object, at: tuple = ()) -> list[tuple]:
+        return [at] + [
+            place
+            for key, inner in (value.items() if isinstance(value, dict) else ())
+            for place in places(inner, (*at, key))
+        ]
+
+    refused = 0
+    for *path, key in filter(None, places(right)):
+        for value in wrong:
+            about = json.loads(json.dumps(right))
+            inner = about
+            for step in path:
+                inner = inner[step]
+            inner[key] = value
+            rewrite(last, name, json.dumps(about).encode())
+            try:
+                checkpoint.load_checkpoint(last)
+            except InputError as error:
+                refused += 1
+                assert name in str(error) or ".safetensors" in str(error)
+                assert "\n" not in str(error) and "\x1b" not in str(error)
+    assert refused > 50  # a value that fits the field's type is another configuration, no damage
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[" * 100_000,
+        b'{"framework": ' + b"[" * 100_000,
+        b'{"framework": "torch", "classes": NaN}',
+        b"\xff\xfe",
+        b" " * 2**21,
+    ],
+)
+def test_malformed_json_gets_one_clear_line(content: bytes, run: Path, command: Command) -> None:
+    rewrite(run, "config.json", content)
+    status, _, error = command(predict, run, "text")
+    assert status == 2
+    assert re.fullmatch(r"error: .*config\.json.*\n", error)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_size", 10**9), ("num_layers", 10**9), ("input_size", 10**12), ("classes", 2**40)],
+)
+def test_what_is_claimed_takes_no_memory(field: str, value: int, run: Path) -> None:
+    about = json.loads((run / "config.json").read_text())
+    about["model"][field] = value
+    rewrite(run, "config.json", json.dumps(about).encode())
+    size = sum(path.stat().st_size for path in run.iterdir() if path.is_file())
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"config\.json|safetensors"):
+        checkpoint.load_run(run)
+    assert tracemalloc.get_traced_memory()[1] < 10 * size + 2**20
+    tracemalloc.stop()
+
+
+def test_neither_pipes_nor_devices_are_read(run: Path) -> None:
+    (run / "vocabulary.txt").unlink()
+    os.mkfifo(run / "vocabulary.txt")
+    with pytest.raises(InputError, match=r"vocabulary\.txt: is not a regular file"):
+        checkpoint.load_run(run)
+    (run / "vocabulary.txt").unlink()
+    (run / "vocabulary.txt").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"vocabulary\.txt: is not a regular file"):
+        checkpoint.load_run(run)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "checkpoints", "figures", "figures/loss.png"])
+def test_no_link_leads_out_of_the_run_directory(name: str, run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (run / name).rename(elsewhere)
+    (run / name).symlink_to(elsewhere)
+    before = sorted(tmp_path.rglob("*"))
+    options = TrainConfig(**{**vars(OPTIONS), "out": run, "epochs": 2})
+    with pytest.raises(InputError, match="symbolic link"):
+        training.train(torch_impl.learner, options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_folder_in_the_configuration_is_not_written_to(
+    run: Path, tmp_path: Path, command: Command
+) -> None:
+    """A run directory that was moved, or says that it is somewhere else, is written where it is."""
+    last = checkpoint.last(run)
+    assert last is not None
+    about = json.loads((last / "config.json").read_text())
+    about["options"]["out"] = str(tmp_path / "elsewhere")
+    rewrite(last, "config.json", json.dumps(about).encode())
+    main = partial(training.main, torch_impl.learner)
+    assert command(main, "--resume", run, "--epochs", 2)[0] == 0
+    assert checkpoint.last(run) == run / "checkpoints" / "000000004"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_numbers_that_are_not_finite_are_refused(run: Path) -> None:
+    parameters = load_file(run / "model.safetensors")
+    parameters["head.bias"][0] = np.nan
+    rewrite(run, "model.safetensors", checkpoint._pack(parameters))
+    with pytest.raises(InputError, match=r"head\.bias is not all finite"):
+        checkpoint.load_run(run)
+
+
+def test_a_run_of_an_earlier_version_predicts(run: Path, command: Command) -> None:
+    """It had no checksums and no checkpoints, and fewer options."""
+    expected = command(predict, run, "a wonderful film")
+    about = json.loads((run / "config.json").read_text())
+    del about["format"]
+    for name in ("clip_norm", "patience", "keep", "resume", "checkpoint_seconds"):
+        del about["options"][name]
+    (run / "config.json").write_text(json.dumps(about))
+    (run / checkpoint.SUMS).unlink()
+    shutil.rmtree(run / "checkpoints")
+    assert command(predict, run, "a wonderful film") == expected
+    assert expected[0] == 0
+
+
+def test_a_second_process_is_refused(run: Path, command: Command) -> None:
+    with checkpoint.lock(run):
+        status, output, error = command(
+            partial(training.main, torch_impl.learner), "--resume", run, "--epochs", 2
+        )
+    assert (status, output) == (2, "")
+    assert error == f"error: {run}: process {os.getpid()} is at work here\n"
+    with checkpoint.lock(run):  # it was let go of
+        pass
+
+
+@pytest.mark.parametrize("what", ["full", "vanished", "no folder"])
+def test_a_disk_that_fails_costs_no_checkpoint(
+    what: str, run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = checkpoint.last(run)
+    save = checkpoint.save_checkpoint
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def failing(*arguments: object) -> Path:
+        if what == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limit[1]))
+        elif what == "vanished":
+            run.rename(run.with_name("moved"))
+        else:
+            (run / "checkpoints").rename(run / "kept")
+            (run / "checkpoints").write_text("a file")
+        return save(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", failing)
+    try:
+        status, _, error = command(
+            partial(training.main, torch_impl.learner), "--resume", run, "--epochs", 2
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert status == 2
+    assert re.fullmatch(
+        r"error: .*checkpoints/000000003: cannot be written \(.+\); the last .*\n", error
+    )
+    if what == "full":
+        assert str(before) in error
+        assert not (run / "checkpoints" / ".partial").exists()
+    elif what == "vanished":
+        run.with_name("moved").rename(run)
+    else:
+        (run / "checkpoints").unlink()
+        (run / "kept").rename(run / "checkpoints")
+    assert checkpoint.newest(run, pytest.fail).path == before  # type: ignore[arg-type, union-attr]

@@ -1,0 +1,27 @@
+"""The short form of tests/endurance.py, whose table is in docs/reproducibility.md."""
+
+import random
+from pathlib import Path
+
+import endurance
+import pytest
+
+
+@pytest.mark.parametrize("framework", endurance.KINDS)
+def test_killed_runs_end_as_if_they_had_not_been(framework: str, tmp_path: Path) -> None:
+    same, _, _ = endurance.kill_many(framework, 2, random.Random(0), tmp_path)
+    assert same == 2
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    endurance.train("torch", endurance.TINY, tmp_path)
+    options = endurance.Endurance(cuts=5, flips=60)
+    found = list(endurance.damage(tmp_path, options, random.Random(0)))
+    assert len(found) == 6
+    for what, count, missed in found:
+        assert (what, count > 0, missed) == (what, True, 0)
+
+
+def test_a_full_disk_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
+    outcome, good = endurance.full_disk(tmp_path)
+    assert good, outcome

@@ -1,0 +1,332 @@
+"""A run that was interrupted ends as if it had not been; and what stops a run."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import endurance
+import numpy as np
+import pytest
+
+import jax_impl.learner
+import torch_impl.learner
+from common import checkpoint, training
+from common.config import TrainConfig
+from common.errors import InputError
+from comparison import runs
+
+Command = Callable[..., tuple[int, str, str]]
+FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+TINY = dataclasses.replace(endurance.TINY, epochs=2, keep=100)
+ARGUMENTS = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]
+ARGUMENTS += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "2"]
+each_framework = pytest.mark.parametrize("name", FRAMEWORKS)
+
+
+def main_of(framework: ModuleType) -> Callable[[], None]:
+    return partial(training.main, framework)
+
+
+def train(name: str, out: Path, **options: Any) -> dict[str, Any]:
+    return training.train(FRAMEWORKS[name], dataclasses.replace(TINY, out=out, **options))
+
+
+def cut_back(run: Path, step: int) -> None:
+    """Leave of a run what a kill just after this step would have left."""
+    for path in (run / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+    for file in (*checkpoint.RUN_FILES, checkpoint.SUMS):
+        (run / file).unlink()
+    with (run / "log.jsonl").open("a") as log:  # lines after the checkpoint
+        log.write('{"half a li')
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "implementation"),
+    [
+        ("torch", "gru", "scan"),
+        ("torch", "bigru", "fused"),
+        ("torch", "nn.gru", "auto"),
+        ("torch", "nn.bigru", "auto"),
+        ("jax", "gru", "scan"),
+        ("jax", "bigru", "fused"),
+    ],
+)
+def test_an_interrupted_run_ends_with_the_same_bits(
+    name: str, model: str, implementation: str, tmp_path: Path
+) -> None:
+    """Interrupted within an epoch, between two log lines; and between two epochs."""
+    try:
+        FRAMEWORKS[name].resolve(implementation)
+    except InputError:
+        pytest.skip("the kernel has not been built")
+    how = {"model": model, "implementation": implementation}
+    whole = train(name, tmp_path / "whole", **how)
+    assert whole["train_seconds"] > 0
+    for step in (5, 6, 12) if name == "torch" else (5,):  # JAX compiles anew each time
+        run = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{step}"))
+        cut_back(run, step)
+        again = train(name, run, **how)
+        assert endurance.outcome(run) == endurance.outcome(tmp_path / "whole")
+        timed = ("train_seconds", "tokens_per_second", "first_step_seconds", "peak_memory_bytes")
+        for key in whole.keys() - {*timed, "compilations"}:
+            assert again[key] == whole[key], key
+
+
+@each_framework
+def test_the_same_seed_twice_gives_the_same_numbers(name: str, tmp_path: Path) -> None:
+    results = [train(name, tmp_path / each, model="bigru") for each in "ab"]
+    assert results[0]["losses"] == results[1]["losses"]
+    assert endurance.outcome(tmp_path / "a") == endurance.outcome(tmp_path / "b")
+    other = train(name, tmp_path / "c", model="bigru", seed=1)
+    assert other["losses"] != results[0]["losses"]
+
+
+def test_more_epochs_are_as_if_asked_for_at_once(command: Command, tmp_path: Path) -> None:
+    main = main_of(torch_impl.learner)
+    assert command(main, *ARGUMENTS, "--out", tmp_path / "two")[0] == 0
+    assert command(main, *ARGUMENTS, "--epochs", 3, "--out", tmp_path / "three")[0] == 0
+    assert command(main, "--resume", tmp_path / "two", "--epochs", 3)[0] == 0
+    assert endurance.outcome(tmp_path / "two") == endurance.outcome(tmp_path / "three")
+    status, output, error = command(main, "--resume", tmp_path / "two")
+    assert (status, error) == (0, "")
+    assert "finished before" in output
+    status, _, error = command(main, "--resume", tmp_path / "two", "--epochs", 2)
+    assert (status, "--epochs 2" in error) == (2, True)
+
+
+def test_one_framework_goes_on_with_the_others_run(command: Command, tmp_path: Path) -> None:
+    assert command(main_of(torch_impl.learner), *ARGUMENTS, "--out", tmp_path)[0] == 0
+    status, _, error = command(main_of(jax_impl.learner), *ARGUMENTS, "--out", tmp_path)
+    assert status == 2
+    assert "holds a run of torch" in error
+    arguments = ["--resume", tmp_path, "--epochs", 3]
+    status, output, error = command(main_of(jax_impl.learner), *arguments)
+    assert (status, error) == (0, "")
+    assert "begun with torch" in output
+    assert json.loads((tmp_path / "metrics.json").read_text())["framework"] == "jax"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--learning-rate", "0.01"], "--learning-rate was 0.0005, is 0.01"),
+        (["--seed", "7"], "--seed was 0, is 7"),
+        (
+            ["--model", "bigru", "--batch-size", "4"],
+            "--model was gru, is bigru, --batch-size was 8",
+        ),
+        (["--out", "elsewhere"], "--out elsewhere"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(
+    arguments: list[str], named: str, command: Command, tmp_path: Path
+) -> None:
+    main = main_of(torch_impl.learner)
+    assert command(main, *ARGUMENTS, "--out", tmp_path)[0] == 0
+    before = endurance.outcome(tmp_path)
+    ways = [["--resume", tmp_path]]
+    if "--out" not in arguments:
+        ways += [[*ARGUMENTS, "--out", tmp_path]]
+    for way in ways:
+        status, output, error = command(main, *way, *arguments)
+        assert (status, output) == (2, "")
+        assert re.fullmatch(r"error: .+\n", error)
+        assert named in error
+    assert endurance.outcome(tmp_path) == before
+    allowed = ["--device", "cpu", "--log-every", 3, "--keep", 5, "--checkpoint-seconds", 9]
+    assert command(main, "--resume", tmp_path, *allowed)[0] == 0
+    assert command(main, *ARGUMENTS, "--seed", 7, "--restart", "--out", tmp_path)[0] == 0
+    assert endurance.outcome(tmp_path) != before
+
+
+def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("torch", tmp_path)
+    load = training.load_data
+
+    def other(*arguments: Any) -> training.Data:
+        data = load(*arguments)
+        data.vectors.matrix[0, 0] += 1
+        return data
+
+    monkeypatch.setattr(training, "load_data", other)
+    with pytest.raises(InputError, match="is of other data or word vectors"):
+        train("torch", tmp_path, epochs=3)
+
+
+def test_resuming_needs_a_checkpoint(command: Command, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        status, _, error = command(main_of(torch_impl.learner), "--resume", folder)
+        assert (status, str(folder) in error) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def after_steps(
+    monkeypatch: pytest.MonkeyPatch, name: str, count: int, act: Callable[[Any], object]
+) -> None:
+    """After so many steps, act(learner); what it returns, if anything, is the loss instead."""
+    Learner = FRAMEWORKS[name].Learner
+    step, taken = Learner.step, 0
+
+    def counting(self: Any, batch: Any) -> Any:
+        nonlocal taken
+        loss = step(self, batch)
+        taken += 1
+        changed = act(self) if taken == count else None
+        return loss if changed is None else changed
+
+    monkeypatch.setattr(Learner, "step", counting)
+
+
+@each_framework
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    name: str,
+    number: int,
+    code: int,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    main = main_of(FRAMEWORKS[name])
+    assert command(main, *ARGUMENTS, "--out", tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        after_steps(patch, name, 5, lambda learner: os.kill(os.getpid(), number))
+        status, _, error = command(main, *ARGUMENTS, "--out", tmp_path / "run")
+    assert status == code
+    assert re.fullmatch(r"stopped by SIG(INT|TERM) after step 5; .+\n", error)
+    assert checkpoint.last(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "000000005"
+    status, output, _ = command(main, *ARGUMENTS, "--out", tmp_path / "run")
+    assert status == 0
+    assert "going on after step 5" in output
+    assert endurance.outcome(tmp_path / "run") == endurance.outcome(tmp_path / "whole")
+
+
+IMPATIENT = """
+import os, signal, time
+import torch_impl.learner as twin
+from common import training
+
+def step(self, batch):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+twin.Learner.step = step
+training.main(twin)
+"""
+
+
+def test_the_second_signal_leaves_at_once(tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, "--checkpoint-seconds", "0", "--out", str(tmp_path)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, *arguments], cwd=root, timeout=50, check=False
+    )
+    assert done.returncode == 130
+    assert checkpoint.last(tmp_path) is None
+
+
+def test_compare_stops_with_its_training_and_goes_on_with_it(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    arguments = ["accuracy", "--frameworks", "torch", "--models", "gru", *ARGUMENTS]
+    arguments += ["--epochs", "5000", "--log-every", "1", "--out", str(tmp_path)]
+    command = [sys.executable, "-u", "compare.py", *arguments]
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if "[epoch:2/" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        output, error = process.communicate(timeout=50)
+    assert process.returncode == 130, output + error
+    assert "the same command goes on" in error
+    last = checkpoint.last(tmp_path / "torch-gru")
+    assert last is not None and int(last.name) > 8
+
+    options = dataclasses.replace(
+        checkpoint.load_checkpoint(last).about.options, epochs=1 + int(last.name) // 8
+    )
+    lines: list[str] = []
+    first, _ = runs.train("torch", options, lines.append)
+    assert any(line.startswith(f"going on after step {int(last.name):,}") for line in lines)
+    lines.clear()
+    began = time.perf_counter()
+    again, _ = runs.train("torch", options, lines.append)
+    assert time.perf_counter() - began < 1  # no process was started
+    assert "finished before" in lines[0]
+    assert again == first
+
+
+@each_framework
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_the_run(
+    what: str, name: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(learner: Any) -> float | None:
+        if what == "loss":
+            return float("nan")
+        learner.gradient_norm = float("inf")
+        return None
+
+    after_steps(monkeypatch, name, 11, spoil)  # the third of the second epoch
+    arguments = ["--checkpoint-seconds", "0", "--log-every", 100, "--out", tmp_path]
+    status, _, error = command(main_of(FRAMEWORKS[name]), *ARGUMENTS, *arguments)
+    assert status == 3
+    assert re.fullmatch(r"error: .+\n", error)
+    assert "in step 11 (epoch 2, iteration 3)" in error
+    options = TrainConfig(
+        **{**vars(TINY), "epochs": 2, "validation_size": 0, "max_length": 2, "clip_norm": None}
+    )
+    reviews = training.load_data(options, print).train.plan(1)[2]
+    assert f"reviews {' '.join(map(str, reviews))};" in error
+    assert str(tmp_path / "checkpoints" / "000000010") in error
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoints" / "000000010"
+
+
+@each_framework
+def test_a_step_size_that_explodes_stops_the_run(
+    name: str, command: Command, tmp_path: Path
+) -> None:
+    """Nothing is planted here: the numbers themselves run away."""
+    arguments = ["--learning-rate", "1e38", "--out", tmp_path]
+    status, _, error = command(main_of(FRAMEWORKS[name]), *ARGUMENTS, *arguments)
+    assert status == 3
+    assert "the last good checkpoint is none" in error
+
+
+def test_patience_stops_and_the_best_parameters_are_used(tmp_path: Path) -> None:
+    results = train("torch", tmp_path, epochs=40, patience=2, learning_rate=0.05, keep=1)
+    saved = checkpoint.newest(tmp_path, pytest.fail)
+    assert saved is not None and saved.best is not None
+    losses = [line.validation_loss for line in saved.lines if line.validation_loss is not None]
+    best = int(np.argmin(losses))
+    assert len(losses) == results["epochs"] == best + 1 + 2 < 40
+    assert results["validation_loss"] == losses[best]
+    used = checkpoint.load_run(tmp_path).parameters
+    assert all(np.array_equal(used[name], saved.best[name]) for name in used)
+    assert not all(np.array_equal(used[name], saved.parameters[name]) for name in used)
+
+    # The validation reviews are none of those trained on, and the loss is that of the best ones.
+    options = dataclasses.replace(TINY, epochs=40, patience=2, learning_rate=0.05)
+    data = training.load_data(options, print)
+    assert data.validation is not None
+    assert (len(data.train.split), len(data.validation.split)) == (48, 16)
+    assert np.bincount(data.validation.split.labels).tolist() == [8, 8]
+    learner = torch_impl.learner.Learner(saved.about.model, options, data.vectors.matrix, used)
+    assert training.validate(learner, data.validation)[0] == losses[best]
