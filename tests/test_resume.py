@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -234,13 +233,15 @@ def test_the_second_signal_leaves_at_once(tmp_path: Path) -> None:
     arguments = [*ARGUMENTS, "--checkpoint-seconds", "0", "--out", str(tmp_path)]
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, *arguments], cwd=root, timeout=50, check=False
+        [sys.executable, "-c", IMPATIENT, *arguments], cwd=root, timeout=200, check=False
     )
     assert done.returncode == 130
     assert checkpoint.last(tmp_path) is None
 
 
-def test_compare_stops_with_its_training_and_goes_on_with_it(tmp_path: Path) -> None:
+def test_compare_stops_with_its_training_and_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(__file__).parents[1]
     arguments = ["accuracy", "--frameworks", "torch", "--models", "gru", *ARGUMENTS]
     arguments += ["--epochs", "5000", "--log-every", "1", "--out", str(tmp_path)]
@@ -253,7 +254,7 @@ def test_compare_stops_with_its_training_and_goes_on_with_it(tmp_path: Path) -> 
             if "[epoch:2/" in line:
                 process.send_signal(signal.SIGINT)
                 break
-        output, error = process.communicate(timeout=50)
+        output, error = process.communicate(timeout=200)
     assert process.returncode == 130, output + error
     assert "the same command goes on" in error
     last = checkpoint.last(tmp_path / "torch-gru")
@@ -266,9 +267,8 @@ def test_compare_stops_with_its_training_and_goes_on_with_it(tmp_path: Path) -> 
     first, _ = runs.train("torch", options, lines.append)
     assert any(line.startswith(f"going on after step {int(last.name):,}") for line in lines)
     lines.clear()
-    began = time.perf_counter()
+    monkeypatch.setattr(runs, "_run", lambda *arguments: pytest.fail("it was trained again"))
     again, _ = runs.train("torch", options, lines.append)
-    assert time.perf_counter() - began < 1  # no process was started
     assert "finished before" in lines[0]
     assert again == first
 
