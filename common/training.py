@@ -169,19 +169,7 @@ def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
     say(f"Accuracy: {results['accuracy']:.2%}")
     say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {out}")
     checkpoint.write_json(out / "metrics.json", results)
-    title = f"{framework.FRAMEWORK} {options.model} on {data.name}"
-    figures.loss_curves(
-        out / "figures" / "loss.png",
-        {options.model: (results["loss_epochs"], results["losses"])},
-        f"Training loss: {title}",
-        options.epochs,
-    )
-    figures.confusion(
-        out / "figures" / "confusion.png",
-        results["confusion"],
-        data.classes,
-        f"{title}: {results['accuracy']:.2%} correct",
-    )
+    figures.of_run(out / "figures", results, data.classes, options.preset)
     return results
 
 
