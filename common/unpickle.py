@@ -5,7 +5,7 @@ that pickles of data do not need are refused, and so are numbers that would make
 reserve memory for things that the file does not hold. Then Python's own unpickler runs it, and
 whatever it wants to import is looked up among the constructors that were allowed.
 
-Memory stays in proportion to the pickle's size (at worst 20 times; see MAX_CONTAINERS).
+Memory stays in proportion to the pickle's size (at worst some 25 times; see MAX_CONTAINERS).
 """
 
 import io
@@ -32,21 +32,21 @@ _CONTAINERS = _TUPLES | {"MARK", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST"
 _REFUSED = frozenset(
     {"OBJ", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "DUP"}
 )
-# The memo is an array: its size is that of the largest index. Below 2**23 it takes 128 MiB.
-_MAX_MEMO = 2**23
+# The memo is an array: its size is that of the largest index. Below 2**24 it takes 256 MiB.
+_MAX_MEMO = 2**24
 
 # The bulk of a pickle, at once and at the speed of the regular expression: strings with their place
 # in the memo, references to the memo, numbers, appending. Before a string stands its length, in one
 # byte or in four, so there is an alternative a length; longer ones are left to pickletools.
-_MEMO = rb"(?:q.|r..[\0-\x7f]\0|p\d{1,6}\n|\x94)"
+_MEMO = rb"(?:q.|r...\0|p\d{1,7}\n|\x94)"
 _COUNTED, _COUNTED_IN_4 = (
     b"(?:%s)" % b"|".join(re.escape(n.to_bytes(size, "little")) + b".{%d}" % n for n in range(64))
     for size in (1, 4)
 )
 _BULK = re.compile(
-    rb"(?:a?S[^\n]*\n(?:p\d{1,6}\n)?|a?g\d{1,6}\n"
+    rb"(?:a?S[^\n]*\n(?:p\d{1,7}\n)?|a?g\d{1,7}\n"
     rb"|[U\x8cC]" + _COUNTED + _MEMO + rb"?|[XTB]" + _COUNTED_IN_4 + _MEMO + rb"?"
-    rb"|h.|j..[\0-\x7f]\0|[aesuN\x88\x89]|V[^\n]*\n|" + _MEMO + rb"|K.|M..|J.{4}|G.{8})*+",
+    rb"|h.|j...\0|[aesuN\x88\x89]|V[^\n]*\n|" + _MEMO + rb"|K.|M..|J.{4}|G.{8})*+",
     re.DOTALL,
 )
 
