@@ -288,20 +288,8 @@ def _train(framework: Framework, options: TrainConfig, out: Path) -> dict[str, A
         },
     }
     low, high = results["accuracy_interval"]
-    title = f"{framework.FRAMEWORK} {options.model} on {data.name}"
     with checkpoint.writing(out / "figures"):
-        figures.loss_curves(
-            out / "figures" / "loss.png",
-            {options.model: (results["loss_epochs"], results["losses"])},
-            f"Training loss: {title}",
-            options.epochs,
-        )
-        figures.confusion(
-            out / "figures" / "confusion.png",
-            results["confusion"],
-            data.classes,
-            f"{title}: {results['accuracy']:.2%} correct",
-        )
+        figures.of_run(out / "figures", results, data.classes, options.preset)
     checkpoint.finish(
         out, about, data.vectors.words, data.vectors.matrix, learner.parameters(), results
     )

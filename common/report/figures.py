@@ -1,15 +1,45 @@
 """The homework's two figures, loss curve and confusion matrix, drawn from numbers alone."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Told apart by people who confuse red and green too (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-FEW_CLASSES = 6
+
+# What the homework calls its networks; it has no title of this kind for the last two.
+HOMEWORK_NAMES = {
+    "gru": "MyGRU",
+    "nn.gru": "nn.GRU",
+    "bigru": "MyGRU, bidirectional",
+    "nn.bigru": "nn.GRU, bidirectional",
+}
+
+
+def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], preset: str) -> None:
+    """Draw loss.png and confusion.png of a run, from what metrics.json holds.
+
+    With the preset `seed` they are titled and normalised as the homework's are (docs/homework.md).
+    """
+    model, homework = results["model"], preset == "seed"
+    title = f"{results['framework']} {model} on {results['data']['name']}"
+    loss_curves(
+        folder / "loss.png",
+        {model: (results["loss_epochs"], results["losses"])},
+        f"Loss (using {HOMEWORK_NAMES[model]})" if homework else f"Training loss: {title}",
+        round(max(results["loss_epochs"])),
+    )
+    confusion(
+        folder / "confusion.png",
+        results["confusion"],
+        classes,
+        "" if homework else f"{title}: {results['accuracy']:.2%} correct",
+        of="predicted" if homework else "true",
+    )
 
 
 def loss_curves(
@@ -25,7 +55,8 @@ def loss_curves(
         # The framework twins lie on top of each other: one is dashed so that both show.
         style = "--" if name.startswith("jax") else "-"
         axes.plot(x, y, style, color=colour, label=name)
-    axes.set(title=title, xlabel="epochs", ylabel="mean cross-entropy loss", xlim=(0, epochs))
+    axes.set(title=title, xlabel="epoch", ylabel="mean cross-entropy loss", xlim=(0, epochs))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend()
@@ -33,30 +64,36 @@ def loss_curves(
 
 
 def confusion(
-    path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str
+    path: Path,
+    matrix: Sequence[Sequence[int]],
+    classes: Sequence[str],
+    title: str,
+    *,
+    of: Literal["true", "predicted"] = "true",
 ) -> None:
-    """Draw a confusion matrix (row: true class, column: predicted), counts and share of row."""
+    """Draw a confusion matrix (row: true class, column: predicted), counts and shares.
+
+    `of` says what a share is of: all reviews of its true class (row), or of its predicted class
+    (column), as in the homework's figures.
+    """
     counts = np.asarray(matrix)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    few = len(classes) <= FEW_CLASSES
-    names = [textwrap.shorten(name, 30, placeholder="…") or name[:30] for name in classes]
-    cell = 1.6 if few else 0.6  # inches; of many classes only the shares are shown, as percentages
-    size = cell * len(classes) + 0.07 * max(map(len, names)) + 1.5
-    figure = Figure(figsize=(size + 0.5, size), layout="constrained")
+    shares = counts / np.maximum(counts.sum(axis=1 if of == "true" else 0, keepdims=True), 1)
+    figure = Figure(
+        figsize=(1.6 * len(classes) + 2.2, 1.4 * len(classes) + 1.6), layout="constrained"
+    )
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
-    upright = any(len(name) > 10 * cell for name in names)
-    axes.set_xticks(range(len(classes)), names, rotation=90 if upright else 0)
-    axes.set_yticks(range(len(classes)), names)
+    axes.set(title=title, xlabel="Predicted label", ylabel="True label")
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes)
     for (row, column), share in np.ndenumerate(shares):
         axes.text(
             column,
             row,
-            f"{counts[row, column]:,}\n{share:.1%}" if few else f"{100 * share:.0f}",
+            f"{counts[row, column]:,}\n{share:.1%}",
             ha="center",
             va="center",
             color="white" if share > 0.5 else "black",
         )
-    figure.colorbar(image, label="share of the true class" + ("" if few else ", in %"))
+    figure.colorbar(image, label=f"share of the {of} class")
     figure.savefig(path, dpi=150)
