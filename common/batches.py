@@ -128,12 +128,12 @@ class Batches:
         # Twice they are used as indices, which NumPy would convert each time.
         return [self.split.tokens[start:end].astype(np.intp) for start, end in ranges]
 
-    def _distinct(self, texts: Sequence[np.ndarray]) -> Int32[np.ndarray, " distinct"]:
-        # Marking the ids in a table of the vocabulary is several times faster than np.unique.
-        seen = np.zeros(len(self._position), bool)
-        for text in texts:
-            seen[text] = True
-        return np.flatnonzero(seen).astype(np.int32)
+    def _distinct(
+        self, texts: Sequence[Int64[np.ndarray, " words"]]
+    ) -> Int32[np.ndarray, " distinct"]:
+        # As np.unique, which is several times slower.
+        ordered = np.sort(np.concatenate(texts))
+        return ordered[np.diff(ordered, prepend=-1) > 0].astype(np.int32)
 
     def _choose_shapes(self, longest: int) -> list[Shape]:
         """At most MAX_SHAPES, ascending: the last holds any batch, the others what is usual."""

@@ -15,7 +15,7 @@ from array import array
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import NamedTuple
 
 from common.errors import InputError
@@ -42,9 +42,7 @@ class Encoded(NamedTuple):
 
 def numbering() -> defaultdict:
     """A dict that gives each key it is asked for the next number, from 0."""
-    numbers: defaultdict = defaultdict()
-    numbers.default_factory = numbers.__len__
-    return numbers
+    return defaultdict(count().__next__)
 
 
 def encode(texts: Iterable[str]) -> Encoded:
@@ -71,8 +69,8 @@ def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
     if not more:
         return
     with ExitStack() as stack:
-        count = min(cores(), _MOST_WORKERS)
-        idle = deque(stack.enter_context(_Worker()) for _ in range(count))
+        size = min(cores(), _MOST_WORKERS)
+        idle = deque(stack.enter_context(_Worker()) for _ in range(size))
         busy: deque[_Worker] = deque()
         for chunk in chain(more, chunks):
             done = None

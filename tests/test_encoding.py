@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -50,6 +51,13 @@ def test_processes_give_what_one_process_gives(many_small_chunks: None) -> None:
         words = [result.words[i] for i in result.tokens]
         assert words == [word for text in chunk for word in tokenize(clean(text))]
         assert len(result.hashes) == encoding.HASH_BYTES * len(chunk)
+
+
+def test_what_was_encoded_is_freed_at_once() -> None:
+    """A cycle of references would stay until Python looks for cycles, which is seldom."""
+    gc.collect()
+    encoding.encode(["a text", "and another"])
+    assert gc.collect() == 0
 
 
 def test_a_small_data_set_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
