@@ -22,12 +22,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import checkpoint, config
+from common import checkpoint
 from common.config import TrainConfig, parse_options
 from common.errors import InputError, exit_on_input_error
 from common.report import markdown
 
-MODELS = {"torch": config.MODELS, "jax": ("gru", "bigru")}
+MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru"), "jax": ("gru", "bigru")}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CompareConfig(TrainConfig):
     model: tyro.conf.Suppress[str] = "gru"
     frameworks: tuple[str, ...] = ("torch", "jax")
     """Which frameworks."""
-    models: tuple[str, ...] = config.MODELS
+    models: tuple[str, ...] = MODELS["torch"]
     """Which models; the nn. ones are PyTorch's own layer."""
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""

@@ -16,7 +16,7 @@ from common import datasets, vectors
 from common.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-MODELS = ("gru", "bigru", "nn.gru", "nn.bigru")
+MODELS = ("gru", "bigru", "nn.gru", "nn.bigru", "rnn")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ModelConfig:
     train_vectors: bool = False
     builtin: bool = False
     """Use the framework's own GRU layer (the baselines nn.gru and nn.bigru)."""
+    cell: Literal["gru", "rnn"] = "gru"
+    """What recurs: the GRU, or the plain tanh RNN that it is measured against."""
     implementation: str = "auto"
 
     @property
@@ -51,7 +53,7 @@ class TrainConfig:
     """Train a GRU text classifier."""
 
     model: str = "gru"
-    """gru, bigru (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
+    """gru, bigru, rnn (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
     preset: str = "quick"
     """quick, full or seed (the homework's recipe); every other option overrides it."""
     data: str = "imdb"
@@ -98,6 +100,10 @@ class TrainConfig:
         vectors.check(self.vectors)
         if self.model not in MODELS:
             raise InputError(f"--model {self.model}: expected one of {', '.join(MODELS)}")
+        if self.model == "rnn" and (
+            self.reset_after or self.implementation not in ("auto", "scan")
+        ):
+            raise InputError("--model rnn: has no reset gate, and no implementation but scan")
         for name in ("epochs", "batch_size", "hidden_size", "num_layers", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be at least 1")
@@ -119,6 +125,7 @@ class TrainConfig:
     ) -> ModelConfig:
         """The model that these options ask for, on vectors of input_size dimensions."""
         builtin = self.model.startswith("nn.")
+        plain = self.model == "rnn"
         return ModelConfig(
             input_size=input_size,
             hidden_size=self.hidden_size,
@@ -129,7 +136,8 @@ class TrainConfig:
             vocabulary_size=vocabulary_size,
             train_vectors=train_vectors,
             builtin=builtin,
-            implementation=self.implementation,
+            cell="rnn" if plain else "gru",
+            implementation="scan" if plain else self.implementation,
         )
 
 
