@@ -21,6 +21,7 @@ from common import checkpoint, explanation, oracle, params, prediction
 from common.batches import Batch, Batches
 from common.config import ModelConfig, TrainConfig
 from common.corpus import EncodedSplit, join
+from comparison import explorer
 from comparison.parity import BOUND_GRADIENT, BOUND_RESULT
 
 Command = Callable[..., tuple[int, str, str]]
@@ -364,3 +365,40 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
     status, output, _ = command(explain_main("torch"), "run", "a good film", "--by", "change")
     assert status == 0
     assert "leave-one-out" in output and " r " not in output
+
+
+def test_the_explorer_holds_right_and_wrong_reviews_of_every_model(trained: Path) -> None:
+    options = checkpoint.load_run(trained).options
+    runs = [
+        {"framework": framework, "model": "bigru", "run_dir": str(trained)}
+        for framework in FRAMEWORKS
+    ]
+    found = explorer.explore(options, runs, print)
+    assert found == explorer.explore(options, runs, print), "the same reviews every time"
+    assert found["classes"] == ["negative", "positive"]
+    assert len(found["reviews"]) == explorer.REVIEWS
+    json.dumps(found)
+    wrong = 0
+    for review in found["reviews"]:
+        ours, theirs = review["models"]["torch bigru"], review["models"]["jax bigru"]
+        assert set(review["words"]) <= set(review["text"].split())
+        assert 0 < len(review["words"]) <= explorer.LONGEST
+        assert ours["predicted"] == theirs["predicted"]
+        np.testing.assert_allclose(ours["leave_out"], theirs["leave_out"], atol=1e-3)
+        for name in ("gradient", "leave_out", "running"):
+            assert len(ours[name]) == len(review["words"])
+        wrong += ours["predicted"] != review["true"]
+    assert wrong == explorer.REVIEWS // 2
+
+
+def test_the_explorer_chooses_half_of_them_wrong() -> None:
+    rng = np.random.default_rng(0)
+    correct, lengths = rng.random((3, 500)) < 0.9, rng.integers(0, 300, 500)
+    chosen = explorer.choose(correct, lengths)
+    assert len(set(chosen)) == explorer.REVIEWS
+    assert np.all((lengths[chosen] > 0) & (lengths[chosen] <= explorer.LONGEST))
+    right = correct[:, chosen].all(axis=0)
+    assert right.sum() == explorer.REVIEWS // 2
+    assert len(explorer.choose(correct | True, lengths)) == explorer.REVIEWS, "none wrong"
+    long = explorer.choose(correct, lengths + 1_000)
+    assert lengths[long].max() <= np.sort(lengths)[2 * explorer.REVIEWS]
