@@ -7,6 +7,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -91,11 +92,15 @@ class TrainConfig:
     """Where to compute; auto takes a GPU if there is one (mps: PyTorch only)."""
     implementation: str = "auto"
     """auto, fused (the CPU kernel), scan, or loop (PyTorch only: the slow teaching version)."""
+    tensorboard: bool = False
+    """Write loss, tokens/s and test accuracy for TensorBoard, too, to OUT/tensorboard."""
     out: Path | None = None
     """The run directory to write; runs/FRAMEWORK-MODEL by default."""
 
     def check(self) -> None:
         """Raise InputError for the first value that makes no sense."""
+        if self.tensorboard and find_spec("tensorboardX") is None:
+            raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
         datasets.fingerprint(self.data)
         vectors.check(self.vectors)
         if self.model not in MODELS:

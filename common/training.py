@@ -18,6 +18,7 @@ from common.batches import Batch, Batches
 from common.config import TrainConfig, parse_options
 from common.errors import InputError, exit_on_input_error
 from common.report import figures
+from common.tensorboard import Scalars
 
 
 class Learner(Protocol):
@@ -142,7 +143,8 @@ def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
         data.vectors.words,
         data.vectors.matrix,
     )
-    history = fit(learner, data.train, options, console, out / "log.jsonl", started)
+    scalars = Scalars(out / "tensorboard") if options.tensorboard else None
+    history = fit(learner, data.train, options, console, out / "log.jsonl", started, scalars)
     say(f"Total training time: {history['train_seconds']:.0f} secs")
     state = {"epoch": options.epochs, "step": options.epochs * len(data.train)}
     checkpoint.save_model(out, learner.parameters(), learner.optimizer_state(), state)
@@ -169,6 +171,9 @@ def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
     say(f"Accuracy: {results['accuracy']:.2%}")
     say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {out}")
     checkpoint.write_json(out / "metrics.json", results)
+    if scalars:
+        scalars.write(state["step"], {"test_accuracy": results["accuracy"]})
+        scalars.close()
     title = f"{framework.FRAMEWORK} {options.model} on {data.name}"
     figures.loss_curves(
         out / "figures" / "loss.png",
@@ -192,8 +197,9 @@ def fit(
     console: Console,
     log: Path,
     started: float,
+    scalars: Scalars | None = None,
 ) -> dict[str, Any]:
-    """Run the epochs; every log_every iterations, a log line and a line in the file `log`.
+    """Run the epochs; every log_every iterations, a log line, a line in the file `log`, scalars.
 
     Returns losses (the mean between two log lines), loss_epochs (the epochs done by then),
     train_seconds and first_step_seconds (both from `started`, with compilation), and
@@ -238,6 +244,9 @@ def fit(
                 about = {"epoch": epoch + 1, "iteration": iteration, "seconds": now - started}
                 file.write(json.dumps({**about, "loss": losses[-1], "step_losses": steps}) + "\n")
                 file.flush()
+                if scalars:
+                    done = epoch * len(batches) + iteration
+                    scalars.write(done, {"loss": losses[-1], "tokens_per_second": speeds[-1]})
                 window, words, since = [], 0, now
     return {
         "losses": losses,

@@ -123,7 +123,7 @@ def finished(folder: Path, wanted: TrainConfig) -> bool:
         trained = checkpoint.load_run(folder).options
     except InputError:
         return False
-    return dataclasses.replace(trained, out=wanted.out) == wanted
+    return dataclasses.replace(trained, out=wanted.out, tensorboard=wanted.tensorboard) == wanted
 
 
 def answers(framework: ModuleType, folder: Path, data: Data) -> Bool[np.ndarray, " N"]:
@@ -211,8 +211,8 @@ def paired_p(difference: Float[np.ndarray, "seeds N"]) -> float:
     The seeds ask about the same reviews, so their counts must not be added up as if they were
     independent. A review counts once, with the sum over the seeds; where the two models are
     exchangeable, each sum could as well have the other sign. p is the share of sign flips with a
-    total as far from zero, FLIPS of them (all, where there are fewer); with one seed, this is
-    McNemar's exact test but for the sampling.
+    total as far from zero, FLIPS of them (all, where there are fewer), so never below
+    2 / (FLIPS + 1); with one seed, this is McNemar's exact test but for the sampling.
     """
     totals = difference.sum(axis=0)
     totals = totals[totals != 0]
@@ -331,10 +331,10 @@ def gates(trained: Sequence[Run], data: Data) -> dict[str, Any]:
     """Update gate and state change at stop words, neutral words and sentiment words.
 
     z is the mean over the units, change the norm of h_t - h_(t-1) relative to that of h_(t-1); the
-    first word of a review, which meets the zero state, is left out. Both are means over the models
-    (one a seed) at each word of GATE_REVIEWS test reviews. Intervals are from a bootstrap that
-    draws whole reviews, since the words of one are not independent; they say nothing of other
-    seeds: those are in by_seed. effects_untrained is the same before training.
+    first word of a review, which meets the zero state, is left out. Everything is computed for each
+    model (one a seed) at each word of GATE_REVIEWS test reviews, and then averaged over the models.
+    Intervals draw whole reviews anew, since the words of one are not independent, and the models.
+    effects_untrained is the same before training: what stands there is not learned.
     """
     test = Batches(
         data.test.split.subset(GATE_REVIEWS),
@@ -355,41 +355,39 @@ def gates(trained: Sequence[Run], data: Data) -> dict[str, Any]:
 
     def sums(
         models: Sequence[Mapping[str, np.ndarray]], quantity: str
-    ) -> Float[np.ndarray, "3 resamples groups"]:
-        values = np.mean([each[quantity] for each in models], axis=0)
+    ) -> Float[np.ndarray, "models 3 resamples groups"]:
+        values = np.stack([each[quantity] for each in models])
         return resample(values, group, reviews, len(test.split))
 
-    z, change = sums(after, "z"), sums(after, "change")
-    found = {
-        "groups": [
-            {
+    found: dict[str, Any] = {"groups": []}
+    for number, name in enumerate(GROUPS):
+        if (group == number).any():
+            row = {
                 "group": name,
                 "n": int((group == number).sum()),
                 "distinct": int((groups == number).sum()),
-                "z": mean(z, number)[0],
-                "z_interval": mean(z, number)[1],
-                "change": mean(change, number)[0],
-                "change_interval": mean(change, number)[1],
             }
-            for number, name in enumerate(GROUPS)
-            if (group == number).any()
-        ]
-    }
+            for quantity in ("z", "change"):
+                value, interval = estimate(mean(sums(after, quantity), number))
+                row |= {quantity: value, f"{quantity}_interval": interval}
+            found["groups"].append(row)
     there = [number for number in range(len(GROUPS)) if (group == number).sum() > 1]
-    pairs = [(a, b) for b in there for a in there if a > b]
     for key, models in (("effects", after), ("effects_untrained", before)):
-        found[key] = [
-            {
-                "pair": [GROUPS[a], GROUPS[b]],
-                "quantity": quantity,
-                "cohens_d": cohens_d(all_seeds, a, b)[0],
-                "interval": cohens_d(all_seeds, a, b)[1],
-                "by_seed": [cohens_d(sums([each], quantity), a, b)[0] for each in models],
-            }
-            for quantity in ("z", "change")
-            for all_seeds in [sums(models, quantity)]
-            for a, b in pairs
-        ]
+        found[key] = []
+        for quantity in ("z", "change"):
+            of_reviews = sums(models, quantity)
+            for a, b in ((a, b) for b in there for a in there if a > b):
+                values = cohens_d(of_reviews, a, b)
+                d, interval = estimate(values)
+                found[key].append(
+                    {
+                        "pair": [GROUPS[a], GROUPS[b]],
+                        "quantity": quantity,
+                        "cohens_d": d,
+                        "interval": interval,
+                        "by_seed": values[:, 0].tolist(),
+                    }
+                )
     return {**found, "conclusion": _gates_conclusion(found)}
 
 
@@ -441,69 +439,81 @@ def read_words(
 
 
 def resample(
-    values: Float[np.ndarray, " words"],
+    values: Float[np.ndarray, "models words"],
     group: Int[np.ndarray, " words"],
     review: Int[np.ndarray, " words"],
     reviews: int,
-) -> Float[np.ndarray, "3 resamples groups"]:
+) -> Float[np.ndarray, "models 3 resamples groups"]:
     """Count, sum and sum of squares of each group: all that means and effect sizes need.
 
-    Arguments: a value, a group and a review for every word, and how many reviews there are. The
-    first resample is the reviews as they are, the others are drawn from them with replacement.
+    Arguments: a value of each model, a group and a review for every word, and how many reviews
+    there are. The first resample is the reviews as they are, the others are drawn from them with
+    replacement, the same ones for every model.
     """
-    sums = np.zeros((3, reviews, len(GROUPS)))
-    for power, table in enumerate(sums):
-        np.add.at(table, (review, group), values.astype(np.float64) ** power)
+    sums = np.zeros((len(values), 3, reviews, len(GROUPS)))
+    for model, tables in enumerate(sums):
+        for power, table in enumerate(tables):
+            np.add.at(table, (review, group), values[model].astype(np.float64) ** power)
     rng = np.random.default_rng(0)
     weights = rng.multinomial(reviews, np.full(reviews, 1 / reviews), BOOTSTRAPS)
     return np.concatenate([np.ones((1, reviews)), weights]) @ sums
 
 
-def mean(sums: Float[np.ndarray, "3 resamples groups"], group: int) -> tuple[float, list[float]]:
-    """The mean of a group and its 95 % interval."""
-    n, total, _ = sums[..., group]
-    return _estimate(total / n)
+def mean(
+    sums: Float[np.ndarray, "models 3 resamples groups"], group: int
+) -> Float[np.ndarray, "models resamples"]:
+    """The mean of a group."""
+    return sums[:, 1, :, group] / sums[:, 0, :, group]
 
 
 def cohens_d(
-    sums: Float[np.ndarray, "3 resamples groups"], a: int, b: int
-) -> tuple[float, list[float]]:
-    """How much larger a quantity is in group a than in b, and the 95 % interval of that.
+    sums: Float[np.ndarray, "models 3 resamples groups"], a: int, b: int
+) -> Float[np.ndarray, "models resamples"]:
+    """How much larger a quantity is in group a than in b.
 
     In units of the standard deviation within the groups (pooled; Cohen 1988).
     """
-    (n_a, total_a, squares_a), (n_b, total_b, squares_b) = sums[..., a], sums[..., b]
+    (n_a, total_a, squares_a), (n_b, total_b, squares_b) = (
+        np.moveaxis(sums[..., group], 1, 0) for group in (a, b)
+    )
     within = squares_a - total_a**2 / n_a + squares_b - total_b**2 / n_b
-    return _estimate((total_a / n_a - total_b / n_b) / np.sqrt(within / (n_a + n_b - 2)))
+    return (total_a / n_a - total_b / n_b) / np.sqrt(within / (n_a + n_b - 2))
 
 
-def _estimate(values: Float[np.ndarray, " resamples"]) -> tuple[float, list[float]]:
-    return float(values[0]), list(_percentiles(values[1:]))
+def estimate(values: Float[np.ndarray, "models resamples"]) -> tuple[float, list[float]]:
+    """The mean over the models, and its 95 % interval for new seeds and new reviews.
+
+    As in paired_interval: the models are drawn anew, too, each for itself.
+    """
+    models = len(values)
+    weights = np.random.default_rng(1).multinomial(models, np.full(models, 1 / models), BOOTSTRAPS)
+    drawn = (weights.T * values[:, 1:]).mean(axis=0)
+    return float(values[:, 0].mean()), list(_percentiles(drawn))
 
 
 def _gates_conclusion(found: Mapping[str, Any]) -> str:
     effects = {
-        each["quantity"]: each
-        for each in found["effects"]
+        f"{each['quantity']}{key.removeprefix('effects')}": each
+        for key in ("effects", "effects_untrained")
+        for each in found[key]
         if each["pair"] == ["sentiment words", "stop words"]
     }
     if not effects:
         return "The reviews have too few sentiment words or stop words to tell."
     moved = {each["group"]: each["change"] for each in found["groups"]}
-    change, z = effects["change"], effects["z"]
-    low, high = change["interval"]
-    verdict = (
-        "An irrelevant word does move the state less"
-        if low > 0
-        else "An irrelevant word moves the state more"
-        if high < 0
-        else "That an irrelevant word moves the state less cannot be told"
-    )
+    low, high = effects["change"]["interval"]
+    less = "less" if low > 0 else "more" if high < 0 else "by no amount that can be told apart"
     return (
-        f"{verdict}: a stop word by {moved['stop words']:.0%} of its norm, a sentiment word by "
-        f"{moved['sentiment words']:.0%} (d = {change['cohens_d']:.2f}, {low:.2f} to {high:.2f}; "
-        f"update gate d = {z['cohens_d']:.2f}, {z['interval'][0]:.2f} to {z['interval'][1]:.2f})."
+        f"A stop word moves the state {less}: by {moved['stop words']:.0%} of its norm, a "
+        f"sentiment word by {moved['sentiment words']:.0%} ({_effect(effects['change'])}; before "
+        f"training {_effect(effects['change_untrained'])}); the update gate opens for sentiment "
+        f"words with {_effect(effects['z'])}, before training {_effect(effects['z_untrained'])}."
     )
+
+
+def _effect(effect: Mapping[str, Any]) -> str:
+    low, high = effect["interval"]
+    return f"d = {effect['cohens_d']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:

@@ -100,14 +100,14 @@ def test_cohens_d_and_means_by_hand() -> None:
     a, b = rng.normal(5, 2, 300), rng.normal(4, 2, 200)
     values = np.concatenate([a, b])
     group = np.repeat([2, 0], [300, 200])
-    sums = questions.resample(values, group, np.arange(500), 500)
+    sums = questions.resample(values[None], group, np.arange(500), 500)
     pooled = np.sqrt((299 * a.var(ddof=1) + 199 * b.var(ddof=1)) / 498)
-    d, (low, high) = questions.cohens_d(sums, 2, 0)
+    d, (low, high) = questions.estimate(questions.cohens_d(sums, 2, 0))
     assert d == pytest.approx((a.mean() - b.mean()) / pooled, rel=1e-9)
     # Standard error of d for independent values (Hedges and Olkin 1985).
     half = 1.96 * np.sqrt(500 / (300 * 200) + d**2 / 1_000)
     assert [low, high] == pytest.approx([d - half, d + half], abs=0.15 * half)
-    mean, (low, high) = questions.mean(sums, 0)
+    mean, (low, high) = questions.estimate(questions.mean(sums, 0))
     half = 1.96 * b.std() / np.sqrt(200)
     assert [mean, low, high] == pytest.approx(
         [b.mean(), b.mean() - half, b.mean() + half], abs=0.04
@@ -119,14 +119,32 @@ def test_words_of_one_review_do_not_count_as_independent() -> None:
     rng = np.random.default_rng(0)
     values, group = rng.normal(0, 1, 400), rng.integers(0, 2, 400)
     review = np.repeat(np.arange(40), 10)
-    once = questions.resample(values, group, review, 40)
+    once = questions.resample(values[None], group, review, 40)
     tenfold = questions.resample(
-        np.repeat(values, 10), np.repeat(group, 10), np.repeat(review, 10), 40
+        np.repeat(values, 10)[None], np.repeat(group, 10), np.repeat(review, 10), 40
     )
-    assert questions.mean(tenfold, 0)[1] == pytest.approx(questions.mean(once, 0)[1])
-    assert questions.cohens_d(tenfold, 1, 0)[1] == pytest.approx(
-        questions.cohens_d(once, 1, 0)[1], rel=0.02
-    )
+    for statistic in (
+        lambda sums: questions.mean(sums, 0),
+        lambda sums: questions.cohens_d(sums, 1, 0),
+    ):
+        _, wide = questions.estimate(statistic(tenfold))
+        assert wide == pytest.approx(questions.estimate(statistic(once))[1], rel=0.02)
+
+
+def test_an_effect_that_hangs_on_the_seed_is_no_effect() -> None:
+    """Five models, of which two have a clear effect one way and three the other."""
+    rng = np.random.default_rng(0)
+    group = np.tile([0, 1], 500)
+    signs = np.array([1, 1, -1, -1, -1])[:, None]
+    values = signs * group + rng.normal(0, 1, (5, 1_000))
+    sums = questions.resample(values, group, np.arange(1_000), 1_000)
+    by_model = questions.cohens_d(sums, 1, 0)
+    assert by_model[:, 0] == pytest.approx(signs[:, 0], abs=0.2)
+    d, (low, high) = questions.estimate(by_model)
+    assert d == pytest.approx(by_model[:, 0].mean())
+    assert low < 0 < high
+    _, (low, high) = questions.estimate(by_model[:2])
+    assert low > 0.7
 
 
 def test_word_groups(monkeypatch: pytest.MonkeyPatch) -> None:
