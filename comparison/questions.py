@@ -158,6 +158,7 @@ def compare(
         "accuracy_b": float(correct[b].mean()),
         "difference": float(difference.mean()),
         "interval": [low, high],
+        "difference_by_seed": difference.mean(axis=1).tolist(),
         "mcnemar_p": p,
         "mcnemar_p_by_seed": [
             mcnemar(ours, theirs) for ours, theirs in zip(correct[a], correct[b], strict=True)
