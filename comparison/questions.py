@@ -172,7 +172,7 @@ def compare(
     edges[-1] += 1
     for start, stop in itertools.pairwise(edges):
         group = (test.lengths >= start) & (test.lengths < stop)
-        if group.any():
+        if group.sum() > 1:
             about = {"from": int(start), "to": int(stop), **_part(difference, group)}
             found["by_length"].append(about)
     categories = getattr(test, "categories", None)
@@ -232,22 +232,35 @@ def paired_p(difference: Float[np.ndarray, "seeds N"]) -> float:
 
 
 def paired_interval(difference: Float[np.ndarray, "seeds N"]) -> tuple[float, float]:
-    """95 % interval of the mean difference, for new seeds and new reviews.
-
-    Seeds and reviews are drawn anew with replacement, each for itself (the pigeonhole bootstrap,
-    Owen 2007, which errs to the wide side); the interval is that between the percentiles.
-    """
-    rng = np.random.default_rng(0)
+    """95 % interval of the mean difference, for new seeds and new reviews (see `_interval`)."""
     seeds, count = difference.shape
-    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), BOOTSTRAPS) / seeds
-    of_reviews = rng.multinomial(count, np.full(count, 1 / count), BOOTSTRAPS) / count
-    means = np.einsum("rn,rn->r", of_seeds @ difference, of_reviews)
-    return _percentiles(means)
+    of_seeds, of_reviews = difference.mean(axis=1), difference.mean(axis=0)
+    by_seed = both = 0.0
+    if seeds > 1:
+        rest = difference - of_seeds[:, None] - of_reviews + difference.mean()
+        by_seed = of_seeds.var(ddof=1) / seeds
+        both = np.square(rest).sum() / ((seeds - 1) * (count - 1)) / (seeds * count)
+    by_review = of_reviews.var(ddof=1) / count
+    return _interval(difference.mean(), (by_seed, by_review, both), (seeds, count))
 
 
-def _percentiles(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+def _interval(
+    mean: float, variances: tuple[float, float, float], sizes: tuple[int, int]
+) -> tuple[float, float]:
+    """Student's 95 % interval of a mean over seeds and reviews, each seed on every review.
+
+    variances of the mean: as the seeds show it, as the reviews show it, and what both of these hold
+    and must count once (Owen 2007, Cameron, Gelbach and Miller 2011). The degrees of freedom are
+    Satterthwaite's (1946): where the seeds dominate, hardly more than their number less one. With
+    one seed, the interval is for new reviews alone.
+    """
+    by_seed, by_review, both = variances
+    variance = max(by_seed + by_review - both, by_seed, by_review)
+    if variance == 0:
+        return float(mean), float(mean)
+    squares = by_seed**2 / max(sizes[0] - 1, 1) + by_review**2 / (sizes[1] - 1)
+    half = stats.t.ppf(0.975, variance**2 / squares) * np.sqrt(variance)
+    return float(mean - half), float(mean + half)
 
 
 def _conclusion(found: Mapping[str, Any]) -> str:
@@ -334,7 +347,8 @@ def gates(trained: Sequence[Run], data: Data) -> dict[str, Any]:
     z is the mean over the units, change the norm of h_t - h_(t-1) relative to that of h_(t-1); the
     first word of a review, which meets the zero state, is left out. Everything is computed for each
     model (one a seed) at each word of GATE_REVIEWS test reviews, and then averaged over the models.
-    Intervals draw whole reviews anew, since the words of one are not independent, and the models.
+    Intervals draw whole reviews anew, since the words of one are not independent, and allow for the
+    differences between the models.
     effects_untrained is the same before training: what stands there is not learned.
     """
     test = Batches(
@@ -352,13 +366,13 @@ def gates(trained: Sequence[Run], data: Data) -> dict[str, Any]:
         [read_words(load_learner(torch_impl.learner, run, "cpu"), test, groups) for run in models]
         for models in (untrained, trained)
     )
-    reviews, group = after[0]["review"], after[0]["group"]
+    reviews, group, count = after[0]["review"], after[0]["group"], len(test.split)
 
     def sums(
         models: Sequence[Mapping[str, np.ndarray]], quantity: str
     ) -> Float[np.ndarray, "models 3 resamples groups"]:
         values = np.stack([each[quantity] for each in models])
-        return resample(values, group, reviews, len(test.split))
+        return resample(values, group, reviews, count)
 
     found: dict[str, Any] = {"groups": []}
     for number, name in enumerate(GROUPS):
@@ -369,7 +383,7 @@ def gates(trained: Sequence[Run], data: Data) -> dict[str, Any]:
                 "distinct": int((groups == number).sum()),
             }
             for quantity in ("z", "change"):
-                value, interval = estimate(mean(sums(after, quantity), number))
+                value, interval = estimate(mean(sums(after, quantity), number), count)
                 row |= {quantity: value, f"{quantity}_interval": interval}
             found["groups"].append(row)
     there = [number for number in range(len(GROUPS)) if (group == number).sum() > 1]
@@ -379,7 +393,7 @@ def gates(trained: Sequence[Run], data: Data) -> dict[str, Any]:
             of_reviews = sums(models, quantity)
             for a, b in ((a, b) for b in there for a in there if a > b):
                 values = cohens_d(of_reviews, a, b)
-                d, interval = estimate(values)
+                d, interval = estimate(values, count)
                 found[key].append(
                     {
                         "pair": [GROUPS[a], GROUPS[b]],
@@ -481,15 +495,22 @@ def cohens_d(
     return (total_a / n_a - total_b / n_b) / np.sqrt(within / (n_a + n_b - 2))
 
 
-def estimate(values: Float[np.ndarray, "models resamples"]) -> tuple[float, list[float]]:
+def estimate(
+    values: Float[np.ndarray, "models resamples"], reviews: int
+) -> tuple[float, list[float]]:
     """The mean over the models, and its 95 % interval for new seeds and new reviews.
 
-    As in paired_interval: the models are drawn anew, too, each for itself.
+    The reviews' part of the variance is the bootstrap's: see `_interval`.
     """
     models = len(values)
-    weights = np.random.default_rng(1).multinomial(models, np.full(models, 1 / models), BOOTSTRAPS)
-    drawn = (weights.T * values[:, 1:]).mean(axis=0)
-    return float(values[:, 0].mean()), list(_percentiles(drawn))
+    drawn = values[:, 1:]
+    by_seed = both = 0.0
+    if models > 1:
+        by_seed = values[:, 0].var(ddof=1) / models
+        both = (drawn - drawn.mean(axis=0)).var(axis=1).sum() / (models - 1) / models
+    variances = by_seed, drawn.mean(axis=0).var(), both
+    mean = float(values[:, 0].mean())
+    return mean, list(_interval(mean, variances, (models, reviews)))
 
 
 def _gates_conclusion(found: Mapping[str, Any]) -> str:
