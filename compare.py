@@ -3,6 +3,7 @@
 python compare.py                        train all six models, check parity, write a report
 python compare.py parity                 every implementation against the float64 oracle
 python compare.py speed                  tokens a second of every GRU that runs here
+python compare.py questions              does gating help, does reading both ways, handwriting?
 python compare.py report --out DIR       write the report again from DIR/results.json
 python compare.py --help
 """
@@ -22,12 +23,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import checkpoint, config
+from common import checkpoint
 from common.config import TrainConfig, parse_options
 from common.errors import InputError, exit_on_input_error
 from common.report import markdown
 
-MODELS = {"torch": config.MODELS, "jax": ("gru", "bigru")}
+MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru"), "jax": ("gru", "bigru")}
 
 
 @dataclass(frozen=True)
@@ -35,25 +36,32 @@ class CompareConfig(TrainConfig):
     """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
     all and accuracy train the models, each in a process of its own, and check the twins' parity on
-    a real batch; all and parity run the parity suite; speed times every GRU that runs here; report
-    writes the report of an earlier comparison.
+    a real batch; all and parity run the parity suite; speed times every GRU that runs here;
+    questions trains them with several seeds and answers the homework's questions; report writes the
+    report of an earlier comparison.
     """
 
-    part: tyro.conf.Positional[Literal["all", "accuracy", "parity", "speed", "report"]] = "all"
+    part: tyro.conf.Positional[
+        Literal["all", "accuracy", "parity", "speed", "questions", "report"]
+    ] = "all"
     """What to do."""
     model: tyro.conf.Suppress[str] = "gru"
     resume: tyro.conf.Suppress[Path | None] = None
     frameworks: tuple[str, ...] = ("torch", "jax")
     """Which frameworks."""
-    models: tuple[str, ...] = config.MODELS
+    models: tuple[str, ...] = MODELS["torch"]
     """Which models; the nn. ones are PyTorch's own layer."""
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
+    seeds: int = 5
+    """For questions: with how many seeds each model is trained, --seed and the ones after it."""
     out: Path | None = Path("results")
     """The folder for results.json, report.md, figures and run directories."""
 
     def check(self) -> None:
         super().check()
+        if self.seeds < 1:
+            raise InputError(f"--seeds {self.seeds}: must be at least 1")
         for name, chosen, known in (
             ("--frameworks", self.frameworks, tuple(MODELS)),
             ("--models", self.models, MODELS["torch"]),
@@ -63,6 +71,11 @@ class CompareConfig(TrainConfig):
                     raise InputError(f"{name} {value}: expected some of {', '.join(known)}")
             if not chosen:
                 raise InputError(f"{name}: name at least one of {', '.join(known)}")
+
+    def plain(self) -> TrainConfig:
+        """The options that a training takes, too."""
+        fields = dataclasses.fields(TrainConfig)
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields})
 
 
 def main() -> None:
@@ -91,6 +104,8 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
         parity_suite(results, console)
     if options.part == "speed":
         speed_table(options, results, console)
+    if options.part == "questions":
+        answer_questions(options, results, console)
     checkpoint.write_json(out / "results.json", results)
     report = markdown.write(out, results)
     failed = [check for check in results["parity"] if not check["passed"]]
@@ -106,10 +121,9 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
 def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) -> None:
     """Train the models and check the twins on a real batch; fills in results."""
     assert options.out is not None
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    plain = TrainConfig(**{name: getattr(options, name) for name in fields})
+    plain = options.plain()
     results["runs"], results["data"] = [], {}
-    from comparison import runs, twins  # which import both frameworks
+    from comparison import explorer, runs, twins  # which import both frameworks
 
     chosen = [
         (framework, model)
@@ -130,6 +144,8 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
         )
         results["runs"].append(run)
 
+    console.print("explaining a few test reviews word by word", highlight=False)
+    results["explorer"] = explorer.explore(plain, results["runs"], console.print)
     console.print("checking the twins' parity on a real batch", highlight=False)
     both = tuple(model for model in options.models if model in MODELS["jax"])
     rows = twins.check(plain, both, lambda line: console.print(line, markup=False))
@@ -163,6 +179,27 @@ def speed_table(options: CompareConfig, results: dict[str, Any], console: Consol
     results["speed"] = speed.measure(tasks, lambda line: console.print(line, highlight=False))
     for table in speed.tables(results["speed"]):
         console.print(table)
+
+
+def answer_questions(options: CompareConfig, results: dict[str, Any], console: Console) -> None:
+    """Train with several seeds and answer the homework's questions; fills in results."""
+    from comparison import questions  # which imports both frameworks
+
+    names = [
+        f"{framework} {model}"
+        for framework in options.frameworks
+        for model in (*options.models, "rnn")
+        if model in MODELS[framework] or (framework, model) == ("torch", "rnn")
+    ]
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    results["questions"] = questions.measure(options.plain(), names, options.seeds, say)
+    for table in questions.tables(results["questions"]):
+        console.print(table)
+    for line in questions.conclusions(results["questions"]):
+        say(line)
 
 
 def read_results(folder: Path, *, missing_is_new: bool = False) -> dict[str, Any]:

@@ -69,7 +69,7 @@ CHECKPOINT_FILES = (
 BEST = "best.safetensors"
 FORMAT = 2  # 1 had no checksums and no checkpoints
 # A resumed run must not differ in anything else.
-MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep"}
+MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep", "tensorboard"}
 _NEITHER_HERE_NOR_THERE = {"out", "resume", "restart"}  # not properties of a run
 _LONGEST_JSON = 64 * 2**20
 _LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl

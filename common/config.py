@@ -7,6 +7,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -16,7 +17,7 @@ from common import datasets, vectors
 from common.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-MODELS = ("gru", "bigru", "nn.gru", "nn.bigru")
+MODELS = ("gru", "bigru", "nn.gru", "nn.bigru", "rnn")
 MOST_LOG_EVERY = 10_000
 
 
@@ -40,6 +41,8 @@ class ModelConfig:
     train_vectors: bool = False
     builtin: bool = False
     """Use the framework's own GRU layer (the baselines nn.gru and nn.bigru)."""
+    cell: Literal["gru", "rnn"] = "gru"
+    """What recurs: the GRU, or the plain tanh RNN that it is measured against."""
     implementation: str = "auto"
 
     @property
@@ -52,7 +55,7 @@ class TrainConfig:
     """Train a GRU text classifier."""
 
     model: str = "gru"
-    """gru, bigru (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
+    """gru, bigru, rnn (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
     preset: str = "quick"
     """quick, full or seed (the homework's recipe); every other option overrides it."""
     data: str = "imdb"
@@ -102,6 +105,8 @@ class TrainConfig:
     """auto, fused (the CPU kernel), scan, or loop (PyTorch only: the slow teaching version)."""
     deterministic: bool = False
     """On a GPU too, the same numbers each time; slower there (the CPU does so anyway)."""
+    tensorboard: bool = False
+    """Write loss, tokens/s and test accuracy for TensorBoard, too, to OUT/tensorboard."""
     out: Path | None = None
     """The run directory to write; runs/FRAMEWORK-MODEL by default. If a run of the same options was
     interrupted there, it goes on."""
@@ -116,10 +121,16 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise InputError for the first value that makes no sense."""
+        if self.tensorboard and find_spec("tensorboardX") is None:
+            raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
         datasets.fingerprint(self.data)
         vectors.check(self.vectors)
         if self.model not in MODELS:
             raise InputError(f"--model {self.model}: expected one of {', '.join(MODELS)}")
+        if self.model == "rnn" and (
+            self.reset_after or self.implementation not in ("auto", "scan")
+        ):
+            raise InputError("--model rnn: has no reset gate, and no implementation but scan")
         for name in ("epochs", "batch_size", "hidden_size", "num_layers", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be at least 1")
@@ -155,6 +166,7 @@ class TrainConfig:
     ) -> ModelConfig:
         """The model that these options ask for, on vectors of input_size dimensions."""
         builtin = self.model.startswith("nn.")
+        plain = self.model == "rnn"
         return ModelConfig(
             input_size=input_size,
             hidden_size=self.hidden_size,
@@ -165,7 +177,8 @@ class TrainConfig:
             vocabulary_size=vocabulary_size,
             train_vectors=train_vectors,
             builtin=builtin,
-            implementation=self.implementation,
+            cell="rnn" if plain else "gru",
+            implementation="scan" if plain else self.implementation,
         )
 
 

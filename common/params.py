@@ -4,6 +4,8 @@
     head.weight [C, H * directions]           head.bias [C]
     vectors.weight [V, D]                     only where the word vectors are trained
 
+A plain tanh RNN has rnn.{layer}.… in place of gru.{layer}.…, with H rows in place of 3H.
+
 The three gates of a GRU stand in the order z (update), r (reset), n (candidate). In layers after
 the first, D is H * directions.
 """
@@ -16,22 +18,24 @@ from common.config import ModelConfig
 
 DIRECTIONS = ("forward", "backward")
 GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+BLOCKS = {"gru": 3, "rnn": 1}
+"""cell -> how many blocks of H rows its parameters have: one for each pre-activation."""
 
 
 def gru_shapes(
-    input_size: int, hidden_size: int, num_layers: int, bidirectional: bool
+    input_size: int, hidden_size: int, num_layers: int, bidirectional: bool, cell: str = "gru"
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a GRU, in canonical order."""
+    """Name and shape of every parameter of a GRU (or another cell), in canonical order."""
     directions = DIRECTIONS if bidirectional else DIRECTIONS[:1]
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(num_layers):
         size = input_size if layer == 0 else hidden_size * len(directions)
         for direction in directions:
-            rows = 3 * hidden_size
+            rows = BLOCKS[cell] * hidden_size
             for name, shape in zip(
                 GRU_PARAMETERS, ((rows, size), (rows, hidden_size), (rows,), (rows,)), strict=True
             ):
-                shapes[f"gru.{layer}.{direction}.{name}"] = shape
+                shapes[f"{cell}.{layer}.{direction}.{name}"] = shape
     return shapes
 
 
@@ -39,7 +43,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a classifier, in canonical order."""
     features = config.hidden_size * config.directions
     found = gru_shapes(
-        config.input_size, config.hidden_size, config.num_layers, config.bidirectional
+        config.input_size, config.hidden_size, config.num_layers, config.bidirectional, config.cell
     )
     found |= {"head.weight": (config.classes, features), "head.bias": (config.classes,)}
     if config.train_vectors:
@@ -64,9 +68,9 @@ def init(config: ModelConfig, seed: int, vectors: np.ndarray) -> dict[str, np.nd
     found = shapes(config)
     found.pop("vectors.weight", None)
     rng = np.random.default_rng(seed)
-    in_gru = {name: shape for name, shape in found.items() if name.startswith("gru.")}
+    in_cell = {name: shape for name, shape in found.items() if name.startswith(config.cell)}
     in_head = {name: shape for name, shape in found.items() if name.startswith("head.")}
-    values = _draw(in_gru, rng, config.hidden_size)
+    values = _draw(in_cell, rng, config.hidden_size)
     values |= _draw(in_head, rng, config.hidden_size * config.directions)
     if config.train_vectors:
         values["vectors.weight"] = vectors.astype(np.float64)
@@ -81,7 +85,12 @@ def _draw(
 
 
 def structure(names: Iterable[str]) -> tuple[int, tuple[str, ...]]:
-    """Number of layers and the directions ("forward", or "forward", "backward") of a GRU."""
-    parts = [name.split(".") for name in names if name.startswith("gru.")]
+    """Number of layers and the directions ("forward", or "forward", "backward") of a GRU or RNN."""
+    parts = [name.split(".") for name in names if name.partition(".")[0] in BLOCKS]
     layers = 1 + max(int(part[1]) for part in parts)
     return layers, DIRECTIONS if any(part[2] == "backward" for part in parts) else DIRECTIONS[:1]
+
+
+def cell_of(names: Iterable[str]) -> str:
+    """The cell, gru or rnn, that these are the names of parameters of."""
+    return next(cell for name in names if (cell := name.partition(".")[0]) in BLOCKS)

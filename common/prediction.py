@@ -14,7 +14,7 @@ from common.config import Device, parse_options
 from common.corpus import join
 from common.errors import InputError, exit_on_input_error
 from common.text import clean, tokenize
-from common.training import Framework, predict
+from common.training import Framework, Learner, predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,26 @@ def classify(
         [np.array([ids[w] for w in text if w in ids], np.int32) for text in words],
         np.zeros(len(texts)),
     )
+    batches = Batches(
+        encoded, min(len(texts), 32), max_length=run.options.max_length, in_order=True
+    )
+    logits, _ = predict(load_learner(framework, run, device), batches)
+    return softmax(logits)
+
+
+def load_learner(
+    framework: Framework, run: checkpoint.Run, device: Device = "auto", dtype: str = "float32"
+) -> Learner:
+    """The trained model, ready to answer; a built-in layer is computed by the handwritten GRU."""
     model = dataclasses.replace(run.model, builtin=False, implementation="auto")
     options = dataclasses.replace(run.options, device=device)
-    learner = framework.Learner(model, options, run.vectors, run.parameters)
-    batches = Batches(encoded, min(len(texts), 32), max_length=options.max_length, in_order=True)
-    logits, _ = predict(learner, batches)
+    parameters = {name: value.astype(dtype) for name, value in run.parameters.items()}
+    learner: Learner = framework.Learner(model, options, run.vectors, parameters, dtype=dtype)
+    return learner
+
+
+def softmax(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
+    """The probability of each class, in float64."""
     odds = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)
 

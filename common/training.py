@@ -21,6 +21,7 @@ from common.config import TrainConfig, parse_options
 from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error
 from common.report import figures
 from common.signals import stop_requests
+from common.tensorboard import Scalars
 
 
 class Learner(Protocol):
@@ -37,6 +38,8 @@ class Learner(Protocol):
         """Take one optimizer step; returns the loss, which may still be being computed."""
 
     def logits(self, batch: Batch) -> np.ndarray: ...
+
+    def explain(self, batch: Batch) -> dict[str, np.ndarray]: ...
 
     def parameters(self) -> dict[str, np.ndarray]: ...
 
@@ -256,7 +259,9 @@ def _train(framework: Framework, options: TrainConfig, out: Path) -> dict[str, A
             options.keep,
         )
 
-    fit(learner, data, options, console, out, started - state.seconds, state, lines, best, save)
+    scalars = Scalars(out / "tensorboard", state.step + 1) if options.tensorboard else None
+    begun = started - state.seconds
+    fit(learner, data, options, console, out, begun, state, lines, best, save, scalars)
     say(f"Total training time: {state.seconds:.0f} secs")
     if best:
         learner.load(best)
@@ -295,6 +300,9 @@ def _train(framework: Framework, options: TrainConfig, out: Path) -> dict[str, A
     )
     say(f"Accuracy: {results['accuracy']:.2%}")
     say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {out}")
+    if scalars:
+        scalars.write(state.step, {"test_accuracy": results["accuracy"]})
+        scalars.close()
     return results
 
 
@@ -309,6 +317,7 @@ def fit(
     lines: list[LogLine],
     best: dict[str, np.ndarray],
     save: Callable[[], Path],
+    scalars: Scalars | None = None,
 ) -> None:
     """Run the epochs, from where `state` stands.
 
@@ -388,6 +397,9 @@ def fit(
         about = {**dataclasses.asdict(line), "step_losses": state.losses}
         with checkpoint.writing(out / "log.jsonl"), (out / "log.jsonl").open("a") as file:
             file.write(json.dumps(about) + "\n")
+        if scalars:
+            told = {"loss": line.loss, "tokens_per_second": line.tokens_per_second}
+            scalars.write(state.step, told)
         state.losses, state.gradient_norms, state.words = [], [], 0
         since = time.perf_counter()
 

@@ -15,8 +15,9 @@ from jaxtyping import DTypeLike, Float, Int
 
 from common.batches import NO_LABEL
 from common.config import ModelConfig
-from common.params import structure
+from common.params import cell_of, structure
 from jax_impl.gru import canonical, gru, register
+from jax_impl.rnn import rnn
 
 
 def head(parameters: Mapping[str, Array], h_last: Float[Array, "R B H"]) -> Float[Array, "B C"]:
@@ -40,15 +41,18 @@ def classify(
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
     """
     embedded = parameters.get("vectors.weight", vectors)[distinct]
-    _, h_last = gru(
-        parameters,
-        embedded,
-        lengths,
-        tokens=tokens,
-        reset_after=reset_after,
-        implementation=implementation,
-        every_step=False,
-    )
+    if cell_of(parameters) == "rnn":
+        _, h_last = rnn(parameters, embedded, lengths, tokens=tokens)
+    else:
+        _, h_last = gru(
+            parameters,
+            embedded,
+            lengths,
+            tokens=tokens,
+            reset_after=reset_after,
+            implementation=implementation,
+            every_step=False,
+        )
     _, directions = structure(parameters)
     return head(parameters, h_last[-len(directions) :])
 

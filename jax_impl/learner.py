@@ -18,10 +18,11 @@ from common.config import ModelConfig, TrainConfig
 from common.errors import InputError
 from common.params import init
 from jax_impl.classifier import Classifier, cross_entropy
-from jax_impl.gru import resolve
+from jax_impl.gru import canonical, resolve
+from jax_impl.trace import explain
 
 FRAMEWORK = "jax"
-MODELS: tuple[str, ...] = ("gru", "bigru")
+MODELS: tuple[str, ...] = ("gru", "bigru", "rnn")
 
 
 def make_deterministic() -> None:
@@ -91,6 +92,17 @@ class Learner:
         """The loss of a batch and its gradient with respect to every parameter."""
         loss, gradients = self._backward(self.state, self.frozen, *self._arrays(batch))
         return float(loss), self._read(gradients)
+
+    def explain(self, batch: Batch) -> dict[str, np.ndarray]:
+        """How the model comes to its answers on a batch: see `explain` in jax_impl/trace.py."""
+        model = nnx.merge(self.graph, self.state, self.frozen)
+        found = explain(
+            canonical(model, model.names),
+            model.vectors[...],
+            *self._arrays(batch),
+            reset_after=model.config.reset_after,
+        )
+        return {name: np.asarray(value) for name, value in found.items()}
 
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters under their canonical names."""

@@ -163,7 +163,7 @@ def test_bad_options_get_one_clear_line(
 def test_models_that_jax_lacks_are_refused(command: Command) -> None:
     status, _, error = command(main_of(jax_impl.learner), "--model", "nn.gru")
     assert status == 2
-    assert re.fullmatch(r"error: --model nn\.gru: jax has gru, bigru\n", error)
+    assert re.fullmatch(r"error: --model nn\.gru: jax has gru, bigru, rnn\n", error)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from common.batches import NO_LABEL
 from common.config import ModelConfig
-from common.params import structure
+from common.params import cell_of, structure
 from torch_impl.gru import canonical, gru, register
+from torch_impl.rnn import rnn
 
 
 def head(parameters: Mapping[str, Tensor], h_last: Float[Tensor, "R B H"]) -> Float[Tensor, "B C"]:
@@ -38,15 +39,18 @@ def classify(
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
     """
     embedded = F.embedding(distinct, parameters.get("vectors.weight", vectors))
-    _, h_last = gru(
-        parameters,
-        embedded,
-        lengths,
-        tokens=tokens,
-        reset_after=reset_after,
-        implementation=implementation,
-        every_step=False,
-    )
+    if cell_of(parameters) == "rnn":
+        _, h_last = rnn(parameters, embedded, lengths, tokens=tokens)
+    else:
+        _, h_last = gru(
+            parameters,
+            embedded,
+            lengths,
+            tokens=tokens,
+            reset_after=reset_after,
+            implementation=implementation,
+            every_step=False,
+        )
     _, directions = structure(parameters)
     return head(parameters, h_last[-len(directions) :])
 

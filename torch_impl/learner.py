@@ -18,9 +18,10 @@ from common.params import init
 from torch_impl.builtin import BuiltinClassifier
 from torch_impl.classifier import Classifier, cross_entropy
 from torch_impl.gru import canonical, resolve
+from torch_impl.trace import explain
 
 FRAMEWORK = "torch"
-MODELS: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru")
+MODELS: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru", "rnn")
 
 
 def make_deterministic() -> None:
@@ -105,6 +106,17 @@ class Learner:
         """The loss of a batch and its gradient with respect to every parameter."""
         loss = self._backward(batch)
         return loss.item(), self._read(lambda parameter: parameter.grad)
+
+    def explain(self, batch: Batch) -> dict[str, np.ndarray]:
+        """How the model comes to its answers on a batch: see `explain` in torch_impl/trace.py."""
+        inputs = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
+        found = explain(
+            {name: torch.from_numpy(p).to(self.device) for name, p in self.parameters().items()},
+            self.model.vectors,
+            *(torch.from_numpy(array).to(self.device) for array in inputs),
+            reset_after=self.model.config.reset_after,
+        )
+        return {name: value.detach().cpu().numpy() for name, value in found.items()}
 
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters under their canonical names."""

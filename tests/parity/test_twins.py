@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("gru", "classifier", "learner", "train", "predict")
+FILES = ("gru", "rnn", "classifier", "trace", "learner", "train", "predict", "explain")
 # What only PyTorch has: the teaching version, and nn.GRU behind the learner's reads and writes.
 ONLY_TORCH = {"loop", "stack"}
 

@@ -1,0 +1,89 @@
+"""The reviews of the gate explorer: some that models get wrong and some that none does."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+import jax_impl.learner
+import torch_impl.learner
+from common import checkpoint, corpus, explanation
+from common.config import TrainConfig
+from common.prediction import load_learner
+from common.training import load_data, predict
+
+FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+REVIEWS = 12
+LONGEST = 120  # words: what one takes in at a glance
+DIGITS = 4  # significant ones: what shows
+
+
+def explore(
+    options: TrainConfig, runs: Sequence[dict[str, Any]], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Explain REVIEWS test reviews with every trained model.
+
+    runs: the entries of "runs" in results.json. Returns its entry "explorer":
+    {"classes": [...], "reviews": [{"text", "true", "words", "models": {"torch gru": {...}}}]}, a
+    model's part as `common.explanation.explain` has it; text is the review as the tokenizer split
+    it. A built-in layer is computed by the handwritten GRU, as in predict.
+    """
+    data = load_data(options, report)
+    split = data.test.split
+    trained = {}
+    correct = []
+    for run in runs:
+        framework = FRAMEWORKS[run["framework"]]
+        read = checkpoint.load_run(Path(run["run_dir"]))
+        trained[f"{run['framework']} {run['model']}"] = framework, read
+        logits, labels = predict(load_learner(framework, read, options.device), data.test)
+        correct.append(logits.argmax(axis=1) == labels)
+    chosen = choose(np.array(correct), data.test.lengths)
+    words = corpus.load(options.data)
+    texts = words.test.subset(options.test_size)
+    reviews: list[dict[str, Any]] = [
+        {
+            "text": " ".join(words.vocabulary[token] for token in texts[number]),
+            "true": data.classes[split.labels[number]],
+            "models": {},
+        }
+        for number in chosen
+    ]
+    ids = [split[number] for number in chosen]
+    for name, (framework, read) in trained.items():
+        for review, found in zip(
+            reviews, explanation.explain(framework, read, ids, options.device), strict=True
+        ):
+            review["words"] = found.pop("words")
+            review["models"][name] = _rounded(found)
+    return {"classes": list(data.classes), "reviews": reviews}
+
+
+def choose(
+    correct: Bool[np.ndarray, "models N"], lengths: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, " chosen"]:
+    """Which reviews: half of them wrongly classified by some model, always the same ones.
+
+    Reviews of up to LONGEST words (or the shortest there are), in an order drawn once; where there
+    are too few wrong or right ones, more of the others.
+    """
+    length = max(LONGEST, np.sort(lengths)[: 2 * REVIEWS].max())
+    short = np.random.default_rng(0).permutation(
+        np.flatnonzero((lengths > 0) & (lengths <= length))
+    )
+    right = correct[:, short].all(axis=0)
+    wrong_ones, right_ones = short[~right], short[right]
+    most = min(len(wrong_ones), max(REVIEWS // 2, REVIEWS - len(right_ones)))
+    return np.concatenate([wrong_ones[:most], right_ones[: REVIEWS - most]])
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return value

@@ -1,0 +1,11 @@
+"""Explain a model's answer word by word, of either framework. Its twin is jax_impl/explain.py.
+
+python -m torch_impl.explain RUN_DIR "not a good film" --by leave_out
+python -m torch_impl.explain RUN_DIR "not a good film" --json answer.json
+"""
+
+from common import explanation
+from torch_impl import learner
+
+if __name__ == "__main__":
+    explanation.main(learner)
