@@ -3,11 +3,12 @@
 python compare.py                        train all six models, check parity, write a report
 python compare.py parity                 every implementation against the float64 oracle
 python compare.py speed                  tokens a second of every GRU that runs here
-python compare.py report --out DIR       write the report again from DIR/results.json
+python compare.py report DIR             write the report again from DIR/results.json
 python compare.py --help
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from jinja2 import UndefinedError
 from rich.console import Console
 from rich.table import Table
 
 from common import checkpoint, config
 from common.config import TrainConfig, parse_options
 from common.errors import InputError, exit_on_input_error
-from common.report import markdown
+from common.report import figures, html, markdown
 
 MODELS = {"torch": config.MODELS, "jax": ("gru", "bigru")}
 
@@ -41,6 +43,8 @@ class CompareConfig(TrainConfig):
 
     part: tyro.conf.Positional[Literal["all", "accuracy", "parity", "speed", "report"]] = "all"
     """What to do."""
+    folder: tyro.conf.Positional[Path | None] = None
+    """For report: the folder, as --out."""
     model: tyro.conf.Suppress[str] = "gru"
     frameworks: tuple[str, ...] = ("torch", "jax")
     """Which frameworks."""
@@ -49,10 +53,12 @@ class CompareConfig(TrainConfig):
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
     out: Path | None = Path("results")
-    """The folder for results.json, report.md, figures and run directories."""
+    """The folder for results.json, report.html, report.md, figures and run directories."""
 
     def check(self) -> None:
         super().check()
+        if self.folder is not None and self.part != "report":
+            raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
             ("--frameworks", self.frameworks, tuple(MODELS)),
             ("--models", self.models, MODELS["torch"]),
@@ -72,7 +78,8 @@ def main() -> None:
         assert options.out is not None
         console = Console(width=None if sys.stdout.isatty() else 120)
         if options.part == "report":
-            print(markdown.write(options.out, read_results(options.out)))
+            folder = options.folder or options.out
+            print(write_report(folder, read_results(folder)))
             return
         checkpoint.prepare(options.out)
         results = read_results(options.out, missing_is_new=True)
@@ -84,7 +91,7 @@ def main() -> None:
         if options.part == "speed":
             speed_table(options, results, console)
         checkpoint.write_json(options.out / "results.json", results)
-        report = markdown.write(options.out, results)
+        report = write_report(options.out, results)
         failed = [check for check in results["parity"] if not check["passed"]]
         for check in failed:
             console.print(f"[red]parity check failed:[/red] {json.dumps(check)}", soft_wrap=True)
@@ -155,6 +162,22 @@ def speed_table(options: CompareConfig, results: dict[str, Any], console: Consol
     results["speed"] = speed.measure(tasks, lambda line: console.print(line, highlight=False))
     for table in speed.tables(results["speed"]):
         console.print(table)
+
+
+def write_report(folder: Path, results: dict[str, Any]) -> Path:
+    """Write report.html, report.md and the figures; returns the path of the page.
+
+    Raises InputError where something is missing in the results.
+    """
+    try:
+        found = figures.of_results(results)
+        (folder / "figures").mkdir(exist_ok=True)
+        for figure in itertools.chain(*found.values()):
+            figure.save(folder / "figures" / f"{figure.name}.png")
+        markdown.write(folder, results, found)
+        return html.write(folder, results, found)
+    except (LookupError, TypeError, ValueError, UndefinedError) as error:
+        raise InputError(f"{folder / 'results.json'}: cannot be shown ({error!r})") from error
 
 
 def read_results(folder: Path, *, missing_is_new: bool = False) -> dict[str, Any]:
