@@ -15,6 +15,7 @@ import platform
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -108,7 +109,7 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     plain = TrainConfig(**{name: getattr(options, name) for name in fields})
     results["runs"], results["data"] = [], {}
-    from comparison import runs, twins  # which import both frameworks
+    from comparison import live, runs, twins  # which import both frameworks
 
     chosen = [
         (framework, model)
@@ -118,16 +119,16 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
     ]
     if not chosen:
         raise InputError(f"--models {' '.join(options.models)}: JAX has {', '.join(MODELS['jax'])}")
-    for framework, model in chosen:
-        folder = options.out / f"{framework}-{model}"
-
-        def say(line: str, prefix: str = f"{framework} {model}") -> None:
-            console.print(f"{prefix:14}", line, markup=False, highlight=False, soft_wrap=True)
-
-        run, results["data"] = runs.train(
-            framework, dataclasses.replace(plain, model=model, out=folder), say
-        )
-        results["runs"].append(run)
+    with live.Board(console, [" ".join(pair) for pair in chosen]) as board:
+        for framework, model in chosen:
+            name, folder = f"{framework} {model}", options.out / f"{framework}-{model}"
+            run, results["data"] = runs.train(
+                framework,
+                dataclasses.replace(plain, model=model, out=folder),
+                partial(board.say, name, folder),
+            )
+            board.finish(name, run)
+            results["runs"].append(run)
 
     console.print("checking the twins' parity on a real batch", highlight=False)
     both = tuple(model for model in options.models if model in MODELS["jax"])
@@ -176,6 +177,8 @@ def write_report(folder: Path, results: dict[str, Any]) -> Path:
             figure.save(folder / "figures" / f"{figure.name}.png")
         markdown.write(folder, results, found)
         return html.write(folder, results, found)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
     except (LookupError, TypeError, ValueError, UndefinedError) as error:
         raise InputError(f"{folder / 'results.json'}: cannot be shown ({error!r})") from error
 

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,7 @@ def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence
     charts = {figure.name: figure.spec() for every in found.values() for figure in every}
     if "explorer" in results:
         charts["running"] = figures.running().spec()
-    version = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
-    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    scripts = [vega, (HERE / "page.js").read_text(encoding="utf-8")]
+    scripts = [_vega(), (HERE / "page.js").read_text(encoding="utf-8")]
     parity = [{**check, "strain": _strain(check)} for check in results["parity"]]
     page = _environment().get_template("page.html")
     path = folder / "report.html"
@@ -48,6 +47,13 @@ def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence
         encoding="utf-8",
     )
     return path
+
+
+@cache  # it takes a second
+def _vega() -> str:
+    """Vega-Lite, of the version that Altair writes for, and all that it needs."""
+    version = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
 
 
 def _environment() -> Environment:
