@@ -75,7 +75,7 @@ def _run(rng: np.random.Generator, framework: str, model: str) -> dict[str, Any]
                 "accuracy_interval": [accuracy + delta - 0.05, accuracy + delta + 0.05],
                 "support": 250,
             }
-            for name, delta in (("books", 0.02), ("kitchen & <home>", -0.02))
+            for name, delta in (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
         },
     }
 

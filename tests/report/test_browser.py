@@ -79,7 +79,7 @@ def screenshot(browser: WebDriver, path: Path) -> None:
     """The whole page."""
     height = browser.execute_script("return document.documentElement.scrollHeight")
     width = browser.execute_script("return innerWidth")
-    clip = {"x": 0, "y": 0, "width": width, "height": min(height, 12_000), "scale": 1}
+    clip = {"x": 0, "y": 0, "width": width, "height": min(height, 16_000), "scale": 1}
     how = {"captureBeyondViewport": True, "clip": clip}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", how)
     path.write_bytes(base64.b64decode(shot["data"]))
