@@ -104,7 +104,7 @@ def of_results(results: Mapping[str, Any]) -> dict[str, list[Figure]]:
         groups = questions["gates"]["groups"]
         found["gates"] = [
             _gates(groups, "z", "update gate z", "mean of z"),
-            _gates(groups, "change", "state change", "norm of the change"),
+            _gates(groups, "change", "change of the state", "change relative to the state's norm"),
         ]
     if "comparisons" in questions:
         found["comparisons"] = [
@@ -387,7 +387,7 @@ def _vanishing(found: Mapping[str, Any]) -> Figure:
         title="norm of dLoss/dh",
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
-    line = base.mark_line(strokeWidth=2.5, point=True).encode(
+    line = base.mark_line(strokeWidth=2.5, point=len(found["distances"]) <= 30).encode(
         y=y,
         tooltip=["name:N", "distance:Q", *(alt.Tooltip(f"{n}:Q", format=".2e") for n in _BAND)],
     )
@@ -454,15 +454,15 @@ def _difference(number: int, found: Mapping[str, Any]) -> Figure:
         f"{found['title']}: {found['b']} against {found['a']} {100 * found['difference']:+.2f} "
         f"points; the interval, {100 * low:+.2f} to {100 * high:+.2f}, {verdict}"
     )
-    base = alt.Chart(_data(rows), height=260).encode(
-        x=alt.X("length:N", sort=None, title="words of the review", axis=alt.Axis(labelAngle=0)),
+    base = alt.Chart(_data(rows), height=36 * len(rows)).encode(
+        y=alt.Y("length:N", sort=None, title="words of the review"),
         tooltip=["length:N", "n:Q", *(alt.Tooltip(f"{n}:Q", format="+.2%") for n in _DIFFERENCE)],
     )
-    y = alt.Y("low:Q", axis=alt.Axis(format="+~%"), title="difference in accuracy, 95 % interval")
-    zero = alt.Chart(_data([{"zero": 0}])).mark_rule(strokeDash=[4, 4]).encode(y="zero:Q")
-    interval = base.mark_rule(strokeWidth=2).encode(y=y, y2="high:Q")
+    x = alt.X("low:Q", axis=alt.Axis(format="+~%"), title="difference in accuracy, 95 % interval")
+    zero = alt.Chart(_data([{"zero": 0}])).mark_rule(strokeDash=[4, 4]).encode(x="zero:Q")
+    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     point = base.mark_point(filled=True, size=110, color=COLOURS[0], opacity=1)
-    chart = zero + interval + point.encode(y="difference:Q")
+    chart = zero + interval + point.encode(x="difference:Q")
     return Figure(f"comparison-{number}", title, chart)
 
 

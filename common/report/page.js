@@ -137,14 +137,18 @@ function startExplorer() {
   function showTint() {
     const found = values(tint.value);
     const signed = tint.value === "gradient" || tint.value === "leave_out";
-    const most = found.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
+    // Influence has two signs, and its tints grow from zero; gates and changes of state lie close
+    // together, and theirs from the least of the review.
+    const sizes = found.map((value) => (signed ? Math.abs(value) : value));
+    const least = signed ? 0 : sizes.reduce((a, b) => Math.min(a, b), Infinity);
+    const most = sizes.reduce((a, b) => Math.max(a, b), -Infinity);
     [...words.children].forEach((option, index) => {
-      const value = found[index] ?? 0;
-      option.style.setProperty("--tint", value < 0 ? "var(--minus)" : "var(--plus)");
-      option.style.setProperty("--amount", `${(100 * Math.abs(value)) / most}%`);
+      const share = (sizes[index] - least) / (most - least || 1);
+      option.style.setProperty("--tint", found[index] < 0 ? "var(--minus)" : "var(--plus)");
+      option.style.setProperty("--amount", `${100 * share}%`);
     });
     $("legend").classList.toggle("signed", signed);
-    $("low").textContent = signed ? number(-most) : "0";
+    $("low").textContent = number(signed ? -most : least);
     $("high").textContent = number(most);
     $("meaning").textContent = MEANINGS[tint.value];
   }
