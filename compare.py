@@ -4,29 +4,32 @@ python compare.py                        train all six models, check parity, wri
 python compare.py parity                 every implementation against the float64 oracle
 python compare.py speed                  tokens a second of every GRU that runs here
 python compare.py questions              does gating help, does reading both ways, handwriting?
-python compare.py report --out DIR       write the report again from DIR/results.json
+python compare.py report DIR             write the report again from DIR/results.json
 python compare.py --help
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from jinja2 import UndefinedError
 from rich.console import Console
 from rich.table import Table
 
 from common import checkpoint
 from common.config import TrainConfig, parse_options
 from common.errors import InputError, exit_on_input_error
-from common.report import markdown
+from common.report import figures, html, markdown
 
 MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru"), "jax": ("gru", "bigru")}
 
@@ -45,6 +48,8 @@ class CompareConfig(TrainConfig):
         Literal["all", "accuracy", "parity", "speed", "questions", "report"]
     ] = "all"
     """What to do."""
+    folder: tyro.conf.Positional[Path | None] = None
+    """For report: the folder, as --out."""
     model: tyro.conf.Suppress[str] = "gru"
     resume: tyro.conf.Suppress[Path | None] = None
     frameworks: tuple[str, ...] = ("torch", "jax")
@@ -56,12 +61,14 @@ class CompareConfig(TrainConfig):
     seeds: int = 5
     """For questions: with how many seeds each model is trained, --seed and the ones after it."""
     out: Path | None = Path("results")
-    """The folder for results.json, report.md, figures and run directories."""
+    """The folder for results.json, report.html, report.md, figures and run directories."""
 
     def check(self) -> None:
         super().check()
         if self.seeds < 1:
             raise InputError(f"--seeds {self.seeds}: must be at least 1")
+        if self.folder is not None and self.part != "report":
+            raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
             ("--frameworks", self.frameworks, tuple(MODELS)),
             ("--models", self.models, MODELS["torch"]),
@@ -86,7 +93,8 @@ def main() -> None:
         assert options.out is not None
         console = Console(width=None if sys.stdout.isatty() else 120)
         if options.part == "report":
-            print(markdown.write(options.out, read_results(options.out)))
+            folder = options.folder or options.out
+            print(write_report(folder, read_results(folder)))
             return
         checkpoint.prepare(options.out)
         with checkpoint.lock(options.out):
@@ -107,7 +115,7 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
     if options.part == "questions":
         answer_questions(options, results, console)
     checkpoint.write_json(out / "results.json", results)
-    report = markdown.write(out, results)
+    report = write_report(out, results)
     failed = [check for check in results["parity"] if not check["passed"]]
     for check in failed:
         console.print(f"[red]parity check failed:[/red] {json.dumps(check)}", soft_wrap=True)
@@ -123,7 +131,7 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
     assert options.out is not None
     plain = options.plain()
     results["runs"], results["data"] = [], {}
-    from comparison import explorer, runs, twins  # which import both frameworks
+    from comparison import explorer, live, runs, twins  # which import both frameworks
 
     chosen = [
         (framework, model)
@@ -133,16 +141,16 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
     ]
     if not chosen:
         raise InputError(f"--models {' '.join(options.models)}: JAX has {', '.join(MODELS['jax'])}")
-    for framework, model in chosen:
-        folder = options.out / f"{framework}-{model}"
-
-        def say(line: str, prefix: str = f"{framework} {model}") -> None:
-            console.print(f"{prefix:14}", line, markup=False, highlight=False, soft_wrap=True)
-
-        run, results["data"] = runs.train(
-            framework, dataclasses.replace(plain, model=model, out=folder), say
-        )
-        results["runs"].append(run)
+    with live.Board(console, [" ".join(pair) for pair in chosen]) as board:
+        for framework, model in chosen:
+            name, folder = f"{framework} {model}", options.out / f"{framework}-{model}"
+            run, results["data"] = runs.train(
+                framework,
+                dataclasses.replace(plain, model=model, out=folder),
+                partial(board.say, name, folder),
+            )
+            board.finish(name, run)
+            results["runs"].append(run)
 
     console.print("explaining a few test reviews word by word", highlight=False)
     results["explorer"] = explorer.explore(plain, results["runs"], console.print)
@@ -200,6 +208,24 @@ def answer_questions(options: CompareConfig, results: dict[str, Any], console: C
         console.print(table)
     for line in questions.conclusions(results["questions"]):
         say(line)
+
+
+def write_report(folder: Path, results: dict[str, Any]) -> Path:
+    """Write report.html, report.md and the figures; returns the path of the page.
+
+    Raises InputError where something is missing in the results.
+    """
+    try:
+        found = figures.of_results(results)
+        (folder / "figures").mkdir(exist_ok=True)
+        for figure in itertools.chain(*found.values()):
+            figure.save(folder / "figures" / f"{figure.name}.png")
+        markdown.write(folder, results, found)
+        return html.write(folder, results, found)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+    except (LookupError, TypeError, ValueError, UndefinedError) as error:
+        raise InputError(f"{folder / 'results.json'}: cannot be shown ({error!r})") from error
 
 
 def read_results(folder: Path, *, missing_is_new: bool = False) -> dict[str, Any]:

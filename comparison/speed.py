@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from common.report.figures import task_name
 from comparison.contenders import DIMENSION, PROCESSES, Task, batch_of
 
 REPETITIONS = 5
@@ -90,7 +91,7 @@ def measure(tasks: Iterable[Task], report: Callable[[str], None]) -> dict[str, A
         peak = float(np.median([workers["torch"].ask("peak") for _ in range(REPETITIONS)]))
         rows = []
         for task in tasks:
-            report(f"measuring B {task.B}, T {task.T}, H {task.H}{_kind(task)}")
+            report(f"measuring {task_name(asdict(task))}")
             # The loop takes seconds: only where it is a matter of a few.
             names = [n for n in owners if n != "torch loop" or task.B * task.T <= 64 * 200]
             rows += _rows(task, _time(owners, names, task), peak)
@@ -155,7 +156,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     found = []
     for task in dict.fromkeys(_task(row) for row in results["rows"]):
         rows = [row for row in results["rows"] if _task(row) == task]
-        table = Table(title=f"B {task.B}, T {task.T}, H {task.H}{_kind(task)}")
+        table = Table(title=task_name(asdict(task)))
         for column in ("", "tokens/s", "quartiles", f"x {REFERENCE}", "of peak"):
             table.add_column(column, justify="right" if column else "left")
         for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
@@ -184,8 +185,3 @@ def tables(results: dict[str, Any]) -> list[Table]:
 
 def _task(row: dict[str, Any]) -> Task:
     return Task(**{field: row[field] for field in asdict(RECIPE)})
-
-
-def _kind(task: Task) -> str:
-    directions = ", bidirectional" if task.bidirectional else ""
-    return directions + (", forward and backward" if task.backward else ", forward only")

@@ -1,15 +1,74 @@
-"""The homework's two figures, loss curve and confusion matrix, drawn from numbers alone."""
+"""The figures, each defined once: drawn live in report.html, and saved as PNG and SVG.
 
-from collections.abc import Mapping, Sequence
+A figure's title says what was found, in words computed from its numbers. Altair writes the
+definition; vl-convert, which needs no browser, draws the files.
+"""
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import altair as alt
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-# Told apart by people who confuse red and green too (Okabe and Ito 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
+# out, 3 to 1, from white and from a dark page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+SOLID, DASHED = [1, 0], [5, 3]
+# Text and lines in the colour of the page around them; black in a file.
+INK = "currentColor"
+CONFIG: dict[str, Any] = {
+    "font": "system-ui, sans-serif",
+    "axis": {
+        **{f"{part}Color": INK for part in ("label", "title", "grid", "domain", "tick")},
+        "gridOpacity": 0.15,
+        "labelFontSize": 12,
+        "labelLimit": 220,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+    "legend": {
+        **{f"{part}Color": INK for part in ("label", "title")},
+        "orient": "top",
+        "labelFontSize": 12,
+        "symbolStrokeWidth": 3,
+        "symbolSize": 220,
+    },
+    "title": {"anchor": "start", "fontSize": 14, "color": INK, "offset": 12},
+    "view": {"stroke": None},
+    "text": {"color": INK},
+    "rule": {"color": INK},
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart, its file name without suffix, its title, and how wide it is in a file, in pixels."""
+
+    name: str
+    title: str
+    chart: alt.Chart | alt.LayerChart
+    width: int = 680
+
+    def spec(self) -> dict[str, Any]:
+        """For a page: as wide as its container, on its background, untitled."""
+        properties = {"width": "container", "background": "transparent"}
+        return self._with(description=self.title, **properties).to_dict()
+
+    def save(self, path: Path) -> None:
+        """Write it as PNG to path, and as SVG beside it."""
+        title = textwrap.wrap(self.title, self.width // 8)
+        chart = self._with(width=self.width, background="white", title=title)
+        chart.save(path, scale_factor=2)
+        chart.save(path.with_suffix(".svg"))
+
+    def _with(self, **properties: Any) -> alt.TopLevelMixin:
+        return self.chart.properties(**properties).configure(**CONFIG)
+
 
 # What the homework calls its networks; it has no title of this kind for the last two.
 HOMEWORK_NAMES = {
@@ -49,18 +108,7 @@ def loss_curves(
     epochs: int,
 ) -> None:
     """Draw training losses. curves: name -> (epochs done at each point, mean loss up to there)."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for (name, (x, y)), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
-        # The framework twins lie on top of each other: one is dashed so that both show.
-        style = "--" if name.startswith("jax") else "-"
-        axes.plot(x, y, style, color=colour, label=name)
-    axes.set(title=title, xlabel="epoch", ylabel="mean cross-entropy loss", xlim=(0, epochs))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    if len(curves) > 1:
-        axes.legend()
-    figure.savefig(path, dpi=150)
+    Figure("loss", title, _loss_chart(curves, epochs)).save(path)
 
 
 def confusion(
@@ -76,24 +124,422 @@ def confusion(
     `of` says what a share is of: all reviews of its true class (row), or of its predicted class
     (column), as in the homework's figures.
     """
+    _confusion_figure("confusion", title, matrix, classes, of).save(path)
+
+
+def of_results(results: Mapping[str, Any]) -> dict[str, list[Figure]]:
+    """All figures that results.json has the numbers for, in order, by section of the report."""
+    found: dict[str, list[Figure]] = {}
+    runs = results["runs"]
+    if runs:
+        found["accuracy"] = [_accuracy(runs, results["data"]["test"])]
+        found["loss"] = [_loss(runs)]
+        found["confusion"] = [_confusion(run, results["data"]["classes"]) for run in runs]
+    if "speed" in results:
+        found["speed"] = [_speed(results["speed"]["rows"])]
+    questions = results.get("questions", {})
+    if "vanishing" in questions:
+        found["vanishing"] = [_vanishing(questions["vanishing"])]
+    if "gates" in questions:
+        groups = questions["gates"]["groups"]
+        found["gates"] = [
+            _gates(groups, "z", "update gate z", "mean of z"),
+            _gates(groups, "change", "change of the state", "change relative to the state's norm"),
+        ]
+    if "comparisons" in questions:
+        found["comparisons"] = [
+            _difference(number, comparison)
+            for number, comparison in enumerate(questions["comparisons"], 1)
+        ]
+    return found
+
+
+def name_of(run: Mapping[str, Any]) -> str:
+    """What a run is called in figures and tables: torch gru."""
+    return f"{run['framework']} {run['model']}"
+
+
+def task_name(task: Mapping[str, Any]) -> str:
+    """What a task of `python compare.py speed` is called."""
+    directions = ", bidirectional" if task["bidirectional"] else ""
+    kind = "forward and backward" if task["backward"] else "forward only"
+    return f"B {task['B']}, T {task['T']}, H {task['H']} · {kind}{directions}"
+
+
+def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
+    """Rows of a chart. JSON has no infinity and no NaN: they become null, which is not drawn."""
+    return alt.Data(
+        values=[
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
+    )
+
+
+def _accuracy(runs: Sequence[Mapping[str, Any]], reviews: int) -> Figure:
+    rows = [
+        {
+            "name": name_of(run),
+            "accuracy": run["accuracy"],
+            "low": run["accuracy_interval"][0],
+            "high": run["accuracy_interval"][1],
+            "label": f"{run['accuracy']:.2%}",
+        }
+        for run in sorted(runs, key=lambda run: -run["accuracy"])
+    ]
+    best = [row for row in rows if row["accuracy"] == rows[0]["accuracy"]]
+    rest = rows[len(best) :]
+    overlapping = sum(row["high"] >= best[0]["low"] for row in rest)
+    title = f"{_listed(row['name'] for row in best)} {'is' if len(best) == 1 else 'are'} the most "
+    title += f"accurate: {best[0]['label']} of {reviews:,} reviews"
+    if rest:
+        others = (
+            "all others" if overlapping == len(rest) else f"{overlapping} of {len(rest)} others"
+        )
+        title += f"; the intervals of {others} overlap" if overlapping else "; no interval overlaps"
+    base = alt.Chart(_data(rows), height=34 * len(rows)).encode(
+        y=alt.Y("name:N", sort=None, title=None),
+        tooltip=[
+            alt.Tooltip("name:N"),
+            alt.Tooltip("accuracy:Q", format=".2%"),
+            alt.Tooltip("low:Q", format=".2%", title="from"),
+            alt.Tooltip("high:Q", format=".2%", title="to"),
+        ],
+    )
+    x = alt.X(
+        "low:Q",
+        axis=alt.Axis(format="~%", tickCount=8),
+        scale=alt.Scale(zero=False, nice=True, padding=20),
+        title="accuracy, 95 % interval (Wilson)",
+    )
+    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
+    point = base.mark_point(filled=True, size=110, color=COLOURS[0], opacity=1)
+    label = base.mark_text(dy=-11).encode(x="accuracy:Q", text="label:N")
+    return Figure("accuracy", title, interval + point.encode(x="accuracy:Q") + label)
+
+
+def _loss(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    curves = {name_of(run): (run["loss_epochs"], run["losses"]) for run in runs}
+    epochs = round(max(x[-1] for x, _ in curves.values()))
+    best = min(curves, key=lambda name: curves[name][1][-1])
+    title = f"{best} ends with the lowest training loss, {curves[best][1][-1]:.3f}"
+    return Figure("loss", title, _loss_chart(curves, epochs))
+
+
+def _loss_chart(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], epochs: int
+) -> alt.LayerChart:
+    """Several curves can be switched on and off, and zoomed into; hovering tells the nearest."""
+    rows = [
+        {"name": name, "epochs": x, "loss": y}
+        for name, points in curves.items()
+        for x, y in zip(*points, strict=True)
+    ]
+    names = list(curves)
+    models = [name.rpartition(" ")[2] for name in names]
+    colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
+    several = len(curves) > 1
+    legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
+    # The framework twins lie on top of each other: one is dashed so that both show.
+    dashes = [DASHED if name.startswith("jax") else SOLID for name in names]
+    zoom = alt.selection_interval(
+        name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]"
+    )
+    base = alt.Chart(_data(rows), height=340).encode(
+        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, epochs], nice=False), title="epochs"),
+        y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
+        color=alt.Color(
+            "name:N",
+            scale=alt.Scale(domain=names, range=[colours[model] for model in models]),
+            legend=legend,
+        ),
+    )
+    nearest = alt.selection_point(
+        name="nearest", on="pointerover", nearest=True, clear="pointerout", empty=False
+    )
+    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=dashes), legend=legend)
+    line = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash).add_params(zoom)
+    point = (
+        base.mark_point(filled=True, size=70, clip=True)
+        .encode(
+            opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
+            tooltip=[
+                alt.Tooltip("name:N"),
+                alt.Tooltip("epochs:Q", format=".2f"),
+                alt.Tooltip("loss:Q", format=".5f"),
+            ],
+        )
+        .add_params(nearest)
+    )
+    chart = line + point
+    if several:
+        switches = [
+            alt.param(name=f"show_{i}", value=True, bind=alt.binding_checkbox(name=name))
+            for i, name in enumerate(curves)
+        ]
+        shown = [
+            f"(datum.name === {json.dumps(name)} && show_{i})" for i, name in enumerate(curves)
+        ]
+        chart = chart.add_params(*switches).transform_filter(" || ".join(shown))
+    return chart
+
+
+def _confusion(run: Mapping[str, Any], classes: Sequence[str]) -> Figure:
+    matrix = np.array(run["confusion"])
+    title = f"{name_of(run)}: {run['accuracy']:.2%} correct"
+    wrong = matrix * ~np.eye(len(matrix), dtype=bool)
+    if wrong.any():
+        true, predicted = divmod(int(wrong.argmax()), len(classes))
+        title += (
+            f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
+            f"taken for {classes[predicted]}"
+        )
+    name = f"confusion-{run['framework']}-{run['model']}"
+    return _confusion_figure(name, title, run["confusion"], classes)
+
+
+def _confusion_figure(
+    name: str,
+    title: str,
+    matrix: Sequence[Sequence[int]],
+    classes: Sequence[str],
+    of: Literal["true", "predicted"] = "true",
+) -> Figure:
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1 if of == "true" else 0, keepdims=True), 1)
-    figure = Figure(
-        figsize=(1.6 * len(classes) + 2.2, 1.4 * len(classes) + 1.6), layout="constrained"
+    rows = [
+        {
+            "true": classes[row],
+            "predicted": classes[column],
+            "count": int(counts[row, column]),
+            "share": float(share),
+            "label": [f"{counts[row, column]:,}", f"{share:.1%}"],
+        }
+        for (row, column), share in np.ndenumerate(shares)
+    ]
+    size = max(300 // len(classes), 44)
+    base = alt.Chart(_data(rows), height=size * len(classes)).encode(
+        x=alt.X("predicted:N", sort=None, title="predicted class", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("true:N", sort=None, title="true class"),
+        tooltip=["true:N", "predicted:N", "count:Q", alt.Tooltip("share:Q", format=".1%")],
     )
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=title, xlabel="Predicted label", ylabel="True label")
-    axes.set_xticks(range(len(classes)), classes)
-    axes.set_yticks(range(len(classes)), classes)
-    for (row, column), share in np.ndenumerate(shares):
-        axes.text(
-            column,
-            row,
-            f"{counts[row, column]:,}\n{share:.1%}",
-            ha="center",
-            va="center",
-            color="white" if share > 0.5 else "black",
+    cell = base.mark_rect(stroke=INK, strokeOpacity=0.3).encode(
+        color=alt.Color(
+            "share:Q",
+            scale=alt.Scale(domain=[0, 1], range=["#ffffff", "#004070"], interpolate="rgb"),
+            legend=alt.Legend(title=f"share of the {of} class", format="~%", gradientLength=150),
         )
-    figure.colorbar(image, label=f"share of the {of} class")
-    figure.savefig(path, dpi=150)
+    )
+    # Either ink has a contrast of at least 4.5 to 1 on its side of this share.
+    ink = alt.condition("datum.share > 0.7", alt.value("white"), alt.value("black"))
+    label = base.mark_text(lineBreak="\n", dy=-6, fontSize=12).encode(text="label:N", color=ink)
+    return Figure(name, title, cell + label, width=size * len(classes) + 60)
+
+
+def _speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    reference = next(row["contender"] for row in rows if row["ratio"] == 1)
+    by_contender: dict[str, list[float]] = {}
+    for row in rows:
+        by_contender.setdefault(row["contender"], []).append(row["ratio"])
+    medians = {name: float(np.median(ratios)) for name, ratios in by_contender.items()}
+    order = sorted(medians, key=lambda name: -medians[name])
+    tasks = list(dict.fromkeys(task_name(row) for row in rows))
+    title = f"{order[0]} is the fastest: {medians[order[0]]:.2f} times {reference}"
+    if len(tasks) > 1:
+        title += f", the median of {len(by_contender[order[0]])} tasks"
+    values = [
+        {
+            "contender": row["contender"],
+            "task": task_name(row),
+            "ratio": row["ratio"],
+            "low": row["ratio"] * row["quartiles"][0] / row["tokens_per_second"],
+            "high": row["ratio"] * row["quartiles"][1] / row["tokens_per_second"],
+            "tokens": row["tokens_per_second"],
+        }
+        for row in rows
+    ]
+    grouped = len(tasks) <= len(COLOURS)  # more are dots on one line, told apart by hovering
+    height = len(order) * (16 * len(tasks) + 12 if grouped else 32)
+    base = alt.Chart(_data(values), height=height).encode(
+        y=alt.Y("contender:N", sort=order, title=None, axis=alt.Axis(grid=True)),
+        tooltip=[
+            alt.Tooltip("contender:N"),
+            alt.Tooltip("task:N"),
+            alt.Tooltip("tokens:Q", format=",.0f", title="tokens/s"),
+            alt.Tooltip("ratio:Q", format=".2f", title=f"x {reference}"),
+        ],
+    )
+    if grouped:
+        base = base.encode(
+            yOffset=alt.YOffset("task:N", sort=tasks),
+            color=alt.Color(
+                "task:N",
+                scale=alt.Scale(domain=tasks, range=_colours(len(tasks))),
+                legend=alt.Legend(
+                    title=None, columns=1, labelLimit=400, labelExpr="split(datum.label, ' · ')"
+                ),
+            ),
+        )
+    x = alt.X(
+        "low:Q",
+        scale=alt.Scale(type="log", base=2, nice=False, padding=20),
+        axis=alt.Axis(format="~r", values=[2.0**n for n in range(-6, 7)]),
+        title=f"times {reference}; line: quartiles",
+    )
+    one = alt.Chart(_data([{"one": 1}])).mark_rule(strokeDash=[4, 4]).encode(x="one:Q")
+    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
+    dot = base.mark_point(filled=True, size=80, opacity=0.9).encode(x="ratio:Q")
+    return Figure("speed", title, one + interval + dot)
+
+
+def _vanishing(found: Mapping[str, Any]) -> Figure:
+    """Points that are 0, which have no logarithm, are left out."""
+    names = [series["name"] for series in found["series"]]
+    rows = [
+        {"name": s["name"], "distance": distance, "norm": median, "low": low or None, "high": high}
+        for s in found["series"]
+        for distance, median, low, high in zip(
+            found["distances"], s["median"], s["low"], s["high"], strict=True
+        )
+        if median > 0
+    ]
+    ends = found["distances"][0], found["distances"][-1]
+    changes = []
+    for series in found["series"]:
+        first, last = series["median"][0], series["median"][-1]
+        changes.append(
+            f"{_fold(first / last) if last > 0 else 'to nothing'} in the {series['name']}"
+        )
+    title = f"From {ends[0]} to {ends[1]} words before the end the gradient shrinks "
+    base = alt.Chart(_data(rows), height=340).encode(
+        x=alt.X("distance:Q", title="distance to the end of the review (words)"),
+        color=alt.Color(
+            "name:N",
+            scale=alt.Scale(domain=names, range=_colours(len(names))),
+            legend=alt.Legend(
+                title=None, columns=2, labelLimit=300, symbolType="stroke", symbolOpacity=1
+            ),
+        ),
+    )
+    y = alt.Y(
+        "norm:Q",
+        scale=alt.Scale(type="log"),
+        axis=alt.Axis(format="~e", tickCount=8),
+        title="norm of dLoss/dh",
+    )
+    band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
+    line = base.mark_line(strokeWidth=2.5, point=len(found["distances"]) <= 30).encode(
+        y=y,
+        tooltip=["name:N", "distance:Q", *(alt.Tooltip(f"{n}:Q", format=".2e") for n in _BAND)],
+    )
+    return Figure("vanishing-gradients", title + _listed(changes), band + line)
+
+
+_BAND = ("norm", "low", "high")
+
+
+def _fold(factor: float) -> str:
+    """6.69-fold, 299-fold, 10^9-fold."""
+    return f"{factor:.3g}-fold" if factor < 1000 else f"10^{math.log10(factor):.0f}-fold"
+
+
+def _gates(
+    groups: Sequence[Mapping[str, Any]], quantity: str, what: str, axis_title: str
+) -> Figure:
+    rows = [
+        {
+            "group": group["group"],
+            "mean": group[quantity],
+            "low": group[f"{quantity}_interval"][0],
+            "high": group[f"{quantity}_interval"][1],
+            "n": group["n"],
+        }
+        for group in groups
+    ]
+    top, bottom = max(rows, key=lambda row: row["mean"]), min(rows, key=lambda row: row["mean"])
+    title = (
+        f"The {what} is largest at {top['group']} ({top['mean']:.3g}) "
+        f"and smallest at {bottom['group']} ({bottom['mean']:.3g})"
+    )
+    base = alt.Chart(_data(rows), height=40 * len(rows)).encode(
+        y=alt.Y("group:N", sort=None, title=None),
+        tooltip=["group:N", "n:Q", *(alt.Tooltip(f"{n}:Q", format=".4f") for n in _MEAN)],
+    )
+    x = alt.X(
+        "low:Q", scale=alt.Scale(zero=False, padding=20), title=f"{axis_title}, 95 % interval"
+    )
+    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
+    point = base.mark_point(filled=True, size=110, color=COLOURS[0], opacity=1).encode(x="mean:Q")
+    return Figure(f"gates-{quantity}", title, interval + point)
+
+
+_MEAN = ("mean", "low", "high")
+
+
+def _difference(number: int, found: Mapping[str, Any]) -> Figure:
+    rows = [
+        {
+            "length": f"{part['from']} to {part['to']}"
+            if part["to"]
+            else f"{part['from']} or more",
+            "difference": part["difference"],
+            "low": part["interval"][0],
+            "high": part["interval"][1],
+            "n": part["n"],
+        }
+        for part in found["by_length"]
+    ]
+    low, high = found["interval"]
+    verdict = "includes zero" if low <= 0 <= high else "excludes zero"
+    title = (
+        f"{found['title']}: {found['b']} against {found['a']} {100 * found['difference']:+.2f} "
+        f"points; the interval, {100 * low:+.2f} to {100 * high:+.2f}, {verdict}"
+    )
+    base = alt.Chart(_data(rows), height=36 * len(rows)).encode(
+        y=alt.Y("length:N", sort=None, title="words of the review"),
+        tooltip=["length:N", "n:Q", *(alt.Tooltip(f"{n}:Q", format="+.2%") for n in _DIFFERENCE)],
+    )
+    x = alt.X("low:Q", axis=alt.Axis(format="+~%"), title="difference in accuracy, 95 % interval")
+    zero = alt.Chart(_data([{"zero": 0}])).mark_rule(strokeDash=[4, 4]).encode(x="zero:Q")
+    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
+    point = base.mark_point(filled=True, size=110, color=COLOURS[0], opacity=1)
+    chart = zero + interval + point.encode(x="difference:Q")
+    return Figure(f"comparison-{number}", title, chart)
+
+
+_DIFFERENCE = ("difference", "low", "high")
+
+
+def running() -> Figure:
+    """The explorer's probability after each word: the page fills in its data and the word."""
+    word = alt.param(name="word", value=0)
+    placeholder = [{"word": 0, "probability": 0}, {"word": 1, "probability": 0}]
+    base = alt.Chart(alt.InlineData(values=placeholder, name="words"), height=150)
+    line = (
+        base.mark_line(color=COLOURS[0], strokeWidth=2)
+        .encode(
+            x=alt.X(
+                "word:Q",
+                title="word",
+                scale=alt.Scale(nice=False, zero=False),
+                axis=alt.Axis(format="d", tickMinStep=1),
+            ),
+            y=alt.Y("probability:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="~%")),
+        )
+        .add_params(word)
+    )
+    rule = base.mark_rule(strokeWidth=2).encode(x="word:Q").transform_filter("datum.word === word")
+    return Figure("running", "The probability after each word", line + rule)
+
+
+def _colours(count: int) -> list[str]:
+    """So many colours, from the beginning again after the last."""
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,10 +1,10 @@
-"""report.md and its figures, made from results.json alone."""
+"""report.md, made from results.json alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.report import figures
+from common.report.figures import Figure
 
 COLUMNS = (
     "framework",
@@ -32,8 +32,8 @@ def row(run: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def write(folder: Path, results: Mapping[str, Any]) -> Path:
-    """Write report.md and the figures it shows into the folder; returns the report's path."""
+def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence[Figure]]) -> Path:
+    """Write report.md into the folder; it shows the figures `found`, as saved in figures/."""
     runs, data = results["runs"], results["data"]
     environment = results["environment"]
     lines = ["# Comparison", "", f"    {environment['command']}", ""]
@@ -49,8 +49,11 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
             "First step: from building the model to its first update. Peak memory: of the process.",
             "",
             *_categories(runs),
-            *_figures(folder, runs, data["classes"]),
         ]
+    for section, shown in found.items():
+        lines += [f"## {section.capitalize()}", ""]
+        for figure in shown:
+            lines += [figure.title, "", f"![{figure.title}](figures/{figure.name}.png)", ""]
     if results["parity"]:
         header = ("models", "check", "dtype", "error", "bound", "ULP", "passed")
         lines += ["## Parity", "", *_table(header, map(_parity_row, results["parity"])), ""]
@@ -98,21 +101,3 @@ def _parity_row(check: Mapping[str, Any]) -> tuple[str, ...]:
 def _table(header: Sequence[str], rows: Any) -> list[str]:
     yield_rows = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(cells) + " |" for cells in yield_rows]
-
-
-def _figures(folder: Path, runs: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
-    (folder / "figures").mkdir(exist_ok=True)
-    curves = {
-        f"{run['framework']} {run['model']}": (run["loss_epochs"], run["losses"]) for run in runs
-    }
-    epochs = round(max(x[-1] for x, _ in curves.values()))
-    figures.loss_curves(folder / "figures" / "loss.png", curves, "Training loss", epochs)
-    lines = ["## Loss curves", "", "![loss curves](figures/loss.png)", "", "## Confusion", ""]
-    for run in runs:
-        name = f"{run['framework']}-{run['model']}"
-        title = f"{run['framework']} {run['model']}: {run['accuracy']:.2%} correct"
-        figures.confusion(
-            folder / "figures" / f"confusion-{name}.png", run["confusion"], classes, title
-        )
-        lines += [f"![confusion matrix of {name}](figures/confusion-{name}.png)", ""]
-    return lines

@@ -1,0 +1,216 @@
+"""Made-up results of a comparison, with everything in them that the report can show."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def results() -> dict[str, Any]:
+    """All sections of results.json; the reviews are as bad as reviews can be."""
+    rng = np.random.default_rng(0)
+    names = [(f, m) for m in ("gru", "bigru") for f in ("torch", "jax")]
+    names += [("torch", "nn.gru"), ("torch", "nn.bigru")]
+    return {
+        "schema": 1,
+        "environment": {
+            "command": "python compare.py --preset full",
+            "python": "3.11.7",
+            "processor": "made up for the tests",
+            "cores": 2,
+        },
+        "data": {
+            "name": "imdb",
+            "train": 4000,
+            "test": 1000,
+            "vectors": "word2vec",
+            "vocabulary": 20_000,
+            "classes": ["negative", "positive"],
+        },
+        "runs": [_run(rng, framework, model) for framework, model in names],
+        "parity": [
+            {
+                "models": [model, "oracle"],
+                "check": f"{quantity}, reset before",
+                "dtype": dtype,
+                "error": bound * share,
+                "bound": bound,
+                "ulp": 12 * share,
+                "passed": True,
+            }
+            for model in ("torch fused", "jax fused")
+            for dtype, bound in (("float64", 1e-12), ("float32", 1e-6))
+            for quantity, share in (("outputs", 0.4), ("d params", 0.7))
+        ],
+        "speed": _speed(rng),
+        "questions": _questions(),
+        "explorer": _explorer(rng),
+    }
+
+
+def _run(rng: np.random.Generator, framework: str, model: str) -> dict[str, Any]:
+    x = np.linspace(0.02, 3, 150)
+    true = rng.integers(380, 440, 2)
+    accuracy = int(true.sum()) / 1000
+    return {
+        "framework": framework,
+        "model": model,
+        "implementation": "nn.GRU" if model.startswith("nn.") else "fused",
+        "accuracy": accuracy,
+        "accuracy_interval": [accuracy - 0.024, accuracy + 0.023],
+        "confusion": [[int(true[0]), 500 - int(true[0])], [500 - int(true[1]), int(true[1])]],
+        "roc_auc": 0.9,
+        "losses": (0.25 + 0.45 * np.exp(-x) + 0.02 * rng.standard_normal(len(x))).tolist(),
+        "loss_epochs": x.tolist(),
+        "train_seconds": 12.3,
+        "tokens_per_second": 250_000.0,
+        "first_step_seconds": 1.1,
+        "peak_memory_bytes": 700 * 2**20,
+        "parameters": 165_378,
+        "compilations": 5,
+        "categories": {
+            name: {
+                "accuracy": accuracy + delta,
+                "accuracy_interval": [accuracy + delta - 0.05, accuracy + delta + 0.05],
+                "support": 250,
+            }
+            for name, delta in (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
+        },
+    }
+
+
+def _speed(rng: np.random.Generator) -> dict[str, Any]:
+    ratios = {"torch fused": 2.86, "jax fused": 2.61, "nn.GRU padded": 1.0, "torch loop": 0.66}
+    rows = []
+    for bidirectional, backward in ((False, True), (False, False), (True, True)):
+        speed = 117_740 / (1 + bidirectional) * (3 - 2 * backward)
+        for name, ratio in ratios.items():
+            measured = ratio if ratio == 1 else ratio * rng.uniform(0.9, 1.1)
+            rows.append(
+                {
+                    **{"B": 64, "T": 200, "H": 128},
+                    **{"bidirectional": bidirectional, "backward": backward, "training": False},
+                    "contender": name,
+                    "tokens_per_second": speed * measured,
+                    "quartiles": [speed * measured * 0.96, speed * measured * 1.02],
+                    "ratio": measured,
+                    "peak_fraction": 0.26 * measured,
+                }
+            )
+    recipe = [
+        {"contender": name, "reviews_per_second": 20.0, "projected_seconds": 2845.4}
+        for name in ratios
+    ]
+    return {"peak_flops": 1e11, "rows": rows, "recipe": recipe}
+
+
+def _questions() -> dict[str, Any]:
+    distances = list(range(0, 200, 10))
+    rates = {"tanh RNN, untrained": 0.12, "GRU, untrained": 0.03, "GRU, trained": 0.01}
+    return {
+        "vanishing": {
+            "distances": distances,
+            "series": [
+                {
+                    "name": name,
+                    "median": [float(np.exp(-rate * d)) for d in distances],
+                    "low": [float(np.exp(-rate * d) / 3) for d in distances],
+                    "high": [float(np.exp(-rate * d) * 3) for d in distances],
+                }
+                for name, rate in rates.items()
+            ],
+            "conclusion": "Made up: gating keeps the gradient alive.",
+        },
+        "gates": {
+            "groups": [
+                {
+                    "group": group,
+                    "n": 1234,
+                    "z": z,
+                    "z_interval": [z - 0.01, z + 0.01],
+                    "change": 2 * z,
+                    "change_interval": [2 * z - 0.02, 2 * z + 0.02],
+                }
+                for group, z in (("stop words", 0.21), ("neutral", 0.24), ("sentiment words", 0.31))
+            ],
+            "effects": [
+                {
+                    "pair": ["sentiment words", "stop words"],
+                    "quantity": "z",
+                    "cohens_d": 0.8,
+                    "interval": [0.7, 0.9],
+                }
+            ],
+            "conclusion": "Made up: stop words change the state less.",
+        },
+        "comparisons": [
+            {
+                "title": title,
+                "a": "torch gru",
+                "b": b,
+                "seeds": 5,
+                "accuracy_a": 0.82,
+                "accuracy_b": 0.825,
+                "difference": 0.005,
+                "interval": [-0.004, 0.014],
+                "mcnemar_p": 0.31,
+                "by_length": [
+                    {
+                        "from": start,
+                        "to": start + 100,
+                        "n": 250,
+                        "difference": 0.01 - start / 20_000,
+                        "interval": [-0.02, 0.03],
+                    }
+                    for start in (0, 100, 200)
+                ],
+                "seconds_a": 12.3,
+                "seconds_b": 21.5,
+                "conclusion": "Made up: no difference that five seeds can show.",
+            }
+            for title, b in (
+                ("Bidirectional or not", "torch bigru"),
+                ("Handwritten or built in", "torch nn.gru"),
+            )
+        ],
+        "commands": ["python compare.py questions"],
+    }
+
+
+def _explorer(rng: np.random.Generator) -> dict[str, Any]:
+    film = "it starts slowly but the cast is wonderful and the ending is not to be missed"
+    ends = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
+    broken = ["<script>window.broken = 1</script>", ends, "line\u2028separator", "a" * 300]
+    hebrew = ["\u202eoverride", "סרט", "נפלא", "\u2066isolate", "fine"]
+    reviews = []
+    for text, true in (
+        (film.split(), "positive"),
+        (broken + film.split(), "negative"),
+        (hebrew, "positive"),
+        ([f"word{i}" for i in range(10_000)], "negative"),
+    ):
+        models = {}
+        for model in ("torch gru", "jax bigru"):
+            probability = float(rng.uniform(0.55, 0.95))
+            models[model] = {
+                "predicted": "positive",
+                "probability": probability,
+                **_gates_of(rng, len(text), bidirectional=model.endswith("bigru")),
+                "gradient": (0.1 * rng.standard_normal(len(text))).tolist(),
+                "leave_out": (0.1 * rng.standard_normal(len(text))).tolist(),
+                "running": np.linspace(0.5, probability, len(text)).tolist(),
+            }
+        reviews.append({"text": " ".join(text), "true": true, "words": text, "models": models})
+    return {"classes": ["negative", "positive"], "reviews": reviews}
+
+
+def _gates_of(rng: np.random.Generator, words: int, *, bidirectional: bool) -> dict[str, Any]:
+    def one() -> dict[str, list[float]]:
+        high = {"z": 0.6, "r": 1.0, "change": 2.0}
+        return {name: rng.uniform(0, top, words).tolist() for name, top in high.items()}
+
+    if not bidirectional:
+        return dict(one())
+    forward, backward = one(), one()
+    return {name: {"forward": forward[name], "backward": backward[name]} for name in forward}

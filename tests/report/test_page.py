@@ -1,0 +1,123 @@
+"""The report from results.json alone: what it holds, and what bad results do to it."""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compare
+from common.report import figures, html
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def changed(results: dict[str, Any]) -> dict[str, Any]:
+    """Results to change; small enough to be quick."""
+    few = {**results, "explorer": {**results["explorer"]}, "runs": results["runs"][:2]}
+    few["explorer"]["reviews"] = results["explorer"]["reviews"][:3]
+    return copy.deepcopy(few)
+
+
+def titles(results: dict[str, Any]) -> dict[str, list[str]]:
+    found = figures.of_results(results)
+    return {section: [figure.title for figure in shown] for section, shown in found.items()}
+
+
+def test_report_needs_only_results_json(
+    changed: dict[str, Any], command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(changed))
+    status, output, error = command(compare.main, "report", tmp_path)
+    assert (status, output, error) == (0, f"{tmp_path / 'report.html'}\n", "")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<script") == 3  # the data, Vega and the page's own: none from a review
+    assert not re.search(r"<(link|img|iframe)\b|\bsrc=|@import|url\(", page.split("<body>")[0])
+    assert re.findall(r'href="(?!#)', page) == []
+    for shown in figures.of_results(changed).values():
+        for figure in shown:
+            for kind, start in (("png", b"\x89PNG"), ("svg", b"<svg")):
+                path = tmp_path / "figures" / f"{figure.name}.{kind}"
+                assert path.read_bytes().startswith(start)
+    assert page == Path(command(compare.main, "report", "--out", tmp_path)[1].strip()).read_text()
+
+
+@pytest.mark.parametrize("key", ["runs", "parity", "speed", "questions", "explorer"])
+def test_what_is_missing_is_left_out(changed: dict[str, Any], key: str, tmp_path: Path) -> None:
+    def sections() -> set[str]:
+        page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+        return set(re.findall(r'<section id="(\w+)"', page))
+
+    everything = sections()
+    if key in ("runs", "parity"):
+        changed[key] = []
+    else:
+        del changed[key]
+    gone = {"summary", "loss", "confusion"} if key == "runs" else {key}
+    assert everything - sections() == gone
+
+
+def test_numbers_that_are_none_do_not_break_the_page(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    changed["parity"][0]["error"] = math.inf
+    changed["runs"][0]["losses"][3] = math.nan
+    changed["explorer"]["reviews"][0]["models"]["torch gru"]["z"][0] = math.nan
+    page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads(data[1], parse_constant=refuse)
+
+
+def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
+    first, second = changed["runs"]
+    first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])
+    second.update(accuracy=0.8, accuracy_interval=[0.78, 0.82])
+    best = "torch gru is the most accurate: 90.00% of 1,000 reviews"
+    assert titles(changed)["accuracy"] == [f"{best}; no interval overlaps"]
+    second["accuracy_interval"][1] = 0.881
+    assert titles(changed)["accuracy"] == [f"{best}; the intervals of all others overlap"]
+    first["confusion"] = [[450, 50], [100, 400]]
+    assert titles(changed)["confusion"][0].endswith("100 of 500 positive taken for negative")
+    second["losses"][-1] = 0.01
+    assert titles(changed)["loss"] == ["jax gru ends with the lowest training loss, 0.010"]
+    series = changed["questions"]["vanishing"]["series"][0]
+    series["median"][-1] = series["median"][0] / 250
+    assert "250-fold in the tanh RNN, untrained" in titles(changed)["vanishing"][0]
+    series["median"][-1] = 0.0
+    assert "to nothing in the tanh RNN, untrained" in titles(changed)["vanishing"][0]
+    changed["questions"]["comparisons"][0]["interval"] = [0.001, 0.01]
+    assert titles(changed)["comparisons"][0].endswith("excludes zero")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "damage", "named"),
+    [
+        (["report"], lambda results: results["runs"][0].pop("losses"), "losses"),
+        (["report"], lambda results: results["data"].pop("vectors"), "vectors"),
+        (["speed"], lambda results: None, "only report takes a folder"),
+    ],
+)
+def test_bad_results_get_one_clear_line(
+    arguments: list[str],
+    damage: Callable[[dict], object],
+    named: str,
+    changed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+) -> None:
+    damage(changed)
+    (tmp_path / "results.json").write_text(json.dumps(changed))
+    status, _, error = command(compare.main, *arguments, tmp_path)
+    assert status == 2
+    assert re.fullmatch(r"error: .+\n", error)
+    assert named in error and str(tmp_path) in error
