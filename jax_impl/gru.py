@@ -51,8 +51,13 @@ def within(lengths: Int[Array, " B"], steps: int) -> Bool[Array, "T B"]:
 def project(
     x: Float[Array, "*N D"], weight_ih: Float[Array, "3H D"], bias_ih: Float[Array, " 3H"]
 ) -> Float[Array, "*N 3H"]:
-    """The inputs' share of the pre-activations, x W' + b, for all inputs in one product."""
-    return x @ weight_ih.T + bias_ih
+    """The inputs' share of the pre-activations, x W' + b, for all inputs.
+
+    Many inputs are multiplied in parts: so is the sum over them in the gradient of W, and its
+    rounding error is half of what it is in one go.
+    """
+    parts = min(max(len(x) // 64, 1), 4)
+    return jnp.concatenate([part @ weight_ih.T + bias_ih for part in jnp.array_split(x, parts)])
 
 
 def scan(
