@@ -37,6 +37,8 @@ FULL = tuple(
     for bidirectional in (False, True)
     for backward in (False, True)
 )
+# Does a token cost the same in long reviews?
+LENGTHS = tuple(Task(64, T, 128) for T in (50, 200, 1000, 2000))
 # The homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews; 6,415 s by its own GRU, 288 s by
 # nn.GRU.
 RECIPE = Task(1, 200, 128, training=True)
@@ -65,8 +67,8 @@ class Worker:
 def measure(tasks: Iterable[Task], report: Callable[[str], None]) -> dict[str, Any]:
     """Time all contenders on all tasks and on the homework's recipe.
 
-    Returns {"peak_flops", "rows": [...], "recipe": [...]} for results.json; report is told, in a
-    line of text, what is being measured.
+    Returns {"peak_flops", "rows": [...], "lengths": [...], "recipe": [...]} for results.json;
+    report is told, in a line of text, what is being measured.
     """
     with ExitStack() as stack:
         workers = {}
@@ -95,6 +97,9 @@ def measure(tasks: Iterable[Task], report: Callable[[str], None]) -> dict[str, A
             # The loop takes seconds: only where it is a matter of a few.
             names = [n for n in owners if n != "torch loop" or task.B * task.T <= 64 * 200]
             rows += _rows(task, _time(owners, names, task), peak)
+        report("measuring the cost of a token in short and in long reviews")
+        fused = [name for name in owners if name.endswith(" fused")]
+        lengths = [row for task in LENGTHS for row in _rows(task, _time(owners, fused, task), peak)]
         report("measuring the homework's recipe")
         ours = [n for n in owners if n in (REFERENCE, "torch loop", "torch fused", "jax fused")]
         recipe = [
@@ -105,7 +110,7 @@ def measure(tasks: Iterable[Task], report: Callable[[str], None]) -> dict[str, A
             }
             for name, seconds in _time(owners, ours, RECIPE).items()
         ]
-    return {"peak_flops": peak, "rows": rows, "recipe": recipe}
+    return {"peak_flops": peak, "rows": rows, "lengths": lengths, "recipe": recipe}
 
 
 def _time(owners: dict[str, Worker], names: Iterable[str], task: Task) -> dict[str, list[float]]:
