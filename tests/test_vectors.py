@@ -15,7 +15,8 @@ def test_word2vec_knows_the_training_words_alone_and_is_the_same_every_time(
     texts = corpus.load("rt")
     train = texts.train.subset(300)
     first = vectors.load("word2vec", texts, train, quiet)
-    counts = np.bincount(train.tokens, minlength=len(texts.vocabulary))
+    tokens = np.concatenate([train[text] for text in range(len(train))])
+    counts = np.bincount(tokens, minlength=len(texts.vocabulary))
     frequent = {texts.vocabulary[i] for i in np.flatnonzero(counts >= 3)}
     assert set(first.words) == frequent
     assert first.matrix.shape == (len(frequent), 300)
