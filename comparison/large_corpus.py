@@ -88,7 +88,7 @@ def dataset(path: Path) -> Dataset:
 def measure(path: Path) -> dict[str, float]:
     """Encode, start and draw batches; returns seconds, MB/s and bytes, and raises if an order is
     no permutation or differs the second time."""
-    found: dict[str, float] = {}
+    found = Figures()
     with PeakMemory() as memory:
         sample = [example.text for example in islice(dataset(path).examples(), 30_000)]
         started = time.process_time()
@@ -126,7 +126,16 @@ def measure(path: Path) -> dict[str, float]:
         found["reviews"] = len(texts.train) + len(texts.test)
         found["words"] = len(texts.train.tokens)
         found["vocabulary"] = len(texts.vocabulary)
-    return found | {"peak_rss_bytes": memory.peak, "peak_private_bytes": memory.peak_private}
+    found["peak_rss_bytes"], found["peak_private_bytes"] = memory.peak, memory.peak_private
+    return found
+
+
+class Figures(dict[str, float]):
+    """Prints each figure as it is found."""
+
+    def __setitem__(self, name: str, value: float) -> None:
+        super().__setitem__(name, value)
+        print(f"{name:28} {value:,.{0 if value > 1000 else 4}f}", flush=True)
 
 
 class PeakMemory:
@@ -175,14 +184,14 @@ def main() -> None:
     with exit_on_input_error():
         options = parse_options(Options, "python -m comparison.large_corpus")
         options.folder.mkdir(parents=True, exist_ok=True)
+        figures = Figures()
         path = options.folder / f"reviews-{options.reviews}.jsonl"
         if not path.exists():
             started = time.perf_counter()
             write(path, options.reviews)
-            print(f"{'write_seconds':28} {time.perf_counter() - started:,.1f}")
-        print(f"{'file_megabytes':28} {path.stat().st_size / 1e6:,.0f}")
-        for name, value in measure(path).items():
-            print(f"{name:28} {value:,.{0 if value > 1000 else 4}f}")
+            figures["write_seconds"] = time.perf_counter() - started
+        figures["file_megabytes"] = path.stat().st_size / 1e6
+        measure(path)
 
 
 if __name__ == "__main__":

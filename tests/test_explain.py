@@ -340,7 +340,7 @@ def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPat
         (["nowhere", "text"], "nowhere"),
         (["RUN", " "], "text is empty"),
         (["RUN", "text", "--by", "magic"], "--by"),
-        (["RUN", "text", "--json", "/proc/nowhere/a.json"], "--json /proc/nowhere/a.json"),
+        (["RUN", "text", "--json", "/proc/nowhere/a.json"], "/proc/nowhere/a.json"),
         (["RUN"], "text"),
     ],
 )

@@ -18,6 +18,7 @@ import numpy as np
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+FEW_CLASSES = 5
 SOLID, DASHED = [1, 0], [5, 3]
 # Text and lines in the colour of the page around them; black in a file.
 INK = "currentColor"
@@ -309,6 +310,7 @@ def _confusion_figure(
     of: Literal["true", "predicted"] = "true",
 ) -> Figure:
     counts = np.asarray(matrix)
+    few = len(classes) <= FEW_CLASSES  # of many there is only room for the share
     shares = counts / np.maximum(counts.sum(axis=1 if of == "true" else 0, keepdims=True), 1)
     rows = [
         {
@@ -316,13 +318,19 @@ def _confusion_figure(
             "predicted": classes[column],
             "count": int(counts[row, column]),
             "share": float(share),
-            "label": [f"{counts[row, column]:,}", f"{share:.1%}"],
+            "label": [f"{counts[row, column]:,}", f"{share:.1%}"] if few else f"{share:.0%}",
         }
         for (row, column), share in np.ndenumerate(shares)
     ]
     size = max(300 // len(classes), 44)
+    upright = any(7 * len(name) > size for name in classes)
     base = alt.Chart(_data(rows), height=size * len(classes)).encode(
-        x=alt.X("predicted:N", sort=None, title="predicted class", axis=alt.Axis(labelAngle=0)),
+        x=alt.X(
+            "predicted:N",
+            sort=None,
+            title="predicted class",
+            axis=alt.Axis(labelAngle=-90 if upright else 0),
+        ),
         y=alt.Y("true:N", sort=None, title="true class"),
         tooltip=["true:N", "predicted:N", "count:Q", alt.Tooltip("share:Q", format=".1%")],
     )
@@ -335,7 +343,9 @@ def _confusion_figure(
     )
     # Either ink has a contrast of at least 4.5 to 1 on its side of this share.
     ink = alt.condition("datum.share > 0.7", alt.value("white"), alt.value("black"))
-    label = base.mark_text(lineBreak="\n", dy=-6, fontSize=12).encode(text="label:N", color=ink)
+    label = base.mark_text(lineBreak="\n", dy=-6 if few else 0, fontSize=12).encode(
+        text="label:N", color=ink
+    )
     return Figure(name, title, cell + label, width=size * len(classes) + 60)
 
 
