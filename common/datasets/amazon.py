@@ -3,8 +3,8 @@
     amazon:DIR        DIR/CATEGORY/{positive,negative}.review
 
 The files look like XML and are not: no root, bare ampersands, bytes of several encodings. But every
-tag has a line of its own. Of a review only its text is used, not its title, as in the archives that
-DLStudio made of these files.
+tag has a line of its own. A review is its title, a line that often says it all, and its text; the
+archives that DLStudio made of these files leave the title out.
 """
 
 from collections.abc import Iterator
@@ -48,10 +48,10 @@ def _review_files(spec: str) -> list[tuple[Path, str, str]]:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """The text of every review of a file."""
+    """Title and text of every review of a file."""
     count = review_line = 0
-    body = ""
-    text: list[bytes] | None = None  # the lines of a text that is being read
+    title = body = ""
+    text: list[bytes] | None = None  # the lines of a title or a text that is being read
     with files.open_file(path) as file:
         for number, line in files.lines(file, path):
             tag = line.strip() if line.startswith(b"<") else b""
@@ -62,10 +62,12 @@ def _texts(path: Path) -> Iterator[str]:
             elif tag == b"</review>":
                 if not (review_line and body) or text is not None:
                     raise InputError(f"{path}: line {number:,}: the end of a review without a text")
-                yield body
-                count, review_line, body = count + 1, 0, ""
-            elif tag == b"<review_text>" and text is None:
+                yield f"{title}\n{body}" if title else body
+                count, review_line, title, body = count + 1, 0, "", ""
+            elif tag in (b"<title>", b"<review_text>") and text is None:
                 text = []
+            elif tag == b"</title>" and text is not None:
+                title, text = files.decode(b"".join(text)).strip(), None
             elif tag == b"</review_text>" and text is not None:
                 body, text = files.decode(b"".join(text)).strip(), None
             elif text is not None:
