@@ -88,7 +88,7 @@ class TrainConfig:
     """Adam's decay rates of the two moments."""
     eps: float = 1e-8
     """Adam's term against division by zero."""
-    clip_norm: float | None = None
+    clip_norm: float | None = 1.0
     """Scale the gradient down to this norm, over all parameters together, where it is longer."""
     validation_size: int = 0
     """Hold out so many training reviews, balanced over the classes, and read them after each epoch:
@@ -191,6 +191,7 @@ def option(field: str) -> str:
 PRESETS: dict[str, dict] = {
     "quick": {},
     "full": {
+        "clip_norm": None,
         "train_size": None,
         "test_size": None,
         "max_length": 400,
@@ -198,6 +199,7 @@ PRESETS: dict[str, dict] = {
         "learning_rate": 1e-3,
     },
     "seed": {
+        "clip_norm": None,
         "train_size": None,
         "test_size": None,
         "max_length": None,

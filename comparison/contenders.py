@@ -274,6 +274,7 @@ def training(framework: str, implementation: str, task: Task) -> Run:
         model="nn.gru" if built_in else "gru",
         hidden_size=task.H,
         implementation="auto" if built_in else implementation,
+        clip_norm=None,
     )
     table = word_vectors()
     config = options.model_config(

@@ -99,7 +99,17 @@ def measure(tasks: Iterable[Task], report: Callable[[str], None]) -> dict[str, A
             rows += _rows(task, _time(owners, names, task), peak)
         report("measuring the cost of a token in short and in long reviews")
         fused = [name for name in owners if name.endswith(" fused")]
-        lengths = [row for task in LENGTHS for row in _rows(task, _time(owners, fused, task), peak)]
+        lengths = [
+            {
+                "contender": name,
+                "T": task.T,
+                "nanoseconds_per_token": 1e9
+                * float(np.median(seconds))
+                / batch_of(task.B, task.T).words,
+            }
+            for task in LENGTHS
+            for name, seconds in _time(owners, fused, task).items()
+        ]
         report("measuring the homework's recipe")
         ours = [n for n in owners if n in (REFERENCE, "torch loop", "torch fused", "jax fused")]
         recipe = [
@@ -174,6 +184,13 @@ def tables(results: dict[str, Any]) -> list[Table]:
                 f"{row['peak_fraction']:.0%}",
             )
         found.append(table)
+    table = Table(title="Nanoseconds a token, by the length of the reviews")
+    for column in ("", *(f"T {task.T:,}" for task in LENGTHS)):
+        table.add_column(column, justify="right" if column else "left")
+    for name in dict.fromkeys(row["contender"] for row in results["lengths"]):
+        found_here = [row for row in results["lengths"] if row["contender"] == name]
+        table.add_row(name, *(f"{row['nanoseconds_per_token']:,.0f}" for row in found_here))
+    found.append(table)
     table = Table(title="The homework's recipe: batch 1, Adam, 4 x 14,227 reviews")
     for column in ("", "reviews/s", "projected"):
         table.add_column(column, justify="right" if column else "left")
