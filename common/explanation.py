@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
+from scipy.special import softmax
 
 from common import checkpoint
 from common.batches import Batches, Shape
@@ -24,7 +25,7 @@ from common.config import Device, parse_options
 from common.corpus import join
 from common.errors import InputError, exit_on_input_error
 from common.params import DIRECTIONS
-from common.prediction import load_learner, softmax
+from common.prediction import load_learner
 from common.text import clean, tokenize
 from common.training import Framework, Learner, predict
 
@@ -168,7 +169,7 @@ def _describe(
     influence: Float[np.ndarray, " n"],
 ) -> dict[str, Any]:
     """What `explain` returns of one text, from the answers to its questions."""
-    probabilities = softmax(answers)
+    probabilities = softmax(answers.astype(np.float64), axis=1)
     best = int(answers[0].argmax())
     running = 1 if len(run.classes) == 2 else best
     whole, without, up_to = answers[0], answers[1 : len(text) + 1], probabilities[len(text) + 1 :]

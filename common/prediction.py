@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 from jaxtyping import Float
+from scipy.special import softmax
 
 from common import checkpoint
 from common.batches import Batches
@@ -66,7 +67,7 @@ def classify(
         encoded, min(len(texts), 32), max_length=run.options.max_length, in_order=True
     )
     logits, _ = predict(load_learner(framework, run, device), batches)
-    return softmax(logits)
+    return softmax(logits.astype(np.float64), axis=1)
 
 
 def load_learner(
@@ -78,12 +79,6 @@ def load_learner(
     parameters = {name: value.astype(dtype) for name, value in run.parameters.items()}
     learner: Learner = framework.Learner(model, options, run.vectors, parameters, dtype=dtype)
     return learner
-
-
-def softmax(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
-    """The probability of each class, in float64."""
-    odds = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
 
 
 def _lines() -> list[str]:

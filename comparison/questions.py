@@ -27,7 +27,6 @@ from common.batches import Batches
 from common.checkpoint import Run
 from common.config import TrainConfig
 from common.corpus import EncodedSplit
-from common.errors import InputError
 from common.prediction import load_learner
 from common.training import Data, load_data, predict
 from comparison import runs
@@ -75,7 +74,7 @@ def measure(
         seconds[name] = float(np.median([each["train_seconds"] for each in metrics]))
     found: dict[str, Any] = {
         "comparisons": [
-            compare(title, a, b, correct, seconds, data.test.split)
+            compare(title, a, b, correct, seconds, data.test.split, data.categories)
             for title, a, b in PAIRS
             if a in correct and b in correct
         ],
@@ -107,23 +106,9 @@ def train(
             folder = options.out / "questions" / f"seed-{seed}" / f"{framework}-{model}"
             folders[name].append(folder)
             wanted = dataclasses.replace(options, model=model, seed=seed, out=folder)
-            if finished(folder, wanted):
-                report(f"seed {seed}, {name}: was trained before")
-                continue
             run, _ = runs.train(framework, wanted, lambda line: None)
             report(f"seed {seed}, {name}: {run['accuracy']:.2%} after {run['train_seconds']:.0f} s")
     return folders
-
-
-def finished(folder: Path, wanted: TrainConfig) -> bool:
-    """Whether the run directory holds a model that was trained with these options, and tested."""
-    if not (folder / "metrics.json").is_file():
-        return False
-    try:
-        trained = checkpoint.load_run(folder).options
-    except InputError:
-        return False
-    return dataclasses.replace(trained, out=wanted.out, tensorboard=wanted.tensorboard) == wanted
 
 
 def answers(framework: ModuleType, folder: Path, data: Data) -> Bool[np.ndarray, " N"]:
@@ -144,6 +129,7 @@ def compare(
     correct: Mapping[str, Bool[np.ndarray, "seeds N"]],
     seconds: Mapping[str, float],
     test: EncodedSplit,
+    categories: Sequence[str] = (),
 ) -> dict[str, Any]:
     """An entry of "comparisons": b against a, paired by seed and by review."""
     difference = correct[b].astype(float) - correct[a]
@@ -175,11 +161,10 @@ def compare(
         if group.sum() > 1:
             about = {"from": int(start), "to": int(stop), **_part(difference, group)}
             found["by_length"].append(about)
-    categories = getattr(test, "categories", None)
-    if categories is not None:
+    if test.categories is not None:
         found["by_category"] = [
-            {"category": str(category), **_part(difference, np.asarray(categories) == category)}
-            for category in np.unique(categories)
+            {"category": categories[number], **_part(difference, test.categories == number)}
+            for number in np.unique(test.categories)
         ]
     return {**found, "conclusion": _conclusion(found)}
 

@@ -148,7 +148,7 @@ def _run(framework: str, options: TrainConfig, out: Path) -> None:
 def forkserver() -> Any:
     """Where processes are forked from one that has imported everything and computed nothing."""
     context: Any = multiprocessing.get_context("forkserver")
-    slow = ["matplotlib.pyplot", "sklearn.metrics", "scipy.stats", "scipy.special", "torch._dynamo"]
+    slow = ["altair", "sklearn.metrics", "scipy.stats", "scipy.special", "torch._dynamo"]
     context.set_forkserver_preload(["torch_impl.learner", "jax_impl.learner", __name__, *slow])
     return context
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from math import comb
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from common import params
 from common.batches import Batches
 from common.config import ModelConfig, TrainConfig
 from common.corpus import EncodedSplit, join
-from comparison import questions
+from comparison import questions, runs
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -228,31 +227,31 @@ def test_what_the_gates_do_in_closed_form(texts: EncodedSplit) -> None:
     assert np.all(found["group"] == 1)
 
 
-def test_a_run_counts_as_finished_with_the_same_options_alone(tmp_path: Path) -> None:
-    from common import training
-
-    sizes = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
-    options = TrainConfig(data="rt", out=tmp_path / "run", **sizes)
-    training.train(torch_impl.learner, options)
-    assert questions.finished(tmp_path / "run", options)
-    assert not questions.finished(tmp_path / "run", replace(options, seed=1))
-    assert not questions.finished(tmp_path / "none", options)
-    (tmp_path / "run" / "metrics.json").rename(tmp_path / "aside.json")
-    assert not questions.finished(tmp_path / "run", options)
-    (tmp_path / "aside.json").rename(tmp_path / "run" / "metrics.json")
-    model = tmp_path / "run" / "model.safetensors"
-    model.write_bytes(model.read_bytes()[:100])
-    assert not questions.finished(tmp_path / "run", options)
+def test_two_models_are_compared_by_category_under_its_name() -> None:
+    labels = np.zeros(6, np.int32)
+    test = EncodedSplit(
+        np.zeros(6, np.int32),
+        np.arange(6, dtype=np.int64),
+        np.ones(6, np.int32),
+        labels,
+        vocabulary_size=1,
+        categories=np.array([0, 0, 0, 1, 1, 1], np.int32),
+    )
+    right, wrong = np.ones((2, 6), bool), np.zeros((2, 6), bool)
+    wrong[:, 3:] = True  # b is better on books, and as good on films
+    correct, seconds = {"a": wrong, "b": right}, {"a": 1.0, "b": 1.0}
+    found = questions.compare("x", "a", "b", correct, seconds, test, ("books", "films"))
+    by_category = {part["category"]: part["difference"] for part in found["by_category"]}
+    assert by_category == {"books": 1.0, "films": 0.0}
 
 
 def test_compare_answers_the_questions_and_trains_only_once(
-    small: list[str], command: Command, tmp_path: Path
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["questions", *small, "--frameworks", "torch", "--models", "gru", "--seeds", 1]
     arguments += ["--epochs", 1, "--out", tmp_path]
     status, output, error = command(compare.main, *arguments)
     assert (status, error) == (0, "")
-    assert output.count("was trained before") == 0
     found = json.loads((tmp_path / "results.json").read_text())["questions"]
     (pair,) = found["comparisons"]
     assert (pair["a"], pair["b"], pair["seeds"]) == ("torch rnn", "torch gru", 1)
@@ -277,9 +276,9 @@ def test_compare_answers_the_questions_and_trains_only_once(
     for conclusion in questions.conclusions(found):
         assert conclusion in output
 
+    monkeypatch.setattr(runs, "_run", lambda *_: pytest.fail("trained again"))
     status, output, _ = command(compare.main, *arguments)
     assert status == 0
-    assert output.count("was trained before") == 2
     again = json.loads((tmp_path / "results.json").read_text())["questions"]
     assert again == found
 
