@@ -41,6 +41,8 @@ class Task:
     """Forward and backward (all gradients but that of the frozen vectors), or forward only."""
     training: bool = False
     """A whole training step of the classifier, with Adam."""
+    recurrence: bool = False
+    """The kernel alone: what the inputs' products are is given. Only for "fused"."""
 
 
 @cache
@@ -73,12 +75,19 @@ def weights_of(task: Task) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in drawn.items()}
 
 
+def projections_of(task: Task) -> np.ndarray:
+    """Products of the distinct inputs, [K, 3H] float32, random."""
+    size = len(batch_of(task.B, task.T).distinct), 3 * task.H
+    return np.random.default_rng(0).standard_normal(size, np.float32)
+
+
 def torch_contenders() -> dict[str, Callable[[Task], Run]]:
     """Our implementations in PyTorch, and nn.GRU."""
     import torch
     from torch import nn
     from torch.nn.utils.rnn import pack_padded_sequence
 
+    from torch_impl import fused
     from torch_impl.gru import IMPLEMENTATIONS, gru
 
     def finish(task: Task, leaves: list[Any], last: Callable[[], Any]) -> Run:
@@ -98,6 +107,12 @@ def torch_contenders() -> dict[str, Callable[[Task], Run]]:
         distinct, tokens, lengths = map(
             torch.from_numpy, (batch.distinct, batch.tokens, batch.lengths)
         )
+        if task.recurrence:
+            _, U, _, c = weights.values()
+            a, h0 = torch.from_numpy(projections_of(task)), torch.zeros(1, task.B, task.H)
+            how: Any = {"reverse": [False], "reset_after": False, "every_step": False}
+            alone = partial(fused.recur_all, [a], tokens, [U], [c], lengths, h0, **how)
+            return finish(task, [a.requires_grad_(), U, c], lambda: alone()[1])
 
         def last() -> Any:
             x = table[distinct]
@@ -135,6 +150,7 @@ def jax_contenders() -> dict[str, Callable[[Task], Run]]:
     import jax.numpy as jnp
     from flax import linen, nnx
 
+    from jax_impl import fused
     from jax_impl.gru import IMPLEMENTATIONS, gru
 
     def finish(task: Task, weights: Any, last: Callable[..., Any], *arrays: Any) -> Run:
@@ -149,6 +165,17 @@ def jax_contenders() -> dict[str, Callable[[Task], Run]]:
         if task.training:
             return training("jax", implementation, task)
         batch = batch_of(task.B, task.T)
+        if task.recurrence:
+            _, U, _, c = weights_of(task).values()
+            h0 = jnp.zeros((1, task.B, task.H))
+            alone: Any = {"reverse": [False], "reset_after": False, "every_step": False}
+
+            def h_last(weights: Any, tokens: Any, lengths: Any) -> Any:
+                a, U, c = weights
+                return fused.recur_all([a], tokens, [U], [c], lengths, h0, **alone)[1]
+
+            given = jax.device_put([projections_of(task), U, c])
+            return finish(task, given, h_last, *jax.device_put((batch.tokens, batch.lengths)))
 
         def last(weights: Any, table: Any, distinct: Any, tokens: Any, lengths: Any) -> Any:
             how = {"tokens": tokens, "implementation": implementation, "every_step": False}
@@ -297,14 +324,20 @@ def seconds_of(run: Run) -> float:
     return sum(durations[1:]) / len(durations[1:]) if durations[1:] else durations[0]
 
 
-def peak() -> float:
-    """Floating-point operations a second of a large float32 matrix product, in PyTorch."""
-    import torch
+def peak(process: str) -> float:
+    """Floating-point operations a second of a large float32 matrix product, in PyTorch or JAX."""
+    a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
+    if process == "torch":
+        import torch
 
-    a = torch.randn(2048, 2048)
-    started = time.perf_counter()
-    a @ a
-    return 2 * 2048**3 / (time.perf_counter() - started)
+        product: Run = partial(torch.mm, *[torch.from_numpy(a)] * 2)
+    else:
+        import jax
+
+        multiply = jax.jit(lambda a: a @ a).lower(a).compile()
+        product = partial(lambda a: multiply(a).block_until_ready(), jax.device_put(a))
+    product()
+    return 2 * 2048**3 / seconds_of(product)
 
 
 def main(process: str) -> None:
@@ -319,7 +352,7 @@ def main(process: str) -> None:
         if asked == "contenders":
             answer: object = list(found)
         elif asked == "peak":
-            answer = peak()
+            answer = peak(process)
         elif asked == "forget":
             runs.clear()
             answer = None

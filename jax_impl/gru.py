@@ -13,6 +13,7 @@ bias_ih, bias_hh) hold the three gates one after the other: z, r, n.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -71,31 +72,29 @@ def scan(
     reverse: bool,
     reset_after: bool,
 ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
-    """The recurrence as a loop over time, differentiated by the framework.
-
-    Behind the end of a review the update gate is shut: z = sigmoid(-inf) = 0, so the state stays.
-    """
+    """The recurrence as a loop over time, differentiated by the framework."""
     size = h0.shape[-1]
     a = projections if tokens is None else projections[tokens]
     word = within(lengths, len(a))[..., None]
-    a_z, a_r, a_n = jnp.split(a, 3, axis=-1)
-    a_zr = jnp.concatenate([jnp.where(word, a_z, -jnp.inf), a_r], axis=-1)
     U_zr, U_n = jnp.split(weight_hh, [2 * size])
     c_zr, c_n = jnp.split(bias_hh, [2 * size])
 
+    # What is cheap is computed once more in the backward pass: to keep it costs more time.
+    @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     def step(
-        h: Float[Array, "B H"], a_t: tuple[Float[Array, "B 2H"], Float[Array, "B H"]]
+        h: Float[Array, "B H"], inputs: tuple[Float[Array, "B 3H"], Bool[Array, "B 1"]]
     ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
-        a_zr, a_n = a_t
+        a_t, word_t = inputs
+        a_zr, a_n = jnp.split(a_t, [2 * size], axis=-1)
         z, r = jnp.split(jax.nn.sigmoid(a_zr + h @ U_zr.T + c_zr), 2, axis=-1)
         if reset_after:
             n = jnp.tanh(a_n + r * (h @ U_n.T + c_n))
         else:
             n = jnp.tanh(a_n + (r * h) @ U_n.T + c_n)
-        h = h + z * (n - h)
+        h = jnp.where(word_t, h + z * (n - h), h)
         return h, h
 
-    h, outputs = jax.lax.scan(step, h0, (a_zr, a_n), reverse=reverse)
+    h, outputs = jax.lax.scan(step, h0, (a, word), reverse=reverse)
     return jnp.where(word, outputs, 0), h
 
 

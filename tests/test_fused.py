@@ -120,6 +120,34 @@ def test_torch_compile_and_export():
 
 
 @needs_torch
+@with_tokens
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_torch_gradient_of_one_result_alone(wanted, K):
+    """Of outputs or of h_last: the other one has no gradient, and backward is given None for it."""
+    arguments = tensors(draw(K))
+    got, want = Recur()(*arguments), torch_scan(*arguments, reverse=True, reset_after=False)
+    gradients = [
+        torch.autograd.grad(result[wanted].sum(), differentiable(arguments))
+        for result in (got, want)
+    ]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+@needs_torch
+def test_torch_backward_writes_no_zeros_as_large_as_what_was_saved():
+    """They took as long as the whole forward."""
+    arguments = tensors(draw(0))
+    _, h_last = Recur()(*arguments)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        h_last.sum().backward()
+    filled = [
+        e.input_shapes[0] for e in profile.events() if e.name in ("aten::fill_", "aten::zero_")
+    ]
+    T, B, H = 6, 4, 5
+    assert max(map(np.prod, filled)) < T * B * H
+
+
+@needs_torch
 def test_torch_takes_any_layout_and_refuses_other_types():
     arguments = tensors(draw(7))
     how = {"reverse": False, "reset_after": False}

@@ -193,18 +193,22 @@ def backward_shapes(
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     """Saves for the backward pass, which does not need the projections, biases and outputs."""
-    projections, weight_hh, _, _, tokens, lengths, reverse, reset_after, every_step, _ = inputs
+    projections, weight_hh, _, _, tokens, lengths, reverse, reset_after, *_ = inputs
     ctx.save_for_backward(*weight_hh, output[2], tokens, lengths)
+    ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as the forward
     ctx.how = (reverse, reset_after, len(projections[0]))
-    ctx.every_step = every_step
 
 
-def differentiate(ctx: Any, d_outputs: Tensor, d_h_last: Tensor, _: Tensor) -> tuple:
-    """The gradients of forward's arguments."""
+def differentiate(
+    ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
+) -> tuple:
+    """The gradients of forward's arguments; None is a gradient of zero."""
     *weight_hh, saved, tokens, lengths = ctx.saved_tensors
+    if d_h_last is None:
+        d_h_last = saved.new_zeros(len(weight_hh), len(lengths), weight_hh[0].shape[-1])
     gradients = backward(
         weight_hh,
-        d_outputs.contiguous() if ctx.every_step else None,
+        None if d_outputs is None else d_outputs.contiguous(),
         d_h_last.contiguous(),
         saved,
         tokens,

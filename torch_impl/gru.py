@@ -104,27 +104,22 @@ def scan(
     reverse: bool,
     reset_after: bool,
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
-    """The recurrence as a loop over time, differentiated by the framework.
-
-    Behind the end of a review the update gate is shut: z = sigmoid(-inf) = 0, so the state stays.
-    """
+    """The recurrence as a loop over time, differentiated by the framework."""
     size = h0.shape[-1]
-    a = projections if tokens is None else projections[tokens]
+    a = projections if tokens is None else F.embedding(tokens, projections)
     word = within(lengths, len(a))[..., None]
-    a_z, a_r, a_n = a.chunk(3, dim=-1)
-    a_z = a_z.masked_fill(~word, -torch.inf)
-    steps = list(zip(torch.cat([a_z, a_r], dim=-1).unbind(), a_n.unbind(), strict=True))
     U_zr, U_n = weight_hh.split([2 * size, size])
     c_zr, c_n = bias_hh.split([2 * size, size])
+    steps, words = a.unbind(), word.unbind()
     h, outputs = h0, [h0] * len(a)
     for t in reversed(range(len(a))) if reverse else range(len(a)):
-        a_zr, a_n = steps[t]
+        a_zr, a_n = steps[t].split([2 * size, size], dim=-1)
         z, r = torch.sigmoid(a_zr + F.linear(h, U_zr, c_zr)).chunk(2, dim=-1)
         if reset_after:
             n = torch.tanh(a_n + r * F.linear(h, U_n, c_n))
         else:
             n = torch.tanh(a_n + F.linear(r * h, U_n, c_n))
-        h = outputs[t] = h + z * (n - h)
+        h = outputs[t] = torch.where(words[t], h + z * (n - h), h)
     return torch.where(word, stack(outputs, h0), 0), h
 
 

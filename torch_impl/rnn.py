@@ -26,7 +26,7 @@ def scan(
     h0: Float[Tensor, "B H"],
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
     """The recurrence as a loop over time; behind the end of a review the state stays."""
-    a = projections if tokens is None else projections[tokens]
+    a = projections if tokens is None else F.embedding(tokens, projections)
     word = within(lengths, len(a))[..., None]
     h, outputs = h0, []
     for t in range(len(a)):

@@ -1,10 +1,10 @@
 """report.md, made from results.json alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.report.figures import Figure
+from common.report.figures import Figure, task_name
 
 COLUMNS = (
     "framework",
@@ -54,6 +54,8 @@ def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence
         lines += [f"## {section.capitalize()}", ""]
         for figure in shown:
             lines += [figure.title, "", f"![{figure.title}](figures/{figure.name}.png)", ""]
+        if section == "speed":
+            lines += _speed(results["speed"])
     if results["parity"]:
         header = ("models", "check", "dtype", "error", "bound", "ULP", "passed")
         lines += ["## Parity", "", *_table(header, map(_parity_row, results["parity"])), ""]
@@ -81,6 +83,46 @@ def _categories(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["## Accuracy by category", "", *_table(header, rows), ""]
 
 
+def _speed(found: Mapping[str, Any]) -> list[str]:
+    """What was measured on every task, in reviews of each length, and on the homework's recipe."""
+    header = ("task", "implementation", "tokens/s", "quartiles", "ratio", "of the machine's peak")
+    rows = [
+        (
+            task_name(row),
+            row["contender"],
+            f"{row['tokens_per_second']:,.0f}",
+            "{:,.0f} to {:,.0f}".format(*row["quartiles"]),
+            f"{row['ratio']:.2f}",
+            f"{row['peak_fraction']:.0%}",
+        )
+        for row in found["rows"]
+    ]
+    recipe = [
+        (
+            row["contender"],
+            f"{row['reviews_per_second']:,.1f}",
+            f"{row['projected_seconds']:,.0f} s",
+        )
+        for row in found["recipe"]
+    ]
+    lengths = [
+        (row["contender"], f"{row['T']:,}", f"{row['nanoseconds_per_token']:,.0f}")
+        for row in found.get("lengths", ())
+    ]
+    return [
+        *_table(header, rows),
+        "",
+        "The kernel alone, by the length of the reviews.",
+        "",
+        *_table(("implementation", "T", "nanoseconds a token"), lengths),
+        "",
+        "The homework's recipe: batch 1, Adam, 4 epochs of 14,227 reviews.",
+        "",
+        *_table(("implementation", "reviews/s", "projected"), recipe),
+        "",
+    ]
+
+
 def _accuracy(found: Mapping[str, Any]) -> str:
     low, high = found["accuracy_interval"]
     return f"{found['accuracy']:.2%} ± {(high - low) / 2:.2%}"
@@ -98,6 +140,6 @@ def _parity_row(check: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _table(header: Sequence[str], rows: Any) -> list[str]:
-    yield_rows = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in yield_rows]
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in lines]

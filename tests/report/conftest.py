@@ -102,7 +102,12 @@ def _speed(rng: np.random.Generator) -> dict[str, Any]:
         {"contender": name, "reviews_per_second": 20.0, "projected_seconds": 2845.4}
         for name in ratios
     ]
-    return {"peak_flops": 1e11, "rows": rows, "recipe": recipe}
+    lengths = [
+        {"contender": name, "T": T, "nanoseconds_per_token": 900.0}
+        for name in ("torch fused", "jax fused")
+        for T in (50, 2000)
+    ]
+    return {"peak_flops": 1e11, "rows": rows, "lengths": lengths, "recipe": recipe}
 
 
 def _questions() -> dict[str, Any]:

@@ -47,6 +47,17 @@ def test_report_needs_only_results_json(
     assert page == Path(command(compare.main, "report", "--out", tmp_path)[1].strip()).read_text()
 
 
+def test_a_bar_in_a_name_ends_no_cell_of_report_md(
+    changed: dict[str, Any], command: Command, tmp_path: Path
+) -> None:
+    for run in changed["runs"]:
+        run["categories"]["a|b"] = run["categories"].pop("books")
+    (tmp_path / "results.json").write_text(json.dumps(changed))
+    assert command(compare.main, "report", tmp_path)[0] == 0
+    row = next(line for line in (tmp_path / "report.md").read_text().split("\n") if "b |" in line)
+    assert row.startswith(r"| a\|b | 250 |")
+
+
 @pytest.mark.parametrize("key", ["runs", "parity", "speed", "questions", "explorer"])
 def test_what_is_missing_is_left_out(changed: dict[str, Any], key: str, tmp_path: Path) -> None:
     def sections() -> set[str]:
