@@ -342,6 +342,10 @@ def peak(process: str) -> float:
 
 def main(process: str) -> None:
     """Answer tasks from standard input until it ends."""
+    if "torch" in process:
+        import torch
+
+        torch.set_flush_denormal(True)  # as XLA does: on Intel, nn.GRU is seven times as fast so
     if process.startswith("keras"):
         found = keras_contenders(process.partition("-")[2])
     else:

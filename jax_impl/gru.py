@@ -74,27 +74,33 @@ def scan(
 ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
     """The recurrence as a loop over time, differentiated by the framework."""
     size = h0.shape[-1]
-    a = projections if tokens is None else projections[tokens]
-    word = within(lengths, len(a))[..., None]
     U_zr, U_n = jnp.split(weight_hh, [2 * size])
     c_zr, c_n = jnp.split(bias_hh, [2 * size])
+    # What does not depend on the state is added and taken apart for all time steps at once.
+    a_zr, a_n = jnp.split(projections, [2 * size], axis=-1)
+    a_zr = a_zr + c_zr
+    if not reset_after:
+        a_n = a_n + c_n
+    if tokens is not None:
+        a_zr, a_n = a_zr[tokens], a_n[tokens]
+    word = within(lengths, len(a_zr))[..., None]
 
     # What is cheap is computed once more in the backward pass: to keep it costs more time.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     def step(
-        h: Float[Array, "B H"], inputs: tuple[Float[Array, "B 3H"], Bool[Array, "B 1"]]
+        h: Float[Array, "B H"],
+        inputs: tuple[Float[Array, "B 2H"], Float[Array, "B H"], Bool[Array, "B 1"]],
     ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
-        a_t, word_t = inputs
-        a_zr, a_n = jnp.split(a_t, [2 * size], axis=-1)
-        z, r = jnp.split(jax.nn.sigmoid(a_zr + h @ U_zr.T + c_zr), 2, axis=-1)
+        a_zr, a_n, word = inputs
+        z, r = jnp.split(jax.nn.sigmoid(a_zr + h @ U_zr.T), 2, axis=-1)
         if reset_after:
             n = jnp.tanh(a_n + r * (h @ U_n.T + c_n))
         else:
-            n = jnp.tanh(a_n + (r * h) @ U_n.T + c_n)
-        h = jnp.where(word_t, h + z * (n - h), h)
+            n = jnp.tanh(a_n + (r * h) @ U_n.T)
+        h = jnp.where(word, h + z * (n - h), h)
         return h, h
 
-    h, outputs = jax.lax.scan(step, h0, (a, word), reverse=reverse)
+    h, outputs = jax.lax.scan(step, h0, (a_zr, a_n, word), reverse=reverse)
     return jnp.where(word, outputs, 0), h
 
 

@@ -11,7 +11,8 @@
 
    and keeps its state at every other step. Matrices are dense and row-major, gates are in the order
    z, r, n, and every pointer is to float, or to double where the problem says so. Nothing is copied
-   on the way in or out. Results do not depend on the number of threads.
+   on the way in or out. Results do not depend on the number of threads. Denormal numbers, too small
+   for full precision, count as 0.
 
    T steps, B rows, H hidden units, K rows of projections. */
 #ifndef GRU_H

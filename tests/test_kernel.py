@@ -394,6 +394,24 @@ def test_gates_are_precise():
     assert (np.abs(got["h_last"][:, 0] - sigmoid(exact)) / ulp).max() < 4
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_denormal_numbers_are_zero(dtype):
+    """They would take a hundred times as long. The caller's own arithmetic keeps them."""
+    case = draw(1, 4, 20).astype(dtype)
+    case.d_outputs, case.lengths, case.h0 = None, None, None
+    for array in (case.projections, case.weight_hh, case.bias_hh):
+        array[:] = 0  # z is 1/2, and the gradient of h0 half of that of h_last
+    smallest = np.finfo(dtype).smallest_normal
+    assert case.d_h_last is not None
+    case.d_h_last[:] = smallest
+    (got,) = run(case, False, False)
+    assert (got["d_h0"] == 0).all()
+    assert smallest * dtype(0.5) > 0
+    case.d_h_last[:] = 2 * smallest
+    (got,) = run(case, False, False)
+    assert (got["d_h0"] == smallest).all()
+
+
 def test_bad_input_is_refused():
     case = draw(4, 3, 5, K=6)
     assert case.tokens is not None and case.lengths is not None

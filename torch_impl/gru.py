@@ -106,20 +106,34 @@ def scan(
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
     """The recurrence as a loop over time, differentiated by the framework."""
     size = h0.shape[-1]
-    a = projections if tokens is None else F.embedding(tokens, projections)
-    word = within(lengths, len(a))[..., None]
-    U_zr, U_n = weight_hh.split([2 * size, size])
+    U_zr, U_n = (U.T for U in weight_hh.split([2 * size, size]))
     c_zr, c_n = bias_hh.split([2 * size, size])
-    steps, words = a.unbind(), word.unbind()
-    h, outputs = h0, [h0] * len(a)
-    for t in reversed(range(len(a))) if reverse else range(len(a)):
-        a_zr, a_n = steps[t].split([2 * size, size], dim=-1)
-        z, r = torch.sigmoid(a_zr + F.linear(h, U_zr, c_zr)).chunk(2, dim=-1)
+    # What does not depend on the state is added and taken apart for all time steps at once.
+    a_zr, a_n = projections.split([2 * size, size], dim=-1)
+    a_zr = a_zr + c_zr
+    if not reset_after:
+        a_n = a_n + c_n
+    if tokens is not None:
+        a_zr, a_n = F.embedding(tokens, a_zr), F.embedding(tokens, a_n)
+    word = within(lengths, len(a_zr))[..., None]
+    inputs = [array.unbind() for array in (a_zr, a_n, word)]
+    h, outputs = h0, [h0] * len(a_zr)
+
+    def step(
+        h: Float[Tensor, "B H"],
+        a_zr: Float[Tensor, "B 2H"],
+        a_n: Float[Tensor, "B H"],
+        word: Bool[Tensor, "B 1"],
+    ) -> Float[Tensor, "B H"]:
+        z, r = torch.sigmoid(torch.addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
         if reset_after:
-            n = torch.tanh(a_n + r * F.linear(h, U_n, c_n))
+            n = torch.tanh(a_n + r * torch.addmm(c_n, h, U_n))
         else:
-            n = torch.tanh(a_n + F.linear(r * h, U_n, c_n))
-        h = outputs[t] = torch.where(words[t], h + z * (n - h), h)
+            n = torch.tanh(torch.addmm(a_n, r * h, U_n))
+        return torch.where(word, torch.lerp(h, n, z), h)  # lerp: h + z * (n - h)
+
+    for t in reversed(range(len(outputs))) if reverse else range(len(outputs)):
+        h = outputs[t] = step(h, *(array[t] for array in inputs))
     return torch.where(word, stack(outputs, h0), 0), h
 
 
