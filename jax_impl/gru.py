@@ -93,10 +93,8 @@ def scan(
     ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
         a_zr, a_n, word = inputs
         z, r = jnp.split(jax.nn.sigmoid(a_zr + h @ U_zr.T), 2, axis=-1)
-        if reset_after:
-            n = jnp.tanh(a_n + r * (h @ U_n.T + c_n))
-        else:
-            n = jnp.tanh(a_n + (r * h) @ U_n.T)
+        a_n = a_n + r * (h @ U_n.T + c_n) if reset_after else a_n + (r * h) @ U_n.T
+        n = jnp.tanh(a_n)
         h = jnp.where(word, h + z * (n - h), h)
         return h, h
 

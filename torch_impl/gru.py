@@ -126,10 +126,8 @@ def scan(
         word: Bool[Tensor, "B 1"],
     ) -> Float[Tensor, "B H"]:
         z, r = torch.sigmoid(torch.addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
-        if reset_after:
-            n = torch.tanh(a_n + r * torch.addmm(c_n, h, U_n))
-        else:
-            n = torch.tanh(torch.addmm(a_n, r * h, U_n))
+        a_n = a_n + r * torch.addmm(c_n, h, U_n) if reset_after else torch.addmm(a_n, r * h, U_n)
+        n = torch.tanh(a_n)
         return torch.where(word, torch.lerp(h, n, z), h)  # lerp: h + z * (n - h)
 
     for t in reversed(range(len(outputs))) if reverse else range(len(outputs)):
