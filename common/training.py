@@ -19,6 +19,7 @@ from common.batches import Batch, Batches
 from common.checkpoint import About, LogLine, State
 from common.config import TrainConfig, parse_options
 from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error
+from common.memory import keep_freed_memory
 from common.report import figures
 from common.signals import stop_requests
 from common.tensorboard import Scalars
@@ -157,6 +158,7 @@ def main(framework: Framework) -> None:
             framework.make_deterministic()
         framework.find_device(options.device)
         framework.resolve(options.implementation)
+        keep_freed_memory()
         train(framework, options)
 
 

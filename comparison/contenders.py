@@ -1,10 +1,11 @@
 """What `python compare.py speed` times: every GRU that runs here, one process a framework.
 
-    python -m comparison.contenders torch        (or jax, keras-torch, keras-jax)
+    python -m comparison.contenders torch        (or torch-default, jax, keras-torch, keras-jax)
 
 is such a process. It reads tasks, a JSON object a line, and answers each with the seconds that it
 took; or, asked for "contenders", with their names. Frameworks are kept apart because the threads of
-one, waiting for work, slow the other down.
+one, waiting for work, slow the other down. torch-default is nn.GRU as PyTorch has it unless told
+otherwise: it computes with denormal numbers, which XLA takes for 0, and so does PyTorch here.
 """
 
 import json
@@ -21,10 +22,11 @@ import numpy as np
 from common import corpus, params, vectors
 from common.batches import Batch, Batches
 from common.config import TrainConfig
+from common.memory import keep_freed_memory
 
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""
-PROCESSES = ("torch", "jax", "keras-torch", "keras-jax")
+PROCESSES = ("torch", "torch-default", "jax", "keras-torch", "keras-jax")
 DIMENSION = 300
 ENOUGH_SECONDS = 0.2  # of runs in a row
 
@@ -342,12 +344,16 @@ def peak(process: str) -> float:
 
 def main(process: str) -> None:
     """Answer tasks from standard input until it ends."""
-    if "torch" in process:
+    keep_freed_memory()  # as in training
+    if process in ("torch", "keras-torch"):
         import torch
 
         torch.set_flush_denormal(True)  # as XLA does: on Intel, nn.GRU is seven times as fast so
     if process.startswith("keras"):
         found = keras_contenders(process.partition("-")[2])
+    elif process == "torch-default":
+        ours = torch_contenders()
+        found = {f"{n}, denormals": ours[n] for n in ours if n.startswith("nn.GRU")}
     else:
         found = {"torch": torch_contenders, "jax": jax_contenders}[process]()
     runs: dict[tuple[str, str], Run] = {}

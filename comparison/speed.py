@@ -27,7 +27,7 @@ SHORT = (
     Task(64, 200, 128),
     Task(64, 200, 128, backward=False),
     Task(64, 200, 128, bidirectional=True),
-    Task(256, 200, 256),
+    Task(256, 50, 256),
 )
 FULL = tuple(
     Task(B, T, H, bidirectional, backward)
