@@ -134,6 +134,15 @@ def test_torch_gradient_of_one_result_alone(wanted, K):
 
 
 @needs_torch
+def test_torch_refuses_a_second_derivative():
+    arguments = tensors(draw(7))
+    _, h_last = torch_impl.fused.recur(*arguments, reverse=False, reset_after=False)
+    (gradient,) = torch.autograd.grad((h_last**2).sum(), arguments[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@needs_torch
 def test_torch_backward_writes_no_zeros_as_large_as_what_was_saved():
     """They took as long as the whole forward."""
     arguments = tensors(draw(0))

@@ -7,7 +7,8 @@ than the cores this process may use. What a function needs for one direction, it
 with one entry a direction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -66,11 +67,7 @@ def recur_all(
     Raises ValueError where a length is not in 0..T, IndexError where a token is not in 0..K-1.
     """
     inputs = (*projections, *weight_hh, *bias_hh, h0)
-    outputs, h_last, _ = forward(
-        [each.contiguous() for each in projections],
-        [each.contiguous() for each in weight_hh],
-        [each.contiguous() for each in bias_hh],
-        h0.contiguous(),
+    how = (
         None if tokens is None else tokens.to(torch.int32).contiguous(),
         lengths.to(torch.int32).contiguous(),
         list(reverse),
@@ -78,11 +75,22 @@ def recur_all(
         every_step,
         torch.is_grad_enabled() and any(each.requires_grad for each in inputs),
     )
+    arrays = [each.contiguous() for each in inputs]
+    if torch.compiler.is_compiling():
+        outputs, h_last, _ = forward(*parts(arrays), *how)
+    else:
+        outputs, h_last, _ = Eager.apply(*how, *arrays)
     return outputs, h_last
 
 
-@torch.library.custom_op("gru::forward", mutates_args=(), device_types="cpu")
-def forward(
+def parts(arrays: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """projections, weight_hh and bias_hh, each a list, and h0, from all of them in a row."""
+    *lists, h0 = arrays
+    R = len(lists) // 3
+    return list(lists[:R]), list(lists[R : 2 * R]), list(lists[2 * R :]), h0
+
+
+def compute_forward(
     projections: Sequence[Tensor],
     weight_hh: Sequence[Tensor],
     bias_hh: Sequence[Tensor],
@@ -112,7 +120,6 @@ def forward(
     return outputs, h_last, saved
 
 
-@forward.register_fake
 def forward_shapes(
     projections: Sequence[Tensor],
     weight_hh: Sequence[Tensor],
@@ -137,8 +144,7 @@ def forward_shapes(
     )
 
 
-@torch.library.custom_op("gru::backward", mutates_args=(), device_types="cpu")
-def backward(
+def compute_backward(
     weight_hh: Sequence[Tensor],
     d_outputs: Tensor | None,
     d_h_last: Tensor,
@@ -168,7 +174,6 @@ def backward(
     return gradients
 
 
-@backward.register_fake
 def backward_shapes(
     weight_hh: Sequence[Tensor],
     d_outputs: Tensor | None,
@@ -191,6 +196,16 @@ def backward_shapes(
     ]
 
 
+forward = torch.library.custom_op(
+    "gru::forward", compute_forward, mutates_args=(), device_types="cpu"
+)
+backward = torch.library.custom_op(
+    "gru::backward", compute_backward, mutates_args=(), device_types="cpu"
+)
+forward.register_fake(forward_shapes)
+backward.register_fake(backward_shapes)
+
+
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     """Saves for the backward pass, which does not need the projections, biases and outputs."""
     projections, weight_hh, _, _, tokens, lengths, reverse, reset_after, *_ = inputs
@@ -200,13 +215,17 @@ def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def differentiate(
-    ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
+    ctx: Any,
+    d_outputs: Tensor | None,
+    d_h_last: Tensor | None,
+    _: Tensor | None,
+    compute: Callable[..., list[Tensor]] = backward,
 ) -> tuple:
     """The gradients of forward's arguments; None is a gradient of zero."""
     *weight_hh, saved, tokens, lengths = ctx.saved_tensors
     if d_h_last is None:
         d_h_last = saved.new_zeros(len(weight_hh), len(lengths), weight_hh[0].shape[-1])
-    gradients = backward(
+    gradients = compute(
         weight_hh,
         None if d_outputs is None else d_outputs.contiguous(),
         d_h_last.contiguous(),
@@ -215,12 +234,32 @@ def differentiate(
         lengths,
         *ctx.how,
     )
-    R = len(weight_hh)
-    d_projections, d_weight_hh, d_bias_hh = (gradients[i * R : (i + 1) * R] for i in range(3))
-    return d_projections, d_weight_hh, d_bias_hh, gradients[-1], *[None] * 6
+    return *parts(gradients), *[None] * 6
 
 
 forward.register_autograd(differentiate, setup_context=keep)
+
+
+class Eager(torch.autograd.Function):
+    """gru::forward without the way through torch.library, on which a review alone spends an eighth
+    of its training step."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """inputs: tokens and what follows it in gru::forward, then the arrays before it, flat."""
+        return compute_forward(*parts(inputs[6:]), *inputs[:6])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        keep(ctx, (*parts(inputs[6:]), *inputs[:6]), output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
+    ) -> tuple:
+        *lists, d_h0 = differentiate(ctx, d_outputs, d_h_last, _, compute_backward)[:4]
+        return *[None] * 6, *chain(*lists), d_h0
 
 
 def describe(
