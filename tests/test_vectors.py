@@ -49,3 +49,10 @@ def test_random_vectors_are_trained_with_the_model() -> None:
 def test_unknown_vectors_are_refused(spec: str) -> None:
     with pytest.raises(InputError, match=spec):
         vectors.check(spec)
+
+
+@pytest.mark.parametrize("spec", ["word2vec", "random:4"])
+def test_texts_without_a_word_that_recurs_are_refused(spec: str) -> None:
+    texts = corpus.load("rt")
+    with pytest.raises(InputError, match=f"--vectors {spec}: no word occurs 3 times in the 0 "):
+        vectors.load(spec, texts, texts.train.subset(0), quiet)

@@ -70,7 +70,16 @@ def load(
     """
     check(spec)
     counts = train.counts()
+
+    def require(least: float) -> None:
+        if counts.max(initial=0) < least:
+            raise InputError(
+                f"--vectors {spec}: no word occurs {least} times in the "
+                f"{len(train)} training reviews of {corpus.name}"
+            )
+
     if spec.startswith("random:"):
+        require(RANDOM_MIN_COUNT)
         words = [corpus.vocabulary[i] for i in np.flatnonzero(counts >= RANDOM_MIN_COUNT)]
         shape = (len(words), int(spec.partition(":")[2]))
         matrix = np.random.default_rng(0).standard_normal(shape, np.float32) * STANDARD_DEVIATION
@@ -78,12 +87,8 @@ def load(
     if spec != "word2vec":
         words, matrix = _read(_from_file(Path(spec), corpus, report))
         report(_coverage(spec, words, corpus, counts))
-    elif counts.max(initial=0) < WORD2VEC["min_count"]:
-        raise InputError(
-            f"--vectors word2vec: no word occurs {WORD2VEC['min_count']} times in the "
-            f"{len(train)} training reviews of {corpus.name}"
-        )
     else:
+        require(WORD2VEC["min_count"])
         words, matrix = _read(_word2vec(corpus, train, report))
     return WordVectors(words, matrix, train_with_model)
 
