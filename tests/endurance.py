@@ -57,7 +57,7 @@ TINY = TrainConfig(
     device="cpu",
     checkpoint_seconds=0,
 )
-STEPS = 5 * 6
+LAST = f"{5 * 6:09d}"  # the checkpoint after the last step
 # Kills go round these: both directions, the kernel and the framework's own steps, nn.GRU.
 KINDS = {
     "torch": [("gru", "fused"), ("gru", "scan"), ("bigru", "fused"), ("nn.bigru", "auto")],
@@ -174,8 +174,10 @@ def kill_many(framework: str, kills: int, rng: random.Random, work: Path) -> tup
             shutil.rmtree(out, ignore_errors=True)
             process = start(context, framework, options, out)
             began = time.perf_counter()
-            process.join()
+            while process.is_alive() and not (out / "checkpoints" / LAST).exists():
+                time.sleep(0.001)
             seconds[kind] = time.perf_counter() - began
+            process.join()
             assert process.exitcode == 0, f"{framework} {kind} does not train"
         expected[kind] = outcome(out)
     same = halves = ends = killed = 0
@@ -192,7 +194,7 @@ def kill_many(framework: str, kills: int, rng: random.Random, work: Path) -> tup
             continue
         killed += 1
         halves += (out / "checkpoints" / ".partial").exists()
-        ends += (out / "checkpoints" / f"{STEPS:09d}").exists()
+        ends += (out / "checkpoints" / LAST).exists()
         process = start(context, framework, options, out)
         process.join()
         same += process.exitcode == 0 and outcome(out) == expected[kind]
