@@ -317,7 +317,7 @@ def cost(out: Path, vectors: str) -> tuple[int, float, float]:
     fit = training.fit
 
     def timed_fit(*arguments: Any) -> None:
-        *others, save = arguments
+        *others, save, scalars = arguments
 
         def timed_save() -> Path:
             began = time.perf_counter()
@@ -325,7 +325,7 @@ def cost(out: Path, vectors: str) -> tuple[int, float, float]:
             spent.append(time.perf_counter() - began)
             return path
 
-        fit(*others, timed_save)
+        fit(*others, timed_save, scalars)
 
     options = TrainConfig(vectors=vectors, epochs=1, checkpoint_seconds=0.2)
     training.fit = timed_fit

@@ -25,3 +25,9 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
     outcome, good = endurance.full_disk(tmp_path)
     assert good, outcome
+
+
+def test_checkpoints_cost_little(tmp_path: Path) -> None:
+    count, _, share = endurance.cost(tmp_path, "random:8")
+    assert count > 1
+    assert share < 0.02
