@@ -29,6 +29,8 @@ Run = Callable[[], object]
 PROCESSES = ("torch", "torch-default", "jax", "keras-torch", "keras-jax")
 DIMENSION = 300
 ENOUGH_SECONDS = 0.2  # of runs in a row
+# How the kernel alone is called, in either framework.
+ALONE: dict[str, Any] = {"reverse": [False], "reset_after": False, "every_step": False}
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,7 @@ def torch_contenders() -> dict[str, Callable[[Task], Run]]:
         if task.recurrence:
             _, U, _, c = weights.values()
             a, h0 = torch.from_numpy(projections_of(task)), torch.zeros(1, task.B, task.H)
-            how: Any = {"reverse": [False], "reset_after": False, "every_step": False}
-            alone = partial(fused.recur_all, [a], tokens, [U], [c], lengths, h0, **how)
+            alone = partial(fused.recur_all, [a], tokens, [U], [c], lengths, h0, **ALONE)
             return finish(task, [a.requires_grad_(), U, c], lambda: alone()[1])
 
         def last() -> Any:
@@ -170,11 +171,10 @@ def jax_contenders() -> dict[str, Callable[[Task], Run]]:
         if task.recurrence:
             _, U, _, c = weights_of(task).values()
             h0 = jnp.zeros((1, task.B, task.H))
-            alone: Any = {"reverse": [False], "reset_after": False, "every_step": False}
 
             def h_last(weights: Any, tokens: Any, lengths: Any) -> Any:
                 a, U, c = weights
-                return fused.recur_all([a], tokens, [U], [c], lengths, h0, **alone)[1]
+                return fused.recur_all([a], tokens, [U], [c], lengths, h0, **ALONE)[1]
 
             given = jax.device_put([projections_of(task), U, c])
             return finish(task, given, h_last, *jax.device_put((batch.tokens, batch.lengths)))

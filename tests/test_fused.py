@@ -82,7 +82,7 @@ def test_torch_operator(every_step, directions, K, reset_after):
     """The schema, the shapes without data and the dispatch under torch.compile are right."""
     projections, tokens, weight_hh, bias_hh, lengths, h0 = tensors(draw(K, full=True))
     torch.library.opcheck(
-        torch_impl.fused.forward,
+        torch_impl.fused.forward_operator,
         (
             [projections] * directions,
             [weight_hh] * directions,

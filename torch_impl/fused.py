@@ -1,7 +1,8 @@
 """The recurrence on the CPU kernel (kernels/gru.h). Its twin is jax_impl/fused.py.
 
 Forward and backward are written by hand in C++. Here they become operators that PyTorch knows by
-name, gru::forward and gru::backward, so that autograd, torch.compile and torch.export take them.
+name, gru::forward and gru::backward, so that autograd, torch.compile and torch.export take them;
+outside of the latter two, `Eager` calls the same functions without the operators' overhead.
 One call computes all directions of a layer, with torch.get_num_threads() threads, but never more
 than the cores this process may use. What a function needs for one direction, it takes as a list
 with one entry a direction.
@@ -77,7 +78,7 @@ def recur_all(
     )
     arrays = [each.contiguous() for each in inputs]
     if torch.compiler.is_compiling():
-        outputs, h_last, _ = forward(*parts(arrays), *how)
+        outputs, h_last, _ = forward_operator(*parts(arrays), *how)
     else:
         outputs, h_last, _ = Eager.apply(*how, *arrays)
     return outputs, h_last
@@ -90,7 +91,7 @@ def parts(arrays: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Te
     return list(lists[:R]), list(lists[R : 2 * R]), list(lists[2 * R :]), h0
 
 
-def compute_forward(
+def forward(
     projections: Sequence[Tensor],
     weight_hh: Sequence[Tensor],
     bias_hh: Sequence[Tensor],
@@ -144,7 +145,7 @@ def forward_shapes(
     )
 
 
-def compute_backward(
+def backward(
     weight_hh: Sequence[Tensor],
     d_outputs: Tensor | None,
     d_h_last: Tensor,
@@ -196,14 +197,14 @@ def backward_shapes(
     ]
 
 
-forward = torch.library.custom_op(
-    "gru::forward", compute_forward, mutates_args=(), device_types="cpu"
+forward_operator = torch.library.custom_op(
+    "gru::forward", forward, mutates_args=(), device_types="cpu"
 )
-backward = torch.library.custom_op(
-    "gru::backward", compute_backward, mutates_args=(), device_types="cpu"
+backward_operator = torch.library.custom_op(
+    "gru::backward", backward, mutates_args=(), device_types="cpu"
 )
-forward.register_fake(forward_shapes)
-backward.register_fake(backward_shapes)
+forward_operator.register_fake(forward_shapes)
+backward_operator.register_fake(backward_shapes)
 
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -219,7 +220,7 @@ def differentiate(
     d_outputs: Tensor | None,
     d_h_last: Tensor | None,
     _: Tensor | None,
-    compute: Callable[..., list[Tensor]] = backward,
+    compute: Callable[..., list[Tensor]] = backward_operator,
 ) -> tuple:
     """The gradients of forward's arguments; None is a gradient of zero."""
     *weight_hh, saved, tokens, lengths = ctx.saved_tensors
@@ -237,7 +238,7 @@ def differentiate(
     return *parts(gradients), *[None] * 6
 
 
-forward.register_autograd(differentiate, setup_context=keep)
+forward_operator.register_autograd(differentiate, setup_context=keep)
 
 
 class Eager(torch.autograd.Function):
@@ -247,7 +248,7 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """inputs: tokens and what follows it in gru::forward, then the arrays before it, flat."""
-        return compute_forward(*parts(inputs[6:]), *inputs[:6])
+        return forward(*parts(inputs[6:]), *inputs[:6])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -258,7 +259,7 @@ class Eager(torch.autograd.Function):
     def backward(
         ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
     ) -> tuple:
-        *lists, d_h0 = differentiate(ctx, d_outputs, d_h_last, _, compute_backward)[:4]
+        *lists, d_h0 = differentiate(ctx, d_outputs, d_h_last, _, backward)[:4]
         return *[None] * 6, *chain(*lists), d_h0
 
 

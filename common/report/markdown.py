@@ -107,7 +107,7 @@ def _speed(found: Mapping[str, Any]) -> list[str]:
     ]
     lengths = [
         (row["contender"], f"{row['T']:,}", f"{row['nanoseconds_per_token']:,.0f}")
-        for row in found.get("lengths", ())
+        for row in found["lengths"]
     ]
     return [
         *_table(header, rows),
