@@ -23,19 +23,21 @@ no byte of the files it lists is used before all of them agree with it. A checkp
 aside, synced to the disk and renamed, so a crash at any moment leaves the one before it.
 
 A run directory may come from anybody. It holds JSON, text and safetensors, nothing that runs; the
-names of the files are those above, whatever is written in them; what is read takes a small multiple
-of the size of the files.
+names of the files are those above, whatever is written in them. Reading it takes no more memory
+than the size of its files plus a constant: arrays are views of what was read, words and log lines
+are looked up in it, and only what is of limited length is parsed as a whole.
 """
 
 import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +46,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from common import params
 from common.config import ModelConfig, TrainConfig, option
@@ -72,10 +73,14 @@ FORMAT = 2  # 1 had no checksums and no checkpoints
 MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep", "tensorboard"}
 _NEITHER_HERE_NOR_THERE = {"out", "resume", "restart"}  # not properties of a run
 _LONGEST_JSON = 64 * 2**20
+_LONGEST_METRICS = 2 * 2**20  # as Python objects, twenty times as long
 _LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl
+_LONGEST_HEADER = 4 * 2**20  # of a safetensors file
+_LONGEST_WORD = 2**20
 _MOST_LAYERS = 1000
 
 T = TypeVar("T")
+Bytes = bytes | bytearray
 
 
 @dataclass(frozen=True)
@@ -145,9 +150,45 @@ class Checkpoint:
     parameters: dict[str, np.ndarray]
     optimizer_state: dict[str, np.ndarray]
     best: dict[str, np.ndarray] | None
-    log: bytes
+    log: Bytes
     """log.jsonl as it was."""
-    lines: list[LogLine]
+
+    def lines(self) -> list[LogLine]:
+        """The lines of the log."""
+        return list(_log_lines(self.log, self.path / "log.jsonl"))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a run and their ids, the numbers of their lines in vocabulary.txt.
+
+    It keeps the file as it is: a short word in a list and a dict takes fifty times its length.
+    """
+
+    lines: Bytes
+
+    def __len__(self) -> int:
+        return self.lines.count(b"\n")
+
+    def ids(self, words: Iterable[str]) -> dict[str, int]:
+        """Those of these words that are in the vocabulary, with their ids."""
+        wanted = {word.encode(errors="replace"): word for word in words}
+        found = ((line[1], number) for number, line in enumerate(self._matches()))
+        return {wanted[word]: number for word, number in found if word in wanted}
+
+    def words(self, ids: Iterable[int]) -> list[str]:
+        """The words of these ids, in their order."""
+        ids = list(ids)
+        wanted = set(ids)
+        found = {n: line[1] for n, line in enumerate(self._matches()) if n in wanted}
+        return [found[number].decode(errors="replace") for number in ids]
+
+    def longest(self) -> int:
+        """The most bytes of a word."""
+        return max((line.end() - line.start() - 1 for line in self._matches()), default=0)
+
+    def _matches(self) -> Iterator[re.Match[bytes]]:
+        return re.finditer(rb"(.*)\n", self.lines)
 
 
 @dataclass(frozen=True)
@@ -158,7 +199,7 @@ class Run:
     options: TrainConfig
     classes: tuple[str, ...]
     framework: str
-    words: list[str]
+    vocabulary: Vocabulary
     vectors: Float[np.ndarray, "V D"]
     parameters: dict[str, np.ndarray]
 
@@ -249,7 +290,7 @@ def finished(folder: Path, framework: str, options: TrainConfig) -> dict[str, An
     try:
         files = _verified(folder, RUN_FILES)
         about = _about(files["config.json"], folder / "config.json")
-        metrics = _parse_json(files["metrics.json"], folder / "metrics.json")
+        metrics = _parse_json(files["metrics.json"], folder / "metrics.json", _LONGEST_METRICS)
     except InputError:
         return None
     same = about.framework == framework and not _differences(about.options, options, {"epochs"})
@@ -273,15 +314,16 @@ def load_run(folder: Path) -> Run:
     if about.format == FORMAT and SUMS not in os.listdir(folder):
         raise InputError(f"{folder / SUMS}: is missing")
     model = about.model
+    vocabulary = Vocabulary(files["vocabulary.txt"])
+    _limit(vocabulary.longest(), folder / "vocabulary.txt", _LONGEST_WORD)
+    shape = (len(vocabulary), model.input_size)
     path = folder / "vectors.safetensors"
-    count = files["vocabulary.txt"].count(b"\n")
-    vectors = _unpack(files["vectors.safetensors"], path, {"vectors": (count, model.input_size)})[
-        "vectors"
-    ]
-    words = files["vocabulary.txt"].decode("utf-8", "replace").split("\n")[:-1]
+    vectors = _unpack(files["vectors.safetensors"], path, {"vectors": shape})["vectors"]
     path = folder / "model.safetensors"
     parameters = _unpack(files["model.safetensors"], path, params.shapes(model))
-    return Run(model, about.options, about.classes, about.framework, words, vectors, parameters)
+    return Run(
+        model, about.options, about.classes, about.framework, vocabulary, vectors, parameters
+    )
 
 
 def save_checkpoint(
@@ -368,7 +410,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state = _parse(State, files["state.json"], path / "state.json")
     if f"{state.step:09d}" != path.name:
         raise InputError(f"{path / 'state.json'}: is that of step {state.step}")
-    lines = [_parse(LogLine, line, path / "log.jsonl") for line in files["log.jsonl"].splitlines()]
+    for _ in _log_lines(files["log.jsonl"], path / "log.jsonl"):
+        pass  # but checked
     shapes = params.shapes(about.model)
     moments: dict[str, tuple[int, ...]] = {"step": ()}
     for moment in ("first_moment", "second_moment"):
@@ -381,7 +424,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _unpack(files["optimizer.safetensors"], path / "optimizer.safetensors", moments),
         _unpack(files[BEST], path / BEST, shapes) if BEST in files else None,
         files["log.jsonl"],
-        lines,
     )
 
 
@@ -413,7 +455,7 @@ def fingerprint(*parts: np.ndarray | bytes) -> str:
     return digest.hexdigest()
 
 
-def replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: Bytes) -> None:
     """Write a file, whole or not at all, and sync it to the disk. Raises OSError."""
     aside = path.with_name(path.name + ".partial")
     try:
@@ -432,31 +474,42 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises InputError naming it where it is missing or damaged."""
-    return _parse_json(_read(path, _LONGEST_JSON), path)
+    return _parse_json(_read(path), path, _LONGEST_JSON)
 
 
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=1, default=str).encode()
 
 
-def _parse_json(content: bytes, path: Path) -> Any:
+def _parse_json(content: Bytes, path: Path, longest: int) -> Any:
+    _limit(len(content), path, longest)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
 
 
-def _parse(kind: type[T], content: bytes, path: Path) -> T:
+def _parse(kind: type[T], content: Bytes, path: Path, longest: int = _LONGEST_TYPED_JSON) -> T:
     """JSON as a dataclass. What the class does not name is skipped and takes no memory."""
-    if len(content) > _LONGEST_TYPED_JSON:
-        raise InputError(f"{path}: {len(content):,} bytes are too many")
+    _limit(len(content), path, longest)
     try:
         return msgspec.json.decode(content, type=kind, dec_hook=lambda kind, value: kind(value))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not what it should hold ({error})") from None
 
 
-def _about(content: bytes, path: Path) -> About:
+def _limit(size: int, path: Path, longest: int) -> None:
+    if size > longest:
+        raise InputError(f"{path}: {size:,} bytes are too many where {longest:,} are allowed")
+
+
+def _log_lines(log: Bytes, path: Path) -> Iterator[LogLine]:
+    for line in re.finditer(rb".+", log):
+        _limit(line.end() - line.start(), path, _LONGEST_TYPED_JSON)
+        yield _parse(LogLine, line[0], path)
+
+
+def _about(content: Bytes, path: Path) -> About:
     about = _parse(About, content, path)
     model = about.model
     if about.format not in (1, FORMAT):
@@ -477,36 +530,62 @@ def _pack(tensors: Mapping[str, np.ndarray]) -> bytes:
     return save({name: np.asarray(value, order="C") for name, value in tensors.items()})
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """What the header of a safetensors file says of a tensor."""
+
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    data_offsets: tuple[int, int] = (0, 0)
+
+
 def _unpack(
-    content: bytes, path: Path, shapes: Mapping[str, tuple[int, ...]]
+    content: bytearray, path: Path, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    try:
-        tensors = load(content)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error})") from None
-    for name in shapes.keys() ^ tensors.keys():
+    """The arrays of a safetensors file, as views of its content.
+
+    The library's own reader copies all of them, which takes the size of the file again.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    if not 8 < start <= len(content):
+        raise InputError(f"{path}: not a safetensors file")
+    _limit(start, path, _LONGEST_HEADER)
+    header = _parse(dict[str, _Tensor], content[8:start], path, _LONGEST_HEADER)
+    header.pop("__metadata__", None)
+    for name in shapes.keys() ^ header.keys():
         problem = "is missing" if name in shapes else "is not expected"
         raise InputError(f"{path}: the tensor {name} {problem}")
-    for name, shape in shapes.items():
-        value = tensors[name]
-        if value.shape != shape:
-            raise InputError(f"{path}: {name} has shape {value.shape}, expected {shape}")
-        kind = "iu" if name == "step" else "f"
-        if value.dtype.kind not in kind or not np.isfinite(value).all():
-            raise InputError(f"{path}: {name} is not all finite numbers")
+    tensors = {}
     # In canonical order, not the file's: sums over all parameters (the norm of the gradient) depend
     # on it in the last bit.
-    return {name: tensors[name] for name in shapes}
+    for name, shape in shapes.items():
+        about = header[name]
+        if about.shape != shape:
+            raise InputError(f"{path}: {name} has shape {about.shape}, expected {shape}")
+        kinds = ("I32", "I64") if name == "step" else ("F32", "F64")
+        if about.dtype not in kinds:
+            raise InputError(f"{path}: {name} is {about.dtype}, expected {' or '.join(kinds)}")
+        dtype = np.dtype(f"<{about.dtype[0].lower()}{int(about.dtype[1:]) // 8}")
+        begin, end = (start + offset for offset in about.data_offsets)
+        size = math.prod(shape)
+        if not start <= begin <= end <= len(content) or end - begin != size * dtype.itemsize:
+            raise InputError(f"{path}: {name} does not lie where the header says")
+        value = np.frombuffer(content, dtype, size, begin).reshape(shape)
+        # Of the extremes alone: isfinite of all would take memory, too. NaN is both.
+        if not value.flags.aligned or (size and not np.isfinite([value.min(), value.max()]).all()):
+            raise InputError(f"{path}: {name} is not all finite numbers")
+        tensors[name] = value
+    return tensors
 
 
-def _sums(files: Mapping[str, bytes]) -> bytes:
+def _sums(files: Mapping[str, Bytes]) -> bytes:
     lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
     return "".join(lines).encode()
 
 
 def _verified(
     folder: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> dict[str, bytes]:
+) -> dict[str, bytearray]:
     """The content of the files, if it is what SHA256SUMS says.
 
     Raises InputError naming the file that is not.
@@ -528,28 +607,32 @@ def _numbers(folder: Path) -> list[Path]:
     """The checkpoints, the last one last."""
     try:
         found = os.listdir(folder / "checkpoints")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise InputError(f"{folder / 'checkpoints'}: cannot be read ({error.strerror})") from None
     return [folder / "checkpoints" / name for name in sorted(found) if re.fullmatch(r"\d{9}", name)]
 
 
-def _read(path: Path, longest: int | None = None) -> bytes:
+def _read(path: Path, longest: int | None = None) -> bytearray:
     try:
         # Without O_NONBLOCK a pipe in place of the file would wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise InputError(f"{path}: is not a regular file")
-            if longest is not None and about.st_size > longest:
-                raise InputError(f"{path}: {about.st_size:,} bytes are too many")
-            return file.read(about.st_size)
+            if longest is not None:
+                _limit(about.st_size, path, longest)
+            content = bytearray(about.st_size)
+            del content[file.readinto(content) :]
+            return content
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into the memory") from None
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: Bytes) -> None:
     path.unlink(missing_ok=True)  # what somebody else's run directory may have put there
     with path.open("xb") as file:
         file.write(content)

@@ -75,8 +75,8 @@ def main(framework: Framework) -> None:
             raise InputError(
                 "--by z: a plain RNN has no gates; tint by change, gradient, leave_out"
             )
-        ids = {word: number for number, word in enumerate(run.words)}
         written = tokenize(clean(options.text))
+        ids = run.vocabulary.ids(written)
         known = np.array([ids[word] for word in written if word in ids], np.int32)
         (found,) = explain(framework, run, [known], options.device)
         if options.json is not None:
@@ -95,7 +95,7 @@ def explain(
     device: Device = "auto",
     dtype: str = "float32",
 ) -> list[dict[str, Any]]:
-    """Explain the answer to each text (ids of words in run.words), ready for JSON.
+    """Explain the answer to each text (ids of words in run.vocabulary), ready for JSON.
 
     Each text gives a dict with
         words        those that the model reads: the last max_length of the known ones
@@ -180,7 +180,7 @@ def _describe(
     of_layer = {name: layer[name].mean(axis=-1) for name in ("z", "r") if name in layer}
     of_layer["change"] = np.linalg.norm(layer["states"] - before, axis=-1)
     return {
-        "words": [run.words[token] for token in text],
+        "words": run.vocabulary.words(text.tolist()),
         "predicted": run.classes[best],
         "probability": float(probabilities[0, best]),
         **{

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,8 @@ def classify(
     A model of the built-in layer is computed by the handwritten GRU, which both frameworks have.
     Words without a vector are left out; a text of such words alone is legal.
     """
-    ids = {word: number for number, word in enumerate(run.words)}
     words = [tokenize(clean(text)) for text in texts]
+    ids = run.vocabulary.ids(chain.from_iterable(words))
     encoded = join(
         [np.array([ids[w] for w in text if w in ids], np.int32) for text in words],
         np.zeros(len(texts)),

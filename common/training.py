@@ -237,7 +237,7 @@ def _train(framework: Framework, options: TrainConfig, out: Path) -> dict[str, A
     if saved is None:
         state, lines = State(data=fingerprint, implementation=learner.implementation), []
     else:
-        state, lines, best = saved.state, saved.lines, saved.best or {}
+        state, lines, best = saved.state, saved.lines(), saved.best or {}
         learner.load(saved.parameters, saved.optimizer_state)
         say(f"going on after step {state.step:,}, from {saved.path}")
         was, now = (

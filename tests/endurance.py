@@ -211,7 +211,7 @@ def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:
     return (
         (run / "model.safetensors").read_bytes(),
         b"".join(tensors + steps),
-        [line.loss for line in last.lines],
+        [line.loss for line in last.lines()],
     )
 
 

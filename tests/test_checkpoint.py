@@ -1,12 +1,14 @@
 """Checkpoints and run directories: what is damaged, foreign or hostile is named and not used."""
 
+import ctypes
 import json
 import os
 import re
 import resource
 import shutil
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +17,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import torch_impl.learner
-from common import checkpoint, prediction, training
-from common.config import TrainConfig
+from common import checkpoint, params, prediction, training
+from common.config import ModelConfig, TrainConfig
 from common.errors import InputError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -131,6 +133,63 @@ def test_malformed_json_gets_one_clear_line(content: bytes, run: Path, command: 
     assert re.fullmatch(r"error: .*config\.json.*\n", error)
 
 
+MANY = 2_000_000
+LINE = ("epoch", "iteration", "seconds", "loss", "gradient_norm", "tokens_per_second")
+
+
+def assert_reading_takes_no_more_than_its_size(
+    read: Callable[[Path], object], folder: Path, constant: int = 48 * 2**20
+) -> None:
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    tracemalloc.start()
+    with suppress(InputError):
+        found = read(folder)  # noqa: F841 - as long as it is kept, it counts
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size + constant
+
+
+@pytest.mark.parametrize("word", ["a", "\N{GRINNING FACE}"])
+def test_many_words_and_large_arrays_take_their_size(word: str, run: Path) -> None:
+    about = json.loads((run / "config.json").read_text())
+    about["model"] |= {"input_size": 1, "hidden_size": 2000}
+    shapes = params.shapes(ModelConfig(**about["model"])) | {"vectors": (MANY, 1)}
+    arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    rewrite(run, "config.json", json.dumps(about).encode())
+    rewrite(run, "vocabulary.txt", f"{word}\n".encode() * MANY)
+    rewrite(run, "vectors.safetensors", checkpoint._pack({"vectors": arrays.pop("vectors")}))
+    rewrite(run, "model.safetensors", checkpoint._pack(arrays))
+    assert len(checkpoint.load_run(run).vocabulary) == MANY
+    assert_reading_takes_no_more_than_its_size(checkpoint.load_run, run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b'{"classes": [' + b'"",' * 300_000 + b'""]}'),
+        ("vocabulary.txt", b"a" * 20 * MANY + "\N{GRINNING FACE}\n".encode()),
+        ("vectors.safetensors", (20 * MANY).to_bytes(8, "little") + b" " * 20 * MANY),
+        ("log.jsonl", (json.dumps(dict.fromkeys(LINE, 0)) + "\n").encode() * (MANY // 8)),
+        ("log.jsonl", b'{"epoch": [' + b"[]," * 10 * MANY),
+        ("state.json", b'{"losses": [' + b"0," * 500_000 + b"0]}"),
+        ("optimizer.safetensors", b"\0\0\x3f\0\0\0\0\0{" + b'"a":{},' * 590_000 + b" " * 2**20),
+        ("metrics.json", b"[" + b"[]," * (MANY // 3)),
+    ],
+)
+def test_what_is_made_to_take_memory_takes_its_size(name: str, content: bytes, run: Path) -> None:
+    if name in checkpoint.RUN_FILES:
+        rewrite(run, name, content)
+        assert_reading_takes_no_more_than_its_size(checkpoint.load_run, run)
+        options = checkpoint.load_checkpoint(checkpoint.last(run)).about.options  # type: ignore[arg-type]
+        finished = partial(checkpoint.finished, framework="torch", options=options)
+        assert_reading_takes_no_more_than_its_size(finished, run)
+    else:
+        last = checkpoint.last(run)
+        assert last is not None
+        rewrite(last, name, content)
+        assert_reading_takes_no_more_than_its_size(checkpoint.load_checkpoint, last)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("hidden_size", 10**9), ("num_layers", 10**9), ("input_size", 10**12), ("classes", 2**40)],
@@ -139,12 +198,9 @@ def test_what_is_claimed_takes_no_memory(field: str, value: int, run: Path) -> N
     about = json.loads((run / "config.json").read_text())
     about["model"][field] = value
     rewrite(run, "config.json", json.dumps(about).encode())
-    size = sum(path.stat().st_size for path in run.iterdir() if path.is_file())
-    tracemalloc.start()
+    assert_reading_takes_no_more_than_its_size(checkpoint.load_run, run, constant=2**20)
     with pytest.raises(InputError, match=r"config\.json|safetensors"):
         checkpoint.load_run(run)
-    assert tracemalloc.get_traced_memory()[1] < 10 * size + 2**20
-    tracemalloc.stop()
 
 
 def test_neither_pipes_nor_devices_are_read(run: Path) -> None:
@@ -218,9 +274,62 @@ def test_a_second_process_is_refused(run: Path, command: Command) -> None:
         pass
 
 
-@pytest.mark.parametrize("what", ["full", "vanished", "no folder"])
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """root, who may read and write everything, gives that up for a while."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface, this thread
+    before, after = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for sets in (before, after):
+        assert libc.capget(header, sets) == 0
+    after[0] &= ~0b110  # of the effective ones, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, after) == 0
+    yield
+    assert libc.capset(header, before) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "what"),
+    [
+        (".", 0o000, "read"),
+        (".", 0o500, "written"),
+        ("model.safetensors", 0o000, "read"),
+        ("checkpoints", 0o000, "read"),
+        ("checkpoints", 0o500, "written"),
+        (".lock", 0o400, "written"),
+        ("log.jsonl", 0o400, None),  # which is replaced, and that takes no right to the file
+    ],
+)
+def test_where_there_are_no_rights(
+    name: str, mode: int, what: str | None, run: Path, command: Command, unprivileged: None
+) -> None:
+    path = run / name
+    path.chmod(mode)
+    try:
+        main = partial(training.main, torch_impl.learner)
+        if name == "model.safetensors":
+            status, _, error = command(predict, run, "text")
+        else:
+            status, _, error = command(main, "--resume", run, "--epochs", 2)
+    finally:
+        path.chmod(0o700)
+    if what is None:
+        assert (status, error) == (0, "")
+    else:
+        place = re.escape(str(path))
+        assert re.fullmatch(
+            rf"error: .*{place}.* cannot be {what} \(Permission denied\).*\n", error
+        )
+        assert status == 2
+        assert checkpoint.newest(run, pytest.fail).state.step == 2  # type: ignore[arg-type, union-attr]
+
+
+@pytest.mark.parametrize("what", ["full", "vanished", "no folder", "no rights"])
 def test_a_disk_that_fails_costs_no_checkpoint(
-    what: str, run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    what: str, run: Path, command: Command, monkeypatch: pytest.MonkeyPatch, unprivileged: None
 ) -> None:
     before = checkpoint.last(run)
     save = checkpoint.save_checkpoint
@@ -231,6 +340,8 @@ def test_a_disk_that_fails_costs_no_checkpoint(
             resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limit[1]))
         elif what == "vanished":
             run.rename(run.with_name("moved"))
+        elif what == "no rights":
+            (run / "checkpoints").chmod(0o500)
         else:
             (run / "checkpoints").rename(run / "kept")
             (run / "checkpoints").write_text("a file")
@@ -243,11 +354,13 @@ def test_a_disk_that_fails_costs_no_checkpoint(
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        if what == "no rights":
+            (run / "checkpoints").chmod(0o700)
     assert status == 2
     assert re.fullmatch(
         r"error: .*checkpoints/000000003: cannot be written \(.+\); the last .*\n", error
     )
-    if what == "full":
+    if what in ("full", "no rights"):
         assert str(before) in error
         assert not (run / "checkpoints" / ".partial").exists()
     elif what == "vanished":

@@ -90,11 +90,12 @@ def test_a_checkpoint_of_the_homework_predicts_as_it_did(
 
     run = checkpoint.load_run(file.with_name("run"))
     assert run.classes == ("negative", "positive")
-    row = {word: torch.tensor(run.vectors[i]) for i, word in enumerate(run.words)}
+    vectors = torch.tensor(run.vectors)
     with torch.no_grad():
         expected = [
-            net(torch.stack([row[w] for w in tokenize(clean(text)) if w in row])).softmax(0).numpy()
-            for text in TEXTS
+            net(torch.stack([vectors[ids[w]] for w in words if w in ids])).softmax(0).numpy()
+            for words in map(tokenize, map(clean, TEXTS))
+            for ids in [run.vocabulary.ids(words)]
         ]
     for framework in FRAMEWORKS.values():
         found = prediction.classify(framework, run, TEXTS)

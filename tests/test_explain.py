@@ -173,9 +173,10 @@ def run_of(config: ModelConfig, max_length: int | None = 20) -> checkpoint.Run:
     """A run directory's model with random parameters and five words."""
     parameters, vectors = draw(config)
     words = WORDS + [f"w{number}" for number in range(len(vectors) - len(WORDS))]
+    vocabulary = checkpoint.Vocabulary("".join(f"{word}\n" for word in words).encode())
     options = TrainConfig(max_length=max_length, out=Path("run"))
     classes = ("negative", "neutral", "positive")[: config.classes]
-    return checkpoint.Run(config, options, classes, "torch", words, vectors, parameters)
+    return checkpoint.Run(config, options, classes, "torch", vocabulary, vectors, parameters)
 
 
 def logits_of(run: checkpoint.Run, text: list[int]) -> np.ndarray:
@@ -322,8 +323,9 @@ def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPat
     screen = io.StringIO()
     terminal = partial(Console, file=screen, force_terminal=True, color_system="truecolor")
     monkeypatch.setattr(explanation, "Console", lambda **how: terminal(width=100))
-    ids = np.array([run.words.index(word) for word in ("a", "good", "film")])
-    (found,) = explanation.explain(torch_impl.learner, run, [ids])
+    ids = run.vocabulary.ids(("a", "good", "film"))
+    text = np.array([ids[word] for word in ("a", "good", "film")])
+    (found,) = explanation.explain(torch_impl.learner, run, [text])
     explanation._print(run, found, "gradient", 3, 3)
     tinted = re.findall(r"\x1b\[[\d;]*48;2;(\d+);(\d+);(\d+)m(\w+)", screen.getvalue())
     assert [word for *_, word in tinted][-3:] == ["a", "good", "film"]
