@@ -246,13 +246,12 @@ class Eager(torch.autograd.Function):
     of its training step."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """inputs: tokens and what follows it in gru::forward, then the arrays before it, flat."""
-        return forward(*parts(inputs[6:]), *inputs[:6])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        keep(ctx, (*parts(inputs[6:]), *inputs[:6]), output)
+        inputs = *parts(inputs[6:]), *inputs[:6]
+        output = forward(*inputs)
+        keep(ctx, inputs, output)
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -316,4 +316,4 @@ def register(
 
 def canonical(module: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The parameters that `register` made, under their canonical names."""
-    return {name: module.get_parameter(name.replace(".", "_")) for name in names}
+    return {name: getattr(module, name.replace(".", "_")) for name in names}

@@ -3,12 +3,14 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.adam import adam
 
 from common import convert
 from common.batches import Batch
@@ -66,19 +68,27 @@ class Learner:
         parameters = parameters or init(config, training.seed, vectors)
         kind = BuiltinClassifier if config.builtin else Classifier
         self.model = kind(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=training.learning_rate,
-            betas=training.betas,
-            eps=training.eps,
+        # torch.optim.Adam keeps the same and calls the same function, but its way there takes as
+        # long as the function itself.
+        self.leaves: list[Tensor] = list(self.model.parameters())
+        self.moments = {
+            leaf: (torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in self.leaves
+        }
+        self.steps = [torch.zeros((), device=self.device) for _ in self.leaves]
+        beta1, beta2 = training.betas
+        self.adam = partial(
+            adam,
+            state_steps=self.steps,
+            max_exp_avg_sqs=[],
             fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=training.learning_rate,
+            weight_decay=0,
+            eps=training.eps,
+            maximize=False,
         )
-        for parameter in self.model.parameters():  # torch would do so at the first step
-            self.optimizer.state[parameter] = {
-                "step": torch.zeros((), device=self.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
         self.clip_norm = training.clip_norm
         self.gradient_norm = torch.zeros((), device=self.device)
         self.load(parameters)
@@ -89,12 +99,13 @@ class Learner:
         Leaves the norm of the gradient, before clipping, in self.gradient_norm.
         """
         loss = self._backward(batch)
-        parameters = list(self.model.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        self.gradient_norm = norm
-        self.optimizer.step()
+            torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_norm, self.gradient_norm)
+        with torch.no_grad():
+            first, second = map(list, zip(*self.moments.values(), strict=True))
+            self.adam(self.leaves, gradients, first, second)
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
@@ -124,12 +135,10 @@ class Learner:
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
-        state = self.optimizer.state
-        first = self._read(lambda parameter: state[parameter]["exp_avg"])
-        second = self._read(lambda parameter: state[parameter]["exp_avg_sq"], squares=True)
-        step = next(iter(state.values()))["step"]
+        first = self._read(lambda parameter: self.moments[parameter][0])
+        second = self._read(lambda parameter: self.moments[parameter][1], squares=True)
         return {
-            "step": np.array(int(step)),
+            "step": np.array(int(self.steps[0])),
             **{f"first_moment.{name}": value for name, value in first.items()},
             **{f"second_moment.{name}": value for name, value in second.items()},
         }
@@ -143,13 +152,12 @@ class Learner:
         self._write(parameters, lambda parameter: parameter)
         if optimizer_state is None:
             return
-        state = self.optimizer.state
         first = {name: optimizer_state[f"first_moment.{name}"] for name in parameters}
         second = {name: optimizer_state[f"second_moment.{name}"] for name in parameters}
-        self._write(first, lambda parameter: state[parameter]["exp_avg"])
-        self._write(second, lambda parameter: state[parameter]["exp_avg_sq"], squares=True)
-        for of_parameter in state.values():
-            of_parameter["step"].fill_(float(optimizer_state["step"]))
+        self._write(first, lambda parameter: self.moments[parameter][0])
+        self._write(second, lambda parameter: self.moments[parameter][1], squares=True)
+        for step in self.steps:
+            step.fill_(float(optimizer_state["step"]))
 
     def _logits(self, batch: Batch) -> Float[Tensor, "B C"]:
         arrays = (batch.distinct, batch.tokens, batch.lengths)
@@ -157,7 +165,8 @@ class Learner:
 
     def _backward(self, batch: Batch) -> Float[Tensor, ""]:
         labels = torch.from_numpy(batch.labels).to(self.device, torch.int64)
-        self.optimizer.zero_grad(set_to_none=True)
+        for leaf in self.leaves:
+            leaf.grad = None
         loss = cross_entropy(self._logits(batch), labels)
         loss.backward()
         return loss.detach()
