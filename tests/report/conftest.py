@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+CATEGORIES = (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
+
 
 @pytest.fixture(scope="session")
 def results() -> dict[str, Any]:
@@ -75,7 +77,7 @@ def _run(rng: np.random.Generator, framework: str, model: str) -> dict[str, Any]
                 "accuracy_interval": [accuracy + delta - 0.05, accuracy + delta + 0.05],
                 "support": 250,
             }
-            for name, delta in (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
+            for name, delta in CATEGORIES
         },
     }
 
@@ -115,6 +117,7 @@ def _questions() -> dict[str, Any]:
     rates = {"tanh RNN, untrained": 0.12, "GRU, untrained": 0.03, "GRU, trained": 0.01}
     return {
         "vanishing": {
+            "reviews": 200,
             "distances": distances,
             "series": [
                 {
@@ -152,34 +155,45 @@ def _questions() -> dict[str, Any]:
         "comparisons": [
             {
                 "title": title,
-                "a": "torch gru",
+                "a": a,
                 "b": b,
                 "seeds": 5,
                 "accuracy_a": 0.82,
-                "accuracy_b": 0.825,
-                "difference": 0.005,
-                "interval": [-0.004, 0.014],
+                "accuracy_b": 0.82 + gain,
+                "difference": gain,
+                "interval": [gain - 0.02, gain + 0.02],
+                "difference_by_seed": [gain + 0.01 * seed for seed in (-2, -1, 0, 1, 2)],
                 "mcnemar_p": 0.31,
                 "by_length": [
-                    {
-                        "from": start,
-                        "to": start + 100,
-                        "n": 250,
-                        "difference": 0.01 - start / 20_000,
-                        "interval": [-0.02, 0.03],
-                    }
+                    {"from": start, "to": start + 100, **_part(gain - start / 20_000)}
                     for start in (0, 100, 200)
+                ],
+                "by_category": [
+                    {"category": category, **_part(gain + delta)} for category, delta in CATEGORIES
                 ],
                 "seconds_a": 12.3,
                 "seconds_b": 21.5,
-                "conclusion": "Made up: no difference that five seeds can show.",
+                "conclusion": f"Made up: what {b} is against {a}.",
             }
-            for title, b in (
-                ("Bidirectional or not", "torch bigru"),
-                ("Handwritten or built in", "torch nn.gru"),
+            for title, a, b, gain in (
+                ("Gates or none", "torch rnn", "torch gru", 0.07),
+                ("Bidirectional or not", "torch gru", "torch bigru", 0.005),
+                ("Bidirectional or not, built-in", "torch nn.gru", "torch nn.bigru", 0.0),
+                ("Bidirectional or not, in JAX", "jax gru", "jax bigru", -0.005),
+                ("Handwritten or built-in", "torch gru", "torch nn.gru", 0.01),
+                ("Handwritten or built-in, bidirectional", "torch bigru", "torch nn.bigru", 0.0),
+                ("PyTorch or JAX", "torch gru", "jax gru", -0.01),
             )
         ],
         "commands": ["python compare.py questions"],
+    }
+
+
+def _part(difference: float) -> dict[str, Any]:
+    return {
+        "n": 250,
+        "difference": difference,
+        "interval": [difference - 0.03, difference + 0.03],
     }
 
 

@@ -106,8 +106,20 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     assert "250-fold in the tanh RNN, untrained" in titles(changed)["vanishing"][0]
     series["median"][-1] = 0.0
     assert "to nothing in the tanh RNN, untrained" in titles(changed)["vanishing"][0]
-    changed["questions"]["comparisons"][0]["interval"] = [0.001, 0.01]
-    assert titles(changed)["comparisons"][0].endswith("excludes zero")
+    told = "torch gru +7.00 points against torch rnn"
+    assert titles(changed)["comparisons"] == [
+        f"A difference can be told in 1 of 7 pairs: {told}",
+        "By the length of the review, 3 of 21 intervals exclude zero; by chance alone 1.1 would",
+        "By category, 2 of 14 intervals exclude zero; by chance alone 0.7 would",
+    ]
+    last = changed["questions"]["comparisons"][-1]
+    last["interval"] = [-0.02, -0.001]
+    assert titles(changed)["comparisons"][0].endswith(
+        f"in 2 of 7 pairs: {told} and jax gru -1.00 points against torch gru"
+    )
+    changed["questions"]["comparisons"] = [last]
+    last.update(interval=[-0.02, 0.0], by_length=[], by_category=[])
+    assert titles(changed)["comparisons"] == ["A difference can be told in 0 of 1 pairs"]
 
 
 @pytest.mark.parametrize(
