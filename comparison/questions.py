@@ -163,8 +163,8 @@ def compare(
             found["by_length"].append(about)
     if test.categories is not None:
         found["by_category"] = [
-            {"category": categories[number], **_part(difference, test.categories == number)}
-            for number in np.unique(test.categories)
+            {"category": categories[int(number)], **_part(difference, test.categories == number)}
+            for number in np.flatnonzero(np.bincount(test.categories) > 1)
         ]
     return {**found, "conclusion": _conclusion(found)}
 
