@@ -1,8 +1,10 @@
 """The report from results.json alone: what it holds, and what bad results do to it."""
 
 import copy
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -122,25 +124,80 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     assert titles(changed)["comparisons"] == ["A difference can be told in 0 of 1 pairs"]
 
 
+def review(results: dict[str, Any]) -> dict[str, Any]:
+    return results["explorer"]["reviews"][1]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "damage", "named"),
+    ("damage", "place"),
     [
-        (["report"], lambda results: results["runs"][0].pop("losses"), "losses"),
-        (["report"], lambda results: results["data"].pop("vectors"), "vectors"),
-        (["speed"], lambda results: None, "only report takes a folder"),
+        (lambda results: results.update(schema=2), "$.schema"),
+        (lambda results: results["runs"][0].pop("losses"), "`losses` - at `$.runs[0]`"),
+        (lambda results: results["runs"][0]["losses"].pop(), "$.runs[0]"),
+        (lambda results: results["runs"][1]["confusion"].pop(), "runs[1].confusion"),
+        (lambda results: results["runs"][1]["categories"].popitem(), "runs[1].categories"),
+        (lambda results: results["data"].pop("vectors"), "`vectors` - at `$.data`"),
+        (lambda results: results["environment"].clear(), "`command` - at `$.environment`"),
+        (lambda results: results["parity"][3].update(error=None), "$.parity[3].error"),
+        (lambda results: results["speed"]["rows"][2].update(quartiles=[1]), "rows[2].quartiles"),
+        (lambda results: results["speed"].update(rows=[]), "$.speed"),
+        (lambda results: results["questions"]["vanishing"]["distances"].pop(), "vanishing"),
+        (lambda results: results["questions"]["gates"].update(effects={}), "gates.effects"),
+        (lambda results: results["questions"]["comparisons"].append("x"), "comparisons[7]"),
+        (lambda results: results.update(explorer=None), "$.explorer"),
+        (lambda results: results["explorer"]["reviews"].clear(), "$.explorer.reviews"),
+        (lambda results: review(results).pop("true"), "`true` - at `$.explorer.reviews[1]`"),
+        (lambda results: review(results)["models"].clear(), "$.explorer.reviews[1].models"),
+        (lambda results: review(results)["words"].append(1), "$.explorer.reviews[1].words["),
+        (lambda results: review(results)["words"].pop(), "$.explorer.reviews[1]"),
+        (
+            lambda results: review(results)["models"]["jax bigru"]["z"]["forward"].pop(),
+            "models.jax bigru.z: not a number for each word - at `$.explorer.reviews[1]`",
+        ),
+        (lambda results: review(results).update(text="\ud800"), "surrogates"),
     ],
 )
-def test_bad_results_get_one_clear_line(
-    arguments: list[str],
+def test_bad_results_get_one_clear_line_and_leave_nothing(
     damage: Callable[[dict], object],
-    named: str,
+    place: str,
     changed: dict[str, Any],
     command: Command,
     tmp_path: Path,
 ) -> None:
     damage(changed)
-    (tmp_path / "results.json").write_text(json.dumps(changed))
-    status, _, error = command(compare.main, *arguments, tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(changed))
+    status, _, error = command(compare.main, "report", tmp_path)
     assert status == 2
-    assert re.fullmatch(r"error: .+\n", error)
-    assert named in error and str(tmp_path) in error
+    assert re.fullmatch(f"error: {re.escape(str(path))}: .+\n", error)
+    assert place in error
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_report_that_cannot_be_finished_leaves_the_old_one(
+    changed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "results.json").write_text(json.dumps(changed))
+    (tmp_path / "report.md").write_text("the old one")
+    monkeypatch.setattr(html, "write", full)
+    status, _, error = command(compare.main, "report", tmp_path)
+    assert (status, error) == (
+        2,
+        f"error: {tmp_path}: cannot be written (No space left on device)\n",
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.md"}
+    assert (tmp_path / "report.md").read_text() == "the old one"
+
+
+def test_only_report_takes_a_folder(command: Command, tmp_path: Path) -> None:
+    status, _, error = command(compare.main, "speed", tmp_path)
+    assert (status, error) == (
+        2,
+        f"error: {tmp_path}: only report takes a folder; the others take --out\n",
+    )
