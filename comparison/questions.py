@@ -259,7 +259,7 @@ def _conclusion(found: Mapping[str, Any]) -> str:
     return (
         f"With {found['seeds']} seeds, {verdict}: {gain:+.2f} points of accuracy (95 % interval "
         f"{100 * low:+.2f} to {100 * high:+.2f}; p = {found['mcnemar_p']:.2g} for these very "
-        f"models); its training takes {ratio:.2f} times as long."
+        f"models); {found['b']} takes {ratio:.2f} times as long to train."
     )
 
 

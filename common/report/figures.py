@@ -204,7 +204,7 @@ def _intervals(
             "name:N",
             sort=names,
             title=None,
-            axis=alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=160),
+            axis=alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=140),
         ),
         tooltip=[
             "name:N",
@@ -353,7 +353,7 @@ def _confusion_figure(
     of: Literal["true", "predicted"] = "true",
 ) -> Figure:
     counts = np.asarray(matrix)
-    few = len(classes) <= FEW_CLASSES  # of many there is only room for the share
+    few = len(classes) <= FEW_CLASSES  # of many there is only room for the share, if that
     shares = counts / np.maximum(counts.sum(axis=1 if of == "true" else 0, keepdims=True), 1)
     rows = [
         {
@@ -361,7 +361,7 @@ def _confusion_figure(
             "predicted": classes[column],
             "count": int(counts[row, column]),
             "share": float(share),
-            "label": [f"{counts[row, column]:,}", f"{share:.1%}"] if few else f"{share:.0%}",
+            "label": [f"{counts[row, column]:,}", f"{share:.1%}"] if few else f"{100 * share:.0f}",
         }
         for (row, column), share in np.ndenumerate(shares)
     ]
@@ -381,13 +381,19 @@ def _confusion_figure(
         color=alt.Color(
             "share:Q",
             scale=alt.Scale(domain=[0, 1], range=["#ffffff", "#004070"], interpolate="rgb"),
-            legend=alt.Legend(title=f"share of the {of} class", format="~%", gradientLength=150),
+            legend=alt.Legend(
+                title=[f"share of the {of} class", *([] if few else ["(numbers: in %)"])],
+                format="~%",
+                gradientLength=150,
+            ),
         )
     )
     # Either ink has a contrast of at least 4.5 to 1 on its side of this share.
     ink = alt.condition("datum.share > 0.7", alt.value("white"), alt.value("black"))
     label = base.mark_text(lineBreak="\n", dy=-6 if few else 0, fontSize=12).encode(
-        text="label:N", color=ink
+        text="label:N",
+        color=ink,
+        opacity=alt.condition(f"width < {18 * len(classes)}", alt.value(0), alt.value(1)),
     )
     return Figure(name, title, cell + label, width=size * len(classes) + 60)
 
@@ -518,7 +524,7 @@ def _gates(
 
 def _differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
     """All pairs of models on all reviews; a small mark is one seed."""
-    rows = [{"name": f"{p['b']} · against {p['a']}", **_in_points(p)} for p in pairs]
+    rows = [{"name": f"{p['b']} · - {p['a']}", **_in_points(p)} for p in pairs]
     seeds = [
         {"name": row["name"], "kind": "one seed", "difference": 100 * difference}
         for row, pair in zip(rows, pairs, strict=True)
@@ -531,14 +537,17 @@ def _differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
     ]
     title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
     kinds = ["mean of the seeds, 95 % interval", "one seed"]
+    legend = alt.Legend(title=None, columns=1, symbolSize=110)
     marks = (
         alt.Chart(_data(seeds))
         .mark_point(filled=True, size=40, opacity=1, yOffset=10)
         .encode(
             x="difference:Q",
             y=alt.Y("name:N", sort=None),
-            color=alt.Color("kind:N", title=None).scale(domain=kinds, range=COLOURS[:2]),
-            shape=alt.Shape("kind:N", title=None).scale(domain=kinds, range=["circle", "diamond"]),
+            color=alt.Color("kind:N", legend=legend).scale(domain=kinds, range=COLOURS[:2]),
+            shape=alt.Shape("kind:N", legend=legend).scale(
+                domain=kinds, range=["circle", "diamond"]
+            ),
             tooltip=["name:N", alt.Tooltip("difference:Q", format="+.2f")],
         )
     )
@@ -553,7 +562,7 @@ def _differences_by(key: str, what: str, pairs: Sequence[Mapping[str, Any]]) -> 
             "name": part["category"]
             if key == "by_category"
             else f"{part['from']:,} to {part['to'] - 1:,} words",
-            "group": f"{pair['b']} against {pair['a']}",
+            "group": f"{pair['b']} - {pair['a']}",
             "n": part["n"],
             **_in_points(part),
         }
@@ -578,8 +587,8 @@ def _in_points(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _points_axis(*more: str) -> alt.X:
-    title = ["difference in accuracy (percentage points)", *more]
-    return alt.X("low:Q", axis=alt.Axis(format="+"), scale=alt.Scale(padding=10), title=title)
+    title = ["difference in accuracy", "(percentage points)", *more]
+    return alt.X("low:Q", axis=alt.Axis(format="+~r"), scale=alt.Scale(padding=10), title=title)
 
 
 def _excludes_zero(row: Mapping[str, Any]) -> bool:

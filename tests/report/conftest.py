@@ -1,11 +1,20 @@
 """Made-up results of a comparison, with everything in them that the report can show."""
 
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 
+from comparison.contenders import Task
+from comparison.speed import FULL, SHORT
+
 CATEGORIES = (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
+RATIOS = {"torch fused": 2.86, "jax fused": 2.61, "nn.GRU padded": 1.0, "torch loop": 0.66}
+PEERS = ("torch scan", "jax scan", "Keras on jax", "Keras on torch", "flax.nnx RNN")
+PEERS += ("flax.linen RNN", "Equinox scan", "nn.GRU packed")
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +54,30 @@ def results() -> dict[str, Any]:
             for dtype, bound in (("float64", 1e-12), ("float32", 1e-6))
             for quantity, share in (("outputs", 0.4), ("d params", 0.7))
         ],
-        "speed": _speed(rng),
+        "speed": _speed(rng, RATIOS, SHORT[:3]),
         "questions": _questions(),
         "explorer": _explorer(rng),
     }
+
+
+@pytest.fixture(scope="session")
+def large_results(results: dict[str, Any]) -> dict[str, Any]:
+    """More of everything: eight classes, thirty categories, the full grid of speed."""
+    rng = np.random.default_rng(0)
+    classes = [f"{stars} stars, more or less" for stars in range(1, 9)]
+    ratios = {**RATIOS, **{name: rng.uniform(0.3, 1.2) for name in PEERS}}
+    large = copy.deepcopy({**results, "speed": _speed(rng, ratios, FULL)})
+    large["data"]["classes"] = large["explorer"]["classes"] = classes
+    for run in large["runs"]:
+        run["confusion"] = (rng.integers(0, 25, (8, 8)) + 200 * np.eye(8, dtype=int)).tolist()
+        run["categories"] |= {f"category {i}": run["categories"]["books"] for i in range(28)}
+    for pair in large["questions"]["comparisons"]:
+        pair["by_category"] += [{"category": f"category {i}", **_part(0.01)} for i in range(28)]
+    for review in large["explorer"]["reviews"]:
+        review["true"] = classes[-1] if review["true"] == "positive" else classes[0]
+        for found in review["models"].values():
+            found["predicted"] = classes[-1]
+    return large
 
 
 def _run(rng: np.random.Generator, framework: str, model: str) -> dict[str, Any]:
@@ -82,17 +111,17 @@ def _run(rng: np.random.Generator, framework: str, model: str) -> dict[str, Any]
     }
 
 
-def _speed(rng: np.random.Generator) -> dict[str, Any]:
-    ratios = {"torch fused": 2.86, "jax fused": 2.61, "nn.GRU padded": 1.0, "torch loop": 0.66}
+def _speed(
+    rng: np.random.Generator, ratios: dict[str, float], tasks: Iterable[Task]
+) -> dict[str, Any]:
     rows = []
-    for bidirectional, backward in ((False, True), (False, False), (True, True)):
-        speed = 117_740 / (1 + bidirectional) * (3 - 2 * backward)
+    for task in tasks:
+        speed = 117_740 / (1 + task.bidirectional) * (3 - 2 * task.backward)
         for name, ratio in ratios.items():
             measured = ratio if ratio == 1 else ratio * rng.uniform(0.9, 1.1)
             rows.append(
                 {
-                    **{"B": 64, "T": 200, "H": 128},
-                    **{"bidirectional": bidirectional, "backward": backward, "training": False},
+                    **asdict(task),
                     "contender": name,
                     "tokens_per_second": speed * measured,
                     "quartiles": [speed * measured * 0.96, speed * measured * 1.02],

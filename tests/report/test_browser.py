@@ -38,6 +38,12 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 DESKTOP = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 
 
+@pytest.fixture(scope="module", params=["results", "large_results"])
+def results(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """In place of conftest's: every test here sees either."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
 def page(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
@@ -126,6 +132,13 @@ def test_nothing_is_wider_than_the_screen(
     screenshot(browser, tmp_path / f"{name}-{scheme}.png")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= metrics["width"]
+    cut = browser.execute_script(
+        "const edge = document.querySelector('section').getBoundingClientRect().right;"
+        "return [...document.querySelectorAll('.chart svg text')]"
+        ".filter((text) => text.getBoundingClientRect().right > edge)"
+        ".map((text) => text.textContent)"
+    )
+    assert cut == []
     assert logged(browser) == []
 
 
@@ -204,6 +217,8 @@ def test_reviews_can_neither_break_the_page_nor_run(
     show(browser, page)
     choose_review(browser, 1)
     assert [word.text for word in words(browser)][:2] == reviews[1]["words"][:2]
+    whole = browser.find_element(By.ID, "text")
+    assert whole.get_property("textContent") == reviews[1]["text"]
     choose_review(browser, 2)
     mark = words(browser)[0]
     assert mark.text == "\u202eoverride"
