@@ -432,6 +432,7 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 about = {"name": name, "group": f"B {size}"}
                 values.append({**about, "value": value, "low": low, "high": high})
     values.sort(key=lambda row: order.index(row["name"]))
+    values = [{**row, "name": row["name"].replace(", ", " · ")} for row in values]
     x = alt.X(
         "low:Q",
         scale=alt.Scale(type="log", base=2, nice=False, padding=20),

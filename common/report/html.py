@@ -41,6 +41,7 @@ def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence
             headline=next((found[name][0].title for name in HEADLINES if name in found), "Parity"),
             figures=found,
             columns=markdown.COLUMNS,
+            few_classes=figures.FEW_CLASSES,
             data={"charts": charts, "explorer": _rounded(results.get("explorer"))},
             style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
             scripts=[Markup(script) for script in scripts],

@@ -14,7 +14,7 @@ from comparison.speed import FULL, SHORT
 CATEGORIES = (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
 RATIOS = {"torch fused": 2.86, "jax fused": 2.61, "nn.GRU padded": 1.0, "torch loop": 0.66}
 PEERS = ("torch scan", "jax scan", "Keras on jax", "Keras on torch", "flax.nnx RNN")
-PEERS += ("flax.linen RNN", "Equinox scan", "nn.GRU packed")
+PEERS += ("flax.linen RNN", "Equinox scan", "nn.GRU packed", "nn.GRU packed, denormals")
 
 
 @pytest.fixture(scope="session")
