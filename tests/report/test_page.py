@@ -75,6 +75,19 @@ def test_what_is_missing_is_left_out(changed: dict[str, Any], key: str, tmp_path
     assert everything - sections() == gone
 
 
+def test_every_question_has_its_answer_in_a_sentence(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+    questions = changed["questions"]
+    asked = [questions["vanishing"], questions["gates"], *questions["comparisons"]]
+    for answer in asked:
+        assert page.count(answer["conclusion"]) == 1
+    questions["gates"]["groups"] = []  # of a language without our stop words
+    page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+    assert 'data-chart="gates-z"' not in page and questions["gates"]["conclusion"] in page
+
+
 def test_numbers_that_are_none_do_not_break_the_page(
     changed: dict[str, Any], tmp_path: Path
 ) -> None:
