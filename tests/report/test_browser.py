@@ -8,6 +8,7 @@ DIR. axe-core, which looks for what bars people from a page, comes from the npm 
 import base64
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,16 @@ def test_reviews_can_neither_break_the_page_nor_run(
     )
     assert browser.execute_script("return window.broken") is None
     assert any("Content Security Policy" in message for message in logged(browser))
+
+
+def test_it_prints_on_a_few_pages(browser: WebDriver, page: Path) -> None:
+    """What is folded is unfolded, but for the thousands of rows of the full grid of speed."""
+    show(browser, page)
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert 5 < len(re.findall(rb"/Type /Page\b", printed)) < 30
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    few = browser.find_elements(By.CSS_SELECTOR, "details:not(.long)")
+    assert few and all(part.get_property("open") for part in few)
 
 
 CONTRAST = """
