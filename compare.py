@@ -15,6 +15,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,14 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from jinja2 import UndefinedError
 from rich.console import Console
 from rich.table import Table
 
 from common import checkpoint
 from common.config import TrainConfig, parse_options
 from common.errors import InputError, exit_on_input_error
-from common.report import figures, html, markdown
+from common.report import figures, html, markdown, schema
 
 MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru"), "jax": ("gru", "bigru")}
 
@@ -213,29 +213,32 @@ def answer_questions(options: CompareConfig, results: dict[str, Any], console: C
 def write_report(folder: Path, results: dict[str, Any]) -> Path:
     """Write report.html, report.md and the figures; returns the path of the page.
 
-    Raises InputError where something is missing in the results.
+    All is drawn before anything in the folder is replaced, so that what goes wrong leaves no half.
     """
-    try:
-        found = figures.of_results(results)
-        (folder / "figures").mkdir(exist_ok=True)
+    found = figures.of_results(results)
+    with (
+        checkpoint.writing(folder),
+        tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as name,
+    ):
+        new = Path(name)
+        (new / "figures").mkdir()
         for figure in itertools.chain(*found.values()):
-            figure.save(folder / "figures" / f"{figure.name}.png")
-        markdown.write(folder, results, found)
-        return html.write(folder, results, found)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    except (LookupError, TypeError, ValueError, UndefinedError) as error:
-        raise InputError(f"{folder / 'results.json'}: cannot be shown ({error!r})") from error
+            figure.save(new / "figures" / f"{figure.name}.png")
+        markdown.write(new, results, found)
+        html.write(new, results, found)
+        (folder / "figures").mkdir(exist_ok=True)
+        for path in new.rglob("*.*"):
+            path.replace(folder / path.relative_to(new))
+    return folder / "report.html"
 
 
 def read_results(folder: Path, *, missing_is_new: bool = False) -> dict[str, Any]:
-    """What results.json holds. Raises InputError where there is none, or it is damaged."""
+    """What results.json holds. Raises InputError where there is none, or it cannot be shown."""
     path = folder / "results.json"
     if missing_is_new and not path.exists():
         return {"schema": 1, "environment": {}, "data": {}, "runs": [], "parity": []}
     results = checkpoint.read_json(path)
-    if not isinstance(results, dict) or results.get("schema") != 1:
-        raise InputError(f"{path}: not the results of a comparison")
+    schema.check(results, path)
     return results
 
 

@@ -163,8 +163,8 @@ def compare(
             found["by_length"].append(about)
     if test.categories is not None:
         found["by_category"] = [
-            {"category": categories[number], **_part(difference, test.categories == number)}
-            for number in np.unique(test.categories)
+            {"category": categories[int(number)], **_part(difference, test.categories == number)}
+            for number in np.flatnonzero(np.bincount(test.categories) > 1)
         ]
     return {**found, "conclusion": _conclusion(found)}
 
@@ -259,7 +259,7 @@ def _conclusion(found: Mapping[str, Any]) -> str:
     return (
         f"With {found['seeds']} seeds, {verdict}: {gain:+.2f} points of accuracy (95 % interval "
         f"{100 * low:+.2f} to {100 * high:+.2f}; p = {found['mcnemar_p']:.2g} for these very "
-        f"models); its training takes {ratio:.2f} times as long."
+        f"models); {found['b']} takes {ratio:.2f} times as long to train."
     )
 
 

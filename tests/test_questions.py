@@ -228,19 +228,21 @@ def test_what_the_gates_do_in_closed_form(texts: EncodedSplit) -> None:
 
 
 def test_two_models_are_compared_by_category_under_its_name() -> None:
-    labels = np.zeros(6, np.int32)
+    labels = np.zeros(7, np.int32)
     test = EncodedSplit(
-        np.zeros(6, np.int32),
-        np.arange(6, dtype=np.int64),
-        np.ones(6, np.int32),
+        np.zeros(7, np.int32),
+        np.arange(7, dtype=np.int64),
+        np.ones(7, np.int32),
         labels,
         vocabulary_size=1,
-        categories=np.array([0, 0, 0, 1, 1, 1], np.int32),
+        categories=np.array([0, 0, 0, 1, 1, 1, 3], np.int32),  # of one review nothing can be told
     )
-    right, wrong = np.ones((2, 6), bool), np.zeros((2, 6), bool)
+    right, wrong = np.ones((2, 7), bool), np.zeros((2, 7), bool)
     wrong[:, 3:] = True  # b is better on books, and as good on films
     correct, seconds = {"a": wrong, "b": right}, {"a": 1.0, "b": 1.0}
-    found = questions.compare("x", "a", "b", correct, seconds, test, ("books", "films"))
+    found = questions.compare(
+        "x", "a", "b", correct, seconds, test, ("books", "films", "none", "one")
+    )
     by_category = {part["category"]: part["difference"] for part in found["by_category"]}
     assert by_category == {"books": 1.0, "films": 0.0}
 

@@ -4,6 +4,7 @@ A figure's title says what was found, in words computed from its numbers. Altair
 definition; vl-convert, which needs no browser, draws the files.
 """
 
+import itertools
 import json
 import math
 import textwrap
@@ -19,6 +20,7 @@ import numpy as np
 # out, 3 to 1, from white and from a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 FEW_CLASSES = 5
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # the last is only Altair's type of a sum
 SOLID, DASHED = [1, 0], [5, 3]
 # Text and lines in the colour of the page around them; black in a file.
 INK = "currentColor"
@@ -36,6 +38,7 @@ CONFIG: dict[str, Any] = {
         **{f"{part}Color": INK for part in ("label", "title")},
         "orient": "top",
         "labelFontSize": 12,
+        "labelLimit": 400,
         "symbolStrokeWidth": 3,
         "symbolSize": 220,
     },
@@ -52,7 +55,7 @@ class Figure:
 
     name: str
     title: str
-    chart: alt.Chart | alt.LayerChart
+    chart: Chart
     width: int = 680
 
     def spec(self) -> dict[str, Any]:
@@ -141,16 +144,18 @@ def of_results(results: Mapping[str, Any]) -> dict[str, list[Figure]]:
     questions = results.get("questions", {})
     if "vanishing" in questions:
         found["vanishing"] = [_vanishing(questions["vanishing"])]
-    if "gates" in questions:
-        groups = questions["gates"]["groups"]
+    groups = questions.get("gates", {}).get("groups")
+    if groups:  # reviews in a language without our stop words may have none
         found["gates"] = [
             _gates(groups, "z", "update gate z", "mean of z"),
             _gates(groups, "change", "change of the state", "change relative to the state's norm"),
         ]
-    if "comparisons" in questions:
+    pairs = questions.get("comparisons")
+    if pairs:
         found["comparisons"] = [
-            _difference(number, comparison)
-            for number, comparison in enumerate(questions["comparisons"], 1)
+            _differences(pairs),
+            *_differences_by("by_length", "By the length of the review", pairs),
+            *_differences_by("by_category", "By category", pairs),
         ]
     return found
 
@@ -180,18 +185,65 @@ def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
     )
 
 
+def _intervals(
+    rows: Sequence[Mapping[str, Any]],
+    x: alt.X,
+    numbers: str,
+    groups: Sequence[str] = (),
+) -> Chart:
+    """A line for each name: the dot is a row's value, the stroke goes from its low to its high.
+
+    Hovering tells them, in the format `numbers`, and "n", if there is one. With groups, a row has a
+    "group", which gives its colour and its place among those of its name. Labels break at " · ".
+    """
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    broken = "split(datum.label, ' · ')"
+    step = 12 * len(groups) + 16 if groups else 40
+    base = alt.Chart(_data(rows), height=step * len(names)).encode(
+        y=alt.Y(
+            "name:N",
+            sort=names,
+            title=None,
+            axis=alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=140),
+        ),
+        tooltip=[
+            "name:N",
+            *(["group:N"] if groups else []),
+            *(alt.Tooltip(f"{field}:Q", format=numbers) for field in ("value", "low", "high")),
+            *([alt.Tooltip("n:Q", format=",")] if "n" in rows[0] else []),
+        ],
+    )
+    if groups:
+        base = base.encode(
+            yOffset=alt.YOffset("group:N", sort=groups),
+            color=alt.Color(
+                "group:N",
+                scale=alt.Scale(domain=groups, range=_colours(len(groups))),
+                legend=alt.Legend(title=None, columns=1, symbolSize=110, labelExpr=broken),
+            ),
+        )
+    stroke = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
+    dot = base.mark_point(filled=True, size=70 if groups else 110, color=COLOURS[0], opacity=1)
+    return stroke + dot.encode(x="value:Q")
+
+
+def _upright(value: float) -> alt.Chart:
+    """A dashed line to compare with: no difference, the same speed."""
+    return alt.Chart(_data([{"x": value}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
+
+
 def _accuracy(runs: Sequence[Mapping[str, Any]], reviews: int) -> Figure:
     rows = [
         {
             "name": name_of(run),
-            "accuracy": run["accuracy"],
+            "value": run["accuracy"],
             "low": run["accuracy_interval"][0],
             "high": run["accuracy_interval"][1],
             "label": f"{run['accuracy']:.2%}",
         }
         for run in sorted(runs, key=lambda run: -run["accuracy"])
     ]
-    best = [row for row in rows if row["accuracy"] == rows[0]["accuracy"]]
+    best = [row for row in rows if row["value"] == rows[0]["value"]]
     rest = rows[len(best) :]
     overlapping = sum(row["high"] >= best[0]["low"] for row in rest)
     title = f"{_listed(row['name'] for row in best)} {'is' if len(best) == 1 else 'are'} the most "
@@ -201,25 +253,16 @@ def _accuracy(runs: Sequence[Mapping[str, Any]], reviews: int) -> Figure:
             "all others" if overlapping == len(rest) else f"{overlapping} of {len(rest)} others"
         )
         title += f"; the intervals of {others} overlap" if overlapping else "; no interval overlaps"
-    base = alt.Chart(_data(rows), height=34 * len(rows)).encode(
-        y=alt.Y("name:N", sort=None, title=None),
-        tooltip=[
-            alt.Tooltip("name:N"),
-            alt.Tooltip("accuracy:Q", format=".2%"),
-            alt.Tooltip("low:Q", format=".2%", title="from"),
-            alt.Tooltip("high:Q", format=".2%", title="to"),
-        ],
-    )
     x = alt.X(
         "low:Q",
         axis=alt.Axis(format="~%", tickCount=8),
-        scale=alt.Scale(zero=False, nice=True, padding=20),
+        scale=alt.Scale(zero=False, padding=20),
         title="accuracy, 95 % interval (Wilson)",
     )
-    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
-    point = base.mark_point(filled=True, size=110, color=COLOURS[0], opacity=1)
-    label = base.mark_text(dy=-11).encode(x="accuracy:Q", text="label:N")
-    return Figure("accuracy", title, interval + point.encode(x="accuracy:Q") + label)
+    chart = _intervals(rows, x, ".2%")
+    label = alt.Chart(_data(rows)).mark_text(dy=-11)
+    label = label.encode(x="value:Q", y=alt.Y("name:N", sort=None), text="label:N")
+    return Figure("accuracy", title, chart + label)
 
 
 def _loss(runs: Sequence[Mapping[str, Any]]) -> Figure:
@@ -310,7 +353,7 @@ def _confusion_figure(
     of: Literal["true", "predicted"] = "true",
 ) -> Figure:
     counts = np.asarray(matrix)
-    few = len(classes) <= FEW_CLASSES  # of many there is only room for the share
+    few = len(classes) <= FEW_CLASSES  # of many there is only room for the share, if that
     shares = counts / np.maximum(counts.sum(axis=1 if of == "true" else 0, keepdims=True), 1)
     rows = [
         {
@@ -318,7 +361,7 @@ def _confusion_figure(
             "predicted": classes[column],
             "count": int(counts[row, column]),
             "share": float(share),
-            "label": [f"{counts[row, column]:,}", f"{share:.1%}"] if few else f"{share:.0%}",
+            "label": [f"{counts[row, column]:,}", f"{share:.1%}"] if few else f"{100 * share:.0f}",
         }
         for (row, column), share in np.ndenumerate(shares)
     ]
@@ -338,13 +381,19 @@ def _confusion_figure(
         color=alt.Color(
             "share:Q",
             scale=alt.Scale(domain=[0, 1], range=["#ffffff", "#004070"], interpolate="rgb"),
-            legend=alt.Legend(title=f"share of the {of} class", format="~%", gradientLength=150),
+            legend=alt.Legend(
+                title=[f"share of the {of} class", *([] if few else ["(numbers: in %)"])],
+                format="~%",
+                gradientLength=150,
+            ),
         )
     )
     # Either ink has a contrast of at least 4.5 to 1 on its side of this share.
     ink = alt.condition("datum.share > 0.7", alt.value("white"), alt.value("black"))
     label = base.mark_text(lineBreak="\n", dy=-6 if few else 0, fontSize=12).encode(
-        text="label:N", color=ink
+        text="label:N",
+        color=ink,
+        opacity=alt.condition(f"width < {18 * len(classes)}", alt.value(0), alt.value(1)),
     )
     return Figure(name, title, cell + label, width=size * len(classes) + 60)
 
@@ -360,49 +409,38 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
     title = f"{order[0]} is the fastest: {medians[order[0]]:.2f} times {reference}"
     if len(tasks) > 1:
         title += f", the median of {len(by_contender[order[0]])} tasks"
-    values = [
-        {
-            "contender": row["contender"],
-            "task": task_name(row),
-            "ratio": row["ratio"],
-            "low": row["ratio"] * row["quartiles"][0] / row["tokens_per_second"],
-            "high": row["ratio"] * row["quartiles"][1] / row["tokens_per_second"],
-            "tokens": row["tokens_per_second"],
-        }
-        for row in rows
-    ]
-    grouped = len(tasks) <= len(COLOURS)  # more are dots on one line, told apart by hovering
-    height = len(order) * (16 * len(tasks) + 12 if grouped else 32)
-    base = alt.Chart(_data(values), height=height).encode(
-        y=alt.Y("contender:N", sort=order, title=None, axis=alt.Axis(grid=True)),
-        tooltip=[
-            alt.Tooltip("contender:N"),
-            alt.Tooltip("task:N"),
-            alt.Tooltip("tokens:Q", format=",.0f", title="tokens/s"),
-            alt.Tooltip("ratio:Q", format=".2f", title=f"x {reference}"),
-        ],
-    )
-    if grouped:
-        base = base.encode(
-            yOffset=alt.YOffset("task:N", sort=tasks),
-            color=alt.Color(
-                "task:N",
-                scale=alt.Scale(domain=tasks, range=_colours(len(tasks))),
-                legend=alt.Legend(
-                    title=None, columns=1, labelLimit=400, labelExpr="split(datum.label, ' · ')"
-                ),
-            ),
-        )
+    if len(tasks) <= len(COLOURS):
+        groups, stroke = tasks, "line: quartiles"
+        values = [
+            {
+                "name": row["contender"],
+                "group": task_name(row),
+                "value": row["ratio"],
+                "low": row["ratio"] * row["quartiles"][0] / row["tokens_per_second"],
+                "high": row["ratio"] * row["quartiles"][1] / row["tokens_per_second"],
+            }
+            for row in rows
+        ]
+    else:  # too many to tell apart: those of one batch size together
+        sizes = sorted({row["B"] for row in rows})
+        groups, stroke = [f"B {size}" for size in sizes], "dot: median, line: all tasks of that B"
+        values = []
+        for name, size in itertools.product(order, sizes):
+            ratios = [r["ratio"] for r in rows if (r["contender"], r["B"]) == (name, size)]
+            if ratios:
+                low, value, high = np.quantile(ratios, [0, 0.5, 1]).tolist()
+                about = {"name": name, "group": f"B {size}"}
+                values.append({**about, "value": value, "low": low, "high": high})
+    values.sort(key=lambda row: order.index(row["name"]))
+    values = [{**row, "name": row["name"].replace(", ", " · ")} for row in values]
     x = alt.X(
         "low:Q",
         scale=alt.Scale(type="log", base=2, nice=False, padding=20),
-        axis=alt.Axis(format="~r", values=[2.0**n for n in range(-6, 7)]),
-        title=f"times {reference}; line: quartiles",
+        axis=alt.Axis(format="~r", values=[2.0**n for n in range(-10, 11)]),
+        title=[f"times {reference} (logarithmic)", stroke],
     )
-    one = alt.Chart(_data([{"one": 1}])).mark_rule(strokeDash=[4, 4]).encode(x="one:Q")
-    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
-    dot = base.mark_point(filled=True, size=80, opacity=0.9).encode(x="ratio:Q")
-    return Figure("speed", title, one + interval + dot)
+    chart = _intervals(values, x, ".2f", groups)
+    return Figure("speed", title, _upright(1) + chart)
 
 
 def _vanishing(found: Mapping[str, Any]) -> Figure:
@@ -425,13 +463,17 @@ def _vanishing(found: Mapping[str, Any]) -> Figure:
         )
     title = f"From {ends[0]} to {ends[1]} words before the end the gradient shrinks "
     base = alt.Chart(_data(rows), height=340).encode(
-        x=alt.X("distance:Q", title="distance to the end of the review (words)"),
+        x=alt.X(
+            "distance:Q",
+            title=[
+                "distance to the end of the review (words)",
+                f"line: median, band: quartiles, of {found['reviews']:,} reviews",
+            ],
+        ),
         color=alt.Color(
             "name:N",
             scale=alt.Scale(domain=names, range=_colours(len(names))),
-            legend=alt.Legend(
-                title=None, columns=2, labelLimit=300, symbolType="stroke", symbolOpacity=1
-            ),
+            legend=alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1),
         ),
     )
     y = alt.Y(
@@ -461,66 +503,97 @@ def _gates(
 ) -> Figure:
     rows = [
         {
-            "group": group["group"],
-            "mean": group[quantity],
+            "name": group["group"],
+            "value": group[quantity],
             "low": group[f"{quantity}_interval"][0],
             "high": group[f"{quantity}_interval"][1],
             "n": group["n"],
         }
         for group in groups
     ]
-    top, bottom = max(rows, key=lambda row: row["mean"]), min(rows, key=lambda row: row["mean"])
+    top, bottom = max(rows, key=lambda row: row["value"]), min(rows, key=lambda row: row["value"])
     title = (
-        f"The {what} is largest at {top['group']} ({top['mean']:.3g}) "
-        f"and smallest at {bottom['group']} ({bottom['mean']:.3g})"
-    )
-    base = alt.Chart(_data(rows), height=40 * len(rows)).encode(
-        y=alt.Y("group:N", sort=None, title=None),
-        tooltip=["group:N", "n:Q", *(alt.Tooltip(f"{n}:Q", format=".4f") for n in _MEAN)],
+        f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
+        f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
     )
     x = alt.X(
-        "low:Q", scale=alt.Scale(zero=False, padding=20), title=f"{axis_title}, 95 % interval"
+        "low:Q", scale=alt.Scale(zero=False, padding=20), title=[axis_title, "line: 95 % interval"]
     )
-    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
-    point = base.mark_point(filled=True, size=110, color=COLOURS[0], opacity=1).encode(x="mean:Q")
-    return Figure(f"gates-{quantity}", title, interval + point)
+    chart = _intervals(rows, x, ".4f")
+    return Figure(f"gates-{quantity}", title, chart)
 
 
-_MEAN = ("mean", "low", "high")
+def _differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
+    """All pairs of models on all reviews; a small mark is one seed."""
+    rows = [{"name": f"{p['b']} · - {p['a']}", **_in_points(p)} for p in pairs]
+    seeds = [
+        {"name": row["name"], "kind": "one seed", "difference": 100 * difference}
+        for row, pair in zip(rows, pairs, strict=True)
+        for difference in pair["difference_by_seed"]
+    ]
+    told = [
+        f"{pair['b']} {row['value']:+.2f} points against {pair['a']}"
+        for row, pair in zip(rows, pairs, strict=True)
+        if _excludes_zero(row)
+    ]
+    title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
+    kinds = ["mean of the seeds, 95 % interval", "one seed"]
+    legend = alt.Legend(title=None, columns=1, symbolSize=110)
+    marks = (
+        alt.Chart(_data(seeds))
+        .mark_point(filled=True, size=40, opacity=1, yOffset=10)
+        .encode(
+            x="difference:Q",
+            y=alt.Y("name:N", sort=None),
+            color=alt.Color("kind:N", legend=legend).scale(domain=kinds, range=COLOURS[:2]),
+            shape=alt.Shape("kind:N", legend=legend).scale(
+                domain=kinds, range=["circle", "diamond"]
+            ),
+            tooltip=["name:N", alt.Tooltip("difference:Q", format="+.2f")],
+        )
+    )
+    chart = _upright(0) + _intervals(rows, _points_axis(), "+.2f") + marks
+    return Figure("comparisons", f"{title}: {_listed(told)}" if told else title, chart)
 
 
-def _difference(number: int, found: Mapping[str, Any]) -> Figure:
+def _differences_by(key: str, what: str, pairs: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """All pairs on some of the reviews, by length or by category; none where nothing is told."""
     rows = [
         {
-            "length": f"{part['from']} to {part['to']}"
-            if part["to"]
-            else f"{part['from']} or more",
-            "difference": part["difference"],
-            "low": part["interval"][0],
-            "high": part["interval"][1],
+            "name": part["category"]
+            if key == "by_category"
+            else f"{part['from']:,} to {part['to'] - 1:,} words",
+            "group": f"{pair['b']} - {pair['a']}",
             "n": part["n"],
+            **_in_points(part),
         }
-        for part in found["by_length"]
+        for pair in pairs
+        for part in pair.get(key, [])
     ]
-    low, high = found["interval"]
-    verdict = "includes zero" if low <= 0 <= high else "excludes zero"
+    if not rows:
+        return []
+    told = sum(map(_excludes_zero, rows))
     title = (
-        f"{found['title']}: {found['b']} against {found['a']} {100 * found['difference']:+.2f} "
-        f"points; the interval, {100 * low:+.2f} to {100 * high:+.2f}, {verdict}"
+        f"{what}, {told} of {len(rows)} intervals exclude zero; "
+        f"by chance alone {len(rows) / 20:.2g} would"
     )
-    base = alt.Chart(_data(rows), height=36 * len(rows)).encode(
-        y=alt.Y("length:N", sort=None, title="words of the review"),
-        tooltip=["length:N", "n:Q", *(alt.Tooltip(f"{n}:Q", format="+.2%") for n in _DIFFERENCE)],
-    )
-    x = alt.X("low:Q", axis=alt.Axis(format="+~%"), title="difference in accuracy, 95 % interval")
-    zero = alt.Chart(_data([{"zero": 0}])).mark_rule(strokeDash=[4, 4]).encode(x="zero:Q")
-    interval = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
-    point = base.mark_point(filled=True, size=110, color=COLOURS[0], opacity=1)
-    chart = zero + interval + point.encode(x="difference:Q")
-    return Figure(f"comparison-{number}", title, chart)
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    chart = _intervals(rows, _points_axis("line: 95 % interval"), "+.2f", groups)
+    return [Figure(f"comparisons-{key.replace('_', '-')}", title, _upright(0) + chart)]
 
 
-_DIFFERENCE = ("difference", "low", "high")
+def _in_points(part: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = part["interval"]
+    return {"value": 100 * part["difference"], "low": 100 * low, "high": 100 * high}
+
+
+def _points_axis(*more: str) -> alt.X:
+    title = ["difference in accuracy", "(percentage points)", *more]
+    return alt.X("low:Q", axis=alt.Axis(format="+~r"), scale=alt.Scale(padding=10), title=title)
+
+
+def _excludes_zero(row: Mapping[str, Any]) -> bool:
+    return bool(row["low"] > 0 or row["high"] < 0)
 
 
 def running() -> Figure:

@@ -22,6 +22,8 @@ from common.report import figures, markdown
 from common.report.figures import Figure
 
 HERE = Path(__file__).parent
+# Of these sections the first that is there gives the page its title.
+HEADLINES = ("accuracy", "comparisons", "speed")
 
 
 def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence[Figure]]) -> Path:
@@ -36,9 +38,10 @@ def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence
     path.write_text(
         page.render(
             results={**results, "parity": parity},
-            headline=found["accuracy"][0].title if "accuracy" in found else "Parity and speed",
+            headline=next((found[name][0].title for name in HEADLINES if name in found), "Parity"),
             figures=found,
             columns=markdown.COLUMNS,
+            few_classes=figures.FEW_CLASSES,
             data={"charts": charts, "explorer": _rounded(results.get("explorer"))},
             style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
             scripts=[Markup(script) for script in scripts],

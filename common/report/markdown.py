@@ -68,11 +68,8 @@ def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence
 
 
 def _categories(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table of the accuracy in each category, a column for each run; nothing without categories.
-
-    Results written before there were categories have no such key.
-    """
-    names = runs[0].get("categories", {})
+    """The accuracy in each category, a column for each run; nothing without categories."""
+    names = runs[0]["categories"]
     if not names:
         return []
     header = ("category", "reviews", *(f"{run['framework']} {run['model']}" for run in runs))

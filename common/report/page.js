@@ -59,11 +59,11 @@ function theme() {
   };
 }
 
-// What is folded away on the screen is on paper, too.
+// What is folded away on the screen is on paper, too, if it is not a hundred pages.
 function printing() {
   let closed = [];
   addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = [...document.querySelectorAll("details:not([open], .long)")];
     closed.forEach((part) => { part.open = true; });
   });
   addEventListener("afterprint", () => closed.forEach((part) => { part.open = false; }));

@@ -1,9 +1,20 @@
 """Made-up results of a comparison, with everything in them that the report can show."""
 
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
+
+from comparison.contenders import Task
+from comparison.speed import FULL, SHORT
+
+CATEGORIES = (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
+RATIOS = {"torch fused": 2.86, "jax fused": 2.61, "nn.GRU padded": 1.0, "torch loop": 0.66}
+PEERS = ("torch scan", "jax scan", "Keras on jax", "Keras on torch", "flax.nnx RNN")
+PEERS += ("flax.linen RNN", "Equinox scan", "nn.GRU packed", "nn.GRU packed, denormals")
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +54,30 @@ def results() -> dict[str, Any]:
             for dtype, bound in (("float64", 1e-12), ("float32", 1e-6))
             for quantity, share in (("outputs", 0.4), ("d params", 0.7))
         ],
-        "speed": _speed(rng),
+        "speed": _speed(rng, RATIOS, SHORT[:3]),
         "questions": _questions(),
         "explorer": _explorer(rng),
     }
+
+
+@pytest.fixture(scope="session")
+def large_results(results: dict[str, Any]) -> dict[str, Any]:
+    """More of everything: eight classes, thirty categories, the full grid of speed."""
+    rng = np.random.default_rng(0)
+    classes = [f"{stars} stars, more or less" for stars in range(1, 9)]
+    ratios = {**RATIOS, **{name: rng.uniform(0.3, 1.2) for name in PEERS}}
+    large = copy.deepcopy({**results, "speed": _speed(rng, ratios, FULL)})
+    large["data"]["classes"] = large["explorer"]["classes"] = classes
+    for run in large["runs"]:
+        run["confusion"] = (rng.integers(0, 25, (8, 8)) + 200 * np.eye(8, dtype=int)).tolist()
+        run["categories"] |= {f"category {i}": run["categories"]["books"] for i in range(28)}
+    for pair in large["questions"]["comparisons"]:
+        pair["by_category"] += [{"category": f"category {i}", **_part(0.01)} for i in range(28)]
+    for review in large["explorer"]["reviews"]:
+        review["true"] = classes[-1] if review["true"] == "positive" else classes[0]
+        for found in review["models"].values():
+            found["predicted"] = classes[-1]
+    return large
 
 
 def _run(rng: np.random.Generator, framework: str, model: str) -> dict[str, Any]:
@@ -75,22 +106,22 @@ def _run(rng: np.random.Generator, framework: str, model: str) -> dict[str, Any]
                 "accuracy_interval": [accuracy + delta - 0.05, accuracy + delta + 0.05],
                 "support": 250,
             }
-            for name, delta in (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
+            for name, delta in CATEGORIES
         },
     }
 
 
-def _speed(rng: np.random.Generator) -> dict[str, Any]:
-    ratios = {"torch fused": 2.86, "jax fused": 2.61, "nn.GRU padded": 1.0, "torch loop": 0.66}
+def _speed(
+    rng: np.random.Generator, ratios: dict[str, float], tasks: Iterable[Task]
+) -> dict[str, Any]:
     rows = []
-    for bidirectional, backward in ((False, True), (False, False), (True, True)):
-        speed = 117_740 / (1 + bidirectional) * (3 - 2 * backward)
+    for task in tasks:
+        speed = 117_740 / (1 + task.bidirectional) * (3 - 2 * task.backward)
         for name, ratio in ratios.items():
             measured = ratio if ratio == 1 else ratio * rng.uniform(0.9, 1.1)
             rows.append(
                 {
-                    **{"B": 64, "T": 200, "H": 128},
-                    **{"bidirectional": bidirectional, "backward": backward, "training": False},
+                    **asdict(task),
                     "contender": name,
                     "tokens_per_second": speed * measured,
                     "quartiles": [speed * measured * 0.96, speed * measured * 1.02],
@@ -115,6 +146,7 @@ def _questions() -> dict[str, Any]:
     rates = {"tanh RNN, untrained": 0.12, "GRU, untrained": 0.03, "GRU, trained": 0.01}
     return {
         "vanishing": {
+            "reviews": 200,
             "distances": distances,
             "series": [
                 {
@@ -152,34 +184,45 @@ def _questions() -> dict[str, Any]:
         "comparisons": [
             {
                 "title": title,
-                "a": "torch gru",
+                "a": a,
                 "b": b,
                 "seeds": 5,
                 "accuracy_a": 0.82,
-                "accuracy_b": 0.825,
-                "difference": 0.005,
-                "interval": [-0.004, 0.014],
+                "accuracy_b": 0.82 + gain,
+                "difference": gain,
+                "interval": [gain - 0.02, gain + 0.02],
+                "difference_by_seed": [gain + 0.01 * seed for seed in (-2, -1, 0, 1, 2)],
                 "mcnemar_p": 0.31,
                 "by_length": [
-                    {
-                        "from": start,
-                        "to": start + 100,
-                        "n": 250,
-                        "difference": 0.01 - start / 20_000,
-                        "interval": [-0.02, 0.03],
-                    }
+                    {"from": start, "to": start + 100, **_part(gain - start / 20_000)}
                     for start in (0, 100, 200)
+                ],
+                "by_category": [
+                    {"category": category, **_part(gain + delta)} for category, delta in CATEGORIES
                 ],
                 "seconds_a": 12.3,
                 "seconds_b": 21.5,
-                "conclusion": "Made up: no difference that five seeds can show.",
+                "conclusion": f"Made up: what {b} is against {a}.",
             }
-            for title, b in (
-                ("Bidirectional or not", "torch bigru"),
-                ("Handwritten or built in", "torch nn.gru"),
+            for title, a, b, gain in (
+                ("Gates or none", "torch rnn", "torch gru", 0.07),
+                ("Bidirectional or not", "torch gru", "torch bigru", 0.005),
+                ("Bidirectional or not, built-in", "torch nn.gru", "torch nn.bigru", 0.0),
+                ("Bidirectional or not, in JAX", "jax gru", "jax bigru", -0.005),
+                ("Handwritten or built-in", "torch gru", "torch nn.gru", 0.01),
+                ("Handwritten or built-in, bidirectional", "torch bigru", "torch nn.bigru", 0.0),
+                ("PyTorch or JAX", "torch gru", "jax gru", -0.01),
             )
         ],
         "commands": ["python compare.py questions"],
+    }
+
+
+def _part(difference: float) -> dict[str, Any]:
+    return {
+        "n": 250,
+        "difference": difference,
+        "interval": [difference - 0.03, difference + 0.03],
     }
 
 

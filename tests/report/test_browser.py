@@ -8,6 +8,7 @@ DIR. axe-core, which looks for what bars people from a page, comes from the npm 
 import base64
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,12 @@ FLAGS = (
 )
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 DESKTOP = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+
+
+@pytest.fixture(scope="module", params=["results", "large_results"])
+def results(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """In place of conftest's: every test here sees either."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +119,9 @@ def test_it_opens_fast_draws_every_chart_and_logs_nothing(
         ".length])"
     )
     names = dict(marks)
-    assert len(names) == 1 + 1 + len(results["runs"]) + 1 + 1 + 2 + 2 + 1
+    assert len(names) == 1 + 1 + len(results["runs"]) + 1 + 1 + 2 + 3 + 1
     assert all(names.values()), names
+    assert names["comparisons"] == 7 + 7 * 5 + 2  # pairs, their seeds, and the legend
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
@@ -126,6 +134,13 @@ def test_nothing_is_wider_than_the_screen(
     screenshot(browser, tmp_path / f"{name}-{scheme}.png")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= metrics["width"]
+    cut = browser.execute_script(
+        "const edge = document.querySelector('section').getBoundingClientRect().right;"
+        "return [...document.querySelectorAll('.chart svg text')]"
+        ".filter((text) => text.getBoundingClientRect().right > edge)"
+        ".map((text) => text.textContent)"
+    )
+    assert cut == []
     assert logged(browser) == []
 
 
@@ -204,6 +219,8 @@ def test_reviews_can_neither_break_the_page_nor_run(
     show(browser, page)
     choose_review(browser, 1)
     assert [word.text for word in words(browser)][:2] == reviews[1]["words"][:2]
+    whole = browser.find_element(By.ID, "text")
+    assert whole.get_property("textContent") == reviews[1]["text"]
     choose_review(browser, 2)
     mark = words(browser)[0]
     assert mark.text == "\u202eoverride"
@@ -221,6 +238,16 @@ def test_reviews_can_neither_break_the_page_nor_run(
     )
     assert browser.execute_script("return window.broken") is None
     assert any("Content Security Policy" in message for message in logged(browser))
+
+
+def test_it_prints_on_a_few_pages(browser: WebDriver, page: Path) -> None:
+    """What is folded is unfolded, but for the thousands of rows of the full grid of speed."""
+    show(browser, page)
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert 5 < len(re.findall(rb"/Type /Page\b", printed)) < 30
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    few = browser.find_elements(By.CSS_SELECTOR, "details:not(.long)")
+    assert few and all(part.get_property("open") for part in few)
 
 
 CONTRAST = """

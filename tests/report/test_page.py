@@ -1,8 +1,10 @@
 """The report from results.json alone: what it holds, and what bad results do to it."""
 
 import copy
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +75,19 @@ def test_what_is_missing_is_left_out(changed: dict[str, Any], key: str, tmp_path
     assert everything - sections() == gone
 
 
+def test_every_question_has_its_answer_in_a_sentence(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+    questions = changed["questions"]
+    asked = [questions["vanishing"], questions["gates"], *questions["comparisons"]]
+    for answer in asked:
+        assert page.count(answer["conclusion"]) == 1
+    questions["gates"]["groups"] = []  # of a language without our stop words
+    page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+    assert 'data-chart="gates-z"' not in page and questions["gates"]["conclusion"] in page
+
+
 def test_numbers_that_are_none_do_not_break_the_page(
     changed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -106,29 +121,96 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     assert "250-fold in the tanh RNN, untrained" in titles(changed)["vanishing"][0]
     series["median"][-1] = 0.0
     assert "to nothing in the tanh RNN, untrained" in titles(changed)["vanishing"][0]
-    changed["questions"]["comparisons"][0]["interval"] = [0.001, 0.01]
-    assert titles(changed)["comparisons"][0].endswith("excludes zero")
+    told = "torch gru +7.00 points against torch rnn"
+    assert titles(changed)["comparisons"] == [
+        f"A difference can be told in 1 of 7 pairs: {told}",
+        "By the length of the review, 3 of 21 intervals exclude zero; by chance alone 1.1 would",
+        "By category, 2 of 14 intervals exclude zero; by chance alone 0.7 would",
+    ]
+    last = changed["questions"]["comparisons"][-1]
+    last["interval"] = [-0.02, -0.001]
+    assert titles(changed)["comparisons"][0].endswith(
+        f"in 2 of 7 pairs: {told} and jax gru -1.00 points against torch gru"
+    )
+    changed["questions"]["comparisons"] = [last]
+    last.update(interval=[-0.02, 0.0], by_length=[], by_category=[])
+    assert titles(changed)["comparisons"] == ["A difference can be told in 0 of 1 pairs"]
+
+
+def review(results: dict[str, Any]) -> dict[str, Any]:
+    return results["explorer"]["reviews"][1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "damage", "named"),
+    ("damage", "place"),
     [
-        (["report"], lambda results: results["runs"][0].pop("losses"), "losses"),
-        (["report"], lambda results: results["data"].pop("vectors"), "vectors"),
-        (["speed"], lambda results: None, "only report takes a folder"),
+        (lambda results: results.update(schema=2), "$.schema"),
+        (lambda results: results["runs"][0].pop("losses"), "`losses` - at `$.runs[0]`"),
+        (lambda results: results["runs"][0]["losses"].pop(), "$.runs[0]"),
+        (lambda results: results["runs"][1]["confusion"].pop(), "runs[1].confusion"),
+        (lambda results: results["runs"][1]["categories"].popitem(), "runs[1].categories"),
+        (lambda results: results["data"].pop("vectors"), "`vectors` - at `$.data`"),
+        (lambda results: results["environment"].clear(), "`command` - at `$.environment`"),
+        (lambda results: results["parity"][3].update(error=None), "$.parity[3].error"),
+        (lambda results: results["speed"]["rows"][2].update(quartiles=[1]), "rows[2].quartiles"),
+        (lambda results: results["speed"].update(rows=[]), "$.speed"),
+        (lambda results: results["questions"]["vanishing"]["distances"].pop(), "vanishing"),
+        (lambda results: results["questions"]["gates"].update(effects={}), "gates.effects"),
+        (lambda results: results["questions"]["comparisons"].append("x"), "comparisons[7]"),
+        (lambda results: results.update(explorer=None), "$.explorer"),
+        (lambda results: results["explorer"]["reviews"].clear(), "$.explorer.reviews"),
+        (lambda results: review(results).pop("true"), "`true` - at `$.explorer.reviews[1]`"),
+        (lambda results: review(results)["models"].clear(), "$.explorer.reviews[1].models"),
+        (lambda results: review(results)["words"].append(1), "$.explorer.reviews[1].words["),
+        (lambda results: review(results)["words"].pop(), "$.explorer.reviews[1]"),
+        (
+            lambda results: review(results)["models"]["jax bigru"]["z"]["forward"].pop(),
+            "models.jax bigru.z: not a number for each word - at `$.explorer.reviews[1]`",
+        ),
+        (lambda results: review(results).update(text="\ud800"), "surrogates"),
     ],
 )
-def test_bad_results_get_one_clear_line(
-    arguments: list[str],
+def test_bad_results_get_one_clear_line_and_leave_nothing(
     damage: Callable[[dict], object],
-    named: str,
+    place: str,
     changed: dict[str, Any],
     command: Command,
     tmp_path: Path,
 ) -> None:
     damage(changed)
-    (tmp_path / "results.json").write_text(json.dumps(changed))
-    status, _, error = command(compare.main, *arguments, tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(changed))
+    status, _, error = command(compare.main, "report", tmp_path)
     assert status == 2
-    assert re.fullmatch(r"error: .+\n", error)
-    assert named in error and str(tmp_path) in error
+    assert re.fullmatch(f"error: {re.escape(str(path))}: .+\n", error)
+    assert place in error
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_report_that_cannot_be_finished_leaves_the_old_one(
+    changed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "results.json").write_text(json.dumps(changed))
+    (tmp_path / "report.md").write_text("the old one")
+    monkeypatch.setattr(html, "write", full)
+    status, _, error = command(compare.main, "report", tmp_path)
+    assert (status, error) == (
+        2,
+        f"error: {tmp_path}: cannot be written (No space left on device)\n",
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.md"}
+    assert (tmp_path / "report.md").read_text() == "the old one"
+
+
+def test_only_report_takes_a_folder(command: Command, tmp_path: Path) -> None:
+    status, _, error = command(compare.main, "speed", tmp_path)
+    assert (status, error) == (
+        2,
+        f"error: {tmp_path}: only report takes a folder; the others take --out\n",
+    )
