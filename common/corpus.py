@@ -290,7 +290,7 @@ def _encode(dataset: Dataset, path: Path) -> tuple[list[str], list[str], list[st
         for chunk in encoded_chunks:
             numbers = map(words.__getitem__, chunk.words)
             ids = np.fromiter(numbers, np.int32, len(chunk.words))
-            ids[np.frombuffer(chunk.tokens, np.int32)].tofile(file)
+            ids[np.frombuffer(chunk.tokens, np.uint32)].tofile(file)
             columns.lengths.extend(chunk.lengths)
             columns.hashes += chunk.hashes
     return list(words), list(labels), list(categories), columns
