@@ -126,7 +126,9 @@ class Batches:
         starts = ends - np.where(rows >= 0, self.lengths[rows], 0)
         ranges = zip(starts.tolist(), ends.tolist(), strict=True)
         # Twice they are used as indices, which NumPy would convert each time.
-        return [self.split.tokens[start:end].astype(np.intp) for start, end in ranges]
+        texts = [self.split.tokens[start:end].astype(np.intp) for start, end in ranges]
+        self.split.release()
+        return texts
 
     def _distinct(
         self, texts: Sequence[Int64[np.ndarray, " words"]]

@@ -96,15 +96,24 @@ class EncodedSplit:
 
     def blocks(self) -> Iterator[tuple[slice, Int32[np.ndarray, " tokens"]]]:
         """All texts, as many at a time as have about a million tokens: which, and their tokens."""
-        mapped = getattr(self.tokens.base, "obj", None)
         for block in _blocks(self.lengths):
-            if isinstance(mapped, mmap.mmap):
-                mapped.madvise(mmap.MADV_SEQUENTIAL)
+            self._advise(mmap.MADV_SEQUENTIAL)
             ranges = zip(self.starts[block].tolist(), self.lengths[block].tolist(), strict=True)
             yield block, np.concatenate([self.tokens[s : s + n] for s, n in ranges])
-            if isinstance(mapped, mmap.mmap):
-                mapped.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in memory
-                mapped.madvise(mmap.MADV_RANDOM)
+            self.release()
+            self._advise(mmap.MADV_RANDOM)
+
+    def release(self) -> None:
+        """Take what was read of the file off this process's memory; the system may still have it.
+
+        With the page that holds a text, Linux may map the 2 MiB around it.
+        """
+        self._advise(mmap.MADV_DONTNEED)
+
+    def _advise(self, advice: int) -> None:
+        mapped = getattr(self.tokens.base, "obj", None)
+        if isinstance(mapped, mmap.mmap):
+            mapped.madvise(advice)
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """How often each word of the vocabulary occurs; counted once, then kept in the cache."""
@@ -290,7 +299,7 @@ def _encode(dataset: Dataset, path: Path) -> tuple[list[str], list[str], list[st
         for chunk in encoded_chunks:
             numbers = map(words.__getitem__, chunk.words)
             ids = np.fromiter(numbers, np.int32, len(chunk.words))
-            ids[np.frombuffer(chunk.tokens, np.int32)].tofile(file)
+            ids[np.frombuffer(chunk.tokens, np.uint32)].tofile(file)
             columns.lengths.extend(chunk.lengths)
             columns.hashes += chunk.hashes
     return list(words), list(labels), list(categories), columns

@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
     words: list[str]
     """The distinct words, in order of first sight: number i is words[i]."""
     tokens: array
-    """The words of all texts, one text after the other (int32)."""
+    """The words of all texts, one text after the other (uint32)."""
     lengths: array
     """How many words each text has (int32)."""
     hashes: bytes
@@ -48,7 +48,8 @@ def numbering() -> defaultdict:
 def encode(texts: Iterable[str]) -> Encoded:
     """Clean and tokenize texts, and number their words."""
     numbers = numbering()
-    tokens, lengths, hashes = array("i"), array("i"), bytearray()
+    # To an array of signed numbers, each is handed over like the argument of a function: slowly.
+    tokens, lengths, hashes = array("I"), array("i"), bytearray()
     for text in map(clean, texts):
         content = text.encode("utf-8", "surrogatepass")
         hashes += hashlib.blake2b(content, digest_size=HASH_BYTES).digest()

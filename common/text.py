@@ -6,25 +6,34 @@ import re
 # Part of the key of every cache that holds tokens: raise it when clean or tokenize changes.
 TOKENIZER_VERSION = 1
 
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>")
+# A run of tags is one match, for they become one space.
+_TAG = r"</?[a-zA-Z][^<>]*+>"
+_MARKUP = re.compile(rf"{_TAG}(?:\s*+{_TAG})*+")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-# What _WORD and lower() make of ASCII, as a table: all that no word is made of becomes a space.
-_ASCII = {i: chr(i).lower() if chr(i).isalnum() or chr(i) == "'" else " " for i in range(128)}
+# The same for ASCII, several times as fast. Tables for bytes.translate: what split() takes for a
+# space; what lower() and _WORD make of a character, a space where no word has it. Of apostrophes,
+# those that are not between two letters or digits.
+_LATIN = [chr(i) for i in range(256)]
+_BLANKS = bytes(ord(" " if char.isspace() else char) for char in _LATIN)
+_LETTERS = bytes(ord(char.lower() if char.isalnum() or char == "'" else " ") for char in _LATIN)
+_OUTSIDE = re.compile(r"'(?!(?<=[a-z0-9]')[a-z0-9])")
 
 
 def clean(text: str) -> str:
     """The text without markup (<br /> and other tags, &amp; and other entities), on one line."""
     if "<" in text:
         text = _MARKUP.sub(" ", text)
-    return " ".join(html.unescape(text).split())
+    text = html.unescape(text)
+    if not text.isascii():
+        return " ".join(text.split())
+    text = text.encode().translate(_BLANKS).decode()
+    while "  " in text:
+        text = text.replace("  ", " ")
+    return text.strip(" ")
 
 
 def tokenize(text: str) -> list[str]:
     """The words of a cleaned text in lower case: letters and digits, apostrophes inside a word."""
     if not text.isascii():
         return _WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
-    # The same without the regular expression, which takes twice as long.
-    text = text.translate(_ASCII)
-    if "'" in text:  # keep those between two letters or digits: beside no other and no space
-        text = f" {text} ".replace("''", "  ").replace(" '", "  ").replace("' ", "  ")
-    return text.split()
+    return _OUTSIDE.sub(" ", text.encode().translate(_LETTERS).decode()).split()

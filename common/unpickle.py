@@ -8,6 +8,7 @@ whatever it wants to import is looked up among the constructors that were allowe
 Memory stays in proportion to the pickle's size (at worst some 25 times; see MAX_CONTAINERS).
 """
 
+import gc
 import io
 import pickle
 import pickletools
@@ -38,15 +39,15 @@ _MAX_MEMO = 2**24
 # The bulk of a pickle, at once and at the speed of the regular expression: strings with their place
 # in the memo, references to the memo, numbers, appending. Before a string stands its length, in one
 # byte or in four, so there is an alternative a length; longer ones are left to pickletools.
-_MEMO = rb"(?:q.|r...\0|p\d{1,7}\n|\x94)"
+_MEMO = rb"(?:q.|r...\0|p\d{1,7}+\n|\x94)"
 _COUNTED, _COUNTED_IN_4 = (
     b"(?:%s)" % b"|".join(re.escape(n.to_bytes(size, "little")) + b".{%d}" % n for n in range(64))
     for size in (1, 4)
 )
 _BULK = re.compile(
-    rb"(?:a?S[^\n]*\n(?:p\d{1,7}\n)?|a?g\d{1,7}\n"
-    rb"|[U\x8cC]" + _COUNTED + _MEMO + rb"?|[XTB]" + _COUNTED_IN_4 + _MEMO + rb"?"
-    rb"|h.|j...\0|[aesuN\x88\x89]|V[^\n]*\n|" + _MEMO + rb"|K.|M..|J.{4}|G.{8})*+",
+    rb"(?:aS[^\n]*+\np\d{1,7}+\n|a?S[^\n]*+\n|a?g\d{1,7}+\n"
+    rb"|[U\x8cC]" + _COUNTED + _MEMO + rb"?+|[XTB]" + _COUNTED_IN_4 + _MEMO + rb"?+"
+    rb"|h.|j...\0|[aesuN\x88\x89]|V[^\n]*+\n|" + _MEMO + rb"|K.|M..|J.{4}|G.{8})*+",
     re.DOTALL,
 )
 
@@ -69,12 +70,17 @@ def restricted_loads(
     """
     allow = allow or {}
     _scan(data, name, allow)
+    collecting = gc.isenabled()
+    gc.disable()  # it would look at every word again and again, and find nothing
     try:
         return _Unpickler(data, name, allow, encoding, errors).load()
     except InputError:
         raise
     except Exception as error:  # the constructors, too, are given whatever the pickle holds
         raise InputError(f"{name}: damaged pickle: {error or type(error).__name__}") from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Unpickler(pickle.Unpickler):

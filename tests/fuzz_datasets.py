@@ -100,6 +100,31 @@ def _parquets() -> list[bytes]:
     return written
 
 
+def _saved() -> list[tuple[str, bytes]]:
+    """The files, by their paths, that save_to_disk writes."""
+    import datasets as hf
+
+    columns = dict(zip(NAMES, zip(*ROWS, strict=True), strict=True))
+    classes = hf.ClassLabel(names=sorted(columns["label"]))
+    hf.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as name:
+        table = hf.Dataset.from_dict(columns).cast_column("label", classes)
+        hf.DatasetDict({"train": table, "test": table}).save_to_disk(name)
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        return [(str(path.relative_to(name)), path.read_bytes()) for path in files]
+
+
+def _hugging_face(folder: Path, rng: random.Random, valid: list[tuple[str, bytes]]) -> str:
+    kind = rng.choice((".arrow", ".arrow", ".json"))
+    damaged = rng.choice([name for name, _ in valid if name.endswith(kind)])
+    for name, data in valid:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # the library may still have it mapped
+        path.write_bytes(mutated(data, rng) if name == damaged else data)
+    return f"hf:{folder}"
+
+
 def _reviews() -> bytes:
     review = "<review>\n<title>\n{1}\n</title>\n<review_text>\n{0}\n</review_text>\n</review>\n"
     return ("<data>\n" + "".join(review.format(*row) for row in ROWS) + "</data>\n").encode()
@@ -139,7 +164,7 @@ def _spec(folder: Path, rng: random.Random, valid: list[bytes]) -> str:
 
 
 # kind -> (how to write a damaged input and name it, the valid files it is made from)
-KINDS: dict[str, tuple[Callable[[Path, random.Random, list[bytes]], str], Callable]] = {
+KINDS: dict[str, tuple[Callable[[Path, random.Random, list], str], Callable[[], list]]] = {
     "amazon": (_one_file("amazon:{}", "books/positive.review"), lambda: [_reviews()]),
     "dlstudio": (_dlstudio, _pickles),
     "csv": (_one_file("csv:{}"), lambda: [_csv()]),
@@ -147,6 +172,7 @@ KINDS: dict[str, tuple[Callable[[Path, random.Random, list[bytes]], str], Callab
     "tsv": (_one_file("tsv:{}"), lambda: [_tsv()]),
     "jsonl": (_one_file("jsonl:{}"), lambda: [_json_lines()]),
     "parquet": (_one_file("parquet:{}"), _parquets),
+    "hf": (_hugging_face, _saved),
     "text": (_text_folder, lambda: ["Ein Satz. 中文".encode() * 5]),
     "spec": (_spec, lambda: [b"csv:{0}/table?text=text&label=label", b"tsv:{0}/table,{0}/table"]),
 }

@@ -138,10 +138,11 @@ def main() -> None:
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         assert count == len(rows)
         print(f"| {name} | {seconds:.2f} | {cpu:.2f} | {megabytes / cpu:.0f} |", flush=True)
-    start = time.process_time()
-    megabytes = sum(len(example.text) for example in datasets.load("imdb").examples()) / 1e6
-    cpu = time.process_time() - start
-    print(f"| imdb ({megabytes:.0f} MB) | | {cpu:.2f} | {megabytes / cpu:.0f} |")
+    for name in ("imdb", "rt"):
+        start = time.process_time()
+        megabytes = sum(len(example.text) for example in datasets.load(name).examples()) / 1e6
+        cpu = time.process_time() - start
+        print(f"| {name} ({megabytes:.0f} MB) | | {cpu:.2f} | {megabytes / cpu:.0f} |")
 
 
 if __name__ == "__main__":

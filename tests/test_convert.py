@@ -38,6 +38,15 @@ TABLE = {
         "head.bias": (2,),
         "vectors.weight": (7, 3),
     },
+    ("homework-nn", True): {
+        "gru.weight_ih_l0": (15, 3),
+        "gru.weight_hh_l0": (15, 5),
+        "gru.bias_ih_l0": (15,),
+        "gru.bias_hh_l0": (15,),
+        "fc.weight": (2, 5),
+        "fc.bias": (2,),
+        "vectors.weight": (7, 3),
+    },
     ("homework", False): {
         **{f"gru.W{gate}.weight": (5, 3) for gate in "zrh"},
         **{f"gru.U{gate}.weight": (5, 5) for gate in "zrh"},

@@ -88,7 +88,12 @@ def test_a_checkpoint_of_the_homework_predicts_as_it_did(
     status, _, error = to_run(command, file, vector_file)
     assert (status, error) == (0, "")
 
-    run = checkpoint.load_run(file.with_name("run"))
+    assert_predicts(file.with_name("run"), net)
+
+
+def assert_predicts(folder: Path, net: nn.Module) -> None:
+    """Both twins predict from this run directory what the network does."""
+    run = checkpoint.load_run(folder)
     assert run.classes == ("negative", "positive")
     vectors = torch.tensor(run.vectors)
     with torch.no_grad():
@@ -100,6 +105,30 @@ def test_a_checkpoint_of_the_homework_predicts_as_it_did(
     for framework in FRAMEWORKS.values():
         found = prediction.classify(framework, run, TEXTS)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class BuiltinNet(nn.Module):
+    """The homework's networks with nn.GRU: the last state of each direction to the classifier."""
+
+    def __init__(self, bidirectional: bool) -> None:
+        super().__init__()
+        self.gru = nn.GRU(D, H, batch_first=True, bidirectional=bidirectional)
+        self.fc = nn.Linear(H * (1 + bidirectional), 2)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.gru(words[None])[1].flatten()))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_its_networks_with_the_builtin_gru_predict_as_they_did(
+    bidirectional: bool, vector_file: Path, command: Command
+) -> None:
+    torch.manual_seed(0)
+    net = BuiltinNet(bidirectional)
+    file = vector_file.with_name("net.pt")
+    torch.save(net.state_dict(), file)
+    assert to_run(command, file, vector_file, "--from", "homework-nn")[0] == 0
+    assert_predicts(file.with_name("run"), net)
 
 
 def test_both_twins_train_on_from_it(net: Net, vector_file: Path, command: Command) -> None:

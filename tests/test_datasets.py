@@ -205,6 +205,9 @@ def test_dlstudio_archives(tmp_path: Path) -> None:
     ]
     python_2 = b"((dp1\nS'books'\np2\n(lp3\n(lp4\nS'caf\\xe9'\np5\naS'it\\'s'\naas(dp6\n(lp7\nt."
     assert read(archives(tmp_path, python_2, GOOD))[0].text == "café it's"
+    mixed = rb"((dS'books'|(l(lS'caf\xe9'|aS'na\xc3\xafve'|aV\u4e2d|aS'\xc3'|aV\ud800|aas(d(lt."
+    mixed = mixed.replace(b"|", b"\n")
+    assert read(archives(tmp_path, mixed, GOOD))[0].text == "café naïve 中 Ã \ufffd"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common import datasets as sources
@@ -53,6 +54,17 @@ def test_one_split_is_still_to_be_divided(tmp_path: Path) -> None:
     table([0, 1]).save_to_disk(tmp_path / "one")
     found = list(sources.load(f"hf:{tmp_path}/one").examples())
     assert [example.split for example in found] == ["", ""]
+
+
+def test_damaged_offsets_are_not_followed(tmp_path: Path) -> None:
+    table([0, 1]).save_to_disk(tmp_path / "one")
+    (path,) = (tmp_path / "one").glob("*.arrow")
+    offsets = np.array([0, 6, 12], np.int32)  # of "text 0" and "text 1", which end at 12
+    data = path.read_bytes()
+    assert data.count(offsets.tobytes()) == 1
+    path.write_bytes(data.replace(offsets.tobytes(), (offsets * [1, 1, 6]).astype("i4").tobytes()))
+    with pytest.raises(InputError, match=rf"^hf:{tmp_path}/one: ArrowInvalid: "):
+        list(sources.load(f"hf:{tmp_path}/one").examples())
 
 
 def test_a_folder_of_files(tmp_path: Path) -> None:

@@ -35,3 +35,18 @@ def test_the_preset_seed_draws_the_homeworks_figures(preset: str, tmp_path: Path
     assert {"1,502", "345", f"share of the {of} class"} | shares <= confusion
     assert any("86.11% correct" in text for text in confusion) == (preset == "quick")
     assert (tmp_path / "loss.png").stat().st_size > 0
+
+
+def test_the_homeworks_loss_figure_has_whole_intervals_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(figures, "loss_curves", lambda path, curves, *rest: drawn.append(curves))
+    iterations = (200, 400, 440)  # of 440 in an epoch
+    epochs = [epoch + i / 440 for epoch in range(2) for i in iterations]
+    results = RESULTS | {"loss_epochs": epochs, "losses": [6, 5, 0, 4, 3, 9]}
+    for preset in ("seed", "quick"):
+        figures.of_run(tmp_path, results, ("negative", "positive"), preset)
+    seed, quick = (curves["gru"] for curves in drawn)
+    assert seed == (epochs[0:2] + epochs[3:5], [6, 5, 4, 3])
+    assert quick == (epochs, [6, 5, 0, 4, 3, 9])

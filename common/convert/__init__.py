@@ -13,7 +13,7 @@ import numpy as np
 from common.convert.canonical import Canonical
 from common.convert.equinox import Equinox
 from common.convert.haiku import Haiku
-from common.convert.homework import Homework
+from common.convert.homework import Homework, HomeworkBuiltin
 from common.convert.keras import Keras
 from common.convert.layout import Layout, Tensors
 from common.convert.linen import Linen
@@ -30,6 +30,7 @@ FORMATS: dict[str, Layout] = {
         Canonical(),
         Torch(),
         Homework(),
+        HomeworkBuiltin(),
         Linen(),
         Nnx(),
         Keras(),

@@ -41,7 +41,7 @@ class Options:
     reset_after: bool | None = None
     """Whether this GRU applies the reset gate after the product with the recurrent weights, which
     no file tells. None stands for what --from computes by default: False for canonical, homework,
-    haiku and onnx, True for torch, linen, nnx, keras and equinox."""
+    haiku and onnx, True for torch, homework-nn, linen, nnx, keras and equinox."""
     data: str | None = None
     """With --to run: the data set it was trained on, as for training. Its words are kept."""
     vectors: str | None = None

@@ -1,4 +1,4 @@
-"""The homework's MyGRU: one nn.Linear, with a bias, for each gate and operand.
+"""The homework's networks. MyGRU: one nn.Linear, with a bias, for each gate and operand.
 
     z = sigmoid(Wz(x) + Uz(h))
     r = sigmoid(Wr(x) + Ur(h))
@@ -12,7 +12,8 @@ The state_dict, for one layer in one direction:
     gru.Wz.bias    gru.Wr.bias    gru.Wh.bias    gru.Uz.bias  gru.Ur.bias  gru.Uh.bias  [H]
     fc.weight [C, H]    fc.bias [C]    vectors.weight [V, D]
 
-The three W are weight_ih, the three U are weight_hh, their biases bias_ih and bias_hh.
+The three W are weight_ih, the three U are weight_hh, their biases bias_ih and bias_hh. The networks
+with nn.GRU, in one direction or both, have its tensors (see torch.py) with the same fc.
 """
 
 from typing import ClassVar
@@ -20,8 +21,14 @@ from typing import ClassVar
 import numpy as np
 
 from common.convert.layout import Cell, Layout, Tensors
+from common.convert.torch import Torch
 
 W, U = ("Wz", "Wr", "Wh"), ("Uz", "Ur", "Uh")
+OTHERS = {
+    "head.weight": ("fc.weight", "C D"),
+    "head.bias": ("fc.bias", "C"),
+    "vectors.weight": ("vectors.weight", "V D"),
+}
 
 
 class Homework(Layout):
@@ -30,11 +37,7 @@ class Homework(Layout):
     order = "zrn"
     z_keeps = False
     scope = "gru."
-    others: ClassVar = {
-        "head.weight": ("fc.weight", "C D"),
-        "head.bias": ("fc.bias", "C"),
-        "vectors.weight": ("vectors.weight", "V D"),
-    }
+    others: ClassVar = OTHERS
 
     def shapes(self, reset_after: bool) -> dict[str, str]:
         return (
@@ -57,3 +60,8 @@ class Homework(Layout):
             bias_ih=np.concatenate([tensors[f"{linear}.bias"] for linear in W]),
             bias_hh=np.concatenate([tensors[f"{linear}.bias"] for linear in U]),
         )
+
+
+class HomeworkBuiltin(Torch):
+    name = "homework-nn"
+    others: ClassVar = OTHERS

@@ -9,6 +9,7 @@ vocabulary), the first two category -> list of reviews, a review a list of words
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from common.datasets import files
@@ -49,7 +50,7 @@ def _archives(spec: str) -> tuple[Path, Path]:
 
 def _reviews(path: Path) -> Iterator[tuple[str, str, str]]:
     """(label, category, text) of every review in an archive."""
-    content = restricted_loads(_unpacked(path), str(path), errors=files.STRAY_BYTES)
+    content = restricted_loads(_unpacked(path), str(path), encoding="bytes")
     if not (
         isinstance(content, tuple | list)
         and len(content) >= 2
@@ -59,24 +60,35 @@ def _reviews(path: Path) -> Iterator[tuple[str, str, str]]:
     # A pickle can refer to one word, or to one review, any number of times.
     characters_left = 4 * MAX_UNPACKED
     for label, reviews_of_category in zip(("positive", "negative"), content[:2], strict=True):
-        for category, reviews in reviews_of_category.items():
-            if not isinstance(category, str) or not isinstance(reviews, list):
+        for name, reviews in reviews_of_category.items():
+            if not isinstance(name, str | bytes) or not isinstance(reviews, list):
                 raise InputError(
                     f"{path}: {label}: expected a list of reviews for each name of a category"
                 )
+            category = _joined([name])
             for number, words in enumerate(reviews):
                 try:
                     if not isinstance(words, list):
                         raise TypeError
                     characters_left -= 1 + sum(map(len, words)) + len(words)
-                    text = " ".join(words) if characters_left > 0 else ""
+                    text = _joined(words) if characters_left > 0 else ""
                 except TypeError:
                     raise InputError(
                         f"{path}: {label}, {category}, review {number:,}: expected a list of words"
                     ) from None
                 if characters_left < 0:
                     raise InputError(f"{path}: more than {4 * MAX_UNPACKED // 2**20:,} MiB of text")
-                yield label, files.without_surrogates(category), files.without_surrogates(text)
+                yield label, category, text
+
+
+def _joined(words: list) -> str:
+    """The words as a text; Python 2's are bytes in whatever encoding, or some of them are."""
+    with suppress(TypeError):
+        return files.decode(b" ".join(words))
+    with suppress(TypeError):
+        return files.without_surrogates(" ".join(words))
+    texts = [files.decode(word) if isinstance(word, bytes) else word for word in words]
+    return files.without_surrogates(" ".join(texts))
 
 
 def _unpacked(path: Path) -> bytes:

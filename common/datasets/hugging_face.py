@@ -10,6 +10,7 @@ there is no test. Needs the extra hf.
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ def load(spec: str) -> Dataset:
     name, options = _parse(spec)
 
     def examples() -> Iterator[Example]:
-        found = _load(name, options)
-        for split_name, split in _splits(found, options, spec):
-            table = found[split_name]
-            place = f"{name}: split {split_name}" if split_name else name
-            chosen = columns.choose(table.column_names, options, place)
-            yield from tables.labelled(partial(_rows, table, chosen), f"{place}: row", split)
+        with _errors_in_one_line(name):
+            found = _load(name, options)
+            for split_name, split in _splits(found, options, spec):
+                table = found[split_name]
+                place = f"{name}: split {split_name}" if split_name else name
+                chosen = columns.choose(table.column_names, options, place)
+                yield from tables.labelled(partial(_rows, table, chosen), f"{place}: row", split)
 
     return Dataset(spec, examples)
 
@@ -51,17 +53,24 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
     return str(path), options
 
 
-def _load(name: str, options: dict[str, str]) -> dict[str, Any]:
-    import datasets  # slow to import
-
+@contextmanager
+def _errors_in_one_line(name: str) -> Iterator[None]:
     try:
-        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "state.json").exists():
-            found = datasets.load_from_disk(name)
-        else:
-            found = datasets.load_dataset(name, options.get("config"))
+        yield
+    except InputError:
+        raise
     except Exception as error:  # the library, and those that it uses, have no common one
         first_line = str(error).partition("\n")[0]
         raise InputError(f"hf:{name}: {type(error).__name__}: {first_line}") from None
+
+
+def _load(name: str, options: dict[str, str]) -> dict[str, Any]:
+    import datasets  # slow to import
+
+    if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "state.json").exists():
+        found = datasets.load_from_disk(name)
+    else:
+        found = datasets.load_dataset(name, options.get("config"))
     return dict(found) if isinstance(found, dict) else {"": found}
 
 
@@ -86,7 +95,9 @@ def _rows(table: Any, chosen: columns.Columns) -> Iterator[columns.Row]:
     feature = table.features[chosen.label]
     names = getattr(feature, "names", None)  # a ClassLabel's numbers stand for names, -1 for none
     wanted = [name for name in dict.fromkeys(chosen) if name]
-    batches = table.select_columns(wanted).with_format("arrow").iter(parquet.BATCH)
+    selected = table.select_columns(wanted)
+    selected.data.validate(full=True)  # else damaged offsets are followed wherever they lead
+    batches = selected.with_format("arrow").iter(parquet.BATCH)
     for number, text, label, split, category in parquet.arrow_rows(batches, chosen):
         if not names:
             yield number, text, label, split, category

@@ -5,6 +5,9 @@ above 10 MB they are in NAME.vectors.npy. Nothing of gensim or NumPy is called t
 constructor that such a pickle names is replaced by one of the harmless stand-ins below.
 """
 
+import io
+import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +25,11 @@ from common.vectors.tables import Rows, take
 _WORDS = ("index_to_key", "index2word", "index2entity")
 _VECTORS = ("vectors", "syn0")
 _DTYPES = {"f2": 2, "f4": 4, "f8": 8}
+
+# The words once more, as the keys of a dict: its beginning, and each part in which pickle fills it,
+# of references to the words of the list before and their numbers, in frames.
+_INDEX = re.compile(rb"key_to_index(?:\x94|q.|r.{4})\}(?:\x94|q.|r.{4})", re.DOTALL)
+_ENTRIES = re.compile(rb"(?:\x95.{8})?\((?:[hK].|M..|[jJ].{4}|\x95.{8})*+u", re.DOTALL)
 
 
 class _Inert:
@@ -60,22 +68,30 @@ _CONSTRUCTORS: Constructors = {
         )
     },
     **{
-        (f"numpy.{core}.multiarray", name): _Inert
+        (f"numpy.{core}.{module}", name): _Inert
         for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
+        for module, name in (
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),  # since protocol 5
+        )
     },
+    ("__builtin__", "frozenset"): _Inert,
+    ("builtins", "frozenset"): _Inert,
     ("numpy", "ndarray"): _Inert,
     ("numpy", "dtype"): _Inert,
     ("_codecs", "encode"): _encode,
 }
 
 
-def read(path: Path, data: bytes, found: Found) -> None:
-    """Hand the words of the pickle `data` to `found`; `path` is the file that it is from.
+def read(path: Path, data: io.BytesIO, found: Found) -> None:
+    """Hand the words of the pickle `data`, which is used up, to `found`; `path` is its file.
 
     Raises InputError for a pickle of anything else, a companion that is missing or does not fit.
     """
-    model = restricted_loads(data, str(path), _CONSTRUCTORS, encoding="latin1")
+    _leave_out_index(data)
+    model = restricted_loads(data.getvalue(), str(path), _CONSTRUCTORS, encoding="latin1")
+    data.close()
     state = model.state if isinstance(model, _KeyedVectors) else None
     if not isinstance(state, dict):
         raise InputError(f"{path}: a pickle, but not one of gensim's KeyedVectors")
@@ -98,6 +114,14 @@ def read(path: Path, data: bytes, found: Found) -> None:
     if companion is None:
         raise InputError(f"{companions[0]}: not there, but {path.name} has its vectors in it")
     _take(str(companion), companion, words, found)
+
+
+def _leave_out_index(data: io.BytesIO) -> None:
+    """Change the pickle so that the index, hundreds of megabytes, is not made but stays empty."""
+    with data.getbuffer() as buffer:
+        place = _INDEX.search(buffer)
+        while place := place and _ENTRIES.match(buffer, place.end()):
+            buffer[place.end() - 1 : place.end()] = pickle.POP_MARK  # in the place of SETITEMS
 
 
 def _take(name: str, source: Path | np.ndarray, words: list[object], found: Found) -> None:
@@ -136,12 +160,16 @@ def _open(path: Path) -> np.ndarray:
 
 def _array(pickled: _Inert) -> np.ndarray:
     """The array that numpy would have made of this; raises any exception if it is not one."""
-    _, shape, dtype, fortran_order, numbers = pickled.state
-    kind, order = dtype.arguments[0], dtype.state[1]
+    if pickled.state:
+        _, shape, dtype, fortran_order, numbers = pickled.state
+    else:  # _frombuffer
+        numbers, dtype, shape, order = pickled.arguments
+        fortran_order = order == "F"
+    kind, byte_order = dtype.arguments[0], dtype.state[1]
     rows, columns = shape
-    if kind not in _DTYPES or order not in ("<", ">"):
-        raise ValueError(f"an array of {order}{kind}")
+    if kind not in _DTYPES or byte_order not in ("<", ">"):
+        raise ValueError(f"an array of {byte_order}{kind}")
     if not 0 <= rows * columns * _DTYPES[kind] == len(numbers):
         raise ValueError(f"{len(numbers):,} bytes for an array {[rows, columns]}")
-    flat = np.frombuffer(numbers, order + kind)
+    flat = np.frombuffer(numbers, byte_order + kind)
     return flat.reshape(rows, columns, order="F" if fortran_order else "C")
