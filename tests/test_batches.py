@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,3 +90,17 @@ def test_little_padding_on_real_reviews(size: int | None, max_length: int, batch
         distinct += len(batch.distinct)
     assert 1 - words / steps <= 0.10
     assert distinct / words <= 0.40
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is read from /proc")
+def test_the_pages_of_the_file_are_let_go_of() -> None:
+    """A process that has read every text of a large file would else hold all of it."""
+    split = corpus.load("rt").train
+    for batch in Batches(split, 64).epoch():
+        assert batch.words
+    found = re.findall(
+        r"^(\w+)-(\w+) .*\n(?:\w+: .*\n)*?Rss: +(\d+)", Path("/proc/self/smaps").read_text(), re.M
+    )
+    address = split.tokens.ctypes.data
+    (resident,) = [kb for low, high, kb in found if int(low, 16) <= address < int(high, 16)]
+    assert resident == "0"
