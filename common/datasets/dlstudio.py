@@ -6,11 +6,12 @@ A .tar.gz that holds no tar: a gzipped pickle, written by Python 2, of (positive
 vocabulary), the first two category -> list of reviews, a review a list of words.
 """
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from isal import igzip  # gzip, three times as fast
+from isal.igzip_lib import IsalError
 
 from common.datasets import files
 from common.datasets.dataset import Dataset, Example
@@ -94,13 +95,13 @@ def _joined(words: list) -> str:
 def _unpacked(path: Path) -> bytes:
     with files.open_file(path) as packed:
         try:
-            with gzip.open(packed) as unpacked:
+            with igzip.open(packed) as unpacked:
                 data = unpacked.read(MAX_UNPACKED + 1)
         except EOFError:
             raise InputError(
                 f"{path}: the archive is cut short: it ends at byte {packed.tell():,}"
             ) from None
-        except (OSError, zlib.error) as error:
+        except (OSError, IsalError) as error:  # type: ignore[misc]  # whose stubs are wrong
             raise InputError(f"{path}: before byte {packed.tell():,}: {error}") from None
     if len(data) > MAX_UNPACKED:
         raise InputError(f"{path}: unpacks to more than {MAX_UNPACKED // 2**20} MiB")

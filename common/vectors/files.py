@@ -1,15 +1,15 @@
 """Files of word vectors: which format one has is told from what is in it, compressed or not."""
 
-import gzip
 import io
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 import numpy as np
+from isal import igzip  # gzip, three times as fast
+from isal.igzip_lib import IsalError
 from jaxtyping import Float
 
 from common.errors import InputError
@@ -67,7 +67,7 @@ def read(path: Path, vocabulary: Iterable[str]) -> tuple[list[str], Float[np.nda
             found = Found(vocabulary, name, "line")
             with _open(path) as file:
                 text.read(file, found)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # whose stubs are wrong
         raise InputError(f"{name}: a damaged or cut-short gzip file ({error})") from None
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}") from None
@@ -89,7 +89,7 @@ def dependencies(path: Path) -> dict[str, tuple[int, int]]:
 def _open(path: Path) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
         if file.peek(2)[:2] == b"\x1f\x8b":
-            with gzip.open(file) as unpacked, io.BufferedReader(unpacked, 2**20) as reader:
+            with igzip.open(file) as unpacked, io.BufferedReader(unpacked, 2**20) as reader:
                 yield cast(BinaryIO, reader)
         else:
             yield file
