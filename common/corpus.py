@@ -29,6 +29,7 @@ from common.text import TOKENIZER_VERSION
 
 LAYOUT_VERSION = 2  # part of the key of every cache that holds what _write or renumber write
 _BLOCK = 1 << 20  # tokens that are looked at together, where all of them are
+MAY_STAY = 2**26  # bytes of a mapped file that may stay in the memory of the process
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,11 @@ class EncodedSplit:
     def release(self) -> None:
         """Take what was read of the file off this process's memory; the system may still have it.
 
-        With the page that holds a text, Linux may map the 2 MiB around it.
+        With the page that holds a text, Linux may map the 2 MiB around it. A small file stays: to
+        map its pages again for each batch would take as long as the rest of making the batch.
         """
-        self._advise(mmap.MADV_DONTNEED)
+        if self.tokens.nbytes > MAY_STAY:
+            self._advise(mmap.MADV_DONTNEED)
 
     def _advise(self, advice: int) -> None:
         mapped = getattr(self.tokens.base, "obj", None)
