@@ -474,7 +474,7 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises InputError naming it where it is missing or damaged."""
-    return _parse_json(_read(path), path, _LONGEST_JSON)
+    return _parse_json(_read(path, _LONGEST_JSON), path, _LONGEST_JSON)
 
 
 def _json(value: object) -> bytes:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -35,6 +35,7 @@ from common import corpus
 from common.batches import Batches, Shape
 from common.config import ModelConfig
 from common.params import shapes
+from common.report.schema import Check
 from comparison.implementations import (
     Case,
     Implementation,
@@ -67,18 +68,6 @@ QUANTITIES = {
     "d h0": ("d h0",),
     "d params": ("d gru.", "d head."),
 }
-
-
-class Row(TypedDict):
-    """One entry of "parity" in results.json."""
-
-    models: list[str]
-    check: str
-    dtype: str
-    error: float
-    bound: float
-    ulp: float
-    passed: bool
 
 
 def implementations() -> list[Implementation]:
@@ -184,7 +173,7 @@ def cases() -> list[tuple[Case, ...]]:
     return [*before, *after, *without, real(False), real(True)]
 
 
-def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeLike) -> list[Row]:
+def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeLike) -> list[Check]:
     """Compare one implementation with the oracle on draws of one case, computing in dtype.
 
     Returns one row for each result and gradient, its name in "check". A missing tensor, a wrong
@@ -197,7 +186,7 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
         yardstick = NUMPY if implementation.name == LOOP.name else LOOP
     # A fixed bound does not hang on luck.
     draws = draws if dtype == np.float32 else draws[:1]
-    rows: list[Row] = []
+    rows: list[Check] = []
     for name, errors in _errors(implementation, draws, dtype).items():
         # JSON knows no infinity.
         error = min(errors.largest, sys.float_info.max)
@@ -207,7 +196,7 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
         else:
             bound = BOUND_GRADIENT if name.startswith("d ") else BOUND_RESULT
         rows.append(
-            Row(
+            Check(
                 models=[implementation.name, "oracle"],
                 check=name,
                 dtype=dtype.name,
@@ -224,7 +213,7 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
 def run(
     chosen: Sequence[Implementation] | None = None,
     problems: Iterable[tuple[Case, ...]] | None = None,
-) -> list[Row]:
+) -> list[Check]:
     """Check implementations (all of them) on every problem (`cases`) that they can express.
 
     Returns one row for each implementation, kind of reset, dtype and quantity (see `QUANTITIES`),
@@ -232,7 +221,7 @@ def run(
     comes closest to its bound, or goes furthest beyond it.
     """
     chosen = implementations() if chosen is None else chosen
-    worst: dict[tuple[str, str, str], Row] = {}
+    worst: dict[tuple[str, str, str], Check] = {}
     for draws in cases() if problems is None else problems:
         kind = "reset after" if draws[0].reset_after else "reset before"
         for dtype in (np.float64, np.float32):
@@ -246,7 +235,7 @@ def run(
     return list(worst.values())
 
 
-def table(rows: Iterable[Row]) -> Group:
+def table(rows: Iterable[Check]) -> Group:
     """The rows of `run` for a terminal: a line a model, a column a quantity."""
     rows = list(rows)
     tables = []
@@ -271,7 +260,7 @@ def table(rows: Iterable[Row]) -> Group:
     return Group(*tables)
 
 
-def _strain(row: Row) -> float:
+def _strain(row: Check) -> float:
     """How much of its bound an error takes: more than 1 is a failure."""
     if row["bound"] == 0:  # of a tensor of zeros: its error is 0 or infinite
         return row["error"]

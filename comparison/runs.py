@@ -12,7 +12,7 @@ import numpy as np
 from common import checkpoint, signals
 from common.config import TrainConfig, to_arguments
 from common.errors import InputError, NotFiniteError, Stopped
-from comparison.parity import Row
+from common.report.schema import Check
 
 STEPS = 125  # the first epoch of the preset quick
 BOUND_LOSS = 0.01
@@ -106,7 +106,7 @@ def _run(framework: str, options: TrainConfig, say: Callable[[str], None]) -> No
         raise NotFiniteError(message) if process.returncode == 3 else InputError(message)
 
 
-def check_losses(folder: Path, model: str) -> Row:
+def check_losses(folder: Path, model: str) -> Check:
     """Compare the twins' training losses, step by step, at the beginning of training.
 
     Training is chaotic: rounding errors grow along it, exponentially and the faster the larger
@@ -117,7 +117,7 @@ def check_losses(folder: Path, model: str) -> Row:
     return _row(model, f"loss of the first {len(curves[0])} steps", gap, BOUND_LOSS, max(curves[0]))
 
 
-def check_accuracy(runs: Sequence[dict[str, Any]], model: str) -> Row:
+def check_accuracy(runs: Sequence[dict[str, Any]], model: str) -> Check:
     """Compare the twins' accuracies: they differ by no more than half of their 95 % interval."""
     ours, theirs = (
         next(run for run in runs if (run["framework"], run["model"]) == (framework, model))
@@ -128,8 +128,8 @@ def check_accuracy(runs: Sequence[dict[str, Any]], model: str) -> Row:
     return _row(model, "accuracy after training", gap, (high - low) / 2, 1.0)
 
 
-def _row(model: str, check: str, error: float, bound: float, scale: float) -> Row:
-    return Row(
+def _row(model: str, check: str, error: float, bound: float, scale: float) -> Check:
+    return Check(
         models=[f"torch {model}", f"jax {model}"],
         check=check,
         dtype="float32",

@@ -10,15 +10,16 @@ import jax_impl.learner
 import torch_impl.learner
 from common.batches import Batch
 from common.config import TrainConfig
+from common.report.schema import Check
 from common.training import Data, load_data
-from comparison.parity import BOUND_GRADIENT, BOUND_RESULT, Row
+from comparison.parity import BOUND_GRADIENT, BOUND_RESULT
 
 Answers = dict[str, np.ndarray]
 
 
 def check(
     options: TrainConfig, models: tuple[str, ...], report: Callable[[str], None]
-) -> list[Row]:
+) -> list[Check]:
     """Compare logits, loss and all gradients of the twins on the first batch of training.
 
     Errors are relative to the tensor's largest value. float64: the bounds of the parity suite.
@@ -27,7 +28,7 @@ def check(
     """
     data = load_data(options, report)
     batch = next(data.train.epoch(0))
-    rows: list[Row] = []
+    rows: list[Check] = []
     for model in models:
         how = dataclasses.replace(options, model=model, device="cpu", implementation="auto")
         loop = dataclasses.replace(how, implementation="loop")
@@ -44,7 +45,7 @@ def check(
                     bound = float(4 * _error(exact, rounded, name) + ulp)
                 error = _error(ours, theirs, name)
                 rows.append(
-                    Row(
+                    Check(
                         models=[f"torch {model}", f"jax {model}"],
                         check=f"{name}, real batch",
                         dtype=dtype,

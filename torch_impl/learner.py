@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -75,9 +75,13 @@ class Learner:
             leaf: (torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in self.leaves
         }
         self.steps = [torch.zeros((), device=self.device) for _ in self.leaves]
+        first, second = map(list, zip(*self.moments.values(), strict=True))
         beta1, beta2 = training.betas
         self.adam = partial(
             adam,
+            self.leaves,
+            exp_avgs=first,
+            exp_avg_sqs=second,
             state_steps=self.steps,
             max_exp_avg_sqs=[],
             fused=True,
@@ -99,13 +103,13 @@ class Learner:
         Leaves the norm of the gradient, before clipping, in self.gradient_norm.
         """
         loss = self._backward(batch)
-        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        # The loss depends on every parameter: none is without a gradient.
+        gradients = cast("list[Tensor]", [leaf.grad for leaf in self.leaves])
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_norm, self.gradient_norm)
         with torch.no_grad():
-            first, second = map(list, zip(*self.moments.values(), strict=True))
-            self.adam(self.leaves, gradients, first, second)
+            self.adam(gradients)
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:

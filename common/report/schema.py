@@ -5,7 +5,7 @@ Only what the report shows is described here; the file holds more.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -69,10 +69,10 @@ class Data(Struct):
     classes: Annotated[list[str], Meta(min_length=1)]
 
 
-class Check(Struct):
+class Check(TypedDict):
     """A parity check."""
 
-    models: tuple[str, str]
+    models: Annotated[list[str], Meta(min_length=2, max_length=2)]
     check: str
     dtype: str
     error: float
