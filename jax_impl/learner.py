@@ -71,6 +71,10 @@ class Learner:
             training.learning_rate, b1=training.betas[0], b2=training.betas[1], eps=training.eps
         )
         self.moments = self.optimizer.init(self.state)
+        # Where a step leaves them: otherwise JAX compiles the first step twice.
+        self.state, self.frozen, self.moments = jax.device_put(
+            (self.state, self.frozen, self.moments), self.device
+        )
         self.clip_norm = training.clip_norm
         self.gradient_norm = jnp.zeros(())
 
@@ -79,8 +83,9 @@ class Learner:
 
         Leaves the norm of the gradient, before clipping, in self.gradient_norm.
         """
-        self.state, self.moments, loss, self.gradient_norm = self._update(
-            self.state, self.moments, self.frozen, *self._arrays(batch)
+        loss, gradients = self._backward(self.state, self.frozen, *self._arrays(batch))
+        self.state, self.moments, self.gradient_norm = self._update(
+            self.state, self.moments, gradients
         )
         return loss
 
@@ -149,25 +154,26 @@ class Learner:
     def _backward(
         self, state: nnx.State, frozen: nnx.State, *inputs_and_labels: Array
     ) -> tuple[Float[Array, ""], nnx.State]:
+        self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
+
         def loss(state: nnx.State) -> Float[Array, ""]:
             *inputs, labels = inputs_and_labels
             return cross_entropy(self._logits(state, frozen, *inputs), labels)
 
         return jax.value_and_grad(loss)(state)
 
+    # Apart from the gradients, so that it is compiled once, and not for each shape of a batch.
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
     def _update(
-        self, state: nnx.State, moments: optax.OptState, frozen: nnx.State, *batch: Array
-    ) -> tuple[nnx.State, optax.OptState, Float[Array, ""], Float[Array, ""]]:
-        self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
-        loss, gradients = self._backward(state, frozen, *batch)
+        self, state: nnx.State, moments: optax.OptState, gradients: nnx.State
+    ) -> tuple[nnx.State, optax.OptState, Float[Array, ""]]:
         norm = optax.tree.norm(gradients)
         if self.clip_norm is not None:
             # As torch.nn.utils.clip_grads_with_norm_ does; optax.clip_by_global_norm has no 1e-6.
             scale = jnp.minimum(self.clip_norm / (norm + 1e-6), 1)
             gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
         updates, moments = self.optimizer.update(gradients, moments, state)
-        return optax.apply_updates(state, updates), moments, loss, norm
+        return optax.apply_updates(state, updates), moments, norm
 
     def _read(self, state: nnx.State) -> dict[str, np.ndarray]:
         return {name: np.array(state[name.replace(".", "_")][...]) for name in self.names}
