@@ -40,19 +40,20 @@ class BuiltinClassifier(Classifier):
     ) -> Float[Tensor, "B C"]:
         """The logits of a batch."""
         parameters = canonical(self, self.names)
-        x = F.embedding(distinct, parameters.get("vectors.weight", self.vectors))[tokens]
-        T, R = len(x), self.config.directions
-        word = within(lengths, T)
-        turned = torch.where(word, lengths - 1 - torch.arange(T, device=x.device)[:, None], 0)
-        last = (lengths - 1).clamp(min=0), torch.arange(len(lengths), device=x.device)
-        for layer in range(self.config.num_layers):
-            outputs, h_last = [], []
-            for reverse in range(R):
-                cell = self.cells[layer * R + reverse]
-                out, _ = cell(_turn(x, turned) if reverse else x)
-                h_last.append(torch.where((lengths > 0)[:, None], out[last], 0))
-                outputs.append(_turn(out, turned) if reverse else out)
-            x = torch.cat(outputs, dim=-1)
+        x = F.embedding(distinct, parameters.get("vectors.weight", self.vectors))
+        (T, B), L, R = tokens.shape, self.config.num_layers, self.config.directions
+        steps, rows = torch.arange(T, device=x.device)[:, None], torch.arange(B, device=x.device)
+        turned = torch.where(within(lengths, T), lengths - 1 - steps, 0), rows
+        last = (lengths - 1).clamp(min=0), rows
+        inputs = [x[read] for read in (tokens, tokens[turned])[:R]]  # of each direction
+        for layer in range(L):
+            cells = self.cells[layer * R : (layer + 1) * R]
+            outputs = [cell(x)[0] for cell, x in zip(cells, inputs, strict=True)]
+            h_last = [torch.where((lengths > 0)[:, None], out[last], 0) for out in outputs]
+            if layer < L - 1:
+                outputs[1:] = [out[turned] for out in outputs[1:]]
+                x = torch.cat(outputs, dim=-1)
+                inputs = [x, x[turned]] if R == 2 else [x]
         return head(parameters, torch.stack(h_last))
 
     def builtin_names(self) -> dict[str, nn.Parameter]:
@@ -67,7 +68,3 @@ class BuiltinClassifier(Classifier):
             for cell, suffix in zip(self.cells, suffixes, strict=True)
             for name in GRU_PARAMETERS
         }
-
-
-def _turn(x: Float[Tensor, "T B D"], turned: Int[Tensor, "T B"]) -> Float[Tensor, "T B D"]:
-    return x.gather(0, turned[..., None].expand_as(x))
