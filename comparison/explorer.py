@@ -10,12 +10,15 @@ from jaxtyping import Bool, Int
 import jax_impl.learner
 import torch_impl.learner
 from common import checkpoint, corpus, explanation
+from common.batches import Batches, Shape
 from common.config import TrainConfig
+from common.corpus import join
 from common.prediction import load_learner
 from common.training import load_data, predict
 
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 REVIEWS = 12
+ROWS = 64  # reviews in a batch
 LONGEST = 120  # words: what one takes in at a glance
 DIGITS = 4  # significant ones: what shows
 
@@ -32,15 +35,25 @@ def explore(
     """
     data = load_data(options, report)
     split = data.test.split
+    short = candidates(data.test.lengths)
+    longest = int(data.test.lengths[short].max(initial=1))
+    # All of one shape, for which JAX compiles once.
+    questions = Batches(
+        join([split[number] for number in short], split.labels[short]),
+        ROWS,
+        max_length=options.max_length,
+        in_order=True,
+        shapes=[Shape(longest, longest * ROWS)],
+    )
     trained = {}
     correct = []
     for run in runs:
         framework = FRAMEWORKS[run["framework"]]
         read = checkpoint.load_run(Path(run["run_dir"]))
         trained[f"{run['framework']} {run['model']}"] = framework, read
-        logits, labels = predict(load_learner(framework, read, options.device), data.test)
+        logits, labels = predict(load_learner(framework, read, options.device), questions)
         correct.append(logits.argmax(axis=1) == labels)
-    chosen = choose(np.array(correct), data.test.lengths)
+    chosen = short[choose(np.array(correct))]
     words = corpus.load(options.data)
     texts = words.test.subset(options.test_size)
     reviews: list[dict[str, Any]] = [
@@ -61,20 +74,20 @@ def explore(
     return {"classes": list(data.classes), "reviews": reviews}
 
 
-def choose(
-    correct: Bool[np.ndarray, "models N"], lengths: Int[np.ndarray, " N"]
-) -> Int[np.ndarray, " chosen"]:
-    """Which reviews: half of them wrongly classified by some model, always the same ones.
-
-    Reviews of up to LONGEST words (or the shortest there are), in an order drawn once; where there
-    are too few wrong or right ones, more of the others.
-    """
+def candidates(lengths: Int[np.ndarray, " N"]) -> Int[np.ndarray, " short"]:
+    """Reviews of up to LONGEST words (or the shortest there are), in an order drawn once."""
     length = max(LONGEST, np.sort(lengths)[: 2 * REVIEWS].max())
-    short = np.random.default_rng(0).permutation(
-        np.flatnonzero((lengths > 0) & (lengths <= length))
-    )
-    right = correct[:, short].all(axis=0)
-    wrong_ones, right_ones = short[~right], short[right]
+    short = np.flatnonzero((lengths > 0) & (lengths <= length))
+    return np.random.default_rng(0).permutation(short)
+
+
+def choose(correct: Bool[np.ndarray, "models N"]) -> Int[np.ndarray, " chosen"]:
+    """Which reviews: the first ones, half of them wrongly classified by some model.
+
+    Where there are too few wrong or right ones, more of the others.
+    """
+    right = correct.all(axis=0)
+    wrong_ones, right_ones = np.flatnonzero(~right), np.flatnonzero(right)
     most = min(len(wrong_ones), max(REVIEWS // 2, REVIEWS - len(right_ones)))
     return np.concatenate([wrong_ones[:most], right_ones[: REVIEWS - most]])
 
