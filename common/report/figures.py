@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import altair as alt
 import numpy as np
+import vl_convert
 
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
@@ -66,9 +67,9 @@ class Figure:
     def save(self, path: Path) -> None:
         """Write it as PNG to path, and as SVG beside it."""
         title = textwrap.wrap(self.title, self.width // 8)
-        chart = self._with(width=self.width, background="white", title=title)
-        chart.save(path, scale_factor=2)
-        chart.save(path.with_suffix(".svg"))
+        spec = self._with(width=self.width, background="white", title=title).to_dict()
+        path.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+        path.with_suffix(".svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
 
     def _with(self, **properties: Any) -> alt.TopLevelMixin:
         return self.chart.properties(**properties).configure(**CONFIG)
