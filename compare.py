@@ -1,7 +1,7 @@
 """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
 python compare.py                        train all six models, check parity, write a report
-python compare.py parity                 every implementation against the float64 oracle
+python compare.py parity                 parity again, on everything that could break it
 python compare.py speed                  tokens a second of every GRU that runs here
 python compare.py questions              does gating help, does reading both ways, handwriting?
 python compare.py report DIR             write the report again from DIR/results.json
@@ -17,7 +17,6 @@ import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import checkpoint
-from common.config import TrainConfig, parse_options
+from common.config import TrainConfig, parse_options, to_arguments
 from common.errors import InputError, exit_on_input_error
 from common.report import figures, html, markdown, schema
 
@@ -39,9 +38,10 @@ class CompareConfig(TrainConfig):
     """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
     all and accuracy train the models, each in a process of its own, and check the twins' parity on
-    a real batch; all and parity run the parity suite; speed times every GRU that runs here;
-    questions trains them with several seeds and answers the homework's questions; report writes the
-    report of an earlier comparison.
+    a real batch; all also checks every implementation against the oracle, on real reviews; parity
+    does so on all cases of the parity suite; speed times every GRU that runs here; questions trains
+    the models with several seeds and answers the homework's questions; report writes the report of
+    an earlier comparison.
     """
 
     part: tyro.conf.Positional[
@@ -58,6 +58,9 @@ class CompareConfig(TrainConfig):
     """Which models; the nn. ones are PyTorch's own layer."""
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
+    jobs: int | None = None
+    """How many models are trained at a time, each on its share of the cores; None for one a core
+    (on a GPU, and where cores cannot be shared out, one). 1 for times that all cores give."""
     seeds: int = 5
     """For questions: with how many seeds each model is trained, --seed and the ones after it."""
     out: Path | None = Path("results")
@@ -67,6 +70,8 @@ class CompareConfig(TrainConfig):
         super().check()
         if self.seeds < 1:
             raise InputError(f"--seeds {self.seeds}: must be at least 1")
+        if self.jobs is not None and self.jobs < 1:
+            raise InputError(f"--jobs {self.jobs}: must be at least 1")
         if self.folder is not None and self.part != "report":
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
@@ -108,7 +113,7 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
     results["environment"] = environment()
     if options.part in ("all", "accuracy"):
         accuracy(options, results, console)
-    if options.part in ("all", "parity"):
+    if options.part == "parity":
         parity_suite(results, console)
     if options.part == "speed":
         speed_table(options, results, console)
@@ -127,45 +132,77 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
 
 
 def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) -> None:
-    """Train the models and check the twins on a real batch; fills in results."""
+    """Train the models and check parity; fills in results."""
+    from comparison import live, runs
+    from comparison.processes import Job
+
     assert options.out is not None
     plain = options.plain()
     results["runs"], results["data"] = [], {}
-    from comparison import explorer, live, runs, twins  # which import both frameworks
-
     chosen = [
-        (framework, model)
+        runs.Training(
+            framework,
+            dataclasses.replace(plain, model=model, out=options.out / f"{framework}-{model}"),
+        )
         for model in options.models
         for framework in options.frameworks
         if model in MODELS[framework]
     ]
     if not chosen:
         raise InputError(f"--models {' '.join(options.models)}: JAX has {', '.join(MODELS['jax'])}")
-    with live.Board(console, [" ".join(pair) for pair in chosen]) as board:
-        for framework, model in chosen:
-            name, folder = f"{framework} {model}", options.out / f"{framework}-{model}"
-            run, results["data"] = runs.train(
-                framework,
-                dataclasses.replace(plain, model=model, out=folder),
-                partial(board.say, name, folder),
-            )
-            board.finish(name, run)
-            results["runs"].append(run)
+    folders = {training.name: training.folder for training in chosen}
+    both = tuple(model for model in options.models if model in MODELS["jax"])
+
+    def done(what: runs.Training | Job, run: dict[str, Any]) -> None:
+        if run:
+            board.finish(what.name, f"{run['accuracy']:.2%}", f"{run['tokens_per_second']:,.0f}")
+        else:
+            board.finish(what.name, "done")
+
+    with (
+        tempfile.TemporaryDirectory(prefix=".parity-", dir=options.out) as name,
+        live.Board(console, [*folders, "parity"]) as board,
+    ):
+        path = Path(name, "rows.json")
+        arguments = [*to_arguments(dataclasses.replace(plain, out=path)), "--models", *both]
+        arguments.append("--oracle" if options.part == "all" else "--no-oracle")
+        results["runs"], results["data"] = runs.train(
+            chosen,
+            at_once(options),
+            lambda name, line: board.say(name, folders.get(name, path), line),
+            done,
+            beside=[Job("parity", "comparison.checks", tuple(arguments))],
+        )
+        rows = checkpoint.read_json(path)
+
+    from comparison import explorer, parity  # which import both frameworks
 
     console.print("explaining a few test reviews word by word", highlight=False)
     results["explorer"] = explorer.explore(plain, results["runs"], console.print)
-    console.print("checking the twins' parity on a real batch", highlight=False)
-    both = tuple(model for model in options.models if model in MODELS["jax"])
-    rows = twins.check(plain, both, lambda line: console.print(line, markup=False))
     if set(options.frameworks) == set(MODELS):
         if plain.learning_rate <= TrainConfig().learning_rate:
             rows += [runs.check_losses(options.out, model) for model in both]
         rows += [runs.check_accuracy(results["runs"], model) for model in both]
-    results["parity"] = rows + [row for row in results["parity"] if row["models"][1] == "oracle"]
+    suite = [row for row in rows if row["models"][1] == "oracle"]
+    if options.part == "accuracy":
+        rows += [row for row in results["parity"] if row["models"][1] == "oracle"]
+    results["parity"] = rows
     table = Table(*markdown.COLUMNS)
     for run in results["runs"]:
         table.add_row(*markdown.row(run))
     console.print(table)
+    if suite:
+        console.print(parity.table(suite))
+
+
+def at_once(options: CompareConfig) -> int:
+    """How many models to train at a time."""
+    from comparison import processes
+
+    if options.jobs is not None:
+        return options.jobs
+    gpu = any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))
+    return 1 if options.device != "cpu" and gpu else processes.most_at_once()
 
 
 def parity_suite(results: dict[str, Any], console: Console) -> None:
@@ -203,7 +240,9 @@ def answer_questions(options: CompareConfig, results: dict[str, Any], console: C
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    results["questions"] = questions.measure(options.plain(), names, options.seeds, say)
+    results["questions"] = questions.measure(
+        options.plain(), names, options.seeds, at_once(options), say
+    )
     for table in questions.tables(results["questions"]):
         console.print(table)
     for line in questions.conclusions(results["questions"]):

@@ -18,6 +18,7 @@ from common import checkpoint, corpus, datasets, metrics, params, vectors
 from common.batches import Batch, Batches
 from common.checkpoint import About, LogLine, State
 from common.config import TrainConfig, parse_options
+from common.encoding import cores
 from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error
 from common.memory import keep_freed_memory
 from common.report import figures
@@ -281,6 +282,7 @@ def _train(framework: Framework, options: TrainConfig, out: Path) -> dict[str, A
         "epochs": state.epoch,
         "validation_loss": state.best_loss,
         "train_seconds": state.seconds,
+        "cores": cores(),
         "first_step_seconds": state.first_step_seconds,
         "tokens_per_second": float(np.median([line.tokens_per_second for line in lines])),
         "compilations": learner.compilations,

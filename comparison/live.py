@@ -1,4 +1,4 @@
-"""What the runs of a comparison are doing: a live table on a terminal, plain lines elsewhere."""
+"""What the jobs of a comparison are doing: a live table on a terminal, plain lines elsewhere."""
 
 import json
 import re
@@ -16,15 +16,15 @@ LOG_LINE = re.compile(r"\[epoch:(\d+/\d+)\] \[iter: *(\d+)\].* loss: (\S+)")
 
 
 class Board:
-    """A line for each run, and under them what was said last; a context manager."""
+    """A line for each job, and under them what was said last; a context manager."""
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
         self.console = console
         self.rows = {
-            name: dict.fromkeys(("epoch", "loss", "speed", "result"), "") for name in names
+            name: dict.fromkeys(("epoch", "loss", "speed", "elapsed", "result"), "")
+            for name in names
         }
-        self.seconds: dict[str, float] = {}
-        self.running: tuple[str, float] | None = None
+        self.begun: dict[str, float] = {}
         self.said = ""
         self.live = Live(console=console, get_renderable=self.table, refresh_per_second=4)
 
@@ -39,13 +39,11 @@ class Board:
             self.live.stop()
 
     def say(self, name: str, run_dir: Path, line: str) -> None:
-        """Take note of a line that a run printed."""
+        """Take note of a line that a job printed."""
         if not self.console.is_terminal:
             self.console.print(f"{name:14}", line, markup=False, highlight=False, soft_wrap=True)
             return
-        if self.running is None or self.running[0] != name:
-            self.running = (name, time.perf_counter())
-        self.seconds[name] = time.perf_counter() - self.running[1]
+        self.begun.setdefault(name, time.perf_counter())
         self.said = f"{name}: {line}"
         if found := LOG_LINE.search(line):
             epoch, iteration, loss = found.groups()
@@ -53,22 +51,25 @@ class Board:
             self.rows[name].update(epoch=f"{epoch}, iteration {iteration}", loss=loss)
             self.rows[name]["speed"] = "" if speed is None else f"{speed:,.0f}"
 
-    def finish(self, name: str, run: dict[str, Any]) -> None:
-        """Show how a run came out."""
-        self.running = None
-        self.rows[name]["speed"] = f"{run['tokens_per_second']:,.0f}"
-        self.rows[name]["result"] = f"{run['accuracy']:.2%}"
+    def finish(self, name: str, result: str, speed: str = "") -> None:
+        """Show how a job came out."""
+        if name in self.begun:
+            self.rows[name]["elapsed"] = _elapsed(self.begun.pop(name))
+        self.rows[name].update(result=result, speed=speed)
 
     def table(self) -> Group:
         """The table as it stands."""
-        table = Table("model", "epoch", "loss", "tokens/s", "elapsed", "accuracy")
+        table = Table("", "epoch", "loss", "tokens/s", "elapsed", "result")
         for name, row in self.rows.items():
-            seconds = self.seconds.get(name)
-            if self.running is not None and self.running[0] == name:
-                seconds = time.perf_counter() - self.running[1]
-            elapsed = "waiting" if seconds is None else f"{seconds:,.0f} s"
+            elapsed = row["elapsed"] or ("" if row["result"] else "waiting")
+            if name in self.begun:
+                elapsed = _elapsed(self.begun[name])
             table.add_row(name, row["epoch"], row["loss"], row["speed"], elapsed, row["result"])
         return Group(table, Text(self.said, overflow="ellipsis", no_wrap=True))
+
+
+def _elapsed(begun: float) -> str:
+    return f"{time.perf_counter() - begun:,.0f} s"
 
 
 def _last(log: Path) -> dict[str, Any]:

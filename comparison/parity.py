@@ -99,7 +99,7 @@ SIZES = (
     Size("no step", 0, 4, 3, 1, 2, [0, 0, 0]),
     Size("ties, zeros, unsorted", 9, 5, 7, 2, 2, [3, 9, 0, 3, 0, 9]),
     Size("three layers", 6, 4, 5, 3, 1, [6, 1, 4]),
-    Size("distinct tokens", 11, 8, 16, 1, 2, [11, 11, 7, 2, 0], distinct=13),
+    Size("distinct tokens", 11, 8, 16, 1, 2, [11, 11, 7, 2, 0], h0=False, distinct=13),
     Size("long", 80, 16, 32, 1, 1, [80, 79, 40, 1]),
 )
 
@@ -140,7 +140,7 @@ def real(reset_after: bool) -> tuple[Case, ...]:
     """Batches of IMDB reviews, as the classifiers read them, with random vectors for the words."""
     corpus_ = corpus.load("imdb")
     batches = Batches(corpus_.train.subset(256), 8, max_length=40, shapes=[Shape(40, 320)])
-    size = Size("real reviews", 40, 16, 16, 1, 2, [0] * 8, h0=False)
+    size = Size("real reviews", 40, 16, 16, 1, 2, [0] * 8)
     vectors = np.random.default_rng(0).standard_normal((len(corpus_.vocabulary), size.D))
     return tuple(
         replace(

@@ -30,6 +30,7 @@ from common.corpus import EncodedSplit
 from common.prediction import load_learner
 from common.training import Data, load_data, predict
 from comparison import runs
+from comparison.processes import Job
 
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 PAIRS = (
@@ -56,14 +57,16 @@ Report = Callable[[str], None]
 
 
 def measure(
-    options: TrainConfig, names: Sequence[str], seeds: int, report: Report
+    options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
 ) -> dict[str, Any]:
     """Train every model (names: "torch gru", …) with so many seeds, and answer the questions.
+
+    at_once: so many are trained at a time, each on cores of its own.
 
     Run directories are OUT/questions/seed-N/FRAMEWORK-MODEL; what is there, trained with the same
     options, is not trained again. Returns the entry "questions" of results.json.
     """
-    folders = train(options, names, seeds, report)
+    folders = train(options, names, seeds, at_once, report)
     data = load_data(options, report)
     report("asking every model about the test reviews")
     correct, seconds = {}, {}
@@ -95,20 +98,28 @@ def measure(
 
 
 def train(
-    options: TrainConfig, names: Sequence[str], seeds: int, report: Report
+    options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
 ) -> dict[str, list[Path]]:
     """Train what is not there yet; returns the run directories of each model, a seed each."""
     assert options.out is not None
-    folders: dict[str, list[Path]] = {name: [] for name in names}
+    trainings: dict[str, list[runs.Training]] = {name: [] for name in names}
     for seed in range(options.seed, options.seed + seeds):
         for name in names:
             framework, model = name.split()
             folder = options.out / "questions" / f"seed-{seed}" / f"{framework}-{model}"
-            folders[name].append(folder)
             wanted = dataclasses.replace(options, model=model, seed=seed, out=folder)
-            run, _ = runs.train(framework, wanted, lambda line: None)
-            report(f"seed {seed}, {name}: {run['accuracy']:.2%} after {run['train_seconds']:.0f} s")
-    return folders
+            trainings[name].append(runs.Training(framework, wanted))
+
+    def done(training: runs.Training | Job, run: Mapping[str, Any]) -> None:
+        assert isinstance(training, runs.Training)
+        report(
+            f"seed {training.options.seed}, {training.name}: {run['accuracy']:.2%} after "
+            f"{run['train_seconds']:.0f} s"
+        )
+
+    by_seed = zip(*trainings.values(), strict=True)
+    runs.train(list(itertools.chain(*by_seed)), at_once, lambda name, line: None, done)
+    return {name: [each.folder for each in of_seeds] for name, of_seeds in trainings.items()}
 
 
 def answers(framework: ModuleType, folder: Path, data: Data) -> Bool[np.ndarray, " N"]:

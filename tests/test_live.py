@@ -20,7 +20,7 @@ def test_a_terminal_shows_a_table_that_follows_the_runs(tmp_path: Path) -> None:
         board.say("torch gru", tmp_path, LINE)
         with console.capture() as shown:
             console.print(board.table())
-        board.finish("torch gru", {"accuracy": 0.875, "tokens_per_second": 120000.0})
+        board.finish("torch gru", "87.50%", "120,000")
         with console.capture() as finished:
             console.print(board.table())
     during, after = shown.get(), finished.get()
@@ -33,5 +33,5 @@ def test_elsewhere_the_lines_come_as_they_are(tmp_path: Path) -> None:
     file = io.StringIO()
     with Board(Console(file=file, width=20), NAMES) as board:
         board.say("jax gru", tmp_path, LINE)
-        board.finish("jax gru", {"accuracy": 0.875, "tokens_per_second": 120000.0})
+        board.finish("jax gru", "87.50%")
     assert file.getvalue() == f"jax gru        {LINE}\n"

@@ -278,7 +278,7 @@ def test_compare_answers_the_questions_and_trains_only_once(
     for conclusion in questions.conclusions(found):
         assert conclusion in output
 
-    monkeypatch.setattr(runs, "_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "to_arguments", lambda *_: pytest.fail("trained again"))
     status, output, _ = command(compare.main, *arguments)
     assert status == 0
     again = json.loads((tmp_path / "results.json").read_text())["questions"]

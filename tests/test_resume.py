@@ -264,11 +264,16 @@ def test_compare_stops_with_its_training_and_goes_on_with_it(
         checkpoint.load_checkpoint(last).about.options, epochs=1 + int(last.name) // 8
     )
     lines: list[str] = []
-    first, _ = runs.train("torch", options, lines.append)
+    training = runs.Training("torch", options)
+
+    def train() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        return runs.train([training], 1, lambda name, line: lines.append(line), lambda *_: None)
+
+    first = train()
     assert any(line.startswith(f"going on after step {int(last.name):,}") for line in lines)
     lines.clear()
-    monkeypatch.setattr(runs, "_run", lambda *arguments: pytest.fail("it was trained again"))
-    again, _ = runs.train("torch", options, lines.append)
+    monkeypatch.setattr(runs, "to_arguments", lambda *_: pytest.fail("it was trained again"))
+    again = train()
     assert "finished before" in lines[0]
     assert again == first
 

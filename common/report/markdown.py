@@ -11,6 +11,7 @@ COLUMNS = (
     "model",
     "implementation",
     "accuracy",
+    "cores",
     "training",
     "tokens/s",
     "first step",
@@ -25,6 +26,7 @@ def row(run: Mapping[str, Any]) -> tuple[str, ...]:
         run["model"],
         run["implementation"],
         _accuracy(run),
+        str(run.get("cores", "")),
         f"{run['train_seconds']:.1f} s",
         f"{run['tokens_per_second']:,.0f}",
         f"{run['first_step_seconds']:.2f} s",
@@ -44,9 +46,10 @@ def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence
             "",
             *_table(COLUMNS, map(row, runs)),
             "",
-            "Accuracy ± half of its 95 % interval (Wilson). Training: the wall time of all epochs, "
-            "compilation included. tokens/s: the median over the stretches between two log lines. "
-            "First step: from building the model to its first update. Peak memory: of the process.",
+            "Accuracy ± half of its 95 % interval (Wilson). Cores: how many a training could use. "
+            "Training: the wall time of all epochs, compilation included. tokens/s: the median "
+            "over the stretches between two log lines. First step: from building the model to its "
+            "first update. Peak memory: of the process.",
             "",
             *_categories(runs),
         ]

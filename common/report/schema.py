@@ -52,6 +52,7 @@ class Run(Struct):
     first_step_seconds: float
     peak_memory_bytes: float
     categories: dict[str, Category]
+    cores: int | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if len(self.losses) != len(self.loss_epochs):

@@ -95,6 +95,7 @@ def _run(rng: np.random.Generator, framework: str, model: str) -> dict[str, Any]
         "losses": (0.25 + 0.45 * np.exp(-x) + 0.02 * rng.standard_normal(len(x))).tolist(),
         "loss_epochs": x.tolist(),
         "train_seconds": 12.3,
+        "cores": 2,
         "tokens_per_second": 250_000.0,
         "first_step_seconds": 1.1,
         "peak_memory_bytes": 700 * 2**20,

@@ -1,0 +1,127 @@
+"""Programs side by side, each on cores of its own.
+
+Two programs that each use all cores stand in each other's way, with PyTorch's threads tenfold and
+more. And one that has all cores often leaves some idle: nn.GRU's time steps are short, and XLA
+compiles on one.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import signals
+from common.encoding import cores
+from common.errors import InputError, NotFiniteError, Stopped
+
+LONGEST_LINE = 2**20  # characters
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program of this project, `python -m MODULE ARGUMENTS`, and its name for people."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+
+
+def most_at_once() -> int:
+    """How many programs can run here on cores of their own."""
+    return cores() if hasattr(os, "sched_setaffinity") else 1
+
+
+def run(
+    jobs: Sequence[Job],
+    at_once: int,
+    say: Callable[[Job, str], None],
+    ended: Callable[[Job], None],
+) -> None:
+    """Run the jobs, begun in their order, at most so many at once.
+
+    say is given each line that a job prints; ended is called when one has ended well.
+
+    Raises InputError or, for its exit status, NotFiniteError, where a job does not end well: the
+    others are asked to stop, and have stopped, then. A SIGINT or SIGTERM is passed on to all that
+    run; when they have ended, Stopped is raised.
+    """
+    asked: list[int] = []
+    running: dict[Job, asyncio.subprocess.Process] = {}
+    last: dict[Job, str] = {}
+
+    def pass_on(number: int) -> None:
+        asked.append(number)
+        for process in running.values():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                process.send_signal(number)
+
+    async def one(job: Job, shares: asyncio.Queue[set[int]]) -> None:
+        share = await shares.get()
+        if not asked:
+            status = await _run(job, share)
+            if status and not asked:
+                kind = NotFiniteError if status == 3 else InputError
+                message = last.get(job, "").removeprefix("error: ")
+                raise kind(f"{job.name}: ended with exit status {status}: {message}")
+            if not status:
+                ended(job)
+        shares.put_nowait(share)
+
+    async def _run(job: Job, share: set[int]) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", job.module, *job.arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=Path(__file__).parents[1],
+            limit=LONGEST_LINE,
+            process_group=0,  # Ctrl-C reaches it through us alone: a second would end it at once
+        )
+        running[job] = process
+        assert process.stdout is not None
+        try:
+            if share:
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(process.pid, share)
+            async for line in process.stdout:
+                last[job] = line.decode(errors="replace").rstrip("\n")
+                say(job, last[job])
+            return await process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            raise
+        finally:
+            del running[job]
+
+    async def all_of_them() -> None:
+        shares: asyncio.Queue[set[int]] = asyncio.Queue()
+        for share in _shares(min(at_once, len(jobs))):
+            shares.put_nowait(share)
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(one(job, shares))
+
+    if not jobs:
+        return
+    with signals.caught(pass_on):
+        try:
+            asyncio.run(all_of_them())
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+    if asked:
+        words = "; ".join(f"{job.name}: {last[job]}" for job in jobs if job in last)
+        raise Stopped(asked[0], f"; the same command goes on from there ({words})")
+
+
+def _shares(count: int) -> list[set[int]]:
+    """The cores dealt out; an empty share is any core."""
+    if count == 1 or most_at_once() == 1:
+        return [set()]
+    available = sorted(os.sched_getaffinity(0))
+    count = min(count, len(available))
+    return [set(available[number::count]) for number in range(count)]

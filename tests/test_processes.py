@@ -1,0 +1,144 @@
+"""Programs side by side: their cores, their lines, and how one that fails or a signal ends them."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import InputError, NotFiniteError, Stopped
+from comparison import processes
+from comparison.processes import Job
+
+several_cores = pytest.mark.skipif(
+    processes.most_at_once() < 2, reason="needs two cores that can be shared out"
+)
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose modules the jobs can run."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def write(programs: Path, name: str, text: str) -> Job:
+    (programs / f"{name}.py").write_text(text)
+    return Job(name, name, ())
+
+
+def run(jobs: list[Job], at_once: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """(name, line) as they came, and the names in the order in which they ended."""
+    lines: list[tuple[str, str]] = []
+    ended: list[str] = []
+    processes.run(
+        jobs,
+        at_once,
+        lambda job, line: lines.append((job.name, line)),
+        lambda job: ended.append(job.name),
+    )
+    return lines, ended
+
+
+CORES = "import os, time; print(sorted(os.sched_getaffinity(0))); time.sleep(0.5)"
+
+
+@several_cores
+def test_each_has_cores_of_its_own(programs: Path) -> None:
+    # The cores are given after the start: the program looks a little later.
+    text = f"import time; time.sleep(0.5); {CORES}"
+    lines, ended = run([write(programs, name, text) for name in ("first", "second")], 2)
+    first, second = (set(eval(line)) for _, line in sorted(lines))
+    assert first and second and not first & second
+    assert first | second == os.sched_getaffinity(0)
+    assert sorted(ended) == ["first", "second"]
+
+
+def test_one_after_the_other_each_has_all_cores(programs: Path) -> None:
+    text = "import os, time; print(time.monotonic()); time.sleep(0.2); print(time.monotonic())"
+    lines, ended = run([write(programs, name, text) for name in ("b", "a")], 1)
+    times = [float(line) for _, line in lines]
+    assert times == sorted(times)
+    assert [name for name, _ in lines] == ["b", "b", "a", "a"]
+    assert ended == ["b", "a"]
+
+
+@several_cores
+@pytest.mark.parametrize(
+    ("status", "kind"), [(2, InputError), (3, NotFiniteError), (1, InputError)]
+)
+def test_one_that_fails_stops_the_others(
+    status: int, kind: type[Exception], programs: Path
+) -> None:
+    saved = programs / "saved"
+    patient = write(
+        programs,
+        "patient",
+        f"""
+import pathlib, signal, sys, time
+
+def save(*_):
+    time.sleep(0.5)
+    pathlib.Path({str(saved)!r}).write_text("saved")
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)
+""",
+    )
+    failing = write(
+        programs,
+        "failing",
+        f"import sys, time; time.sleep(2); print('error: no'); sys.exit({status})",
+    )
+    never = write(programs, "never", "print('begun')")
+    lines: list[str] = []
+    with pytest.raises(kind, match=rf"^failing: ended with exit status {status}: no$"):
+        processes.run(
+            [patient, failing, never],
+            2,
+            lambda job, line: lines.append(f"{job.name} {line}"),
+            lambda job: pytest.fail(f"{job.name} ended well"),
+        )
+    assert saved.read_text() == "saved", "it was asked to stop, and waited for"
+    assert "never begun" not in lines
+
+
+@several_cores
+def test_a_signal_is_passed_on_to_all(programs: Path) -> None:
+    text = """
+import signal, sys, time
+def stop(number, _):
+    print("stopped after step 7", flush=True)
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    jobs = [write(programs, name, text) for name in ("first", "second", "third")]
+    lines: list[str] = []
+
+    def say(job: Job, line: str) -> None:
+        lines.append(f"{job.name} {line}")
+        if lines.count("first ready") + lines.count("second ready") == 2 and line == "ready":
+            threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(Stopped, match="first: stopped after step 7; second: stopped") as stopped:
+        processes.run(jobs, 2, say, lambda job: pytest.fail(f"{job.name} ended well"))
+    assert stopped.value.status == 130
+    assert not any(line.startswith("third") for line in lines)
+
+
+def test_the_jobs_end_with_a_program_that_fails_as_it_listens(programs: Path) -> None:
+    job = write(programs, "talks", "import time; print('x', flush=True); time.sleep(60)")
+
+    def say(job: Job, line: str) -> None:
+        raise BrokenPipeError
+
+    begun = time.monotonic()
+    with pytest.raises(BrokenPipeError):
+        processes.run([job], 1, say, lambda job: None)
+    assert time.monotonic() - begun < 30
