@@ -36,8 +36,9 @@ namespace {
 // items to share out. Items are a power of two, so that they come out even on 2, 4, 8 ... cores.
 constexpr int64_t max_rows = 16;
 
-// Rows, over several steps, that the weights' gradient is computed from at once.
-constexpr int64_t chunk_rows = 128;
+// Rows, over several steps, that the weights' gradient is computed from at once. With more, they and
+// the weights do not fit into a core's own cache together.
+constexpr int64_t chunk_rows = 64;
 
 // Elements to be copied or added up that are worth waking another thread for.
 constexpr int64_t worth_sharing = 1 << 19;

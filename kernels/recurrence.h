@@ -111,6 +111,12 @@ FN void tile(int64_t K, const T *a, int64_t lda, const T *b, int64_t ldb, T *c, 
   // Too few sums to hide an addition's latency: split each.
   constexpr int chains = M < 4 ? 4 / M : 1;
   Vector<T> sum[chains][M][2] = {};
+  if constexpr (Transposed)  // the weights' gradient, too large for the nearest cache
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      __builtin_prefetch(c + i * ldc, 1);
+      __builtin_prefetch(c + i * ldc + width, 1);
+    }
   int64_t k = 0;
   for (; k + chains <= K; k += chains)
 #pragma GCC unroll 4
