@@ -165,7 +165,8 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
     ):
         path = Path(name, "rows.json")
         arguments = [*to_arguments(dataclasses.replace(plain, out=path)), "--models", *both]
-        arguments.append("--oracle" if options.part == "all" else "--no-oracle")
+        arguments += ["--frameworks", *options.frameworks]
+        arguments += ["--oracle" if options.part == "all" else "--no-oracle"]
         results["runs"], results["data"] = runs.train(
             chosen,
             at_once(options),
@@ -175,7 +176,7 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
         )
         rows = checkpoint.read_json(path)
 
-    from comparison import explorer, parity  # which import both frameworks
+    from comparison import explorer, parity_table
 
     console.print("explaining a few test reviews word by word", highlight=False)
     results["explorer"] = explorer.explore(plain, results["runs"], console.print)
@@ -192,7 +193,7 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
         table.add_row(*markdown.row(run))
     console.print(table)
     if suite:
-        console.print(parity.table(suite))
+        console.print(parity_table.table(suite))
 
 
 def at_once(options: CompareConfig) -> int:
@@ -207,11 +208,11 @@ def at_once(options: CompareConfig) -> int:
 
 def parity_suite(results: dict[str, Any], console: Console) -> None:
     """Check every implementation against the float64 oracle; fills in results."""
-    from comparison import parity  # which imports both frameworks
+    from comparison import parity, parity_table
 
     console.print("checking every implementation against the float64 oracle", highlight=False)
     rows = parity.run()
-    console.print(parity.table(rows))
+    console.print(parity_table.table(rows))
     results["parity"] = [row for row in results["parity"] if row["models"][1] != "oracle"]
     results["parity"] += rows
 

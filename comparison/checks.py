@@ -8,15 +8,17 @@ from common import checkpoint
 from common.config import TrainConfig, parse_options
 from common.errors import exit_on_input_error
 from comparison import parity, twins
-from comparison.implementations import jax_gru, torch_gru
+from comparison.implementations import Implementation, jax_gru, torch_gru
 
 
 @dataclass(frozen=True)
 class ChecksConfig(TrainConfig):
     """Check the twins on a real batch; writes the rows, as in results.json, to the file --out."""
 
+    frameworks: tuple[str, ...] = ("torch", "jax")
+    """Whose implementation is checked against the oracle."""
     models: tuple[str, ...] = ("gru", "bigru")
-    """Which models."""
+    """Which of the twins' models."""
     oracle: bool = False
     """Also check what is trained, and nn.GRU, against the oracle, on real reviews."""
 
@@ -29,16 +31,23 @@ def main() -> None:
         rows = []
         if options.oracle:
             print("checking what is trained against the float64 oracle", flush=True)
-            trained = [
-                torch_gru(torch_impl.learner.resolve(options.implementation)),
-                jax_gru(jax_impl.learner.resolve(options.implementation)),
-                parity.NN_GRU,
-            ]
-            rows += parity.run(trained, [parity.real(False), parity.real(True)])
+            rows += parity.run(trained(options), [parity.real(False), parity.real(True)])
         print("checking the twins' parity on a real batch", flush=True)
         rows += twins.check(options, options.models, print)
         with checkpoint.writing(options.out):
             checkpoint.write_json(options.out, rows)
+
+
+def trained(options: ChecksConfig) -> list[Implementation]:
+    """What each framework trains with on its device, and nn.GRU."""
+    found = []
+    if "torch" in options.frameworks:
+        kind = torch_impl.learner.find_device(options.device).type
+        found.append(torch_gru(torch_impl.learner.resolve(options.implementation, kind)))
+    if "jax" in options.frameworks:
+        kind = jax_impl.learner.find_device(options.device).platform
+        found.append(jax_gru(jax_impl.learner.resolve(options.implementation, kind)))
+    return [*found, parity.NN_GRU]
 
 
 if __name__ == "__main__":

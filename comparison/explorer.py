@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-import jax_impl.learner
 import torch_impl.learner
 from common import checkpoint, corpus, explanation
-from common.batches import Batches, Shape
+from common.batches import Batches
 from common.config import TrainConfig
 from common.corpus import join
 from common.prediction import load_learner
 from common.training import load_data, predict
 
-FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 REVIEWS = 12
 ROWS = 64  # reviews in a batch
 LONGEST = 120  # words: what one takes in at a glance
@@ -31,26 +29,24 @@ def explore(
     runs: the entries of "runs" in results.json. Returns its entry "explorer":
     {"classes": [...], "reviews": [{"text", "true", "words", "models": {"torch gru": {...}}}]}, a
     model's part as `common.explanation.explain` has it; text is the review as the tokenizer split
-    it. A built-in layer is computed by the handwritten GRU, as in predict.
+    it. All are computed by PyTorch's handwritten GRU, which reads what either framework trained,
+    as in predict, and need not be compiled.
     """
+    framework = torch_impl.learner
     data = load_data(options, report)
     split = data.test.split
     short = candidates(data.test.lengths)
-    longest = int(data.test.lengths[short].max(initial=1))
-    # All of one shape, for which JAX compiles once.
     questions = Batches(
         join([split[number] for number in short], split.labels[short]),
         ROWS,
         max_length=options.max_length,
         in_order=True,
-        shapes=[Shape(longest, longest * ROWS)],
     )
     trained = {}
     correct = []
     for run in runs:
-        framework = FRAMEWORKS[run["framework"]]
         read = checkpoint.load_run(Path(run["run_dir"]))
-        trained[f"{run['framework']} {run['model']}"] = framework, read
+        trained[f"{run['framework']} {run['model']}"] = read
         logits, labels = predict(load_learner(framework, read, options.device), questions)
         correct.append(logits.argmax(axis=1) == labels)
     chosen = short[choose(np.array(correct))]
@@ -65,7 +61,7 @@ def explore(
         for number in chosen
     ]
     ids = [split[number] for number in chosen]
-    for name, (framework, read) in trained.items():
+    for name, read in trained.items():
         for review, found in zip(
             reviews, explanation.explain(framework, read, ids, options.device), strict=True
         ):

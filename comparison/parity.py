@@ -1,6 +1,6 @@
 """The parity checks: every implementation against the float64 oracle, tensor by tensor.
 
-Used alike by `python compare.py parity`, which prints `table`, and by tests/parity.
+Used alike by `python compare.py parity` and by tests/parity.
 
 The bounds are argued, not tuned. An error is the largest difference from the oracle in a tensor,
 relative to the largest value that the oracle has there.
@@ -27,9 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
-from rich import box
-from rich.console import Group
-from rich.table import Table
 
 from common import corpus
 from common.batches import Batches, Shape
@@ -49,6 +46,7 @@ from comparison.implementations import (
     torch_gru,
     torch_nn_gru,
 )
+from comparison.parity_table import QUANTITIES
 from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 
@@ -58,16 +56,6 @@ DRAWS = 8
 NN_GRU = torch_nn_gru()
 LOOP = torch_gru("loop")
 NUMPY = numpy_equations()
-
-# What is summed up in one column of the table, and how the names of its tensors start.
-QUANTITIES = {
-    "outputs": ("outputs",),
-    "last states": ("h_last",),
-    "loss": ("loss", "logits"),
-    "d x": ("d x",),
-    "d h0": ("d h0",),
-    "d params": ("d gru.", "d head."),
-}
 
 
 def implementations() -> list[Implementation]:
@@ -233,31 +221,6 @@ def run(
                     if key not in worst or _strain(row) > _strain(worst[key]):
                         worst[key] = row
     return list(worst.values())
-
-
-def table(rows: Iterable[Check]) -> Group:
-    """The rows of `run` for a terminal: a line a model, a column a quantity."""
-    rows = list(rows)
-    tables = []
-    for dtype in ("float64", "float32"):
-        title = f"{dtype}: largest difference from the oracle, relative to the largest value (ULP)"
-        result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=0)
-        result.add_column("model", no_wrap=True)
-        result.add_column("reset")
-        for quantity in QUANTITIES:
-            result.add_column(quantity, justify="right")
-        lines: dict[tuple[str, str], dict[str, str]] = {}
-        for row in rows:
-            quantity, kind = row["check"].split(", reset ")
-            cell = f"{row['error']:.0e} ({row['ulp']:.1f})"
-            if not row["passed"]:
-                cell = f"[red]{cell} > {row['bound']:.0e}[/red]"
-            if row["dtype"] == dtype:
-                lines.setdefault((kind, row["models"][0]), {})[quantity] = cell
-        for (kind, model), cells in lines.items():
-            result.add_row(model, kind, *(cells.get(quantity, "") for quantity in QUANTITIES))
-        tables.append(result)
-    return Group(*tables)
 
 
 def _strain(row: Check) -> float:

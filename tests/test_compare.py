@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import compare
-from comparison import runs, twins
+from comparison import checks, runs, twins
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -34,6 +34,7 @@ def test_accuracy_trains_all_six_and_writes_the_report(
         assert np.sum(run["confusion"]) == 96
         assert run["implementation"] == "nn.GRU" if run["model"][:3] == "nn." else "scan"
         assert Path(run["run_dir"], "model.safetensors").is_file()
+        assert 1 <= run["cores"] <= results["environment"]["cores"]
         assert run["losses"] and run["train_seconds"] > 0 and run["peak_memory_bytes"] > 0
     checks = {(tuple(row["models"]), row["check"], row["dtype"]) for row in results["parity"]}
     assert len(checks) == len(results["parity"]) == 2 * (2 * 3 + 2)
@@ -45,6 +46,21 @@ def test_accuracy_trains_all_six_and_writes_the_report(
     (tmp_path / "report.md").unlink()
     assert command(compare.main, "report", "--out", tmp_path)[0] == 0
     assert (tmp_path / "report.md").read_text() == report
+
+
+def test_what_is_trained_is_checked_against_the_oracle(
+    small: list[str], command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.json"
+    options = ("--implementation", "scan", "--models", "gru", "--oracle", "--out", out)
+    status, _, error = command(checks.main, *small, *options)
+    assert (status, error) == (0, "")
+    rows = json.loads(out.read_text())
+    assert all(row["passed"] for row in rows)
+    oracle = {(row["models"][0], row["dtype"]) for row in rows if row["models"][1] == "oracle"}
+    names = ("torch scan", "jax scan", "torch nn.GRU")
+    assert oracle == {(name, dtype) for name in names for dtype in ("float32", "float64")}
+    assert ["torch gru", "jax gru"] in [row["models"] for row in rows]
 
 
 FAULT = """

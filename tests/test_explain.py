@@ -369,6 +369,7 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
 
 
 def test_the_explorer_holds_right_and_wrong_reviews_of_every_model(trained: Path) -> None:
+    """It asks PyTorch; what JAX would say is held to that above."""
     options = checkpoint.load_run(trained).options
     runs = [
         {"framework": framework, "model": "bigru", "run_dir": str(trained)}
@@ -381,14 +382,12 @@ def test_the_explorer_holds_right_and_wrong_reviews_of_every_model(trained: Path
     json.dumps(found)
     wrong = 0
     for review in found["reviews"]:
-        ours, theirs = review["models"]["torch bigru"], review["models"]["jax bigru"]
+        ours = review["models"]["torch bigru"]
+        assert review["models"]["jax bigru"] == ours
         assert set(review["words"]) <= set(review["text"].split())
         assert 0 < len(review["words"]) <= explorer.LONGEST
-        assert ours["predicted"] == theirs["predicted"]
         for name in ("gradient", "leave_out", "running"):
             assert len(ours[name]) == len(review["words"])
-            # Four significant digits, of numbers that rounding in float32 moves by some 1e-7.
-            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-6)
         wrong += ours["predicted"] != review["true"]
     assert wrong == explorer.REVIEWS // 2
 
