@@ -7,7 +7,6 @@ outlives the program.
 """
 
 import hashlib
-import os
 import pickle
 import subprocess
 import sys
@@ -87,10 +86,10 @@ def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use, by its affinity and by a container's quota."""
+    import joblib  # which a worker does without
+
+    return int(joblib.cpu_count())
 
 
 class _Worker:

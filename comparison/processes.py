@@ -8,6 +8,7 @@ compiles on one.
 import asyncio
 import contextlib
 import os
+import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from common import signals
 from common.encoding import cores
 from common.errors import InputError, NotFiniteError, Stopped
 
+ROOT = Path(__file__).parents[1]
 LONGEST_LINE = 2**20  # characters
 
 
@@ -48,6 +50,9 @@ def run(
     others are asked to stop, and have stopped, then. A SIGINT or SIGTERM is passed on to all that
     run; when they have ended, Stopped is raised.
     """
+    # Found from wherever this was started, and nothing of that folder in its place.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     asked: list[int] = []
     running: dict[Job, asyncio.subprocess.Process] = {}
     last: dict[Job, str] = {}
@@ -76,7 +81,7 @@ def run(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            cwd=Path(__file__).parents[1],
+            env=environment,
             limit=LONGEST_LINE,
             process_group=0,  # Ctrl-C reaches it through us alone: a second would end it at once
         )
@@ -120,8 +125,9 @@ def run(
 
 def _shares(count: int) -> list[set[int]]:
     """The cores dealt out; an empty share is any core."""
-    if count == 1 or most_at_once() == 1:
+    count = min(count, most_at_once())
+    if count == 1:
         return [set()]
-    available = sorted(os.sched_getaffinity(0))
-    count = min(count, len(available))
+    # A quota may allow fewer than can be seen. Which ones: not the same in every container.
+    available = sorted(random.sample(sorted(os.sched_getaffinity(0)), cores()))
     return [set(available[number::count]) for number in range(count)]

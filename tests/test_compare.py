@@ -18,9 +18,11 @@ QUICKLY = ("--epochs", 1, "--log-every", 2)
 
 
 def test_accuracy_trains_all_six_and_writes_the_report(
-    small: list[str], command: Command, tmp_path: Path
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, output, error = command(compare.main, "accuracy", *small, *QUICKLY, "--out", tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    out = tmp_path.name
+    status, output, error = command(compare.main, "accuracy", *small, *QUICKLY, "--out", out)
     assert (status, error) == (0, "")
     assert "torch gru" in output
     results = json.loads((tmp_path / "results.json").read_text())
@@ -44,7 +46,7 @@ def test_accuracy_trains_all_six_and_writes_the_report(
     for figure in re.findall(r"\((figures/.+?)\)", report):
         assert (tmp_path / figure).is_file()
     (tmp_path / "report.md").unlink()
-    assert command(compare.main, "report", "--out", tmp_path)[0] == 0
+    assert command(compare.main, "report", "--out", out)[0] == 0
     assert (tmp_path / "report.md").read_text() == report
 
 

@@ -56,6 +56,19 @@ def test_each_has_cores_of_its_own(programs: Path) -> None:
     assert sorted(ended) == ["first", "second"]
 
 
+@several_cores
+def test_a_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """joblib reads it from the container; this is its other way to be told."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert processes.most_at_once() == 1
+    assert processes._shares(2) == [set()]
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(processes, "cores", lambda: 4)
+    first, second = processes._shares(2)
+    assert len(first) == len(second) == 2 and not first & second
+
+
 def test_one_after_the_other_each_has_all_cores(programs: Path) -> None:
     text = "import os, time; print(time.monotonic()); time.sleep(0.2); print(time.monotonic())"
     lines, ended = run([write(programs, name, text) for name in ("b", "a")], 1)
