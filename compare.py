@@ -1,7 +1,7 @@
 """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
 python compare.py                        train all six models, check parity, write a report
-python compare.py parity                 parity again, on everything that could break it
+python compare.py parity                 every implementation against the float64 oracle
 python compare.py speed                  tokens a second of every GRU that runs here
 python compare.py questions              does gating help, does reading both ways, handwriting?
 python compare.py report DIR             write the report again from DIR/results.json
@@ -38,10 +38,10 @@ class CompareConfig(TrainConfig):
     """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
     all and accuracy train the models, each in a process of its own, and check the twins' parity on
-    a real batch; all also checks every implementation against the oracle, on real reviews; parity
-    does so on all cases of the parity suite; speed times every GRU that runs here; questions trains
-    the models with several seeds and answers the homework's questions; report writes the report of
-    an earlier comparison.
+    a real batch; all also checks what it trains against the oracle, on real reviews; parity checks
+    every implementation, on all cases of the parity suite; speed times every GRU that runs here;
+    questions trains the models with several seeds and answers the homework's questions; report
+    writes the report of an earlier comparison.
     """
 
     part: tyro.conf.Positional[
@@ -202,6 +202,7 @@ def at_once(options: CompareConfig) -> int:
 
     if options.jobs is not None:
         return options.jobs
+    # Not asked of PyTorch, which takes a second to import: it is only about a default.
     gpu = any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))
     return 1 if options.device != "cpu" and gpu else processes.most_at_once()
 

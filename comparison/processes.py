@@ -56,6 +56,7 @@ def run(
     asked: list[int] = []
     running: dict[Job, asyncio.subprocess.Process] = {}
     last: dict[Job, str] = {}
+    stopped: list[str] = []
 
     def pass_on(number: int) -> None:
         asked.append(number)
@@ -71,7 +72,9 @@ def run(
                 kind = NotFiniteError if status == 3 else InputError
                 message = last.get(job, "").removeprefix("error: ")
                 raise kind(f"{job.name}: ended with exit status {status}: {message}")
-            if not status:
+            if status:
+                stopped.append(f"{job.name}: {last.get(job, '')}")
+            else:
                 ended(job)
         shares.put_nowait(share)
 
@@ -119,8 +122,7 @@ def run(
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
     if asked:
-        words = "; ".join(f"{job.name}: {last[job]}" for job in jobs if job in last)
-        raise Stopped(asked[0], f"; the same command goes on from there ({words})")
+        raise Stopped(asked[0], f"; the same command goes on from there ({'; '.join(stopped)})")
 
 
 def _shares(count: int) -> list[set[int]]:

@@ -21,6 +21,7 @@ import vl_convert
 # out, 3 to 1, from white and from a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 FEW_CLASSES = 5
+VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # that Altair writes for
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # the last is only Altair's type of a sum
 SOLID, DASHED = [1, 0], [5, 3]
 # Text and lines in the colour of the page around them; black in a file.
@@ -68,8 +69,9 @@ class Figure:
         """Write it as PNG to path, and as SVG beside it."""
         title = textwrap.wrap(self.title, self.width // 8)
         spec = self._with(width=self.width, background="white", title=title).to_dict()
-        path.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
-        path.with_suffix(".svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
+        path.write_bytes(vl_convert.vegalite_to_png(spec, VEGA_LITE, scale=2))
+        svg = vl_convert.vegalite_to_svg(spec, VEGA_LITE)
+        path.with_suffix(".svg").write_text(svg, encoding="utf-8")
 
     def _with(self, **properties: Any) -> alt.TopLevelMixin:
         return self.chart.properties(**properties).configure(**CONFIG)

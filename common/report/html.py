@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -54,9 +53,9 @@ def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence
 
 @cache  # it takes a second
 def _vega() -> str:
-    """Vega-Lite, of the version that Altair writes for, and all that it needs."""
-    version = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    """Vega-Lite and all that it needs."""
+    bundle = "window.vegaEmbed = vegaEmbed;"
+    return vl_convert.javascript_bundle(bundle, vl_version=figures.VEGA_LITE)
 
 
 def _environment() -> Environment:
