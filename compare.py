@@ -8,6 +8,9 @@ python compare.py report DIR             write the report again from DIR/results
 python compare.py --help
 """
 
+import common  # noqa: F401  before what takes long: see there, Ctrl-C
+
+# isort: split
 import dataclasses
 import itertools
 import json

@@ -32,6 +32,8 @@ def exit_on_input_error() -> Iterator[None]:
 
     Works as a context manager and as a decorator of a main function.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as common/__init__.py has set it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except (InputError, NotFiniteError) as error:

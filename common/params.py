@@ -11,6 +11,7 @@ the first, D is H * directions.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -85,12 +86,23 @@ def _draw(
 
 
 def structure(names: Iterable[str]) -> tuple[int, tuple[str, ...]]:
-    """Number of layers and the directions ("forward", or "forward", "backward") of a GRU or RNN."""
+    """Number of layers and the directions ("forward", or "forward", "backward") of a GRU or RNN.
+
+    Raises ValueError where no name is that of a parameter of one.
+    """
+    return _structure(tuple(names))
+
+
+@lru_cache
+def _structure(names: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
     parts = [name.split(".") for name in names if name.partition(".")[0] in BLOCKS]
-    layers = 1 + max(int(part[1]) for part in parts)
+    parts = [part for part in parts if len(part) > 2]
+    if not parts:
+        raise ValueError(f"parameters: expected those of a GRU, found {', '.join(names) or 'none'}")
+    layers = len({part[1] for part in parts})
     return layers, DIRECTIONS if any(part[2] == "backward" for part in parts) else DIRECTIONS[:1]
 
 
 def cell_of(names: Iterable[str]) -> str:
     """The cell, gru or rnn, that these are the names of parameters of."""
-    return next(cell for name in names if (cell := name.partition(".")[0]) in BLOCKS)
+    return next((cell for name in names if (cell := name.partition(".")[0]) in BLOCKS), "gru")

@@ -77,6 +77,8 @@ class Implementation:
     supports: Callable[[Case], bool] = lambda case: True
     lacks: tuple[str, ...] = ()
     """Endings of the names of the parameters that it does not have."""
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    """The dtypes that it is checked in."""
 
 
 def part(named: Mapping[str, T], prefix: str) -> dict[str, T]:
@@ -123,16 +125,35 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+EVERY = ("float64", "float32", "bfloat16")
+BFLOAT16 = np.dtype(jnp.bfloat16)
+
+
+def to_torch(array: np.ndarray) -> Tensor:
+    """An array as a tensor, in bfloat16, too, which PyTorch does not take from NumPy."""
+    if array.dtype == BFLOAT16:
+        return torch.tensor(array.astype(np.float32)).bfloat16()
+    return torch.tensor(array)
+
+
+def from_torch(tensor: Tensor) -> np.ndarray:
+    """The way back."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.float().numpy().astype(BFLOAT16)
+    return tensor.numpy()
+
+
 def torch_result(
     case: Case,
     weights: dict[str, Tensor],
     layer: Callable[[dict[str, Tensor], Tensor, Tensor, Tensor | None, Case], tuple],
 ) -> Result:
     """Results and gradients of a layer and the classifier's head on top of it."""
-    leaves = {"x": torch.tensor(case.x), **weights}
-    leaves |= {name: torch.tensor(p) for name, p in part(case.parameters, "head.").items()}
+    leaves = {"x": to_torch(case.x), **weights}
+    leaves |= {name: to_torch(p) for name, p in part(case.parameters, "head.").items()}
     if case.h0 is not None:
-        leaves["h0"] = torch.tensor(case.h0)
+        leaves["h0"] = to_torch(case.h0)
     for leaf in leaves.values():
         leaf.requires_grad_()
 
@@ -140,38 +161,45 @@ def torch_result(
     _, directions = structure(case.parameters)
     logits = torch_impl.classifier.head(leaves, h_last[-len(directions) :])
     loss = torch_impl.classifier.cross_entropy(logits, torch.tensor(case.labels, dtype=torch.int64))
-    objective = loss + (outputs * torch.tensor(case.d_outputs)).sum()
-    objective = objective + (h_last * torch.tensor(case.d_h_last)).sum()
+    objective = loss + (outputs * to_torch(case.d_outputs)).sum()
+    objective = objective + (h_last * to_torch(case.d_h_last)).sum()
     # Without a single step, x and the weights have no part in the result.
     gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
 
     results = {"outputs": outputs, "h_last": h_last, "logits": logits, "loss": loss}
     results |= {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
-    return {name: value.detach().numpy() for name, value in results.items()}
+    return {name: from_torch(value) for name, value in results.items()}
 
 
-def torch_gru(implementation: str) -> Implementation:
-    """torch_impl's GRU."""
+def torch_gru(implementation: str, *, autocast: bool = False) -> Implementation:
+    """torch_impl's GRU; with autocast, of float32 arguments, which torch.autocast rounds."""
 
     def layer(
         leaves: dict[str, Tensor], x: Tensor, lengths: Tensor, h0: Tensor | None, case: Case
     ) -> tuple[Tensor, Tensor]:
         tokens = None if case.tokens is None else torch.tensor(case.tokens)
-        return torch_impl.gru(
-            leaves,
-            x,
-            lengths,
-            h0,
-            tokens=tokens,
-            reset_after=case.reset_after,
-            implementation=implementation,
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outputs, h_last = torch_impl.gru(
+                leaves,
+                x,
+                lengths,
+                h0,
+                tokens=tokens,
+                reset_after=case.reset_after,
+                implementation=implementation,
+            )
+        return outputs.to(x.dtype), h_last.to(x.dtype)
 
     def run(case: Case) -> Result:
-        weights = {name: torch.tensor(p) for name, p in part(case.parameters, "gru.").items()}
-        return torch_result(case, weights, layer)
+        dtype = case.x.dtype
+        case = case.astype(np.float32) if autocast else case
+        weights = {name: to_torch(p) for name, p in part(case.parameters, "gru.").items()}
+        result = torch_result(case, weights, layer)
+        return {name: value.astype(dtype) for name, value in result.items()}
 
-    return Implementation(f"torch {implementation}", run)
+    if autocast:
+        return Implementation("torch autocast", run, dtypes=("bfloat16",))
+    return Implementation(f"torch {implementation}", run, dtypes=EVERY)
 
 
 def torch_nn_gru() -> Implementation:
@@ -277,7 +305,7 @@ def jax_gru(implementation: str) -> Implementation:
     def run(case: Case) -> Result:
         return jax_result(case, part(case.parameters, "gru."), layer)
 
-    return Implementation(f"jax {implementation}", run)
+    return Implementation(f"jax {implementation}", run, dtypes=EVERY)
 
 
 def linen_gru_cell() -> Implementation:

@@ -13,6 +13,9 @@ float32: at most twice the yardstick's error on the very same numbers, plus one 
     nn.GRU. Where that cannot compute the function (the reset before the product), it is the plain
     loop of tensor operations, torch_impl's "loop", and that one in turn is held to the equations
     as NumPy computes them in float32.
+bfloat16: both twins compute in float32 and round once, so half a unit in the last place of a
+    bfloat16 of the largest value, plus the bound of float32 for the same numbers. Of the GRU alone:
+    its results, and its gradients without the classifier's head, which rounds at every operation.
 
 The largest of a few rounding errors is a matter of luck, and a tensor may have a single entry. So
 each float32 case is drawn several times, and the draws of a tensor count as one tensor.
@@ -34,6 +37,7 @@ from common.config import ModelConfig
 from common.params import shapes
 from common.report.schema import Check
 from comparison.implementations import (
+    BFLOAT16,
     Case,
     Implementation,
     Result,
@@ -62,7 +66,7 @@ def implementations() -> list[Implementation]:
     """Everything there is to check on this machine."""
     twins = [torch_gru(name) for name in TORCH_IMPLEMENTATIONS]
     twins += [jax_gru(name) for name in JAX_IMPLEMENTATIONS]
-    return [*twins, NN_GRU, linen_gru_cell(), nnx_gru_cell()]
+    return [*twins, torch_gru("auto", autocast=True), NN_GRU, linen_gru_cell(), nnx_gru_cell()]
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,15 @@ def without_hidden_bias(case: Case) -> Case:
     return replace(case, name=f"{case.name}, no hidden bias of n", parameters=parameters)
 
 
+def without_head(case: Case) -> Case:
+    """The case with a head that gives every class the same logit: no gradient comes from it."""
+    parameters = {
+        name: 0 * value if name.startswith("head.") else value
+        for name, value in case.parameters.items()
+    }
+    return replace(case, parameters=parameters)
+
+
 def cases() -> list[tuple[Case, ...]]:
     """Draws of every size, and real reviews, with both kinds of reset; one without c_n."""
     before, after = (
@@ -173,16 +186,21 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
     else:
         yardstick = NUMPY if implementation.name == LOOP.name else LOOP
     # A fixed bound does not hang on luck.
-    draws = draws if dtype == np.float32 else draws[:1]
+    draws = draws[:1] if dtype == np.float64 else draws
+    draws = _without_head(draws) if dtype == BFLOAT16 else draws
     rows: list[Check] = []
     for name, errors in _errors(implementation, draws, dtype).items():
+        if dtype == BFLOAT16 and name.startswith(("logits", "loss", "d head.")):
+            continue
         # JSON knows no infinity.
         error = min(errors.largest, sys.float_info.max)
-        if dtype == np.float32:
-            allowed = _errors(yardstick, draws, dtype)[name]
-            bound = 2 * allowed.largest + allowed.ulp
-        else:
+        if dtype == np.float64:
             bound = BOUND_GRADIENT if name.startswith("d ") else BOUND_RESULT
+        else:
+            allowed = _errors(yardstick, _rounded(draws, dtype), np.dtype(np.float32))[name]
+            bound = 2 * allowed.largest + allowed.ulp
+        if dtype == BFLOAT16:
+            bound += errors.ulp / 2
         rows.append(
             Check(
                 models=[implementation.name, "oracle"],
@@ -212,8 +230,9 @@ def run(
     worst: dict[tuple[str, str, str], Check] = {}
     for draws in cases() if problems is None else problems:
         kind = "reset after" if draws[0].reset_after else "reset before"
-        for dtype in (np.float64, np.float32):
-            for implementation in (each for each in chosen if each.supports(draws[0])):
+        for dtype in (np.dtype(np.float64), np.dtype(np.float32), BFLOAT16):
+            able = (each for each in chosen if dtype.name in each.dtypes)
+            for implementation in (each for each in able if each.supports(draws[0])):
                 for row in check(implementation, draws, dtype):
                     quantity = next(q for q, p in QUANTITIES.items() if row["check"].startswith(p))
                     row["check"] = f"{quantity}, {kind}"
@@ -239,6 +258,20 @@ class _Error(NamedTuple):
     """One unit in the last place of that value."""
 
 
+# The same cases each time, for what is remembered of them below.
+@lru_cache(maxsize=2)
+def _without_head(draws: tuple[Case, ...]) -> tuple[Case, ...]:
+    return tuple(without_head(case) for case in draws)
+
+
+@lru_cache(maxsize=2)
+def _rounded(draws: tuple[Case, ...], dtype: np.dtype) -> tuple[Case, ...]:
+    """The very numbers that dtype gives, in float32."""
+    if dtype == np.float32:
+        return draws
+    return tuple(case.astype(dtype).astype(np.float32) for case in draws)
+
+
 # The yardstick's errors, and the oracle's answers, serve one implementation after the other.
 @lru_cache(maxsize=16)
 def _errors(
@@ -257,7 +290,7 @@ def _errors(
 @lru_cache(maxsize=2 * DRAWS)
 def _exact(case: Case, dtype: np.dtype) -> Result:
     """The oracle's answer to the very numbers that an implementation in dtype is given."""
-    return equations(case.astype(dtype), np.float64)
+    return equations(case.astype(dtype).astype(np.float64), np.float64)
 
 
 def _error(
@@ -270,7 +303,7 @@ def _error(
     if scale == 0:  # nothing to be relative to: it has to be met exactly
         error = np.inf if np.any(differences) else 0.0
         return _Error(error, 0.0)
-    ulp = np.spacing(dtype.type(scale))
+    ulp = np.spacing(np.asarray(scale, dtype))
     return _Error(float(np.abs(differences).max() / scale), float(ulp / scale))
 
 
@@ -278,4 +311,4 @@ def _difference(actual: np.ndarray | None, exact: np.ndarray, dtype: np.dtype) -
     """The flattened difference; infinite where the two cannot be compared."""
     if actual is None or actual.shape != exact.shape or actual.dtype != dtype:
         return np.full(1, np.inf)
-    return np.nan_to_num(actual - exact, nan=np.inf).ravel()
+    return np.nan_to_num(actual.astype(np.float64) - exact, nan=np.inf).ravel()

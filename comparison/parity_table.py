@@ -26,7 +26,7 @@ def table(rows: Iterable[Check]) -> Group:
     """The rows of comparison.parity.run: a line a model, a column a quantity."""
     rows = list(rows)
     tables = []
-    for dtype in ("float64", "float32"):
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
         title = f"{dtype}: largest difference from the oracle, relative to the largest value (ULP)"
         result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=0)
         result.add_column("model", no_wrap=True)

@@ -1,5 +1,6 @@
 """The GRU text classifier in JAX/Flax; torch_impl is its twin."""
 
+import common  # noqa: F401  before what takes long: see there, Ctrl-C
 from jax_impl.classifier import Classifier
 from jax_impl.gru import GRU, gru
 from jax_impl.learner import Learner

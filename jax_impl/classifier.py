@@ -13,10 +13,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import DTypeLike, Float, Int
 
+from common.arguments import check_classify, check_mapping
 from common.batches import NO_LABEL
 from common.config import ModelConfig
 from common.params import cell_of, structure
-from jax_impl.gru import canonical, gru, register
+from jax_impl.gru import as_array, canonical, gru, in_range, register
 from jax_impl.rnn import rnn
 
 
@@ -39,8 +40,24 @@ def classify(
     """The logits of a batch (see common/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
+
+    Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1; under jax.jit, the
+    rows of the batch that read it have NaN.
     """
-    embedded = parameters.get("vectors.weight", vectors)[distinct]
+    check_mapping(parameters)
+    parameters = {name: as_array(name, value) for name, value in parameters.items()}
+    vectors = as_array("vectors", parameters.get("vectors.weight", vectors))
+    distinct, tokens, lengths = (
+        as_array(name, array, np.asarray)
+        for name, array in (("distinct", distinct), ("tokens", tokens), ("lengths", lengths))
+    )
+    check_classify(parameters, vectors, distinct, tokens)
+    distinct, wrong = in_range(
+        "distinct", distinct, len(vectors) - 1, "V - 1, there being V vectors"
+    )
+    embedded = vectors[distinct]
+    if wrong is not None:
+        embedded = jnp.where(wrong[:, None], jnp.nan, embedded)
     if cell_of(parameters) == "rnn":
         _, h_last = rnn(parameters, embedded, lengths, tokens=tokens)
     else:

@@ -1,14 +1,17 @@
 """The recurrence on the CPU kernel (kernels/gru.h). Its twin is torch_impl/fused.py.
 
 Forward and backward are written by hand in C++. Here they become XLA FFI calls, gru_forward and
-gru_backward, under jax.custom_vjp, so that jax.jit, jax.grad and jax.vmap take them.
+gru_backward, in two functions that JAX differentiates by rules of ours, `recurrence` and `pull`:
+the gradient is the kernel's, and its own derivatives are those of `scan_all` in gru.py, which
+computes in forward mode, too.
 One call computes all directions of a layer, with GRU_NUM_THREADS threads (an environment variable,
 read when a function is traced; without it, all cores), but never more than the cores this process
 may use. What a function needs for one direction, it takes as a sequence with one entry a direction.
 """
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float, Int
 
 import kernels
@@ -65,23 +70,33 @@ def recur_all(
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "R B H"]]:
     """All directions (one or two) of a layer at once: (outputs, h_last).
 
-    Without every_step, outputs are not written, and come back empty.
+    Without every_step, outputs are not written, and come back empty. Where a length is not in 0..T
+    or a token not in 0..K-1, everything that comes back is NaN: gru.py looks at them before.
 
-    Raises jax.errors.JaxRuntimeError where a length is not in 0..T or a token not in 0..K-1.
+    Raises ValueError for shapes that do not fit, TypeError for a dtype that the kernel does not
+    compute in.
     """
     if h0.dtype not in (jnp.float32, jnp.float64):
-        raise TypeError(f"the fused GRU computes in float32 or float64, not {h0.dtype}")
-    return recurrence(
-        tuple(projections),
-        tuple(weight_hh),
-        tuple(bias_hh),
-        h0,
-        None if tokens is None else tokens.astype(jnp.int32),
-        lengths.astype(jnp.int32),
-        tuple(reverse),
-        reset_after,
-        every_step,
-    )
+        raise TypeError(
+            f"the fused GRU computes in float32 or float64, not {h0.dtype}: "
+            'implementation="scan" does'
+        )
+    arrays = (tuple(projections), tuple(weight_hh), tuple(bias_hh), h0)
+    tokens = None if tokens is None else tokens.astype(jnp.int32)
+    places = (tokens, lengths.astype(jnp.int32))
+    how = (tuple(reverse), reset_after, every_step)
+    return recurrence(*vary_alike((arrays, places)), how)
+
+
+def vary_alike(tree: Any) -> Any:
+    """All arrays as different from device to device, under jax.shard_map, as any of them is."""
+    axes = frozenset().union(*(jax.typeof(array).mat.varying for array in jax.tree.leaves(tree)))
+
+    def vary(array: Array) -> Array:
+        missing = tuple(axes - jax.typeof(array).mat.varying)
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+    return jax.tree.map(vary, tree)
 
 
 def forward(
@@ -101,7 +116,7 @@ def forward(
         projections, weight_hh, bias_hh, h0, tokens, lengths, reverse, reset_after, every_step, save
     )
     call = jax.ffi.ffi_call("gru_forward", shapes, vmap_method="sequential")
-    arguments = (*projections, *weight_hh, *bias_hh, h0, or_empty(tokens), lengths)
+    arguments = (*projections, *weight_hh, *bias_hh, h0, or_empty(tokens), here(lengths))
     return call(*arguments, **attributes(reverse, reset_after))
 
 
@@ -121,10 +136,11 @@ def forward_shapes(
     directions, batch, size = h0.shape
     steps = len(projections[0]) if tokens is None else len(tokens)
     saved = kernels.saved_size(steps, batch, size, reset_after) if save else 0
+    shape = like(h0)
     return [
-        jax.ShapeDtypeStruct((steps if every_step else 0, batch, directions * size), h0.dtype),
-        jax.ShapeDtypeStruct(h0.shape, h0.dtype),
-        jax.ShapeDtypeStruct((directions, saved), h0.dtype),
+        shape((steps if every_step else 0, batch, directions * size)),
+        shape(h0.shape),
+        shape((directions, saved)),
     ]
 
 
@@ -144,7 +160,7 @@ def backward(
         weight_hh, d_outputs, d_h_last, saved, tokens, lengths, reverse, reset_after, rows
     )
     call = jax.ffi.ffi_call("gru_backward", shapes, vmap_method="sequential")
-    arguments = (*weight_hh, d_outputs, d_h_last, saved, or_empty(tokens), lengths)
+    arguments = (*weight_hh, d_outputs, d_h_last, saved, or_empty(tokens), here(lengths))
     return call(*arguments, **attributes(reverse, reset_after))
 
 
@@ -161,97 +177,216 @@ def backward_shapes(
 ) -> list[jax.ShapeDtypeStruct]:
     """What backward returns, not filled in."""
     batch, size = d_h_last.shape[1:]
-    shape = (rows, batch, 3 * size) if tokens is None else (rows, 3 * size)
+    of_projections = (rows, batch, 3 * size) if tokens is None else (rows, 3 * size)
+    shape = like(d_h_last)
     return [
-        *(jax.ShapeDtypeStruct(shape, saved.dtype) for _ in weight_hh),
-        *(jax.ShapeDtypeStruct(each.shape, saved.dtype) for each in weight_hh),
-        *(jax.ShapeDtypeStruct((3 * size,), saved.dtype) for _ in weight_hh),
-        jax.ShapeDtypeStruct(d_h_last.shape, saved.dtype),
+        *(shape(of_projections) for _ in weight_hh),
+        *(shape(each.shape) for each in weight_hh),
+        *(shape((3 * size,)) for _ in weight_hh),
+        shape(d_h_last.shape),
     ]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def recurrence(
-    projections: tuple[Array, ...],
-    weight_hh: tuple[Array, ...],
-    bias_hh: tuple[Array, ...],
-    h0: Array,
-    tokens: Array | None,
-    lengths: Array,
-    reverse: tuple[bool, ...],
-    reset_after: bool,
-    every_step: bool,
-) -> tuple[Array, Array]:
-    """(outputs, h_last), differentiable."""
-    outputs, h_last, _ = forward(
-        projections,
-        weight_hh,
-        bias_hh,
-        h0,
-        tokens,
-        lengths,
-        reverse,
-        reset_after,
-        every_step,
-        save=False,
-    )
+# What follows tells JAX how to differentiate. `arrays` are projections, weight_hh, bias_hh and h0,
+# `places` are tokens and lengths, `how` is (reverse, reset_after, every_step).
+Arrays = tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...], Array]
+Places = tuple[Array | None, Array]
+How = tuple[tuple[bool, ...], bool, bool]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def recurrence(arrays: Arrays, places: Places, how: How) -> tuple[Array, Array]:
+    """(outputs, h_last), where no derivative is wanted."""
+    reverse, reset_after, every_step = how
+    outputs, h_last, _ = forward(*arrays, *places, reverse, reset_after, every_step, save=False)
     return outputs, h_last
 
 
-def keep(
-    projections: tuple[Array, ...],
-    weight_hh: tuple[Array, ...],
-    bias_hh: tuple[Array, ...],
-    h0: Array,
-    tokens: Array | None,
-    lengths: Array,
-    reverse: tuple[bool, ...],
-    reset_after: bool,
-    every_step: bool,
-) -> tuple[tuple[Array, Array], tuple]:
-    """Saves for the backward pass, which does not need the projections, biases and outputs."""
-    outputs, h_last, saved = forward(
-        projections,
-        weight_hh,
-        bias_hh,
-        h0,
-        tokens,
-        lengths,
-        reverse,
-        reset_after,
-        every_step,
-        save=True,
+@recurrence.defjvp
+def _(
+    how: How, primals: tuple[Arrays, Places], tangents: tuple[Arrays, Places]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    (*results, _), (*along, _) = jax.jvp(partial(saving, how=how), primals, tangents)
+    return tuple(results), tuple(along)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def saving(arrays: Arrays, places: Places, how: How) -> tuple[Array, Array, Array]:
+    """(outputs, h_last, saved), where one is."""
+    reverse, reset_after, every_step = how
+    outputs, h_last, saved = forward(*arrays, *places, reverse, reset_after, every_step, save=True)
+    return outputs, h_last, saved
+
+
+@saving.defjvp
+def _(
+    how: How, primals: tuple[Arrays, Places], tangents: tuple[Arrays, Places]
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
+    outputs, h_last, saved = saving(*primals, how)
+    known, tree = jax.tree.flatten((*primals, saved))
+    d_outputs, d_h_last = push_p.bind(*known, *jax.tree.leaves(tangents[0]), tree=tree, how=how)
+    return (outputs, h_last, saved), (d_outputs, d_h_last, jnp.zeros_like(saved))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def pull(
+    arrays: Arrays, places: Places, saved: Array, cotangents: tuple[Array, Array], how: How
+) -> Arrays:
+    """The gradients of arrays."""
+    reverse, reset_after, _ = how
+    projections, weight_hh, _, _ = arrays
+    found = backward(
+        weight_hh, *cotangents, saved, *places, reverse, reset_after, len(projections[0])
     )
-    shape = projections[0][..., :0]  # nothing but the number of rows
-    return (outputs, h_last), (weight_hh, saved, tokens, lengths, shape)
+    return jax.tree.unflatten(jax.tree.structure(arrays), found)
 
 
-def differentiate(
-    reverse: tuple[bool, ...],
-    reset_after: bool,
-    every_step: bool,
-    kept: tuple,
-    cotangents: tuple[Array, Array],
-) -> tuple:
-    """The gradients of recurrence's arguments."""
-    weight_hh, saved, tokens, lengths, shape = kept
-    d_outputs, d_h_last = cotangents
-    gradients = backward(
-        weight_hh, d_outputs, d_h_last, saved, tokens, lengths, reverse, reset_after, len(shape)
+@pull.defjvp
+def _(how: How, primals: tuple, tangents: tuple) -> tuple[Arrays, Arrays]:
+    arrays, places, _, cotangents = primals
+
+    def gradients(arrays: Arrays, cotangents: tuple[Array, Array]) -> Arrays:
+        return jax.vjp(by_scan(places, how), *arrays)[1](cotangents)
+
+    _, along = jax.jvp(gradients, (arrays, cotangents), (tangents[0], tangents[3]))
+    return pull(*primals, how), along
+
+
+def by_scan(places: Places, how: How) -> Callable[..., tuple[Array, Array]]:
+    """The function of the arrays that the kernel computes, written out by gru.py."""
+    from jax_impl.gru import scan_all
+
+    reverse, reset_after, every_step = how
+
+    def run(
+        projections: tuple[Array, ...],
+        weight_hh: tuple[Array, ...],
+        bias_hh: tuple[Array, ...],
+        h0: Array,
+    ) -> tuple[Array, Array]:
+        tokens, lengths = places
+        return scan_all(
+            projections,
+            tokens,
+            weight_hh,
+            bias_hh,
+            lengths,
+            h0,
+            reverse=reverse,
+            reset_after=reset_after,
+            every_step=every_step,
+        )
+
+    return run
+
+
+# The derivative of (outputs, h_last) along tangents of the arrays: a linear function, of which JAX
+# is told the transpose, the kernel's backward. It takes the leaves of (arrays, places, saved), a
+# tree of that structure, and those of the tangents.
+push_p = Primitive("gru_push")
+push_p.multiple_results = True
+
+
+def push(*leaves: Array, tree: Any, how: How) -> list[Array]:
+    """As it is computed in forward mode: by scan."""
+    arrays, places, _ = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
+    tangents = jax.tree.unflatten(jax.tree.structure(arrays), leaves[tree.num_leaves :])
+    return list(jax.jvp(by_scan(places, how), arrays, tangents)[1])
+
+
+def push_shapes(*leaves: Any, tree: Any, how: How) -> list[Any]:
+    """The shapes of its results, those of outputs and h_last."""
+    (projections, _, _, h0), (tokens, _), _ = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
+    R, B, H = h0.shape
+    steps = (projections[0] if tokens is None else tokens).shape[0] if how[2] else 0
+    return [h0.update(shape=(steps, B, R * H), weak_type=False), h0.update(weak_type=False)]
+
+
+def push_again(primals: Sequence[Array], tangents: Sequence[Any], **how: Any) -> tuple:
+    """Its own derivative, by all arguments: that of scan."""
+    wanted = [i for i, primal in enumerate(primals) if jnp.issubdtype(primal.dtype, jnp.floating)]
+
+    def function(*some: Array) -> list[Array]:
+        leaves = list(primals)
+        for i, each in zip(wanted, some, strict=True):
+            leaves[i] = each
+        return push(*leaves, **how)
+
+    return jax.jvp(
+        function,
+        [primals[i] for i in wanted],
+        [ad.instantiate_zeros(tangents[i]) for i in wanted],
     )
-    R = len(weight_hh)
-    d_projections, d_weight_hh, d_bias_hh = (
-        tuple(gradients[i * R : (i + 1) * R]) for i in range(3)
-    )
-    return d_projections, d_weight_hh, d_bias_hh, gradients[-1], None, None
 
 
-recurrence.defvjp(keep, differentiate)
+def push_transposed(cotangents: Sequence[Any], *leaves: Any, tree: Any, how: How) -> list:
+    """The gradients of the tangents."""
+    arrays, places, saved = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
+    given = tuple(map(ad.instantiate_zeros, cotangents))
+    gradients = jax.tree.leaves(pull(arrays, places, saved, given, how))
+    linear = leaves[tree.num_leaves :]
+    found = [
+        gradient if ad.is_undefined_primal(each) else None
+        for gradient, each in zip(gradients, linear, strict=True)
+    ]
+    return [*[None] * tree.num_leaves, *found]
+
+
+def push_batched(leaves: Sequence[Array], dims: Sequence[Any], **how: Any) -> tuple[list, list]:
+    """jax.vmap: a call for each entry of the new axis."""
+    mapped = {i: jnp.moveaxis(leaves[i], dim, 0) for i, dim in enumerate(dims) if dim is not None}
+
+    def entry(some: dict[int, Array]) -> list[Array]:
+        return push_p.bind(*(some.get(i, each) for i, each in enumerate(leaves)), **how)
+
+    results = jax.lax.map(entry, mapped)
+    return results, [0] * len(results)
+
+
+push_p.def_impl(push)
+push_p.def_abstract_eval(push_shapes)
+ad.primitive_jvps[push_p] = push_again
+ad.primitive_transposes[push_p] = push_transposed
+batching.primitive_batchers[push_p] = push_batched
+mlir.register_lowering(push_p, mlir.lower_fun(push, multiple_results=True))
+
+
+# An array as it is. Where jax.export compiles it, the user is told what to do instead.
+here_p = Primitive("gru_here")
+here_p.def_impl(lambda array: array)
+here_p.def_abstract_eval(lambda array: array)
+batching.primitive_batchers[here_p] = lambda arrays, dims: (here_p.bind(*arrays), dims[0])
+
+
+def here_lowered(context: Any, array: Any) -> list:
+    """Warns under jax.export: JAX refuses calls of a kernel that it does not know."""
+    if context.module_context.lowering_parameters.for_export:
+        warnings.warn(
+            'jax.export: the fused GRU calls a kernel of this process; implementation="scan" calls '
+            "none",
+            stacklevel=2,
+        )
+    return [array]
+
+
+mlir.register_lowering(here_p, here_lowered)
+here = here_p.bind
 
 if available():
     for name in ("forward", "backward"):
         handler = getattr(kernels.library(), f"gru_xla_{name}")
         jax.ffi.register_ffi_target(f"gru_{name}", jax.ffi.pycapsule(handler), platform="cpu")
+
+
+def like(array: Array) -> Callable[..., jax.ShapeDtypeStruct]:
+    """What makes descriptions of arrays that are like this one but for their shape."""
+    kind = jax.typeof(array)
+    return partial(
+        jax.ShapeDtypeStruct,
+        dtype=kind.dtype,
+        sharding=jax.sharding.NamedSharding(kind.sharding.mesh, jax.sharding.PartitionSpec()),
+        manual_axis_type=kind.mat,
+    )
 
 
 def attributes(reverse: Sequence[bool], reset_after: bool) -> dict[str, Any]:

@@ -12,8 +12,9 @@ inputs, D input size, H hidden size, L layers, R directions; W, U, b, c (weight_
 bias_ih, bias_hh) hold the three gates one after the other: z, r, n.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, DTypeLike, Float, Int
 
+from common.arguments import FLOATS, check_gru, check_mapping, check_range, check_shape, check_sizes
 from common.errors import InputError
-from common.params import GRU_PARAMETERS, init_gru, structure
+from common.params import GRU_PARAMETERS, init_gru
 from jax_impl import fused
 
 IMPLEMENTATIONS = ("scan",) + (("fused",) if fused.available() else ())
@@ -61,6 +63,13 @@ def project(
     return jnp.concatenate([part @ weight_ih.T + bias_ih for part in jnp.array_split(x, parts)])
 
 
+def gather(
+    rows: Float[Array, "K N"], tokens: Int[Array, "T B"], word: Bool[Array, "T B 1"]
+) -> Float[Array, "T B N"]:
+    """The rows that words point at; padding has zeros, since a NaN would come back as 0 * NaN."""
+    return jnp.where(word, rows[tokens], 0)
+
+
 def scan(
     projections: Float[Array, "T B 3H"] | Float[Array, "K 3H"],
     tokens: Int[Array, "T B"] | None,
@@ -81,9 +90,9 @@ def scan(
     a_zr = a_zr + c_zr
     if not reset_after:
         a_n = a_n + c_n
+    word = within(lengths, len(a_zr) if tokens is None else len(tokens))[..., None]
     if tokens is not None:
-        a_zr, a_n = a_zr[tokens], a_n[tokens]
-    word = within(lengths, len(a_zr))[..., None]
+        a_zr, a_n = gather(a_zr, tokens, word), gather(a_n, tokens, word)
 
     # What is cheap is computed once more in the backward pass: to keep it costs more time.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
@@ -102,6 +111,37 @@ def scan(
     return jnp.where(word, outputs, 0), h
 
 
+def scan_all(
+    projections: Sequence[Float[Array, "T B 3H"]] | Sequence[Float[Array, "K 3H"]],
+    tokens: Int[Array, "T B"] | None,
+    weight_hh: Sequence[Float[Array, "3H H"]],
+    bias_hh: Sequence[Float[Array, " 3H"]],
+    lengths: Int[Array, " B"],
+    h0: Float[Array, "R B H"],
+    *,
+    reverse: Sequence[bool],
+    reset_after: bool,
+    every_step: bool = True,
+) -> tuple[Float[Array, "T B R*H"], Float[Array, "R B H"]]:
+    """`scan` for all directions of a layer: (outputs, h_last), as fused.recur_all."""
+    results = [
+        scan(
+            projections[i],
+            tokens,
+            weight_hh[i],
+            bias_hh[i],
+            lengths,
+            h0[i],
+            reverse=reverse[i],
+            reset_after=reset_after,
+        )
+        for i in range(len(reverse))
+    ]
+    outputs, h_last = zip(*results, strict=True)
+    joined = jnp.concatenate(outputs, axis=-1)
+    return joined if every_step else joined[:0], jnp.stack(h_last)
+
+
 def layer(
     x: Float[Array, "T B D"] | Float[Array, "K D"],
     tokens: Int[Array, "T B"] | None,
@@ -117,35 +157,18 @@ def layer(
     every_step: bool,
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "R B H"]]:
     """One layer; the parameters are lists with an entry a direction: forward, or both."""
-    reverse = (False, True)[: len(h0)]
-    projections = [project(x, *each) for each in zip(weight_ih, bias_ih, strict=True)]
-    if implementation == "fused":
-        return fused.recur_all(
-            projections,
-            tokens,
-            weight_hh,
-            bias_hh,
-            lengths,
-            h0,
-            reverse=reverse,
-            reset_after=reset_after,
-            every_step=every_step,
-        )
-    results = [
-        scan(
-            projections[i],
-            tokens,
-            weight_hh[i],
-            bias_hh[i],
-            lengths,
-            h0[i],
-            reverse=reverse[i],
-            reset_after=reset_after,
-        )
-        for i in range(len(h0))
-    ]
-    outputs, h_last = zip(*results, strict=True)
-    return jnp.concatenate(outputs, axis=-1), jnp.stack(h_last)
+    recurrence = fused.recur_all if implementation == "fused" else scan_all
+    return recurrence(
+        [project(x, *each) for each in zip(weight_ih, bias_ih, strict=True)],
+        tokens,
+        weight_hh,
+        bias_hh,
+        lengths,
+        h0,
+        reverse=(False, True)[: len(h0)],
+        reset_after=reset_after,
+        every_step=every_step,
+    )
 
 
 def gru(
@@ -162,26 +185,43 @@ def gru(
     """A GRU as a pure function of its canonical parameters (see common/params.py).
 
     x holds the inputs [T, B, D], or, with tokens [T, B], the distinct inputs [K, D] that tokens
-    points at. What stands in x behind the end of a review (t >= lengths) has no influence, even
+    points at. What stands in x where no word reads it (at t >= lengths) has no influence, even
     where it is not a number. A direction's first state is h0[layer * R + direction], or zero.
 
     Returns (outputs, h_last): the last layer's states, zero behind the end, and the state of every
     layer and direction after its last word (its first, for the backward direction). Without
     every_step, outputs are left out: they have no time steps.
+
+    Raises ValueError for a shape that does not fit, for lengths that are not in 0..T and tokens
+    that are not in 0..K-1, TypeError for a dtype. x, h0 and the parameters have the same dtype.
+    float32 and float64 are computed in; of bfloat16 and float16, whatever the implementation, the
+    numbers are computed with in float32 and the results rounded once. Lengths and tokens may be of
+    any integer dtype. Where their values are not known, as under jax.jit, nothing can be raised: a
+    row of the batch with a length or a token out of range has NaN for its states.
     """
+    own, x, lengths, h0, tokens = check_arrays(parameters, x, lengths, h0, tokens)
+    layers, directions, size = check_gru(own, x, lengths, h0, tokens)
+    dtype = x.dtype
+    if dtype in HALF:
+        own, x, h0 = in_dtype(jnp.float32, own, x, h0)
     # Where a compiled function will run is not known here, so only "auto" depends on it.
     device = jax.default_backend() if implementation == "auto" else "cpu"
     implementation = resolve(implementation, device)
-    layers, directions = structure(parameters)
-    R, size = len(directions), parameters["gru.0.forward.weight_hh"].shape[-1]
+    steps, R = len(x) if tokens is None else len(tokens), len(directions)
     if h0 is None:
         h0 = jnp.zeros((layers * R, len(lengths), size), x.dtype)
-    if tokens is None:
-        x = jnp.where(within(lengths, len(x))[..., None], x, 0)
+    lengths, wrong = in_range("lengths", lengths, steps, "T, the number of time steps")
+    if wrong is not None:
+        h0 = jnp.where(wrong[:, None], jnp.nan, h0)
+    if tokens is not None:
+        tokens, wrong = in_range("tokens", tokens, len(x) - 1, "K - 1, x having K rows")
+        if wrong is not None:
+            h0 = jnp.where(wrong.any(axis=0)[:, None], jnp.nan, h0)
+    x = without_padding(x, tokens, lengths)
     h_last = []
     for number in range(layers):
         weight_ih, weight_hh, bias_ih, bias_hh = (
-            [parameters[f"gru.{number}.{direction}.{name}"] for direction in directions]
+            [own[f"gru.{number}.{direction}.{name}"] for direction in directions]
             for name in GRU_PARAMETERS
         )
         x, last = layer(
@@ -199,7 +239,82 @@ def gru(
         )
         tokens = None
         h_last.append(last)
-    return x if every_step else x[:0], jnp.concatenate(h_last)
+    outputs = x if every_step else x[:0]
+    return outputs.astype(dtype), jnp.concatenate(h_last).astype(dtype)
+
+
+HALF = (jnp.bfloat16, jnp.float16)
+
+
+def check_arrays(
+    parameters: Mapping[str, Array],
+    x: Array,
+    lengths: Array,
+    h0: Array | None = None,
+    tokens: Array | None = None,
+) -> tuple[dict[str, Array], Array, Any, Array | None, Any]:
+    """The arguments of `gru` as arrays, its own parameters alone; TypeError for what is none.
+
+    Lengths and tokens that were NumPy's, or numbers in a list, become NumPy's: with all their bits.
+    """
+
+    check_mapping(parameters)
+    own = {name: as_array(name, p) for name, p in parameters.items() if name.startswith("gru.")}
+    return (
+        own,
+        as_array("x", x),
+        as_array("lengths", lengths, np.asarray),
+        None if h0 is None else as_array("h0", h0),
+        None if tokens is None else as_array("tokens", tokens, np.asarray),
+    )
+
+
+def as_array(name: str, value: Any, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
+    """What may be taken for an array as one: JAX's, or what `convert` makes of NumPy's."""
+    if isinstance(value, Array):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind in "OSUV" and array.dtype.name not in FLOATS:
+        raise TypeError(f"{name}: expected an array, found {type(value).__name__}")
+    return convert(array)
+
+
+def in_dtype(
+    dtype: DTypeLike, parameters: Mapping[str, Array], x: Array, h0: Array | None
+) -> tuple[dict[str, Array], Array, Array | None]:
+    """parameters, x and h0 in another dtype."""
+    converted = {name: value.astype(dtype) for name, value in parameters.items()}
+    return converted, x.astype(dtype), None if h0 is None else h0.astype(dtype)
+
+
+def in_range(
+    name: str, array: Int[Array, "*N"], limit: int, what: str
+) -> tuple[Int[Array, "*N"], Bool[Array, "*N"] | None]:
+    """The array as int32, its values brought into 0..limit, and where they were not.
+
+    Raises ValueError where they are known and out of range; then the second is None.
+    """
+    if not isinstance(array, jax.core.Tracer):
+        values = np.asarray(array)
+        if values.size:
+            check_range(name, int(values.min()), int(values.max()), limit, what)
+        return jnp.asarray(array, jnp.int32), None
+    if array.dtype.itemsize < 4:  # too small, maybe, for the limit
+        array = array.astype(jnp.int32)
+    return jnp.clip(array, 0, limit).astype(jnp.int32), (array < 0) | (array > limit)
+
+
+def without_padding(
+    x: Float[Array, "T B D"] | Float[Array, "K D"],
+    tokens: Int[Array, "T B"] | None,
+    lengths: Int[Array, " B"],
+) -> Float[Array, "T B D"] | Float[Array, "K D"]:
+    """x with zeros where no word reads it: what stands there has no part in gradients, either."""
+    if tokens is None:
+        return jnp.where(within(lengths, len(x))[..., None], x, 0)
+    word = within(lengths, len(tokens))
+    read = jnp.zeros(len(x) + 1, bool).at[jnp.where(word, tokens, len(x))].set(True)
+    return jnp.where(read[:-1, None], x, 0)
 
 
 class GRU(nnx.Module):
@@ -221,7 +336,13 @@ class GRU(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Parameters are drawn from rngs.params, uniformly in ±1/sqrt(hidden_size)."""
+        """Parameters are drawn from rngs.params, uniformly in ±1/sqrt(hidden_size).
+
+        Raises ValueError for a size below 1 and for an unknown implementation.
+        """
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        resolve(implementation)
+        self.input_size = input_size
         self.reset_after = reset_after
         self.implementation = implementation
         seed = int(jax.random.randint(rngs.params(), (), 0, 2**31 - 1))
@@ -237,14 +358,15 @@ class GRU(nnx.Module):
         """As torch.nn.GRU(batch_first=True); lengths, in any order, counts each row's time steps.
 
         Returns (outputs, h_last): the last layer's states, zero behind the end of a row, and the
-        state of every layer and direction after its last step.
+        state of every layer and direction after its last step. Raises as `gru` does.
         """
-        if lengths is None:
-            lengths = jnp.full(x.shape[0], x.shape[1])
+        x = as_array("x", x)
+        check_shape("x", x, "B", "T", self.input_size)
+        rows: Any = np.full(x.shape[0], x.shape[1]) if lengths is None else lengths
         outputs, h_last = gru(
             canonical(self, self.names),
             x.swapaxes(0, 1),
-            lengths,
+            rows,
             h0,
             reset_after=self.reset_after,
             implementation=self.implementation,

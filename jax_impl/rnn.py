@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from common.params import GRU_PARAMETERS, structure
-from jax_impl.gru import project, within
+from jax_impl.gru import gather, project, within, without_padding
 
 
 def scan(
@@ -26,8 +26,8 @@ def scan(
     h0: Float[Array, "B H"],
 ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
     """The recurrence as a loop over time; behind the end of a review the state stays."""
-    a = projections if tokens is None else projections[tokens]
-    word = within(lengths, len(a))[..., None]
+    word = within(lengths, len(projections) if tokens is None else len(tokens))[..., None]
+    a = projections if tokens is None else gather(projections, tokens, word)
 
     def step(
         h: Float[Array, "B H"], at: tuple[Float[Array, "B H"], Bool[Array, "B 1"]]
@@ -52,6 +52,7 @@ def rnn(
     Arguments and results are those of `gru`: (outputs, h_last). The first state is zero.
     """
     layers, _ = structure(parameters)
+    x = without_padding(x, tokens, lengths)
     h_last = []
     for number in range(layers):
         weight_ih, weight_hh, bias_ih, bias_hh = (

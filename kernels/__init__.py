@@ -61,8 +61,8 @@ class Direction(ctypes.Structure):
 
 
 ERRORS = {
-    1: ValueError("lengths must be in 0..T, T being the number of time steps"),
-    2: IndexError("tokens must be in 0..K-1, K being the number of rows of the projections"),
+    1: ValueError("lengths: expected values in 0..T, T being the number of time steps"),
+    2: ValueError("tokens: expected values in 0..K - 1, there being K distinct inputs"),
     3: MemoryError("the GRU kernel could not allocate its working memory"),
 }
 
@@ -71,7 +71,7 @@ ERRORS = {
 def library() -> ctypes.CDLL | None:
     """The loaded kernel, or None if it has not been built or does not load here."""
     try:
-        lib = ctypes.CDLL(str(Path(__file__).with_name(LIBRARY)))
+        lib = ctypes.CDLL(str(Path(__file__).parent / LIBRARY))
     except OSError:
         return None
     for function in (lib.gru_forward, lib.gru_backward):

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kernels import LIBRARY
@@ -36,8 +37,8 @@ def ffi_flags() -> list[str]:
     return ["-isystem", str(include)] if (include / "xla/ffi/api/ffi.h").exists() else []
 
 
-def build(out_dir: str | Path) -> Path | None:
-    """Compiles the kernel into `out_dir` and returns the library's path.
+def build(out_dir: str | Path, flags: Sequence[str] = ()) -> Path | None:
+    """Compiles the kernel into `out_dir`, with `flags` after FLAGS; returns the library's path.
 
     Returns None, and says why on standard error, if there is no compiler or it fails.
     """
@@ -51,7 +52,7 @@ def build(out_dir: str | Path) -> Path | None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # A running process may have the old library mapped: replace the file, do not write into it.
     fresh = target.with_suffix(f".{os.getpid()}")
-    command = [cxx, *FLAGS, *ffi_flags(), str(SOURCE), "-ldl", "-o", str(fresh)]
+    command = [cxx, *FLAGS, *flags, *ffi_flags(), str(SOURCE), "-ldl", "-o", str(fresh)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         fresh.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ typedef struct {
   const int32_t *lengths; /* [B], in any order; NULL: every row has T steps */
   int32_t is_double, reset_after;
   int32_t directions; /* 1 or 2 */
-  int32_t threads;    /* at most this many, and never more than gru_cores() */
+  int32_t threads;    /* at most this many, at least 1, and never more than gru_cores() */
   int32_t openmp;     /* take the threads of the process's own OpenMP runtime, where it has one:
                          waiting for work they spin, and would slow down threads beside them */
 } gru_problem;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -131,6 +132,14 @@ def address(array: NDArray | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
+BEHIND = 64  # elements behind each array that the kernel has no business with
+
+
+def unwritten(*shape: int, dtype: np.dtype) -> Array:
+    """NaN, and NaN behind it."""
+    return np.full(math.prod(shape) + BEHIND, np.nan, dtype)[:-BEHIND].reshape(shape)
+
+
 def run(
     cases: Case | list[Case],
     reverse: bool,
@@ -138,58 +147,68 @@ def run(
     *,
     threads: int = 2,
     outputs: bool = True,
+    backward: bool = True,
     shared: bool = False,
+    openmp: bool = False,
 ) -> list[dict[str, Array]]:
     """The kernel on one case or, for both directions at once, on two; what it has to write is NaN
-    before. With shared, the directions are the halves of shared matrices."""
+    before, and what it has not to write is so afterwards. With shared, the directions are parts of
+    shared matrices, with a column between them."""
     cases = [cases] if isinstance(cases, Case) else cases
     lib = kernels.library()
     assert lib is not None
     first = cases[0]
     T, B, H, dtype = first.steps, first.batch, first.hidden, first.weight_hh.dtype
     R = len(cases)
+    untouched = []
 
-    def halves(rows: int, width: int, source: list[Array | None] | None = None) -> list[Array]:
+    def new(*shape: int) -> Array:
+        array = unwritten(*shape, dtype=dtype)
+        untouched.append(array.base[-BEHIND:])
+        return array
+
+    def parts(rows: int, width: int, source: list[Array | None] | None = None) -> list[Array]:
         if shared:
-            whole = np.full((rows, R * width), np.nan, dtype)
-            parts = [whole[:, i * width : (i + 1) * width] for i in range(R)]
+            whole = new(rows, R, width + 1)
+            untouched.append(whole[..., -1])
+            result = [whole[:, i, :-1] for i in range(R)]
         else:
-            parts = [np.full((rows, width), np.nan, dtype) for _ in range(R)]
-        for part, values in zip(parts, source or [], strict=False):
+            result = [new(rows, width) for _ in range(R)]
+        for part, values in zip(result, source or [], strict=False):
             if values is not None:
                 part[:] = values.reshape(rows, width)
-        return parts
+        return result
 
     K = len(first.projections)
-    projections = halves(K, 3 * H, [case.projections for case in cases])
-    d_outputs = halves(T * B, H, [case.d_outputs for case in cases])
-    written_outputs, d_projections = halves(T * B, H), halves(K, 3 * H)
+    projections = parts(K, 3 * H, [case.projections for case in cases])
+    d_outputs = parts(T * B, H, [case.d_outputs for case in cases])
+    written_outputs, d_projections = parts(T * B, H), parts(K, 3 * H)
     saved_size = kernels.saved_size(T, B, H, reset_after)
     assert saved_size == lib.gru_saved_size(T, B, H, reset_after)
     results, keep = [], []
     directions = (kernels.Direction * R)()
     for i, case in enumerate(cases):
         written = {
-            "h_last": np.full((B, H), np.nan, dtype),
-            "d_weight_hh": np.full((3 * H, H), np.nan, dtype),
-            "d_bias_hh": np.full(3 * H, np.nan, dtype),
-            "d_h0": np.full((B, H), np.nan, dtype),
+            "h_last": new(B, H),
+            "d_weight_hh": new(3 * H, H),
+            "d_bias_hh": new(3 * H),
+            "d_h0": new(B, H),
         }
-        saved = np.full(saved_size, np.nan, dtype)
+        saved = new(saved_size)
         keep.append(saved)
         results.append(
             {**written, "outputs": written_outputs[i], "d_projections": d_projections[i]}
         )
         directions[i] = kernels.Direction(
             reverse=reverse != bool(i),
-            ld_projections=3 * H * (R if shared else 1),
-            ld_outputs=H * (R if shared else 1),
+            ld_projections=(3 * H + 1) * R if shared else 3 * H,
+            ld_outputs=(H + 1) * R if shared else H,
             projections=address(projections[i]),
             weight_hh=address(case.weight_hh),
             bias_hh=address(case.bias_hh),
             h0=address(case.h0),
             outputs=address(written_outputs[i]) if outputs else None,
-            saved=address(saved),
+            saved=address(saved) if backward else None,
             d_outputs=None if case.d_outputs is None else address(d_outputs[i]),
             d_h_last=address(case.d_h_last),
             d_projections=address(d_projections[i]),
@@ -206,14 +225,20 @@ def run(
         reset_after=reset_after,
         directions=R,
         threads=threads,
+        openmp=openmp,
     )
     kernels.forward(problem, directions)
-    kernels.backward(problem, directions)
+    if backward:
+        kernels.backward(problem, directions)
+    assert all(np.isnan(array).all() for array in untouched)
     for result in results:
         result["outputs"] = result["outputs"].reshape(T, B, H)
-        if not outputs:
-            del result["outputs"]
-    return results
+    wanted = [
+        name
+        for name in results[0]
+        if (outputs or name != "outputs") and (backward or not name.startswith("d_"))
+    ]
+    return [{name: result[name] for name in wanted} for result in results]
 
 
 def assert_close(got: dict[str, Array], want: dict[str, Array], forward: float, gradient: float):
@@ -236,6 +261,20 @@ def bounds(dtype: type, own: dict[str, Array], oracle: dict[str, Array]) -> dict
     return result
 
 
+def assert_right(got: dict[str, Array], case: Case, reverse: bool, reset_after: bool):
+    oracle = reference(case.astype(np.float64), reverse, reset_after)
+    if case.weight_hh.dtype == np.float64:
+        return assert_close(got, oracle, 1e-12, 1e-11)
+    own = reference(case, reverse, reset_after)
+    for name, bound in bounds(np.float32, own, oracle).items():
+        assert_close({name: got[name]}, oracle, bound, bound)
+
+
+def assert_equal(got: dict[str, Array], want: dict[str, Array]):
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
 SIZES = [  # T, B, H, K
     (7, 5, 1, 0),
     (7, 5, 3, 4),
@@ -254,6 +293,7 @@ SIZES = [  # T, B, H, K
 ]
 both = pytest.mark.parametrize("reset_after", [False, True])
 either_way = pytest.mark.parametrize("reverse", [False, True])
+each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 @pytest.fixture(params=["avx512", "avx2", "baseline"])
@@ -275,7 +315,7 @@ def test_float64(size, reverse, reset_after, instruction_set):
     T, B, H, K = size
     case = draw(T, B, H, K=K)
     (got,) = run(case, reverse, reset_after)
-    assert_close(got, reference(case, reverse, reset_after), 1e-12, 1e-11)
+    assert_right(got, case, reverse, reset_after)
 
 
 @both
@@ -285,10 +325,22 @@ def test_float32(size, reverse, reset_after, instruction_set):
     T, B, H, K = size
     case = draw(T, B, H, K=K).astype(np.float32)
     (got,) = run(case, reverse, reset_after)
-    oracle = reference(case.astype(np.float64), reverse, reset_after)
-    own = reference(case, reverse, reset_after)
-    for name, bound in bounds(np.float32, own, oracle).items():
-        assert_close({name: got[name]}, oracle, bound, bound)
+    assert_right(got, case, reverse, reset_after)
+
+
+@both
+@each_dtype
+def test_every_remainder(dtype, reset_after, instruction_set):
+    """Of H by two vectors, which are 32 units at most; of B by an item's 16 rows; of a few steps'
+    rows by the 64 that the weights' gradient is computed from at once."""
+    for H in range(1, 36):
+        B = 1 + 7 * H % 36
+        case = draw(6, B, H, K=H % 3 * 5).astype(dtype)
+        if H % 2:
+            case.lengths = None
+        reverse = H % 5 < 2
+        (got,) = run(case, reverse, reset_after)
+        assert_right(got, case, reverse, reset_after)
 
 
 @both
@@ -311,35 +363,104 @@ def test_reference_against_differences(reset_after):
         assert (ahead - behind) / 2e-6 == pytest.approx(slope, rel=1e-6)
 
 
+def draw_both(T: int, B: int, H: int, *, K: int = 0, dtype: type = np.float64) -> list[Case]:
+    """A case for each direction, of the same tokens and lengths."""
+    one, two = (draw(T, B, H, K=K, seed=seed).astype(dtype) for seed in (1, 2))
+    return [one, replace(two, tokens=one.tokens, lengths=one.lengths)]
+
+
+BOTH_SIZES = [
+    (11, 9, 24, 20),
+    (6, 150, 23, 0),  # more than eight items in each direction
+    (6, 150, 19, 129),  # tokens by the 128, and one more
+    (3, 2, 300, 4),  # so many weights that threads share the packing of them
+]
+
+
 @both
+@each_dtype
 @pytest.mark.parametrize("shared", [False, True])
-def test_both_directions_at_once(shared, reset_after):
-    cases = [draw(11, 9, 24, K=20, seed=seed) for seed in (1, 2)]
-    cases[1] = replace(cases[1], tokens=cases[0].tokens, lengths=cases[0].lengths)
+@pytest.mark.parametrize("size", BOTH_SIZES, ids=str)
+def test_both_directions_at_once(size, shared, dtype, reset_after):
+    T, B, H, K = size
+    cases = draw_both(T, B, H, K=K, dtype=dtype)
     got = run(cases, False, reset_after, shared=shared)
-    assert_close(got[0], reference(cases[0], False, reset_after), 1e-12, 1e-11)
-    assert_close(got[1], reference(cases[1], True, reset_after), 1e-12, 1e-11)
+    assert_right(got[0], cases[0], False, reset_after)
+    assert_right(got[1], cases[1], True, reset_after)
 
 
-@pytest.mark.parametrize("missing", ["lengths", "h0", "d_outputs", "d_h_last", "outputs"])
-def test_what_may_be_missing(missing):
-    case = draw(8, 6, 20, K=9)
-    if missing != "outputs":
+@both
+@pytest.mark.parametrize(
+    "missing", ["lengths", "h0", "d_outputs", "d_h_last", "outputs", "backward"]
+)
+def test_what_may_be_missing(missing, reset_after):
+    case, how = draw(8, 6, 20, K=9), {}
+    if missing in ("outputs", "backward"):
+        how[missing] = False
+    else:
         case = replace(case, **{missing: None})
-    (got,) = run(case, False, False, outputs=missing != "outputs")
-    assert_close(got, reference(case, False, False), 1e-12, 1e-11)
+    (got,) = run(case, False, reset_after, **how)
+    assert_right(got, case, False, reset_after)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_threads_do_not_matter(dtype):
-    case = draw(30, 70, 40, K=50).astype(dtype)
-    one = run([case, case], False, False, threads=1)
-    two = run([case, case], False, False, threads=2)
-    many = run([case, case], False, False, threads=1000)
-    for a, b, c in zip(one, two, many, strict=True):
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
-            np.testing.assert_array_equal(a[name], c[name])
+@both
+@each_dtype
+@pytest.mark.parametrize("size", [(30, 70, 40, 50), (30, 70, 40, 0), (2, 4, 300, 5)], ids=str)
+def test_threads_do_not_matter(size, dtype, reset_after):
+    T, B, H, K = size
+    cases = draw_both(T, B, H, K=K, dtype=dtype)
+    one = run(cases, False, reset_after, threads=1)
+    for threads in (2, 2, 2, 2, 1000):  # which thread gets what differs from call to call
+        for got, want in zip(run(cases, False, reset_after, threads=threads), one, strict=True):
+            assert_equal(got, want)
+
+
+@both
+@each_dtype
+@pytest.mark.parametrize("K", [0, 9])
+def test_nothing_is_left_of_an_earlier_call(K, dtype, reset_after):
+    """The kernel keeps its memory: here it is full of NaN, from a larger call on nothing else."""
+    nothing = draw(8, 150, 64, K=K and 300).astype(dtype)
+    for array in vars(nothing).values():
+        if isinstance(array, np.ndarray) and array.dtype == dtype:
+            array[:] = np.nan
+    case = draw(20, 37, 40, K=K).astype(dtype)
+    for _ in range(5):
+        run([nothing, nothing], False, reset_after)
+        (got,) = run(case, False, reset_after)
+        assert_right(got, case, False, reset_after)
+
+
+@each_dtype
+def test_many_words(dtype):
+    """134,400 of them, more than fit 16 bits twice: each a token of its own, or all the same."""
+    T, B, H = 4200, 32, 4
+    words = T * B
+    case = replace(draw(T, B, H), lengths=None, d_h_last=None).astype(dtype)
+    (plain,) = run(case, False, False)
+    tokens = np.random.default_rng(0).permutation(words).astype(np.int32)
+    projections = np.empty_like(case.projections)
+    projections[tokens] = case.projections
+    (own,) = run(replace(case, projections=projections, tokens=tokens.reshape(T, B)), False, False)
+    own["d_projections"] = own["d_projections"][tokens]
+    assert_equal(own, plain)
+
+    # Gradients of one sign, so that the sum grows and what is added becomes small beside it.
+    assert case.d_outputs is not None
+    case.d_outputs = np.abs(case.d_outputs)
+    case.projections[:] = case.projections[0]
+    (apart,) = run(case, False, False)
+    tokens = np.zeros((T, B), np.int32)
+    (same,) = run(replace(case, projections=case.projections[:2], tokens=tokens), False, False)
+    assert (same["d_projections"][1] == 0).all()
+    assert_equal(apart, {name: same[name] for name in ("outputs", "d_bias_hh")})
+    exact = [math.fsum(column) for column in apart["d_projections"].T]
+    # Each addition errs by half an ULP of the sum so far at most. If the sum grows evenly, n such
+    # errors, some up and some down, have a standard deviation of less than sqrt(n) / 6 ULP of the
+    # whole: this allows six of them.
+    bound = np.finfo(dtype).eps * words**0.5 * np.abs(apart["d_projections"]).sum(0)
+    assert (np.abs(same["d_projections"][0] - exact) <= bound).all()
+    assert (np.abs(same["d_bias_hh"] - exact) <= bound).all()
 
 
 EXTREMES = [np.nan, np.inf, -np.inf, 1e30, -1e30, 200.0, -200.0, 1e-30]
@@ -369,14 +490,18 @@ def test_extreme_values(value, dtype, reset_after, instruction_set):
                 np.testing.assert_allclose(array[~odd], want[key][~odd], 0, scale)
 
 
-def test_gates_are_precise():
+@each_dtype
+def test_gates_are_precise(dtype):
     """With H = 1 and no recurrent weights, the state after one step is z * n. Within 4 ULP."""
-    x = np.concatenate([np.linspace(-30, 30, 40_001), np.geomspace(1e-30, 1, 10_000)])
+    edge = np.log(np.finfo(dtype).max) - 2  # beyond it, sigmoid(-x) is soon too small to be normal
+    x = np.concatenate(
+        [np.linspace(-a, a, 40_001) for a in (30, edge)] + [np.geomspace(1e-30, 1, 10_000)]
+    )
     case = Case(
-        projections=np.stack([np.full_like(x, 200), x, x], -1).astype(np.float32),
+        projections=np.stack([np.full_like(x, 200), x, x], -1).astype(dtype),
         tokens=None,
-        weight_hh=np.zeros((3, 1), np.float32),
-        bias_hh=np.zeros(3, np.float32),
+        weight_hh=np.zeros((3, 1), dtype),
+        bias_hh=np.zeros(3, dtype),
         lengths=None,
         h0=None,
         steps=1,
@@ -384,17 +509,17 @@ def test_gates_are_precise():
         d_outputs=None,
         d_h_last=None,
     )
-    exact = case.projections[:, 1].astype(np.float64)
+    exact = case.projections[:, 1].astype(np.longdouble)
     (got,) = run(case, False, False)
-    ulp = np.spacing(np.abs(np.tanh(exact)).astype(np.float32))
+    ulp = np.spacing(np.abs(np.tanh(exact)).astype(dtype))
     assert (np.abs(got["h_last"][:, 0] - np.tanh(exact)) / ulp).max() < 4
     case.projections[:, 0], case.projections[:, 2] = case.projections[:, 2], 200
     (got,) = run(case, False, False)
-    ulp = np.spacing(sigmoid(exact).astype(np.float32))
+    ulp = np.spacing(sigmoid(exact).astype(dtype))
     assert (np.abs(got["h_last"][:, 0] - sigmoid(exact)) / ulp).max() < 4
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each_dtype
 def test_denormal_numbers_are_zero(dtype):
     """They would take a hundred times as long. The caller's own arithmetic keeps them."""
     case = draw(1, 4, 20).astype(dtype)
@@ -410,21 +535,100 @@ def test_denormal_numbers_are_zero(dtype):
     case.d_h_last[:] = 2 * smallest
     (got,) = run(case, False, False)
     assert (got["d_h0"] == smallest).all()
+    # Coming in, too: the weights would make of this h0 a number that is not small.
+    case.h0 = np.full((4, 20), smallest * dtype(0.5))
+    case.weight_hh[:] = dtype(1e-8) / smallest
+    (got,) = run(case, False, True)
+    assert (got["h_last"] == 0).all()
+
+
+def test_denormal_numbers_are_zero_in_every_thread():
+    """There are none in gradients that vanish over the steps."""
+    case = replace(draw(300, 64, 16).astype(np.float32), lengths=None, d_outputs=None)
+    for _ in range(5):
+        (got,) = run(case, False, False)
+        small = np.abs(got["d_projections"]) < np.finfo(np.float32).smallest_normal
+        assert small.any()
+        assert (got["d_projections"][small] == 0).all()
 
 
 def test_bad_input_is_refused():
     case = draw(4, 3, 5, K=6)
     assert case.tokens is not None and case.lengths is not None
     case.tokens[2, 1] = 6
-    with pytest.raises(IndexError, match="tokens"):
+    with pytest.raises(ValueError, match="tokens"):
         run(case, False, False)
     case.tokens[2, 1] = -1
-    with pytest.raises(IndexError, match="tokens"):
+    with pytest.raises(ValueError, match="tokens"):
         run(case, False, False)
     case.tokens[2, 1] = 0
-    case.lengths[1] = 5
-    with pytest.raises(ValueError, match="lengths"):
-        run(case, False, False)
+    for length in (5, -1):
+        case.lengths[1] = length
+        with pytest.raises(ValueError, match="lengths"):
+            run(case, False, False)
+
+
+def test_too_large_a_problem_is_refused():
+    """And the next call is none the worse."""
+    problem = kernels.Problem(steps=1, batch=1, hidden=1 << 24, distinct=1, directions=1, threads=1)
+    with pytest.raises(MemoryError):  # the weights would take petabytes
+        kernels.forward(problem, (kernels.Direction * 1)())
+    case = draw(4, 3, 5, K=6)
+    (got,) = run(case, False, False)
+    assert_right(got, case, False, False)
+
+
+def test_choice_of_an_instruction_set():
+    lib = kernels.library()
+    assert lib is not None
+    best = lib.gru_instruction_set(None)
+    known = [set for set in (b"avx512", b"avx2", b"baseline") if lib.gru_instruction_set(set)]
+    case = draw(20, 8, 30).astype(np.float32)
+    results = []
+    for name in known:
+        assert lib.gru_instruction_set(name) == name
+        assert lib.gru_instruction_set(b"none such") is None
+        assert lib.gru_instruction_set(None) == name
+        results.append(run(case, False, False)[0]["h_last"])
+    lib.gru_instruction_set(best)
+    assert best == known[0]
+    # The better ones multiply and add in one, with one rounding.
+    assert not any(np.array_equal(result, results[-1]) for result in results[:-1])
+
+
+# If calls did not wait, the first would be wrong, and the second wrong or stuck, or would crash.
+@pytest.mark.parametrize("how", [{"threads": 1, "backward": False}, {}], ids=["one", "all"])
+def test_calls_at_once(how):
+    """They wait for one another."""
+    cases = [draw(30, 70, 16, seed=seed) for seed in (1, 2)]
+    wants = [run(case, False, False, **how)[0] for case in cases]
+    wrong = []
+
+    def repeat(case: Case, want: dict[str, Array]) -> None:
+        for _ in range(20):
+            (got,) = run(case, False, False, **how)
+            wrong.extend(name for name in want if not np.array_equal(got[name], want[name]))
+
+    threads = [
+        threading.Thread(target=repeat, args=each, daemon=True)
+        for each in zip(cases, wants, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def child_fails(case: Case, want: dict[str, Array], **how: bool) -> bool:
+    """Whether a forked child does not get the same, or not within seconds."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # kills the child if it hangs
+        (got,) = run(case, False, False, **how)
+        os._exit(not np.array_equal(got["h_last"], want["h_last"]))
+    return os.waitpid(child, 0)[1] != 0
 
 
 def test_after_fork():
@@ -440,17 +644,22 @@ def test_after_fork():
 
     thread = threading.Thread(target=keep_busy)
     thread.start()
-    statuses = []
-    for _ in range(20):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(10)  # kills the child if it hangs
-            (got,) = run(case, False, False)
-            os._exit(not np.array_equal(got["h_last"], want["h_last"]))
-        statuses.append(os.waitpid(child, 0)[1])
+    failed = any(child_fails(case, want) for _ in range(20))
     stop.set()
     thread.join()
-    assert not any(statuses)
+    assert not failed
+
+
+def test_threads_of_openmp():
+    """Those of the runtime that PyTorch brings; a forked child has none of them."""
+    import torch  # noqa: F401
+
+    case = draw(30, 70, 16)
+    (want,) = run(case, False, False, threads=1)
+    for _ in range(10):
+        (got,) = run(case, False, False, openmp=True)
+        assert_equal(got, want)
+    assert not child_fails(case, want, openmp=True)
 
 
 def test_import_without_the_library():

@@ -1,5 +1,6 @@
 """The GRU text classifier in PyTorch; jax_impl is its twin."""
 
+import common  # noqa: F401  before what takes long: see there, Ctrl-C
 from torch_impl.classifier import Classifier
 from torch_impl.gru import GRU, gru
 from torch_impl.learner import Learner

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.arguments import check_classify, check_mapping
 from common.batches import NO_LABEL
 from common.config import ModelConfig
 from common.params import cell_of, structure
-from torch_impl.gru import canonical, gru, register
+from torch_impl.gru import canonical, check_tensors, gru, in_range, register
 from torch_impl.rnn import rnn
 
 
@@ -37,8 +38,18 @@ def classify(
     """The logits of a batch (see common/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
+
+    Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1.
     """
-    embedded = F.embedding(distinct, parameters.get("vectors.weight", vectors))
+    check_mapping(parameters)
+    vectors = parameters.get("vectors.weight", vectors)
+    check_tensors({**parameters, "vectors": vectors, "distinct": distinct, "tokens": tokens})
+    check_classify(parameters, vectors, distinct, tokens)
+    try:
+        embedded = F.embedding(distinct, vectors)
+    except (IndexError, RuntimeError):  # out of range, or of another integer dtype
+        what = "V - 1, there being V vectors"
+        embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
     if cell_of(parameters) == "rnn":
         _, h_last = rnn(parameters, embedded, lengths, tokens=tokens)
     else:

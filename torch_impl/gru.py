@@ -12,6 +12,7 @@ inputs, D input size, H hidden size, L layers, R directions; W, U, b, c (weight_
 bias_ih, bias_hh) hold the three gates one after the other: z, r, n.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,8 +21,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from common.arguments import (
+    check_gru,
+    check_mapping,
+    check_range,
+    check_shape,
+    check_sizes,
+)
 from common.errors import InputError
-from common.params import GRU_PARAMETERS, init_gru, structure
+from common.params import GRU_PARAMETERS, init_gru
 from torch_impl import fused
 
 IMPLEMENTATIONS = ("loop", "scan") + (("fused",) if fused.available() else ())
@@ -68,14 +76,14 @@ def loop(
     steps = len(x) if tokens is None else len(tokens)
     h, outputs = h0, [torch.zeros_like(h0)] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        x_t = x[t] if tokens is None else x[tokens[t]]
+        word = (t < lengths)[:, None]
+        x_t = torch.where(word, x[t] if tokens is None else x[tokens[t]], 0)
         z = torch.sigmoid(F.linear(x_t, W_z, b_z) + F.linear(h, U_z, c_z))
         r = torch.sigmoid(F.linear(x_t, W_r, b_r) + F.linear(h, U_r, c_r))
         if reset_after:
             n = torch.tanh(F.linear(x_t, W_n, b_n) + r * F.linear(h, U_n, c_n))
         else:
             n = torch.tanh(F.linear(x_t, W_n, b_n) + F.linear(r * h, U_n, c_n))
-        word = (t < lengths)[:, None]
         h = torch.where(word, h + z * (n - h), h)
         outputs[t] = torch.where(word, h, 0)
     return stack(outputs, h0), h
@@ -91,6 +99,13 @@ def project(
     """
     parts = min(max(len(x) // 64, 1), 4)
     return torch.cat([F.linear(part, weight_ih, bias_ih) for part in x.chunk(parts)])
+
+
+def gather(
+    rows: Float[Tensor, "K N"], tokens: Int[Tensor, "T B"], word: Bool[Tensor, "T B 1"]
+) -> Float[Tensor, "T B N"]:
+    """The rows that words point at; padding has zeros, since a NaN would come back as 0 * NaN."""
+    return F.embedding(torch.where(word[..., 0], tokens, len(rows)), F.pad(rows, (0, 0, 0, 1)))
 
 
 def scan(
@@ -113,9 +128,9 @@ def scan(
     a_zr = a_zr + c_zr
     if not reset_after:
         a_n = a_n + c_n
+    word = within(lengths, len(a_zr) if tokens is None else len(tokens))[..., None]
     if tokens is not None:
-        a_zr, a_n = F.embedding(tokens, a_zr), F.embedding(tokens, a_n)
-    word = within(lengths, len(a_zr))[..., None]
+        a_zr, a_n = gather(a_zr, tokens, word), gather(a_n, tokens, word)
     inputs = [array.unbind() for array in (a_zr, a_n, word)]
     h, outputs = h0, [h0] * len(a_zr)
 
@@ -138,6 +153,37 @@ def scan(
 def stack(outputs: list[Float[Tensor, "B H"]], h0: Float[Tensor, "B H"]) -> Float[Tensor, "T B H"]:
     """The outputs of all time steps as one array, also when there are none."""
     return torch.stack(outputs) if outputs else h0.new_zeros(0, *h0.shape)
+
+
+def scan_all(
+    projections: Sequence[Float[Tensor, "T B 3H"]] | Sequence[Float[Tensor, "K 3H"]],
+    tokens: Int[Tensor, "T B"] | None,
+    weight_hh: Sequence[Float[Tensor, "3H H"]],
+    bias_hh: Sequence[Float[Tensor, " 3H"]],
+    lengths: Int[Tensor, " B"],
+    h0: Float[Tensor, "R B H"],
+    *,
+    reverse: Sequence[bool],
+    reset_after: bool,
+    every_step: bool = True,
+) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "R B H"]]:
+    """`scan` for all directions of a layer: (outputs, h_last), as fused.recur_all."""
+    results = [
+        scan(
+            projections[i],
+            tokens,
+            weight_hh[i],
+            bias_hh[i],
+            lengths,
+            h0[i],
+            reverse=reverse[i],
+            reset_after=reset_after,
+        )
+        for i in range(len(reverse))
+    ]
+    outputs, h_last = zip(*results, strict=True)
+    joined = torch.cat(outputs, dim=-1)
+    return joined if every_step else joined[:0], torch.stack(h_last)
 
 
 def layer(
@@ -172,35 +218,20 @@ def layer(
             )
             for i in range(len(h0))
         ]
-    else:
-        projections = [project(x, *each) for each in zip(weight_ih, bias_ih, strict=True)]
-        if implementation == "fused":
-            return fused.recur_all(
-                projections,
-                tokens,
-                weight_hh,
-                bias_hh,
-                lengths,
-                h0,
-                reverse=reverse,
-                reset_after=reset_after,
-                every_step=every_step,
-            )
-        results = [
-            scan(
-                projections[i],
-                tokens,
-                weight_hh[i],
-                bias_hh[i],
-                lengths,
-                h0[i],
-                reverse=reverse[i],
-                reset_after=reset_after,
-            )
-            for i in range(len(h0))
-        ]
-    outputs, h_last = zip(*results, strict=True)
-    return torch.cat(outputs, dim=-1), torch.stack(h_last)
+        outputs, h_last = zip(*results, strict=True)
+        return torch.cat(outputs, dim=-1), torch.stack(h_last)
+    recurrence = fused.recur_all if implementation == "fused" else scan_all
+    return recurrence(
+        [project(x, *each) for each in zip(weight_ih, bias_ih, strict=True)],
+        tokens,
+        weight_hh,
+        bias_hh,
+        lengths,
+        h0,
+        reverse=reverse,
+        reset_after=reset_after,
+        every_step=every_step,
+    )
 
 
 def gru(
@@ -217,20 +248,51 @@ def gru(
     """A GRU as a pure function of its canonical parameters (see common/params.py).
 
     x holds the inputs [T, B, D], or, with tokens [T, B], the distinct inputs [K, D] that tokens
-    points at. What stands in x behind the end of a review (t >= lengths) has no influence, even
+    points at. What stands in x where no word reads it (at t >= lengths) has no influence, even
     where it is not a number. A direction's first state is h0[layer * R + direction], or zero.
 
     Returns (outputs, h_last): the last layer's states, zero behind the end, and the state of every
     layer and direction after its last word (its first, for the backward direction). Without
     every_step, outputs are left out: they have no time steps.
+
+    Raises ValueError for a shape or a device that does not fit, for lengths that are not in 0..T
+    and tokens that are not in 0..K-1, TypeError for a dtype. x, h0 and the parameters have the same
+    dtype. float32 and float64 are computed in; of bfloat16 and float16, whatever the
+    implementation, the numbers are computed with in float32 and the results rounded once. Under
+    torch.autocast, float32 counts as autocast's dtype. Lengths and tokens may be of any integer
+    dtype; their values are not looked at where they are not known: while torch.compile traces, and
+    under torch.func.vmap. There, a length beyond T counts as T in scan and loop.
     """
-    implementation = resolve(implementation, x.device.type)
-    layers, directions = structure(parameters)
-    R, size = len(directions), parameters["gru.0.forward.weight_hh"].shape[-1]
+    check_tensors(parameters, x=x, lengths=lengths, h0=h0, tokens=tokens)
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        parameters, x, h0 = in_dtype(low, parameters, x, h0, only=(torch.float32, *HALF))
+        with torch.autocast(device, enabled=False):
+            return gru(
+                parameters,
+                x,
+                lengths,
+                h0,
+                tokens=tokens,
+                reset_after=reset_after,
+                implementation=implementation,
+                every_step=every_step,
+            )
+    layers, directions, size = check_gru(parameters, x, lengths, h0, tokens)
+    dtype = x.dtype
+    if dtype in HALF:
+        parameters, x, h0 = in_dtype(torch.float32, parameters, x, h0, only=HALF)
+    implementation = resolve(implementation, device)
+    steps, R = len(x) if tokens is None else len(tokens), len(directions)
+    kernel_looks = implementation == "fused" and not fused.forward_mode()
+    if not kernel_looks or lengths.dtype != torch.int32:
+        lengths = in_range("lengths", lengths, steps, "T, the number of time steps")
+    if tokens is not None and (not kernel_looks or tokens.dtype != torch.int32):
+        tokens = in_range("tokens", tokens, len(x) - 1, "K - 1, x having K rows")
     if h0 is None:
         h0 = x.new_zeros(layers * R, len(lengths), size)
-    if tokens is None:
-        x = torch.where(within(lengths, len(x))[..., None], x, 0)
+    x = without_padding(x, tokens, lengths)
     h_last = []
     for number in range(layers):
         weight_ih, weight_hh, bias_ih, bias_hh = (
@@ -252,7 +314,76 @@ def gru(
         )
         tokens = None
         h_last.append(last)
-    return x if every_step else x[:0], torch.cat(h_last)
+    outputs, states = x if every_step else x[:0], torch.cat(h_last)
+    return (outputs.to(dtype), states.to(dtype)) if dtype in HALF else (outputs, states)
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def check_tensors(parameters: Mapping[str, Tensor], **others: Tensor | None) -> None:
+    """Raise TypeError for what is no dense tensor, ValueError for one that is not where others are.
+
+    The others are named arguments; h0 and tokens may be None.
+    """
+    check_mapping(parameters)
+    device = None
+    for given in (others, parameters):
+        for name, array in given.items():
+            if array is None and name in ("h0", "tokens") and given is others:
+                continue
+            if not isinstance(array, Tensor):
+                raise TypeError(f"{name}: expected a torch.Tensor, found {type(array).__name__}")
+            if array.layout is not torch.strided:
+                raise TypeError(f"{name}: expected a dense tensor, found one of {array.layout}")
+            device = device or array.device
+            if array.device != device:
+                raise ValueError(f"{name}: expected it on {device}, found {array.device}")
+
+
+def in_dtype(
+    dtype: torch.dtype,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    h0: Tensor | None,
+    *,
+    only: tuple[torch.dtype, ...],
+) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+    """The GRU's parameters, x and h0 in another dtype, if they are in one of `only`."""
+
+    def convert(array: Tensor) -> Tensor:
+        return array.to(dtype) if array.dtype in only else array
+
+    own = {name: convert(p) for name, p in parameters.items() if name.startswith("gru.")}
+    return own, convert(x), None if h0 is None else convert(h0)
+
+
+def in_range(name: str, array: Int[Tensor, "..."], limit: int, what: str) -> Int[Tensor, "..."]:
+    """The array as int32, its values having been seen to be in 0..limit, where they are known."""
+    if array.numel() and fused.plain(array):
+        lowest, highest = torch.aminmax(array if array.dtype in SIGNED else array.to(torch.int64))
+        check_range(name, int(lowest), int(highest), limit, what)
+    return array.to(torch.int32)
+
+
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def without_padding(
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+    tokens: Int[Tensor, "T B"] | None,
+    lengths: Int[Tensor, " B"],
+) -> Float[Tensor, "T B D"] | Float[Tensor, "K D"]:
+    """x with zeros where no word reads it: what stands there has no part in gradients, either."""
+    if tokens is None:
+        return torch.where(within(lengths, len(x))[..., None], x, 0)
+    if fused.plain(x) and math.isfinite(x.detach().sum()):  # 0 times it is 0
+        return x
+    word = within(lengths, len(tokens))
+    read = torch.zeros(len(x) + 1, dtype=torch.bool, device=x.device)
+    places = torch.where(word, tokens, len(x)).flatten().long().clamp(0, len(x))
+    read = read.scatter(0, places, True)
+    return torch.where(read[:-1, None], x, 0)
 
 
 class GRU(nn.Module):
@@ -272,8 +403,14 @@ class GRU(nn.Module):
         reset_after: bool = False,
         implementation: str = "auto",
     ) -> None:
-        """Parameters are drawn with torch's generator, uniformly in ±1/sqrt(hidden_size)."""
+        """Parameters are drawn with torch's generator, uniformly in ±1/sqrt(hidden_size).
+
+        Raises ValueError for a size below 1 and for an unknown implementation.
+        """
         super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        resolve(implementation)
+        self.input_size = input_size
         self.reset_after = reset_after
         self.implementation = implementation
         seed = int(torch.randint(2**31, ()))
@@ -289,8 +426,11 @@ class GRU(nn.Module):
         """As torch.nn.GRU(batch_first=True); lengths, in any order, counts each row's time steps.
 
         Returns (outputs, h_last): the last layer's states, zero behind the end of a row, and the
-        state of every layer and direction after its last step.
+        state of every layer and direction after its last step. Raises as `gru` does.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, found {type(x).__name__}")
+        check_shape("x", x, "B", "T", self.input_size)
         if lengths is None:
             lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
         outputs, h_last = gru(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from common.params import GRU_PARAMETERS, structure
-from torch_impl.gru import project, within
+from torch_impl.gru import gather, project, within, without_padding
 
 
 def scan(
@@ -26,8 +26,8 @@ def scan(
     h0: Float[Tensor, "B H"],
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
     """The recurrence as a loop over time; behind the end of a review the state stays."""
-    a = projections if tokens is None else F.embedding(tokens, projections)
-    word = within(lengths, len(a))[..., None]
+    word = within(lengths, len(projections) if tokens is None else len(tokens))[..., None]
+    a = projections if tokens is None else gather(projections, tokens, word)
     h, outputs = h0, []
     for t in range(len(a)):
         h = torch.where(word[t], torch.tanh(a[t] + F.linear(h, weight_hh, bias_hh)), h)
@@ -47,6 +47,7 @@ def rnn(
     Arguments and results are those of `gru`: (outputs, h_last). The first state is zero.
     """
     layers, _ = structure(parameters)
+    x = without_padding(x, tokens, lengths)
     h_last = []
     for number in range(layers):
         weight_ih, weight_hh, bias_ih, bias_hh = (

@@ -1,6 +1,9 @@
 """First and second derivatives by finite differences, and the frameworks' transformations."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,14 @@ each_reset = pytest.mark.parametrize("reset_after", [False, True])
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def quick_compilation():
+    """What is compiled here runs but once or twice."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small(
@@ -78,11 +89,12 @@ def close(actual, expected, bound=1e-12):
 def test_torch_gradcheck(implementation, reset_after):
     leaves, lengths = small(reset_after)
     values = [torch.tensor(value, requires_grad=True) for value in leaves.values()]
-    assert gradcheck(torch_function(leaves, lengths, reset_after, implementation), values)
+    function = torch_function(leaves, lengths, reset_after, implementation)
+    assert gradcheck(function, values, check_forward_ad=True, check_batched_grad=True)
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", ["loop", "scan"])
+@pytest.mark.parametrize("implementation", TORCH_IMPLEMENTATIONS)
 def test_torch_gradgradcheck(implementation, reset_after):
     leaves, lengths = small(reset_after)
     values = [torch.tensor(value, requires_grad=True) for value in leaves.values()]
@@ -98,14 +110,200 @@ def test_jax_check_grads(implementation, reset_after, x64):
 
 
 @each_reset
-def test_jax_check_grads_of_second_order(reset_after, x64):
+@pytest.mark.parametrize("implementation", JAX_IMPLEMENTATIONS)
+def test_jax_check_grads_of_second_order(implementation, reset_after, x64, quick_compilation):
     leaves, lengths = small(reset_after)
-    function = jax_function(lengths, reset_after, "scan")
+    function = jax_function(lengths, reset_after, implementation)
     check_grads(jax.jit(function), (leaves,), order=2, modes=("fwd", "rev"))
 
 
+def of_state(h0, others, scalar):
+    """`scalar` as a function of h0 alone, and h0."""
+    return (lambda h0: scalar(others | {"h0": h0})), h0
+
+
+# What is computed with the function of all leaves, and with that of h0 alone.
+IN_TORCH = {
+    "grad": lambda f, leaves: torch.func.grad(f)(leaves),
+    "vjp": lambda f, leaves: torch.func.vjp(f, leaves)[1](torch.tensor(2.0).double()),
+    "jvp": lambda f, leaves: torch.func.jvp(f, (leaves,), (leaves,)),
+    "vmap": lambda f, leaves: torch.func.vmap(f)(stacked(leaves, torch.stack)),
+    "vmap of grad": lambda f, leaves: torch.func.vmap(torch.func.grad(f))(
+        stacked(leaves, torch.stack)
+    ),
+    "grad of vmap": lambda f, leaves: torch.func.grad(lambda each: torch.func.vmap(f)(each).sum())(
+        stacked(leaves, torch.stack)
+    ),
+    "linearize": lambda f, leaves: torch.func.linearize(f, leaves)[1](leaves),
+}
+BY_STATE_IN_TORCH = {
+    "hessian": torch.func.hessian,
+    "jacrev of jacrev": lambda f: torch.func.jacrev(torch.func.jacrev(f)),
+    "jacfwd of jacfwd": lambda f: torch.func.jacfwd(torch.func.jacfwd(f)),
+    "jacrev of jacfwd": lambda f: torch.func.jacrev(torch.func.jacfwd(f)),
+    "vectorized jacobian": lambda f: (
+        lambda h0: torch.autograd.functional.jacobian(f, h0, vectorize=True)
+    ),
+    "third": lambda f: torch.func.grad(
+        lambda h0: torch.func.grad(lambda h0: torch.func.grad(f)(h0).square().sum())(h0).sum()
+    ),
+}
+IN_JAX = {
+    "grad": lambda f, leaves: jax.grad(f)(leaves),
+    "jvp": lambda f, leaves: jax.jvp(f, (leaves,), (leaves,)),
+    "linearize": lambda f, leaves: jax.linearize(f, leaves)[1](leaves),
+    "vmap": lambda f, leaves: jax.vmap(f)(stacked(leaves, jnp.stack)),
+    "vmap of grad": lambda f, leaves: jax.vmap(jax.grad(f))(stacked(leaves, jnp.stack)),
+    "grad of vmap": lambda f, leaves: jax.grad(lambda each: jax.vmap(f)(each).sum())(
+        stacked(leaves, jnp.stack)
+    ),
+}
+BY_STATE_IN_JAX = {
+    "hessian": jax.hessian,
+    "jacrev of jacrev": lambda f: jax.jacrev(jax.jacrev(f)),
+    "jacfwd of jacfwd": lambda f: jax.jacfwd(jax.jacfwd(f)),
+    "jacrev of jacfwd": lambda f: jax.jacrev(jax.jacfwd(f)),
+    "third": lambda f: jax.grad(
+        lambda h0: jax.grad(lambda h0: (jax.grad(f)(h0) ** 2).sum())(h0).sum()
+    ),
+}
+
+
+def stacked(leaves, stack):
+    """Three times the leaves, each time others, along a new axis."""
+    return {name: stack([value, value + 0.1, 2 * value]) for name, value in leaves.items()}
+
+
 @each_reset
-def test_second_derivatives_of_the_twins_agree(reset_after, x64):
+@pytest.mark.parametrize("transformation", [*IN_TORCH, *BY_STATE_IN_TORCH])
+def test_torch_func_of_the_kernel_is_that_of_scan(transformation, reset_after):
+    leaves, lengths = small(reset_after)
+    tensors = {name: torch.tensor(value) for name, value in leaves.items()}
+
+    def result(implementation):
+        def scalar(leaves):
+            function = torch_function(leaves, lengths, reset_after, implementation)
+            outputs, h_last = function(*leaves.values())
+            return outputs.square().sum() + h_last.sin().sum()
+
+        if transformation in IN_TORCH:
+            return IN_TORCH[transformation](scalar, tensors)
+        function, h0 = of_state(tensors["h0"], tensors, scalar)
+        return BY_STATE_IN_TORCH[transformation](function)(h0)
+
+    got, want = result("auto"), result("scan")
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("transformation", [*IN_JAX, *BY_STATE_IN_JAX])
+def test_jax_transformations_of_the_kernel_are_those_of_scan(
+    transformation, x64, quick_compilation
+):
+    leaves, lengths = small(False)
+    arrays = {name: jnp.asarray(value) for name, value in leaves.items()}
+
+    def result(implementation):
+        def scalar(leaves):
+            outputs, h_last = jax_function(lengths, False, implementation)(leaves)
+            return (outputs**2).sum() + jnp.sin(h_last).sum()
+
+        def transformed(arrays):
+            if transformation in IN_JAX:
+                return IN_JAX[transformation](scalar, arrays)
+            function, h0 = of_state(arrays["h0"], arrays, scalar)
+            return BY_STATE_IN_JAX[transformation](function)(h0)
+
+        return jax.jit(transformed)(arrays)
+
+    assert close(result("auto"), result("scan"), 1e-10)
+
+
+@each_reset
+@pytest.mark.parametrize("tokens", [False, True])
+def test_torch_gradient_of_a_gradient_reaches_every_parameter(tokens, reset_after):
+    """As torch.autograd.grad(..., create_graph=True) and then backward compute it."""
+    size = Size("small", 3, 2, 2, 2, 2, [1, 3, 0], distinct=4 if tokens else None)
+    case = draw(size, reset_after, 0)
+    found = []
+    for implementation in ("scan", "auto"):
+        leaves = {
+            name: torch.tensor(value, requires_grad=True)
+            for name, value in [*case.parameters.items(), ("x", case.x), ("h0", case.h0)]
+            if not name.startswith("head.")
+        }
+        outputs, h_last = torch_impl.gru(
+            leaves,
+            leaves["x"],
+            torch.tensor(case.lengths),
+            leaves["h0"],
+            tokens=torch.tensor(case.tokens) if tokens else None,
+            reset_after=reset_after,
+            implementation=implementation,
+        )
+        (slope,) = torch.autograd.grad(
+            outputs.sum() + h_last.square().sum(), leaves["x"], create_graph=True
+        )
+        found.append(torch.autograd.grad(slope.square().sum(), list(leaves.values())))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+SHARDED = """
+import numpy as np, jax, jax.numpy as jnp, jax_impl
+from jax.sharding import Mesh, PartitionSpec as P
+from common.params import init_gru
+parameters = {name: jnp.asarray(p, jnp.float32) for name, p in init_gru(3, 4, 2, True, 0).items()}
+x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 3)), jnp.float32)
+lengths = jnp.array([5, 3, 0, 2])
+
+def total(implementation, parameters, x, lengths):
+    outputs, h_last = jax_impl.gru(parameters, x, lengths, implementation=implementation)
+    return (outputs**2).sum() + jnp.sin(h_last).sum()
+
+def shared(parameters, x, lengths):
+    return jax.lax.psum(total("auto", parameters, x, lengths), "rows")
+
+mesh = Mesh(np.array(jax.devices()), ("rows",))
+specs = (P(), P(None, "rows"), P("rows"))
+want = jax.value_and_grad(lambda *given: total("scan", *given), (0, 1))(parameters, x, lengths)
+for check in (True, False):
+    run = jax.shard_map(shared, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check)
+    got = jax.jit(jax.value_and_grad(run, (0, 1)))(parameters, x, lengths)
+    along = jax.jit(lambda p: jax.jvp(lambda p: run(p, x, lengths), (p,), (p,)))(parameters)
+    slope = sum((want[1][0][name] * p).sum() for name, p in parameters.items())
+    for a, b in zip(jax.tree.leaves((got, along)), jax.tree.leaves((want, (want[0], slope)))):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+assert len(jax.devices()) == 2
+"""
+
+
+def test_jax_shard_map_over_two_devices():
+    subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        check=True,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    )
+
+
+@pytest.mark.skipif("fused" not in JAX_IMPLEMENTATIONS, reason="no kernel for JAX")
+def test_jax_export_of_the_kernel_says_what_can_be_exported():
+    leaves, lengths = small(False)
+    leaves = {name: jnp.asarray(value, jnp.float32) for name, value in leaves.items()}
+    fused, scan = (
+        jax.jit(jax_function(lengths, False, implementation))
+        for implementation in ("fused", "scan")
+    )
+    with (
+        pytest.warns(UserWarning, match='implementation="scan"'),
+        pytest.raises(ValueError, match="custom calls"),
+    ):
+        jax.export.export(fused)(leaves)
+    exported = jax.export.export(scan)(leaves)
+    assert close(exported.call(leaves), fused(leaves), 1e-6)
+
+
+@each_reset
+@pytest.mark.parametrize("implementation", ["scan", "auto"])
+def test_second_derivatives_of_the_twins_agree(implementation, reset_after, x64):
     """Hessian times vector: reverse over reverse in PyTorch, forward over reverse in JAX."""
     leaves, lengths = small(reset_after, Size("two layers", 5, 3, 4, 2, 2, [2, 5, 0, 3]))
     rng = np.random.default_rng(1)
@@ -113,14 +311,14 @@ def test_second_derivatives_of_the_twins_agree(reset_after, x64):
     along = {name: rng.standard_normal(value.shape) for name, value in leaves.items()}
 
     values = [torch.tensor(value, requires_grad=True) for value in leaves.values()]
-    outputs, _ = torch_function(leaves, lengths, reset_after, "scan")(*values)
+    outputs, _ = torch_function(leaves, lengths, reset_after, implementation)(*values)
     gradients = torch.autograd.grad((outputs * torch.tensor(pull)).sum(), values, create_graph=True)
     product = sum(
         (g * torch.tensor(v)).sum() for g, v in zip(gradients, along.values(), strict=True)
     )
     in_torch = dict(zip(leaves, torch.autograd.grad(product, values), strict=True))
 
-    function = jax_function(lengths, reset_after, "scan")
+    function = jax_function(lengths, reset_after, implementation)
     gradient = jax.grad(lambda leaves: (function(leaves)[0] * pull).sum())
     _, in_jax = jax.jit(lambda: jax.jvp(gradient, (leaves,), (along,)))()
     assert close({name: g.numpy() for name, g in in_torch.items()}, in_jax, 1e-11)

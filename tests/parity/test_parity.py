@@ -1,5 +1,6 @@
 """Every implementation of both twins, and the frameworks' own GRUs, against the oracle."""
 
+import numpy as np
 import pytest
 
 from comparison import parity
@@ -11,12 +12,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_everything_agrees_with_the_oracle(case, dtype):
     draws = CASES[case]
     able = [each for each in IMPLEMENTATIONS.values() if each.supports(draws[0])]
+    able = [each for each in able if dtype in each.dtypes]
     rows = [row for each in able for row in parity.check(each, draws, dtype)]
     assert [row for row in rows if not row["passed"]] == []
     # Each result and each gradient was there to be compared.
-    assert {row["check"] for row in rows} == parity.equations(draws[0], dtype).keys()
+    names = parity.equations(draws[0], np.float64).keys()
+    if dtype == "bfloat16":  # of the GRU alone
+        names = {
+            name for name in names if name.startswith(("outputs", "h_last", "d gru", "d x", "d h0"))
+        }
+    assert {row["check"] for row in rows} == names

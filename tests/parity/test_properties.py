@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from comparison.implementations import Case, jax_gru, torch_gru
-from comparison.parity import Size, check, draw
+from comparison.parity import Size, check, draw, without_head
 from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 
@@ -94,13 +94,13 @@ def test_padding_changes_nothing(implementation, case):
 @given(case=cases(layers=2))
 def test_a_batch_is_its_rows_one_by_one(implementation, case):
     # The loss is a mean over rows, so what is differentiated differs by its share in each.
-    together = implementation.run(replace(case, parameters=without_head(case)))
+    together = implementation.run(without_head(case))
     for row in range(len(case.lengths)):
         one = slice(row, row + 1)
         alone = implementation.run(
             replace(
                 case,
-                parameters=without_head(case),
+                parameters=without_head(case).parameters,
                 x=case.x[:, one],
                 lengths=case.lengths[one],
                 h0=None if case.h0 is None else case.h0[:, one],
@@ -179,11 +179,3 @@ def test_a_bidirectional_layer_is_two_unidirectional_ones(implementation, case):
         )
         assert_close(turn(alone["outputs"]), both["outputs"][..., half])
         assert_close(alone["h_last"], both["h_last"][place : place + 1])
-
-
-def without_head(case: Case) -> dict[str, np.ndarray]:
-    """The parameters with a head that gives every class the same logit."""
-    return {
-        name: 0 * value if name.startswith("head.") else value
-        for name, value in case.parameters.items()
-    }

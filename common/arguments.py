@@ -1,0 +1,142 @@
+"""What a GRU asks of its arguments, the same in both twins: checked before anything is computed.
+
+An array may be of any framework: it is asked for its shape and its dtype, never for its values.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from common.params import cell_of, gru_shapes, structure
+
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+_shapes = cache(gru_shapes)
+
+
+def check_mapping(parameters: Any) -> None:
+    """Raise TypeError unless parameters have names."""
+    if not isinstance(parameters, Mapping):
+        raise TypeError(
+            f"parameters: expected a dict of arrays by name, found {type(parameters).__name__}"
+        )
+
+
+def check_gru(
+    parameters: Mapping[str, Any], x: Any, lengths: Any, h0: Any | None, tokens: Any | None
+) -> tuple[int, tuple[str, ...], int]:
+    """(layers, directions, H) of the parameters of a GRU that these arguments of `gru` fit.
+
+    Raises ValueError for a parameter that is missing and for a wrong shape, TypeError for a wrong
+    dtype; either names the argument, what is expected and what was found.
+    """
+    names = tuple(parameters)
+    if "gru.0.forward.weight_hh" not in parameters:
+        raise ValueError(f"parameters: expected gru.0.forward.weight_hh, found {names or 'none'}")
+    layers, directions = structure(names)
+    first = parameters["gru.0.forward.weight_hh"]
+    check_shape("gru.0.forward.weight_hh", first, "3H", "H")
+    H = max(first.shape[1], 1)
+    check_shape("gru.0.forward.weight_hh", first, 3 * H, H)
+    if tokens is None:
+        check_shape("x", x, "T", "B", "D")
+        T, B, D = x.shape
+    else:
+        check_shape("x", x, "K", "D")
+        check_shape("tokens", tokens, "T", "B")
+        check_dtype("tokens", tokens, INTEGERS)
+        (T, B), D = tokens.shape, x.shape[1]
+        if not x.shape[0] and T * B:
+            raise ValueError("x: expected at least one row for tokens to point at, found none")
+    check_dtype("x", x, FLOATS)
+    check_shape("lengths", lengths, B)
+    check_dtype("lengths", lengths, INTEGERS)
+    dtype = x.dtype
+    for name, shape in _shapes(D, H, layers, len(directions) == 2).items():
+        array = parameters.get(name)
+        if array is None:
+            raise ValueError(f"parameters: expected {name}, found none")
+        if array.shape != shape:
+            check_shape(name, array, *shape)
+        if array.dtype != dtype:
+            check_same_dtype(name, array, "x", x)
+    if h0 is not None:
+        check_shape("h0", h0, layers * len(directions), B, H)
+        check_same_dtype("h0", h0, "x", x)
+    return layers, directions, H
+
+
+def check_classify(parameters: Mapping[str, Any], vectors: Any, distinct: Any, tokens: Any) -> None:
+    """Raise for an argument of `classify` that does not fit, but for what `gru` checks itself."""
+    names = tuple(parameters)
+    _, directions = structure(names)
+    layer = f"{cell_of(names)}.0.forward"
+    for name in (f"{layer}.weight_ih", f"{layer}.weight_hh", "head.weight", "head.bias"):
+        if name not in parameters:
+            raise ValueError(f"parameters: expected {name}, found none")
+    weight, bias = parameters["head.weight"], parameters["head.bias"]
+    D, H = (parameters[f"{layer}.{name}"].shape[-1] for name in ("weight_ih", "weight_hh"))
+    check_shape("vectors", vectors, "V", D)
+    check_shape("distinct", distinct, "K")
+    check_dtype("distinct", distinct, INTEGERS)
+    check_shape("tokens", tokens, "T", "B")
+    check_shape("head.weight", weight, "C", len(directions) * H)
+    if bias.shape != weight.shape[:1]:
+        check_shape("head.bias", bias, weight.shape[0])
+    for name, array in (("vectors", vectors), ("head.bias", bias)):
+        if array.dtype != weight.dtype:
+            check_same_dtype(name, array, "head.weight", weight)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise for a size that is no positive whole number: TypeError or ValueError."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{name}: expected an int, found {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, found {size}")
+
+
+def check_shape(name: str, array: Any, *expected: int | str) -> None:
+    """Raise ValueError unless an array has this shape; a size given as a name may be any."""
+    shape = array.shape
+    if len(shape) == len(expected):
+        for size, wanted in zip(shape, expected, strict=True):
+            if size != wanted and not isinstance(wanted, str):
+                break
+        else:
+            return
+    raise ValueError(
+        f"{name}: expected shape [{', '.join(map(str, expected))}], found {list(shape)}"
+    )
+
+
+def check_dtype(name: str, array: Any, allowed: tuple[str, ...]) -> None:
+    """Raise TypeError unless an array's dtype is one of these."""
+    if dtype_name(array.dtype) not in allowed:
+        raise TypeError(
+            f"{name}: expected one of {', '.join(allowed)}, found {dtype_name(array.dtype)}"
+        )
+
+
+def check_same_dtype(name: str, array: Any, other_name: str, other: Any) -> None:
+    """Raise TypeError unless an array has the dtype of another: nothing is converted unasked."""
+    if array.dtype != other.dtype:
+        raise TypeError(
+            f"{name}: expected {dtype_name(other.dtype)}, as {other_name} is, "
+            f"found {dtype_name(array.dtype)}"
+        )
+
+
+def check_range(name: str, lowest: int, highest: int, limit: int, what: str) -> None:
+    """Raise ValueError unless an array's values, from lowest to highest, are in 0..limit."""
+    if lowest < 0 or highest > limit:
+        found = lowest if lowest < 0 else highest
+        raise ValueError(f"{name}: expected values in 0..{limit} ({what}), found {found}")
+
+
+@cache
+def dtype_name(dtype: Any) -> str:
+    """NumPy's name of a dtype of any framework."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,480 @@
+"""Faults planted in the CPU kernel, one at a time: the tests have to find each.
+
+    python -m tests.planted_faults          all of them, some ten minutes on two cores
+    python -m tests.planted_faults bias     those with "bias" in their names
+
+Each is one change of one text, in a copy of the working tree where the kernel is built and tested.
+A fault that no test finds means a test is missing. Exit status 1 if there is one. Those of threads
+show on two cores or more, that of denormal numbers that come in on x86.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+JOBS = 2  # at a time: the compiler runs on one core, and most of the time is the compiler's
+PACKAGES = ("kernels", "torch_impl", "jax_impl", "common")
+CPP, SIMD = "kernels/gru.cpp", "kernels/recurrence.h"
+TORCH = "torch_impl/fused.py"
+# NumPy's and PyTorch's own threads would only be in the way of the other job, and pytest's plugins,
+# which these tests do without, take two seconds to import.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+# Arguments of pytest. The kernel's tests use nothing of conftest.py, which imports PyTorch.
+KERNEL_TESTS = ("--noconftest", "tests/test_kernel.py")
+BINDINGS, ARGUMENTS = ("tests/test_fused.py",), ("tests/test_arguments.py",)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` occurs once in `file`; with `new` in its place, `tests` have to fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: Sequence[str] = KERNEL_TESTS
+
+
+FAULTS = [
+    # The ends of vectors, tiles, chunks and items.
+    Fault(
+        "a partial vector's store writes one element too many",
+        SIMD,
+        "if (n >= Simd<T>::width) return store(p, v);",
+        "if (n >= Simd<T>::width - 1) return store(p, v);",
+    ),
+    Fault(
+        "a partial vector of six loses one",
+        SIMD,
+        "for (int64_t i = 0; i < n; ++i) v[i] = p[i];",
+        "for (int64_t i = 0; i < n - (n == 6); ++i) v[i] = p[i];",
+    ),
+    Fault(
+        "rows that do not come out even on the tiles are lost",
+        SIMD,
+        "const int64_t from = M * i / tiles, to = M * (i + 1) / tiles;",
+        "const int64_t from = M / tiles * i, to = M / tiles * (i + 1);",
+    ),
+    Fault(
+        "a tile of two rows reads the first twice at an odd end",
+        SIMD,
+        "const T x = Transposed ? a[k * lda + i] : a[i * lda + k];",
+        "const T x = Transposed ? a[k * lda] : a[i * lda + k];",
+    ),
+    Fault(
+        "rows an even number of vectors apart overlap",
+        CPP,
+        "return (n / width | 1) * width + n % width;",
+        "return (n / width - 1 | 1) * width + n % width;",
+    ),
+    Fault(
+        "a full chunk of whole items counts twice",
+        SIMD,
+        "    gathered += rows;",
+        "    gathered += rows;\n"
+        "    if (gathered == call.chunk && rows == 16) flush<T>(call, item, scratch, gathered);",
+    ),
+    Fault(
+        "a chunk may have a row too many",
+        SIMD,
+        "if (gathered + rows > call.chunk) {",
+        "if (gathered + rows > call.chunk + 1) {",
+    ),
+    Fault(
+        "a full chunk's last row is missing from the bias's gradient",
+        SIMD,
+        "for (int64_t i = 0; i < rows; ++i) sum += load(g + i * gates + u);",
+        "for (int64_t i = 0; i < (rows < 64 ? rows : 63); ++i) sum += load(g + i * gates + u);",
+    ),
+    # Ragged rows.
+    Fault(
+        "a row that ends a step before the others does not",
+        CPP,
+        "p.lengths[item.row[still - 1]] <= t) --still;",
+        "p.lengths[item.row[still - 1]] <= t - (t + 1 == p.steps)) --still;",
+    ),
+    Fault(
+        "outputs are not zero at a step that no row of the item has",
+        SIMD,
+        "rows = item.active[t];\n    if (d.outputs)\n",
+        "rows = item.active[t];\n    if (!rows) continue;\n    if (d.outputs)\n",
+    ),
+    Fault(
+        "the candidate's gradient is not zero at padding",
+        SIMD,
+        "for (int64_t u = 0; u < 3 * H; ++u) row[u] = T(0);",
+        "for (int64_t u = 0; u < 2 * H; ++u) row[u] = T(0);",
+    ),
+    Fault(
+        "an empty row has no gradient of h0",
+        SIMD,
+        "item.row[i] * H + u, load(dh + i * stride + u), H - u);",
+        "item.row[i] * H + u,\n"
+        "            p.steps && i >= item.active[0] ? Vector<T>{} : load(dh + i * stride + u),"
+        " H - u);",
+    ),
+    Fault(
+        "in reverse, the first step's record is another's",
+        SIMD,
+        "const T *saved = (const T *)d.saved + (item.first * p.steps + t * item.rows) * record;",
+        "const T *saved = (const T *)d.saved +\n"
+        "                     (item.first * p.steps +\n"
+        "                      (t - (d.reverse && t && t + 1 == p.steps)) * item.rows) * record;",
+    ),
+    Fault(
+        "in reverse, with the reset after the product, h_last is a step old",
+        SIMD,
+        "load(h + i * stride + u), H - u);\n}\n\n// The weights' gradient over",
+        "load((p.reset_after && d.reverse && p.steps ? operand : h) + i * stride + u), H - u);\n"
+        "}\n\n// The weights' gradient over",
+    ),
+    Fault(
+        "where no backward follows, the reset comes after the product",
+        SIMD,
+        "store(operand + at, p.reset_after ? state : reset * state);",
+        "store(operand + at, p.reset_after || !saved ? state : reset * state);",
+    ),
+    # Two directions, many blocks.
+    Fault(
+        "the second direction's bias gradient is that of the first of more than four blocks",
+        SIMD,
+        "i < call.blocks; ++i) sum += ((const T *)items[i].d_bias)[padded];",
+        "i < (direction && call.blocks > 4 ? 1 : call.blocks); ++i)\n"
+        "      sum += ((const T *)items[i].d_bias)[padded];",
+    ),
+    Fault(
+        "the weights' gradient lacks the last of more than eight blocks",
+        SIMD,
+        "        sum += load((const T *)items[i].d_weights + padded",
+        "        if (i < 8 || i + 1 < call.blocks)\n"
+        "          sum += load((const T *)items[i].d_weights + padded",
+    ),
+    Fault(
+        "the second direction's token gradients lack the last of more than eight blocks",
+        SIMD,
+        "if (items[i].slot[token] >= 0)",
+        "if (items[i].slot[token] >= 0 && (!direction || i < 8 || i + 1 < call.blocks))",
+    ),
+    Fault(
+        "large weights of the second direction are those of the first",
+        CPP,
+        "kernels.pack(call, (int)i, backward);",
+        "kernels.pack(call, packers > 1 ? 0 : (int)i, backward);",
+    ),
+    Fault(
+        "without tokens, gradients ignore the distance between rows",
+        SIMD,
+        "T *to = (T *)d.d_projections + at * d.ld_projections + gate * H;",
+        "T *to = (T *)d.d_projections + at * 3 * H + gate * H;",
+    ),
+    # Tokens.
+    Fault(
+        "the last token of 129 has no gradient",
+        CPP,
+        "p.tokens ? (p.distinct + some - 1) / some : 0;",
+        "p.tokens ? (p.distinct + some - 1 - (p.distinct > some)) / some : 0;",
+    ),
+    Fault(
+        "tokens of one block are counted in 16 bits",
+        CPP,
+        "item.slot[k] = (int32_t)distinct[block]++;",
+        "item.slot[k] = (uint16_t)distinct[block]++;",
+    ),
+    Fault(
+        "a token's gradient loses half a bit with each addition",
+        SIMD,
+        "store(to + u, load(to + u) + load(from + u));",
+        "store(to + u, (load(to + u) + load(from + u)) *\n"
+        "                  (T(1) - T(1) / (T(2) * (int64_t(1) << Simd<T>::mantissa))));",
+    ),
+    # Memory that is used again.
+    Fault(
+        "the weights' gradient is added to an earlier call's",
+        CPP,
+        "memset(items[i].d_weights, 0, 3 *",
+        "memset(items[i].d_weights, 0, 0 *",
+    ),
+    Fault(
+        "the bias's gradient is added to an earlier call's",
+        CPP,
+        "memset(items[i].d_bias, 0, 3 *",
+        "memset(items[i].d_bias, 0, 0 *",
+    ),
+    Fault(
+        "a token's gradient is added to an earlier call's in all threads but the caller's",
+        CPP,
+        "memset(items[i].d_projections, 0,\n",
+        "if (!thread) memset(items[i].d_projections, 0,\n",
+    ),
+    Fault(
+        "backward's gradients of the candidates share memory with its sums",
+        CPP,
+        "        z(arena.take<T>(rows * call.state_stride)),",
+        "        z(arena.take<T>(backward ? 0 : rows * call.state_stride)),",
+    ),
+    Fault(
+        "memory that could not be had is not reported",
+        CPP,
+        "return GRU_OUT_OF_MEMORY;",
+        "return GRU_OK;",
+    ),
+    # Threads and processes.
+    Fault(
+        "all threads go forward in one thread's memory",
+        CPP,
+        "return kernels.forward(call, items[i], scratch[thread]);",
+        "return kernels.forward(call, items[i], scratch[0]);",
+    ),
+    Fault(
+        "all threads go backward in one thread's memory",
+        CPP,
+        "kernels.backward(call, items[i], scratch[thread]);",
+        "kernels.backward(call, items[i], scratch[0]);",
+    ),
+    Fault(
+        "all threads of OpenMP work in one thread's memory",
+        CPP,
+        "->arrived++);",
+        "->arrived.load());",
+    ),
+    Fault(
+        "two calls at once share their memory",
+        CPP,
+        "std::lock_guard<std::mutex> lock(pool.in_use);",
+        "",
+    ),
+    Fault(
+        "a forked child waits for its parent's threads",
+        CPP,
+        "        new (place) Pool;\n",
+        "",
+    ),
+    Fault(
+        "a forked child asks its parent's OpenMP threads",
+        CPP,
+        "        forked = true;\n",
+        "",
+    ),
+    # Numbers and instruction sets.
+    Fault(
+        "denormal numbers count where they come in",
+        CPP,
+        "_mm_setcsr(before | 0x8040);",
+        "_mm_setcsr(before | 0x8000);",
+    ),
+    Fault(
+        "denormal numbers count in all threads but the caller's",
+        CPP,
+        "const FlushDenormals while_it_works;",
+        "std::unique_ptr<FlushDenormals> while_it_works(thread ? nullptr : new FlushDenormals);",
+    ),
+    Fault(
+        "gates are never closer to 0 than e^-80",
+        SIMD,
+        "exp_low = -87.f, exp_high = 89.f,",
+        "exp_low = -87.f, exp_high = 80.f,",
+    ),
+    Fault(
+        "e^x in double precision is a few bits short",
+        SIMD,
+        "bias = 1023, degree = 13;",
+        "bias = 1023, degree = 11;",
+    ),
+    Fault(
+        "a negative length is let in",
+        CPP,
+        "if (p.lengths[b] < 0 || p.lengths[b] > steps) return GRU_BAD_LENGTH;",
+        "if (p.lengths[b] > steps) return GRU_BAD_LENGTH;",
+    ),
+    Fault(
+        "an instruction set asked for is named, not taken",
+        CPP,
+        "    chosen = set;\n",
+        "    return set->name;\n",
+    ),
+    Fault(
+        "an unknown instruction set changes the choice",
+        CPP,
+        "    if (!set) return nullptr;\n    chosen = set;\n",
+        "    chosen = set;\n    if (!set) return nullptr;\n",
+    ),
+    # The bindings: what the kernel is told.
+    Fault(
+        "PyTorch: the second direction writes over the first's outputs",
+        TORCH,
+        "direction.outputs = within(of_outputs, i * row)",
+        "direction.outputs = within(of_outputs, 0)",
+        BINDINGS,
+    ),
+    Fault(
+        "PyTorch: the second direction's last states lie a row too early",
+        TORCH,
+        "direction.h_last = within(of_h_last, i * call.batch * row)",
+        "direction.h_last = within(of_h_last, i * (call.batch - 1) * row)",
+        BINDINGS,
+    ),
+    Fault(
+        "PyTorch: the shape of the recurrent weights is not looked at",
+        TORCH,
+        "return address(name, array, (3 * call.hidden, call.hidden), dtype)",
+        "return address(name, array, array.shape, dtype)",
+        ARGUMENTS,
+    ),
+    Fault(
+        "PyTorch: an array that is not contiguous is taken as if it were",
+        TORCH,
+        "if not array.is_cpu or not array.is_contiguous() or array.is_neg():",
+        "if not array.is_cpu or array.is_neg():",
+        ARGUMENTS,
+    ),
+    Fault(
+        "PyTorch: a second derivative is that of the other reset",
+        TORCH,
+        "function = partial(gradients_of, by_scan(tokens, lengths, *ctx.how))",
+        "function = partial(\n"
+        "            gradients_of,\n"
+        "            by_scan(tokens, lengths, ctx.how[0], not ctx.how[1], ctx.how[2]),\n"
+        "        )",
+        ("-k", "gradient_of_a_gradient", "tests/parity/test_derivatives.py"),
+    ),
+    Fault(
+        "PyTorch: lengths beyond 32 bits are cut",
+        "torch_impl/gru.py",
+        "if not kernel_looks or lengths.dtype != torch.int32:",
+        "if not kernel_looks:",
+        ARGUMENTS,
+    ),
+    Fault(
+        "JAX: the shape of h0 is not looked at",
+        CPP,
+        '{"h0", backward ? result(3 * R) : arg(3 * R), of_states, type}};',
+        '{"h0", arg(R), of_weights, type}};',
+        ARGUMENTS,
+    ),
+    Fault(
+        "JAX: the second direction writes over the first's outputs",
+        CPP,
+        "(char *)outputs.untyped_data() + i * H * size",
+        "(char *)outputs.untyped_data() + 0 * i * H * size",
+        BINDINGS,
+    ),
+    Fault(
+        "JAX: the last result is not NaN where a token points nowhere",
+        CPP,
+        "status != GRU_OK && i < of_results; ++i)",
+        "status != GRU_OK && i + 2 < of_results; ++i)",
+        BINDINGS,
+    ),
+    Fault(
+        "JAX: a length out of range passes under jit",
+        "jax_impl/gru.py",
+        "h0 = jnp.where(wrong[:, None], jnp.nan, h0)",
+        "h0 = jnp.where(wrong[:, None], h0, h0)",
+        ARGUMENTS,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    found_by: str  # the first test that failed; empty if all passed
+    seconds: float
+    error: str = ""  # why it cannot be said whether the fault is found
+
+
+def copy_tree(to: Path) -> None:
+    """The working tree as it is, without what git ignores."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.split("\0"):
+        if name and (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, to / name)
+
+
+def plant(fault: Fault, tree: Path) -> None:
+    path = tree / fault.file
+    text = path.read_text()
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.name}: in {fault.file} {text.count(fault.old)} times, not once")
+    path.write_text(text.replace(fault.old, fault.new))
+
+
+def try_out(fault: Fault | None, tests: Sequence[str]) -> Outcome:
+    """Builds and tests a copy of the working tree, with the fault or as it is."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="planted-fault-") as name:
+        copy = Path(name).resolve()
+        copy_tree(copy)
+        if fault:
+            plant(fault, copy)
+        status, said = python(copy, "-m", "kernels.build")
+        if status:
+            return Outcome("", time.monotonic() - begin, f"not built:\n{said}")
+        # The packages must be the copy's, not those installed.
+        where = f"[find_spec(name).origin for name in {PACKAGES}]"
+        status, said = python(copy, "-c", f"from importlib.util import *; print(*{where})")
+        if status or not all(Path(each).is_relative_to(copy) for each in said.split()):
+            return Outcome("", time.monotonic() - begin, f"not the copy's packages:\n{said}")
+        status, said = python(copy, "-m", "pytest", "-xq", "-p", "no:cacheprovider", *tests)
+    found = re.search(r"^FAILED (\S.*?)(?: - .*)?$", said, re.MULTILINE)
+    error = "" if status == bool(found) else f"pytest ended with status {status}:\n{said[-2000:]}"
+    return Outcome(found[1] if found else "", time.monotonic() - begin, error)
+
+
+def python(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit status and output of Python in a copy of the tree."""
+    try:
+        result = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        return -1, f"{late}"
+    return result.returncode, result.stdout
+
+
+def main(words: Sequence[str]) -> int:
+    faults = [f for f in FAULTS if not words or any(word in f.name for word in words)]
+    if not faults:
+        print("no fault has a name like that")
+        return 1
+    begin = time.monotonic()
+    fine = try_out(None, list(dict.fromkeys(each for fault in faults for each in fault.tests)))
+    if fine.found_by or fine.error:
+        print(f"without a fault: {fine.error or fine.found_by}")
+        return 1
+    print(f"without a fault, all pass ({fine.seconds:.0f} s)", flush=True)
+    missed = 0
+    with ThreadPoolExecutor(JOBS) as pool:
+        outcomes = pool.map(lambda fault: try_out(fault, fault.tests), faults)
+        for fault, outcome in zip(faults, outcomes, strict=True):
+            found = outcome.error or outcome.found_by or "NOT FOUND"
+            print(f"{fault.name} ({outcome.seconds:.0f} s)\n    {found}", flush=True)
+            missed += bool(outcome.error) or not outcome.found_by
+    took = time.monotonic() - begin
+    print(f"{len(faults) - missed} of {len(faults)} found, {took:.0f} s in all")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
