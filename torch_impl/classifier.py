@@ -15,7 +15,7 @@ from common.arguments import check_classify, check_mapping
 from common.batches import NO_LABEL
 from common.config import ModelConfig
 from common.params import cell_of, structure
-from torch_impl.gru import canonical, check_tensors, gru, in_range, register
+from torch_impl.gru import canonical, check_arrays, gru, in_range, register
 from torch_impl.rnn import rnn
 
 
@@ -43,7 +43,7 @@ def classify(
     """
     check_mapping(parameters)
     vectors = parameters.get("vectors.weight", vectors)
-    check_tensors({**parameters, "vectors": vectors, "distinct": distinct, "tokens": tokens})
+    check_arrays({**parameters, "vectors": vectors, "distinct": distinct, "tokens": tokens})
     check_classify(parameters, vectors, distinct, tokens)
     try:
         embedded = F.embedding(distinct, vectors)

@@ -14,6 +14,7 @@ bias_ih, bias_hh) hold the three gates one after the other: z, r, n.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -263,7 +264,7 @@ def gru(
     dtype; their values are not looked at where they are not known: while torch.compile traces, and
     under torch.func.vmap. There, a length beyond T counts as T in scan and loop.
     """
-    check_tensors(parameters, x=x, lengths=lengths, h0=h0, tokens=tokens)
+    check_arrays(parameters, x=x, lengths=lengths, h0=h0, tokens=tokens)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
@@ -321,7 +322,7 @@ def gru(
 HALF = (torch.bfloat16, torch.float16)
 
 
-def check_tensors(parameters: Mapping[str, Tensor], **others: Tensor | None) -> None:
+def check_arrays(parameters: Mapping[str, Tensor], **others: Tensor | None) -> None:
     """Raise TypeError for what is no dense tensor, ValueError for one that is not where others are.
 
     The others are named arguments; h0 and tokens may be None.
@@ -329,16 +330,22 @@ def check_tensors(parameters: Mapping[str, Tensor], **others: Tensor | None) -> 
     check_mapping(parameters)
     device = None
     for given in (others, parameters):
-        for name, array in given.items():
-            if array is None and name in ("h0", "tokens") and given is others:
+        for name, value in given.items():
+            if value is None and name in ("h0", "tokens") and given is others:
                 continue
-            if not isinstance(array, Tensor):
-                raise TypeError(f"{name}: expected a torch.Tensor, found {type(array).__name__}")
-            if array.layout is not torch.strided:
-                raise TypeError(f"{name}: expected a dense tensor, found one of {array.layout}")
+            array = as_array(name, value)
             device = device or array.device
             if array.device != device:
                 raise ValueError(f"{name}: expected it on {device}, found {array.device}")
+
+
+def as_array(name: str, value: Any) -> Tensor:
+    """What may be taken for an array: dense tensors. Nothing else is made one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, found {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, found one of {value.layout}")
+    return value
 
 
 def in_dtype(
@@ -428,9 +435,7 @@ class GRU(nn.Module):
         Returns (outputs, h_last): the last layer's states, zero behind the end of a row, and the
         state of every layer and direction after its last step. Raises as `gru` does.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a torch.Tensor, found {type(x).__name__}")
-        check_shape("x", x, "B", "T", self.input_size)
+        check_shape("x", as_array("x", x), "B", "T", self.input_size)
         if lengths is None:
             lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
         outputs, h_last = gru(
