@@ -394,17 +394,18 @@ def by_scan(
 
     def run(*arrays: Tensor) -> tuple[Tensor, Tensor]:
         projections, weight_hh, bias_hh, h0 = parts(arrays)
-        return scan_all(
-            projections,
-            tokens,
-            weight_hh,
-            bias_hh,
-            lengths,
-            h0,
-            reverse=reverse,
-            reset_after=reset_after,
-            every_step=every_step,
-        )
+        with torch.autocast("cpu", enabled=False):  # as the kernel, whatever is on around backward
+            return scan_all(
+                projections,
+                tokens,
+                weight_hh,
+                bias_hh,
+                lengths,
+                h0,
+                reverse=reverse,
+                reset_after=reset_after,
+                every_step=every_step,
+            )
 
     return run
 

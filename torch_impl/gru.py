@@ -262,7 +262,7 @@ def gru(
     implementation, the numbers are computed with in float32 and the results rounded once. Under
     torch.autocast, float32 counts as autocast's dtype. Lengths and tokens may be of any integer
     dtype; their values are not looked at where they are not known: while torch.compile traces, and
-    under torch.func.vmap. There, a length beyond T counts as T in scan and loop.
+    under torch.func.vmap. There, in scan and loop, a length beyond T counts as T, one below 0 as 0.
     """
     check_arrays(parameters, x=x, lengths=lengths, h0=h0, tokens=tokens)
     device = x.device.type

@@ -247,6 +247,27 @@ def test_torch_gradient_of_a_gradient_reaches_every_parameter(tokens, reset_afte
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
+@each_reset
+def test_torch_gradient_of_a_gradient_inside_autocast(reset_after):
+    leaves, lengths = small(reset_after)
+    found = []
+    for implementation in ("scan", "auto"):
+        values = [
+            torch.tensor(value, dtype=torch.float32, requires_grad=True)
+            for value in leaves.values()
+        ]
+        with torch.autocast("cpu", torch.bfloat16):
+            function = torch_function(leaves, lengths, reset_after, implementation)
+            outputs, _ = function(*values)
+        loss = outputs.float().square().sum()
+        (slope,) = torch.autograd.grad(loss, values[-1:], create_graph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(torch.autograd.grad(slope.square().sum(), values[-1:]))
+    # Both go through bfloat16 on the way; what it rounds is 2^-9 of the largest, a few times over.
+    scale = found[0][0].abs().max().item()
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=2**-6 * scale)
+
+
 SHARDED = """
 import numpy as np, jax, jax.numpy as jnp, jax_impl
 from jax.sharding import Mesh, PartitionSpec as P
