@@ -5,15 +5,22 @@ Nothing in here imports torch or jax.
 
 import signal
 import sys
+from pathlib import Path
 
 PROGRAMS = ("common", "comparison", "jax_impl", "torch_impl")
 
 
 def starting() -> bool:
-    """Whether Python is importing one of this project's programs: compare.py, `python -m ...`."""
-    if sys.argv[0] == "-m":  # while it imports the packages that the module is in
-        return any(word.startswith(PROGRAMS) for word in sys.orig_argv[1:])
-    return sys.argv[0].endswith("compare.py")
+    """Whether Python is importing one of this project's own programs: compare.py, `python -m ...`.
+
+    Not a program of somebody else's that imports the layer: its Ctrl-C is its own business.
+    """
+    if sys.argv[:1] == ["-m"]:  # while Python imports the packages that the module is in
+        words = sys.orig_argv
+        module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+        return module.partition(".")[0] in PROGRAMS
+    script = Path(__file__).resolve().parents[1] / "compare.py"
+    return bool(sys.argv[:1]) and Path(sys.argv[0]).resolve() == script
 
 
 # To import takes seconds. A Ctrl-C meanwhile ends the program there and then, without a traceback;

@@ -29,6 +29,7 @@ from common.params import GRU_PARAMETERS, init_gru
 from jax_impl import fused
 
 IMPLEMENTATIONS = ("scan",) + (("fused",) if fused.available() else ())
+HALF = (jnp.bfloat16, jnp.float16)
 
 
 def resolve(implementation: str, device: str = "cpu") -> str:
@@ -241,9 +242,6 @@ def gru(
         h_last.append(last)
     outputs = x if every_step else x[:0]
     return outputs.astype(dtype), jnp.concatenate(h_last).astype(dtype)
-
-
-HALF = (jnp.bfloat16, jnp.float16)
 
 
 def check_arrays(

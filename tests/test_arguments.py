@@ -465,3 +465,21 @@ def test_ctrl_c_while_a_program_is_importing_prints_nothing(program):
     rest = process.communicate()[1]
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert "Traceback" not in rest and "KeyboardInterrupt" not in rest
+
+
+def test_ctrl_c_of_a_program_that_imports_the_layer_is_its_own(tmp_path):
+    """Whatever it and its arguments are called: Python's own handler stays."""
+    code = "import signal, torch_impl\nassert signal.getsignal(2) is signal.default_int_handler\n"
+    script = tmp_path / "compare.py"
+    script.write_text(code)
+    package = tmp_path / "commonplace"
+    package.mkdir()
+    (package / "__init__.py").write_text(code)
+    (package / "main.py").write_text("")
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
+    for program in ([str(script)], ["-m", "commonplace.main", "torch_impl.train"]):
+        # Not what a shell may have set for what it starts in the background.
+        start = "import os, signal, sys; signal.signal(2, signal.SIG_DFL); "
+        start += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        subprocess.run([sys.executable, "-c", start, *program], check=True, env=environment)

@@ -34,6 +34,8 @@ from common.params import GRU_PARAMETERS, init_gru
 from torch_impl import fused
 
 IMPLEMENTATIONS = ("loop", "scan") + (("fused",) if fused.available() else ())
+HALF = (torch.bfloat16, torch.float16)
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def resolve(implementation: str, device: str = "cpu") -> str:
@@ -319,9 +321,6 @@ def gru(
     return (outputs.to(dtype), states.to(dtype)) if dtype in HALF else (outputs, states)
 
 
-HALF = (torch.bfloat16, torch.float16)
-
-
 def check_arrays(parameters: Mapping[str, Tensor], **others: Tensor | None) -> None:
     """Raise TypeError for what is no dense tensor, ValueError for one that is not where others are.
 
@@ -371,9 +370,6 @@ def in_range(name: str, array: Int[Tensor, "..."], limit: int, what: str) -> Int
         lowest, highest = torch.aminmax(array if array.dtype in SIGNED else array.to(torch.int64))
         check_range(name, int(lowest), int(highest), limit, what)
     return array.to(torch.int32)
-
-
-SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def without_padding(
