@@ -67,11 +67,16 @@ def check_gru(
     return layers, directions, H
 
 
-def check_classify(parameters: Mapping[str, Any], vectors: Any, distinct: Any, tokens: Any) -> None:
-    """Raise for an argument of `classify` that does not fit, but for what `gru` checks itself."""
+def check_classify(
+    parameters: Mapping[str, Any], vectors: Any, distinct: Any, tokens: Any
+) -> tuple[str, int]:
+    """(cell, directions) of the parameters of a classifier that these arguments of `classify` fit.
+
+    Raises as check_gru, but for what `gru` checks itself.
+    """
     names = tuple(parameters)
-    _, directions = structure(names)
-    layer = f"{cell_of(names)}.0.forward"
+    cell, directions = cell_of(names), len(structure(names)[1])
+    layer = f"{cell}.0.forward"
     for name in (f"{layer}.weight_ih", f"{layer}.weight_hh", "head.weight", "head.bias"):
         if name not in parameters:
             raise ValueError(f"parameters: expected {name}, found none")
@@ -81,12 +86,13 @@ def check_classify(parameters: Mapping[str, Any], vectors: Any, distinct: Any, t
     check_shape("distinct", distinct, "K")
     check_dtype("distinct", distinct, INTEGERS)
     check_shape("tokens", tokens, "T", "B")
-    check_shape("head.weight", weight, "C", len(directions) * H)
+    check_shape("head.weight", weight, "C", directions * H)
     if bias.shape != weight.shape[:1]:
         check_shape("head.bias", bias, weight.shape[0])
     for name, array in (("vectors", vectors), ("head.bias", bias)):
         if array.dtype != weight.dtype:
             check_same_dtype(name, array, "head.weight", weight)
+    return cell, directions
 
 
 def check_sizes(**sizes: int) -> None:

@@ -16,7 +16,6 @@ from jaxtyping import DTypeLike, Float, Int
 from common.arguments import check_classify, check_mapping
 from common.batches import NO_LABEL
 from common.config import ModelConfig
-from common.params import cell_of, structure
 from jax_impl.gru import as_array, canonical, gru, in_range, register
 from jax_impl.rnn import rnn
 
@@ -51,14 +50,14 @@ def classify(
         as_array(name, array, np.asarray)
         for name, array in (("distinct", distinct), ("tokens", tokens), ("lengths", lengths))
     )
-    check_classify(parameters, vectors, distinct, tokens)
+    cell, directions = check_classify(parameters, vectors, distinct, tokens)
     distinct, wrong = in_range(
         "distinct", distinct, len(vectors) - 1, "V - 1, there being V vectors"
     )
     embedded = vectors[distinct]
     if wrong is not None:
         embedded = jnp.where(wrong[:, None], jnp.nan, embedded)
-    if cell_of(parameters) == "rnn":
+    if cell == "rnn":
         _, h_last = rnn(parameters, embedded, lengths, tokens=tokens)
     else:
         _, h_last = gru(
@@ -70,8 +69,7 @@ def classify(
             implementation=implementation,
             every_step=False,
         )
-    _, directions = structure(parameters)
-    return head(parameters, h_last[-len(directions) :])
+    return head(parameters, h_last[-directions:])
 
 
 def cross_entropy(logits: Float[Array, "B C"], labels: Int[Array, " B"]) -> Float[Array, ""]:

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from common.arguments import check_classify, check_mapping
 from common.batches import NO_LABEL
 from common.config import ModelConfig
-from common.params import cell_of, structure
 from torch_impl.gru import canonical, check_arrays, gru, in_range, register
 from torch_impl.rnn import rnn
 
 
 def head(parameters: Mapping[str, Tensor], h_last: Float[Tensor, "R B H"]) -> Float[Tensor, "B C"]:
     """Logits from the last state of each direction: ReLU, then one linear layer."""
-    features = torch.relu(torch.cat(h_last.unbind(), dim=-1))
+    features = torch.relu(h_last.transpose(0, 1).flatten(1))
     return F.linear(features, parameters["head.weight"], parameters["head.bias"])
 
 
@@ -44,13 +43,13 @@ def classify(
     check_mapping(parameters)
     vectors = parameters.get("vectors.weight", vectors)
     check_arrays({**parameters, "vectors": vectors, "distinct": distinct, "tokens": tokens})
-    check_classify(parameters, vectors, distinct, tokens)
+    cell, directions = check_classify(parameters, vectors, distinct, tokens)
     try:
         embedded = F.embedding(distinct, vectors)
     except (IndexError, RuntimeError):  # out of range, or of another integer dtype
         what = "V - 1, there being V vectors"
         embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
-    if cell_of(parameters) == "rnn":
+    if cell == "rnn":
         _, h_last = rnn(parameters, embedded, lengths, tokens=tokens)
     else:
         _, h_last = gru(
@@ -62,8 +61,7 @@ def classify(
             implementation=implementation,
             every_step=False,
         )
-    _, directions = structure(parameters)
-    return head(parameters, h_last[-len(directions) :])
+    return head(parameters, h_last[-directions:])
 
 
 def cross_entropy(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:

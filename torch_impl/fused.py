@@ -145,13 +145,13 @@ def forward(
     if forward_mode():  # an operator would silently leave the derivative out
         raise RuntimeError(f"gru::forward, the operator, has no derivative forward: {INSTEAD}")
     check_directions(reverse, projections=projections, weight_hh=weight_hh, bias_hh=bias_hh, h0=h0)
-    call, directions = describe(len(projections[0]), tokens, lengths, h0, reverse, reset_after)
+    call, directions = describe(projections[0].shape[0], tokens, lengths, h0, reverse, reset_after)
     outputs, h_last, saved = forward_shapes(
         projections, weight_hh, bias_hh, h0, tokens, lengths, reverse, reset_after, every_step, save
     )
-    of_h0, of_outputs, of_h_last, of_saved = (
-        address(name, array, array.shape, h0.dtype)
-        for name, array in (("h0", h0), ("outputs", outputs), ("h_last", h_last), ("saved", saved))
+    of_h0 = address("h0", h0, h0.shape, h0.dtype)
+    of_outputs, of_h_last, of_saved = (
+        array.data_ptr() or None for array in (outputs, h_last, saved)
     )
     row = call.hidden * h0.element_size()
     for i, direction in enumerate(directions):
@@ -180,7 +180,7 @@ def forward_shapes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What forward returns, not filled in."""
     directions, batch, size = h0.shape
-    steps = len(projections[0]) if tokens is None else len(tokens)
+    steps = (projections[0] if tokens is None else tokens).shape[0]
     return (
         h0.new_empty(steps if every_step else 0, batch, directions * size),
         torch.empty_like(h0),
@@ -217,7 +217,7 @@ def backward(
     gradients = backward_shapes(
         weight_hh, d_outputs, d_h_last, saved, tokens, lengths, reverse, reset_after, rows
     )
-    places = [address("a gradient", gradient, gradient.shape, dtype) for gradient in gradients]
+    places = [gradient.data_ptr() or None for gradient in gradients]
     row = call.hidden * d_h_last.element_size()
     for i, direction in enumerate(directions):
         direction.saved = within(of_saved, i * saved.stride(0) * saved.element_size())
@@ -340,7 +340,7 @@ class Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = Forward.forward(*inputs)
+        output = forward(*parts(inputs[6:]), *inputs[:6])
         Forward.setup_context(ctx, inputs, output)
         return output
 
@@ -355,8 +355,8 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         tokens, lengths, reverse, reset_after, _, saved, d_outputs, d_h_last, *arrays = inputs
-        compute = backward if plain(saved, d_outputs, d_h_last, *arrays) else backward_operator
-        weight_hh, rows = parts(arrays)[1], len(arrays[0])
+        compute = backward if plain(saved, d_outputs, d_h_last, arrays[0]) else backward_operator
+        weight_hh, rows = parts(arrays)[1], arrays[0].shape[0]
         found = compute(
             weight_hh, d_outputs, d_h_last, saved, tokens, lengths, reverse, reset_after, rows
         )
@@ -475,7 +475,7 @@ def describe(
     of_tokens, steps = None, rows
     if tokens is not None:
         check_shape("tokens", tokens, "T", batch)
-        steps = len(tokens)
+        steps = tokens.shape[0]
         # An empty array has no address, yet NULL would say that there are no tokens.
         of_tokens = address("tokens", tokens, tokens.shape, torch.int32) or 1
     call = kernels.Problem(

@@ -100,7 +100,9 @@ def project(
     Many inputs are multiplied in parts: so is the sum over them in the gradient of W, and its
     rounding error is half of what it is in one go.
     """
-    parts = min(max(len(x) // 64, 1), 4)
+    parts = min(x.shape[0] // 64, 4)
+    if parts < 2:
+        return F.linear(x, weight_ih, bias_ih)
     return torch.cat([F.linear(part, weight_ih, bias_ih) for part in x.chunk(parts)])
 
 
@@ -204,7 +206,7 @@ def layer(
     every_step: bool,
 ) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "R B H"]]:
     """One layer; the parameters are lists with an entry a direction: forward, or both."""
-    reverse = (False, True)[: len(h0)]
+    reverse = (False, True)[: h0.shape[0]]
     if implementation == "loop":
         results = [
             loop(
@@ -287,14 +289,14 @@ def gru(
     if dtype in HALF:
         parameters, x, h0 = in_dtype(torch.float32, parameters, x, h0, only=HALF)
     implementation = resolve(implementation, device)
-    steps, R = len(x) if tokens is None else len(tokens), len(directions)
+    steps, R = (x if tokens is None else tokens).shape[0], len(directions)
     kernel_looks = implementation == "fused" and not fused.forward_mode()
     if not kernel_looks or lengths.dtype != torch.int32:
         lengths = in_range("lengths", lengths, steps, "T, the number of time steps")
     if tokens is not None and (not kernel_looks or tokens.dtype != torch.int32):
         tokens = in_range("tokens", tokens, len(x) - 1, "K - 1, x having K rows")
     if h0 is None:
-        h0 = x.new_zeros(layers * R, len(lengths), size)
+        h0 = x.new_zeros(layers * R, lengths.shape[0], size)
     x = without_padding(x, tokens, lengths)
     h_last = []
     for number in range(layers):
@@ -317,7 +319,8 @@ def gru(
         )
         tokens = None
         h_last.append(last)
-    outputs, states = x if every_step else x[:0], torch.cat(h_last)
+    outputs = x if every_step else x[:0]
+    states = torch.cat(h_last) if layers > 1 else h_last[0]
     return (outputs.to(dtype), states.to(dtype)) if dtype in HALF else (outputs, states)
 
 
@@ -378,10 +381,10 @@ def without_padding(
     lengths: Int[Tensor, " B"],
 ) -> Float[Tensor, "T B D"] | Float[Tensor, "K D"]:
     """x with zeros where no word reads it: what stands there has no part in gradients, either."""
+    if not torch.is_grad_enabled() or (fused.plain(x) and math.isfinite(x.detach().sum())):
+        return x  # 0 times it is 0, and only gradients have such products
     if tokens is None:
         return torch.where(within(lengths, len(x))[..., None], x, 0)
-    if fused.plain(x) and math.isfinite(x.detach().sum()):  # 0 times it is 0
-        return x
     word = within(lengths, len(tokens))
     read = torch.zeros(len(x) + 1, dtype=torch.bool, device=x.device)
     places = torch.where(word, tokens, len(x)).flatten().long().clamp(0, len(x))
@@ -433,7 +436,7 @@ class GRU(nn.Module):
         """
         check_shape("x", as_array("x", x), "B", "T", self.input_size)
         if lengths is None:
-            lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
+            lengths = torch.full(x.shape[:1], x.shape[1], dtype=torch.int32, device=x.device)
         outputs, h_last = gru(
             canonical(self, self.names),
             x.transpose(0, 1),
