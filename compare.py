@@ -28,10 +28,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import checkpoint
-from common.config import TrainConfig, parse_options, to_arguments
 from common.errors import InputError, exit_on_input_error
 from common.report import figures, html, markdown, schema
+from common.training import checkpoint
+from common.training.options import TrainConfig, parse_options, to_arguments
 
 MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru"), "jax": ("gru", "bigru")}
 

@@ -1,4 +1,4 @@
-"""Builds the CPU kernel along with the package, where there is a C++ compiler (see kernels)."""
+"""Builds the CPU kernel (common/kernels) along with the package, where there is a compiler."""
 
 import sys
 from pathlib import Path
@@ -7,11 +7,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kernels import LIBRARY, build
+from common.kernels import LIBRARY, build
 
 
 class BuildKernel(build_ext):
-    """Puts kernels/libgru.so beside its Python files: a plain shared library, no Python module."""
+    """Puts libgru.so beside common/kernels/*.py: a plain shared library, no Python module."""
 
     def build_extension(self, ext: Extension) -> None:
         folder = Path(self.get_ext_fullpath(ext.name)).parent
@@ -22,6 +22,6 @@ class BuildKernel(build_ext):
 
 
 setup(
-    ext_modules=[Extension("kernels.libgru", [], optional=True)],
+    ext_modules=[Extension("common.kernels.libgru", [], optional=True)],
     cmdclass={"build_ext": BuildKernel},
 )

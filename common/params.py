@@ -11,16 +11,46 @@ the first, D is H * directions.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
-from common.config import ModelConfig
-
 DIRECTIONS = ("forward", "backward")
+NO_LABEL = -1  # the label of a row that only fills up a batch; the loss leaves it out
 GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 BLOCKS = {"gru": 3, "rnn": 1}
 """cell -> how many blocks of H rows its parameters have: one for each pre-activation."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a classifier is made of; sizes are numbers of features, not bytes."""
+
+    input_size: int
+    """D, the dimension of the word vectors."""
+    hidden_size: int = 128
+    """H."""
+    num_layers: int = 1
+    """L."""
+    bidirectional: bool = False
+    reset_after: bool = False
+    """Apply the reset gate after the product with U_n (cuDNN, nn.GRU), not before it (Cho 2014)."""
+    classes: int = 2
+    """C."""
+    vocabulary_size: int = 0
+    """V, needed only when the word vectors are trained."""
+    train_vectors: bool = False
+    builtin: bool = False
+    """Use the framework's own GRU layer (the baselines nn.gru and nn.bigru)."""
+    cell: Literal["gru", "rnn"] = "gru"
+    """What recurs: the GRU, or the plain tanh RNN that it is measured against."""
+    implementation: str = "auto"
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
 
 
 def gru_shapes(

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import jax_impl.learner
 import torch_impl.learner
-from common import checkpoint
-from common.config import TrainConfig, parse_options
 from common.errors import exit_on_input_error
+from common.training import checkpoint
+from common.training.options import TrainConfig, parse_options
 from comparison import parity, twins
 from comparison.implementations import Implementation, jax_gru, torch_gru
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from common import corpus, params, vectors
-from common.batches import Batch, Batches
-from common.config import TrainConfig
-from common.memory import keep_freed_memory
+from common import params
+from common.data import corpus, vectors
+from common.data.batches import Batch, Batches
+from common.training.memory import keep_freed_memory
+from common.training.options import TrainConfig
 
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""

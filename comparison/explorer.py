@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 import torch_impl.learner
-from common import checkpoint, corpus, explanation
-from common.batches import Batches
-from common.config import TrainConfig
-from common.corpus import join
-from common.prediction import load_learner
-from common.training import load_data, predict
+from common.data import corpus
+from common.data.batches import Batches
+from common.data.corpus import join
+from common.inference import explanation
+from common.inference.prediction import load_learner
+from common.training import checkpoint
+from common.training.loop import load_data, predict
+from common.training.options import TrainConfig
 
 REVIEWS = 12
 ROWS = 64  # reviews in a batch
@@ -28,9 +30,9 @@ def explore(
 
     runs: the entries of "runs" in results.json. Returns its entry "explorer":
     {"classes": [...], "reviews": [{"text", "true", "words", "models": {"torch gru": {...}}}]}, a
-    model's part as `common.explanation.explain` has it; text is the review as the tokenizer split
-    it. All are computed by PyTorch's handwritten GRU, which reads what either framework trained,
-    as in predict, and need not be compiled.
+    model's part is what common/inference/explanation.py returns of it; text is the review as the
+    tokenizer split it. All are computed by PyTorch's handwritten GRU, which reads what
+    either framework trained, as in predict, and need not be compiled.
     """
     framework = torch_impl.learner
     data = load_data(options, report)

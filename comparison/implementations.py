@@ -179,7 +179,7 @@ def torch_gru(implementation: str, *, autocast: bool = False) -> Implementation:
     ) -> tuple[Tensor, Tensor]:
         tokens = None if case.tokens is None else torch.tensor(case.tokens)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            outputs, h_last = torch_impl.gru(
+            outputs, h_last = torch_impl.gru.gru(
                 leaves,
                 x,
                 lengths,
@@ -292,7 +292,7 @@ def jax_gru(implementation: str) -> Implementation:
         tokens: Array | None,
         reset_after: bool,
     ) -> tuple[Array, Array]:
-        return jax_impl.gru(
+        return jax_impl.gru.gru(
             leaves,
             x,
             lengths,

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from common import corpus
-from common.batches import Batches
-from common.config import parse_options
-from common.datasets.dataset import Dataset, Example
-from common.encoding import encode
+from common.data import corpus
+from common.data.batches import Batches
+from common.data.encoding import encode
+from common.data.sources.dataset import Dataset, Example
 from common.errors import exit_on_input_error
+from common.training.options import parse_options
 
 VOCABULARY = 1_000_000
 EXPONENT, OFFSET = 1.3, 10  # of the law of Zipf and Mandelbrot, as it suits English

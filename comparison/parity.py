@@ -31,10 +31,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common import corpus
-from common.batches import Batches, Shape
-from common.config import ModelConfig
-from common.params import shapes
+from common.data import corpus
+from common.data.batches import Batches, Shape
+from common.params import ModelConfig, shapes
 from common.report.schema import Check
 from comparison.implementations import (
     BFLOAT16,

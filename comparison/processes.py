@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import signals
-from common.encoding import cores
+from common.data.encoding import cores
 from common.errors import InputError, NotFiniteError, Stopped
 
 ROOT = Path(__file__).parents[1]

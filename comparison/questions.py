@@ -22,13 +22,14 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 import jax_impl.learner
 import torch_impl.learner
-from common import checkpoint, params
-from common.batches import Batches
-from common.checkpoint import Run
-from common.config import TrainConfig
-from common.corpus import EncodedSplit
-from common.prediction import load_learner
-from common.training import Data, load_data, predict
+from common import params
+from common.data.batches import Batches
+from common.data.corpus import EncodedSplit
+from common.inference.prediction import load_learner
+from common.training import checkpoint
+from common.training.checkpoint import Run
+from common.training.loop import Data, load_data, predict
+from common.training.options import TrainConfig
 from comparison import runs
 from comparison.processes import Job
 

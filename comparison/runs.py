@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from common import checkpoint
-from common.config import TrainConfig, to_arguments
 from common.report.schema import Check
+from common.training import checkpoint
+from common.training.options import TrainConfig, to_arguments
 from comparison import processes
 from comparison.processes import Job
 

@@ -8,10 +8,10 @@ import numpy as np
 
 import jax_impl.learner
 import torch_impl.learner
-from common.batches import Batch
-from common.config import TrainConfig
+from common.data.batches import Batch
 from common.report.schema import Check
-from common.training import Data, load_data
+from common.training.loop import Data, load_data
+from common.training.options import TrainConfig
 from comparison.parity import BOUND_GRADIENT, BOUND_RESULT
 
 Answers = dict[str, np.ndarray]

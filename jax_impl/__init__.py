@@ -2,7 +2,6 @@
 
 import common  # noqa: F401  before what takes long: see there, Ctrl-C
 from jax_impl.classifier import Classifier
-from jax_impl.gru import GRU, gru
-from jax_impl.learner import Learner
+from jax_impl.gru import GRU
 
-__all__ = ["GRU", "Classifier", "Learner", "gru"]
+__all__ = ["GRU", "Classifier"]

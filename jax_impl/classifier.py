@@ -14,8 +14,7 @@ from jax import Array
 from jaxtyping import DTypeLike, Float, Int
 
 from common.arguments import check_classify, check_mapping
-from common.batches import NO_LABEL
-from common.config import ModelConfig
+from common.params import NO_LABEL, ModelConfig
 from jax_impl.gru import as_array, canonical, gru, in_range, register
 from jax_impl.rnn import rnn
 
@@ -36,7 +35,7 @@ def classify(
     reset_after: bool = False,
     implementation: str = "auto",
 ) -> Float[Array, "B C"]:
-    """The logits of a batch (see common/batches.py) as a pure function of the parameters.
+    """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
 

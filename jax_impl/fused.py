@@ -1,4 +1,4 @@
-"""The recurrence on the CPU kernel (kernels/gru.h). Its twin is torch_impl/fused.py.
+"""The recurrence on the CPU kernel (common/kernels/gru.h). Its twin is torch_impl/fused.py.
 
 Forward and backward are written by hand in C++. Here they become XLA FFI calls, gru_forward and
 gru_backward, in two functions that JAX differentiates by rules of ours, `recurrence` and `pull`:
@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float, Int
 
-import kernels
+from common import kernels
 
 
 def available() -> bool:

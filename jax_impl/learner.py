@@ -13,10 +13,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from common.batches import Batch
-from common.config import ModelConfig, TrainConfig
+from common.data.batches import Batch
 from common.errors import InputError
-from common.params import init
+from common.params import ModelConfig, init
+from common.training.options import TrainConfig
 from jax_impl.classifier import Classifier, cross_entropy
 from jax_impl.gru import canonical, resolve
 from jax_impl.trace import explain

@@ -4,7 +4,7 @@ python -m jax_impl.predict RUN_DIR "what a film" "never again"
 python -m jax_impl.predict RUN_DIR < one_text_a_line.txt
 """
 
-from common import prediction
+from common.inference import prediction
 from jax_impl import learner
 
 if __name__ == "__main__":

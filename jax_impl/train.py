@@ -4,8 +4,8 @@ python -m jax_impl.train --model bigru --preset quick
 python -m jax_impl.train --help
 """
 
-from common import training
+from common.training import loop
 from jax_impl import learner
 
 if __name__ == "__main__":
-    training.main(learner)
+    loop.main(learner)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.corpus import EncodedSplit, join
+from common.data.corpus import EncodedSplit, join
 
 
 @pytest.fixture(scope="session", autouse=True)

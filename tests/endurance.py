@@ -38,9 +38,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from common import checkpoint, training
-from common.config import TrainConfig
 from common.errors import InputError
+from common.training import checkpoint, loop
+from common.training.options import TrainConfig
 
 TINY = TrainConfig(
     data="rt",
@@ -127,7 +127,7 @@ def train(framework: str, options: TrainConfig, out: Path) -> dict[str, Any]:
     """A training run in this process, its lines dropped."""
     twin = import_module(f"{framework}_impl.learner")
     with contextlib.redirect_stdout(io.StringIO()):
-        return training.train(twin, dataclasses.replace(options, out=out))
+        return loop.train(twin, dataclasses.replace(options, out=out))
 
 
 def _run(framework: str, options: TrainConfig, out: Path) -> None:
@@ -314,7 +314,7 @@ def little_space(folder: Path) -> Iterator[tuple[Path, str]]:
 def cost(out: Path, vectors: str) -> tuple[int, float, float]:
     """Checkpoints written while training, the seconds that one takes, its share of the interval."""
     spent: list[float] = []
-    fit = training.fit
+    fit = loop.fit
 
     def timed_fit(*arguments: Any) -> None:
         *others, save, scalars = arguments
@@ -328,11 +328,11 @@ def cost(out: Path, vectors: str) -> tuple[int, float, float]:
         fit(*others, timed_save, scalars)
 
     options = TrainConfig(vectors=vectors, epochs=1, checkpoint_seconds=0.2)
-    training.fit = timed_fit
+    loop.fit = timed_fit
     try:
         train("torch", options, out)
     finally:
-        training.fit = fit
+        loop.fit = fit
     seconds = float(np.mean(spent))
     return len(spent), seconds, seconds / TrainConfig().checkpoint_seconds
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import datasets
+from common.data import sources
 from common.errors import InputError
 
 NAMES = ("text", "label", "category", "split")
@@ -189,8 +189,8 @@ def fuzz(kind: str, inputs: int, seed: int = 0) -> tuple[int, float]:
             spec = write(Path(folder), rng, valid)
             start = time.perf_counter()
             try:
-                datasets.fingerprint(spec)
-                for example in datasets.load(spec).examples():
+                sources.fingerprint(spec)
+                for example in sources.load(spec).examples():
                     assert example.label and example.split in ("", "train", "test")
                     example.text.encode()
             except InputError as error:

@@ -30,10 +30,9 @@ import numpy as np
 from fuzz_gru_calls import FLOATS, VOCABULARY, Array, Call, draw, is_float
 from fuzz_gru_frameworks import FRAMEWORKS, Framework
 
-import kernels
-from common import oracle
+from common import kernels, oracle
+from common.kernels.build import build, compiler
 from common.params import DIRECTIONS, GRU_PARAMETERS
-from kernels.build import build, compiler
 
 # How far results may be off: a share of the array's largest number, and so much in any case.
 RELATIVE = {"float32": 1e-6, "float64": 2e-15, "bfloat16": 2**-8, "float16": 2**-11}

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.random import Generator, default_rng
 
-import kernels
+from common import kernels
 from common.params import gru_shapes
 
 if TYPE_CHECKING:

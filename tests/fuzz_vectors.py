@@ -17,8 +17,8 @@ import numpy as np
 from gensim.models import KeyedVectors
 from safetensors.numpy import save
 
+from common.data.vectors import files
 from common.errors import InputError
-from common.vectors import files
 
 WORDS = ["the", "cat", "sat", "naïve", "Don't", "of", "a", "mat"]
 D = 6

@@ -22,8 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 JOBS = 2  # at a time: the compiler runs on one core, and most of the time is the compiler's
-PACKAGES = ("kernels", "torch_impl", "jax_impl", "common")
-CPP, SIMD = "kernels/gru.cpp", "kernels/recurrence.h"
+PACKAGES = ("torch_impl", "jax_impl", "common")
+CPP, SIMD = "common/kernels/gru.cpp", "common/kernels/recurrence.h"
 TORCH = "torch_impl/fused.py"
 # NumPy's and PyTorch's own threads would only be in the way of the other job, and pytest's plugins,
 # which these tests do without, take two seconds to import.
@@ -421,7 +421,7 @@ def try_out(fault: Fault | None, tests: Sequence[str]) -> Outcome:
         copy_tree(copy)
         if fault:
             plant(fault, copy)
-        status, said = python(copy, "-m", "kernels.build")
+        status, said = python(copy, "-m", "common.kernels.build")
         if status:
             return Outcome("", time.monotonic() - begin, f"not built:\n{said}")
         # The packages must be the copy's, not those installed.

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common import datasets
+from common.data import sources
 
 Rows = list[tuple[str, str]]
 LABELS = ("positive", "negative")
@@ -132,7 +132,7 @@ def main() -> None:
     print("|---|---|---|---|")
     for name, write in SOURCES.items():
         with tempfile.TemporaryDirectory() as folder:
-            dataset = datasets.load(write(Path(folder), rows))
+            dataset = sources.load(write(Path(folder), rows))
             start, cpu_start = time.perf_counter(), time.process_time()
             count = sum(1 for _ in dataset.examples())
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
@@ -140,7 +140,7 @@ def main() -> None:
         print(f"| {name} | {seconds:.2f} | {cpu:.2f} | {megabytes / cpu:.0f} |", flush=True)
     for name in ("imdb", "rt"):
         start = time.process_time()
-        megabytes = sum(len(example.text) for example in datasets.load(name).examples()) / 1e6
+        megabytes = sum(len(example.text) for example in sources.load(name).examples()) / 1e6
         cpu = time.process_time() - start
         print(f"| {name} ({megabytes:.0f} MB) | | {cpu:.2f} | {megabytes / cpu:.0f} |")
 

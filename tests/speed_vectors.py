@@ -17,7 +17,7 @@ D, EVERY = 300, 30
 READ = """
 import sys, time
 from pathlib import Path
-from common.vectors import files
+from common.data.vectors import files
 path = Path(sys.argv[1])
 words = (path.parent / "words").read_text().split("\\n")
 start = time.process_time()

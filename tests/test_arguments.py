@@ -23,8 +23,7 @@ import jax_impl
 import jax_impl.fused
 import torch_impl
 import torch_impl.fused
-from common.config import ModelConfig
-from common.params import init, init_gru
+from common.params import ModelConfig, init, init_gru
 from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 
@@ -63,7 +62,7 @@ def convert(framework: str, value: object) -> object:
 
 def call(framework: str, implementation: str, arguments: dict) -> tuple[np.ndarray, ...]:
     """outputs and h_last."""
-    gru = {"torch": torch_impl.gru, "jax": jax_impl.gru}[framework]
+    gru = {"torch": torch_impl.gru.gru, "jax": jax_impl.gru.gru}[framework]
     results = gru(**convert(framework, arguments), implementation=implementation)
     return tuple(np.asarray(result) for result in results)
 
@@ -222,12 +221,12 @@ def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, 
             return (outputs**2).sum() + h_last.sum()
 
         if framework == "jax":
-            found = jax.jit(jax.grad(lambda leaves: loss(leaves, jax_impl.gru, jnp.asarray)))(
+            found = jax.jit(jax.grad(lambda leaves: loss(leaves, jax_impl.gru.gru, jnp.asarray)))(
                 leaves
             )
             return [np.asarray(found[name]) for name in leaves]
         inputs = {name: torch.tensor(v, requires_grad=True) for name, v in leaves.items()}
-        value = loss(inputs, torch_impl.gru, torch.from_numpy)
+        value = loss(inputs, torch_impl.gru.gru, torch.from_numpy)
         return [g.numpy() for g in torch.autograd.grad(value, list(inputs.values()))]
 
     for got, want in zip(gradients(odd), gradients(usual), strict=True):
@@ -240,7 +239,7 @@ def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementat
     """In that call alone: an error would have made every later call of the process fail."""
     usual = arguments(tokens=TOKENS)
     compiled = jax.jit(
-        lambda lengths, tokens: jax_impl.gru(
+        lambda lengths, tokens: jax_impl.gru.gru(
             **convert("jax", usual | {"lengths": lengths, "tokens": tokens}),
             implementation=implementation,
         )

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import corpus
-from common.batches import MAX_SHAPES, NO_LABEL, Batch, Batches, Shape
-from common.corpus import EncodedSplit, join
+from common.data import corpus
+from common.data.batches import MAX_SHAPES, Batch, Batches, Shape
+from common.data.corpus import EncodedSplit, join
+from common.params import NO_LABEL
 
 
 def content(batch: Batch) -> dict[int, tuple[list[int], int]]:

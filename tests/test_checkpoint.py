@@ -17,9 +17,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import torch_impl.learner
-from common import checkpoint, params, prediction, training
-from common.config import ModelConfig, TrainConfig
+from common import params
 from common.errors import InputError
+from common.inference import prediction
+from common.params import ModelConfig
+from common.training import checkpoint, loop
+from common.training.options import TrainConfig
 
 Command = Callable[..., tuple[int, str, str]]
 SIZES = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
@@ -30,7 +33,7 @@ predict = partial(prediction.main, torch_impl.learner)
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    training.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": folder}))
+    loop.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": folder}))
     return folder
 
 
@@ -77,7 +80,7 @@ def test_keep_and_the_damaged_ones_after_it(run: Path) -> None:
     """After going back from a damaged checkpoint, it does not count as one of those kept."""
     (checkpoint.last(run) / "state.json").unlink()  # type: ignore[operator]
     (run / checkpoint.SUMS).unlink()
-    training.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": run, "keep": 1}))
+    loop.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": run, "keep": 1}))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000002"]
     assert checkpoint.newest(run, pytest.fail) is not None
 
@@ -222,7 +225,7 @@ def test_no_link_leads_out_of_the_run_directory(name: str, run: Path, tmp_path: 
     before = sorted(tmp_path.rglob("*"))
     options = TrainConfig(**{**vars(OPTIONS), "out": run, "epochs": 2})
     with pytest.raises(InputError, match="symbolic link"):
-        training.train(torch_impl.learner, options)
+        loop.train(torch_impl.learner, options)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -235,7 +238,7 @@ def test_the_folder_in_the_configuration_is_not_written_to(
     about = json.loads((last / "config.json").read_text())
     about["options"]["out"] = str(tmp_path / "elsewhere")
     rewrite(last, "config.json", json.dumps(about).encode())
-    main = partial(training.main, torch_impl.learner)
+    main = partial(loop.main, torch_impl.learner)
     assert command(main, "--resume", run, "--epochs", 2)[0] == 0
     assert checkpoint.last(run) == run / "checkpoints" / "000000004"
     assert not (tmp_path / "elsewhere").exists()
@@ -266,7 +269,7 @@ def test_a_run_of_an_earlier_version_predicts(run: Path, command: Command) -> No
 def test_a_second_process_is_refused(run: Path, command: Command) -> None:
     with checkpoint.lock(run):
         status, output, error = command(
-            partial(training.main, torch_impl.learner), "--resume", run, "--epochs", 2
+            partial(loop.main, torch_impl.learner), "--resume", run, "--epochs", 2
         )
     assert (status, output) == (2, "")
     assert error == f"error: {run}: process {os.getpid()} is at work here\n"
@@ -309,7 +312,7 @@ def test_where_there_are_no_rights(
     path = run / name
     path.chmod(mode)
     try:
-        main = partial(training.main, torch_impl.learner)
+        main = partial(loop.main, torch_impl.learner)
         if name == "model.safetensors":
             status, _, error = command(predict, run, "text")
         else:
@@ -350,7 +353,7 @@ def test_a_disk_that_fails_costs_no_checkpoint(
     monkeypatch.setattr(checkpoint, "save_checkpoint", failing)
     try:
         status, _, error = command(
-            partial(training.main, torch_impl.learner), "--resume", run, "--epochs", 2
+            partial(loop.main, torch_impl.learner), "--resume", run, "--epochs", 2
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -12,10 +12,12 @@ from torch import nn
 
 import jax_impl.learner
 import torch_impl.learner
-from common import checkpoint, corpus, prediction
 from common.convert import __main__ as convert
-from common.text import clean, tokenize
-from common.training import load_data
+from common.data import corpus
+from common.data.text import clean, tokenize
+from common.inference import prediction
+from common.training import checkpoint
+from common.training.loop import load_data
 
 D, H = 6, 5
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import corpus, datasets
-from common.corpus import Corpus, EncodedSplit, join
-from common.datasets.dataset import Dataset, Example
+from common.data import corpus, sources
+from common.data.corpus import Corpus, EncodedSplit, join
+from common.data.sources.dataset import Dataset, Example
+from common.data.text import clean, tokenize
 from common.errors import InputError
-from common.text import clean, tokenize
 
 Encode = Callable[..., Corpus]
 
@@ -42,7 +42,7 @@ def test_encoding_can_be_read_back() -> None:
         found.update(zip(texts_of(encoded, split), labels, strict=True))
     assert found == Counter(
         (" ".join(tokenize(clean(text))), label)
-        for text, label, *_ in datasets.load("rt").examples()
+        for text, label, *_ in sources.load("rt").examples()
     )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import fuzz_datasets
 import pytest
 
-from common import datasets
-from common.datasets import Example, delimited, dlstudio, files
+from common.data import sources
+from common.data.sources import Example, delimited, dlstudio, files
 from common.errors import InputError
 
 SHARED = Path(__file__).parents[1] / "../shared/data"
@@ -21,7 +21,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs {SHARED}")
 
 
 def read(spec: object) -> list[Example]:
-    dataset = datasets.load(str(spec))
+    dataset = sources.load(str(spec))
     found = list(dataset.examples())
     assert list(dataset.examples()) == found, "a second reading gives the same"
     assert all(example.label in dataset.classes for example in found) or not dataset.classes
@@ -30,8 +30,8 @@ def read(spec: object) -> list[Example]:
 
 def refused(spec: object) -> str:
     with pytest.raises(InputError) as error:
-        datasets.fingerprint(str(spec))
-        list(datasets.load(str(spec)).examples())
+        sources.fingerprint(str(spec))
+        list(sources.load(str(spec)).examples())
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -41,7 +41,7 @@ def refused(spec: object) -> str:
 
 @pytest.mark.parametrize(("spec", "size"), [("imdb", 25_000), ("rt", 8_530)])
 def test_movie_reviews_have_two_classes_of_one_size(spec: str, size: int) -> None:
-    labels = Counter(example.label for example in datasets.load(spec).examples())
+    labels = Counter(example.label for example in sources.load(spec).examples())
     assert labels == {"negative": size // 2, "positive": size // 2}
 
 
@@ -80,15 +80,15 @@ def test_a_path_may_hold_what_a_spec_is_taken_apart_by(tmp_path: Path) -> None:
 def test_the_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text("text,label\na,b\n")
-    first = datasets.fingerprint(f"csv:{table}")
-    assert datasets.fingerprint(f"csv:{table}") == first
+    first = sources.fingerprint(f"csv:{table}")
+    assert sources.fingerprint(f"csv:{table}") == first
     os.utime(table, ns=(1, 1))
-    touched = datasets.fingerprint(f"csv:{table}")
+    touched = sources.fingerprint(f"csv:{table}")
     table.write_text("text,label\na,bc\n")
     os.utime(table, ns=(1, 1))
-    longer = datasets.fingerprint(f"csv:{table}")
+    longer = sources.fingerprint(f"csv:{table}")
     assert len({str(state) for state in (first, touched, longer)}) == 3
-    assert datasets.fingerprint(f"csv:{table}?text=label") != longer
+    assert sources.fingerprint(f"csv:{table}?text=label") != longer
 
 
 def test_stray_bytes_become_what_windows_meant() -> None:
@@ -452,9 +452,9 @@ def test_folders_of_text_files(acl_imdb: Callable[[], Path]) -> None:
         Example("It is train/pos/1_9", "pos", split="train"),
         Example("café", "neg", split="test"),
     ]
-    before = datasets.fingerprint(f"text:{folder}")
+    before = sources.fingerprint(f"text:{folder}")
     (folder / "test/neg/1_1.txt").write_text("one more")
-    assert datasets.fingerprint(f"text:{folder}") != before
+    assert sources.fingerprint(f"text:{folder}") != before
 
 
 def test_folders_without_the_layout(acl_imdb: Callable[[], Path], tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import datasets as sources
-from common.datasets import Example
+from common.data import sources
+from common.data.sources import Example
 from common.errors import InputError
 
 hf = pytest.importorskip("datasets", reason="needs the extra hf")

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import corpus, encoding
-from common.datasets.dataset import Dataset, Example
+from common.data import corpus, encoding
+from common.data.sources.dataset import Dataset, Example
+from common.data.text import clean, tokenize
 from common.errors import InputError
-from common.text import clean, tokenize
 
 WORKERS = 2
 
@@ -112,8 +112,8 @@ def test_what_goes_wrong_leaves_no_process_and_no_folder(
 
 PROGRAM = """
 import itertools
-from common import corpus, encoding
-from common.datasets.dataset import Dataset, Example
+from common.data import corpus, encoding
+from common.data.sources.dataset import Dataset, Example
 from common.errors import exit_on_input_error
 
 encoding._ALONE, encoding.cores = 1, lambda: 2

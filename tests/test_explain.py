@@ -17,10 +17,13 @@ from rich.console import Console
 
 import jax_impl.learner
 import torch_impl.learner
-from common import checkpoint, explanation, oracle, params, prediction
-from common.batches import Batch, Batches
-from common.config import ModelConfig, TrainConfig
-from common.corpus import EncodedSplit, join
+from common import oracle, params
+from common.data.batches import Batch, Batches
+from common.data.corpus import EncodedSplit, join
+from common.inference import explanation, prediction
+from common.params import ModelConfig
+from common.training import checkpoint
+from common.training.options import TrainConfig
 from comparison import explorer
 from comparison.parity import BOUND_GRADIENT, BOUND_RESULT
 
@@ -246,12 +249,12 @@ def test_a_linear_model_is_explained_exactly() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of PyTorch's own bidirectional layer."""
-    from common import training
+    from common.training.loop import loop
 
     folder = tmp_path_factory.mktemp("run")
     sizes = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
     options = TrainConfig(data="rt", model="nn.bigru", out=folder, **sizes)
-    training.train(torch_impl.learner, options)
+    loop.train(torch_impl.learner, options)
     return folder
 
 

@@ -346,7 +346,7 @@ def test_jax_takes_the_kernel_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
     parameters = {name: jnp.asarray(value) for name, value in drawn.items()}
     x, lengths = jnp.ones((5, 2, 3)), jnp.array([5, 2])
     how = {"reset_after": False}
-    fused = jax_impl.gru(parameters, x, lengths, implementation="fused", **how)
-    auto = jax_impl.gru(parameters, x, lengths, **how)  # scan, there
+    fused = jax_impl.gru.gru(parameters, x, lengths, implementation="fused", **how)
+    auto = jax_impl.gru.gru(parameters, x, lengths, **how)  # scan, there
     for got, want in zip(fused, auto, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)

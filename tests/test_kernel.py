@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import kernels
+from common import kernels
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernel has not been built")
 

@@ -11,7 +11,7 @@ import pytest
 # In a process of its own: what other tests have loaded would count as its memory.
 MEASURE = """
 import json, pathlib, sys
-from common import encoding
+from common.data import encoding
 from comparison import large_corpus
 encoding._ALONE = 1
 large_corpus.VOCABULARY = 20_000

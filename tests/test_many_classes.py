@@ -11,9 +11,10 @@ import pytest
 
 import jax_impl.learner
 import torch_impl.learner
-from common import datasets, prediction, training
-from common.datasets.dataset import Dataset, Example
+from common.data.sources.dataset import Dataset, Example
+from common.inference import prediction
 from common.report import figures, markdown
+from common.training.loop import loop
 from comparison import runs
 
 Command = Callable[..., tuple[int, str, str]]
@@ -43,7 +44,7 @@ def test_five_classes_are_learnt_reported_and_predicted(
 ) -> None:
     options = ["--vectors", "random:16", "--hidden-size", 16, "--learning-rate", 0.02]
     options += ["--epochs", 6, "--out", tmp_path]
-    status, _, error = command(partial(training.main, FRAMEWORKS[name]), *options)
+    status, _, error = command(partial(loop.main, FRAMEWORKS[name]), *options)
     assert (status, error) == (0, "")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert tuple(metrics["classes"]) == CLASSES

@@ -11,9 +11,10 @@ import pytest
 import compare
 import torch_impl.learner
 from common import params
-from common.batches import Batches
-from common.config import ModelConfig, TrainConfig
-from common.corpus import EncodedSplit, join
+from common.data.batches import Batches
+from common.data.corpus import EncodedSplit, join
+from common.params import ModelConfig
+from common.training.options import TrainConfig
 from comparison import questions, runs
 
 Command = Callable[..., tuple[int, str, str]]

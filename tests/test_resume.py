@@ -20,9 +20,9 @@ import pytest
 
 import jax_impl.learner
 import torch_impl.learner
-from common import checkpoint, training
-from common.config import TrainConfig
 from common.errors import InputError
+from common.training import checkpoint, loop
+from common.training.options import TrainConfig
 from comparison import runs
 
 Command = Callable[..., tuple[int, str, str]]
@@ -34,11 +34,11 @@ each_framework = pytest.mark.parametrize("name", FRAMEWORKS)
 
 
 def main_of(framework: ModuleType) -> Callable[[], None]:
-    return partial(training.main, framework)
+    return partial(loop.main, framework)
 
 
 def train(name: str, out: Path, **options: Any) -> dict[str, Any]:
-    return training.train(FRAMEWORKS[name], dataclasses.replace(TINY, out=out, **options))
+    return loop.train(FRAMEWORKS[name], dataclasses.replace(TINY, out=out, **options))
 
 
 def cut_back(run: Path, step: int) -> None:
@@ -153,9 +153,9 @@ def test_another_configuration_is_refused_by_name(
 
 def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train("torch", tmp_path)
-    load = training.load_data
+    load = loop.load_data
 
-    def other(*arguments: Any) -> training.Data:
+    def other(*arguments: Any) -> loop.Data:
         data = load(*arguments)
         data.vectors.matrix[0, 0] += 1
         return data
@@ -216,7 +216,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 IMPATIENT = """
 import os, signal, time
 import torch_impl.learner as twin
-from common import training
+from common.training.loop import loop
 
 def step(self, batch):
     os.kill(os.getpid(), signal.SIGINT)
@@ -225,7 +225,7 @@ def step(self, batch):
     time.sleep(60)
 
 twin.Learner.step = step
-training.main(twin)
+loop.main(twin)
 """
 
 
@@ -298,7 +298,7 @@ def test_numbers_that_are_not_finite_stop_the_run(
     options = TrainConfig(
         **{**vars(TINY), "epochs": 2, "validation_size": 0, "max_length": 2, "clip_norm": None}
     )
-    reviews = training.load_data(options, print).train.plan(1)[2]
+    reviews = loop.load_data(options, print).train.plan(1)[2]
     assert f"reviews {' '.join(map(str, reviews))};" in error
     assert str(tmp_path / "checkpoints" / "000000010") in error
     assert checkpoint.last(tmp_path) == tmp_path / "checkpoints" / "000000010"
@@ -329,9 +329,9 @@ def test_patience_stops_and_the_best_parameters_are_used(tmp_path: Path) -> None
 
     # The validation reviews are none of those trained on, and the loss is that of the best ones.
     options = dataclasses.replace(TINY, epochs=40, patience=2, learning_rate=0.05)
-    data = training.load_data(options, print)
+    data = loop.load_data(options, print)
     assert data.validation is not None
     assert (len(data.train.split), len(data.validation.split)) == (48, 16)
     assert np.bincount(data.validation.split.labels).tolist() == [8, 8]
     learner = torch_impl.learner.Learner(saved.about.model, options, data.vectors.matrix, used)
-    assert training.validate(learner, data.validation)[0] == losses[best]
+    assert loop.validate(learner, data.validation)[0] == losses[best]

@@ -12,7 +12,7 @@ import pytest
 
 import jax_impl.learner
 import torch_impl.learner
-from common import training
+from common.training.loop import loop
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -38,7 +38,7 @@ def test_the_scalars_are_those_of_the_run(
     framework: str, command: Command, small: list[str], tmp_path: Path
 ) -> None:
     arguments = [*small, "--epochs", 2, "--log-every", 4, "--tensorboard", "--out", tmp_path]
-    assert command(partial(training.main, FRAMEWORKS[framework]), *arguments)[0] == 0
+    assert command(partial(loop.main, FRAMEWORKS[framework]), *arguments)[0] == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     found = read(tmp_path / "tensorboard")
     steps, losses = zip(*found["loss"], strict=True)
@@ -51,10 +51,10 @@ def test_the_scalars_are_those_of_the_run(
 def test_a_missing_tensorboardx_is_said_before_any_work(
     command: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.config.find_spec", lambda name: None)
+    monkeypatch.setattr("common.training.options.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     out = tmp_path / "run"
-    main = partial(training.main, torch_impl.learner)
+    main = partial(loop.main, torch_impl.learner)
     status, _, error = command(main, *small, "--tensorboard", "--out", out)
     assert status == 2
     assert error.startswith("error: --tensorboard: needs tensorboardX: pip install")

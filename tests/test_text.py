@@ -3,7 +3,7 @@ import re
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common.text import clean, tokenize
+from common.data.text import clean, tokenize
 
 # Letters of several scripts and cases, marks, digits, surrogates, what looks like an apostrophe or
 # a space, and what is special in markup; besides any character at all.

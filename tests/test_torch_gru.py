@@ -7,11 +7,12 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from common import convert
-from common.batches import Batch
-from common.config import ModelConfig, TrainConfig
-from common.params import init
-from torch_impl import GRU, Learner
+from common.data.batches import Batch
+from common.params import ModelConfig, init
+from common.training.options import TrainConfig
+from torch_impl import GRU
 from torch_impl.gru import canonical
+from torch_impl.learner import Learner
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

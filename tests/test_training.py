@@ -14,8 +14,9 @@ from safetensors.numpy import save
 
 import jax_impl.learner
 import torch_impl.learner
-from common import checkpoint, prediction, training
-from common.batches import MAX_SHAPES
+from common.data.batches import MAX_SHAPES
+from common.inference import prediction
+from common.training import checkpoint, loop
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -108,8 +109,8 @@ def test_predictions_are_those_of_the_test_run(
     command: Command, small: list[str], tmp_path: Path
 ) -> None:
     """predict reads a text as training did: same words, same cut, same model."""
-    from common import corpus
-    from common.config import TrainConfig
+    from common.data import corpus
+    from common.training.options import TrainConfig
 
     arguments = [*small, "--test-size", "None", "--epochs", 1, "--out", tmp_path]
     assert command(main_of(torch_impl.learner), *arguments)[0] == 0
@@ -117,9 +118,9 @@ def test_predictions_are_those_of_the_test_run(
     texts = corpus.load("rt")
     chosen = tuple(" ".join(texts.vocabulary[i] for i in texts.test[row]) for row in range(64))
     probabilities = prediction.classify(torch_impl.learner, run, chosen)
-    data = training.load_data(run.options, print)
+    data = loop.load_data(run.options, print)
     learner = torch_impl.learner.Learner(run.model, TrainConfig(), run.vectors, run.parameters)
-    logits, _ = training.predict(learner, data.test)
+    logits, _ = loop.predict(learner, data.test)
     odds = np.exp(logits[:64].astype(float))
     np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
 
@@ -168,11 +169,11 @@ def test_models_that_jax_lacks_are_refused(command: Command) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from common.config import TrainConfig
+    from common.training.options import TrainConfig
 
     folder = tmp_path_factory.mktemp("run")
     sizes = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
-    training.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **sizes))
+    loop.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **sizes))
     return folder
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from common.data.unpickle import restricted_loads
 from common.errors import InputError
-from common.unpickle import restricted_loads
 
 DATA = (
     {"books": [["a", "long", "read"], []], "é": [["naïve" * 60]]},

@@ -11,10 +11,10 @@ import pytest
 from gensim.models import KeyedVectors
 from safetensors.numpy import save_file
 
-from common import corpus, vectors
+from common.data import corpus, vectors
+from common.data.unpickle import restricted_loads
+from common.data.vectors import files, keyed_vectors
 from common.errors import InputError
-from common.unpickle import restricted_loads
-from common.vectors import files, keyed_vectors
 
 
 def quiet(line: str) -> None:

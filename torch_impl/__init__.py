@@ -2,7 +2,6 @@
 
 import common  # noqa: F401  before what takes long: see there, Ctrl-C
 from torch_impl.classifier import Classifier
-from torch_impl.gru import GRU, gru
-from torch_impl.learner import Learner
+from torch_impl.gru import GRU
 
-__all__ = ["GRU", "Classifier", "Learner", "gru"]
+__all__ = ["GRU", "Classifier"]

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.config import ModelConfig
-from common.params import GRU_PARAMETERS
+from common.params import GRU_PARAMETERS, ModelConfig
 from torch_impl.classifier import Classifier, head
 from torch_impl.gru import canonical, within
 

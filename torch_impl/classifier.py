@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.arguments import check_classify, check_mapping
-from common.batches import NO_LABEL
-from common.config import ModelConfig
+from common.params import NO_LABEL, ModelConfig
 from torch_impl.gru import canonical, check_arrays, gru, in_range, register
 from torch_impl.rnn import rnn
 
@@ -34,7 +33,7 @@ def classify(
     reset_after: bool = False,
     implementation: str = "auto",
 ) -> Float[Tensor, "B C"]:
-    """The logits of a batch (see common/batches.py) as a pure function of the parameters.
+    """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
 

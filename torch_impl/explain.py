@@ -4,7 +4,7 @@ python -m torch_impl.explain RUN_DIR "not a good film" --by leave_out
 python -m torch_impl.explain RUN_DIR "not a good film" --json answer.json
 """
 
-from common import explanation
+from common.inference import explanation
 from torch_impl import learner
 
 if __name__ == "__main__":

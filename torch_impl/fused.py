@@ -1,4 +1,4 @@
-"""The recurrence on the CPU kernel (kernels/gru.h). Its twin is jax_impl/fused.py.
+"""The recurrence on the CPU kernel (common/kernels/gru.h). Its twin is jax_impl/fused.py.
 
 Forward and backward are written by hand in C++. To autograd and torch.func they are two functions,
 `Forward` and `Backward`: the gradient is the kernel's, and its own derivatives are those of
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-import kernels
+from common import kernels
 from common.arguments import check_shape
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from common import convert
-from common.batches import Batch
-from common.config import ModelConfig, TrainConfig
+from common.data.batches import Batch
 from common.errors import InputError
-from common.params import init
+from common.params import ModelConfig, init
+from common.training.options import TrainConfig
 from torch_impl.builtin import BuiltinClassifier
 from torch_impl.classifier import Classifier, cross_entropy
 from torch_impl.gru import canonical, resolve

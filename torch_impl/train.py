@@ -6,11 +6,11 @@ python -m torch_impl.train --help
 
 import torch
 
-from common import training
+from common.training import loop
 from torch_impl import learner
 
 if __name__ == "__main__":
     # As XLA does. Gradients that vanish over the steps become denormal numbers, with which an Intel
     # processor takes a hundred times as long.
     torch.set_flush_denormal(True)
-    training.main(learner)
+    loop.main(learner)

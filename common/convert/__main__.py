@@ -6,10 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from common.config import parse_options
 from common.convert import FORMATS, convert, from_format
 from common.convert.files import Arrays, read_tensors, write_tensors
 from common.errors import InputError, exit_on_input_error
+from common.training.options import parse_options
 
 NAMES = tyro.extras.literal_type_from_choices(FORMATS)
 TARGETS = tyro.extras.literal_type_from_choices([*FORMATS, "run"])

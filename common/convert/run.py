@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common import checkpoint, params
-from common.config import PRESETS, TrainConfig
+from common import params
 from common.errors import InputError
-from common.training import fingerprint_of, load_data
+from common.training import checkpoint
+from common.training.loop import fingerprint_of, load_data
+from common.training.options import PRESETS, TrainConfig
 
 
 def write_run(

@@ -49,7 +49,7 @@ def small(
 def torch_function(names, lengths, reset_after, implementation):
     def function(*values):
         leaves = dict(zip(names, values, strict=True))
-        return torch_impl.gru(
+        return torch_impl.gru.gru(
             leaves,
             leaves["x"],
             torch.tensor(lengths),
@@ -63,7 +63,7 @@ def torch_function(names, lengths, reset_after, implementation):
 
 def jax_function(lengths, reset_after, implementation):
     def function(leaves):
-        return jax_impl.gru(
+        return jax_impl.gru.gru(
             leaves,
             leaves["x"],
             jnp.asarray(lengths),
@@ -231,7 +231,7 @@ def test_torch_gradient_of_a_gradient_reaches_every_parameter(tokens, reset_afte
             for name, value in [*case.parameters.items(), ("x", case.x), ("h0", case.h0)]
             if not name.startswith("head.")
         }
-        outputs, h_last = torch_impl.gru(
+        outputs, h_last = torch_impl.gru.gru(
             leaves,
             leaves["x"],
             torch.tensor(case.lengths),
@@ -277,7 +277,7 @@ x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 3)), jnp.float32)
 lengths = jnp.array([5, 3, 0, 2])
 
 def total(implementation, parameters, x, lengths):
-    outputs, h_last = jax_impl.gru(parameters, x, lengths, implementation=implementation)
+    outputs, h_last = jax_impl.gru.gru(parameters, x, lengths, implementation=implementation)
     return (outputs**2).sum() + jnp.sin(h_last).sum()
 
 def shared(parameters, x, lengths):

@@ -12,9 +12,11 @@ import pytest
 
 import jax_impl
 import torch_impl
-from common import corpus, params
-from common.batches import Batch, Batches
-from common.config import ModelConfig, TrainConfig
+from common import params
+from common.data import corpus
+from common.data.batches import Batch, Batches
+from common.params import ModelConfig
+from common.training.options import TrainConfig
 
 TRAINING = TrainConfig(device="cpu")
 D = 8

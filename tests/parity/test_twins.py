@@ -1,6 +1,8 @@
 """The twins stay twins: the same files with the same names in the same order."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,19 @@ def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
                 else:
                     continue
                 assert not imported & modules, path
+
+
+@pytest.mark.parametrize(("twin", "framework"), [("torch_impl", "torch"), ("jax_impl", "flax.nnx")])
+def test_a_layer_loads_the_bottom_of_common_and_nothing_else(twin: str, framework: str) -> None:
+    bottom = {"common", "common.arguments", "common.errors", "common.params", "common.kernels"}
+    absent = {"tyro", "pyarrow", "gensim", "altair", "isal", "sklearn", "rich"}
+    code = (
+        f"import sys, {framework}; before = set(sys.modules); from {twin} import GRU; "
+        f"import {twin}.gru as m; assert m.__name__ == '{twin}.gru'; "
+        "print(*set(sys.modules) - before)"
+    )
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    ours = {name for name in loaded.split() if name.partition(".")[0] == "common"}
+    assert ours <= bottom
+    assert not {name.partition(".")[0] for name in loaded.split()} & absent

@@ -1,0 +1,186 @@
+"""Batches: which reviews are trained on together, in which order, padded to which shape.
+
+All of it is a pure function of (data, seed, epoch), the same for both twins. Reviews of about the
+same length go together, and padded sizes come from at most MAX_SHAPES fixed shapes, so that XLA
+compiles at most so many times and little of the work is padding.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from common.data.corpus import EncodedSplit
+from common.params import NO_LABEL
+
+MAX_SHAPES = 8
+_POOL = 256  # so many batches are sorted by length together: the larger, the less padding
+_SAMPLE = 64  # so many batches are looked at to foresee how many distinct tokens a batch has
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B reviews of at most T words, in time-major order, with each word's id named only once.
+
+    distinct: the vocabulary ids that occur, filled up with zeros to a fixed size K.
+    tokens: indices into distinct; 0 behind the end of a review.
+    lengths: words in each review, longest first; 0 is legal.
+    labels: index of the class, or NO_LABEL for a row that is no review.
+    reviews: index of each review in its split, -1 for a row that is no review.
+    """
+
+    distinct: Int32[np.ndarray, " K"]
+    tokens: Int32[np.ndarray, "T B"]
+    lengths: Int32[np.ndarray, " B"]
+    labels: Int32[np.ndarray, " B"]
+    reviews: Int64[np.ndarray, " B"]
+
+    @property
+    def words(self) -> int:
+        """How many words stand in the batch, padding not counted."""
+        return int(self.lengths.sum())
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """Padded sizes of a batch: time steps T and distinct tokens K."""
+
+    steps: int
+    distinct: int
+
+
+class Batches:
+    """The batches of a split, epoch by epoch, for training or (in_order=True) for evaluation.
+
+    Only the last max_length words of a review are read. The shapes are those that suit this split,
+    or the ones given, of which the last must fit every review.
+    """
+
+    def __init__(
+        self,
+        split: EncodedSplit,
+        batch_size: int,
+        *,
+        max_length: int | None = None,
+        seed: int = 0,
+        in_order: bool = False,
+        shapes: Sequence[Shape] | None = None,
+        longest: int = 0,
+    ) -> None:
+        """longest: the shapes shall fit reviews of up to so many words (the other split's)."""
+        self.split = split
+        self.batch_size = batch_size
+        self.seed = seed
+        self.in_order = in_order
+        self.limit = max_length
+        self.lengths = np.minimum(split.lengths, max_length or np.inf).astype(np.int64)
+        self._position = np.zeros(split.vocabulary_size, np.int32)
+        self.shapes = list(shapes) if shapes else self._choose_shapes(longest)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(len(self.split) / self.batch_size)
+
+    def plan(self, epoch: int) -> Int64[np.ndarray, "batches B"]:
+        """Which reviews stand in which batch of this epoch; -1 fills up the last batch."""
+        rows = np.full((len(self), self.batch_size), -1, np.int64)
+        if self.in_order:
+            order = np.argsort(-self.lengths, kind="stable")
+            rows.flat[: len(order)] = order
+            return rows
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.split))
+        for pool in range(0, len(order), _POOL * self.batch_size):
+            members = order[pool : pool + _POOL * self.batch_size]
+            sorted_by_length = members[np.argsort(-self.lengths[members], kind="stable")]
+            rows.flat[pool : pool + len(members)] = sorted_by_length
+        return rows[rng.permutation(len(rows))]
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of this epoch in their order, from number `start` on."""
+        for rows in self.plan(epoch)[start:]:
+            yield self.batch(rows)
+
+    def batch(self, rows: Int64[np.ndarray, " B"]) -> Batch:
+        """The batch of these reviews (indices into the split; -1: none)."""
+        texts = self._texts(rows)
+        distinct = self._distinct(texts)
+        lengths = np.array([len(text) for text in texts], np.int32)
+        shape = next(
+            shape
+            for shape in self.shapes
+            if shape.steps >= lengths.max(initial=0) and shape.distinct >= len(distinct)
+        )
+        self._position[distinct] = np.arange(len(distinct), dtype=np.int32)
+        tokens = np.zeros((shape.steps, len(rows)), np.int32)
+        for column, text in enumerate(texts):
+            tokens[: len(text), column] = self._position[text]
+        labels = np.where(rows >= 0, self.split.labels[rows], NO_LABEL)
+        distinct = np.pad(distinct, (0, shape.distinct - len(distinct)))
+        return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows)
+
+    def _texts(self, rows: Int64[np.ndarray, " B"]) -> list[Int64[np.ndarray, " words"]]:
+        ends = self.split.starts[rows] + self.split.lengths[rows]
+        starts = ends - np.where(rows >= 0, self.lengths[rows], 0)
+        ranges = zip(starts.tolist(), ends.tolist(), strict=True)
+        # Twice they are used as indices, which NumPy would convert each time.
+        texts = [self.split.tokens[start:end].astype(np.intp) for start, end in ranges]
+        self.split.release()
+        return texts
+
+    def _distinct(
+        self, texts: Sequence[Int64[np.ndarray, " words"]]
+    ) -> Int32[np.ndarray, " distinct"]:
+        # As np.unique, which is several times slower.
+        ordered = np.sort(np.concatenate(texts))
+        return ordered[np.diff(ordered, prepend=-1) > 0].astype(np.int32)
+
+    def _choose_shapes(self, longest: int) -> list[Shape]:
+        """At most MAX_SHAPES, ascending: the last holds any batch, the others what is usual."""
+        longest = max(longest, int(self.lengths.max(initial=0)), 1)
+        longest = min(longest, self.limit or longest)
+        if self.batch_size == 1:  # few words repeat within one review: nothing to foresee
+            return [Shape(edge, edge) for edge in _edges(self.lengths, longest, MAX_SHAPES)]
+        everything = Shape(longest, longest * self.batch_size)
+        edges = _edges(self.lengths, longest, MAX_SHAPES - 1)
+        most = dict.fromkeys(edges, 1)
+        plan = self.plan(0)
+        for rows in plan[:: math.ceil(len(plan) / _SAMPLE) or 1]:
+            texts = self._texts(rows)
+            edge = next(edge for edge in edges if edge >= max(map(len, texts)))
+            most[edge] = max(most[edge], len(self._distinct(texts)))
+        shapes: list[Shape] = []
+        for edge in edges:
+            # A tenth more than was seen, in steps of 64; a longer shape never holds fewer tokens.
+            margin = math.ceil(most[edge] * 1.1 / 64) * 64
+            floor = shapes[-1].distinct if shapes else 1
+            shapes.append(Shape(edge, min(max(margin, floor), edge * self.batch_size)))
+        return [*shapes, everything] if everything != shapes[-1] else shapes
+
+
+def _edges(lengths: Int64[np.ndarray, " N"], longest: int, most: int) -> list[int]:
+    """At most `most` padded lengths, the last `longest`, that waste the fewest steps on padding.
+
+    Dynamic programming over the lengths that occur (at most 256 quantiles of them): the best way
+    to cover the lengths up to a candidate with k edges extends the best way with k - 1.
+    """
+    quantiles = np.quantile(np.maximum(lengths, 1), np.linspace(0, 1, 256), method="higher")
+    candidates = np.unique(np.append(quantiles.astype(int), longest))
+    # The reviews of (candidate[i - 1], candidate[j]] cost candidate[j] steps each.
+    below = np.searchsorted(np.sort(np.maximum(lengths, 1)), candidates, side="right")
+    below = np.concatenate([[0], below])
+    cost = (below[None, 1:] - below[:-1, None]) * candidates[None, :].astype(float)
+    cost[np.tril_indices(len(candidates), -1)] = np.inf
+    best, back = cost[0], []
+    for _ in range(min(most, len(candidates)) - 1):
+        # best[i - 1] covers everything before candidate i; the next edge is candidate j >= i.
+        total = np.concatenate([[np.inf], best[:-1]])[:, None] + cost
+        back.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    edges, j = [len(candidates) - 1], len(candidates) - 1
+    for start in reversed(back):
+        j = int(start[j]) - 1
+        edges.append(j)
+    return [int(candidates[j]) for j in reversed(edges)]

@@ -1,0 +1,406 @@
+"""A data set as numbers: every text as vocabulary ids, memory-mapped from the cache.
+
+The texts are read once, as a stream, and their ids go to a file as they are found. What stays in
+memory is the vocabulary and some 40 bytes for each text.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import mmap
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64
+
+from common.data import sources
+from common.data.cache import cached
+from common.data.encoding import CHUNK, HASH_BYTES, encode_all, numbering
+from common.data.sources.dataset import SPLIT_SEED, SPLITS, Dataset, draw_test
+from common.data.text import TOKENIZER_VERSION
+from common.errors import InputError
+
+LAYOUT_VERSION = 2  # part of the key of every cache that holds what _write or renumber write
+_BLOCK = 1 << 20  # tokens that are looked at together, where all of them are
+MAY_STAY = 2**26  # bytes of a mapped file that may stay in the memory of the process
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The texts of a split: a view of the tokens of all texts.
+
+    tokens: vocabulary ids; text i is tokens[starts[i] : starts[i] + lengths[i]].
+    labels, categories: index of the class and, where there are categories, of the category.
+    vocabulary_size: every id is smaller.
+    name: other texts have another; part of the key of what is made from them and cached.
+    """
+
+    tokens: Int32[np.ndarray, " tokens"]
+    starts: Int64[np.ndarray, " N"]
+    lengths: Int32[np.ndarray, " N"]
+    labels: Int32[np.ndarray, " N"]
+    vocabulary_size: int
+    categories: Int32[np.ndarray, " N"] | None = None
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, text: int) -> Int32[np.ndarray, " words"]:
+        start = int(self.starts[text])
+        return self.tokens[start : start + int(self.lengths[text])]
+
+    def subset(self, size: int | None) -> "EncodedSplit":
+        """`size` of the texts, balanced as the split is, always the same ones (all: None)."""
+        if size is None or size >= len(self):
+            return self
+        return self._take(np.sort(self._balanced()[:size]), f"{self.name}-{size}")
+
+    def hold_out(self, size: int) -> "tuple[EncodedSplit, EncodedSplit]":
+        """The texts but for `size` of them, and those, both balanced as the split is."""
+        order = self._balanced()
+        return (
+            self._take(np.sort(order[size:]), f"{self.name}-but-{size}"),
+            self._take(np.sort(order[:size]), f"{self.name}-{size}"),
+        )
+
+    def _balanced(self) -> Int[np.ndarray, " N"]:
+        """The texts in an order, always the same, of which every beginning is balanced."""
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(self))
+        # Each text's rank within its stratum, as a share of it: the `size` smallest shares take the
+        # same part of every stratum.
+        share = np.empty(len(self))
+        strata = _strata(self.labels, self.categories)
+        for stratum in np.unique(strata):
+            members = order[strata[order] == stratum]
+            share[members] = np.arange(len(members)) / len(members)
+        return np.argsort(share, kind="stable")
+
+    def _take(
+        self, texts: Int[np.ndarray, " n"] | Bool[np.ndarray, " N"], name: str
+    ) -> "EncodedSplit":
+        return dataclasses.replace(
+            self,
+            starts=self.starts[texts],
+            lengths=self.lengths[texts],
+            labels=self.labels[texts],
+            categories=None if self.categories is None else self.categories[texts],
+            name=name,
+        )
+
+    def blocks(self) -> Iterator[tuple[slice, Int32[np.ndarray, " tokens"]]]:
+        """All texts, as many at a time as have about a million tokens: which, and their tokens."""
+        for block in _blocks(self.lengths):
+            self._advise(mmap.MADV_SEQUENTIAL)
+            ranges = zip(self.starts[block].tolist(), self.lengths[block].tolist(), strict=True)
+            yield block, np.concatenate([self.tokens[s : s + n] for s, n in ranges])
+            self.release()
+            self._advise(mmap.MADV_RANDOM)
+
+    def release(self) -> None:
+        """Take what was read of the file off this process's memory; the system may still have it.
+
+        With the page that holds a text, Linux may map the 2 MiB around it. A small file stays: to
+        map its pages again for each batch would take as long as the rest of making the batch.
+        """
+        if self.tokens.nbytes > MAY_STAY:
+            self._advise(mmap.MADV_DONTNEED)
+
+    def _advise(self, advice: int) -> None:
+        mapped = getattr(self.tokens.base, "obj", None)
+        if isinstance(mapped, mmap.mmap):
+            mapped.madvise(advice)
+
+    def counts(self) -> Int64[np.ndarray, " V"]:
+        """How often each word of the vocabulary occurs; counted once, then kept in the cache."""
+
+        def build(folder: Path) -> None:
+            found = np.zeros(self.vocabulary_size, np.int64)
+            for _, tokens in self.blocks():
+                found += np.bincount(tokens, minlength=len(found))
+            np.save(folder / "counts.npy", found)
+
+        return np.load(cached("counts", {"texts": self.name}, build) / "counts.npy")
+
+    def renumber(self, new_ids: Int[np.ndarray, " V"]) -> "EncodedSplit":
+        """The same texts with id i replaced by new_ids[i], and dropped where that is negative.
+
+        Written to the cache once, then memory-mapped.
+        """
+        new_ids = new_ids.astype(np.int32)
+
+        def build(folder: Path) -> None:
+            lengths = np.zeros(len(self), np.int32)
+            with (folder / "tokens.int32").open("wb") as file:
+                for block, old in self.blocks():
+                    tokens = new_ids[old]
+                    known = tokens >= 0
+                    before = np.concatenate([[0], np.cumsum(known)])
+                    lengths[block] = np.diff(before[_offsets(self.lengths[block])])
+                    tokens[known].tofile(file)
+            np.save(folder / "lengths.npy", lengths)
+
+        numbers = hashlib.sha256(new_ids.tobytes()).hexdigest()
+        key = {"texts": self.name, "numbers": numbers, "layout": LAYOUT_VERSION}
+        folder = cached("tokens", key, build)
+        lengths = np.load(folder / "lengths.npy")
+        return dataclasses.replace(
+            self,
+            tokens=_map(folder / "tokens.int32"),
+            starts=_offsets(lengths)[:-1],
+            lengths=lengths,
+            vocabulary_size=int(new_ids.max(initial=-1)) + 1,
+            name=folder.name,
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data set, encoded: vocabulary[id] is a word, the most frequent (in training) first."""
+
+    name: str
+    classes: tuple[str, ...]
+    categories: tuple[str, ...]
+    vocabulary: list[str]
+    train: EncodedSplit
+    test: EncodedSplit
+
+
+def join(texts: Sequence[np.ndarray], labels: np.ndarray) -> EncodedSplit:
+    """One EncodedSplit of texts that are given as arrays of ids."""
+    lengths = np.array([len(text) for text in texts], np.int32)
+    tokens = np.concatenate([np.zeros(0, np.int32), *texts]).astype(np.int32, copy=False)
+    size = int(tokens.max(initial=-1)) + 1
+    starts, labels = _offsets(lengths)[:-1], np.asarray(labels, np.int32)
+    name = hashlib.sha256(tokens.tobytes() + lengths.tobytes()).hexdigest()
+    return EncodedSplit(tokens, starts, lengths, labels, size, name=name)
+
+
+def load(spec: str, report: Callable[[str], None] = lambda line: None) -> Corpus:
+    """The data set `spec`, encoded; computed once, then memory-mapped from the cache.
+
+    report is told, in a line of text, of work that takes seconds. Raises InputError as
+    sources.load does.
+    """
+
+    def read() -> Dataset:
+        report(f"reading and encoding {spec} (once; then cached)")
+        return sources.load(spec)
+
+    return encoded(read, sources.fingerprint(spec))
+
+
+def encoded(read: Callable[[], Dataset], fingerprint: dict[str, str | int]) -> Corpus:
+    """The data set that read() gives, encoded, and kept under its fingerprint.
+
+    Raises InputError as its examples() does, and for a data set that cannot be trained and tested
+    on: no text, no word, fewer than two classes, an empty split, or too few texts to split.
+    """
+    key = {
+        **fingerprint,
+        "tokenizer": TOKENIZER_VERSION,
+        "split": SPLIT_SEED,
+        "layout": LAYOUT_VERSION,
+    }
+    folder = cached("corpus", key, lambda folder: _write(read(), folder))
+    about = json.loads((folder / "about.json").read_text())
+    vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    columns = {name: np.load(folder / f"{name}.npy") for name in ("lengths", "labels", "in_test")}
+    categories = np.load(folder / "categories.npy") if about["categories"] else None
+    everything = EncodedSplit(
+        _map(folder / "tokens.int32"),
+        _offsets(columns["lengths"])[:-1],
+        columns["lengths"],
+        columns["labels"],
+        len(vocabulary),
+        categories,
+    )
+    return Corpus(
+        about["name"],
+        tuple(about["classes"]),
+        tuple(about["categories"]),
+        vocabulary,
+        everything._take(~columns["in_test"], f"{folder.name}-train"),
+        everything._take(columns["in_test"], f"{folder.name}-test"),
+    )
+
+
+class _Columns:
+    """What is known of each example; classes and categories are numbered as they are first seen."""
+
+    def __init__(self) -> None:
+        self.labels, self.categories, self.splits = array("i"), array("i"), array("i")
+        self.lengths = array("i")
+        self.hashes = bytearray()
+
+
+def _write(dataset: Dataset, folder: Path) -> None:
+    path = folder / "tokens.int32"
+    words, labels, categories, columns = _encode(dataset, path)
+    name, lengths = dataset.name, np.frombuffer(columns.lengths, np.int32)
+    if not len(lengths):
+        raise InputError(f"{name}: no text at all")
+    if not lengths.any():
+        raise InputError(f"{name}: no text has a word")
+    classes = _classes(dataset, labels)
+    labels_found = _positions(labels, classes)[np.frombuffer(columns.labels, np.int32)]
+    names = sorted(categories) if len(categories) > 1 or categories[0] else []
+    categories_found = None
+    if names:
+        numbers = np.frombuffer(columns.categories, np.int32)
+        categories_found = _positions(categories, names)[numbers]
+        np.save(folder / "categories.npy", categories_found)
+    in_test = _in_test(dataset, columns, labels_found, categories_found, classes)
+    del columns.hashes
+
+    found = _count(path, lengths, ~in_test, len(words))
+    if not found.any():
+        raise InputError(f"{name}: no text to train on has a word")
+    by_word = np.array(sorted(range(len(words)), key=words.__getitem__))
+    order = by_word[np.argsort(-found[by_word], kind="stable")]
+    new_ids = np.empty(len(words), np.int32)
+    new_ids[order] = np.arange(len(words), dtype=np.int32)
+    with path.open("r+b", buffering=0) as file:
+        while len(tokens := np.fromfile(file, np.int32, _BLOCK)):
+            file.seek(-tokens.nbytes, os.SEEK_CUR)
+            new_ids[tokens].tofile(file)
+    with (folder / "vocabulary.txt").open("w", encoding="utf-8") as text:
+        text.writelines(f"{words[i]}\n" for i in order.tolist())
+    np.save(folder / "lengths.npy", lengths)
+    np.save(folder / "labels.npy", labels_found)
+    np.save(folder / "in_test.npy", in_test)
+    about = {"name": name, "classes": classes, "categories": names}
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def _encode(dataset: Dataset, path: Path) -> tuple[list[str], list[str], list[str], _Columns]:
+    """Write the words' numbers to `path`; returns words, labels and categories by their number."""
+    words, labels, categories = numbering(), numbering(), numbering()
+    columns, split_number = _Columns(), {split: i for i, split in enumerate(SPLITS)}
+
+    def chunks() -> Iterator[list[str]]:
+        texts, size = [], 0
+        for text, label, category, split in dataset.examples():
+            columns.labels.append(labels[label])
+            columns.categories.append(categories[category])
+            columns.splits.append(split_number[split])
+            texts.append(text)
+            size += len(text)
+            if size >= CHUNK:
+                yield texts
+                texts, size = [], 0
+        yield texts
+
+    with path.open("wb") as file, closing(encode_all(chunks())) as encoded_chunks:
+        for chunk in encoded_chunks:
+            numbers = map(words.__getitem__, chunk.words)
+            ids = np.fromiter(numbers, np.int32, len(chunk.words))
+            ids[np.frombuffer(chunk.tokens, np.uint32)].tofile(file)
+            columns.lengths.extend(chunk.lengths)
+            columns.hashes += chunk.hashes
+    return list(words), list(labels), list(categories), columns
+
+
+def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
+    classes = list(dataset.classes) or _sorted(labels)
+    for label in labels:
+        if label not in classes:
+            raise InputError(f"{dataset.name}: label {label!r} is none of {', '.join(classes)}")
+    if len(labels) == 1:
+        raise InputError(f"{dataset.name}: only one class, {labels[0]!r}; two at least are needed")
+    return classes
+
+
+def _sorted(labels: list[str]) -> list[str]:
+    """As numbers where all of them are, else as texts."""
+    try:
+        numbers = {label: float(label) for label in labels}
+    except ValueError:
+        return sorted(labels)
+    if not all(map(math.isfinite, numbers.values())):
+        return sorted(labels)
+    return sorted(labels, key=lambda label: (numbers[label], label))
+
+
+def _positions(found: list[str], ordered: list[str]) -> Int32[np.ndarray, " found"]:
+    place = {name: i for i, name in enumerate(ordered)}
+    return np.array([place[name] for name in found], np.int32)
+
+
+def _in_test(
+    dataset: Dataset,
+    columns: _Columns,
+    labels: Int32[np.ndarray, " N"],
+    categories: Int32[np.ndarray, " N"] | None,
+    classes: list[str],
+) -> Bool[np.ndarray, " N"]:
+    """Which texts are to test on: those that the source says, else those that are drawn."""
+    splits = np.frombuffer(columns.splits, np.int32)
+    of_split = dict(zip(SPLITS, np.bincount(splits, minlength=len(SPLITS)).tolist(), strict=True))
+    if of_split[""] == len(splits):
+        if (rare := np.bincount(labels, minlength=len(classes)) == 1).any():
+            label = classes[int(rare.argmax())]
+            raise InputError(
+                f"{dataset.name}: label {label!r} occurs once, too seldom to both train and test on"
+            )
+        hashes = np.frombuffer(columns.hashes, np.uint64).reshape(-1, HASH_BYTES // 8)
+        return draw_test(dataset, hashes, _strata(labels, categories))
+    if of_split[""]:
+        raise InputError(
+            f"{dataset.name}: {of_split['']:,} of {len(splits):,} texts are in neither split, "
+            "train or test"
+        )
+    for split in ("train", "test"):
+        if not of_split[split]:
+            raise InputError(f"{dataset.name}: the {split} split is empty")
+    return splits == SPLITS.index("test")
+
+
+def _strata(
+    labels: Int32[np.ndarray, " N"], categories: Int32[np.ndarray, " N"] | None
+) -> Int32[np.ndarray, " N"]:
+    """A number for each combination of category and label."""
+    if categories is None:
+        return labels
+    return categories * (labels.max(initial=0) + 1) + labels
+
+
+def _count(
+    path: Path, lengths: Int32[np.ndarray, " N"], wanted: Bool[np.ndarray, " N"], size: int
+) -> Int64[np.ndarray, " V"]:
+    found = np.zeros(size, np.int64)
+    with path.open("rb", buffering=0) as file:
+        for block in _blocks(lengths):
+            tokens = np.fromfile(file, np.int32, lengths[block].sum())
+            found += np.bincount(tokens[np.repeat(wanted[block], lengths[block])], minlength=size)
+    return found
+
+
+def _blocks(lengths: Int32[np.ndarray, " N"]) -> Iterator[slice]:
+    """The texts in their order, as many at a time as have about a million tokens."""
+    ends = _offsets(lengths)[1:]
+    edges = np.searchsorted(ends, np.arange(0, ends[-1:].sum(), _BLOCK))
+    for first, last in pairwise([*np.unique(edges).tolist(), len(lengths)]):
+        yield slice(first, last)
+
+
+def _offsets(lengths: Int32[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
+    """Where each of the texts starts that stand one after the other, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _map(path: Path) -> Int32[np.ndarray, " tokens"]:
+    if not path.stat().st_size:  # which cannot be mapped
+        return np.zeros(0, np.int32)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.madvise(mmap.MADV_RANDOM)  # a batch needs its texts, not what lies beside them
+    # A plain array: slices of np.memmap, an array class of its own, take longer.
+    return np.frombuffer(mapped, np.int32)

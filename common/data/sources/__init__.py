@@ -1,0 +1,47 @@
+"""Labelled texts: one file a source, and one function load(spec) in front of them.
+
+A spec is a name (imdb, rt) or KIND:ARGUMENTS; docs/data.md shows one of each kind.
+"""
+
+from types import ModuleType
+
+from common.data.sources import amazon, dlstudio, hugging_face, movie_reviews, tables, text_files
+from common.data.sources.dataset import Dataset, Example
+from common.errors import InputError
+
+__all__ = ["Dataset", "Example", "fingerprint", "load"]
+
+_SOURCES: dict[str, ModuleType] = {
+    **dict.fromkeys(movie_reviews.NAMES, movie_reviews),
+    "amazon:": amazon,
+    "dlstudio:": dlstudio,
+    **{f"{kind}:": tables for kind in tables.KINDS},
+    "text:": text_files,
+    "hf:": hugging_face,
+}
+
+
+def load(spec: str) -> Dataset:
+    """The data set that `spec` names, to be read as a stream.
+
+    Raises InputError for a spec that means nothing or a file that is not there.
+    """
+    return _source(spec).load(spec)
+
+
+def fingerprint(spec: str) -> dict[str, str | int]:
+    """What the data set depends on, cheap to find out: part of the key under which it is cached.
+
+    Raises InputError as load does.
+    """
+    return _source(spec).fingerprint(spec)
+
+
+def _source(spec: str) -> ModuleType:
+    kind, colon, _ = spec.partition(":")
+    try:
+        return _SOURCES[kind + colon]
+    except KeyError:
+        raise InputError(
+            f"--data {spec}: no such data set; expected one of {', '.join(_SOURCES)}"
+        ) from None

@@ -1,0 +1,78 @@
+"""The raw files of the Multi-Domain Sentiment Dataset (Blitzer, Dredze and Pereira, ACL 2007).
+
+    amazon:DIR        DIR/CATEGORY/{positive,negative}.review
+
+The files look like XML and are not: no root, bare ampersands, bytes of several encodings. But every
+tag has a line of its own. A review is its title, a line that often says it all, and its text; the
+archives that DLStudio made of these files leave the title out.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.data.sources import files
+from common.data.sources.dataset import Dataset, Example
+from common.errors import InputError
+
+CLASSES = ("negative", "positive")
+
+
+def fingerprint(spec: str) -> dict[str, str | int]:
+    return files.fingerprint(spec, (path for path, _, _ in _review_files(spec)))
+
+
+def load(spec: str) -> Dataset:
+    """Both classes of all categories; the split is to be drawn."""
+    found = _review_files(spec)
+
+    def examples() -> Iterator[Example]:
+        for path, category, label in found:
+            for text in _texts(path):
+                yield Example(text, label, category)
+
+    return Dataset(spec, examples, CLASSES)
+
+
+def _review_files(spec: str) -> list[tuple[Path, str, str]]:
+    (folder,) = files.parse(spec).paths
+    found = [
+        (path, path.parent.name, path.stem)
+        for label in CLASSES
+        for path in folder.glob(f"*/{label}.review")
+    ]
+    if not found:
+        raise InputError(
+            f"{folder}: expected CATEGORY/positive.review and CATEGORY/negative.review in it"
+        )
+    return sorted(found)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """Title and text of every review of a file."""
+    count = review_line = 0
+    title = body = ""
+    text: list[bytes] | None = None  # the lines of a title or a text that is being read
+    with files.open_file(path) as file:
+        for number, line in files.lines(file, path):
+            tag = line.strip() if line.startswith(b"<") else b""
+            if tag == b"<review>":
+                if review_line:
+                    break
+                review_line = number
+            elif tag == b"</review>":
+                if not (review_line and body) or text is not None:
+                    raise InputError(f"{path}: line {number:,}: the end of a review without a text")
+                yield f"{title}\n{body}" if title else body
+                count, review_line, title, body = count + 1, 0, "", ""
+            elif tag in (b"<title>", b"<review_text>") and text is None:
+                text = []
+            elif tag == b"</title>" and text is not None:
+                title, text = files.decode(b"".join(text)).strip(), None
+            elif tag == b"</review_text>" and text is not None:
+                body, text = files.decode(b"".join(text)).strip(), None
+            elif text is not None:
+                text.append(line)
+    if review_line:
+        raise InputError(f"{path}: line {review_line:,}: a review without an end")
+    if not count:
+        raise InputError(f"{path}: no review in it")

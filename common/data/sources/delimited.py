@@ -1,0 +1,108 @@
+"""CSV and TSV files: rows of fields.
+
+Options: encoding=NAME (utf-8); quotes=yes or no, whether quotation marks may enclose a field (csv:
+yes, tsv: no); header=no where the first line is a row like the others: columns 1, 2, 3, ...
+"""
+
+import codecs
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from io import TextIOWrapper
+from itertools import chain
+from pathlib import Path
+
+from common.data.sources import files
+from common.data.sources.columns import Columns, Row
+from common.errors import InputError
+
+OPTIONS = ("encoding", "quotes", "header")
+
+# A quotation mark that is never closed makes one field of the rest of the file.
+MAX_FIELD = 2**24
+
+
+def check(spec: str, options: Mapping[str, str]) -> None:
+    """Raise InputError for an option whose value means nothing."""
+    for option in ("quotes", "header"):
+        if options.get(option, "yes") not in ("yes", "no"):
+            raise InputError(f"--data {spec}: {option}={options[option]}: expected yes or no")
+    try:
+        "".encode(options.get("encoding", "utf-8"))
+    except LookupError as error:
+        raise InputError(f"--data {spec}: {error}") from None
+
+
+def rows(
+    path: Path,
+    options: Mapping[str, str],
+    choose: Callable[[Sequence[str]], Columns],
+    *,
+    delimiter: str,
+) -> Iterator[Row]:
+    """The rows, numbered by their first lines."""
+    encoding = options.get("encoding", "utf-8")
+    quotes = options.get("quotes", "yes" if delimiter == "," else "no") == "yes"
+    csv.field_size_limit(MAX_FIELD)  # there is but one limit, for all readers
+    with files.open_file(path) as binary:
+        # A mark of the byte order, as Excel writes it, is no part of the first column's name.
+        file = TextIOWrapper(binary, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+        reader = csv.reader(
+            iter(partial(file.readline, files.MAX_LINE), ""),
+            delimiter=delimiter,
+            quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+            strict=True,
+        )
+        line = 1
+        try:
+            first = next(reader)
+            if options.get("header") == "no":
+                names, before = [str(i) for i in range(1, len(first) + 1)], [first]
+            else:
+                names, before, line = first, [], reader.line_num + 1
+            columns = choose(names)
+            text, label = names.index(columns.text), names.index(columns.label)
+            split, category = (
+                None if name is None else names.index(name)
+                for name in (columns.split, columns.category)
+            )
+            for fields in chain(before, reader):
+                if len(fields) == len(names):
+                    yield (
+                        line,
+                        fields[text],
+                        fields[label],
+                        None if split is None else fields[split],
+                        None if category is None else fields[category],
+                    )
+                elif fields:
+                    raise InputError(
+                        f"{path}: line {line:,}: {len(fields)} columns instead of {len(names)}"
+                    )
+                line = reader.line_num + 1
+        except UnicodeError:
+            raise InputError(_undecodable(path, encoding)) from None
+        except csv.Error as error:
+            raise InputError(
+                f"{path}: line {line:,}: {error}: a quotation mark that is not closed?"
+            ) from None
+
+
+def _undecodable(path: Path, encoding: str) -> str:
+    """Where the file's first byte is that the encoding does not know."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    line = 1
+    with path.open("rb") as file:
+        for block in chain(iter(partial(file.read, 2**16), b""), [b""]):
+            try:
+                line += decoder.decode(block, final=not block).count("\n")
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].decode(encoding, "ignore").count("\n")
+                wrong = error.object[error.start]
+                return (
+                    f"{path}: line {line:,}: the byte 0x{wrong:02x} is not {encoding}; "
+                    "name the encoding: ?encoding=NAME"
+                )
+            except UnicodeError as error:  # UTF-16 without a byte order mark
+                return f"{path}: {error}; name the encoding: ?encoding=NAME"
+    return f"{path}: not {encoding}"

@@ -1,0 +1,108 @@
+"""The sentiment archives of DLStudio (Avinash Kak, Purdue), versions 2.2 to 2.5.
+
+    dlstudio:TRAIN_ARCHIVE,TEST_ARCHIVE
+
+A .tar.gz that holds no tar: a gzipped pickle, written by Python 2, of (positive, negative,
+vocabulary), the first two category -> list of reviews, a review a list of words.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from isal import igzip  # gzip, three times as fast
+from isal.igzip_lib import IsalError
+
+from common.data.sources import files
+from common.data.sources.dataset import Dataset, Example
+from common.data.unpickle import restricted_loads
+from common.errors import InputError
+
+CLASSES = ("negative", "positive")
+
+# An archive is in memory as a whole. 20,000 reviews, more than any of DLStudio's archives has,
+# unpack to about 45 MB; what unpacks to more than this is not one of them.
+MAX_UNPACKED = 2**28
+
+
+def fingerprint(spec: str) -> dict[str, str | int]:
+    return files.fingerprint(spec, _archives(spec))
+
+
+def load(spec: str) -> Dataset:
+    """The training archive's reviews, then the test archive's, each class as the archive has it."""
+    train, test = _archives(spec)
+
+    def examples() -> Iterator[Example]:
+        for label, category, text in _reviews(train):
+            yield Example(text, label, category, "train")
+        for label, category, text in _reviews(test):
+            yield Example(text, label, category, "test")
+
+    return Dataset(spec, examples, CLASSES)
+
+
+def _archives(spec: str) -> tuple[Path, Path]:
+    paths = files.parse(spec, most=2).paths
+    if len(paths) != 2:
+        raise InputError(f"--data {spec}: expected two archives, dlstudio:TRAIN,TEST")
+    return paths[0], paths[1]
+
+
+def _reviews(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(label, category, text) of every review in an archive."""
+    content = restricted_loads(_unpacked(path), str(path), encoding="bytes")
+    if not (
+        isinstance(content, tuple | list)
+        and len(content) >= 2
+        and all(isinstance(reviews, dict) for reviews in content[:2])
+    ):
+        raise InputError(f"{path}: expected a pickle of (positive, negative, vocabulary)")
+    # A pickle can refer to one word, or to one review, any number of times.
+    characters_left = 4 * MAX_UNPACKED
+    for label, reviews_of_category in zip(("positive", "negative"), content[:2], strict=True):
+        for name, reviews in reviews_of_category.items():
+            if not isinstance(name, str | bytes) or not isinstance(reviews, list):
+                raise InputError(
+                    f"{path}: {label}: expected a list of reviews for each name of a category"
+                )
+            category = _joined([name])
+            for number, words in enumerate(reviews):
+                try:
+                    if not isinstance(words, list):
+                        raise TypeError
+                    characters_left -= 1 + sum(map(len, words)) + len(words)
+                    text = _joined(words) if characters_left > 0 else ""
+                except TypeError:
+                    raise InputError(
+                        f"{path}: {label}, {category}, review {number:,}: expected a list of words"
+                    ) from None
+                if characters_left < 0:
+                    raise InputError(f"{path}: more than {4 * MAX_UNPACKED // 2**20:,} MiB of text")
+                yield label, category, text
+
+
+def _joined(words: list) -> str:
+    """The words as a text; Python 2's are bytes in whatever encoding, or some of them are."""
+    with suppress(TypeError):
+        return files.decode(b" ".join(words))
+    with suppress(TypeError):
+        return files.without_surrogates(" ".join(words))
+    texts = [files.decode(word) if isinstance(word, bytes) else word for word in words]
+    return files.without_surrogates(" ".join(texts))
+
+
+def _unpacked(path: Path) -> bytes:
+    with files.open_file(path) as packed:
+        try:
+            with igzip.open(packed) as unpacked:
+                data = unpacked.read(MAX_UNPACKED + 1)
+        except EOFError:
+            raise InputError(
+                f"{path}: the archive is cut short: it ends at byte {packed.tell():,}"
+            ) from None
+        except (OSError, IsalError) as error:  # type: ignore[misc]  # whose stubs are wrong
+            raise InputError(f"{path}: before byte {packed.tell():,}: {error}") from None
+    if len(data) > MAX_UNPACKED:
+        raise InputError(f"{path}: unpacks to more than {MAX_UNPACKED // 2**20} MiB")
+    return data

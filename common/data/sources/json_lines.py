@@ -1,0 +1,41 @@
+"""JSON Lines: an object a line. The columns are the keys of the first."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from common.data.sources import files
+from common.data.sources.columns import Columns, Row
+from common.errors import InputError
+
+
+def rows(
+    path: Path, options: Mapping[str, str], choose: Callable[[Sequence[str]], Columns]
+) -> Iterator[Row]:
+    """The objects, numbered by their lines. A key that an object lacks counts as null."""
+    columns = None
+    with files.open_file(path) as file:
+        for number, line in files.lines(file, path):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: line {number:,}: {error}") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: line {number:,}: not a JSON object")
+            columns = columns or choose(list(row))
+            text, label, split, category = columns
+            yield (
+                number,
+                _valid(row.get(text)),
+                _valid(row.get(label)),
+                None if split is None else row.get(split, ""),
+                None if category is None else _valid(row.get(category)),
+            )
+    if columns is None:
+        raise InputError(f"{path}: no row in it")
+
+
+def _valid(value: object) -> object:
+    return files.without_surrogates(value) if isinstance(value, str) else value

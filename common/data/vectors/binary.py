@@ -1,0 +1,59 @@
+"""word2vec's binary format, e.g. GoogleNews-vectors-negative300.bin.
+
+A line with the number of words V and of dimensions D, then V times: the word, a space and D float32
+numbers, little-endian, and in files of the original program a line feed. That program cuts long
+words at a byte, so a word need not be UTF-8; such a word is in no vocabulary.
+"""
+
+from typing import BinaryIO
+
+import numpy as np
+
+from common.data.vectors.found import MAX_WORD, Found
+from common.data.vectors.text import HEADER
+
+_BLOCK = 4 * 2**20
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether a file that begins like this is binary, not text: bytes that no text has."""
+    line, _, rest = head.partition(b"\n")
+    header = HEADER.fullmatch(line)
+    if header is None:
+        return False
+    _, _, numbers = rest.partition(b" ")
+    numbers = numbers[: 4 * int(header[2])].split(b"\n")[0].strip()
+    return not numbers or any(not 32 <= byte < 127 for byte in numbers.replace(b"\t", b" "))
+
+
+def read(file: BinaryIO, found: Found) -> None:
+    """Hand the words of `file` to `found`.
+
+    Raises InputError, naming the byte, where there are fewer or more words than the header says.
+    """
+    first = file.readline(64)
+    header = HEADER.fullmatch(first)
+    assert header is not None, "looks_like has seen it"
+    V, D = int(header[1]), int(header[2])
+    found.set_dimension(D)
+    data, start, before = b"", 0, len(first)  # `before` bytes of the file come before `data`
+    for number in range(1, V + 1):
+        space = data.find(b" ", start, start + MAX_WORD)
+        if space < 0 or space + 1 + 4 * D > len(data):
+            before, data, start = before + start, data[start:] + file.read(_BLOCK), 0
+            space = data.find(b" ", 0, MAX_WORD)
+            if len(data) > MAX_WORD > 0 > space:
+                raise found.error(before, f"no space within {MAX_WORD:,} bytes, where a word ends")
+            if space < 0 or space + 1 + 4 * D > len(data):
+                raise found.error(
+                    before + len(data), f"cut short in word {number:,} of the {V:,} of its header"
+                )
+        word = data[start:space].lstrip(b"\n")
+        wanted = found.wanted(word, before + start)
+        if wanted is not None:
+            vector = np.frombuffer(data, "<f4", D, space + 1)
+            found.put(wanted, vector, before + start)
+        start = space + 1 + 4 * D
+    rest = data[start:] + file.read(2)
+    if rest.strip(b"\n"):
+        raise found.error(before + start, f"goes on after the {V:,} words of its header")

@@ -1,0 +1,65 @@
+"""A .safetensors file, with the words in vocabulary.txt beside it, a word a line.
+
+That is what a run directory has: vectors.safetensors, or model.safetensors where the vectors were
+trained. Of several tensors in a file, `vectors` or `vectors.weight` is taken.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from common.data.vectors.found import Found
+from common.data.vectors.keyed_vectors import check
+from common.data.vectors.tables import Rows, take
+from common.errors import InputError
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether a file that begins like this is one: the length of a JSON object, and that object."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32
+
+
+def read(path: Path, unpacked: Path, found: Found) -> None:
+    """Hand the words to `found`. `unpacked` is the file itself where `path` is compressed.
+
+    Raises InputError for a damaged file, no vocabulary.txt beside `path`, or one that does not fit.
+    """
+    vocabulary = path.with_name("vocabulary.txt")
+    try:
+        words = vocabulary.read_text(encoding="utf-8").split("\n")[:-1]
+    except OSError as error:
+        raise InputError(
+            f"{vocabulary}: {error.strerror}; the words of {path.name} have to be there, one a line"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{vocabulary}: byte {error.start:,}: not UTF-8") from None
+
+    @contextmanager
+    def open_table() -> Iterator[Rows]:
+        with safe_open(unpacked, "numpy") as file:
+            table = file.get_slice(name)
+            yield lambda start, stop: table[start:stop]
+
+    try:
+        with safe_open(unpacked, "numpy") as file:
+            names = sorted(file.keys())
+            known = [name for name in ("vectors", "vectors.weight") if name in names]
+            if not known and len(names) != 1:
+                raise InputError(f"{path}: has {len(names)} tensors, and none called vectors")
+            name = (known or names)[0]
+            table = file.get_slice(name)
+            check(f"{path}: {name}", tuple(table.get_shape()), _kind(table.get_dtype()), len(words))
+            found.set_dimension(table.get_shape()[1])
+    except (SafetensorError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a safetensors file ({error})") from None
+    take(words, open_table, found)
+
+
+def _kind(dtype: str) -> str:
+    """F32 as NumPy calls it: f4."""
+    bits = dtype[1:]
+    return f"{dtype[0].lower()}{int(bits) // 8}" if bits.isdecimal() else dtype

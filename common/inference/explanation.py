@@ -1,0 +1,263 @@
+"""Why a trained model answered as it did, word by word: both twins' explain, and the explorer."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from jaxtyping import Float, Int
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+from scipy.special import softmax
+
+from common.data.batches import Batches, Shape
+from common.data.corpus import join
+from common.data.text import clean, tokenize
+from common.errors import InputError, exit_on_input_error
+from common.inference.prediction import load_learner
+from common.params import DIRECTIONS
+from common.training import checkpoint
+from common.training.loop import Framework, Learner, predict
+from common.training.options import Device, parse_options
+
+ROWS = 64  # reviews in a batch of questions
+PATIENCE = 2_000_000  # so many words to read, padding counted, take seconds
+LAYER = ("states", "z", "r")
+# What a word can be tinted by, and what that says.
+MEASURES = {
+    "z": "update gate: how much of the candidate is let in, the mean over the units",
+    "change": "how far the word moves the state: the norm of the difference",
+    "gradient": "gradient x input of the predicted class's logit",
+    "leave_out": "how much the predicted class's logit falls when the word is left out",
+}
+# Told apart by people who confuse red and green too (Okabe and Ito 2008).
+FOR, AGAINST = (0, 114, 178), (213, 94, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainOptions:
+    """Explain a trained model's answer word by word: gates, state changes, influence.
+
+    Of a model with several layers, the gates and states are those of the last one.
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """The run directory of a trained model, of either framework."""
+    text: tyro.conf.Positional[str]
+    """The text to classify."""
+    by: Literal["z", "change", "gradient", "leave_out"] = "z"
+    """What the words are tinted by: z (mean update gate), change (of the state), gradient (x input,
+    of the predicted class's logit) or leave_out (fall of that logit when the word is left out)."""
+    json: Path | None = None
+    """Write everything to this file, too."""
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda or mps."""
+
+
+def main(framework: Framework) -> None:
+    """The command line of `python -m torch_impl.explain` and `python -m jax_impl.explain`."""
+    with exit_on_input_error():
+        folder = framework.__name__.partition(".")[0]
+        options = parse_options(ExplainOptions, f"python -m {folder}.explain")
+        if not options.text.strip():
+            raise InputError("the text is empty")
+        run = checkpoint.load_run(options.run_dir)
+        if options.by == "z" and run.model.cell == "rnn":
+            raise InputError(
+                "--by z: a plain RNN has no gates; tint by change, gradient, leave_out"
+            )
+        written = tokenize(clean(options.text))
+        ids = run.vocabulary.ids(written)
+        known = np.array([ids[word] for word in written if word in ids], np.int32)
+        (found,) = explain(framework, run, [known], options.device)
+        if options.json is not None:
+            about = {"run_dir": str(options.run_dir), "text": options.text, "classes": run.classes}
+            try:
+                checkpoint.write_json(options.json, {**about, **found})
+            except OSError as error:
+                raise InputError(f"--json {options.json}: {error.strerror}") from None
+        _print(run, found, options.by, len(written), len(known))
+
+
+def explain(
+    framework: Framework,
+    run: checkpoint.Run,
+    texts: Sequence[Int[np.ndarray, " words"]],
+    device: Device = "auto",
+    dtype: str = "float32",
+) -> list[dict[str, Any]]:
+    """Explain the answer to each text (ids of words in run.vocabulary), ready for JSON.
+
+    Each text gives a dict with
+        words        those that the model reads: the last max_length of the known ones
+        predicted    the class, probability that class's probability
+        z, r         of a GRU: the mean over the units of update and reset gate at each word
+        change       the norm of the difference that the word makes to the state
+        gradient     gradient x input of the predicted class's logit
+        leave_out    how much that logit falls when the word is left out
+        running      the probability of the second class (of more than two classes: of the
+                     predicted one), had the text ended with this word
+    z, r and change are of the last layer; with two directions they are dicts, forward and backward.
+    All others are lists with an entry a word, so empty where no word is known.
+    dtype: float64 works where the framework computes in it (in JAX, with its x64 mode on).
+    """
+    limit = run.options.max_length
+    texts = [text[-limit:] if limit else text for text in texts]
+    learner = load_learner(framework, run, device, dtype)
+    # One shape fits all that is asked, so that JAX compiles once.
+    shape = Shape(max(1, *map(len, texts)), max(len(np.unique(np.concatenate(texts))), 1))
+    # About a text of n words, 2 n + 1 questions: all of it; without word i; up to word i.
+    questions = (
+        question
+        for text in texts
+        for question in chain(
+            (text,),
+            (np.delete(text, i) for i in range(len(text))),
+            (text[: i + 1] for i in range(len(text))),
+        )
+    )
+    answers = _logits(learner, questions, sum(2 * len(text) + 1 for text in texts), shape)
+    starts = np.cumsum([0, *(2 * len(text) + 1 for text in texts)])
+    predicted = answers[starts[:-1]].argmax(axis=1)
+    everything = Batches(join(texts, predicted), len(texts), shapes=[shape])
+    insides = learner.explain(everything.batch(np.arange(len(texts))))
+    return [
+        _describe(
+            run,
+            text,
+            answers[starts[number] : starts[number + 1]],
+            {name: insides[name][..., : len(text), number, :] for name in LAYER if name in insides},
+            insides["influence"][: len(text), number],
+        )
+        for number, text in enumerate(texts)
+    ]
+
+
+def _logits(
+    learner: Learner, texts: Iterator[Int[np.ndarray, " words"]], count: int, shape: Shape
+) -> Float[np.ndarray, "count C"]:
+    """The logits of many texts, never all of them in memory; a progress bar where it takes long."""
+    found = []
+    bar = track(
+        range(0, count, ROWS),
+        "leaving out a word at a time",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty() or count * shape.steps < PATIENCE,
+    )
+    for start in bar:
+        chunk = list(islice(texts, min(ROWS, count - start)))
+        batches = Batches(join(chunk, np.zeros(len(chunk))), ROWS, in_order=True, shapes=[shape])
+        found.append(predict(learner, batches)[0])
+    return np.concatenate(found)
+
+
+def _describe(
+    run: checkpoint.Run,
+    text: Int[np.ndarray, " n"],
+    answers: Float[np.ndarray, "2n+1 C"],
+    layer: Mapping[str, Float[np.ndarray, "R n H"]],
+    influence: Float[np.ndarray, " n"],
+) -> dict[str, Any]:
+    """What `explain` returns of one text, from the answers to its questions."""
+    probabilities = softmax(answers.astype(np.float64), axis=1)
+    best = int(answers[0].argmax())
+    running = 1 if len(run.classes) == 2 else best
+    whole, without, up_to = answers[0], answers[1 : len(text) + 1], probabilities[len(text) + 1 :]
+    before = np.zeros_like(layer["states"])
+    before[0, 1:] = layer["states"][0, :-1]
+    if len(before) == 2:
+        before[1, :-1] = layer["states"][1, 1:]
+    of_layer = {name: layer[name].mean(axis=-1) for name in ("z", "r") if name in layer}
+    of_layer["change"] = np.linalg.norm(layer["states"] - before, axis=-1)
+    return {
+        "words": run.vocabulary.words(text.tolist()),
+        "predicted": run.classes[best],
+        "probability": float(probabilities[0, best]),
+        **{
+            name: values[0].tolist()
+            if len(values) == 1
+            else dict(zip(DIRECTIONS, values.tolist(), strict=True))
+            for name, values in of_layer.items()
+        },
+        "gradient": influence.tolist(),
+        "leave_out": (whole[best] - without[:, best]).tolist(),
+        "running": up_to[:, running].tolist(),
+    }
+
+
+def _print(
+    run: checkpoint.Run, found: Mapping[str, Any], by: str, written: int, known: int
+) -> None:
+    """A table with a line a word and, where there is colour, the text itself, tinted."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say(f"{found['predicted']}, probability {found['probability']:.4f}")
+    words = found["words"]
+    say(
+        f"{written:,} words, {written - known:,} of them without a vector and so left out"
+        + (f"; read: the last {len(words):,}" if len(words) < known else "")
+    )
+    if not words:
+        say("no word to explain: this is the answer to an empty review")
+        return
+    columns = {"word": words}
+    for name in ("z", "r", "change"):
+        values = found.get(name, [])
+        if isinstance(values, dict):
+            columns |= {f"{name} {direction}": each for direction, each in values.items()}
+        elif values:
+            columns[name] = values
+    columns |= {"gradient x input": found["gradient"], "leave-one-out": found["leave_out"]}
+    reads = run.classes[1] if len(run.classes) == 2 else found["predicted"]
+    columns[f"running P({reads})"] = found["running"]
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "word" else "right", overflow="fold")
+    weights = found[by]
+    if isinstance(weights, dict):
+        weights = np.mean(list(weights.values()), axis=0)
+    tints = _tints(np.asarray(weights), signed=by in ("gradient", "leave_out"))
+    for line, tint in zip(zip(*columns.values(), strict=True), tints, strict=True):
+        word, *numbers = line
+        table.add_row(Text(word, tint), *(f"{number:.3f}" for number in numbers))
+    console.print(table)
+    if console.color_system:
+        text = Text()
+        for word, tint in zip(words, tints, strict=True):
+            text.append(word, tint).append(" ")
+        console.print(text)
+    say(f"tinted by {by}: {MEASURES[by]}")
+    say(_scale(np.asarray(weights), by))
+
+
+def _scale(weights: Float[np.ndarray, " n"], by: str) -> str:
+    if by in ("gradient", "leave_out"):
+        strongest = abs(weights).max()
+        return f"blue: for the predicted class, orange: against it; full tint: {strongest:.3f}"
+    return f"no tint: {weights.min():.3f}, full tint: {weights.max():.3f}"
+
+
+def _tints(weights: Float[np.ndarray, " n"], *, signed: bool) -> list[Style]:
+    """A background for each word, from white to a full colour, with letters that stand out."""
+    low = 0.0 if signed else weights.min()
+    scale = abs(weights - low).max() or 1.0
+    styles = []
+    for share in (weights - low) / scale:
+        colour = FOR if share >= 0 else AGAINST
+        red, green, blue = (round(255 - abs(share) * (255 - part)) for part in colour)
+        # Luminance as in Rec. 601.
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
+        styles.append(
+            Style(color="white" if dark else "black", bgcolor=f"rgb({red},{green},{blue})")
+        )
+    return styles

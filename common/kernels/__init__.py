@@ -1,0 +1,113 @@
+"""The CPU kernel of the GRU recurrence (gru.h, gru.cpp), loaded through ctypes.
+
+`pip install` builds the library beside this file, and so does `python -m common.kernels.build`.
+Importing this package never fails for want of it: ask available().
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from pathlib import Path
+
+LIBRARY = "libgru.dylib" if sys.platform == "darwin" else "libgru.so"
+
+
+class Problem(ctypes.Structure):
+    """gru_problem of gru.h."""
+
+    _fields_ = [
+        ("steps", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("hidden", ctypes.c_int64),
+        ("distinct", ctypes.c_int64),
+        ("tokens", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("is_double", ctypes.c_int32),
+        ("reset_after", ctypes.c_int32),
+        ("directions", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("openmp", ctypes.c_int32),
+    ]
+
+
+class Direction(ctypes.Structure):
+    """gru_direction of gru.h."""
+
+    _fields_ = [
+        ("reverse", ctypes.c_int32),
+        ("ld_projections", ctypes.c_int64),
+        ("ld_outputs", ctypes.c_int64),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "projections",
+                "weight_hh",
+                "bias_hh",
+                "h0",
+                "outputs",
+                "h_last",
+                "saved",
+                "d_outputs",
+                "d_h_last",
+                "d_projections",
+                "d_weight_hh",
+                "d_bias_hh",
+                "d_h0",
+            )
+        ),
+    ]
+
+
+ERRORS = {
+    1: ValueError("lengths: expected values in 0..T, T being the number of time steps"),
+    2: ValueError("tokens: expected values in 0..K - 1, there being K distinct inputs"),
+    3: MemoryError("the GRU kernel could not allocate its working memory"),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loaded kernel, or None if it has not been built or does not load here."""
+    try:
+        lib = ctypes.CDLL(str(Path(__file__).parent / LIBRARY))
+    except OSError:
+        return None
+    for function in (lib.gru_forward, lib.gru_backward):
+        function.argtypes = [ctypes.POINTER(Problem), ctypes.POINTER(Direction)]
+    lib.gru_saved_size.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+    lib.gru_saved_size.restype = ctypes.c_int64
+    lib.gru_instruction_set.argtypes = [ctypes.c_char_p]
+    lib.gru_instruction_set.restype = ctypes.c_char_p
+    return lib
+
+
+def available() -> bool:
+    """Whether the kernel can be used in this process."""
+    return library() is not None
+
+
+def forward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
+    """gru_forward of gru.h; raises what its status stands for."""
+    run("gru_forward", problem, directions)
+
+
+def backward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
+    """gru_backward of gru.h; raises what its status stands for."""
+    run("gru_backward", problem, directions)
+
+
+def run(function: str, problem: Problem, directions: ctypes.Array[Direction]) -> None:
+    """Calls one of the two."""
+    lib = library()
+    if lib is None:
+        raise RuntimeError("the GRU kernel has not been built: python -m common.kernels.build")
+    status = getattr(lib, function)(problem, directions)
+    if status:
+        raise ERRORS[status]
+
+
+def saved_size(steps: int, batch: int, hidden: int, reset_after: bool) -> int:
+    """gru_saved_size of gru.h, for sizes that may be symbolic."""
+    return steps * batch * hidden * (5 if reset_after else 4)
