@@ -28,6 +28,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from common import files
 from common.errors import InputError, exit_on_input_error
 from common.report import figures, html, markdown, schema
 from common.training import checkpoint
@@ -122,7 +123,7 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
         speed_table(options, results, console)
     if options.part == "questions":
         answer_questions(options, results, console)
-    checkpoint.write_json(out / "results.json", results)
+    files.write_json(out / "results.json", results)
     report = write_report(out, results)
     failed = [check for check in results["parity"] if not check["passed"]]
     for check in failed:
@@ -177,7 +178,7 @@ def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) 
             done,
             beside=[Job("parity", "comparison.checks", tuple(arguments))],
         )
-        rows = checkpoint.read_json(path)
+        rows = files.read_json(path)
 
     from comparison import explorer, parity_table
 
@@ -261,7 +262,7 @@ def write_report(folder: Path, results: dict[str, Any]) -> Path:
     """
     found = figures.of_results(results)
     with (
-        checkpoint.writing(folder),
+        files.writing(folder),
         tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as name,
     ):
         new = Path(name)
@@ -281,7 +282,7 @@ def read_results(folder: Path, *, missing_is_new: bool = False) -> dict[str, Any
     path = folder / "results.json"
     if missing_is_new and not path.exists():
         return {"schema": 1, "environment": {}, "data": {}, "runs": [], "parity": []}
-    results = checkpoint.read_json(path)
+    results = files.read_json(path)
     schema.check(results, path)
     return results
 

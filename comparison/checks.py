@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import jax_impl.learner
 import torch_impl.learner
+from common import files
 from common.errors import exit_on_input_error
-from common.training import checkpoint
 from common.training.options import TrainConfig, parse_options
 from comparison import parity, twins
 from comparison.implementations import Implementation, jax_gru, torch_gru
@@ -34,8 +34,8 @@ def main() -> None:
             rows += parity.run(trained(options), [parity.real(False), parity.real(True)])
         print("checking the twins' parity on a real batch", flush=True)
         rows += twins.check(options, options.models, print)
-        with checkpoint.writing(options.out):
-            checkpoint.write_json(options.out, rows)
+        with files.writing(options.out):
+            files.write_json(options.out, rows)
 
 
 def trained(options: ChecksConfig) -> list[Implementation]:

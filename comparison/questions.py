@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 import jax_impl.learner
 import torch_impl.learner
-from common import params
+from common import files, params
 from common.data.batches import Batches
 from common.data.corpus import EncodedSplit
 from common.inference.prediction import load_learner
@@ -74,7 +74,7 @@ def measure(
     for name, of_seeds in folders.items():
         framework = FRAMEWORKS[name.split()[0]]
         correct[name] = np.array([answers(framework, folder, data) for folder in of_seeds])
-        metrics = [checkpoint.read_json(folder / "metrics.json") for folder in of_seeds]
+        metrics = [files.read_json(folder / "metrics.json") for folder in of_seeds]
         seconds[name] = float(np.median([each["train_seconds"] for each in metrics]))
     found: dict[str, Any] = {
         "comparisons": [

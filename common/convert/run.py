@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import params
+from common import files, params
 from common.errors import InputError
 from common.training import checkpoint
 from common.training.loop import fingerprint_of, load_data
@@ -74,7 +74,7 @@ def write_run(
     state = checkpoint.State(fingerprint_of(options, found), implementation="")
     checkpoint.prepare(folder)
     with checkpoint.lock(folder):
-        checkpoint.replace(folder / "log.jsonl", b"")
+        files.replace(folder / "log.jsonl", b"")
         checkpoint.save_checkpoint(
             folder, about, state, values, {"step": np.array(0), **moments}, None, options.keep
         )

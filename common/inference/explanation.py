@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.special import softmax
 
+from common import files
 from common.data.batches import Batches, Shape
 from common.data.corpus import join
 from common.data.text import clean, tokenize
@@ -82,7 +83,7 @@ def main(framework: Framework) -> None:
         if options.json is not None:
             about = {"run_dir": str(options.run_dir), "text": options.text, "classes": run.classes}
             try:
-                checkpoint.write_json(options.json, {**about, **found})
+                files.write_json(options.json, {**about, **found})
             except OSError as error:
                 raise InputError(f"--json {options.json}: {error.strerror}") from None
         _print(run, found, options.by, len(written), len(known))

@@ -31,12 +31,10 @@ are looked up in it, and only what is of limited length is parsed as a whole.
 import dataclasses
 import fcntl
 import hashlib
-import json
 import math
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +48,7 @@ from safetensors.numpy import save
 
 from common import params
 from common.errors import InputError
+from common.files import Bytes, limit, parse_json, read, replace, sync, to_json, write, writing
 from common.params import ModelConfig
 from common.training.options import TrainConfig, option
 
@@ -73,7 +72,6 @@ FORMAT = 2  # 1 had no checksums and no checkpoints
 # A resumed run must not differ in anything else.
 MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep", "tensorboard"}
 _NEITHER_HERE_NOR_THERE = {"out", "resume", "restart"}  # not properties of a run
-_LONGEST_JSON = 64 * 2**20
 _LONGEST_METRICS = 2 * 2**20  # as Python objects, twenty times as long
 _LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl
 _LONGEST_HEADER = 4 * 2**20  # of a safetensors file
@@ -81,7 +79,6 @@ _LONGEST_WORD = 2**20
 _MOST_LAYERS = 1000
 
 T = TypeVar("T")
-Bytes = bytes | bytearray
 
 
 @dataclass(frozen=True)
@@ -244,17 +241,6 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in writing a file or folder into an InputError that names it."""
-    try:
-        yield
-    except BrokenPipeError:  # about standard output
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-
-
 def clear(folder: Path) -> None:
     """Forget the run in this folder: what says that it is finished first, then its checkpoints."""
     with writing(folder):
@@ -274,11 +260,11 @@ def finish(
 ) -> None:
     """Write what a finished run leaves. Raises InputError where that fails."""
     files = {
-        "config.json": _json(dataclasses.asdict(about)),
+        "config.json": to_json(dataclasses.asdict(about)),
         "vocabulary.txt": "".join(f"{word}\n" for word in words).encode(),
         "vectors.safetensors": _pack({"vectors": vectors}),
         "model.safetensors": _pack(parameters),
-        "metrics.json": _json(metrics),
+        "metrics.json": to_json(metrics),
     }
     files[SUMS] = _sums(files)
     for name, content in files.items():
@@ -291,7 +277,7 @@ def finished(folder: Path, framework: str, options: TrainConfig) -> dict[str, An
     try:
         files = _verified(folder, RUN_FILES)
         about = _about(files["config.json"], folder / "config.json")
-        metrics = _parse_json(files["metrics.json"], folder / "metrics.json", _LONGEST_METRICS)
+        metrics = parse_json(files["metrics.json"], folder / "metrics.json", _LONGEST_METRICS)
     except InputError:
         return None
     same = about.framework == framework and not _differences(about.options, options, {"epochs"})
@@ -310,13 +296,13 @@ def load_run(folder: Path) -> Run:
     elif _numbers(folder):
         raise InputError(f"{folder}: this run is not finished: --resume {folder} goes on with it")
     else:  # of an earlier version
-        files = {name: _read(folder / name) for name in RUN_FILES[:-1]}
+        files = {name: read(folder / name) for name in RUN_FILES[:-1]}
     about = _about(files["config.json"], folder / "config.json")
     if about.format == FORMAT and SUMS not in os.listdir(folder):
         raise InputError(f"{folder / SUMS}: is missing")
     model = about.model
     vocabulary = Vocabulary(files["vocabulary.txt"])
-    _limit(vocabulary.longest(), folder / "vocabulary.txt", _LONGEST_WORD)
+    limit(vocabulary.longest(), folder / "vocabulary.txt", _LONGEST_WORD)
     shape = (len(vocabulary), model.input_size)
     path = folder / "vectors.safetensors"
     vectors = _unpack(files["vectors.safetensors"], path, {"vectors": shape})["vectors"]
@@ -349,26 +335,26 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         files = {
-            "config.json": _json(dataclasses.asdict(about)),
+            "config.json": to_json(dataclasses.asdict(about)),
             "model.safetensors": _pack(parameters),
             "optimizer.safetensors": _pack(optimizer_state),
-            "state.json": _json(dataclasses.asdict(state)),
+            "state.json": to_json(dataclasses.asdict(state)),
             "log.jsonl": (folder / "log.jsonl").read_bytes(),
         }
         if best is not None:
             files[BEST] = _pack(best)
         files[SUMS] = _sums(files)
         for name, content in files.items():
-            _write(aside / name, content)
-        _sync(aside)
+            write(aside / name, content)
+        sync(aside)
         # One of the same step is damaged (else training had gone on from it), and so are later
         # ones.
         for path in _numbers(folder):
             if path.name >= target.name:
                 shutil.rmtree(path)
         aside.rename(target)
-        _sync(place)
-        _sync(folder)
+        sync(place)
+        sync(folder)
         for path in _numbers(folder)[:-keep]:
             shutil.rmtree(path)
     except OSError as error:
@@ -456,57 +442,18 @@ def fingerprint(*parts: np.ndarray | bytes) -> str:
     return digest.hexdigest()
 
 
-def replace(path: Path, content: Bytes) -> None:
-    """Write a file, whole or not at all, and sync it to the disk. Raises OSError."""
-    aside = path.with_name(path.name + ".partial")
-    try:
-        _write(aside, content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, whole or not at all. Raises InputError where that fails."""
-    with writing(path):
-        replace(path, _json(value))
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises InputError naming it where it is missing or damaged."""
-    return _parse_json(_read(path, _LONGEST_JSON), path, _LONGEST_JSON)
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1, default=str).encode()
-
-
-def _parse_json(content: Bytes, path: Path, longest: int) -> Any:
-    _limit(len(content), path, longest)
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error})") from None
-
-
 def _parse(kind: type[T], content: Bytes, path: Path, longest: int = _LONGEST_TYPED_JSON) -> T:
     """JSON as a dataclass. What the class does not name is skipped and takes no memory."""
-    _limit(len(content), path, longest)
+    limit(len(content), path, longest)
     try:
         return msgspec.json.decode(content, type=kind, dec_hook=lambda kind, value: kind(value))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not what it should hold ({error})") from None
 
 
-def _limit(size: int, path: Path, longest: int) -> None:
-    if size > longest:
-        raise InputError(f"{path}: {size:,} bytes are too many where {longest:,} are allowed")
-
-
 def _log_lines(log: Bytes, path: Path) -> Iterator[LogLine]:
     for line in re.finditer(rb".+", log):
-        _limit(line.end() - line.start(), path, _LONGEST_TYPED_JSON)
+        limit(line.end() - line.start(), path, _LONGEST_TYPED_JSON)
         yield _parse(LogLine, line[0], path)
 
 
@@ -550,7 +497,7 @@ def _unpack(
     start = 8 + int.from_bytes(content[:8], "little")
     if not 8 < start <= len(content):
         raise InputError(f"{path}: not a safetensors file")
-    _limit(start, path, _LONGEST_HEADER)
+    limit(start, path, _LONGEST_HEADER)
     header = _parse(dict[str, _Tensor], content[8:start], path, _LONGEST_HEADER)
     header.pop("__metadata__", None)
     for name in shapes.keys() ^ header.keys():
@@ -591,9 +538,9 @@ def _verified(
 
     Raises InputError naming the file that is not.
     """
-    said = _read(folder / SUMS, 2**16)
+    said = read(folder / SUMS, 2**16)
     names += tuple(name for name in optional if f"  {name}\n".encode() in said)
-    files = {name: _read(folder / name) for name in names}
+    files = {name: read(folder / name) for name in names}
     expected = _sums(files)
     if said != expected:
         pairs = zip(said.splitlines(), expected.splitlines(), strict=False)
@@ -613,38 +560,3 @@ def _numbers(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"{folder / 'checkpoints'}: cannot be read ({error.strerror})") from None
     return [folder / "checkpoints" / name for name in sorted(found) if re.fullmatch(r"\d{9}", name)]
-
-
-def _read(path: Path, longest: int | None = None) -> bytearray:
-    try:
-        # Without O_NONBLOCK a pipe in place of the file would wait for a writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise InputError(f"{path}: is not a regular file")
-            if longest is not None:
-                _limit(about.st_size, path, longest)
-            content = bytearray(about.st_size)
-            del content[file.readinto(content) :]
-            return content
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except MemoryError:
-        raise InputError(f"{path}: does not fit into the memory") from None
-
-
-def _write(path: Path, content: Bytes) -> None:
-    path.unlink(missing_ok=True)  # what somebody else's run directory may have put there
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Bring the names of the files in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common import metrics, params
+from common import files, metrics, params
 from common.data import corpus, sources, vectors
 from common.data.batches import Batch, Batches
 from common.data.encoding import cores
@@ -249,8 +249,8 @@ def _train(framework: Framework, options: TrainConfig, out: Path) -> dict[str, A
         if state.step and was != now:
             say(f"begun with {' '.join(was)}: with {' '.join(now)} the last bits will differ")
         state.implementation = learner.implementation
-    with checkpoint.writing(out / "log.jsonl"):
-        checkpoint.replace(out / "log.jsonl", saved.log if saved else b"")
+    with files.writing(out / "log.jsonl"):
+        files.replace(out / "log.jsonl", saved.log if saved else b"")
 
     def save() -> Path:
         return checkpoint.save_checkpoint(
@@ -300,7 +300,7 @@ def _train(framework: Framework, options: TrainConfig, out: Path) -> dict[str, A
     low, high = results["accuracy_interval"]
     from common.report import figures  # Altair takes a second and a half to import
 
-    with checkpoint.writing(out / "figures"):
+    with files.writing(out / "figures"):
         figures.of_run(out / "figures", results, data.classes, options.preset)
     checkpoint.finish(
         out, about, data.vectors.words, data.vectors.matrix, learner.parameters(), results
@@ -402,7 +402,7 @@ def fit(
                 best.update(learner.parameters())
         lines.append(line)
         about = {**dataclasses.asdict(line), "step_losses": state.losses}
-        with checkpoint.writing(out / "log.jsonl"), (out / "log.jsonl").open("a") as file:
+        with files.writing(out / "log.jsonl"), (out / "log.jsonl").open("a") as file:
             file.write(json.dumps(about) + "\n")
         if scalars:
             told = {"loss": line.loss, "tokens_per_second": line.tokens_per_second}
