@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from common.params import cell_of, gru_shapes, structure
+from common.params import BLOCKS, cell_of, gru_shapes, structure
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -23,22 +23,28 @@ def check_mapping(parameters: Any) -> None:
         )
 
 
-def check_gru(
-    parameters: Mapping[str, Any], x: Any, lengths: Any, h0: Any | None, tokens: Any | None
+def check_cell(
+    cell: str,
+    parameters: Mapping[str, Any],
+    x: Any,
+    lengths: Any,
+    h0: Any | None,
+    tokens: Any | None,
 ) -> tuple[int, tuple[str, ...], int]:
-    """(layers, directions, H) of the parameters of a GRU that these arguments of `gru` fit.
+    """(layers, directions, H) of the parameters of a cell that these arguments of `run` fit.
 
     Raises ValueError for a parameter that is missing and for a wrong shape, TypeError for a wrong
     dtype; either names the argument, what is expected and what was found.
     """
     names = tuple(parameters)
-    if "gru.0.forward.weight_hh" not in parameters:
-        raise ValueError(f"parameters: expected gru.0.forward.weight_hh, found {names or 'none'}")
+    name, blocks = f"{cell}.0.forward.weight_hh", BLOCKS[cell]
+    if name not in parameters:
+        raise ValueError(f"parameters: expected {name}, found {names or 'none'}")
     layers, directions = structure(names)
-    first = parameters["gru.0.forward.weight_hh"]
-    check_shape("gru.0.forward.weight_hh", first, "3H", "H")
+    first = parameters[name]
+    check_shape(name, first, f"{blocks}H", "H")
     H = max(first.shape[1], 1)
-    check_shape("gru.0.forward.weight_hh", first, 3 * H, H)
+    check_shape(name, first, blocks * H, H)
     if tokens is None:
         check_shape("x", x, "T", "B", "D")
         T, B, D = x.shape
@@ -53,7 +59,7 @@ def check_gru(
     check_shape("lengths", lengths, B)
     check_dtype("lengths", lengths, INTEGERS)
     dtype = x.dtype
-    for name, shape in _shapes(D, H, layers, len(directions) == 2).items():
+    for name, shape in _shapes(D, H, layers, len(directions) == 2, cell).items():
         array = parameters.get(name)
         if array is None:
             raise ValueError(f"parameters: expected {name}, found none")
@@ -72,7 +78,7 @@ def check_classify(
 ) -> tuple[str, int]:
     """(cell, directions) of the parameters of a classifier that these arguments of `classify` fit.
 
-    Raises as check_gru, but for what `gru` checks itself.
+    Raises as check_cell, but for what `gru` checks itself.
     """
     names = tuple(parameters)
     cell, directions = cell_of(names), len(structure(names)[1])

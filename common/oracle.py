@@ -1,12 +1,13 @@
-"""The GRU and its gradient in NumPy float64: what every other implementation is measured against.
+"""The cells and their gradients in NumPy float64: what everything else is measured against.
 
 Straight from the equations, one time step after the other, no framework and no automatic
 differentiation. Speed does not matter here; being obviously right does. In the order of the text:
-`forward` (the equations), `backward` (their derivative by the chain rule, written out), `classify`
-(last states -> ReLU -> linear -> cross-entropy, and its derivative).
+a step of each cell (the equations) and its derivative by the chain rule, written out; `forward` and
+`backward`, which take the steps; `classify` (last states -> ReLU -> linear -> cross-entropy, and
+its derivative).
 
-The equations, for the input x of one step and the state h (Cho et al. 2014, arXiv:1406.1078;
-the second form of n is the one of version 1 of that paper, of cuDNN and of nn.GRU):
+The GRU, for the input x of one step and the state h (Cho et al. 2014, arXiv:1406.1078; the second
+form of n is the one of version 1 of that paper, of cuDNN and of nn.GRU):
 
     z = sigmoid(x W_z' + b_z + h U_z' + c_z)
     r = sigmoid(x W_r' + b_r + h U_r' + c_r)
@@ -14,20 +15,106 @@ the second form of n is the one of version 1 of that paper, of cuDNN and of nn.G
     n = tanh(x W_n' + b_n + r * (h U_n' + c_n))      reset_after=True
     h <- h + z * (n - h)
 
-Parameters are a flat dict of arrays, gates in the order z, r, n:
+The tanh RNN: h <- tanh(x W' + b + h U' + c).
+
+Parameters are a flat dict of arrays, gates in the order z, r, n; the RNN's begin with rnn and have
+H rows in place of 3H:
 
     gru.{layer}.{forward|backward}.weight_ih [3H, D]  weight_hh [3H, H]  bias_ih [3H]  bias_hh [3H]
     head.weight [C, H * directions]                   head.bias [C]
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import DTypeLike
 
-from common.params import GRU_PARAMETERS, structure
+from common.params import GRU_PARAMETERS, cell_of, structure
+
+Between = dict[str, Float[np.ndarray, "B H"]]
+
+
+def gru_step(
+    a: Float[np.ndarray, "B 3H"],
+    h: Float[np.ndarray, "B H"],
+    U: Float[np.ndarray, "3H H"],
+    c: Float[np.ndarray, " 3H"],
+    reset_after: bool,
+) -> tuple[Float[np.ndarray, "B H"], Between]:
+    """The next state, from a = x W' + b."""
+    (a_z, a_r, a_n), (U_z, U_r, U_n), (c_z, c_r, c_n) = (
+        np.split(a, 3, axis=-1),
+        np.split(U, 3),
+        np.split(c, 3),
+    )
+    z = _sigmoid(a_z + h @ U_z.T + c_z)
+    r = _sigmoid(a_r + h @ U_r.T + c_r)
+    n = np.tanh(a_n + (r * (h @ U_n.T + c_n) if reset_after else (r * h) @ U_n.T + c_n))
+    return h + z * (n - h), {"h": h, "z": z, "r": r, "n": n}
+
+
+def gru_step_backward(
+    d_new: Float[np.ndarray, "B H"],
+    between: Between,
+    U: Float[np.ndarray, "3H H"],
+    c: Float[np.ndarray, " 3H"],
+    reset_after: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """d_a, d_h, d_U, d_c, given d_new. d_v is the derivative with respect to v, and a_v is what
+    stands inside v's sigmoid or tanh."""
+    h, z, r, n = (between[name] for name in "hzrn")
+    (U_z, U_r, U_n), (_, _, c_n) = np.split(U, 3), np.split(c, 3)
+    d_a_z = d_new * (n - h) * z * (1 - z)
+    d_a_n = d_new * z * (1 - n**2)
+    d_h = d_new * (1 - z)
+    if reset_after:  # a_n = … + r * q with q = h U_n' + c_n
+        d_r = d_a_n * (h @ U_n.T + c_n)
+        d_q = d_a_n * r
+        d_h = d_h + d_q @ U_n
+        d_U_n, d_c_n = d_q.T @ h, d_q.sum(axis=0)
+    else:  # a_n = … + q U_n' + c_n with q = r * h
+        d_q = d_a_n @ U_n
+        d_r = d_q * h
+        d_h = d_h + d_q * r
+        d_U_n, d_c_n = d_a_n.T @ (r * h), d_a_n.sum(axis=0)
+    d_a_r = d_r * r * (1 - r)
+    d_h = d_h + d_a_z @ U_z + d_a_r @ U_r
+    d_U = np.concatenate([d_a_z.T @ h, d_a_r.T @ h, d_U_n])
+    d_c = np.concatenate([d_a_z.sum(axis=0), d_a_r.sum(axis=0), d_c_n])
+    return np.concatenate([d_a_z, d_a_r, d_a_n], axis=-1), d_h, d_U, d_c
+
+
+def rnn_step(
+    a: Float[np.ndarray, "B H"],
+    h: Float[np.ndarray, "B H"],
+    U: Float[np.ndarray, "H H"],
+    c: Float[np.ndarray, " H"],
+    reset_after: bool,
+) -> tuple[Float[np.ndarray, "B H"], Between]:
+    """The next state, from a = x W' + b."""
+    n = np.tanh(a + h @ U.T + c)
+    return n, {"h": h, "n": n}
+
+
+def rnn_step_backward(
+    d_new: Float[np.ndarray, "B H"],
+    between: Between,
+    U: Float[np.ndarray, "H H"],
+    c: Float[np.ndarray, " H"],
+    reset_after: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """d_a, d_h, d_U, d_c, given d_new."""
+    d_a = d_new * (1 - between["n"] ** 2)
+    return d_a, d_a @ U, d_a.T @ between["h"], d_a.sum(axis=0)
+
+
+CELLS: dict[str, tuple[Callable[..., tuple[np.ndarray, Between]], Callable[..., tuple], str]] = {
+    "gru": (gru_step, gru_step_backward, "hzrn"),
+    "rnn": (rnn_step, rnn_step_backward, "hn"),
+}
+"""A cell's step, its derivative, and the names of what is computed between."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +125,8 @@ class Direction:
     """Start of its parameters' names, e.g. "gru.0.backward"."""
     x: Float[np.ndarray, "T B D"]
     """The inputs, 0 at padded steps."""
-    h: Float[np.ndarray, "T B H"]
-    """The state that step t started from."""
-    z: Float[np.ndarray, "T B H"]
-    r: Float[np.ndarray, "T B H"]
-    n: Float[np.ndarray, "T B H"]
+    between: dict[str, Float[np.ndarray, "T B H"]]
+    """What the steps computed on the way: see CELLS. "h" is the state that a step started from."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +166,20 @@ def forward(
     reset_after: bool,
     dtype: DTypeLike = np.float64,
 ) -> Forward:
-    """Run the GRU over a padded batch.
+    """Run a cell over a padded batch.
 
     Row b has `lengths[b]` words, in steps 0 … lengths[b] - 1; what x holds after them is never
     looked at. The backward direction starts at the row's own last word, from its own h0. A row
-    of length 0 keeps its h0. How many layers and directions there are is read off the names of
-    the parameters. `dtype` is the type of every number; float32 shows what rounding alone does.
+    of length 0 keeps its h0. Which cell it is, and how many layers and directions there are, is
+    read off the names of the parameters. `dtype` is the type of every number; float32 shows what
+    rounding alone does.
     """
     parameters = {name: np.asarray(value, dtype) for name, value in parameters.items()}
-    count, sides = structure(parameters)
+    cell, (count, sides) = cell_of(parameters), structure(parameters)
     T, B, _ = x.shape
     if h0 is None:
-        h0 = np.zeros((count * len(sides), B, parameters["gru.0.forward.weight_hh"].shape[1]))
+        size = parameters[f"{cell}.0.forward.weight_hh"].shape[1]
+        h0 = np.zeros((count * len(sides), B, size))
 
     live = (np.arange(T)[:, None] < lengths)[..., None]
     outputs = np.where(live, x, 0).astype(dtype)
@@ -104,7 +190,7 @@ def forward(
         for side in sides:
             direction, after, last = _forward_direction(
                 parameters,
-                f"gru.{layer}.{side}",
+                f"{cell}.{layer}.{side}",
                 outputs,
                 live,
                 h0[len(last_states)].astype(dtype),
@@ -128,21 +214,17 @@ def _forward_direction(
     reset_after: bool,
 ) -> tuple[Direction, Float[np.ndarray, "T B H"], Float[np.ndarray, "B H"]]:
     """Run one direction of one layer from state h; also return its outputs and last state."""
-    (W_z, W_r, W_n), (U_z, U_r, U_n), (b_z, b_r, b_n), (c_z, c_r, c_n) = (
-        np.split(parameters[f"{name}.{part}"], 3) for part in GRU_PARAMETERS
-    )
-    h_all, z_all, r_all, n_all, outputs = np.zeros((5, len(x), *h.shape), h.dtype)
+    W, U, b, c = (parameters[f"{name}.{part}"] for part in GRU_PARAMETERS)
+    step, _, names = CELLS[cell_of([name])]
+    outputs = np.zeros((len(x), *h.shape), h.dtype)
+    between = {name: np.zeros_like(outputs) for name in names}
     for t in _steps(name, len(x)):
-        z = _sigmoid(x[t] @ W_z.T + b_z + h @ U_z.T + c_z)
-        r = _sigmoid(x[t] @ W_r.T + b_r + h @ U_r.T + c_r)
-        if reset_after:
-            n = np.tanh(x[t] @ W_n.T + b_n + r * (h @ U_n.T + c_n))
-        else:
-            n = np.tanh(x[t] @ W_n.T + b_n + (r * h) @ U_n.T + c_n)
-        h_all[t], z_all[t], r_all[t], n_all[t] = h, z, r, n
-        h = np.where(live[t], h + z * (n - h), h)
+        new, found = step(x[t] @ W.T + b, h, U, c, reset_after)
+        for each in names:
+            between[each][t] = found[each]
+        h = np.where(live[t], new, h)
         outputs[t] = np.where(live[t], h, 0)
-    return Direction(name, x, h_all, z_all, r_all, n_all), outputs, h
+    return Direction(name, x, between), outputs, h
 
 
 def backward(
@@ -179,57 +261,25 @@ def _backward_direction(
 ) -> tuple[Float[np.ndarray, "T B D"], Float[np.ndarray, "B H"]]:
     """Walk `_forward_direction` in the opposite order; add its parameters' gradients.
 
-    Here d_v is the derivative with respect to v, and a_v is what stands inside v's sigmoid or
-    tanh. Returns the gradients with respect to x and h0.
+    Returns the gradients with respect to x and h0.
     """
     names = [f"{direction.name}.{part}" for part in GRU_PARAMETERS]
-    (W_z, W_r, W_n), (U_z, U_r, U_n), _, (_, _, c_n) = (
-        np.split(run.parameters[name], 3) for name in names
-    )
-    gradients.update({name: np.zeros_like(run.parameters[name]) for name in names})
-    # np.split gives views: adding to these adds to the gradients.
-    (d_W_z, d_W_r, d_W_n), (d_U_z, d_U_r, d_U_n), (d_b_z, d_b_r, d_b_n), (d_c_z, d_c_r, d_c_n) = (
-        np.split(gradients[name], 3) for name in names
-    )
+    W, U, b, c = (run.parameters[name] for name in names)
+    _, step_backward, _ = CELLS[cell_of(names)]
     d_x = np.zeros_like(direction.x)
+    d_W, d_U, d_b, d_c = (np.zeros_like(each) for each in (W, U, b, c))
     for t in reversed(_steps(direction.name, len(d_x))):
-        x, h, z, r, n = (getattr(direction, field)[t] for field in "xhzrn")
-
-        # h_new = h + z * (n - h) in a live row; a padded row hands its gradient through.
-        d_h_new = np.where(run.live[t], d_h + d_outputs[t], 0)
-        d_a_z = d_h_new * (n - h) * z * (1 - z)
-        d_a_n = d_h_new * z * (1 - n**2)
-        d_h_live = d_h_new * (1 - z)
-
-        if run.reset_after:  # a_n = … + r * q with q = h U_n' + c_n
-            d_r = d_a_n * (h @ U_n.T + c_n)
-            d_q = d_a_n * r
-            d_h_live += d_q @ U_n
-            d_U_n += d_q.T @ h
-            d_c_n += d_q.sum(axis=0)
-        else:  # a_n = … + q U_n' + c_n with q = r * h
-            d_q = d_a_n @ U_n
-            d_r = d_q * h
-            d_h_live += d_q * r
-            d_U_n += d_a_n.T @ (r * h)
-            d_c_n += d_a_n.sum(axis=0)
-        d_a_r = d_r * r * (1 - r)
-
-        d_h_live += d_a_z @ U_z + d_a_r @ U_r
-        d_U_z += d_a_z.T @ h
-        d_U_r += d_a_r.T @ h
-        d_c_z += d_a_z.sum(axis=0)
-        d_c_r += d_a_r.sum(axis=0)
-
-        d_x[t] = d_a_z @ W_z + d_a_r @ W_r + d_a_n @ W_n
-        d_W_z += d_a_z.T @ x
-        d_W_r += d_a_r.T @ x
-        d_W_n += d_a_n.T @ x
-        d_b_z += d_a_z.sum(axis=0)
-        d_b_r += d_a_r.sum(axis=0)
-        d_b_n += d_a_n.sum(axis=0)
-
-        d_h = np.where(run.live[t], d_h_live, d_h)
+        # A padded row hands its gradient through.
+        d_new = np.where(run.live[t], d_h + d_outputs[t], 0)
+        between = {name: each[t] for name, each in direction.between.items()}
+        d_a, d_before, *d_hidden = step_backward(d_new, between, U, c, run.reset_after)
+        d_x[t] = d_a @ W
+        d_W += d_a.T @ direction.x[t]
+        d_b += d_a.sum(axis=0)
+        d_U += d_hidden[0]
+        d_c += d_hidden[1]
+        d_h = np.where(run.live[t], d_before, d_h)
+    gradients.update(zip(names, (d_W, d_U, d_b, d_c), strict=True))
     return d_x, d_h
 
 

@@ -31,7 +31,7 @@ PROCESSES = ("torch", "torch-default", "jax", "keras-torch", "keras-jax")
 DIMENSION = 300
 ENOUGH_SECONDS = 0.2  # of runs in a row
 # How the kernel alone is called, in either framework.
-ALONE: dict[str, Any] = {"reverse": [False], "reset_after": False, "every_step": False}
+ALONE: dict[str, Any] = {"reverse": [False], "reset_after": False, "return_sequences": False}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def torch_contenders() -> dict[str, Callable[[Task], Run]]:
     from torch.nn.utils.rnn import pack_padded_sequence
 
     from torch_impl import fused
-    from torch_impl.gru import IMPLEMENTATIONS, gru
+    from torch_impl.gru import CELL, gru
 
     def finish(task: Task, leaves: list[Any], last: Callable[[], Any]) -> Run:
         def run() -> None:
@@ -120,7 +120,7 @@ def torch_contenders() -> dict[str, Callable[[Task], Run]]:
 
         def last() -> Any:
             x = table[distinct]
-            how: Any = {"tokens": tokens, "implementation": implementation, "every_step": False}
+            how: Any = {"tokens": tokens, "implementation": implementation, "return_sequences": False}
             return gru(weights, x, lengths, **how)[1]
 
         return finish(task, list(weights.values()), last)
@@ -142,7 +142,7 @@ def torch_contenders() -> dict[str, Callable[[Task], Run]]:
         return finish(task, list(layer.parameters()), last)
 
     found: dict[str, Callable[[Task], Run]] = {
-        f"torch {name}": partial(ours, name) for name in IMPLEMENTATIONS
+        f"torch {name}": partial(ours, name) for name in CELL.implementations()
     }
     found |= {"nn.GRU padded": partial(built_in, False), "nn.GRU packed": partial(built_in, True)}
     return found
@@ -155,7 +155,7 @@ def jax_contenders() -> dict[str, Callable[[Task], Run]]:
     from flax import linen, nnx
 
     from jax_impl import fused
-    from jax_impl.gru import IMPLEMENTATIONS, gru
+    from jax_impl.gru import CELL, gru
 
     def finish(task: Task, weights: Any, last: Callable[..., Any], *arrays: Any) -> Run:
         """last(weights, *arrays) -> h_last, compiled, with its gradient if that is asked for."""
@@ -181,7 +181,7 @@ def jax_contenders() -> dict[str, Callable[[Task], Run]]:
             return finish(task, given, h_last, *jax.device_put((batch.tokens, batch.lengths)))
 
         def last(weights: Any, table: Any, distinct: Any, tokens: Any, lengths: Any) -> Any:
-            how = {"tokens": tokens, "implementation": implementation, "every_step": False}
+            how = {"tokens": tokens, "implementation": implementation, "return_sequences": False}
             return gru(weights, table[distinct], lengths, **how)[1]
 
         arrays = (word_vectors(), batch.distinct, batch.tokens, batch.lengths)
@@ -223,7 +223,7 @@ def jax_contenders() -> dict[str, Callable[[Task], Run]]:
         return [weights for _, weights, *_ in split], rnn
 
     found: dict[str, Callable[[Task], Run]] = {
-        f"jax {name}": partial(ours, name) for name in IMPLEMENTATIONS
+        f"jax {name}": partial(ours, name) for name in CELL.implementations()
     }
     found["flax.linen RNN"] = partial(flax_rnn, linen_rnn)
     found["flax.nnx RNN"] = partial(flax_rnn, nnx_rnn)

@@ -50,8 +50,8 @@ from comparison.implementations import (
     torch_nn_gru,
 )
 from comparison.parity_table import QUANTITIES
-from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
-from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+from jax_impl.gru import CELL as JAX_GRU
+from torch_impl.gru import CELL as TORCH_GRU
 
 BOUND_RESULT, BOUND_GRADIENT = 1e-12, 1e-11
 DRAWS = 8
@@ -63,8 +63,8 @@ NUMPY = numpy_equations()
 
 def implementations() -> list[Implementation]:
     """Everything there is to check on this machine."""
-    twins = [torch_gru(name) for name in TORCH_IMPLEMENTATIONS]
-    twins += [jax_gru(name) for name in JAX_IMPLEMENTATIONS]
+    twins = [torch_gru(name) for name in TORCH_GRU.implementations()]
+    twins += [jax_gru(name) for name in JAX_GRU.implementations()]
     return [*twins, torch_gru("auto", autocast=True), NN_GRU, linen_gru_cell(), nnx_gru_cell()]
 
 

@@ -1,4 +1,4 @@
-"""The classifier in JAX/Flax: word vectors -> GRU -> last states -> ReLU -> linear -> logits.
+"""The classifier in JAX/Flax: word vectors, recurrent layers, last states, ReLU, linear, logits.
 
 Its twin is torch_impl/classifier.py: the same names in the same order.
 """
@@ -15,8 +15,10 @@ from jaxtyping import DTypeLike, Float, Int
 
 from common.arguments import check_classify, check_mapping
 from common.params import NO_LABEL, ModelConfig
-from jax_impl.gru import as_array, canonical, gru, in_range, register
-from jax_impl.rnn import rnn
+from jax_impl import gru, rnn
+from jax_impl.layers import as_array, canonical, in_range, register, run
+
+CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
 def head(parameters: Mapping[str, Array], h_last: Float[Array, "R B H"]) -> Float[Array, "B C"]:
@@ -56,18 +58,16 @@ def classify(
     embedded = vectors[distinct]
     if wrong is not None:
         embedded = jnp.where(wrong[:, None], jnp.nan, embedded)
-    if cell == "rnn":
-        _, h_last = rnn(parameters, embedded, lengths, tokens=tokens)
-    else:
-        _, h_last = gru(
-            parameters,
-            embedded,
-            lengths,
-            tokens=tokens,
-            reset_after=reset_after,
-            implementation=implementation,
-            every_step=False,
-        )
+    _, h_last = run(
+        CELLS[cell],
+        parameters,
+        embedded,
+        lengths,
+        tokens=tokens,
+        reset_after=reset_after,
+        implementation=implementation,
+        return_sequences=False,
+    )
     return head(parameters, h_last[-directions:])
 
 

@@ -1,12 +1,13 @@
-"""The recurrence on the CPU kernel (common/kernels/gru.h). Its twin is torch_impl/fused.py.
+"""The GRU on the CPU kernel (common/kernels/gru.h). Its twin is torch_impl/fused.py.
 
 Forward and backward are written by hand in C++. Here they become XLA FFI calls, gru_forward and
-gru_backward, in two functions that JAX differentiates by rules of ours, `recurrence` and `pull`:
-the gradient is the kernel's, and its own derivatives are those of `scan_all` in gru.py, which
-computes in forward mode, too.
+gru_backward, in two functions that JAX differentiates by rules of ours, `layer` and `pull`: the
+gradient is the kernel's, and its own derivatives are those of `scan` in gru.py, which computes in
+forward mode, too.
 One call computes all directions of a layer, with GRU_NUM_THREADS threads (an environment variable,
 read when a function is traced; without it, all cores), but never more than the cores this process
-may use. What a function needs for one direction, it takes as a sequence with one entry a direction.
+may use. What a function needs for one direction, it takes as a sequence with one entry a direction;
+those are forward, or forward and backward.
 """
 
 import os
@@ -24,54 +25,30 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float, Int
 
 from common import kernels
+from common.arguments import dtype_name
+from jax_impl.layers import Found, Weights, parts_of, project
 
 
-def available() -> bool:
-    """Whether the kernel has been built, with JAX's FFI headers at hand."""
-    return hasattr(kernels.library(), "gru_xla_forward")
+def available(device: str = "cpu", dtype: Any = "float32") -> bool:
+    """Whether the kernel has been built, with JAX's FFI headers, for this kind of device."""
+    here = hasattr(kernels.library(), "gru_xla_forward")
+    return here and device == "cpu" and dtype_name(dtype) in kernels.DTYPES
 
 
-def recur(
-    projections: Float[Array, "T B 3H"] | Float[Array, "K 3H"],
+def recurrence(
+    x: Float[Array, "T B D"] | Float[Array, "K D"],
     tokens: Int[Array, "T B"] | None,
-    weight_hh: Float[Array, "3H H"],
-    bias_hh: Float[Array, " 3H"],
-    lengths: Int[Array, " B"],
-    h0: Float[Array, "B H"],
-    *,
-    reverse: bool,
-    reset_after: bool,
-) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
-    """One direction: (outputs, h_last), as scan() in gru.py."""
-    outputs, h_last = recur_all(
-        [projections],
-        tokens,
-        [weight_hh],
-        [bias_hh],
-        lengths,
-        h0[None],
-        reverse=[reverse],
-        reset_after=reset_after,
-    )
-    return outputs, h_last[0]
-
-
-def recur_all(
-    projections: Sequence[Float[Array, "T B 3H"]] | Sequence[Float[Array, "K 3H"]],
-    tokens: Int[Array, "T B"] | None,
-    weight_hh: Sequence[Float[Array, "3H H"]],
-    bias_hh: Sequence[Float[Array, " 3H"]],
+    weights: Sequence[Weights],
     lengths: Int[Array, " B"],
     h0: Float[Array, "R B H"],
     *,
-    reverse: Sequence[bool],
     reset_after: bool,
-    every_step: bool = True,
-) -> tuple[Float[Array, "T B R*H"], Float[Array, "R B H"]]:
-    """All directions (one or two) of a layer at once: (outputs, h_last).
+    return_sequences: bool,
+) -> Found:
+    """A layer: see Recurrence in common/cells.py. Outputs that are not wanted are not written.
 
-    Without every_step, outputs are not written, and come back empty. Where a length is not in 0..T
-    or a token not in 0..K-1, everything that comes back is NaN: gru.py looks at them before.
+    Where a length is not in 0..T or a token not in 0..K-1, everything that comes back is NaN:
+    layers.py looks at them before.
 
     Raises ValueError for shapes that do not fit, TypeError for a dtype that the kernel does not
     compute in.
@@ -81,11 +58,39 @@ def recur_all(
             f"the fused GRU computes in float32 or float64, not {h0.dtype}: "
             'implementation="scan" does'
         )
-    arrays = (tuple(projections), tuple(weight_hh), tuple(bias_hh), h0)
+    arrays = (x, tuple(map(tuple, weights)), h0)
     tokens = None if tokens is None else tokens.astype(jnp.int32)
     places = (tokens, lengths.astype(jnp.int32))
-    how = (tuple(reverse), reset_after, every_step)
-    return recurrence(*vary_alike((arrays, places)), how)
+    return layer(*vary_alike((arrays, places)), (reset_after, return_sequences))
+
+
+def operands(
+    x: Array, weights: Sequence[Weights], h0: Array
+) -> tuple[list[Array], list[Array], list[Array], Array]:
+    """What the kernel reads: projections, weight_hh and bias_hh, each a list, and h0."""
+    return (
+        [project(x, weight_ih, bias_ih) for weight_ih, _, bias_ih, _ in weights],
+        [weight_hh for _, weight_hh, _, _ in weights],
+        [bias_hh for _, _, _, bias_hh in weights],
+        h0,
+    )
+
+
+def product_gradients(
+    x: Float[Array, "*N D"], d_a: Float[Array, "*N 3H"]
+) -> tuple[Float[Array, "3H D"], Float[Array, " 3H"]]:
+    """The gradients of W and b in `project`, given that of its result: sums in parts, as there."""
+    number = parts_of(x)
+    pairs = [
+        (d_part.reshape(-1, d_a.shape[-1]), part.reshape(-1, x.shape[-1]))
+        for d_part, part in zip(
+            jnp.array_split(d_a, number), jnp.array_split(x, number), strict=True
+        )
+    ]
+    d_weight, d_bias = pairs[0][0].T @ pairs[0][1], pairs[0][0].sum(axis=0)
+    for d_part, part in pairs[1:]:
+        d_weight, d_bias = d_weight + d_part.T @ part, d_bias + d_part.sum(axis=0)
+    return d_weight, d_bias
 
 
 def vary_alike(tree: Any) -> Any:
@@ -108,37 +113,36 @@ def forward(
     lengths: Array,
     reverse: Sequence[bool],
     reset_after: bool,
-    every_step: bool,
+    return_sequences: bool,
     save: bool,
 ) -> Sequence[Array]:
     """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
     shapes = forward_shapes(
-        projections, weight_hh, bias_hh, h0, tokens, lengths, reverse, reset_after, every_step, save
+        projections,
+        weight_hh,
+        bias_hh,
+        h0,
+        tokens,
+        lengths,
+        reverse,
+        reset_after,
+        return_sequences,
+        save,
     )
     call = jax.ffi.ffi_call("gru_forward", shapes, vmap_method="sequential")
     arguments = (*projections, *weight_hh, *bias_hh, h0, or_empty(tokens), here(lengths))
     return call(*arguments, **attributes(reverse, reset_after))
 
 
-def forward_shapes(
-    projections: Sequence[Array],
-    weight_hh: Sequence[Array],
-    bias_hh: Sequence[Array],
-    h0: Array,
-    tokens: Array | None,
-    lengths: Array,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    every_step: bool,
-    save: bool,
-) -> list[jax.ShapeDtypeStruct]:
-    """What forward returns, not filled in."""
+def forward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
+    """What forward returns, not filled in, for the same arguments."""
+    projections, _, _, h0, tokens, _, _, reset_after, return_sequences, save = given
     directions, batch, size = h0.shape
     steps = len(projections[0]) if tokens is None else len(tokens)
     saved = kernels.saved_size(steps, batch, size, reset_after) if save else 0
     shape = like(h0)
     return [
-        shape((steps if every_step else 0, batch, directions * size)),
+        shape((steps if return_sequences else 0, batch, directions * size)),
         shape(h0.shape),
         shape((directions, saved)),
     ]
@@ -164,18 +168,9 @@ def backward(
     return call(*arguments, **attributes(reverse, reset_after))
 
 
-def backward_shapes(
-    weight_hh: Sequence[Array],
-    d_outputs: Array,
-    d_h_last: Array,
-    saved: Array,
-    tokens: Array | None,
-    lengths: Array,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    rows: int,
-) -> list[jax.ShapeDtypeStruct]:
-    """What backward returns, not filled in."""
+def backward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
+    """What backward returns, not filled in, for the same arguments."""
+    weight_hh, _, d_h_last, _, tokens, *_, rows = given
     batch, size = d_h_last.shape[1:]
     of_projections = (rows, batch, 3 * size) if tokens is None else (rows, 3 * size)
     shape = like(d_h_last)
@@ -187,22 +182,28 @@ def backward_shapes(
     ]
 
 
-# What follows tells JAX how to differentiate. `arrays` are projections, weight_hh, bias_hh and h0,
-# `places` are tokens and lengths, `how` is (reverse, reset_after, every_step).
-Arrays = tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...], Array]
+# What follows tells JAX how to differentiate. `arrays` are x, the weights of each direction and h0,
+# `places` are tokens and lengths, `how` is (reset_after, return_sequences).
+Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array]
 Places = tuple[Array | None, Array]
-How = tuple[tuple[bool, ...], bool, bool]
+How = tuple[bool, bool]
+
+
+def compute(arrays: Arrays, places: Places, how: How, save: bool) -> tuple[Array, Array, Array]:
+    """A layer, without a gradient; returns what `forward` does."""
+    given = operands(*arrays)
+    outputs, h_last, saved = forward(*given, *places, directions_of(given[0]), *how, save)
+    return outputs, h_last, saved
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def recurrence(arrays: Arrays, places: Places, how: How) -> tuple[Array, Array]:
+def layer(arrays: Arrays, places: Places, how: How) -> tuple[Array, Array]:
     """(outputs, h_last), where no derivative is wanted."""
-    reverse, reset_after, every_step = how
-    outputs, h_last, _ = forward(*arrays, *places, reverse, reset_after, every_step, save=False)
+    outputs, h_last, _ = compute(arrays, places, how, save=False)
     return outputs, h_last
 
 
-@recurrence.defjvp
+@layer.defjvp
 def _(
     how: How, primals: tuple[Arrays, Places], tangents: tuple[Arrays, Places]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -213,9 +214,7 @@ def _(
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def saving(arrays: Arrays, places: Places, how: How) -> tuple[Array, Array, Array]:
     """(outputs, h_last, saved), where one is."""
-    reverse, reset_after, every_step = how
-    outputs, h_last, saved = forward(*arrays, *places, reverse, reset_after, every_step, save=True)
-    return outputs, h_last, saved
+    return compute(arrays, places, how, save=True)
 
 
 @saving.defjvp
@@ -233,12 +232,16 @@ def pull(
     arrays: Arrays, places: Places, saved: Array, cotangents: tuple[Array, Array], how: How
 ) -> Arrays:
     """The gradients of arrays."""
-    reverse, reset_after, _ = how
-    projections, weight_hh, _, _ = arrays
-    found = backward(
-        weight_hh, *cotangents, saved, *places, reverse, reset_after, len(projections[0])
-    )
-    return jax.tree.unflatten(jax.tree.structure(arrays), found)
+    x, weights, _ = arrays
+    R, rows, weight_hh = len(weights), x.shape[0], [each[1] for each in weights]
+    reverse = directions_of(weights)
+    found = backward(weight_hh, *cotangents, saved, *places, reverse, how[0], rows)
+    d_weights = []
+    for i in range(R):
+        d_weight_ih, d_bias_ih = product_gradients(x, found[i])
+        d_weights.append((d_weight_ih, found[R + i], d_bias_ih, found[2 * R + i]))
+    of_each = [d_a @ each[0] for d_a, each in zip(found, weights, strict=False)]
+    return sum(of_each[1:], of_each[0]), tuple(d_weights), found[3 * R]
 
 
 @pull.defjvp
@@ -252,30 +255,20 @@ def _(how: How, primals: tuple, tangents: tuple) -> tuple[Arrays, Arrays]:
     return pull(*primals, how), along
 
 
-def by_scan(places: Places, how: How) -> Callable[..., tuple[Array, Array]]:
+def directions_of(entries: Sequence[Any]) -> list[bool]:
+    """Whether each direction is the backward one."""
+    return [False, True][: len(entries)]
+
+
+def by_scan(places: Places, how: How) -> Callable[..., Found]:
     """The function of the arrays that the kernel computes, written out by gru.py."""
-    from jax_impl.gru import scan_all
+    from jax_impl.gru import scan
 
-    reverse, reset_after, every_step = how
+    (tokens, lengths), (reset_after, return_sequences) = places, how
 
-    def run(
-        projections: tuple[Array, ...],
-        weight_hh: tuple[Array, ...],
-        bias_hh: tuple[Array, ...],
-        h0: Array,
-    ) -> tuple[Array, Array]:
-        tokens, lengths = places
-        return scan_all(
-            projections,
-            tokens,
-            weight_hh,
-            bias_hh,
-            lengths,
-            h0,
-            reverse=reverse,
-            reset_after=reset_after,
-            every_step=every_step,
-        )
+    def run(x: Array, weights: Sequence[Weights], h0: Array) -> Found:
+        how = {"reset_after": reset_after, "return_sequences": return_sequences}
+        return scan(x, tokens, weights, lengths, h0, **how)
 
     return run
 
@@ -296,9 +289,9 @@ def push(*leaves: Array, tree: Any, how: How) -> list[Array]:
 
 def push_shapes(*leaves: Any, tree: Any, how: How) -> list[Any]:
     """The shapes of its results, those of outputs and h_last."""
-    (projections, _, _, h0), (tokens, _), _ = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
+    (x, _, h0), (tokens, _), _ = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
     R, B, H = h0.shape
-    steps = (projections[0] if tokens is None else tokens).shape[0] if how[2] else 0
+    steps = (x if tokens is None else tokens).shape[0] if how[1] else 0
     return [h0.update(shape=(steps, B, R * H), weak_type=False), h0.update(weak_type=False)]
 
 

@@ -17,12 +17,14 @@ from common.data.batches import Batch
 from common.errors import InputError
 from common.params import ModelConfig, init
 from common.training.options import TrainConfig
-from jax_impl.classifier import Classifier, cross_entropy
-from jax_impl.gru import canonical, resolve
+from jax_impl.classifier import CELLS, Classifier, cross_entropy
+from jax_impl.gru import CELL
+from jax_impl.layers import canonical
 from jax_impl.trace import explain
 
 FRAMEWORK = "jax"
 MODELS: tuple[str, ...] = ("gru", "bigru", "rnn")
+resolve = CELL.resolve
 
 
 def make_deterministic() -> None:
@@ -58,7 +60,9 @@ class Learner:
     ) -> None:
         """dtype="float64" works where JAX's x64 mode is on."""
         self.device = find_device(training.device)
-        self.implementation = resolve(config.implementation, self.device.platform)
+        self.implementation = CELLS[config.cell].resolve(
+            config.implementation, self.device.platform
+        )
         config = dataclasses.replace(config, implementation=self.implementation)
         self.compilations = 0  # of the training step
         parameters = parameters or init(config, training.seed, vectors)

@@ -70,7 +70,7 @@ def layer_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
         d_h_last[-call.R :] = np.split(d_logits @ weight * (features > 0), call.R, -1)
     elif call.entry == "GRU":
         results["outputs"], d_outputs = (a.swapaxes(0, 1) for a in (run.outputs, d_outputs))
-    elif not call.options["every_step"]:
+    elif not call.options["return_sequences"]:
         results["outputs"], d_outputs = run.outputs[:0], np.zeros_like(run.outputs)
     if not call.gradients:
         return results, {}
@@ -86,7 +86,7 @@ def layer_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
 
 
 def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
-    H, every_step = call.H, call.options["every_step"]
+    H, return_sequences = call.H, call.options["return_sequences"]
     outputs, h_last = np.zeros((call.T, call.B, call.R * H)), np.zeros_like(given["h0"])
     gradients: dict[str, Array] = {}
     for i, side in enumerate(map(int, call.options["reverse"])):
@@ -108,7 +108,7 @@ def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
             continue
         d_outputs, d_h_last = np.zeros_like(run.outputs), np.zeros_like(h0)
         d_h_last[side] = given["d_h_last"][i]
-        if every_step:
+        if return_sequences:
             d_outputs[..., mine] = given["d_outputs"][..., its]
         found = oracle.backward(run, d_outputs, d_h_last)
         d_x = found["x"]
@@ -118,7 +118,7 @@ def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
         gradients[f"d_projections.{i}"] = d_x
         for name in ("weight_hh", "bias_hh"):
             gradients[f"d_{name}.{i}"] = found[f"gru.0.{DIRECTIONS[side]}.{name}"]
-    return {"outputs": outputs if every_step else outputs[:0], "h_last": h_last}, gradients
+    return {"outputs": outputs if return_sequences else outputs[:0], "h_last": h_last}, gradients
 
 
 def scatter(index: Array, values: Array, rows: int) -> Array:

@@ -116,9 +116,9 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     K = int(rng.integers(T * B > 0, 8)) if tokens else None
     rows = (T, B) if K is None else (K,)
     options: dict[str, Any] = {"reset_after": bool(rng.integers(2))}
-    every_step = True
+    return_sequences = True
     if entry in ("gru", *OPERATORS):
-        options["every_step"] = every_step = bool(rng.integers(2))
+        options["return_sequences"] = return_sequences = bool(rng.integers(2))
     if operator:
         options["reverse"] = [bool(each) for each in rng.integers(0, 2, R)]
         options |= {"save": bool(rng.integers(2)), "threads": int(rng.choice([-1, 0, 1, 2]))}
@@ -145,7 +145,7 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
 
     arrays = {"lengths": integers(T + 1, B)}
     results = {
-        "d_outputs": normal(T if every_step else 0, B, R * H),
+        "d_outputs": normal(T if return_sequences else 0, B, R * H),
         "d_h_last": normal(L * R, B, H),
     }
     if K is not None:
@@ -187,7 +187,7 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
         forgotten = [name for name in arrays if name.startswith(("projections", "bias_hh", "h0"))]
         call.arrays = {name: value for name, value in arrays.items() if name not in forgotten}
         call.arrays |= results | {"saved": framework.run(forward)["saved"]}
-        if framework.name == "torch" and not every_step:
+        if framework.name == "torch" and not return_sequences:
             del call.arrays["d_outputs"]
     elif framework.name == "torch" and rng.random() < 0.3:
         call.frozen = {name for name in arrays if rng.random() < 0.5}
@@ -202,7 +202,7 @@ def operator_results(call: Call) -> list[tuple[tuple[int, ...], np.dtype]]:
     T, B, H, R, dtype = call.T, call.B, call.H, call.R, FLOATS[call.dtype]
     if call.entry == "forward":
         saved = kernels.saved_size(T, B, H, call.options["reset_after"]) * call.options["save"]
-        shapes = [(T * call.options["every_step"], B, R * H), (R, B, H), (R, saved)]
+        shapes = [(T * call.options["return_sequences"], B, R * H), (R, B, H), (R, saved)]
     else:
         rows = (T, B) if call.K is None else (call.K,)
         each: list[tuple[int, ...]] = [(*rows, 3 * H), (3 * H, H), (3 * H,)]

@@ -103,7 +103,7 @@ class Torch:
         a, o, lists = arrays, call.options, [entries(arrays, name) for name in LISTS]
         tokens, lengths, how = a.get("tokens"), a["lengths"], (o["reverse"], o["reset_after"])
         if call.entry == "forward":
-            how += (o["every_step"], o["save"])
+            how += (o["return_sequences"], o["save"])
             return self.torch.ops.gru.forward(*lists, a["h0"], tokens, lengths, *how)
         given = (a.get("d_outputs"), a["d_h_last"], a["saved"])
         return self.torch.ops.gru.backward(lists[1], *given, tokens, lengths, *how, o["rows"])

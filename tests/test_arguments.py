@@ -24,12 +24,12 @@ import jax_impl.fused
 import torch_impl
 import torch_impl.fused
 from common.params import ModelConfig, init, init_gru
-from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
-from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+from jax_impl.gru import CELL as JAX_GRU
+from torch_impl.gru import CELL as TORCH_GRU
 
 T, B, D, H, K = 7, 4, 5, 8, 6
-EACH = [("torch", name) for name in TORCH_IMPLEMENTATIONS]
-EACH += [("jax", name) for name in JAX_IMPLEMENTATIONS]
+EACH = [("torch", name) for name in TORCH_GRU.implementations()]
+EACH += [("jax", name) for name in JAX_GRU.implementations()]
 each = pytest.mark.parametrize(("framework", "implementation"), EACH)
 each_framework = pytest.mark.parametrize("framework", ["torch", "jax"])
 PARAMETERS = init_gru(D, H, 1, False, seed=0)
@@ -233,7 +233,7 @@ def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, 
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("implementation", JAX_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
 @pytest.mark.parametrize("wrong", ["lengths", "tokens"])
 def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementation, wrong):
     """In that call alone: an error would have made every later call of the process fail."""
@@ -327,7 +327,7 @@ def operator_arguments() -> dict[str, object]:
         "lengths": torch.full((B,), T, dtype=torch.int32),
         "reverse": [False],
         "reset_after": False,
-        "every_step": True,
+        "return_sequences": True,
         "save": True,
     }
 

@@ -84,7 +84,7 @@ def test_the_trace_is_the_oracles(framework: str, kind: str, texts: EncodedSplit
         for name in "zrn":
             close(
                 np.where(run.live, found[name][i], 0),
-                np.where(run.live, getattr(direction, name), 0),
+                np.where(run.live, direction.between[name], 0),
                 BOUND_RESULT,
             )
         outputs = run.outputs[..., i * config.hidden_size : (i + 1) * config.hidden_size]
@@ -223,7 +223,7 @@ def test_explain_says_what_the_oracle_says(framework: str, kind: str) -> None:
             def of(name: str, side: str = side, answer: dict = answer) -> list[float]:
                 return answer[name][side] if config.bidirectional else answer[name]
 
-            z, r, n, h = (getattr(direction, name)[:, 0] for name in "zrnh")
+            z, r, n, h = (direction.between[name][:, 0] for name in "zrnh")
             np.testing.assert_allclose(of("z"), z.mean(axis=1), rtol=1e-11)
             np.testing.assert_allclose(of("r"), r.mean(axis=1), rtol=1e-11)
             moved = np.linalg.norm(z * (n - h), axis=1)  # what a word adds to the state
@@ -249,7 +249,7 @@ def test_a_linear_model_is_explained_exactly() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of PyTorch's own bidirectional layer."""
-    from common.training.loop import loop
+    from common.training import loop
 
     folder = tmp_path_factory.mktemp("run")
     sizes = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}

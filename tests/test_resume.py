@@ -216,7 +216,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 IMPATIENT = """
 import os, signal, time
 import torch_impl.learner as twin
-from common.training.loop import loop
+from common.training import loop
 
 def step(self, batch):
     os.kill(os.getpid(), signal.SIGINT)

@@ -11,7 +11,7 @@ from common.data.batches import Batch
 from common.params import ModelConfig, init
 from common.training.options import TrainConfig
 from torch_impl import GRU
-from torch_impl.gru import canonical
+from torch_impl.layers import canonical
 from torch_impl.learner import Learner
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.params import GRU_PARAMETERS, ModelConfig
 from torch_impl.classifier import Classifier, head
-from torch_impl.gru import canonical, within
+from torch_impl.layers import canonical, within
 
 
 class BuiltinClassifier(Classifier):

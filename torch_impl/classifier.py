@@ -1,4 +1,4 @@
-"""The classifier in PyTorch: word vectors -> GRU -> last states -> ReLU -> linear -> logits.
+"""The classifier in PyTorch: word vectors, recurrent layers, last states, ReLU, linear, logits.
 
 Its twin is jax_impl/classifier.py: the same names in the same order.
 """
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from common.arguments import check_classify, check_mapping
 from common.params import NO_LABEL, ModelConfig
-from torch_impl.gru import canonical, check_arrays, gru, in_range, register
-from torch_impl.rnn import rnn
+from torch_impl import gru, rnn
+from torch_impl.layers import canonical, check_arrays, in_range, register, run
+
+CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
 def head(parameters: Mapping[str, Tensor], h_last: Float[Tensor, "R B H"]) -> Float[Tensor, "B C"]:
@@ -48,18 +50,16 @@ def classify(
     except (IndexError, RuntimeError):  # out of range, or of another integer dtype
         what = "V - 1, there being V vectors"
         embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
-    if cell == "rnn":
-        _, h_last = rnn(parameters, embedded, lengths, tokens=tokens)
-    else:
-        _, h_last = gru(
-            parameters,
-            embedded,
-            lengths,
-            tokens=tokens,
-            reset_after=reset_after,
-            implementation=implementation,
-            every_step=False,
-        )
+    _, h_last = run(
+        CELLS[cell],
+        parameters,
+        embedded,
+        lengths,
+        tokens=tokens,
+        reset_after=reset_after,
+        implementation=implementation,
+        return_sequences=False,
+    )
     return head(parameters, h_last[-directions:])
 
 

@@ -1,119 +1,95 @@
-"""The recurrence on the CPU kernel (common/kernels/gru.h). Its twin is jax_impl/fused.py.
+"""The GRU on the CPU kernel (common/kernels/gru.h). Its twin is jax_impl/fused.py.
 
 Forward and backward are written by hand in C++. To autograd and torch.func they are two functions,
-`Forward` and `Backward`: the gradient is the kernel's, and its own derivatives are those of
-`scan_all` in gru.py, which computes in forward mode, too. To torch.compile, torch.export and
-whatever else looks at operations without computing them, they are operators that PyTorch knows by
-name, gru::forward and gru::backward: once differentiable.
+`Forward` and `Backward`: the gradient is the kernel's, and its own derivatives are those of `scan`
+in gru.py, which computes in forward mode, too. To torch.compile, torch.export and whatever else
+looks at operations without computing them, they are operators that PyTorch knows by name,
+gru::forward and gru::backward: once differentiable.
 One call computes all directions of a layer, with torch.get_num_threads() threads, but never more
 than the cores this process may use. What a function needs for one direction, it takes as a list
-with one entry a direction.
+with one entry a direction; those are forward, or forward and backward.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import kernels
-from common.arguments import check_shape
+from common.arguments import check_shape, dtype_name
+from torch_impl.layers import Found, Weights, forward_mode, parts_of, plain, project, transformed
 
 
-def available() -> bool:
-    """Whether the kernel has been built."""
-    return kernels.available()
+def available(device: str = "cpu", dtype: Any = "float32") -> bool:
+    """Whether the kernel has been built, for this kind of device and dtype."""
+    return kernels.available() and device == "cpu" and dtype_name(dtype) in kernels.DTYPES
 
 
-def recur(
-    projections: Float[Tensor, "T B 3H"] | Float[Tensor, "K 3H"],
+def recurrence(
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
     tokens: Int[Tensor, "T B"] | None,
-    weight_hh: Float[Tensor, "3H H"],
-    bias_hh: Float[Tensor, " 3H"],
-    lengths: Int[Tensor, " B"],
-    h0: Float[Tensor, "B H"],
-    *,
-    reverse: bool,
-    reset_after: bool,
-) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
-    """One direction: (outputs, h_last), as scan() in gru.py."""
-    outputs, h_last = recur_all(
-        [projections],
-        tokens,
-        [weight_hh],
-        [bias_hh],
-        lengths,
-        h0[None],
-        reverse=[reverse],
-        reset_after=reset_after,
-    )
-    return outputs, h_last[0]
-
-
-def recur_all(
-    projections: Sequence[Float[Tensor, "T B 3H"]] | Sequence[Float[Tensor, "K 3H"]],
-    tokens: Int[Tensor, "T B"] | None,
-    weight_hh: Sequence[Float[Tensor, "3H H"]],
-    bias_hh: Sequence[Float[Tensor, " 3H"]],
+    weights: Sequence[Weights],
     lengths: Int[Tensor, " B"],
     h0: Float[Tensor, "R B H"],
     *,
-    reverse: Sequence[bool],
     reset_after: bool,
-    every_step: bool = True,
-) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "R B H"]]:
-    """All directions (one or two) of a layer at once: (outputs, h_last).
-
-    Without every_step, outputs are not written, and come back empty.
+    return_sequences: bool,
+) -> Found:
+    """A layer: see Recurrence in common/cells.py. Outputs that are not wanted are not written.
 
     Raises ValueError for shapes that do not fit, where a length is not in 0..T and where a token is
     not in 0..K-1, TypeError for a dtype that the kernel does not compute in.
     """
-    inputs = (*projections, *weight_hh, *bias_hh, h0)
+    arrays = (x, *(array for each in weights for array in each), h0)
     if forward_mode():
-        return by_scan(tokens, lengths, reverse, reset_after, every_step)(*inputs)
+        return by_scan(tokens, lengths, reset_after, return_sequences)(*arrays)
     tokens = None if tokens is None else tokens.to(torch.int32).contiguous()
     lengths = lengths.to(torch.int32).contiguous()
-    arrays = [each.contiguous().resolve_neg() for each in inputs]
     in_memory = plain(tokens, lengths, *arrays)
     # Whether torch.func will want a derivative cannot be seen from here.
     save = torch.is_grad_enabled() and (transformed() or any(each.requires_grad for each in arrays))
-    how: Any = (tokens, lengths, list(reverse), reset_after, every_step, save)
-    if in_memory and not save:
-        outputs, h_last, _ = forward(*parts(arrays), *how)
-    elif torch.compiler.is_compiling():
-        outputs, h_last, _ = forward_operator(*parts(arrays), *how)
+    how = (tokens, lengths, reset_after, return_sequences, save)
+    if (in_memory and not save) or torch.compiler.is_compiling():
+        outputs, h_last, _ = compute(*how, *arrays)
     else:
         outputs, h_last, _ = (Eager if in_memory else Forward).apply(*how, *arrays)
     return outputs, h_last
 
 
-def plain(*arrays: Tensor | None) -> bool:
-    """Whether these are numbers in memory: not those that PyTorch compiles, fakes or transforms."""
-    return not (
-        torch.compiler.is_compiling()
-        or transformed()
-        or torch._C._len_torch_dispatch_stack()
-        or any(
-            type(each) not in (Tensor, nn.Parameter)
-            or each.is_meta
-            or not torch._C._has_storage(each)
-            for each in arrays
-            if each is not None
-        )
+def operands(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """What the kernel reads: projections, weight_hh and bias_hh, each a list, and h0."""
+    x, weights, h0 = parts(arrays)
+    return (
+        [dense(project(x, weight_ih, bias_ih)) for weight_ih, _, bias_ih, _ in weights],
+        [dense(weight_hh) for _, weight_hh, _, _ in weights],
+        [dense(bias_hh) for _, _, _, bias_hh in weights],
+        dense(h0),
     )
 
 
-def transformed() -> bool:
-    """Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
-    return torch._C._are_functorch_transforms_active()
+def product_gradients(
+    x: Float[Tensor, "*N D"], d_a: Float[Tensor, "*N 3H"]
+) -> tuple[Float[Tensor, "3H D"], Float[Tensor, " 3H"]]:
+    """The gradients of W and b in `project`, given that of its result: sums in parts, as there."""
+    number = parts_of(x)
+    pairs = [
+        (d_part.flatten(0, -2), part.flatten(0, -2))
+        for d_part, part in zip(d_a.chunk(number), x.chunk(number), strict=True)
+    ]
+    d_weight, d_bias = pairs[0][0].T @ pairs[0][1], pairs[0][0].sum(dim=0)
+    for d_part, part in pairs[1:]:
+        d_weight, d_bias = d_weight + d_part.T @ part, d_bias + d_part.sum(dim=0)
+    return d_weight, d_bias
 
 
-def forward_mode() -> bool:
-    """Whether derivatives are being computed in forward mode, by torch.func or torch.autograd."""
-    return torch.autograd.forward_ad._current_level >= 0
+def parts(arrays: Sequence[Tensor]) -> tuple[Tensor, list[Weights], Tensor]:
+    """x, the weights of each direction and h0, from all of them in a row."""
+    x, *others, h0 = arrays
+    return x, [others[i : i + 4] for i in range(0, len(others), 4)], h0
 
 
 def batched(*arrays: Tensor | None) -> bool:
@@ -122,11 +98,15 @@ def batched(*arrays: Tensor | None) -> bool:
     return any(known(each) for each in arrays if each is not None)
 
 
-def parts(arrays: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """projections, weight_hh and bias_hh, each a list, and h0, from all of them in a row."""
-    *lists, h0 = arrays
-    R = len(lists) // 3
-    return list(lists[:R]), list(lists[R : 2 * R]), list(lists[2 * R :]), h0
+def dense(array: Tensor) -> Tensor:
+    """The array as the kernel reads it."""
+    return array.contiguous().resolve_neg()
+
+
+def exactly() -> AbstractContextManager:
+    """Within, torch.autocast is off, whatever is on around backward."""
+    on = torch.is_autocast_enabled("cpu")
+    return torch.autocast("cpu", enabled=False) if on else nullcontext()
 
 
 def forward(
@@ -138,7 +118,7 @@ def forward(
     lengths: Tensor,
     reverse: Sequence[bool],
     reset_after: bool,
-    every_step: bool,
+    return_sequences: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
@@ -147,7 +127,16 @@ def forward(
     check_directions(reverse, projections=projections, weight_hh=weight_hh, bias_hh=bias_hh, h0=h0)
     call, directions = describe(projections[0].shape[0], tokens, lengths, h0, reverse, reset_after)
     outputs, h_last, saved = forward_shapes(
-        projections, weight_hh, bias_hh, h0, tokens, lengths, reverse, reset_after, every_step, save
+        projections,
+        weight_hh,
+        bias_hh,
+        h0,
+        tokens,
+        lengths,
+        reverse,
+        reset_after,
+        return_sequences,
+        save,
     )
     of_h0 = address("h0", h0, h0.shape, h0.dtype)
     of_outputs, of_h_last, of_saved = (
@@ -166,23 +155,13 @@ def forward(
     return outputs, h_last, saved
 
 
-def forward_shapes(
-    projections: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_hh: Sequence[Tensor],
-    h0: Tensor,
-    tokens: Tensor | None,
-    lengths: Tensor,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    every_step: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What forward returns, not filled in."""
+def forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What forward returns, not filled in, for the same arguments."""
+    projections, _, _, h0, tokens, _, _, reset_after, return_sequences, save = given
     directions, batch, size = h0.shape
     steps = (projections[0] if tokens is None else tokens).shape[0]
     return (
-        h0.new_empty(steps if every_step else 0, batch, directions * size),
+        h0.new_empty(steps if return_sequences else 0, batch, directions * size),
         torch.empty_like(h0),
         h0.new_empty(
             directions, kernels.saved_size(steps, batch, size, reset_after) if save else 0
@@ -208,7 +187,7 @@ def backward(
     of_saved = address("saved", saved, (R, saved_size(call)), dtype)
     of_d_h_last = address("d_h_last", d_h_last, d_h_last.shape, dtype)
     of_d_outputs = None
-    if d_outputs is not None:  # without every_step it has no time steps
+    if d_outputs is not None:  # without return_sequences it has no time steps
         steps = 0 if d_outputs.shape[:1] == (0,) else call.steps
         shape = (steps, call.batch, R * call.hidden)
         of_d_outputs = address("d_outputs", d_outputs, shape, dtype)
@@ -229,18 +208,9 @@ def backward(
     return gradients
 
 
-def backward_shapes(
-    weight_hh: Sequence[Tensor],
-    d_outputs: Tensor | None,
-    d_h_last: Tensor,
-    saved: Tensor,
-    tokens: Tensor | None,
-    lengths: Tensor,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    rows: int,
-) -> list[Tensor]:
-    """What backward returns, not filled in."""
+def backward_shapes(*given: Any) -> list[Tensor]:
+    """What backward returns, not filled in, for the same arguments."""
+    weight_hh, _, d_h_last, saved, tokens, *_, rows = given
     batch, size = d_h_last.shape[1:]
     shape = (rows, batch, 3 * size) if tokens is None else (rows, 3 * size)
     return [
@@ -280,7 +250,9 @@ def differentiate(
     gradients = backward_operator(
         weight_hh, d_outputs, d_h_last.contiguous(), saved, tokens, lengths, *ctx.how
     )
-    return *parts(gradients), *[None] * 6
+    R = len(weight_hh)
+    lists = [gradients[i : i + R] for i in (0, R, 2 * R)]
+    return *lists, gradients[3 * R], *[None] * 6
 
 
 def refuse(*_: Any) -> None:
@@ -295,19 +267,33 @@ forward_operator.register_autograd(differentiate, setup_context=keep)
 backward_operator.register_autograd(refuse)
 
 
+def compute(
+    tokens: Tensor | None,
+    lengths: Tensor,
+    reset_after: bool,
+    return_sequences: bool,
+    save: bool,
+    *arrays: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer, without a gradient but under torch.compile; returns what gru::forward does."""
+    function = forward if plain(tokens, lengths, *arrays) else forward_operator
+    projections, *others = operands(*arrays)
+    how = (directions_of(projections), reset_after, return_sequences, save)
+    given: Any = (projections, *others, tokens, lengths, *how)
+    return function(*given)
+
+
 class Forward(torch.autograd.Function):
-    """The kernel's forward. Takes tokens and what follows it in gru::forward, then the arrays
-    before it in a row; returns what gru::forward does."""
+    """`compute`, to be differentiated."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        arrays: Any = (*parts(inputs[6:]), *inputs[:6])
-        return (forward if plain(*inputs[:2], *inputs[6:]) else forward_operator)(*arrays)
+        return compute(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        tokens, lengths, *ctx.how, _ = inputs[:6]
-        ctx.save_for_backward(tokens, lengths, output[2], *inputs[6:])
+        tokens, lengths, *ctx.how, _ = inputs[:5]
+        ctx.save_for_backward(tokens, lengths, output[2], *inputs[5:])
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as forward
 
@@ -316,18 +302,18 @@ class Forward(torch.autograd.Function):
         ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
     ) -> tuple:
         tokens, lengths, saved, *arrays = ctx.saved_tensors
-        d_outputs = None if d_outputs is None else d_outputs.contiguous().resolve_neg()
-        d_h_last = torch.zeros_like(arrays[-1]) if d_h_last is None else d_h_last
-        d_h_last = d_h_last.contiguous().resolve_neg()
-        given = (tokens, lengths, *ctx.how, saved, d_outputs, d_h_last, *arrays)
+        d_outputs = None if d_outputs is None else dense(d_outputs)
+        d_h_last = torch.zeros_like(arrays[-1]) if d_h_last is None else dense(d_h_last)
+        given = (saved, d_outputs, d_h_last, *arrays)
         if forward_mode() or batched(d_outputs, d_h_last):
             function = by_scan(tokens, lengths, *ctx.how)
-            gradients = gradients_of(function, d_outputs, d_h_last, *arrays)
+            gradients: tuple = gradients_of(function, d_outputs, d_h_last, *arrays)
         elif torch.is_grad_enabled() or transformed():
-            gradients = Backward.apply(*given)
+            gradients = Backward.apply(tokens, lengths, *ctx.how, True, *given)
         else:
-            gradients = Backward.forward(*given)
-        return *[None] * 6, *gradients
+            of_x = ctx.needs_input_grad[5]
+            gradients = Backward.forward(tokens, lengths, *ctx.how, of_x, *given)
+        return *[None] * 5, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -340,7 +326,7 @@ class Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = forward(*parts(inputs[6:]), *inputs[:6])
+        output = compute(*inputs)
         Forward.setup_context(ctx, inputs, output)
         return output
 
@@ -348,23 +334,39 @@ class Eager(torch.autograd.Function):
 
 
 class Backward(torch.autograd.Function):
-    """The kernel's backward, to be differentiated again. Takes tokens to every_step, saved, the
-    gradients of outputs (or None) and h_last, and the arrays that Forward takes; returns the
-    gradients of those arrays."""
+    """A layer's backward, to be differentiated again. Takes tokens to return_sequences, whether the
+    gradient of x is wanted, saved, the gradients of outputs (or None) and h_last, and the arrays
+    that Forward takes; returns the gradients of those arrays."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        tokens, lengths, reverse, reset_after, _, saved, d_outputs, d_h_last, *arrays = inputs
-        compute = backward if plain(saved, d_outputs, d_h_last, arrays[0]) else backward_operator
-        weight_hh, rows = parts(arrays)[1], arrays[0].shape[0]
-        found = compute(
-            weight_hh, d_outputs, d_h_last, saved, tokens, lengths, reverse, reset_after, rows
+    def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
+        tokens, lengths, reset_after, _, of_x, saved, d_outputs, d_h_last, *arrays = inputs
+        x, weights, _ = parts(arrays)
+        function = backward if plain(saved, d_outputs, d_h_last, x) else backward_operator
+        weight_hh, R, rows = [dense(each[1]) for each in weights], len(weights), x.shape[0]
+        found = function(
+            weight_hh,
+            d_outputs,
+            d_h_last,
+            saved,
+            tokens,
+            lengths,
+            directions_of(weights),
+            reset_after,
+            rows,
         )
-        return tuple(found)
+        d_weights: list[Tensor] = []
+        with exactly():
+            for i in range(R):
+                d_weight_ih, d_bias_ih = product_gradients(x, found[i])
+                d_weights += [d_weight_ih, found[R + i], d_bias_ih, found[2 * R + i]]
+            of_each = [d_a @ each[0] for d_a, each in zip(found, weights, strict=False) if of_x]
+        d_x = sum(of_each[1:], of_each[0]) if of_x else None
+        return d_x, *d_weights, found[3 * R]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        tokens, lengths, *ctx.how, _, d_outputs, d_h_last = inputs[:8]
+        tokens, lengths, *ctx.how, _, _, d_outputs, d_h_last = inputs[:8]
         ctx.save_for_backward(tokens, lengths, d_outputs, d_h_last, *inputs[8:])
 
     @staticmethod
@@ -382,30 +384,22 @@ class Backward(torch.autograd.Function):
         return one_by_one(Backward.apply, info, in_dims, inputs)
 
 
-def by_scan(
-    tokens: Tensor | None,
-    lengths: Tensor,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    every_step: bool,
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The function of the arrays, in a row, that the kernel computes, written out by gru.py."""
-    from torch_impl.gru import scan_all
+def directions_of(entries: Sequence[Any]) -> list[bool]:
+    """Whether each direction is the backward one."""
+    return [False, True][: len(entries)]
 
-    def run(*arrays: Tensor) -> tuple[Tensor, Tensor]:
-        projections, weight_hh, bias_hh, h0 = parts(arrays)
-        with torch.autocast("cpu", enabled=False):  # as the kernel, whatever is on around backward
-            return scan_all(
-                projections,
-                tokens,
-                weight_hh,
-                bias_hh,
-                lengths,
-                h0,
-                reverse=reverse,
-                reset_after=reset_after,
-                every_step=every_step,
-            )
+
+def by_scan(
+    tokens: Tensor | None, lengths: Tensor, reset_after: bool, return_sequences: bool
+) -> Callable[..., Found]:
+    """The function of the arrays, in a row, that the kernel computes, written out by gru.py."""
+    from torch_impl.gru import scan
+
+    def run(*arrays: Tensor) -> Found:
+        x, weights, h0 = parts(arrays)
+        how = {"reset_after": reset_after, "return_sequences": return_sequences}
+        with exactly():
+            return scan(x, tokens, weights, lengths, h0, **how)
 
     return run
 

@@ -18,12 +18,14 @@ from common.errors import InputError
 from common.params import ModelConfig, init
 from common.training.options import TrainConfig
 from torch_impl.builtin import BuiltinClassifier
-from torch_impl.classifier import Classifier, cross_entropy
-from torch_impl.gru import canonical, resolve
+from torch_impl.classifier import CELLS, Classifier, cross_entropy
+from torch_impl.gru import CELL
+from torch_impl.layers import canonical
 from torch_impl.trace import explain
 
 FRAMEWORK = "torch"
 MODELS: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru", "rnn")
+resolve = CELL.resolve
 
 
 def make_deterministic() -> None:
@@ -60,7 +62,7 @@ class Learner:
         dtype: str = "float32",
     ) -> None:
         self.device = find_device(training.device)
-        self.implementation = resolve(config.implementation, self.device.type)
+        self.implementation = CELLS[config.cell].resolve(config.implementation, self.device.type)
         config = dataclasses.replace(config, implementation=self.implementation)
         if config.builtin:
             self.implementation = "nn.GRU"

@@ -11,6 +11,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+DTYPES = ("float32", "float64")
 LIBRARY = "libgru.dylib" if sys.platform == "darwin" else "libgru.so"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.kernels import LIBRARY
 
-SOURCE = Path(__file__).with_name("gru.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("gru.cpp", "xla.cpp")]
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
 
@@ -52,7 +52,7 @@ def build(out_dir: str | Path, flags: Sequence[str] = ()) -> Path | None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # A running process may have the old library mapped: replace the file, do not write into it.
     fresh = target.with_suffix(f".{os.getpid()}")
-    command = [cxx, *FLAGS, *flags, *ffi_flags(), str(SOURCE), "-ldl", "-o", str(fresh)]
+    command = [cxx, *FLAGS, *flags, *ffi_flags(), *map(str, SOURCES), "-ldl", "-o", str(fresh)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         fresh.unlink(missing_ok=True)
@@ -63,6 +63,6 @@ def build(out_dir: str | Path, flags: Sequence[str] = ()) -> Path | None:
 
 
 if __name__ == "__main__":
-    path = build(SOURCE.parent)
+    path = build(SOURCES[0].parent)
     print(path or "kernels: not built")
     sys.exit(path is None)

@@ -16,8 +16,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import jax_impl
 import torch_impl
 from comparison.parity import Size, draw
-from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
-from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+from jax_impl.gru import CELL as JAX_GRU
+from torch_impl.gru import CELL as TORCH_GRU
 
 SIZE = Size("small", 3, 2, 2, 1, 2, [1, 3, 0])
 each_reset = pytest.mark.parametrize("reset_after", [False, True])
@@ -85,7 +85,7 @@ def close(actual, expected, bound=1e-12):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", TORCH_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", TORCH_GRU.implementations())
 def test_torch_gradcheck(implementation, reset_after):
     leaves, lengths = small(reset_after)
     values = [torch.tensor(value, requires_grad=True) for value in leaves.values()]
@@ -94,7 +94,7 @@ def test_torch_gradcheck(implementation, reset_after):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", TORCH_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", TORCH_GRU.implementations())
 def test_torch_gradgradcheck(implementation, reset_after):
     leaves, lengths = small(reset_after)
     values = [torch.tensor(value, requires_grad=True) for value in leaves.values()]
@@ -102,7 +102,7 @@ def test_torch_gradgradcheck(implementation, reset_after):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", JAX_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
 def test_jax_check_grads(implementation, reset_after, x64):
     leaves, lengths = small(reset_after)
     function = jax_function(lengths, reset_after, implementation)
@@ -110,7 +110,7 @@ def test_jax_check_grads(implementation, reset_after, x64):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", JAX_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
 def test_jax_check_grads_of_second_order(implementation, reset_after, x64, quick_compilation):
     leaves, lengths = small(reset_after)
     function = jax_function(lengths, reset_after, implementation)
@@ -305,7 +305,7 @@ def test_jax_shard_map_over_two_devices():
     )
 
 
-@pytest.mark.skipif("fused" not in JAX_IMPLEMENTATIONS, reason="no kernel for JAX")
+@pytest.mark.skipif("fused" not in JAX_GRU.implementations(), reason="no kernel for JAX")
 def test_jax_export_of_the_kernel_says_what_can_be_exported():
     leaves, lengths = small(False)
     leaves = {name: jnp.asarray(value, jnp.float32) for name, value in leaves.items()}
@@ -346,7 +346,7 @@ def test_second_derivatives_of_the_twins_agree(implementation, reset_after, x64)
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", TORCH_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", TORCH_GRU.implementations())
 @pytest.mark.parametrize(
     "backend",
     [
@@ -375,7 +375,7 @@ def test_torch_compile(backend, implementation, reset_after):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", JAX_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
 def test_jax_jit_and_checkpoint(implementation, reset_after, x64):
     leaves, lengths = small(reset_after)
     function = jax_function(lengths, reset_after, implementation)
@@ -391,7 +391,7 @@ def test_jax_jit_and_checkpoint(implementation, reset_after, x64):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", JAX_IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
 def test_jax_vmap(implementation, reset_after, x64):
     """Over a new axis of everything: an ensemble of layers, each with inputs of its own."""
     members = [small(reset_after, seed=seed) for seed in range(3)]

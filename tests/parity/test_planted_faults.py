@@ -1,21 +1,25 @@
 """The parity suite's own check is checked: each fault planted in an implementation fails it."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
+import jax_impl.gru
+import torch_impl.gru
+from common.cells import Recurrence
 from comparison.implementations import Case, Implementation, jax_gru, torch_gru
 from comparison.parity import SIZES, check, draw
-from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
-from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+from jax_impl.gru import CELL as JAX_GRU
+from torch_impl.gru import CELL as TORCH_GRU
 
 SIZE = next(size for size in SIZES if size.name == "ties, zeros, unsorted")
-DRAWS = {after: tuple(draw(SIZE, after, seed) for seed in range(2)) for after in (False, True)}
-IMPLEMENTATIONS = [torch_gru(name) for name in TORCH_IMPLEMENTATIONS]
-IMPLEMENTATIONS += [jax_gru(name) for name in JAX_IMPLEMENTATIONS]
+DRAWS = {after: tuple(draw(SIZE, after, seed) for seed in range(4)) for after in (False, True)}
+IMPLEMENTATIONS = [torch_gru(name) for name in TORCH_GRU.implementations()]
+IMPLEMENTATIONS += [jax_gru(name) for name in JAX_GRU.implementations()]
 
 Gates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -75,27 +79,27 @@ def test_a_fault_in_the_equations_fails(implementation, fault, reset_after, dtyp
 @each_dtype
 @each_reset
 @pytest.mark.parametrize(
-    ("make", "module", "recurrence"),
+    ("make", "module", "layers", "join"),
     [
-        (torch_gru, "torch_impl.gru", "loop"),
-        (torch_gru, "torch_impl.gru", "scan"),
-        (jax_gru, "jax_impl.gru", "scan"),
+        (torch_gru, torch_impl.gru, torch_impl.layers, torch.cat),
+        (jax_gru, jax_impl.gru, jax_impl.layers, jnp.concatenate),
     ],
 )
+@pytest.mark.parametrize("recurrence", ["loop", "scan"])
 def test_a_backward_direction_that_starts_at_the_padding_fails(
-    make, module, recurrence, reset_after, dtype, monkeypatch
+    make, module, layers, join, recurrence, reset_after, dtype, monkeypatch
 ):
-    code = sys.modules[module]
-    correct = getattr(code, recurrence)
+    correct = module.RECURRENCES[recurrence].compute
 
-    def faulty(x, tokens, *others, reverse, **how):
-        *weights, lengths, h0 = others
-        read = lengths * 0 + len(x) if reverse else lengths
-        outputs, last = correct(x, tokens, *weights, read, h0, reverse=reverse, **how)
-        return outputs * code.within(lengths, len(x))[..., None], last
+    def faulty(x, tokens, weights, lengths, h0, **how):
+        outputs, h_last = correct(x, tokens, weights, lengths, h0, **how)
+        others, last = correct(x, tokens, weights, lengths * 0 + len(x), h0, **how)
+        H, mask = h0.shape[-1], layers.within(lengths, len(x))[..., None]
+        outputs = join([outputs[..., :H], others[..., H:] * mask], -1)
+        return outputs, join([h_last[:1], last[1:]], 0)
 
     assert failed(make(recurrence), reset_after, dtype) == set()
-    monkeypatch.setattr(code, recurrence, faulty)
+    monkeypatch.setitem(module.RECURRENCES, recurrence, Recurrence(faulty))
     assert {"outputs", "h_last", "d x", "d h0"} <= failed(make(recurrence), reset_after, dtype)
 
 

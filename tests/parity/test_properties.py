@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from comparison.implementations import Case, jax_gru, torch_gru
 from comparison.parity import Size, check, draw, without_head
-from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
-from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+from jax_impl.gru import CELL as JAX_GRU
+from torch_impl.gru import CELL as TORCH_GRU
 
-IMPLEMENTATIONS = [torch_gru(name) for name in TORCH_IMPLEMENTATIONS]
-IMPLEMENTATIONS += [jax_gru(name) for name in JAX_IMPLEMENTATIONS]
+IMPLEMENTATIONS = [torch_gru(name) for name in TORCH_GRU.implementations()]
+IMPLEMENTATIONS += [jax_gru(name) for name in JAX_GRU.implementations()]
 each_implementation = pytest.mark.parametrize(
     "implementation", IMPLEMENTATIONS, ids=lambda each: each.name
 )

@@ -53,7 +53,8 @@ def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
 
 @pytest.mark.parametrize(("twin", "framework"), [("torch_impl", "torch"), ("jax_impl", "flax.nnx")])
 def test_a_layer_loads_the_bottom_of_common_and_nothing_else(twin: str, framework: str) -> None:
-    bottom = {"common", "common.arguments", "common.errors", "common.params", "common.kernels"}
+    bottom = {"common", "common.arguments", "common.errors", "common.params"}
+    bottom |= {"common.cells", "common.kernels"}
     absent = {"tyro", "pyarrow", "gensim", "altair", "isal", "sklearn", "rich"}
     code = (
         f"import sys, {framework}; before = set(sys.modules); from {twin} import GRU; "

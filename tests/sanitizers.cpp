@@ -1,4 +1,4 @@
-// Runs the kernel over many shapes for the sanitizers: see sanitize.sh. Every buffer is its own
+// Runs the kernel over many shapes for the sanitizers: see test_sanitizers.py. Every buffer is its own
 // piece of the heap, exactly as large as gru.h asks for. Checks that results do not depend on the
 // threads.
 #include <cstdio>

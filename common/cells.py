@@ -1,0 +1,54 @@
+"""What recurs, and how a layer of it can be computed: the same for both frameworks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A way to compute a layer, and where there is one.
+
+    compute(x, tokens, weights, lengths, h0, *, reset_after, return_sequences) takes inputs x
+    [T, B, D], or distinct inputs [K, D] and tokens [T, B] that point at them, the weights of each
+    direction, lengths [B] and first states h0 [R, B, H]; it returns (outputs [T, B, R*H], zero at
+    padding, h_last [R, B, H]). Without return_sequences, outputs have no time steps.
+    """
+
+    compute: Callable[..., tuple[Any, Any]]
+    available: Callable[[str, Any], bool] = lambda device, dtype: True
+    """Whether it computes on a kind of device ("cpu", "cuda"), in a dtype of the framework."""
+    checks: bool = False
+    """Whether it raises for int32 lengths and tokens that are out of range itself."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell (the GRU, the tanh RNN) in one framework.
+
+    step(a, h, weight_hh, bias_hh, *, reset_after), with the inputs' share of the pre-activations a
+    [B, G*H] and the state h [B, H], returns the next state and, by name, what is between the two.
+    """
+
+    name: str
+    step: Callable[..., tuple[Any, dict[str, Any]]]
+    recurrences: Mapping[str, Recurrence]
+    """By name; of those that are available, the last is the default."""
+
+    def implementations(self, device: str = "cpu", dtype: Any = "float32") -> tuple[str, ...]:
+        """The names of the recurrences that are available."""
+        return tuple(n for n, each in self.recurrences.items() if each.available(device, dtype))
+
+    def resolve(self, implementation: str, device: str = "cpu", dtype: Any = "float32") -> str:
+        """The recurrence that a name or "auto" stands for. Raises InputError for no such name."""
+        here = self.implementations(device, dtype)
+        if implementation == "auto":
+            return here[-1]
+        if implementation not in here:
+            raise InputError(
+                f"--implementation {implementation}: on {device}, the {self.name} has auto, "
+                f"{', '.join(here)}"
+            )
+        return implementation

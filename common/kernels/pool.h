@@ -1,0 +1,170 @@
+// The threads that a call of gru.h shares its work out to, and the memory they work in.
+#include <dlfcn.h>
+#include <pthread.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace {
+
+int count_cores() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (!sched_getaffinity(0, sizeof set, &set)) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+// While it lives, this thread takes numbers too small to be normal, below 1.2e-38 in a float, for 0,
+// as XLA's threads always do: gradients that vanish over the steps pass through them, and with each
+// an Intel processor takes a hundred times as long.
+class FlushDenormals {
+#if defined(__SSE__)
+  const unsigned before = _mm_getcsr();
+
+ public:
+  FlushDenormals() { _mm_setcsr(before | 0x8040); }  // FTZ, DAZ
+  ~FlushDenormals() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+  uint64_t before;
+
+ public:
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before));
+    asm volatile("msr fpcr, %0" : : "r"(before | 1 << 24));  // FZ
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+ public:
+  FlushDenormals() {}  // or else it would be unused
+#endif
+};
+
+// Entry point of the OpenMP runtime that the process has loaded for all to see, as PyTorch has.
+using OpenMP = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
+
+OpenMP find_openmp() { return (OpenMP)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
+
+// Threads that wait for work between calls, and the memory they work in. One call at a time.
+class Pool {
+ public:
+  std::mutex in_use;
+  OpenMP openmp = nullptr;  // if not null, its threads do this call's work
+  static inline bool forked = false;
+
+  static Pool &get() {
+    // Never destroyed: its threads may outlive the static objects of the process. A forked child
+    // has none of them: it starts anew.
+    alignas(Pool) static char place[sizeof(Pool)];
+    static Pool *pool = [] {
+      pthread_atfork(nullptr, nullptr, [] {
+        new (place) Pool;
+        forked = true;
+      });
+      return new (place) Pool;
+    }();
+    return *std::launder(pool);
+  }
+
+  // Calls work(i, thread) for each i below count, thread 0 being the caller's.
+  template <class Work>
+  void run(int64_t count, int threads, const Work &work) {
+    const int helpers = (int)std::min<int64_t>(threads, count) - 1;
+    std::atomic<int64_t> next{0};
+    auto loop = [&](int thread) {
+      const FlushDenormals while_it_works;
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i, thread);
+    };
+    if (helpers <= 0) return loop(0);
+    if (openmp && !forked) {  // an OpenMP runtime does not survive a fork
+      struct {
+        decltype(loop) &body;
+        std::atomic<int> arrived{0};
+      } team{loop};
+      openmp([](void *of) { ((decltype(team) *)of)->body(((decltype(team) *)of)->arrived++); },
+             &team, helpers + 1, 0);
+      return;
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      while ((int)workers.size() < helpers) try {
+          workers.emplace_back(&Pool::wait_for_work, this, (int)workers.size() + 1);
+        } catch (const std::system_error &) {  // no more threads to be had: fewer do the same
+          break;
+        }
+      call = [](void *context, int thread) { (*(decltype(loop) *)context)(thread); };
+      context = &loop;
+      invited = helpers;
+      ++generation;
+    }
+    wake.notify_all();
+    loop(0);
+    std::unique_lock<std::mutex> lock(mutex);
+    call = nullptr;  // who has not woken by now is not needed
+    done.wait(lock, [&] { return busy == 0; });
+  }
+
+  // At least so many bytes, aligned for vectors; the contents do not survive a call.
+  void *memory(size_t bytes) {
+    if (bytes > capacity) {
+      release();
+      buffer = ::operator new(bytes, std::align_val_t(64));
+      capacity = bytes;
+    }
+    return buffer;
+  }
+
+  // Keeps the memory for the next call, which saves asking the system for it again, unless it is
+  // large.
+  void finish() {
+    if (capacity > (size_t)64 << 20) release();
+  }
+
+ private:
+  std::mutex mutex;
+  std::condition_variable wake, done;
+  std::vector<std::thread> workers;
+  void (*call)(void *, int) = nullptr;
+  void *context = nullptr;
+  int invited = 0, busy = 0;
+  uint64_t generation = 0;
+  void *buffer = nullptr;
+  size_t capacity = 0;
+
+  void wait_for_work(int thread) {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex);
+    for (;;) {
+      wake.wait(lock, [&] { return generation != seen; });
+      seen = generation;
+      if (!call || thread > invited) continue;
+      auto *const current = call;
+      void *const its_context = context;
+      ++busy;
+      lock.unlock();
+      current(its_context, thread);
+      lock.lock();
+      if (--busy == 0) done.notify_one();
+    }
+  }
+
+  void release() {
+    ::operator delete(buffer, std::align_val_t(64));
+    buffer = nullptr;
+    capacity = 0;
+  }
+};
+
+}  // namespace

@@ -1,0 +1,168 @@
+// gru.h for JAX: XLA FFI handlers, where the compiler finds jaxlib's headers.
+//   gru_xla_forward:  projections..., weight_hh..., bias_hh..., h0, tokens, lengths
+//                     -> outputs, h_last, saved
+//   gru_xla_backward: weight_hh..., d_outputs, d_h_last, saved, tokens, lengths
+//                     -> d_projections..., d_weight_hh..., d_bias_hh..., d_h0
+// where "..." is one for each direction, h0, h_last, d_h0 [directions, B, H] and saved hold all
+// directions, and an empty vector stands for what is missing. Whoever calls, no array is taken to be
+// larger than it is. A length or a token out of range makes every result NaN: an error would come too
+// late, since XLA runs ahead, and everything after it would fail as well.
+#if __has_include("xla/ffi/api/ffi.h")
+#include "xla/ffi/api/ffi.h"
+
+#include <string.h>
+
+#include <string>
+#include <vector>
+
+#include "gru.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+using Sizes = std::vector<int64_t>;
+
+// An array of a call: what it is, and what it has to be.
+struct Expected {
+  const char *name;
+  ffi::AnyBuffer array;
+  Sizes sizes;
+  ffi::DataType type;
+};
+
+std::string described(const Sizes &sizes) {
+  std::string text = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+ffi::Error check(const std::vector<Expected> &arrays) {
+  for (const Expected &each : arrays) {
+    const Sizes found(each.array.dimensions().begin(), each.array.dimensions().end());
+    if (found != each.sizes)
+      return ffi::Error::InvalidArgument(std::string("GRU: ") + each.name + ": expected shape " +
+                                         described(each.sizes) + ", found " + described(found));
+    if (each.array.element_type() != each.type)
+      return ffi::Error::InvalidArgument(std::string("GRU: ") + each.name + ": wrong dtype");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool backward,
+                       ffi::Span<const int64_t> reverse, bool reset_after, int32_t threads) {
+  const size_t R = reverse.size(), of_args = backward ? R + 5 : 3 * R + 3,
+               of_results = backward ? 3 * R + 1 : 3;
+  if (R < 1 || R > 2 || args.size() != of_args || results.size() != of_results)
+    return ffi::Error::InvalidArgument("GRU: wrong number of arrays");
+  auto arg = [&](size_t i) { return *args.get<ffi::AnyBuffer>(i); };
+  auto result = [&](size_t i) { return **results.get<ffi::AnyBuffer>(i); };
+  auto rank = [](const ffi::AnyBuffer &buffer) { return buffer.dimensions().size(); };
+  auto offset = [](const ffi::AnyBuffer &buffer, size_t direction, size_t directions) -> void * {
+    return buffer.element_count()
+               ? (char *)buffer.untyped_data() + buffer.size_bytes() / directions * direction
+               : nullptr;
+  };
+  const auto tokens = arg(of_args - 2), lengths = arg(of_args - 1);
+  const auto weights = arg(backward ? 0 : R), projections = backward ? result(0) : arg(0);
+  const bool has_tokens = rank(tokens) == 2;
+  const ffi::DataType type = weights.element_type();
+  if (type != ffi::F32 && type != ffi::F64)
+    return ffi::Error::InvalidArgument("GRU: float32 and float64 only");
+  if (rank(weights) != 2 || rank(lengths) != 1 || rank(projections) != (has_tokens ? 2 : 3))
+    return ffi::Error::InvalidArgument("GRU: an array has the wrong number of dimensions");
+  gru_problem problem = {};
+  problem.steps = has_tokens ? tokens.dimensions()[0] : projections.dimensions()[0];
+  problem.batch = lengths.dimensions()[0];
+  problem.hidden = weights.dimensions()[1];
+  problem.distinct = has_tokens ? projections.dimensions()[0] : problem.steps * problem.batch;
+  problem.tokens = has_tokens ? (const int32_t *)tokens.untyped_data() : nullptr;
+  problem.lengths = (const int32_t *)lengths.untyped_data();
+  problem.is_double = type == ffi::F64;
+  problem.reset_after = reset_after;
+  problem.directions = (int32_t)R;
+  problem.threads = threads;
+
+  const int64_t T = problem.steps, B = problem.batch, H = problem.hidden, both = (int64_t)R;
+  const Sizes of_projections = has_tokens ? Sizes{problem.distinct, 3 * H} : Sizes{T, B, 3 * H};
+  const Sizes of_states = {both, B, H}, of_weights = {3 * H, H}, of_bias = {3 * H};
+  // Outputs, or their gradient, may be left out: then they have no time steps. So may what forward
+  // saves.
+  const auto outputs = backward ? arg(R) : result(0), saved = backward ? arg(R + 2) : result(2);
+  const bool return_sequences = rank(outputs) != 3 || outputs.dimensions()[0] != 0;
+  const bool saves = backward || rank(saved) != 2 || saved.dimensions()[1] != 0;
+  std::vector<Expected> arrays = {
+      {"tokens", tokens, has_tokens ? Sizes{T, B} : Sizes{0}, ffi::S32},
+      {"lengths", lengths, {B}, ffi::S32},
+      {"outputs", outputs, {return_sequences ? T : 0, B, both * H}, type},
+      {"saved", saved, {both, saves ? gru_saved_size(T, B, H, reset_after) : 0}, type},
+      {"h_last", backward ? arg(R + 1) : result(1), of_states, type},
+      {"h0", backward ? result(3 * R) : arg(3 * R), of_states, type}};
+  for (size_t i = 0; i < R; ++i) {
+    arrays.push_back({"projections", backward ? result(i) : arg(i), of_projections, type});
+    arrays.push_back({"weight_hh", arg(backward ? i : R + i), of_weights, type});
+    arrays.push_back({"bias_hh", backward ? result(2 * R + i) : arg(2 * R + i), of_bias, type});
+    if (backward) arrays.push_back({"d_weight_hh", result(R + i), of_weights, type});
+  }
+  if (ffi::Error error = check(arrays); error.failure()) return error;
+
+  const size_t size = problem.is_double ? 8 : 4;
+  gru_direction directions[2] = {};
+  for (size_t i = 0; i < R; ++i) {
+    gru_direction &d = directions[i];
+    d.reverse = reverse[i] != 0;
+    d.ld_projections = 3 * H;
+    d.ld_outputs = both * H;
+    d.weight_hh = arg(backward ? i : R + i).untyped_data();
+    char *const half = outputs.element_count() ? (char *)outputs.untyped_data() + i * H * size : nullptr;
+    if (backward) {
+      d.d_outputs = half;
+      d.d_h_last = offset(arg(R + 1), i, R);
+      d.saved = offset(saved, i, R);
+      d.d_projections = result(i).untyped_data();
+      d.d_weight_hh = result(R + i).untyped_data();
+      d.d_bias_hh = result(2 * R + i).untyped_data();
+      d.d_h0 = offset(result(3 * R), i, R);
+    } else {
+      d.projections = arg(i).untyped_data();
+      d.bias_hh = arg(2 * R + i).untyped_data();
+      d.h0 = offset(arg(3 * R), i, R);
+      d.outputs = half;
+      d.h_last = offset(result(1), i, R);
+      d.saved = offset(saved, i, R);
+    }
+  }
+  const int status = backward ? gru_backward(&problem, directions) : gru_forward(&problem, directions);
+  if (status == GRU_OUT_OF_MEMORY)
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "GRU: out of memory");
+  for (size_t i = 0; status != GRU_OK && i < of_results; ++i)  // all bits set: a NaN of either type
+    memset(result(i).untyped_data(), 0xff, result(i).size_bytes());
+  return ffi::Error::Success();
+}
+
+ffi::Error xla_forward(ffi::RemainingArgs args, ffi::RemainingRets results,
+                       ffi::Span<const int64_t> reverse, bool reset_after, int32_t threads) {
+  return execute_xla(args, results, false, reverse, reset_after, threads);
+}
+
+ffi::Error xla_backward(ffi::RemainingArgs args, ffi::RemainingRets results,
+                        ffi::Span<const int64_t> reverse, bool reset_after, int32_t threads) {
+  return execute_xla(args, results, true, reverse, reset_after, threads);
+}
+
+auto binding() {
+  return ffi::Ffi::Bind()
+      .RemainingArgs()
+      .RemainingRets()
+      .Attr<ffi::Span<const int64_t>>("reverse")
+      .Attr<bool>("reset_after")
+      .Attr<int32_t>("threads");
+}
+
+}  // namespace
+
+extern "C" GRU_API XLA_FFI_Error *gru_xla_forward(XLA_FFI_CallFrame *);
+extern "C" GRU_API XLA_FFI_Error *gru_xla_backward(XLA_FFI_CallFrame *);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gru_xla_forward, xla_forward, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gru_xla_backward, xla_backward, binding());
+#endif

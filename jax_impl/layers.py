@@ -1,0 +1,285 @@
+"""Layers of any cell in JAX/Flax: arguments, padding, directions. Its twin is torch_impl/layers.py.
+
+A cell (the GRU, the tanh RNN) is a step: from the inputs' share of the pre-activations and the
+state to the next state. A recurrence computes a layer, all directions of it, from the layer's
+inputs to its outputs and last states; `loop` does so with any cell's step.
+
+Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
+L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
+each pre-activation. The weights of a direction are weight_ih, weight_hh, bias_ih, bias_hh.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, DTypeLike, Float, Int
+
+from common.arguments import FLOATS, check_cell, check_mapping, check_range
+from common.cells import Cell
+from common.params import GRU_PARAMETERS
+
+HALF = (jnp.bfloat16, jnp.float16)
+
+Weights = Sequence[Array]
+Found = tuple[Float[Array, "T B R*H"], Float[Array, "R B H"]]
+
+
+def within(lengths: Int[Array, " B"], steps: int) -> Bool[Array, "T B"]:
+    """The mask: true at the time steps of a row, false at its padding."""
+    return jnp.arange(steps)[:, None] < lengths
+
+
+def project(
+    x: Float[Array, "*N D"], weight_ih: Float[Array, "G*H D"], bias_ih: Float[Array, " G*H"]
+) -> Float[Array, "*N G*H"]:
+    """The inputs' share of the pre-activations, x W' + b.
+
+    Many inputs are multiplied in parts: so is the sum over them in the gradient of W, and its
+    rounding error is half of what it is in one go.
+    """
+    parts = jnp.array_split(x, parts_of(x))
+    return jnp.concatenate([part @ weight_ih.T + bias_ih for part in parts])
+
+
+def parts_of(x: Float[Array, "*N D"]) -> int:
+    """In how many parts `project` multiplies."""
+    return max(min(x.shape[0] // 64, 4), 1)
+
+
+def inputs(
+    x: Float[Array, "T B D"] | Float[Array, "K D"],
+    tokens: Int[Array, "T B"] | None,
+    mask: Bool[Array, "T B 1"],
+    weight_ih: Float[Array, "G*H D"],
+    bias_ih: Float[Array, " G*H"],
+) -> Float[Array, "T B G*H"]:
+    """`project` for all time steps; each distinct input is multiplied once.
+
+    Padding has zeros where there are tokens: a NaN in place of them would come back as 0 * NaN.
+    """
+    rows = project(x, weight_ih, bias_ih)
+    return rows if tokens is None else jnp.where(mask, rows[tokens], 0)
+
+
+def unroll(
+    step: Callable[..., tuple[Array, dict[str, Array]]],
+    a: Float[Array, "T B G*H"],
+    mask: Bool[Array, "T B 1"],
+    h: Float[Array, "B H"],
+    weight_hh: Float[Array, "G*H H"],
+    bias_hh: Float[Array, " G*H"],
+    nudges: Float[Array, "T B H"] | None = None,
+    *,
+    reverse: bool,
+    reset_after: bool,
+) -> tuple[Float[Array, "B H"], dict[str, Float[Array, "T B H"]]]:
+    """A cell's step, time step after time step: the last state, and all that is on the way to it.
+
+    That is "states", after each step, and what the step returns by name. At padding the state
+    stays. nudges are added to the states as they are handed on.
+    """
+
+    def one(
+        h: Float[Array, "B H"], at: tuple[Array, Array, Array | None]
+    ) -> tuple[Float[Array, "B H"], dict[str, Float[Array, "B H"]]]:
+        a, mask, nudge = at
+        after, between = step(a, h, weight_hh, bias_hh, reset_after=reset_after)
+        h = jnp.where(mask, after, h)
+        if nudge is not None:
+            h = h + nudge
+        return h, {"states": h, **between}
+
+    return jax.lax.scan(one, h, (a, mask, nudges), reverse=reverse)
+
+
+def by_direction(
+    direction: Callable[..., tuple[Array, Array]],
+    x: Float[Array, "T B D"] | Float[Array, "K D"],
+    tokens: Int[Array, "T B"] | None,
+    weights: Sequence[Weights],
+    lengths: Int[Array, " B"],
+    h0: Float[Array, "R B H"],
+    *,
+    reset_after: bool,
+    return_sequences: bool,
+) -> Found:
+    """A recurrence from what computes one direction.
+
+    direction(x, tokens, mask, weights, h, *, reverse, reset_after) -> (last state, states).
+    """
+    mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
+    results = [
+        direction(x, tokens, mask, each, h0[i], reverse=i == 1, reset_after=reset_after)
+        for i, each in enumerate(weights)
+    ]
+    h_last, states = zip(*results, strict=True)
+    outputs = jnp.where(mask, jnp.concatenate(states, axis=-1), 0)
+    return outputs if return_sequences else outputs[:0], jnp.stack(h_last)
+
+
+def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., Found]:
+    """The recurrence that calls a cell's step at each time step: the teaching version."""
+
+    def direction(
+        x: Float[Array, "T B D"] | Float[Array, "K D"],
+        tokens: Int[Array, "T B"] | None,
+        mask: Bool[Array, "T B 1"],
+        weights: Weights,
+        h: Float[Array, "B H"],
+        *,
+        reverse: bool,
+        reset_after: bool,
+    ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
+        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        a = inputs(x, tokens, mask, weight_ih, bias_ih)
+        how = {"reverse": reverse, "reset_after": reset_after}
+        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, None, **how)
+        return h, found["states"]
+
+    return partial(by_direction, direction)
+
+
+def run(
+    cell: Cell,
+    parameters: Mapping[str, Array],
+    x: Float[Array, "T B D"] | Float[Array, "K D"],
+    lengths: Int[Array, " B"],
+    h0: Float[Array, "L*R B H"] | None = None,
+    tokens: Int[Array, "T B"] | None = None,
+    reset_after: bool = False,
+    implementation: str = "auto",
+    return_sequences: bool = True,
+) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
+    """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py."""
+    own, x, lengths, h0, tokens = check_arrays(cell, parameters, x, lengths, h0, tokens)
+    layers, directions, size = check_cell(cell.name, own, x, lengths, h0, tokens)
+    dtype = x.dtype
+    if dtype in HALF:
+        own, x, h0 = in_dtype(jnp.float32, own, x, h0)
+    # Where a compiled function will run is not known here, so only "auto" depends on it.
+    device = jax.default_backend() if implementation == "auto" else "cpu"
+    recurrence = cell.recurrences[cell.resolve(implementation, device, x.dtype)]
+    steps, R = (x if tokens is None else tokens).shape[0], len(directions)
+    if h0 is None:
+        h0 = jnp.zeros((layers * R, lengths.shape[0], size), x.dtype)
+    lengths, wrong = in_range("lengths", lengths, steps, "T, the number of time steps")
+    if wrong is not None:
+        h0 = jnp.where(wrong[:, None], jnp.nan, h0)
+    if tokens is not None:
+        tokens, wrong = in_range("tokens", tokens, len(x) - 1, "K - 1, x having K rows")
+        if wrong is not None:
+            h0 = jnp.where(wrong.any(axis=0)[:, None], jnp.nan, h0)
+    x = without_padding(x, tokens, lengths)
+    h_last = []
+    for number in range(layers):
+        x, last = recurrence.compute(
+            x,
+            tokens,
+            [layer_weights(cell, own, number, side) for side in directions],
+            lengths,
+            h0[number * R : (number + 1) * R],
+            reset_after=reset_after,
+            return_sequences=return_sequences or number < layers - 1,
+        )
+        tokens = None
+        h_last.append(last)
+    return x.astype(dtype), jnp.concatenate(h_last).astype(dtype)
+
+
+def layer_weights(
+    cell: Cell, parameters: Mapping[str, Array], layer: int, direction: str
+) -> Weights:
+    """The weights of one direction of a layer."""
+    return [parameters[f"{cell.name}.{layer}.{direction}.{name}"] for name in GRU_PARAMETERS]
+
+
+def check_arrays(
+    cell: Cell,
+    parameters: Mapping[str, Array],
+    x: Array,
+    lengths: Array,
+    h0: Array | None = None,
+    tokens: Array | None = None,
+) -> tuple[dict[str, Array], Array, Any, Array | None, Any]:
+    """The arguments of `run` as arrays, the cell's parameters alone; TypeError for what is none.
+
+    Lengths and tokens that were NumPy's, or numbers in a list, become NumPy's: with all their bits.
+    """
+    check_mapping(parameters)
+    own = {n: as_array(n, p) for n, p in parameters.items() if n.startswith(f"{cell.name}.")}
+    return (
+        own,
+        as_array("x", x),
+        as_array("lengths", lengths, np.asarray),
+        None if h0 is None else as_array("h0", h0),
+        None if tokens is None else as_array("tokens", tokens, np.asarray),
+    )
+
+
+def as_array(name: str, value: Any, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
+    """What may be taken for an array as one: JAX's, or what `convert` makes of NumPy's."""
+    if isinstance(value, Array):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind in "OSUV" and array.dtype.name not in FLOATS:
+        raise TypeError(f"{name}: expected an array, found {type(value).__name__}")
+    return convert(array)
+
+
+def in_dtype(
+    dtype: DTypeLike, parameters: Mapping[str, Array], x: Array, h0: Array | None
+) -> tuple[dict[str, Array], Array, Array | None]:
+    """parameters, x and h0 in another dtype."""
+    converted = {name: value.astype(dtype) for name, value in parameters.items()}
+    return converted, x.astype(dtype), None if h0 is None else h0.astype(dtype)
+
+
+def in_range(
+    name: str, array: Int[Array, "*N"], limit: int, what: str
+) -> tuple[Int[Array, "*N"], Bool[Array, "*N"] | None]:
+    """The array as int32, its values brought into 0..limit, and where they were not.
+
+    Raises ValueError where they are known and out of range; then the second is None.
+    """
+    if not isinstance(array, jax.core.Tracer):
+        values = np.asarray(array)
+        if values.size:
+            check_range(name, int(values.min()), int(values.max()), limit, what)
+        return jnp.asarray(array, jnp.int32), None
+    if array.dtype.itemsize < 4:  # too small, maybe, for the limit
+        array = array.astype(jnp.int32)
+    return jnp.clip(array, 0, limit).astype(jnp.int32), (array < 0) | (array > limit)
+
+
+def without_padding(
+    x: Float[Array, "T B D"] | Float[Array, "K D"],
+    tokens: Int[Array, "T B"] | None,
+    lengths: Int[Array, " B"],
+) -> Float[Array, "T B D"] | Float[Array, "K D"]:
+    """x with zeros where it is read at padding alone: so it has no part in gradients, either."""
+    if tokens is None:
+        return jnp.where(within(lengths, len(x))[..., None], x, 0)
+    mask = within(lengths, len(tokens))
+    read = jnp.zeros(len(x) + 1, bool).at[jnp.where(mask, tokens, len(x))].set(True)
+    return jnp.where(read[:-1, None], x, 0)
+
+
+def register(
+    module: nnx.Module, parameters: Mapping[str, np.ndarray], dtype: DTypeLike
+) -> tuple[str, ...]:
+    """Make the canonical parameters attributes of a module; returns their canonical names."""
+    for name, value in parameters.items():
+        parameter = nnx.Param(jnp.array(value, dtype))
+        setattr(module, name.replace(".", "_"), parameter)  # no dots in attributes
+    return tuple(parameters)
+
+
+def canonical(module: nnx.Module, names: tuple[str, ...]) -> dict[str, Array]:
+    """The parameters that `register` made, under their canonical names."""
+    return {name: getattr(module, name.replace(".", "_"))[...] for name in names}

@@ -1,0 +1,315 @@
+"""Layers of any cell in PyTorch: arguments, padding, directions. Its twin is jax_impl/layers.py.
+
+A cell (the GRU, the tanh RNN) is a step: from the inputs' share of the pre-activations and the
+state to the next state. A recurrence computes a layer, all directions of it, from the layer's
+inputs to its outputs and last states; `loop` does so with any cell's step.
+
+Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
+L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
+each pre-activation. The weights of a direction are weight_ih, weight_hh, bias_ih, bias_hh.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from common.arguments import check_cell, check_mapping, check_range
+from common.cells import Cell
+from common.params import GRU_PARAMETERS
+
+HALF = (torch.bfloat16, torch.float16)
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+Weights = Sequence[Tensor]
+Found = tuple[Float[Tensor, "T B R*H"], Float[Tensor, "R B H"]]
+
+
+def within(lengths: Int[Tensor, " B"], steps: int) -> Bool[Tensor, "T B"]:
+    """The mask: true at the time steps of a row, false at its padding."""
+    return torch.arange(steps, device=lengths.device)[:, None] < lengths
+
+
+def project(
+    x: Float[Tensor, "*N D"], weight_ih: Float[Tensor, "G*H D"], bias_ih: Float[Tensor, " G*H"]
+) -> Float[Tensor, "*N G*H"]:
+    """The inputs' share of the pre-activations, x W' + b.
+
+    Many inputs are multiplied in parts: so is the sum over them in the gradient of W, and its
+    rounding error is half of what it is in one go.
+    """
+    if (parts := parts_of(x)) == 1:
+        return F.linear(x, weight_ih, bias_ih)
+    return torch.cat([F.linear(part, weight_ih, bias_ih) for part in x.chunk(parts)])
+
+
+def parts_of(x: Float[Tensor, "*N D"]) -> int:
+    """In how many parts `project` multiplies."""
+    return max(min(x.shape[0] // 64, 4), 1)
+
+
+def inputs(
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+    tokens: Int[Tensor, "T B"] | None,
+    mask: Bool[Tensor, "T B 1"],
+    weight_ih: Float[Tensor, "G*H D"],
+    bias_ih: Float[Tensor, " G*H"],
+) -> Float[Tensor, "T B G*H"]:
+    """`project` for all time steps; each distinct input is multiplied once.
+
+    Padding has zeros where there are tokens: a NaN in place of them would come back as 0 * NaN.
+    """
+    rows = project(x, weight_ih, bias_ih)
+    if tokens is None:
+        return rows
+    return F.embedding(torch.where(mask[..., 0], tokens, len(rows)), F.pad(rows, (0, 0, 0, 1)))
+
+
+def unroll(
+    step: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    a: Float[Tensor, "T B G*H"],
+    mask: Bool[Tensor, "T B 1"],
+    h: Float[Tensor, "B H"],
+    weight_hh: Float[Tensor, "G*H H"],
+    bias_hh: Float[Tensor, " G*H"],
+    nudges: Float[Tensor, "T B H"] | None = None,
+    *,
+    reverse: bool,
+    reset_after: bool,
+) -> tuple[Float[Tensor, "B H"], dict[str, Float[Tensor, "T B H"]]]:
+    """A cell's step, time step after time step: the last state, and all that is on the way to it.
+
+    That is "states", after each step, and what the step returns by name. At padding the state
+    stays. nudges are added to the states as they are handed on.
+    """
+    found: list[dict[str, Tensor]] = [{}] * len(a)
+    for t in reversed(range(len(a))) if reverse else range(len(a)):
+        after, between = step(a[t], h, weight_hh, bias_hh, reset_after=reset_after)
+        h = torch.where(mask[t], after, h)
+        if nudges is not None:
+            h = h + nudges[t]
+        found[t] = {"states": h, **between}
+    if not found:
+        return h, {"states": h.new_zeros(0, *h.shape)}
+    return h, {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+
+def by_direction(
+    direction: Callable[..., tuple[Tensor, Tensor]],
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+    tokens: Int[Tensor, "T B"] | None,
+    weights: Sequence[Weights],
+    lengths: Int[Tensor, " B"],
+    h0: Float[Tensor, "R B H"],
+    *,
+    reset_after: bool,
+    return_sequences: bool,
+) -> Found:
+    """A recurrence from what computes one direction.
+
+    direction(x, tokens, mask, weights, h, *, reverse, reset_after) -> (last state, states).
+    """
+    mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
+    results = [
+        direction(x, tokens, mask, each, h0[i], reverse=i == 1, reset_after=reset_after)
+        for i, each in enumerate(weights)
+    ]
+    h_last, states = zip(*results, strict=True)
+    outputs = torch.where(mask, torch.cat(states, dim=-1), 0)
+    return outputs if return_sequences else outputs[:0], torch.stack(h_last)
+
+
+def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., Found]:
+    """The recurrence that calls a cell's step at each time step: the teaching version."""
+
+    def direction(
+        x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+        tokens: Int[Tensor, "T B"] | None,
+        mask: Bool[Tensor, "T B 1"],
+        weights: Weights,
+        h: Float[Tensor, "B H"],
+        *,
+        reverse: bool,
+        reset_after: bool,
+    ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
+        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        a = inputs(x, tokens, mask, weight_ih, bias_ih)
+        how = {"reverse": reverse, "reset_after": reset_after}
+        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, None, **how)
+        return h, found["states"]
+
+    return partial(by_direction, direction)
+
+
+def run(
+    cell: Cell,
+    parameters: Mapping[str, Tensor],
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+    lengths: Int[Tensor, " B"],
+    h0: Float[Tensor, "L*R B H"] | None = None,
+    tokens: Int[Tensor, "T B"] | None = None,
+    reset_after: bool = False,
+    implementation: str = "auto",
+    return_sequences: bool = True,
+) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
+    """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py."""
+    check_arrays(parameters, x=x, lengths=lengths, h0=h0, tokens=tokens)
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        own, x, h0 = in_dtype(low, cell, parameters, x, h0, only=(torch.float32, *HALF))
+        how = (reset_after, implementation, return_sequences)
+        with torch.autocast(device, enabled=False):
+            return run(cell, own, x, lengths, h0, tokens, *how)
+    layers, directions, size = check_cell(cell.name, parameters, x, lengths, h0, tokens)
+    dtype = x.dtype
+    if dtype in HALF:
+        parameters, x, h0 = in_dtype(torch.float32, cell, parameters, x, h0, only=HALF)
+    recurrence = cell.recurrences[cell.resolve(implementation, device, x.dtype)]
+    steps, R = (x if tokens is None else tokens).shape[0], len(directions)
+    it_checks = recurrence.checks and not forward_mode()
+    if not it_checks or lengths.dtype != torch.int32:
+        lengths = in_range("lengths", lengths, steps, "T, the number of time steps")
+    if tokens is not None and (not it_checks or tokens.dtype != torch.int32):
+        tokens = in_range("tokens", tokens, len(x) - 1, "K - 1, x having K rows")
+    if h0 is None:
+        h0 = x.new_zeros(layers * R, lengths.shape[0], size)
+    x = without_padding(x, tokens, lengths)
+    h_last = []
+    for number in range(layers):
+        x, last = recurrence.compute(
+            x,
+            tokens,
+            [layer_weights(cell, parameters, number, side) for side in directions],
+            lengths,
+            h0[number * R : (number + 1) * R],
+            reset_after=reset_after,
+            return_sequences=return_sequences or number < layers - 1,
+        )
+        tokens = None
+        h_last.append(last)
+    states = torch.cat(h_last) if layers > 1 else h_last[0]
+    return (x.to(dtype), states.to(dtype)) if dtype in HALF else (x, states)
+
+
+def layer_weights(
+    cell: Cell, parameters: Mapping[str, Tensor], layer: int, direction: str
+) -> Weights:
+    """The weights of one direction of a layer."""
+    return [parameters[f"{cell.name}.{layer}.{direction}.{name}"] for name in GRU_PARAMETERS]
+
+
+def check_arrays(parameters: Mapping[str, Tensor], **others: Tensor | None) -> None:
+    """Raise TypeError for what is no dense tensor, ValueError for one that is not where others are.
+
+    The others are named arguments; h0 and tokens may be None.
+    """
+    check_mapping(parameters)
+    device = None
+    for given in (others, parameters):
+        for name, value in given.items():
+            if value is None and name in ("h0", "tokens") and given is others:
+                continue
+            array = as_array(name, value)
+            device = device or array.device
+            if array.device != device:
+                raise ValueError(f"{name}: expected it on {device}, found {array.device}")
+
+
+def as_array(name: str, value: Any) -> Tensor:
+    """What may be taken for an array: dense tensors. Nothing else is made one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, found {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, found one of {value.layout}")
+    return value
+
+
+def in_dtype(
+    dtype: torch.dtype,
+    cell: Cell,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    h0: Tensor | None,
+    *,
+    only: tuple[torch.dtype, ...],
+) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+    """The cell's parameters, x and h0 in another dtype, if they are in one of `only`."""
+
+    def convert(array: Tensor) -> Tensor:
+        return array.to(dtype) if array.dtype in only else array
+
+    own = {n: convert(p) for n, p in parameters.items() if n.startswith(f"{cell.name}.")}
+    return own, convert(x), None if h0 is None else convert(h0)
+
+
+def in_range(name: str, array: Int[Tensor, "..."], limit: int, what: str) -> Int[Tensor, "..."]:
+    """The array as int32, its values having been seen to be in 0..limit, where they are known."""
+    if array.numel() and plain(array):
+        lowest, highest = torch.aminmax(array if array.dtype in SIGNED else array.to(torch.int64))
+        check_range(name, int(lowest), int(highest), limit, what)
+    return array.to(torch.int32)
+
+
+def without_padding(
+    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+    tokens: Int[Tensor, "T B"] | None,
+    lengths: Int[Tensor, " B"],
+) -> Float[Tensor, "T B D"] | Float[Tensor, "K D"]:
+    """x with zeros where it is read at padding alone: so it has no part in gradients, either."""
+    if not torch.is_grad_enabled() or (plain(x) and math.isfinite(x.detach().sum())):
+        return x  # 0 times it is 0, and only gradients have such products
+    if tokens is None:
+        return torch.where(within(lengths, len(x))[..., None], x, 0)
+    mask = within(lengths, len(tokens))
+    read = torch.zeros(len(x) + 1, dtype=torch.bool, device=x.device)
+    places = torch.where(mask, tokens, len(x)).flatten().long().clamp(0, len(x))
+    read = read.scatter(0, places, True)
+    return torch.where(read[:-1, None], x, 0)
+
+
+def register(
+    module: nn.Module, parameters: Mapping[str, np.ndarray], dtype: torch.dtype
+) -> tuple[str, ...]:
+    """Make the canonical parameters attributes of a module; returns their canonical names."""
+    for name, value in parameters.items():
+        parameter = nn.Parameter(torch.tensor(value, dtype=dtype))
+        module.register_parameter(name.replace(".", "_"), parameter)  # no dots in attributes
+    return tuple(parameters)
+
+
+def canonical(module: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The parameters that `register` made, under their canonical names."""
+    return {name: getattr(module, name.replace(".", "_")) for name in names}
+
+
+def plain(*arrays: Tensor | None) -> bool:
+    """Whether these are numbers in memory: not those that PyTorch compiles, fakes or transforms."""
+    return not (
+        torch.compiler.is_compiling()
+        or transformed()
+        or torch._C._len_torch_dispatch_stack()
+        or any(
+            type(each) not in (Tensor, nn.Parameter)
+            or each.is_meta
+            or not torch._C._has_storage(each)
+            for each in arrays
+            if each is not None
+        )
+    )
+
+
+def transformed() -> bool:
+    """Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def forward_mode() -> bool:
+    """Whether derivatives are being computed in forward mode, by torch.func or torch.autograd."""
+    return torch.autograd.forward_ad._current_level >= 0
