@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from common.cells import Cell
 from common.params import BLOCKS, cell_of, gru_shapes, structure
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -24,7 +25,7 @@ def check_mapping(parameters: Any) -> None:
 
 
 def check_cell(
-    cell: str,
+    cell: Cell,
     parameters: Mapping[str, Any],
     x: Any,
     lengths: Any,
@@ -37,7 +38,7 @@ def check_cell(
     dtype; either names the argument, what is expected and what was found.
     """
     names = tuple(parameters)
-    name, blocks = f"{cell}.0.forward.weight_hh", BLOCKS[cell]
+    name, blocks = f"{cell.name}.0.forward.weight_hh", BLOCKS[cell.name]
     if name not in parameters:
         raise ValueError(f"parameters: expected {name}, found {names or 'none'}")
     layers, directions = structure(names)
@@ -59,7 +60,7 @@ def check_cell(
     check_shape("lengths", lengths, B)
     check_dtype("lengths", lengths, INTEGERS)
     dtype = x.dtype
-    for name, shape in _shapes(D, H, layers, len(directions) == 2, cell).items():
+    for name, shape in _shapes(D, H, layers, len(directions) == 2, cell.name).items():
         array = parameters.get(name)
         if array is None:
             raise ValueError(f"parameters: expected {name}, found none")
@@ -68,7 +69,7 @@ def check_cell(
         if array.dtype != dtype:
             check_same_dtype(name, array, "x", x)
     if h0 is not None:
-        check_shape("h0", h0, layers * len(directions), B, H)
+        check_shape("h0", h0, layers * len(directions), B, cell.states * H)
         check_same_dtype("h0", h0, "x", x)
     return layers, directions, H
 

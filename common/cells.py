@@ -29,13 +29,16 @@ class Cell:
     """A cell (the GRU, the tanh RNN) in one framework.
 
     step(a, h, weight_hh, bias_hh, *, reset_after), with the inputs' share of the pre-activations a
-    [B, G*H] and the state h [B, H], returns the next state and, by name, what is between the two.
+    [B, G*H] and the state h [B, S*H], returns the next state and, by name, what is between the two.
+    The first H of a state are the output.
     """
 
     name: str
     step: Callable[..., tuple[Any, dict[str, Any]]]
     recurrences: Mapping[str, Recurrence]
     """By name; of those that are available, the last is the default."""
+    states: int = 1
+    """S, how many times H a state has (an LSTM's: 2)."""
 
     def implementations(self, device: str = "cpu", dtype: Any = "float32") -> tuple[str, ...]:
         """The names of the recurrences that are available."""

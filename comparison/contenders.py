@@ -120,7 +120,11 @@ def torch_contenders() -> dict[str, Callable[[Task], Run]]:
 
         def last() -> Any:
             x = table[distinct]
-            how: Any = {"tokens": tokens, "implementation": implementation, "return_sequences": False}
+            how: Any = {
+                "tokens": tokens,
+                "implementation": implementation,
+                "return_sequences": False,
+            }
             return gru(weights, x, lengths, **how)[1]
 
         return finish(task, list(weights.values()), last)

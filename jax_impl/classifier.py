@@ -21,9 +21,10 @@ from jax_impl.layers import as_array, canonical, in_range, register, run
 CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
-def head(parameters: Mapping[str, Array], h_last: Float[Array, "R B H"]) -> Float[Array, "B C"]:
-    """Logits from the last state of each direction: ReLU, then one linear layer."""
-    features = jax.nn.relu(jnp.concatenate(list(h_last), axis=-1))
+def head(parameters: Mapping[str, Array], h_last: Float[Array, "R B S*H"]) -> Float[Array, "B C"]:
+    """Logits from the last output of each direction: ReLU, then one linear layer."""
+    size = parameters["head.weight"].shape[1] // len(h_last)
+    features = jax.nn.relu(jnp.concatenate(list(h_last[..., :size]), axis=-1))
     return features @ parameters["head.weight"].T + parameters["head.bias"]
 
 

@@ -6,7 +6,8 @@ inputs to its outputs and last states; `loop` does so with any cell's step.
 
 Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
 L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
-each pre-activation. The weights of a direction are weight_ih, weight_hh, bias_ih, bias_hh.
+each pre-activation, S the size of a state in H. The weights of a direction are weight_ih,
+weight_hh, bias_ih, bias_hh.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +120,8 @@ def by_direction(
         for i, each in enumerate(weights)
     ]
     h_last, states = zip(*results, strict=True)
-    outputs = jnp.where(mask, jnp.concatenate(states, axis=-1), 0)
+    size = weights[0][1].shape[-1]
+    outputs = jnp.where(mask, jnp.concatenate([each[..., :size] for each in states], axis=-1), 0)
     return outputs if return_sequences else outputs[:0], jnp.stack(h_last)
 
 
@@ -158,7 +160,7 @@ def run(
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
     """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py."""
     own, x, lengths, h0, tokens = check_arrays(cell, parameters, x, lengths, h0, tokens)
-    layers, directions, size = check_cell(cell.name, own, x, lengths, h0, tokens)
+    layers, directions, size = check_cell(cell, own, x, lengths, h0, tokens)
     dtype = x.dtype
     if dtype in HALF:
         own, x, h0 = in_dtype(jnp.float32, own, x, h0)
@@ -167,7 +169,7 @@ def run(
     recurrence = cell.recurrences[cell.resolve(implementation, device, x.dtype)]
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
     if h0 is None:
-        h0 = jnp.zeros((layers * R, lengths.shape[0], size), x.dtype)
+        h0 = jnp.zeros((layers * R, lengths.shape[0], cell.states * size), x.dtype)
     lengths, wrong = in_range("lengths", lengths, steps, "T, the number of time steps")
     if wrong is not None:
         h0 = jnp.where(wrong[:, None], jnp.nan, h0)

@@ -71,7 +71,8 @@ def explain(
     """
     x = parameters.get("vectors.weight", vectors)[distinct][tokens]
     _, directions = structure(parameters)
-    size = parameters["head.weight"].shape[1] // len(directions)
+    states = CELLS[cell_of(parameters)].states
+    size = states * parameters["head.weight"].shape[1] // len(directions)
     nudges = jnp.zeros((len(directions), *tokens.shape, size), x.dtype)
 
     def asked_about(

@@ -19,9 +19,12 @@ from torch_impl.layers import canonical, check_arrays, in_range, register, run
 CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
-def head(parameters: Mapping[str, Tensor], h_last: Float[Tensor, "R B H"]) -> Float[Tensor, "B C"]:
-    """Logits from the last state of each direction: ReLU, then one linear layer."""
-    features = torch.relu(h_last.transpose(0, 1).flatten(1))
+def head(
+    parameters: Mapping[str, Tensor], h_last: Float[Tensor, "R B S*H"]
+) -> Float[Tensor, "B C"]:
+    """Logits from the last output of each direction: ReLU, then one linear layer."""
+    size = parameters["head.weight"].shape[1] // len(h_last)
+    features = torch.relu(h_last[..., :size].transpose(0, 1).flatten(1))
     return F.linear(features, parameters["head.weight"], parameters["head.bias"])
 
 

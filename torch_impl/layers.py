@@ -6,7 +6,8 @@ inputs to its outputs and last states; `loop` does so with any cell's step.
 
 Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
 L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
-each pre-activation. The weights of a direction are weight_ih, weight_hh, bias_ih, bias_hh.
+each pre-activation, S the size of a state in H. The weights of a direction are weight_ih,
+weight_hh, bias_ih, bias_hh.
 """
 
 import math
@@ -121,7 +122,8 @@ def by_direction(
         for i, each in enumerate(weights)
     ]
     h_last, states = zip(*results, strict=True)
-    outputs = torch.where(mask, torch.cat(states, dim=-1), 0)
+    size = weights[0][1].shape[-1]
+    outputs = torch.where(mask, torch.cat([each[..., :size] for each in states], dim=-1), 0)
     return outputs if return_sequences else outputs[:0], torch.stack(h_last)
 
 
@@ -167,7 +169,7 @@ def run(
         how = (reset_after, implementation, return_sequences)
         with torch.autocast(device, enabled=False):
             return run(cell, own, x, lengths, h0, tokens, *how)
-    layers, directions, size = check_cell(cell.name, parameters, x, lengths, h0, tokens)
+    layers, directions, size = check_cell(cell, parameters, x, lengths, h0, tokens)
     dtype = x.dtype
     if dtype in HALF:
         parameters, x, h0 = in_dtype(torch.float32, cell, parameters, x, h0, only=HALF)
@@ -179,7 +181,7 @@ def run(
     if tokens is not None and (not it_checks or tokens.dtype != torch.int32):
         tokens = in_range("tokens", tokens, len(x) - 1, "K - 1, x having K rows")
     if h0 is None:
-        h0 = x.new_zeros(layers * R, lengths.shape[0], size)
+        h0 = x.new_zeros(layers * R, lengths.shape[0], cell.states * size)
     x = without_padding(x, tokens, lengths)
     h_last = []
     for number in range(layers):

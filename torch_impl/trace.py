@@ -70,7 +70,8 @@ def explain(
     x = F.embedding(distinct, parameters.get("vectors.weight", vectors))[tokens]
     x = x.detach().requires_grad_()
     _, directions = structure(parameters)
-    size = parameters["head.weight"].shape[1] // len(directions)
+    states = CELLS[cell_of(parameters)].states
+    size = states * parameters["head.weight"].shape[1] // len(directions)
     nudges = x.new_zeros(len(directions), *tokens.shape, size, requires_grad=True)
     found = trace(parameters, x, lengths, nudges, reset_after=reset_after)
     h_last = torch.stack(
