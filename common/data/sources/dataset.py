@@ -1,8 +1,8 @@
 """What every source yields: labelled texts, one after the other, read as often as need be."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,6 +39,8 @@ class Dataset:
     test_size: float | int = 0.2
     """The share, or the number, of examples to be drawn for the test split where the source has no
     split of its own; stratified by category and label."""
+    state: Mapping[str, str | int] = field(default_factory=dict)
+    """What tells one state of the source from another, without reading it."""
 
 
 def draw_test(

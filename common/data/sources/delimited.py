@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import TextIOWrapper
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 from common.data.sources import files
@@ -61,20 +62,10 @@ def rows(
             else:
                 names, before, line = first, [], reader.line_num + 1
             columns = choose(names)
-            text, label = names.index(columns.text), names.index(columns.label)
-            split, category = (
-                None if name is None else names.index(name)
-                for name in (columns.split, columns.category)
-            )
+            pick = itemgetter(*(len(names) if it is None else names.index(it) for it in columns))
             for fields in chain(before, reader):
                 if len(fields) == len(names):
-                    yield (
-                        line,
-                        fields[text],
-                        fields[label],
-                        None if split is None else fields[split],
-                        None if category is None else fields[category],
-                    )
+                    yield line, *pick([*fields, None])
                 elif fields:
                     raise InputError(
                         f"{path}: line {line:,}: {len(fields)} columns instead of {len(names)}"
