@@ -249,7 +249,7 @@ def test_a_linear_model_is_explained_exactly() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of PyTorch's own bidirectional layer."""
-    from common.training.loop import loop
+    from common.training import loop
 
     folder = tmp_path_factory.mktemp("run")
     sizes = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
