@@ -58,7 +58,7 @@ def read(path: Path, vocabulary: Iterable[str]) -> tuple[list[str], Float[np.nda
             data = io.BytesIO()
             with _open(path) as file:
                 _copy(file, data, MAX_PICKLE, name)
-            keyed_vectors.read(path, data, found)
+            keyed_vectors.read(path, data.getvalue(), found)
         elif binary.looks_like(head):
             found = Found(vocabulary, name, "byte")
             with _open(path) as file:
