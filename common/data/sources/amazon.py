@@ -28,8 +28,9 @@ def load(spec: str) -> Dataset:
 
     def examples() -> Iterator[Example]:
         for path in found:
+            label, category = path.stem, path.parent.name
             for text in _texts(path):
-                yield Example(text, path.stem, path.parent.name)
+                yield Example(text, label, category)
 
     return Dataset(spec, examples, CLASSES, state=files.state(found))
 

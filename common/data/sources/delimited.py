@@ -62,10 +62,11 @@ def rows(
             else:
                 names, before, line = first, [], reader.line_num + 1
             columns = choose(names)
-            pick = itemgetter(*(len(names) if it is None else names.index(it) for it in columns))
+            # Out of the fields with None and the line after them.
+            pick = itemgetter(-1, *(-2 if it is None else names.index(it) for it in columns))
             for fields in chain(before, reader):
                 if len(fields) == len(names):
-                    yield line, *pick([*fields, None])
+                    yield pick([*fields, None, line])
                 elif fields:
                     raise InputError(
                         f"{path}: line {line:,}: {len(fields)} columns instead of {len(names)}"
