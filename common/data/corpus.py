@@ -295,7 +295,9 @@ def _encode(
             ids[np.frombuffer(chunk.tokens, np.uint32)].tofile(file)
             columns["lengths"].extend(chunk.lengths)
             hashes += chunk.hashes
-    found = {name: np.frombuffer(column, np.int32) for name, column in columns.items()}
+    found: dict[str, np.ndarray] = {
+        name: np.frombuffer(column, np.int32) for name, column in columns.items()
+    }
     found["hashes"] = np.frombuffer(hashes, np.uint64).reshape(-1, HASH_BYTES // 8)
     return list(words), list(labels), list(categories), found
 
