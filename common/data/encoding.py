@@ -3,7 +3,9 @@
 A worker is a fresh interpreter that imports nothing but this file and the tokenizer: it starts in
 a few hundredths of a second, whatever the program around it has loaded (multiprocessing would
 import the main module, and so a framework, in each). It ends when its standard input does, so none
-outlives the program.
+outlives the program, and Ctrl-C does not reach it. loky, the pool that comes with joblib, encodes
+as fast, but starts a second later (14 MB of reviews took 60 % longer, 46 MB 25 %), and a program
+that is killed would leave its workers behind.
 """
 
 import hashlib
@@ -73,11 +75,8 @@ def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
         idle = deque(stack.enter_context(_Worker()) for _ in range(size))
         busy: deque[_Worker] = deque()
         for chunk in chain(more, chunks):
-            done = None
-            if not idle:
-                done = busy[0].take()
-                idle.append(busy.popleft())
-            busy.append(idle.popleft())
+            done = None if idle else busy[0].take()
+            busy.append((idle or busy).popleft())
             busy[-1].give(chunk)
             if done:
                 yield done
@@ -87,7 +86,7 @@ def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
 
 def cores() -> int:
     """How many cores this process may use, by its affinity and by a container's quota."""
-    import joblib  # which a worker does without
+    import joblib  # which reads the quota, and which a worker does without
 
     return int(joblib.cpu_count())
 

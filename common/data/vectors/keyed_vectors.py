@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.data.unpickle import Constructors, restricted_loads
-from common.data.vectors.found import Found
-from common.data.vectors.tables import DTYPES, take
+from common.data.vectors.found import DTYPES, Found
 from common.errors import InputError
 
 # What gensim has called the words and the vectors: since 4.0, in 3.x, before.
@@ -92,7 +91,7 @@ def read(path: Path, data: bytes, found: Found) -> None:
             array = _array(inside)
         except Exception as error:  # whatever a pickle may hold in the places of an array's parts
             raise InputError(f"{path}: its vectors are damaged ({error})") from None
-        take(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words, found)
+        found.put_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
         return
     companions = [
         path.with_name(f"{path.name.removesuffix('.gz')}.{name}.npy") for name in _VECTORS
@@ -102,7 +101,7 @@ def read(path: Path, data: bytes, found: Found) -> None:
         raise InputError(f"{companions[0]}: not there, but {path.name} has its vectors in it")
     table = _open(companion)
     shape, dtype = table.shape, table.dtype.str[1:]
-    take(str(companion), shape, dtype, lambda numbers: _open(companion)[numbers], words, found)
+    found.put_table(str(companion), shape, dtype, lambda numbers: _open(companion)[numbers], words)
 
 
 def _open(path: Path) -> np.ndarray:

@@ -11,7 +11,6 @@ from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 
 from common.data.vectors.found import Found
-from common.data.vectors.tables import take
 from common.errors import InputError
 
 
@@ -54,7 +53,7 @@ def read(path: Path, unpacked: Path, found: Found) -> None:
             block = file.get_slice(name)[int(numbers[0]) : int(numbers[-1]) + 1]
         return block[numbers - numbers[0]]
 
-    take(f"{path}: {name}", shape, dtype, rows, words, found)
+    found.put_table(f"{path}: {name}", shape, dtype, rows, words)
 
 
 def _kind(dtype: str) -> str:
