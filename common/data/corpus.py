@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int, Int32, Int64
 
 from common.data import sources
 from common.data.cache import cached
-from common.data.encoding import CHUNK, HASH_BYTES, encode_all, numbering
+from common.data.encoding import CHUNK, encode_all, numbering
 from common.data.sources.dataset import SPLIT_SEED, SPLITS, Dataset, draw_test
 from common.data.text import TOKENIZER_VERSION
 from common.errors import InputError
@@ -298,7 +298,7 @@ def _encode(
     found: dict[str, np.ndarray] = {
         name: np.frombuffer(column, np.int32) for name, column in columns.items()
     }
-    found["hashes"] = np.frombuffer(hashes, np.uint64).reshape(-1, HASH_BYTES // 8)
+    found["hashes"] = np.frombuffer(hashes, np.uint64)
     return list(words), list(labels), list(categories), found
 
 

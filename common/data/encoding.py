@@ -23,7 +23,7 @@ from common.data.text import clean, tokenize
 from common.errors import InputError
 
 CHUNK = 1 << 20  # characters that go to a worker at once
-HASH_BYTES = 16
+HASH_BYTES = 8  # that two of 5 million texts look alike by chance has a probability of 1e-6
 _ALONE = 8  # so many chunks are encoded before it is worth starting processes
 _MOST_WORKERS = 8  # one process that reads cannot feed more
 

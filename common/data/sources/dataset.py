@@ -45,7 +45,7 @@ class Dataset:
 
 def draw_test(
     dataset: Dataset,
-    hashes: UInt64[np.ndarray, "N words"],
+    hashes: UInt64[np.ndarray, " N"],
     strata: Int32[np.ndarray, " N"],
 ) -> Bool[np.ndarray, " N"]:
     """Which texts are drawn for the test split: stratified, always the same ones.
@@ -59,12 +59,8 @@ def draw_test(
     size = dataset.test_size
     if isinstance(size, float):
         size = math.ceil(size * len(strata))
-    order = np.lexsort(hashes.T)
-    same = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
-    copied = np.zeros(len(order), bool)
-    copied[order[1:][same]] = copied[order[:-1][same]] = True
-    del order, same
-    single = np.flatnonzero(~copied)
+    _, text, copies = np.unique(hashes, return_inverse=True, return_counts=True)
+    single = np.flatnonzero(copies[text] == 1)
     single = single[np.bincount(strata[single])[strata[single]] > 1]
     try:
         _, test = train_test_split(

@@ -4,7 +4,6 @@ Options: encoding=NAME (utf-8); quotes=yes or no, whether quotation marks may en
 yes, tsv: no); header=no where the first line is a row like the others: columns 1, 2, 3, ...
 """
 
-import codecs
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ OPTIONS = ("encoding", "quotes", "header")
 
 # A quotation mark that is never closed makes one field of the rest of the file.
 MAX_FIELD = 2**24
+_HINT = "name the encoding: ?encoding=NAME"
 
 
 def check(spec: str, options: Mapping[str, str]) -> None:
@@ -72,29 +72,16 @@ def rows(
                         f"{path}: line {line:,}: {len(fields)} columns instead of {len(names)}"
                     )
                 line = reader.line_num + 1
-        except UnicodeError:
-            raise InputError(_undecodable(path, encoding)) from None
+        except UnicodeDecodeError as error:
+            # The lines of what was decoded before have all been read.
+            before = error.object[: error.start].decode(encoding, "ignore")
+            raise InputError(
+                f"{path}: line {reader.line_num + 1 + before.count(chr(10)):,}: the byte "
+                f"0x{error.object[error.start]:02x} is not {encoding}; {_HINT}"
+            ) from None
+        except UnicodeError as error:  # UTF-16 without a byte order mark
+            raise InputError(f"{path}: {error}; {_HINT}") from None
         except csv.Error as error:
             raise InputError(
                 f"{path}: line {line:,}: {error}: a quotation mark that is not closed?"
             ) from None
-
-
-def _undecodable(path: Path, encoding: str) -> str:
-    """Where the file's first byte is that the encoding does not know."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    line = 1
-    with path.open("rb") as file:
-        for block in chain(iter(partial(file.read, 2**16), b""), [b""]):
-            try:
-                line += decoder.decode(block, final=not block).count("\n")
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].decode(encoding, "ignore").count("\n")
-                wrong = error.object[error.start]
-                return (
-                    f"{path}: line {line:,}: the byte 0x{wrong:02x} is not {encoding}; "
-                    "name the encoding: ?encoding=NAME"
-                )
-            except UnicodeError as error:  # UTF-16 without a byte order mark
-                return f"{path}: {error}; name the encoding: ?encoding=NAME"
-    return f"{path}: not {encoding}"
