@@ -74,10 +74,11 @@ def rows(
                 line = reader.line_num + 1
         except UnicodeDecodeError as error:
             # The lines of what was decoded before have all been read.
-            before = error.object[: error.start].decode(encoding, "ignore")
+            rest = error.object[: error.start].decode(encoding, "ignore")
+            line = reader.line_num + 1 + rest.count("\n")
             raise InputError(
-                f"{path}: line {reader.line_num + 1 + before.count(chr(10)):,}: the byte "
-                f"0x{error.object[error.start]:02x} is not {encoding}; {_HINT}"
+                f"{path}: line {line:,}: the byte 0x{error.object[error.start]:02x} is not "
+                f"{encoding}; {_HINT}"
             ) from None
         except UnicodeError as error:  # UTF-16 without a byte order mark
             raise InputError(f"{path}: {error}; {_HINT}") from None
