@@ -24,8 +24,8 @@ _SAMPLE = 64  # so many batches are looked at to foresee how many distinct token
 class Batch:
     """B reviews of at most T words, in time-major order, with each word's id named only once.
 
-    distinct: the vocabulary ids that occur, filled up with zeros to a fixed size K.
-    tokens: indices into distinct; 0 behind the end of a review.
+    distinct: the vocabulary ids that occur, padded with zeros to a fixed size K.
+    tokens: indices into distinct; 0 in the padding.
     lengths: words in each review, longest first; 0 is legal.
     labels: index of the class, or NO_LABEL for a row that is no review.
     reviews: index of each review in its split, -1 for a row that is no review.

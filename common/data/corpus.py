@@ -251,7 +251,8 @@ def _write(dataset: Dataset, folder: Path) -> None:
     found = texts._take(~columns["in_test"], "")._count().tolist()
     if not any(found):
         raise InputError(f"{name}: no text to train on has a word")
-    order = sorted(range(len(words)), key=lambda word: (-found[word], words[word]))
+    by_word = sorted(range(len(words)), key=words.__getitem__)
+    order = sorted(by_word, key=found.__getitem__, reverse=True)
     new_ids = np.empty(len(words), np.int32)
     new_ids[order] = np.arange(len(words), dtype=np.int32)
     with path.open("r+b", buffering=0) as file:
