@@ -1,9 +1,10 @@
 """Pickles from strangers: data, and the few constructors that the caller names; nothing else runs.
 
-A pickle is a program. Before it runs, every opcode is looked at: those that call or import in ways
-that pickles of data do not need are refused, and so are numbers that would make the unpickler
-reserve memory for things that the file does not hold. Then Python's own unpickler runs it, and
-whatever it wants to import is looked up among the constructors that were allowed.
+A pickle is a program. A find_class that knows a few names keeps it from calling anything else, but
+not from filling the memory or overrunning the stack. So before Python's own unpickler runs it,
+every opcode is looked at: those that call or import in ways that pickles of data do not need are
+refused, and so are numbers that would make the unpickler reserve memory for things that the file
+does not hold.
 
 Memory stays in proportion to the pickle's size (at worst some 25 times; see MAX_CONTAINERS).
 """

@@ -48,6 +48,7 @@ def rows(
     with files.open_file(path) as binary:
         # A mark of the byte order, as Excel writes it, is no part of the first column's name.
         file = TextIOWrapper(binary, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+        # pyarrow.csv names no line, takes stray quotation marks as they come and bytes for text.
         reader = csv.reader(
             iter(partial(file.readline, files.MAX_LINE), ""),
             delimiter=delimiter,

@@ -19,6 +19,7 @@ def rows(
             if line.isspace():
                 continue
             try:
+                # pyarrow.json counts rows within a block, and refuses labels of several types.
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}: line {number:,}: {error}") from None

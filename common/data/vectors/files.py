@@ -1,4 +1,8 @@
-"""Files of word vectors: which format one has is told from what is in it, compressed or not."""
+"""Files of word vectors: which format one has is told from what is in it, compressed or not.
+
+gensim reads these formats too, but every word of a file into memory, believes what a header
+promises, and its errors name no place; its .kv files it unpickles, with whatever is in them.
+"""
 
 import io
 import tempfile
