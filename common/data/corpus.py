@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
+from safetensors.numpy import load_file, save_file
 
 from common.data import sources
 from common.data.cache import cached
@@ -212,7 +213,7 @@ def encoded(read: Callable[[], Dataset], fingerprint: dict[str, str | int]) -> C
     folder = cached("corpus", key, lambda folder: _write(read(), folder))
     about = json.loads((folder / "about.json").read_text())
     vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    columns = dict(np.load(folder / "columns.npz"))
+    columns = load_file(folder / "columns.safetensors")
     everything = EncodedSplit(
         _map(folder / "tokens.int32"),
         _offsets(columns["lengths"])[:-1],
@@ -261,7 +262,7 @@ def _write(dataset: Dataset, folder: Path) -> None:
             new_ids[tokens].tofile(file)
     with (folder / "vocabulary.txt").open("w", encoding="utf-8") as text:
         text.writelines(f"{words[i]}\n" for i in order)
-    np.savez(folder / "columns.npz", allow_pickle=False, **columns)
+    save_file(columns, folder / "columns.safetensors")
     about = {"name": name, "classes": classes, "categories": names}
     (folder / "about.json").write_text(json.dumps(about))
 
