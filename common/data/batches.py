@@ -39,7 +39,7 @@ class Batch:
 
     @property
     def words(self) -> int:
-        """How many words stand in the batch, padding not counted."""
+        """How many words are in the batch, padding not counted."""
         return int(self.lengths.sum())
 
 
@@ -84,7 +84,7 @@ class Batches:
         return math.ceil(len(self.split) / self.batch_size)
 
     def plan(self, epoch: int) -> Int64[np.ndarray, "batches B"]:
-        """Which reviews stand in which batch of this epoch; -1 fills up the last batch."""
+        """Which reviews are in which batch of this epoch; the last is padded with -1."""
         rows = np.full((len(self), self.batch_size), -1, np.int64)
         if self.in_order:
             order = np.argsort(-self.lengths, kind="stable")

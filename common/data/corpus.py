@@ -365,7 +365,7 @@ def _strata(
 
 
 def _offsets(lengths: Int32[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
-    """Where each of the texts starts that stand one after the other, and where the last ends."""
+    """Where each text starts, laid end to end, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 

@@ -72,12 +72,13 @@ def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
         return
     with ExitStack() as stack:
         size = min(cores(), _MOST_WORKERS)
-        idle = deque(stack.enter_context(_Worker()) for _ in range(size))
         busy: deque[_Worker] = deque()
         for chunk in chain(more, chunks):
-            done = None if idle else busy[0].take()
-            busy.append((idle or busy).popleft())
-            busy[-1].give(chunk)
+            full = len(busy) == size
+            worker = busy.popleft() if full else stack.enter_context(_Worker())
+            done = worker.take() if full else None
+            worker.give(chunk)
+            busy.append(worker)
             if done:
                 yield done
         for worker in busy:
