@@ -12,8 +12,6 @@ import numpy as np
 import tyro
 from jaxtyping import Float, Int
 from rich import box
-from rich.color import blend_rgb
-from rich.color_triplet import ColorTriplet
 from rich.console import Console
 from rich.progress import track
 from rich.style import Style
@@ -43,8 +41,7 @@ MEASURES = {
     "leave_out": "how much the predicted class's logit falls when the word is left out",
 }
 # Told apart by people who confuse red and green too (Okabe and Ito 2008).
-FOR, AGAINST = ColorTriplet(0, 114, 178), ColorTriplet(213, 94, 0)
-WHITE = ColorTriplet(255, 255, 255)
+FOR, AGAINST = (0, 114, 178), (213, 94, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,8 +231,9 @@ def _tints(weights: Float[np.ndarray, " n"], *, signed: bool) -> list[Style]:
     scale = abs(weights - low).max() or 1.0
     styles = []
     for share in (weights - low) / scale:
-        colour = blend_rgb(WHITE, FOR if share >= 0 else AGAINST, abs(share))
+        colour = FOR if share >= 0 else AGAINST
+        red, green, blue = (round(255 - abs(share) * (255 - part)) for part in colour)
         # Luminance as in Rec. 601.
-        dark = np.dot((0.299, 0.587, 0.114), colour) < 140
-        styles.append(Style(color="white" if dark else "black", bgcolor=colour.rgb))
+        letters = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "black"
+        styles.append(Style(color=letters, bgcolor=f"rgb({red},{green},{blue})"))
     return styles
