@@ -1,6 +1,7 @@
 """What the two twins share: data, word vectors, batches, parameters, training loop, metrics.
 
-Nothing in here imports torch or jax.
+Nothing in here imports torch or jax, but for what reads and writes .pt files, which imports torch
+when there is one (common/convert/files.py).
 """
 
 import signal

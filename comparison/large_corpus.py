@@ -3,7 +3,8 @@
 python -m comparison.large_corpus FOLDER                      5 million reviews, 500 million words
 python -m comparison.large_corpus FOLDER --reviews 100000
 
-The first run writes FOLDER/reviews.jsonl (3 GB) and encodes it; run again, it shows a second start.
+The first run writes FOLDER/reviews-5000000.jsonl (2.3 GB; the number is that of the reviews) and
+encodes it; run again, it shows a second start.
 """
 
 import dataclasses

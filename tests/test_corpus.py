@@ -48,7 +48,7 @@ def test_encoding_can_be_read_back() -> None:
 
 def test_a_second_start_reads_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus.load("imdb")
-    monkeypatch.setattr(datasets, "load", lambda spec: pytest.fail("the cache was not used"))
+    monkeypatch.setattr(sources, "load", lambda spec: pytest.fail("the cache was not used"))
     started = time.perf_counter()
     again = corpus.load("imdb")
     assert time.perf_counter() - started < 2

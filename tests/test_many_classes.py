@@ -11,6 +11,7 @@ import pytest
 
 import jax_impl.learner
 import torch_impl.learner
+from common.data import sources
 from common.data.sources.dataset import Dataset, Example
 from common.inference import prediction
 from common.report import figures, markdown
@@ -34,8 +35,8 @@ def examples() -> Iterator[Example]:
 
 @pytest.fixture
 def five_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load", lambda spec: Dataset("stars", examples))
-    monkeypatch.setattr(datasets, "fingerprint", lambda spec: {"data": "stars"})
+    monkeypatch.setattr(sources, "load", lambda spec: Dataset("stars", examples))
+    monkeypatch.setattr(sources, "fingerprint", lambda spec: {"data": "stars"})
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)

@@ -17,9 +17,7 @@ A GRUCell that stands alone has its own names only: weight_ih and so on.
 Source: equinox/nn/_rnn.py, class GRUCell.
 """
 
-import numpy as np
-
-from common.convert.layout import Cell, Layout, Tensors, merge_biases, unmerge_biases
+from common.convert.layout import Layout
 
 
 class Equinox(Layout):
@@ -29,21 +27,5 @@ class Equinox(Layout):
     z_keeps = True
     scope = "gru.{layer}.{direction}."
 
-    def shapes(self, reset_after: bool) -> dict[str, str]:
-        return {"weight_hh": "3H H", "weight_ih": "3H D", "bias": "3H", "bias_n": "H"}
-
-    def write_cell(self, cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
-        bias, bias_n = merge_biases(cell, reset_after)
-        return {
-            "weight_ih": cell.weight_ih,
-            "weight_hh": cell.weight_hh,
-            "bias": bias,
-            "bias_n": bias_n,
-        }
-
-    def read_cell(self, tensors: Tensors, reset_after: bool) -> Cell:
-        return Cell(
-            weight_ih=tensors["weight_ih"],
-            weight_hh=tensors["weight_hh"],
-            **unmerge_biases(tensors["bias"], tensors["bias_n"]),
-        )
+    def cell(self, reset_after: bool) -> dict[str, tuple[str, ...]]:
+        return {name: (name,) for name in ("weight_ih", "weight_hh", "bias", "bias_n")}

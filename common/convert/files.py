@@ -1,8 +1,6 @@
 """Flat dicts of arrays in .safetensors, .npz and .pt files."""
 
-import contextlib
 import io
-import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from common import files
 from common.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -48,15 +47,10 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         key: np.ascontiguousarray(value, value.dtype.newbyteorder("="))
         for key, value in tensors.items()
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(encode(native))
-        temporary.replace(path)
+        files.replace(path, encode(native))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _decode_npz(data: bytes) -> Arrays:
@@ -66,7 +60,7 @@ def _decode_npz(data: bytes) -> Arrays:
 
 def _encode_npz(tensors: Arrays) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **tensors)
+    np.savez(buffer, **tensors)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

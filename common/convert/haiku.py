@@ -19,9 +19,7 @@ Source: haiku/_src/recurrent.py, class GRU.
 
 from typing import ClassVar
 
-import numpy as np
-
-from common.convert.layout import Cell, Layout, Tensors, merge_biases, unmerge_biases
+from common.convert.layout import Layout
 
 
 class Haiku(Layout):
@@ -29,19 +27,13 @@ class Haiku(Layout):
     reset_kinds = (False,)
     order = "zrn"
     z_keeps = False
+    transposes = True
     scope = "gru/{layer}/{direction}/"
     others: ClassVar = {
-        "head.weight": ("head/w", "D C"),
-        "head.bias": ("head/b", "C"),
-        "vectors.weight": ("vectors/embeddings", "V D"),
+        "head.weight": "head/w",
+        "head.bias": "head/b",
+        "vectors.weight": "vectors/embeddings",
     }
 
-    def shapes(self, reset_after: bool) -> dict[str, str]:
-        return {"w_h": "H 3H", "w_i": "D 3H", "b": "3H"}
-
-    def write_cell(self, cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
-        bias, _ = merge_biases(cell, reset_after)
-        return {"w_i": cell.weight_ih.T, "w_h": cell.weight_hh.T, "b": bias}
-
-    def read_cell(self, tensors: Tensors, reset_after: bool) -> Cell:
-        return Cell(tensors["w_i"].T, tensors["w_h"].T, **unmerge_biases(tensors["b"]))
+    def cell(self, reset_after: bool) -> dict[str, tuple[str, ...]]:
+        return {"weight_ih": ("w_i",), "weight_hh": ("w_h",), "bias": ("b",)}

@@ -18,16 +18,13 @@ with nn.GRU, in one direction or both, have its tensors (see torch.py) with the 
 
 from typing import ClassVar
 
-import numpy as np
-
-from common.convert.layout import Cell, Layout, Tensors
+from common.convert.layout import Layout
 from common.convert.torch import Torch
 
-W, U = ("Wz", "Wr", "Wh"), ("Uz", "Ur", "Uh")
 OTHERS = {
-    "head.weight": ("fc.weight", "C D"),
-    "head.bias": ("fc.bias", "C"),
-    "vectors.weight": ("vectors.weight", "V D"),
+    "head.weight": "fc.weight",
+    "head.bias": "fc.bias",
+    "vectors.weight": "vectors.weight",
 }
 
 
@@ -39,27 +36,13 @@ class Homework(Layout):
     scope = "gru."
     others: ClassVar = OTHERS
 
-    def shapes(self, reset_after: bool) -> dict[str, str]:
-        return (
-            {f"{linear}.weight": "H H" for linear in U}
-            | {f"{linear}.weight": "H D" for linear in W}
-            | {f"{linear}.bias": "H" for linear in W + U}
-        )
-
-    def write_cell(self, cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
-        weights = (*np.split(cell.weight_ih, 3), *np.split(cell.weight_hh, 3))
-        biases = (*np.split(cell.bias_ih, 3), *np.split(cell.bias_hh, 3))
+    def cell(self, reset_after: bool) -> dict[str, tuple[str, ...]]:
         return {
-            f"{linear}.weight": weight for linear, weight in zip(W + U, weights, strict=True)
-        } | {f"{linear}.bias": bias for linear, bias in zip(W + U, biases, strict=True)}
-
-    def read_cell(self, tensors: Tensors, reset_after: bool) -> Cell:
-        return Cell(
-            weight_ih=np.concatenate([tensors[f"{linear}.weight"] for linear in W]),
-            weight_hh=np.concatenate([tensors[f"{linear}.weight"] for linear in U]),
-            bias_ih=np.concatenate([tensors[f"{linear}.bias"] for linear in W]),
-            bias_hh=np.concatenate([tensors[f"{linear}.bias"] for linear in U]),
-        )
+            "weight_ih": ("Wz.weight", "Wr.weight", "Wh.weight"),
+            "weight_hh": ("Uz.weight", "Ur.weight", "Uh.weight"),
+            "bias_ih": ("Wz.bias", "Wr.bias", "Wh.bias"),
+            "bias_hh": ("Uz.bias", "Ur.bias", "Uh.bias"),
+        }
 
 
 class HomeworkBuiltin(Torch):

@@ -22,9 +22,7 @@ Source: keras/src/layers/rnn/gru.py, class GRUCell.
 
 from typing import ClassVar
 
-import numpy as np
-
-from common.convert.layout import Cell, Layout, Tensors, merge_biases, unmerge_biases
+from common.convert.layout import Layout
 
 
 class Keras(Layout):
@@ -32,30 +30,17 @@ class Keras(Layout):
     reset_kinds = (True, False)
     order = "zrn"
     z_keeps = True
+    transposes = True
     scope = "gru/{layer}/{direction}/"
     others: ClassVar = {
-        "head.weight": ("head/kernel", "D C"),
-        "head.bias": ("head/bias", "C"),
-        "vectors.weight": ("vectors/embeddings", "V D"),
+        "head.weight": "head/kernel",
+        "head.bias": "head/bias",
+        "vectors.weight": "vectors/embeddings",
     }
 
-    def shapes(self, reset_after: bool) -> dict[str, str]:
+    def cell(self, reset_after: bool) -> dict[str, tuple[str, ...]]:
         return {
-            "recurrent_kernel": "H 3H",
-            "kernel": "D 3H",
-            "bias": "2 3H" if reset_after else "3H",
+            "weight_ih": ("kernel",),
+            "weight_hh": ("recurrent_kernel",),
+            "biases" if reset_after else "bias": ("bias",),
         }
-
-    def write_cell(self, cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
-        if reset_after:
-            bias = np.stack([cell.bias_ih, cell.bias_hh])
-        else:
-            bias, _ = merge_biases(cell, reset_after)
-        return {"kernel": cell.weight_ih.T, "recurrent_kernel": cell.weight_hh.T, "bias": bias}
-
-    def read_cell(self, tensors: Tensors, reset_after: bool) -> Cell:
-        if reset_after:
-            biases = dict(zip(("bias_ih", "bias_hh"), tensors["bias"], strict=True))
-        else:
-            biases = unmerge_biases(tensors["bias"])
-        return Cell(tensors["kernel"].T, tensors["recurrent_kernel"].T, **biases)

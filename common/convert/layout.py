@@ -2,13 +2,13 @@
 
 A `Layout` reads its own tensors into a `Model` and writes a `Model` as its own tensors, so a
 conversion is `target.write(source.read(tensors))`; the canonical parameters are one more layout.
-A framework's own file says only what is particular to it: its names and signs and, where it does
-not keep the four tensors of a `Cell`, a table of shapes and the functions `write_cell` and
-`read_cell`.
+A framework's own file says only what is particular to it: its names, its signs, and what each of
+its tensors holds.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -19,6 +19,20 @@ from common.errors import InputError
 CANONICAL_ORDER = "zrn"
 DIRECTIONS = ("forward", "backward")
 FLOATS = ("float16", "float32", "float64")
+
+# The parts of a cell that a tensor can hold, and their axes; H is known from the first.
+CELL = {
+    "weight_hh": "3H H",
+    "weight_ih": "3H D",
+    "bias_ih": "3H",
+    "bias_hh": "3H",
+    "bias": "3H",  # the sum of the two, where that leaves the function the same
+    "bias_n": "H",  # what of bias_hh cannot be added: that of n, for reset_after=True
+    "biases": "2 3H",  # bias_ih and bias_hh, one above the other
+    "biases end to end": "6H",
+}
+OTHERS = {"head.weight": "C D", "head.bias": "C", "vectors.weight": "V D"}
+WEIGHTS = ("weight_hh", "weight_ih", "head.weight")
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -60,26 +74,14 @@ class Layout:
     tensor: ClassVar[str] = "{tensor}"
     stacks_directions: ClassVar[bool] = False
     """Whether the directions of a layer share each tensor, along a new first axis."""
-    holds_bias_hh_n: ClassVar[bool] = True
-    """Whether n can have the hidden bias of its own that reset_after=True needs."""
-    others: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "head.weight": ("head.weight", "C D"),
-        "head.bias": ("head.bias", "C"),
-        "vectors.weight": ("vectors.weight", "V D"),
-    }
-    """Where it keeps what is not the GRU: canonical name -> its key and its axes."""
+    transposes: ClassVar[bool] = False
+    """Whether weights are [in, out], those of the head too, and not [out, in]."""
+    others: ClassVar[Mapping[str, str]] = {name: name for name in OTHERS}
+    """Where it keeps what is not the GRU: canonical name -> its key."""
 
-    def shapes(self, reset_after: bool) -> dict[str, str]:
-        """The tensors of a cell and their axes, "3H D" for [3H, D]; recurrent weights first."""
-        return {"weight_hh": "3H H", "weight_ih": "3H D", "bias_ih": "3H", "bias_hh": "3H"}
-
-    def write_cell(self, cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
-        """The tensors of a cell, which comes with this layout's order of gates and sign of z."""
-        return cell._asdict()
-
-    def read_cell(self, tensors: Tensors, reset_after: bool) -> Cell:
-        """The inverse of `write_cell`, for tensors of the shapes that `shapes` says."""
-        return Cell(**tensors)
+    def cell(self, reset_after: bool) -> dict[str, tuple[str, ...]]:
+        """Which tensors of a cell hold which part (see CELL): one, or one for each gate."""
+        return {name: (name,) for name in Cell._fields}
 
     def write(self, model: Model, *, reset_after: bool) -> dict[str, np.ndarray]:
         """The model as a flat dict of tensors in this layout.
@@ -89,15 +91,17 @@ class Layout:
         """
         self._check_reset(reset_after)
         scopes = set()
+        held = self.cell(reset_after)
         parts: dict[tuple[int, str, str], np.ndarray] = {}
         for layer, cells in enumerate(model.layers):
             for direction, cell in zip(DIRECTIONS, cells, strict=False):
-                if reset_after and not self.holds_bias_hh_n:
+                if reset_after and "bias" in held and "bias_n" not in held:
                     self._check_bias_hh_n(f"gru.{layer}.{direction}.bias_hh", cell)
                 scopes.add(self.scope.format(layer=layer, direction=direction))
-                own = self._rearrange(cell, CANONICAL_ORDER, self.order)
-                for tensor, value in self.write_cell(own, reset_after).items():
-                    parts[layer, direction, tensor] = value
+                own = _parts(self._rearrange(cell, CANONICAL_ORDER, self.order), reset_after)
+                for part, names in held.items():
+                    for tensor, value in zip(names, np.split(own[part], len(names)), strict=True):
+                        parts[layer, direction, tensor] = self._transposed(part, value)
 
         alone = len(scopes) == 1 and not model.others
         stacks: dict[str, list[np.ndarray]] = {}
@@ -113,8 +117,7 @@ class Layout:
                 f"{len(model.layers)} layer(s) in {len(model.layers[0])} direction(s)"
             )
         for name, value in model.others.items():
-            key, axes = self.others[name]
-            tensors[key] = value.T if axes == "D C" else value
+            tensors[self.others[name]] = self._transposed(name, value)
         return {key: np.array(value, order="C") for key, value in tensors.items()}
 
     def read(self, tensors: Tensors, *, reset_after: bool) -> Model:
@@ -124,10 +127,11 @@ class Layout:
         missing, not expected, not of floating-point numbers or (naming both shapes) does not fit.
         """
         self._check_reset(reset_after)
-        shapes = self.shapes(reset_after)
+        held = self.cell(reset_after)
 
         def keys(layer: int, direction: str, alone: bool) -> set[str]:
-            return {self._key(layer, direction, tensor, alone) for tensor in shapes}
+            tensors = chain.from_iterable(held.values())
+            return {self._key(layer, direction, tensor, alone) for tensor in tensors}
 
         own, scoped = keys(0, "forward", True), keys(0, "forward", False)
         alone = scoped.isdisjoint(tensors) and not own.isdisjoint(tensors)
@@ -149,16 +153,21 @@ class Layout:
         while not layers or has_another(len(layers), "forward"):
             cells = []
             for place, direction in enumerate(DIRECTIONS[:directions]):
-                cell = {}
-                for tensor, axes in shapes.items():
-                    key = self._key(len(layers), direction, tensor, alone)
+                parts = {}
+                for part in (part for part in CELL if part in held):
+                    axes = CELL[part].replace("3H", "H" if len(held[part]) == 3 else "3H")
                     if self.stacks_directions:
-                        cell[tensor] = reader.take(key, f"{directions} {axes}")[place]
-                    else:
-                        cell[tensor] = reader.take(key, axes)
-                cells.append(
-                    self._rearrange(self.read_cell(cell, reset_after), self.order, CANONICAL_ORDER)
-                )
+                        axes = f"{directions} {axes}"
+                    values = [
+                        self._take(
+                            reader, part, self._key(len(layers), direction, tensor, alone), axes
+                        )
+                        for tensor in held[part]
+                    ]
+                    if self.stacks_directions:
+                        values = [value[place] for value in values]
+                    parts[part] = np.concatenate(values)
+                cells.append(self._rearrange(_cell(parts), self.order, CANONICAL_ORDER))
             layers.append(cells)
             reader.sizes["D"] = reader.sizes["H"] * directions
         others |= self._read_others(reader, "head.weight", "head.bias")
@@ -172,11 +181,17 @@ class Layout:
 
     def _read_others(self, reader: "_Reader", *names: str) -> dict[str, np.ndarray]:
         """These parts of the model: all of them, or none where none of their keys is there."""
-        places = {name: self.others[name] for name in names}
-        if not any(key in reader.tensors for key, _ in places.values()):
+        if not any(self.others[name] in reader.tensors for name in names):
             return {}
-        taken = {name: (reader.take(key, axes), axes) for name, (key, axes) in places.items()}
-        return {name: value.T if axes == "D C" else value for name, (value, axes) in taken.items()}
+        return {name: self._take(reader, name, self.others[name], OTHERS[name]) for name in names}
+
+    def _take(self, reader: "_Reader", part: str, key: str, axes: str) -> np.ndarray:
+        if self.transposes and part in WEIGHTS:
+            axes = " ".join(reversed(axes.split()))
+        return self._transposed(part, reader.take(key, axes))
+
+    def _transposed(self, part: str, value: np.ndarray) -> np.ndarray:
+        return value.T if self.transposes and part in WEIGHTS else value
 
     def _rearrange(self, cell: Cell, order: str, new_order: str) -> Cell:
         """Bring the gates into another order, and z to the other sign where the two differ.
@@ -209,28 +224,34 @@ class Layout:
             )
 
 
-def merge_biases(cell: Cell, reset_after: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the two biases of each gate as far as the function stays the same.
+def _parts(cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
+    """All that CELL names.
 
-    In z and r they are only ever added to each other; in n too, for reset_after=False. For
-    reset_after=True n's hidden bias is multiplied by r and has to stay apart.
-
-    Returns the merged bias [3H] and the hidden bias of n [H] (zero for reset_after=False).
+    In z and r the two biases are only ever added to each other; in n too, for reset_after=False.
+    For reset_after=True n's hidden bias is multiplied by r and has to stay apart.
     """
-    merged = cell.bias_ih + cell.bias_hh
-    n = slice(len(merged) // 3 * 2, None)
-    if not reset_after:
-        return merged, np.zeros_like(merged[n])
-    merged[n] = cell.bias_ih[n]
-    return merged, cell.bias_hh[n]
+    bias, bias_n = cell.bias_ih + cell.bias_hh, np.split(cell.bias_hh, 3)[2].copy()
+    if reset_after:
+        bias[-len(bias_n) :] = np.split(cell.bias_ih, 3)[2]
+    else:
+        bias_n[:] = 0
+    biases = np.stack([cell.bias_ih, cell.bias_hh])
+    merged = {"bias": bias, "bias_n": bias_n, "biases": biases, "biases end to end": biases.ravel()}
+    return cell._asdict() | merged
 
 
-def unmerge_biases(merged: np.ndarray, bias_n: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """bias_ih and bias_hh from a merged bias [3H] and a hidden bias of n [H] (zero if None)."""
-    bias_hh = np.zeros_like(merged)
-    if bias_n is not None:
-        bias_hh[-len(bias_n) :] = bias_n
-    return {"bias_ih": merged, "bias_hh": bias_hh}
+def _cell(parts: Mapping[str, np.ndarray]) -> Cell:
+    """A cell of enough of its parts; a merged bias is all in bias_ih."""
+    if "bias_ih" in parts:
+        bias_ih, bias_hh = parts["bias_ih"], parts["bias_hh"]
+    elif "bias" in parts:
+        bias_ih, bias_hh = parts["bias"], np.zeros_like(parts["bias"])
+        if "bias_n" in parts:
+            bias_hh[-len(parts["bias_n"]) :] = parts["bias_n"]
+    else:
+        (biases,) = (value for part, value in parts.items() if part.startswith("biases"))
+        bias_ih, bias_hh = biases.reshape(2, -1)
+    return Cell(parts["weight_ih"], parts["weight_hh"], bias_ih, bias_hh)
 
 
 class _Reader:

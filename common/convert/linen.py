@@ -20,11 +20,7 @@ Source: flax/linen/recurrent.py, class GRUCell.
 
 from typing import ClassVar
 
-import numpy as np
-
-from common.convert.layout import Cell, Layout, Tensors, merge_biases, unmerge_biases
-
-INPUT, HIDDEN = ("ir", "iz", "in"), ("hr", "hz", "hn")
+from common.convert.layout import Layout
 
 
 class Linen(Layout):
@@ -32,35 +28,18 @@ class Linen(Layout):
     reset_kinds = (True,)
     order = "rzn"
     z_keeps = True
+    transposes = True
     scope = "gru/{layer}/{direction}/"
     others: ClassVar = {
-        "head.weight": ("head/kernel", "D C"),
-        "head.bias": ("head/bias", "C"),
-        "vectors.weight": ("vectors/embedding", "V D"),
+        "head.weight": "head/kernel",
+        "head.bias": "head/bias",
+        "vectors.weight": "vectors/embedding",
     }
 
-    def shapes(self, reset_after: bool) -> dict[str, str]:
-        return (
-            {f"{dense}/kernel": "H H" for dense in HIDDEN}
-            | {f"{dense}/kernel": "D H" for dense in INPUT}
-            | {f"{dense}/bias": "H" for dense in (*INPUT, "hn")}
-        )
-
-    def write_cell(self, cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
-        bias, bias_n = merge_biases(cell, reset_after)
-        tensors = {"hn/bias": bias_n}
-        for dense, weight in zip(INPUT, np.split(cell.weight_ih, 3), strict=True):
-            tensors[f"{dense}/kernel"] = weight.T
-        for dense, weight in zip(HIDDEN, np.split(cell.weight_hh, 3), strict=True):
-            tensors[f"{dense}/kernel"] = weight.T
-        for dense, gate_bias in zip(INPUT, np.split(bias, 3), strict=True):
-            tensors[f"{dense}/bias"] = gate_bias
-        return tensors
-
-    def read_cell(self, tensors: Tensors, reset_after: bool) -> Cell:
-        bias = np.concatenate([tensors[f"{dense}/bias"] for dense in INPUT])
-        return Cell(
-            weight_ih=np.concatenate([tensors[f"{dense}/kernel"].T for dense in INPUT]),
-            weight_hh=np.concatenate([tensors[f"{dense}/kernel"].T for dense in HIDDEN]),
-            **unmerge_biases(bias, tensors["hn/bias"]),
-        )
+    def cell(self, reset_after: bool) -> dict[str, tuple[str, ...]]:
+        return {
+            "weight_ih": ("ir/kernel", "iz/kernel", "in/kernel"),
+            "weight_hh": ("hr/kernel", "hz/kernel", "hn/kernel"),
+            "bias": ("ir/bias", "iz/bias", "in/bias"),
+            "bias_n": ("hn/bias",),
+        }

@@ -19,35 +19,15 @@ has its own names only: dense_i/kernel and so on.
 Source: flax/nnx/nn/recurrent.py, class GRUCell.
 """
 
-import numpy as np
-
-from common.convert.layout import Cell, Layout, Tensors, merge_biases, unmerge_biases
 from common.convert.linen import Linen
 
 
-class Nnx(Layout):
+class Nnx(Linen):
     name = "nnx"
-    reset_kinds = (True,)
-    order = "rzn"
-    z_keeps = True
-    holds_bias_hh_n = False
-    scope = "gru/{layer}/{direction}/"
-    others = Linen.others
 
-    def shapes(self, reset_after: bool) -> dict[str, str]:
-        return {"dense_h/kernel": "H 3H", "dense_i/kernel": "D 3H", "dense_i/bias": "3H"}
-
-    def write_cell(self, cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
-        bias, _ = merge_biases(cell, reset_after)
+    def cell(self, reset_after: bool) -> dict[str, tuple[str, ...]]:
         return {
-            "dense_i/kernel": cell.weight_ih.T,
-            "dense_h/kernel": cell.weight_hh.T,
-            "dense_i/bias": bias,
+            "weight_ih": ("dense_i/kernel",),
+            "weight_hh": ("dense_h/kernel",),
+            "bias": ("dense_i/bias",),
         }
-
-    def read_cell(self, tensors: Tensors, reset_after: bool) -> Cell:
-        return Cell(
-            weight_ih=tensors["dense_i/kernel"].T,
-            weight_hh=tensors["dense_h/kernel"].T,
-            **unmerge_biases(tensors["dense_i/bias"]),
-        )

@@ -19,9 +19,7 @@ node that stands alone has W, R and B only.
 Source: the ONNX operator specification, GRU (version 22 of the default operator set).
 """
 
-import numpy as np
-
-from common.convert.layout import Cell, Layout, Tensors
+from common.convert.layout import Layout
 
 
 class Onnx(Layout):
@@ -32,12 +30,5 @@ class Onnx(Layout):
     scope = "gru.{layer}."
     stacks_directions = True
 
-    def shapes(self, reset_after: bool) -> dict[str, str]:
-        return {"R": "3H H", "W": "3H D", "B": "6H"}
-
-    def write_cell(self, cell: Cell, reset_after: bool) -> dict[str, np.ndarray]:
-        bias = np.concatenate([cell.bias_ih, cell.bias_hh])
-        return {"W": cell.weight_ih, "R": cell.weight_hh, "B": bias}
-
-    def read_cell(self, tensors: Tensors, reset_after: bool) -> Cell:
-        return Cell(tensors["W"], tensors["R"], *np.split(tensors["B"], 2))
+    def cell(self, reset_after: bool) -> dict[str, tuple[str, ...]]:
+        return {"weight_ih": ("W",), "weight_hh": ("R",), "biases end to end": ("B",)}

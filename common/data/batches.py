@@ -24,8 +24,8 @@ _SAMPLE = 64  # so many batches are looked at to foresee how many distinct token
 class Batch:
     """B reviews of at most T words, in time-major order, with each word's id named only once.
 
-    distinct: the vocabulary ids that occur, filled up with zeros to a fixed size K.
-    tokens: indices into distinct; 0 behind the end of a review.
+    distinct: the vocabulary ids that occur, padded with zeros to a fixed size K.
+    tokens: indices into distinct; 0 in the padding.
     lengths: words in each review, longest first; 0 is legal.
     labels: index of the class, or NO_LABEL for a row that is no review.
     reviews: index of each review in its split, -1 for a row that is no review.
@@ -39,7 +39,7 @@ class Batch:
 
     @property
     def words(self) -> int:
-        """How many words stand in the batch, padding not counted."""
+        """How many words are in the batch, padding not counted."""
         return int(self.lengths.sum())
 
 
@@ -84,7 +84,7 @@ class Batches:
         return math.ceil(len(self.split) / self.batch_size)
 
     def plan(self, epoch: int) -> Int64[np.ndarray, "batches B"]:
-        """Which reviews stand in which batch of this epoch; -1 fills up the last batch."""
+        """Which reviews are in which batch of this epoch; the last is padded with -1."""
         rows = np.full((len(self), self.batch_size), -1, np.int64)
         if self.in_order:
             order = np.argsort(-self.lengths, kind="stable")

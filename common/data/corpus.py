@@ -12,22 +12,23 @@ import mmap
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
+from safetensors.numpy import load_file, save_file
 
 from common.data import sources
 from common.data.cache import cached
-from common.data.encoding import CHUNK, HASH_BYTES, encode_all, numbering
+from common.data.encoding import CHUNK, encode_all, numbering
 from common.data.sources.dataset import SPLIT_SEED, SPLITS, Dataset, draw_test
 from common.data.text import TOKENIZER_VERSION
 from common.errors import InputError
 
-LAYOUT_VERSION = 2  # part of the key of every cache that holds what _write or renumber write
+LAYOUT_VERSION = 3  # part of the key of every cache that holds what _write or renumber write
 _BLOCK = 1 << 20  # tokens that are looked at together, where all of them are
 MAY_STAY = 2**26  # bytes of a mapped file that may stay in the memory of the process
 
@@ -59,20 +60,10 @@ class EncodedSplit:
 
     def subset(self, size: int | None) -> "EncodedSplit":
         """`size` of the texts, balanced as the split is, always the same ones (all: None)."""
-        if size is None or size >= len(self):
-            return self
-        return self._take(np.sort(self._balanced()[:size]), f"{self.name}-{size}")
+        return self if size is None or size >= len(self) else self.hold_out(size)[1]
 
     def hold_out(self, size: int) -> "tuple[EncodedSplit, EncodedSplit]":
         """The texts but for `size` of them, and those, both balanced as the split is."""
-        order = self._balanced()
-        return (
-            self._take(np.sort(order[size:]), f"{self.name}-but-{size}"),
-            self._take(np.sort(order[:size]), f"{self.name}-{size}"),
-        )
-
-    def _balanced(self) -> Int[np.ndarray, " N"]:
-        """The texts in an order, always the same, of which every beginning is balanced."""
         order = np.random.default_rng(SPLIT_SEED).permutation(len(self))
         # Each text's rank within its stratum, as a share of it: the `size` smallest shares take the
         # same part of every stratum.
@@ -81,7 +72,11 @@ class EncodedSplit:
         for stratum in np.unique(strata):
             members = order[strata[order] == stratum]
             share[members] = np.arange(len(members)) / len(members)
-        return np.argsort(share, kind="stable")
+        order = np.argsort(share, kind="stable")
+        return (
+            self._take(np.sort(order[size:]), f"{self.name}-but-{size}"),
+            self._take(np.sort(order[:size]), f"{self.name}-{size}"),
+        )
 
     def _take(
         self, texts: Int[np.ndarray, " n"] | Bool[np.ndarray, " N"], name: str
@@ -97,7 +92,10 @@ class EncodedSplit:
 
     def blocks(self) -> Iterator[tuple[slice, Int32[np.ndarray, " tokens"]]]:
         """All texts, as many at a time as have about a million tokens: which, and their tokens."""
-        for block in _blocks(self.lengths):
+        ends = _offsets(self.lengths)[1:]
+        edges = np.searchsorted(ends, np.arange(0, ends[-1:].sum(), _BLOCK))
+        for first, last in pairwise([*np.unique(edges).tolist(), len(self)]):
+            block = slice(first, last)
             self._advise(mmap.MADV_SEQUENTIAL)
             ranges = zip(self.starts[block].tolist(), self.lengths[block].tolist(), strict=True)
             yield block, np.concatenate([self.tokens[s : s + n] for s, n in ranges])
@@ -122,12 +120,15 @@ class EncodedSplit:
         """How often each word of the vocabulary occurs; counted once, then kept in the cache."""
 
         def build(folder: Path) -> None:
-            found = np.zeros(self.vocabulary_size, np.int64)
-            for _, tokens in self.blocks():
-                found += np.bincount(tokens, minlength=len(found))
-            np.save(folder / "counts.npy", found)
+            np.save(folder / "counts.npy", self._count())
 
         return np.load(cached("counts", {"texts": self.name}, build) / "counts.npy")
+
+    def _count(self) -> Int64[np.ndarray, " V"]:
+        found = np.zeros(self.vocabulary_size, np.int64)
+        for _, tokens in self.blocks():
+            found += np.bincount(tokens, minlength=len(found))
+        return found
 
     def renumber(self, new_ids: Int[np.ndarray, " V"]) -> "EncodedSplit":
         """The same texts with id i replaced by new_ids[i], and dropped where that is negative.
@@ -212,15 +213,14 @@ def encoded(read: Callable[[], Dataset], fingerprint: dict[str, str | int]) -> C
     folder = cached("corpus", key, lambda folder: _write(read(), folder))
     about = json.loads((folder / "about.json").read_text())
     vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    columns = {name: np.load(folder / f"{name}.npy") for name in ("lengths", "labels", "in_test")}
-    categories = np.load(folder / "categories.npy") if about["categories"] else None
+    columns = load_file(folder / "columns.safetensors")
     everything = EncodedSplit(
         _map(folder / "tokens.int32"),
         _offsets(columns["lengths"])[:-1],
         columns["lengths"],
         columns["labels"],
         len(vocabulary),
-        categories,
+        columns.get("categories"),
     )
     return Corpus(
         about["name"],
@@ -232,39 +232,28 @@ def encoded(read: Callable[[], Dataset], fingerprint: dict[str, str | int]) -> C
     )
 
 
-class _Columns:
-    """What is known of each example; classes and categories are numbered as they are first seen."""
-
-    def __init__(self) -> None:
-        self.labels, self.categories, self.splits = array("i"), array("i"), array("i")
-        self.lengths = array("i")
-        self.hashes = bytearray()
-
-
 def _write(dataset: Dataset, folder: Path) -> None:
-    path = folder / "tokens.int32"
+    name, path = dataset.name, folder / "tokens.int32"
     words, labels, categories, columns = _encode(dataset, path)
-    name, lengths = dataset.name, np.frombuffer(columns.lengths, np.int32)
+    lengths = columns["lengths"]
     if not len(lengths):
         raise InputError(f"{name}: no text at all")
     if not lengths.any():
         raise InputError(f"{name}: no text has a word")
     classes = _classes(dataset, labels)
-    labels_found = _positions(labels, classes)[np.frombuffer(columns.labels, np.int32)]
-    names = sorted(categories) if len(categories) > 1 or categories[0] else []
-    categories_found = None
+    columns["labels"] = _positions(labels, classes)[columns["labels"]]
+    names = sorted(categories) if categories != [""] else []
+    numbers = columns.pop("categories")
     if names:
-        numbers = np.frombuffer(columns.categories, np.int32)
-        categories_found = _positions(categories, names)[numbers]
-        np.save(folder / "categories.npy", categories_found)
-    in_test = _in_test(dataset, columns, labels_found, categories_found, classes)
-    del columns.hashes
+        columns["categories"] = _positions(categories, names)[numbers]
+    columns["in_test"] = _in_test(dataset, columns, classes)
 
-    found = _count(path, lengths, ~in_test, len(words))
-    if not found.any():
+    texts = EncodedSplit(_map(path), _offsets(lengths)[:-1], lengths, columns["labels"], len(words))
+    found = texts._take(~columns["in_test"], "")._count().tolist()
+    if not any(found):
         raise InputError(f"{name}: no text to train on has a word")
-    by_word = np.array(sorted(range(len(words)), key=words.__getitem__))
-    order = by_word[np.argsort(-found[by_word], kind="stable")]
+    by_word = sorted(range(len(words)), key=words.__getitem__)
+    order = sorted(by_word, key=found.__getitem__, reverse=True)
     new_ids = np.empty(len(words), np.int32)
     new_ids[order] = np.arange(len(words), dtype=np.int32)
     with path.open("r+b", buffering=0) as file:
@@ -272,25 +261,29 @@ def _write(dataset: Dataset, folder: Path) -> None:
             file.seek(-tokens.nbytes, os.SEEK_CUR)
             new_ids[tokens].tofile(file)
     with (folder / "vocabulary.txt").open("w", encoding="utf-8") as text:
-        text.writelines(f"{words[i]}\n" for i in order.tolist())
-    np.save(folder / "lengths.npy", lengths)
-    np.save(folder / "labels.npy", labels_found)
-    np.save(folder / "in_test.npy", in_test)
+        text.writelines(f"{words[i]}\n" for i in order)
+    save_file(columns, folder / "columns.safetensors")
     about = {"name": name, "classes": classes, "categories": names}
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _encode(dataset: Dataset, path: Path) -> tuple[list[str], list[str], list[str], _Columns]:
-    """Write the words' numbers to `path`; returns words, labels and categories by their number."""
+def _encode(
+    dataset: Dataset, path: Path
+) -> tuple[list[str], list[str], list[str], dict[str, np.ndarray]]:
+    """Write the words' numbers to `path`; returns words, labels and categories by their number.
+
+    And what is known of each example: lengths, labels, categories, splits and hashes.
+    """
     words, labels, categories = numbering(), numbering(), numbering()
-    columns, split_number = _Columns(), {split: i for i, split in enumerate(SPLITS)}
+    columns = {name: array("i") for name in ("labels", "categories", "splits", "lengths")}
+    hashes = bytearray()
 
     def chunks() -> Iterator[list[str]]:
         texts, size = [], 0
         for text, label, category, split in dataset.examples():
-            columns.labels.append(labels[label])
-            columns.categories.append(categories[category])
-            columns.splits.append(split_number[split])
+            columns["labels"].append(labels[label])
+            columns["categories"].append(categories[category])
+            columns["splits"].append(SPLITS.index(split))
             texts.append(text)
             size += len(text)
             if size >= CHUNK:
@@ -300,12 +293,15 @@ def _encode(dataset: Dataset, path: Path) -> tuple[list[str], list[str], list[st
 
     with path.open("wb") as file, closing(encode_all(chunks())) as encoded_chunks:
         for chunk in encoded_chunks:
-            numbers = map(words.__getitem__, chunk.words)
-            ids = np.fromiter(numbers, np.int32, len(chunk.words))
+            ids = np.fromiter(map(words.__getitem__, chunk.words), np.int32, len(chunk.words))
             ids[np.frombuffer(chunk.tokens, np.uint32)].tofile(file)
-            columns.lengths.extend(chunk.lengths)
-            columns.hashes += chunk.hashes
-    return list(words), list(labels), list(categories), columns
+            columns["lengths"].extend(chunk.lengths)
+            hashes += chunk.hashes
+    found: dict[str, np.ndarray] = {
+        name: np.frombuffer(column, np.int32) for name, column in columns.items()
+    }
+    found["hashes"] = np.frombuffer(hashes, np.uint64)
+    return list(words), list(labels), list(categories), found
 
 
 def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
@@ -320,13 +316,11 @@ def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
 
 def _sorted(labels: list[str]) -> list[str]:
     """As numbers where all of them are, else as texts."""
-    try:
+    with suppress(ValueError):
         numbers = {label: float(label) for label in labels}
-    except ValueError:
-        return sorted(labels)
-    if not all(map(math.isfinite, numbers.values())):
-        return sorted(labels)
-    return sorted(labels, key=lambda label: (numbers[label], label))
+        if all(map(math.isfinite, numbers.values())):
+            return sorted(labels, key=lambda label: (numbers[label], label))
+    return sorted(labels)
 
 
 def _positions(found: list[str], ordered: list[str]) -> Int32[np.ndarray, " found"]:
@@ -335,31 +329,29 @@ def _positions(found: list[str], ordered: list[str]) -> Int32[np.ndarray, " foun
 
 
 def _in_test(
-    dataset: Dataset,
-    columns: _Columns,
-    labels: Int32[np.ndarray, " N"],
-    categories: Int32[np.ndarray, " N"] | None,
-    classes: list[str],
+    dataset: Dataset, columns: dict[str, np.ndarray], classes: list[str]
 ) -> Bool[np.ndarray, " N"]:
-    """Which texts are to test on: those that the source says, else those that are drawn."""
-    splits = np.frombuffer(columns.splits, np.int32)
-    of_split = dict(zip(SPLITS, np.bincount(splits, minlength=len(SPLITS)).tolist(), strict=True))
-    if of_split[""] == len(splits):
+    """Which texts are to test on: those that the source says, else those that are drawn.
+
+    Takes splits and hashes, which nothing else needs, out of the columns.
+    """
+    splits, hashes = columns.pop("splits"), columns.pop("hashes")
+    drawn, train, test = np.bincount(splits, minlength=len(SPLITS)).tolist()
+    if drawn == len(splits):
+        labels = columns["labels"]
         if (rare := np.bincount(labels, minlength=len(classes)) == 1).any():
             label = classes[int(rare.argmax())]
             raise InputError(
                 f"{dataset.name}: label {label!r} occurs once, too seldom to both train and test on"
             )
-        hashes = np.frombuffer(columns.hashes, np.uint64).reshape(-1, HASH_BYTES // 8)
-        return draw_test(dataset, hashes, _strata(labels, categories))
-    if of_split[""]:
+        return draw_test(dataset, hashes, _strata(labels, columns.get("categories")))
+    if drawn:
         raise InputError(
-            f"{dataset.name}: {of_split['']:,} of {len(splits):,} texts are in neither split, "
+            f"{dataset.name}: {drawn:,} of {len(splits):,} texts are in neither split, "
             "train or test"
         )
-    for split in ("train", "test"):
-        if not of_split[split]:
-            raise InputError(f"{dataset.name}: the {split} split is empty")
+    if not train or not test:
+        raise InputError(f"{dataset.name}: the {'test' if train else 'train'} split is empty")
     return splits == SPLITS.index("test")
 
 
@@ -372,27 +364,8 @@ def _strata(
     return categories * (labels.max(initial=0) + 1) + labels
 
 
-def _count(
-    path: Path, lengths: Int32[np.ndarray, " N"], wanted: Bool[np.ndarray, " N"], size: int
-) -> Int64[np.ndarray, " V"]:
-    found = np.zeros(size, np.int64)
-    with path.open("rb", buffering=0) as file:
-        for block in _blocks(lengths):
-            tokens = np.fromfile(file, np.int32, lengths[block].sum())
-            found += np.bincount(tokens[np.repeat(wanted[block], lengths[block])], minlength=size)
-    return found
-
-
-def _blocks(lengths: Int32[np.ndarray, " N"]) -> Iterator[slice]:
-    """The texts in their order, as many at a time as have about a million tokens."""
-    ends = _offsets(lengths)[1:]
-    edges = np.searchsorted(ends, np.arange(0, ends[-1:].sum(), _BLOCK))
-    for first, last in pairwise([*np.unique(edges).tolist(), len(lengths)]):
-        yield slice(first, last)
-
-
 def _offsets(lengths: Int32[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
-    """Where each of the texts starts that stand one after the other, and where the last ends."""
+    """Where each text starts, laid end to end, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 

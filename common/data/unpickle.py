@@ -1,9 +1,10 @@
 """Pickles from strangers: data, and the few constructors that the caller names; nothing else runs.
 
-A pickle is a program. Before it runs, every opcode is looked at: those that call or import in ways
-that pickles of data do not need are refused, and so are numbers that would make the unpickler
-reserve memory for things that the file does not hold. Then Python's own unpickler runs it, and
-whatever it wants to import is looked up among the constructors that were allowed.
+A pickle is a program. A find_class that knows a few names keeps it from calling anything else, but
+not from filling the memory or overrunning the stack. So before Python's own unpickler runs it,
+every opcode is looked at: those that call or import in ways that pickles of data do not need are
+refused, and so are numbers that would make the unpickler reserve memory for things that the file
+does not hold.
 
 Memory stays in proportion to the pickle's size (at worst some 25 times; see MAX_CONTAINERS).
 """
@@ -25,14 +26,6 @@ MAX_CONTAINERS = 4_000_000
 # A tuple's hash calls that of its elements: tuples nested deeper than about 50,000 overrun the C
 # stack when they are the key of a dict.
 MAX_TUPLES = 10_000
-
-_TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
-_CONTAINERS = _TUPLES | {"MARK", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT"}
-# No pickle of data has these. They call what is outside of the file, or refer to it. (INST is
-# refused below; the other opcodes that call get at nothing but what find_class has handed out.)
-_REFUSED = frozenset(
-    {"OBJ", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "DUP"}
-)
 # The memo is an array: its size is that of the largest index. Below 2**24 it takes 256 MiB.
 _MAX_MEMO = 2**24
 
@@ -98,7 +91,7 @@ class _Unpickler(pickle.Unpickler):
             return self._allow[module, name]
         if (module, name) in _SETS:
             return self._set
-        raise InputError(_refusal(self._name, None, module, name))
+        raise InputError(f"{self._name}: {_IMPORT.format(module, name)}")
 
     def _set(self, elements: Collection = ()) -> set:
         # Seven bytes of pickle can ask for another copy of a long list as a set.
@@ -110,17 +103,17 @@ class _Unpickler(pickle.Unpickler):
 
 # How sets are pickled below protocol 4, by Python 2 and by Python 3.
 _SETS = (("__builtin__", "set"), ("builtins", "set"))
-
-
-def _refusal(file: str, byte: int | None, module: str, name: str) -> str:
-    place = "" if byte is None else f" byte {byte:,}:"
-    return f"{file}:{place} the pickle wants to import {module}.{name}, which is not allowed"
+_IMPORT = "the pickle wants to import {}.{}, which is not allowed"
 
 
 def _scan(data: bytes, name: str, allow: Constructors) -> None:
     """Raise InputError for the first opcode that might harm, or where the pickle ends early."""
     file = io.BytesIO(data)
     containers = tuples = position = 0
+
+    def refused(why: str) -> InputError:
+        return InputError(f"{name}: byte {position:,}: {why}")
+
     while True:
         bulk = _BULK.match(data, position)
         assert bulk is not None  # the empty match at least
@@ -133,32 +126,31 @@ def _scan(data: bytes, name: str, allow: Constructors) -> None:
                 raise InputError(
                     f"{name}: the pickle is cut short: it ends at byte {position:,}"
                 ) from None
-            raise InputError(f"{name}: byte {position:,}: damaged pickle: {error}") from None
-        kind, number = opcode.name, argument if isinstance(argument, int) else 0
-        if kind in _TUPLES:
-            tuples += 1
-        if kind in _CONTAINERS:
-            containers += 1
-            if containers > MAX_CONTAINERS or tuples > MAX_TUPLES:
-                raise InputError(
-                    f"{name}: byte {position:,}: more than {MAX_CONTAINERS:,} lists, dicts and "
-                    f"sets or {MAX_TUPLES:,} tuples"
-                )
-        elif kind in ("PUT", "LONG_BINPUT"):
-            if not 0 <= number < _MAX_MEMO:
-                raise InputError(
-                    f"{name}: byte {position:,}: memo index {number} is beyond {_MAX_MEMO:,}"
-                )
-        elif kind == "FRAME":
-            if number > len(data) - file.tell():
-                raise InputError(f"{name}: byte {position:,}: the frame is longer than the file")
-        elif kind in ("GLOBAL", "INST"):
-            module, _, attribute = str(argument).partition(" ")
-            known = (module, attribute) in allow or (module, attribute) in _SETS
-            if not known or kind == "INST":
-                raise InputError(_refusal(name, position, module, attribute))
-        elif kind in _REFUSED:
-            raise InputError(f"{name}: byte {position:,}: opcode {kind} is not allowed")
-        if kind == "STOP":
-            return
+            raise refused(f"damaged pickle: {error}") from None
+        number = argument if isinstance(argument, int) else 0
+        match opcode.name:
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                tuples += 1
+            case "MARK" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET" | "LIST" | "DICT":
+                containers += 1
+            case "PUT" | "LONG_BINPUT" if not 0 <= number < _MAX_MEMO:
+                raise refused(f"memo index {number} is beyond {_MAX_MEMO:,}")
+            case "FRAME" if number > len(data) - file.tell():
+                raise refused("the frame is longer than the file")
+            case "GLOBAL" | "INST":
+                module, _, attribute = str(argument).partition(" ")
+                if opcode.name == "INST" or not {(module, attribute)} & {*allow, *_SETS}:
+                    raise refused(_IMPORT.format(module, attribute))
+            # No pickle of data has these. They call what is outside of the file, or refer to it.
+            # (The other opcodes that call get at nothing but what find_class has handed out.)
+            case "OBJ" | "PERSID" | "BINPERSID" | "EXT1" | "EXT2" | "EXT4" | "DUP":
+                raise refused(f"opcode {opcode.name} is not allowed")
+            case "NEXT_BUFFER" | "READONLY_BUFFER":
+                raise refused(f"opcode {opcode.name} is not allowed")
+            case "STOP":
+                return
+        if containers + tuples > MAX_CONTAINERS or tuples > MAX_TUPLES:
+            raise refused(
+                f"more than {MAX_CONTAINERS:,} lists, dicts and sets or {MAX_TUPLES:,} tuples"
+            )
         position = file.tell()

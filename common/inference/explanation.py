@@ -24,7 +24,7 @@ from common.data.batches import Batches, Shape
 from common.data.corpus import join
 from common.data.text import clean, tokenize
 from common.errors import InputError, exit_on_input_error
-from common.inference.prediction import load_learner
+from common.inference.prediction import encode, load_learner
 from common.params import DIRECTIONS
 from common.training import checkpoint
 from common.training.loop import Framework, Learner, predict
@@ -77,15 +77,11 @@ def main(framework: Framework) -> None:
                 "--by z: a plain RNN has no gates; tint by change, gradient, leave_out"
             )
         written = tokenize(clean(options.text))
-        ids = run.vocabulary.ids(written)
-        known = np.array([ids[word] for word in written if word in ids], np.int32)
+        (known,) = encode(run, [written])
         (found,) = explain(framework, run, [known], options.device)
         if options.json is not None:
             about = {"run_dir": str(options.run_dir), "text": options.text, "classes": run.classes}
-            try:
-                files.write_json(options.json, {**about, **found})
-            except OSError as error:
-                raise InputError(f"--json {options.json}: {error.strerror}") from None
+            files.write_json(options.json, {**about, **found})
         _print(run, found, options.by, len(written), len(known))
 
 
@@ -116,31 +112,49 @@ def explain(
     learner = load_learner(framework, run, device, dtype)
     # One shape fits all that is asked, so that JAX compiles once.
     shape = Shape(max(1, *map(len, texts)), max(len(np.unique(np.concatenate(texts))), 1))
-    # About a text of n words, 2 n + 1 questions: all of it; without word i; up to word i.
-    questions = (
-        question
-        for text in texts
-        for question in chain(
-            (text,),
-            (np.delete(text, i) for i in range(len(text))),
-            (text[: i + 1] for i in range(len(text))),
-        )
+    return [_explain(learner, run, text, shape) for text in texts]
+
+
+def _explain(
+    learner: Learner, run: checkpoint.Run, text: Int[np.ndarray, " n"], shape: Shape
+) -> dict[str, Any]:
+    """What `explain` returns of one text."""
+    n = len(text)
+    # 2 n + 1 questions: all of it; without word i; up to word i.
+    questions = chain(
+        (text,),
+        (np.delete(text, i) for i in range(n)),
+        (text[: i + 1] for i in range(n)),
     )
-    answers = _logits(learner, questions, sum(2 * len(text) + 1 for text in texts), shape)
-    starts = np.cumsum([0, *(2 * len(text) + 1 for text in texts)])
-    predicted = answers[starts[:-1]].argmax(axis=1)
-    everything = Batches(join(texts, predicted), len(texts), shapes=[shape])
-    insides = learner.explain(everything.batch(np.arange(len(texts))))
-    return [
-        _describe(
-            run,
-            text,
-            answers[starts[number] : starts[number + 1]],
-            {name: insides[name][..., : len(text), number, :] for name in LAYER if name in insides},
-            insides["influence"][: len(text), number],
-        )
-        for number, text in enumerate(texts)
-    ]
+    logits = _logits(learner, questions, 2 * n + 1, shape)
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    best = int(logits[0].argmax())
+    running = 1 if len(run.classes) == 2 else best
+
+    batch = Batches(join([text], np.array([best])), 1, shapes=[shape]).batch(np.array([0]))
+    insides = learner.explain(batch)
+    layer = {name: insides[name][..., :n, 0, :] for name in LAYER if name in insides}
+    states = layer.pop("states")
+    before = np.zeros_like(states)
+    before[0, 1:] = states[0, :-1]
+    if len(states) == 2:
+        before[1, :-1] = states[1, 1:]
+    of_layer = {name: values.mean(axis=-1) for name, values in layer.items()}
+    of_layer["change"] = np.linalg.norm(states - before, axis=-1)
+    return {
+        "words": run.vocabulary.words(text.tolist()),
+        "predicted": run.classes[best],
+        "probability": float(probabilities[0, best]),
+        **{
+            name: values[0].tolist()
+            if len(values) == 1
+            else dict(zip(DIRECTIONS, values.tolist(), strict=True))
+            for name, values in of_layer.items()
+        },
+        "gradient": insides["influence"][:n, 0].tolist(),
+        "leave_out": (logits[0, best] - logits[1 : n + 1, best]).tolist(),
+        "running": probabilities[n + 1 :, running].tolist(),
+    }
 
 
 def _logits(
@@ -162,40 +176,6 @@ def _logits(
     return np.concatenate(found)
 
 
-def _describe(
-    run: checkpoint.Run,
-    text: Int[np.ndarray, " n"],
-    answers: Float[np.ndarray, "2n+1 C"],
-    layer: Mapping[str, Float[np.ndarray, "R n H"]],
-    influence: Float[np.ndarray, " n"],
-) -> dict[str, Any]:
-    """What `explain` returns of one text, from the answers to its questions."""
-    probabilities = softmax(answers.astype(np.float64), axis=1)
-    best = int(answers[0].argmax())
-    running = 1 if len(run.classes) == 2 else best
-    whole, without, up_to = answers[0], answers[1 : len(text) + 1], probabilities[len(text) + 1 :]
-    before = np.zeros_like(layer["states"])
-    before[0, 1:] = layer["states"][0, :-1]
-    if len(before) == 2:
-        before[1, :-1] = layer["states"][1, 1:]
-    of_layer = {name: layer[name].mean(axis=-1) for name in ("z", "r") if name in layer}
-    of_layer["change"] = np.linalg.norm(layer["states"] - before, axis=-1)
-    return {
-        "words": run.vocabulary.words(text.tolist()),
-        "predicted": run.classes[best],
-        "probability": float(probabilities[0, best]),
-        **{
-            name: values[0].tolist()
-            if len(values) == 1
-            else dict(zip(DIRECTIONS, values.tolist(), strict=True))
-            for name, values in of_layer.items()
-        },
-        "gradient": influence.tolist(),
-        "leave_out": (whole[best] - without[:, best]).tolist(),
-        "running": up_to[:, running].tolist(),
-    }
-
-
 def _print(
     run: checkpoint.Run, found: Mapping[str, Any], by: str, written: int, known: int
 ) -> None:
@@ -214,10 +194,8 @@ def _print(
     columns = {"word": words}
     for name in ("z", "r", "change"):
         values = found.get(name, [])
-        if isinstance(values, dict):
-            columns |= {f"{name} {direction}": each for direction, each in values.items()}
-        elif values:
-            columns[name] = values
+        each = values if isinstance(values, dict) else {"": values}
+        columns |= {f"{name} {side}".strip(): numbers for side, numbers in each.items() if numbers}
     columns |= {"gradient x input": found["gradient"], "leave-one-out": found["leave_out"]}
     reads = run.classes[1] if len(run.classes) == 2 else found["predicted"]
     columns[f"running P({reads})"] = found["running"]
@@ -227,7 +205,9 @@ def _print(
     weights = found[by]
     if isinstance(weights, dict):
         weights = np.mean(list(weights.values()), axis=0)
-    tints = _tints(np.asarray(weights), signed=by in ("gradient", "leave_out"))
+    weights = np.asarray(weights)
+    signed = by in ("gradient", "leave_out")
+    tints = _tints(weights, signed=signed)
     for line, tint in zip(zip(*columns.values(), strict=True), tints, strict=True):
         word, *numbers = line
         table.add_row(Text(word, tint), *(f"{number:.3f}" for number in numbers))
@@ -238,14 +218,11 @@ def _print(
             text.append(word, tint).append(" ")
         console.print(text)
     say(f"tinted by {by}: {MEASURES[by]}")
-    say(_scale(np.asarray(weights), by))
-
-
-def _scale(weights: Float[np.ndarray, " n"], by: str) -> str:
-    if by in ("gradient", "leave_out"):
+    if signed:
         strongest = abs(weights).max()
-        return f"blue: for the predicted class, orange: against it; full tint: {strongest:.3f}"
-    return f"no tint: {weights.min():.3f}, full tint: {weights.max():.3f}"
+        say(f"blue: for the predicted class, orange: against it; full tint: {strongest:.3f}")
+    else:
+        say(f"no tint: {weights.min():.3f}, full tint: {weights.max():.3f}")
 
 
 def _tints(weights: Float[np.ndarray, " n"], *, signed: bool) -> list[Style]:
@@ -257,8 +234,6 @@ def _tints(weights: Float[np.ndarray, " n"], *, signed: bool) -> list[Style]:
         colour = FOR if share >= 0 else AGAINST
         red, green, blue = (round(255 - abs(share) * (255 - part)) for part in colour)
         # Luminance as in Rec. 601.
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
-        styles.append(
-            Style(color="white" if dark else "black", bgcolor=f"rgb({red},{green},{blue})")
-        )
+        letters = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "black"
+        styles.append(Style(color=letters, bgcolor=f"rgb({red},{green},{blue})"))
     return styles

@@ -2,12 +2,13 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tyro
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from scipy.special import softmax
 
 from common.data.batches import Batches
@@ -58,17 +59,21 @@ def classify(
     A model of the built-in layer is computed by the handwritten GRU, which both frameworks have.
     Words without a vector are left out; a text of such words alone is legal.
     """
-    words = [tokenize(clean(text)) for text in texts]
-    ids = run.vocabulary.ids(chain.from_iterable(words))
-    encoded = join(
-        [np.array([ids[w] for w in text if w in ids], np.int32) for text in words],
-        np.zeros(len(texts)),
-    )
+    known = encode(run, [tokenize(clean(text)) for text in texts])
     batches = Batches(
-        encoded, min(len(texts), 32), max_length=run.options.max_length, in_order=True
+        join(known, np.zeros(len(texts))),
+        min(len(texts), 32),
+        max_length=run.options.max_length,
+        in_order=True,
     )
     logits, _ = predict(load_learner(framework, run, device), batches)
     return softmax(logits.astype(np.float64), axis=1)
+
+
+def encode(run: checkpoint.Run, texts: Sequence[list[str]]) -> list[Int32[np.ndarray, " known"]]:
+    """The ids of each text's words, in their order, without those that have no vector."""
+    ids = run.vocabulary.ids(chain.from_iterable(texts))
+    return [np.array([ids[word] for word in text if word in ids], np.int32) for text in texts]
 
 
 def load_learner(

@@ -3,7 +3,7 @@
 A spec is a name (imdb, rt) or KIND:ARGUMENTS; docs/data.md shows one of each kind.
 """
 
-from types import ModuleType
+from collections.abc import Callable
 
 from common.data.sources import amazon, dlstudio, hugging_face, movie_reviews, tables, text_files
 from common.data.sources.dataset import Dataset, Example
@@ -11,13 +11,13 @@ from common.errors import InputError
 
 __all__ = ["Dataset", "Example", "fingerprint", "load"]
 
-_SOURCES: dict[str, ModuleType] = {
-    **dict.fromkeys(movie_reviews.NAMES, movie_reviews),
-    "amazon:": amazon,
-    "dlstudio:": dlstudio,
-    **{f"{kind}:": tables for kind in tables.KINDS},
-    "text:": text_files,
-    "hf:": hugging_face,
+_SOURCES: dict[str, Callable[[str], Dataset]] = {
+    **dict.fromkeys(movie_reviews.NAMES, movie_reviews.load),
+    "amazon:": amazon.load,
+    "dlstudio:": dlstudio.load,
+    **{f"{kind}:": tables.load for kind in tables.KINDS},
+    "text:": text_files.load,
+    "hf:": hugging_face.load,
 }
 
 
@@ -26,7 +26,7 @@ def load(spec: str) -> Dataset:
 
     Raises InputError for a spec that means nothing or a file that is not there.
     """
-    return _source(spec).load(spec)
+    return _source(spec)(spec)
 
 
 def fingerprint(spec: str) -> dict[str, str | int]:
@@ -34,10 +34,10 @@ def fingerprint(spec: str) -> dict[str, str | int]:
 
     Raises InputError as load does.
     """
-    return _source(spec).fingerprint(spec)
+    return {"data": spec, **_source(spec)(spec).state}
 
 
-def _source(spec: str) -> ModuleType:
+def _source(spec: str) -> Callable[[str], Dataset]:
     kind, colon, _ = spec.partition(":")
     try:
         return _SOURCES[kind + colon]

@@ -17,34 +17,22 @@ from common.errors import InputError
 CLASSES = ("negative", "positive")
 
 
-def fingerprint(spec: str) -> dict[str, str | int]:
-    return files.fingerprint(spec, (path for path, _, _ in _review_files(spec)))
-
-
 def load(spec: str) -> Dataset:
     """Both classes of all categories; the split is to be drawn."""
-    found = _review_files(spec)
-
-    def examples() -> Iterator[Example]:
-        for path, category, label in found:
-            for text in _texts(path):
-                yield Example(text, label, category)
-
-    return Dataset(spec, examples, CLASSES)
-
-
-def _review_files(spec: str) -> list[tuple[Path, str, str]]:
-    (folder,) = files.parse(spec).paths
-    found = [
-        (path, path.parent.name, path.stem)
-        for label in CLASSES
-        for path in folder.glob(f"*/{label}.review")
-    ]
+    (folder,), _ = files.parse(spec)
+    found = sorted(path for label in CLASSES for path in folder.glob(f"*/{label}.review"))
     if not found:
         raise InputError(
             f"{folder}: expected CATEGORY/positive.review and CATEGORY/negative.review in it"
         )
-    return sorted(found)
+
+    def examples() -> Iterator[Example]:
+        for path in found:
+            label, category = path.stem, path.parent.name
+            for text in _texts(path):
+                yield Example(text, label, category)
+
+    return Dataset(spec, examples, CLASSES, state=files.state(found))
 
 
 def _texts(path: Path) -> Iterator[str]:

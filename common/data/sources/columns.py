@@ -1,7 +1,6 @@
 """Which column of a table is which."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from common.errors import InputError
 
@@ -14,18 +13,10 @@ _USUAL = {
 }
 OPTIONS = tuple(_USUAL)
 
+Columns = Sequence[str | None]
+"""The names of the columns for text, label, split and category; None where there is none."""
 Row = tuple[int, object, object, object, object]
-"""Its number (of the line, or of the row); text, label, split, category, None where there is no
-such column."""
-
-
-class Columns(NamedTuple):
-    """The names of the columns that are read."""
-
-    text: str
-    label: str
-    split: str | None
-    category: str | None
+"""The number of its line or row, and what these columns have; None where there is no column."""
 
 
 def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Columns:
@@ -50,4 +41,4 @@ def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Colu
                 f"{place}: no column for the {use}: name it with ?{use}=COLUMN; {columns}"
             )
         chosen[use] = name or None
-    return Columns(**chosen)  # type: ignore[arg-type]
+    return list(chosen.values())

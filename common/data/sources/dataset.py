@@ -1,8 +1,8 @@
 """What every source yields: labelled texts, one after the other, read as often as need be."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,11 +39,13 @@ class Dataset:
     test_size: float | int = 0.2
     """The share, or the number, of examples to be drawn for the test split where the source has no
     split of its own; stratified by category and label."""
+    state: Mapping[str, str | int] = field(default_factory=dict)
+    """What tells one state of the source from another, without reading it."""
 
 
 def draw_test(
     dataset: Dataset,
-    hashes: UInt64[np.ndarray, "N words"],
+    hashes: UInt64[np.ndarray, " N"],
     strata: Int32[np.ndarray, " N"],
 ) -> Bool[np.ndarray, " N"]:
     """Which texts are drawn for the test split: stratified, always the same ones.
@@ -57,12 +59,8 @@ def draw_test(
     size = dataset.test_size
     if isinstance(size, float):
         size = math.ceil(size * len(strata))
-    order = np.lexsort(hashes.T)
-    same = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
-    copied = np.zeros(len(order), bool)
-    copied[order[1:][same]] = copied[order[:-1][same]] = True
-    del order, same
-    single = np.flatnonzero(~copied)
+    _, text, copies = np.unique(hashes, return_inverse=True, return_counts=True)
+    single = np.flatnonzero(copies[text] == 1)
     single = single[np.bincount(strata[single])[strata[single]] > 1]
     try:
         _, test = train_test_split(

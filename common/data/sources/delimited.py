@@ -4,12 +4,12 @@ Options: encoding=NAME (utf-8); quotes=yes or no, whether quotation marks may en
 yes, tsv: no); header=no where the first line is a row like the others: columns 1, 2, 3, ...
 """
 
-import codecs
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import TextIOWrapper
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 from common.data.sources import files
@@ -20,6 +20,7 @@ OPTIONS = ("encoding", "quotes", "header")
 
 # A quotation mark that is never closed makes one field of the rest of the file.
 MAX_FIELD = 2**24
+_HINT = "name the encoding: ?encoding=NAME"
 
 
 def check(spec: str, options: Mapping[str, str]) -> None:
@@ -47,6 +48,7 @@ def rows(
     with files.open_file(path) as binary:
         # A mark of the byte order, as Excel writes it, is no part of the first column's name.
         file = TextIOWrapper(binary, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+        # pyarrow.csv names no line, takes stray quotation marks as they come and bytes for text.
         reader = csv.reader(
             iter(partial(file.readline, files.MAX_LINE), ""),
             delimiter=delimiter,
@@ -61,48 +63,27 @@ def rows(
             else:
                 names, before, line = first, [], reader.line_num + 1
             columns = choose(names)
-            text, label = names.index(columns.text), names.index(columns.label)
-            split, category = (
-                None if name is None else names.index(name)
-                for name in (columns.split, columns.category)
-            )
+            # Out of the fields with None and the line after them.
+            pick = itemgetter(-1, *(-2 if it is None else names.index(it) for it in columns))
             for fields in chain(before, reader):
                 if len(fields) == len(names):
-                    yield (
-                        line,
-                        fields[text],
-                        fields[label],
-                        None if split is None else fields[split],
-                        None if category is None else fields[category],
-                    )
+                    yield pick([*fields, None, line])
                 elif fields:
                     raise InputError(
                         f"{path}: line {line:,}: {len(fields)} columns instead of {len(names)}"
                     )
                 line = reader.line_num + 1
-        except UnicodeError:
-            raise InputError(_undecodable(path, encoding)) from None
+        except UnicodeDecodeError as error:
+            # The lines of what was decoded before have all been read.
+            rest = error.object[: error.start].decode(encoding, "ignore")
+            line = reader.line_num + 1 + rest.count("\n")
+            raise InputError(
+                f"{path}: line {line:,}: the byte 0x{error.object[error.start]:02x} is not "
+                f"{encoding}; {_HINT}"
+            ) from None
+        except UnicodeError as error:  # UTF-16 without a byte order mark
+            raise InputError(f"{path}: {error}; {_HINT}") from None
         except csv.Error as error:
             raise InputError(
                 f"{path}: line {line:,}: {error}: a quotation mark that is not closed?"
             ) from None
-
-
-def _undecodable(path: Path, encoding: str) -> str:
-    """Where the file's first byte is that the encoding does not know."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    line = 1
-    with path.open("rb") as file:
-        for block in chain(iter(partial(file.read, 2**16), b""), [b""]):
-            try:
-                line += decoder.decode(block, final=not block).count("\n")
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].decode(encoding, "ignore").count("\n")
-                wrong = error.object[error.start]
-                return (
-                    f"{path}: line {line:,}: the byte 0x{wrong:02x} is not {encoding}; "
-                    "name the encoding: ?encoding=NAME"
-                )
-            except UnicodeError as error:  # UTF-16 without a byte order mark
-                return f"{path}: {error}; name the encoding: ?encoding=NAME"
-    return f"{path}: not {encoding}"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from common.errors import InputError
 
@@ -14,20 +14,12 @@ from common.errors import InputError
 MAX_LINE = 2**26
 
 
-class Spec(NamedTuple):
-    """A spec taken apart: KIND:PATH[,PATH][?OPTION=VALUE[&OPTION=VALUE...]]"""
-
-    name: str
-    """The whole of it, as it was given."""
-    paths: tuple[Path, ...]
-    options: dict[str, str]
-
-
 def parse(
     spec: str, known: Collection[str] = (), *, most: int = 1, must_exist: bool = True
-) -> Spec:
-    """Take `spec` apart: at most `most` paths, which exist unless not asked to; options in `known`.
+) -> tuple[list[Path], dict[str, str]]:
+    """Paths and options of a spec: KIND:PATH[,PATH][?OPTION=VALUE[&OPTION=VALUE...]]
 
+    There are at most `most` paths, which exist unless not asked to, and the options are in `known`.
     A path that exists as it stands may hold commas and question marks. Raises InputError.
     """
     arguments = spec.partition(":")[2]
@@ -50,7 +42,7 @@ def parse(
     for name in names:
         if must_exist and not _exists(name):
             raise InputError(f"--data {spec}: {name}: no such file or directory")
-    return Spec(spec, tuple(Path(os.path.expanduser(name)) for name in names), options)
+    return [Path(os.path.expanduser(name)) for name in names], options
 
 
 def _exists(name: str) -> bool:
@@ -58,10 +50,10 @@ def _exists(name: str) -> bool:
     return os.path.exists(os.path.expanduser(name))
 
 
-def fingerprint(spec: str, files: Iterable[Path]) -> dict[str, str | int]:
+def state(paths: Iterable[Path]) -> dict[str, str | int]:
     """What tells one state of the files from another without reading them: names, sizes, times."""
     digest, count, total = hashlib.sha256(), 0, 0
-    for path in files:
+    for path in paths:
         try:
             status = path.stat()
         except OSError as error:
@@ -69,7 +61,7 @@ def fingerprint(spec: str, files: Iterable[Path]) -> dict[str, str | int]:
         digest.update(os.fsencode(path.absolute()))
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         count, total = count + 1, total + status.st_size
-    return {"data": spec, "files": count, "bytes": total, "state": digest.hexdigest()}
+    return {"files": count, "bytes": total, "state": digest.hexdigest()}
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -22,17 +22,12 @@ from common.errors import InputError
 OPTIONS = (*columns.OPTIONS, "config", "train", "test")
 
 
-def fingerprint(spec: str) -> dict[str, str | int]:
-    name, _ = _parse(spec)
-    if Path(name).is_dir():
-        found = sorted(path for path in Path(name).rglob("*") if path.is_file())
-        return files.fingerprint(spec, found)
-    return {"data": spec}
-
-
 def load(spec: str) -> Dataset:
     """The rows of the split for training and of the one for testing."""
-    name, options = _parse(spec)
+    if importlib.util.find_spec("datasets") is None:
+        raise InputError(f'--data {spec}: needs the extra hf: pip install -e ".[hf]"')
+    (path,), options = files.parse(spec, OPTIONS, must_exist=False)
+    name = str(path)
 
     def examples() -> Iterator[Example]:
         with _errors_in_one_line(name):
@@ -43,14 +38,8 @@ def load(spec: str) -> Dataset:
                 chosen = columns.choose(table.column_names, options, place)
                 yield from tables.labelled(partial(_rows, table, chosen), f"{place}: row", split)
 
-    return Dataset(spec, examples)
-
-
-def _parse(spec: str) -> tuple[str, dict[str, str]]:
-    if importlib.util.find_spec("datasets") is None:
-        raise InputError(f'--data {spec}: needs the extra hf: pip install -e ".[hf]"')
-    _, (path,), options = files.parse(spec, OPTIONS, must_exist=False)
-    return str(path), options
+    on_disk = sorted(file for file in path.rglob("*") if file.is_file())
+    return Dataset(spec, examples, state=files.state(on_disk) if path.is_dir() else {})
 
 
 @contextmanager
@@ -92,16 +81,11 @@ def _splits(found: dict[str, Any], options: dict[str, str], spec: str) -> list[t
 
 
 def _rows(table: Any, chosen: columns.Columns) -> Iterator[columns.Row]:
-    feature = table.features[chosen.label]
-    names = getattr(feature, "names", None)  # a ClassLabel's numbers stand for names, -1 for none
-    wanted = [name for name in dict.fromkeys(chosen) if name]
-    selected = table.select_columns(wanted)
+    feature = table.features[chosen[1]]
+    names = getattr(feature, "names", ())  # a ClassLabel's numbers stand for names, -1 for none
+    selected = table.select_columns([name for name in dict.fromkeys(chosen) if name])
     selected.data.validate(full=True)  # else damaged offsets are followed wherever they lead
     batches = selected.with_format("arrow").iter(parquet.BATCH)
     for number, text, label, split, category in parquet.arrow_rows(batches, chosen):
-        if not names:
-            yield number, text, label, split, category
-        elif isinstance(label, int) and 0 <= label < len(names):
-            yield number, text, names[label], split, category
-        else:
-            yield number, text, None, split, category
+        name = names[label] if isinstance(label, int) and 0 <= label < len(names) else None
+        yield number, text, name if names else label, split, category

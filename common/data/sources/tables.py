@@ -39,14 +39,13 @@ SPLITS: Mapping[str, Literal["train", "test", "validation"]] = {
 }
 
 
-def fingerprint(spec: str) -> dict[str, str | int]:
-    return files.fingerprint(spec, _parse(spec).paths)
-
-
 def load(spec: str) -> Dataset:
     """The rows of the table, or of the two tables."""
-    _, paths, options = _parse(spec)
-    reader, unit = _READERS[spec.partition(":")[0]]
+    kind = spec.partition(":")[0]
+    reader, unit = _READERS[kind]
+    of_its_own = delimited.OPTIONS if kind in ("csv", "tsv") else ()
+    paths, options = files.parse(spec, (*OPTIONS, *of_its_own), most=2)
+    delimited.check(spec, options)
     splits: tuple[Literal["train", "test", ""], ...] = ("train", "test") if paths[1:] else ("",)
 
     def examples() -> Iterator[Example]:
@@ -54,14 +53,7 @@ def load(spec: str) -> Dataset:
             columns = partial(choose, options=options, place=str(path))
             yield from labelled(partial(reader, path, options, columns), f"{path}: {unit}", split)
 
-    return Dataset(spec, examples)
-
-
-def _parse(spec: str) -> files.Spec:
-    of_its_own = delimited.OPTIONS if spec.startswith(("csv:", "tsv:")) else ()
-    parsed = files.parse(spec, (*OPTIONS, *of_its_own), most=2)
-    delimited.check(spec, parsed.options)
-    return parsed
+    return Dataset(spec, examples, state=files.state(paths))
 
 
 def labelled(

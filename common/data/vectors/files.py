@@ -1,4 +1,8 @@
-"""Files of word vectors: which format one has is told from what is in it, compressed or not."""
+"""Files of word vectors: which format one has is told from what is in it, compressed or not.
+
+gensim reads these formats too, but every word of a file into memory, believes what a header
+promises, and its errors name no place; its .kv files it unpickles, with whatever is in them.
+"""
 
 import io
 import tempfile
@@ -58,7 +62,7 @@ def read(path: Path, vocabulary: Iterable[str]) -> tuple[list[str], Float[np.nda
             data = io.BytesIO()
             with _open(path) as file:
                 _copy(file, data, MAX_PICKLE, name)
-            keyed_vectors.read(path, data, found)
+            keyed_vectors.read(path, data.getvalue(), found)
         elif binary.looks_like(head):
             found = Found(vocabulary, name, "byte")
             with _open(path) as file:

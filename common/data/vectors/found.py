@@ -1,15 +1,18 @@
 """What every reader of a vectors file hands its words to: keeps those of the vocabulary."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from common.errors import InputError
 
 # word2vec's own limit for a word is 100 bytes; gensim joins several words to one.
 MAX_WORD = 4096
 MAX_DIMENSION = 10_000
+DTYPES = ("f2", "f4", "f8")
+_BLOCK = 32 * 2**20  # bytes of a table that are read at once
 
 
 class Found:
@@ -64,6 +67,40 @@ class Found:
         row = self._rows.setdefault(wanted, len(self._rows))
         # Over the vector of another spelling, if there has been one.
         self._numbers[row * len(numbers) : (row + 1) * len(numbers)] = numbers
+
+    def put_table(
+        self,
+        table: str,
+        shape: Sequence[int],
+        dtype: str,
+        rows: Callable[[Int[np.ndarray, " n"]], np.ndarray],
+        words: Sequence[object],
+    ) -> None:
+        """Keep those rows of a table [V, D] whose words, which are elsewhere, are wanted.
+
+        Of the table come its name, for errors, its shape, its dtype (f4) and a function that
+        returns the rows of these numbers, which ascend. That should open the table anew: what a
+        process has read of a mapped file counts as its memory for as long as it is mapped. Raises
+        InputError unless it is a table of floating-point numbers with as many rows as words.
+        """
+        if len(shape) != 2 or shape[0] != len(words):
+            raise InputError(f"{table}: an array {list(shape)}, but there are {len(words):,} words")
+        if dtype not in DTYPES:
+            raise InputError(f"{table}: an array of {dtype}, expected float16, float32 or float64")
+        self.set_dimension(shape[1])
+        wanted = (
+            (row, key)
+            for row, word in enumerate(words)
+            if isinstance(word, str)
+            and (key := self.wanted(word.encode("utf-8", "surrogatepass"), row + 1)) is not None
+        )
+        step = max(_BLOCK // (8 * self.dimension), 1)
+        for _, block in groupby(wanted, lambda place: place[0] // step):
+            numbers, keys = zip(*block, strict=True)
+            with np.errstate(over="ignore"):  # put tells
+                vectors = rows(np.array(numbers)).astype(np.float32)
+            for number, key, vector in zip(numbers, keys, vectors, strict=True):
+                self.put(key, vector, number + 1)
 
     def error(self, place: int, message: str) -> InputError:
         """An InputError that names the file and this place in it."""

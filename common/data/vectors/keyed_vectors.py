@@ -5,31 +5,19 @@ above 10 MB they are in NAME.vectors.npy. Nothing of gensim or NumPy is called t
 constructor that such a pickle names is replaced by one of the harmless stand-ins below.
 """
 
-import io
-import pickle
-import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.data.unpickle import Constructors, restricted_loads
-from common.data.vectors.found import Found
-from common.data.vectors.tables import Rows, take
+from common.data.vectors.found import DTYPES, Found
 from common.errors import InputError
 
 # What gensim has called the words and the vectors: since 4.0, in 3.x, before.
 _WORDS = ("index_to_key", "index2word", "index2entity")
 _VECTORS = ("vectors", "syn0")
-_DTYPES = {"f2": 2, "f4": 4, "f8": 8}
-
-# The words once more, as the keys of a dict: its beginning, and each part in which pickle fills it,
-# of references to the words of the list before and their numbers, in frames.
-_INDEX = re.compile(rb"key_to_index(?:\x94|q.|r.{4})\}(?:\x94|q.|r.{4})", re.DOTALL)
-_ENTRIES = re.compile(rb"(?:\x95.{8})?\((?:[hK].|M..|[jJ].{4}|\x95.{8})*+u", re.DOTALL)
 
 
 class _Inert:
@@ -84,14 +72,12 @@ _CONSTRUCTORS: Constructors = {
 }
 
 
-def read(path: Path, data: io.BytesIO, found: Found) -> None:
-    """Hand the words of the pickle `data`, which is used up, to `found`; `path` is its file.
+def read(path: Path, data: bytes, found: Found) -> None:
+    """Hand the words of the pickle `data` to `found`; `path` is its file.
 
     Raises InputError for a pickle of anything else, a companion that is missing or does not fit.
     """
-    _leave_out_index(data)
-    model = restricted_loads(data.getvalue(), str(path), _CONSTRUCTORS, encoding="latin1")
-    data.close()
+    model = restricted_loads(data, str(path), _CONSTRUCTORS, encoding="latin1")
     state = model.state if isinstance(model, _KeyedVectors) else None
     if not isinstance(state, dict):
         raise InputError(f"{path}: a pickle, but not one of gensim's KeyedVectors")
@@ -105,7 +91,7 @@ def read(path: Path, data: io.BytesIO, found: Found) -> None:
             array = _array(inside)
         except Exception as error:  # whatever a pickle may hold in the places of an array's parts
             raise InputError(f"{path}: its vectors are damaged ({error})") from None
-        _take(str(path), array, words, found)
+        found.put_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
         return
     companions = [
         path.with_name(f"{path.name.removesuffix('.gz')}.{name}.npy") for name in _VECTORS
@@ -113,36 +99,9 @@ def read(path: Path, data: io.BytesIO, found: Found) -> None:
     companion = next((file for file in companions if file.is_file()), None)
     if companion is None:
         raise InputError(f"{companions[0]}: not there, but {path.name} has its vectors in it")
-    _take(str(companion), companion, words, found)
-
-
-def _leave_out_index(data: io.BytesIO) -> None:
-    """Change the pickle so that the index, hundreds of megabytes, is not made but stays empty."""
-    with data.getbuffer() as buffer:
-        place = _INDEX.search(buffer)
-        while place := place and _ENTRIES.match(buffer, place.end()):
-            buffer[place.end() - 1 : place.end()] = pickle.POP_MARK  # in the place of SETITEMS
-
-
-def _take(name: str, source: Path | np.ndarray, words: list[object], found: Found) -> None:
-    @contextmanager
-    def open_table() -> Iterator[Rows]:
-        array = source if isinstance(source, np.ndarray) else _open(source)
-        yield lambda start, stop: array[start:stop]
-
-    table = source if isinstance(source, np.ndarray) else _open(source)
-    check(name, table.shape, table.dtype.str[1:], len(words))
-    found.set_dimension(table.shape[1])
-    del table
-    take(words, open_table, found)
-
-
-def check(name: str, shape: tuple[int, ...], dtype: str, words: int) -> None:
-    """Raise InputError unless this is the shape and dtype (f4) of a table with so many rows."""
-    if len(shape) != 2 or shape[0] != words:
-        raise InputError(f"{name}: an array {list(shape)}, but there are {words:,} words")
-    if dtype not in _DTYPES:
-        raise InputError(f"{name}: an array of {dtype}, expected float16, float32 or float64")
+    table = _open(companion)
+    shape, dtype = table.shape, table.dtype.str[1:]
+    found.put_table(str(companion), shape, dtype, lambda numbers: _open(companion)[numbers], words)
 
 
 def _open(path: Path) -> np.ndarray:
@@ -167,9 +126,9 @@ def _array(pickled: _Inert) -> np.ndarray:
         fortran_order = order == "F"
     kind, byte_order = dtype.arguments[0], dtype.state[1]
     rows, columns = shape
-    if kind not in _DTYPES or byte_order not in ("<", ">"):
+    if kind not in DTYPES or byte_order not in ("<", ">"):
         raise ValueError(f"an array of {byte_order}{kind}")
-    if not 0 <= rows * columns * _DTYPES[kind] == len(numbers):
+    if not 0 <= rows * columns * int(kind[1]) == len(numbers):
         raise ValueError(f"{len(numbers):,} bytes for an array {[rows, columns]}")
     flat = np.frombuffer(numbers, byte_order + kind)
     return flat.reshape(rows, columns, order="F" if fortran_order else "C")

@@ -4,15 +4,13 @@ That is what a run directory has: vectors.safetensors, or model.safetensors wher
 trained. Of several tensors in a file, `vectors` or `vectors.weight` is taken.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 
 from common.data.vectors.found import Found
-from common.data.vectors.keyed_vectors import check
-from common.data.vectors.tables import Rows, take
 from common.errors import InputError
 
 
@@ -36,12 +34,6 @@ def read(path: Path, unpacked: Path, found: Found) -> None:
     except UnicodeDecodeError as error:
         raise InputError(f"{vocabulary}: byte {error.start:,}: not UTF-8") from None
 
-    @contextmanager
-    def open_table() -> Iterator[Rows]:
-        with safe_open(unpacked, "numpy") as file:
-            table = file.get_slice(name)
-            yield lambda start, stop: table[start:stop]
-
     try:
         with safe_open(unpacked, "numpy") as file:
             names = sorted(file.keys())
@@ -50,13 +42,18 @@ def read(path: Path, unpacked: Path, found: Found) -> None:
                 raise InputError(f"{path}: has {len(names)} tensors, and none called vectors")
             name = (known or names)[0]
             table = file.get_slice(name)
-            check(f"{path}: {name}", tuple(table.get_shape()), _kind(table.get_dtype()), len(words))
-            found.set_dimension(table.get_shape()[1])
+            shape, dtype = table.get_shape(), _kind(table.get_dtype())
     except (SafetensorError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a safetensors file ({error})") from None
-    take(words, open_table, found)
+
+    def rows(numbers: Int[np.ndarray, " n"]) -> np.ndarray:
+        with safe_open(unpacked, "numpy") as file:
+            block = file.get_slice(name)[int(numbers[0]) : int(numbers[-1]) + 1]
+        return block[numbers - numbers[0]]
+
+    found.put_table(f"{path}: {name}", shape, dtype, rows, words)
 
 
 def _kind(dtype: str) -> str:
