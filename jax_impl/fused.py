@@ -29,10 +29,12 @@ from common.arguments import dtype_name
 from jax_impl.layers import Found, Weights, parts_of, project
 
 
+BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
+
+
 def available(device: str = "cpu", dtype: Any = "float32") -> bool:
-    """Whether the kernel has been built, with JAX's FFI headers, for this kind of device."""
-    here = hasattr(kernels.library(), "gru_xla_forward")
-    return here and device == "cpu" and dtype_name(dtype) in kernels.DTYPES
+    """Whether the kernel has been built, for this kind of device and dtype."""
+    return BUILT and device == "cpu" and dtype_name(dtype) in kernels.DTYPES
 
 
 def recurrence(
@@ -365,7 +367,7 @@ def here_lowered(context: Any, array: Any) -> list:
 mlir.register_lowering(here_p, here_lowered)
 here = here_p.bind
 
-if available():
+if BUILT:
     for name in ("forward", "backward"):
         handler = getattr(kernels.library(), f"gru_xla_{name}")
         jax.ffi.register_ffi_target(f"gru_{name}", jax.ffi.pycapsule(handler), platform="cpu")

@@ -24,9 +24,12 @@ from common.arguments import check_shape, dtype_name
 from torch_impl.layers import Found, Weights, forward_mode, parts_of, plain, project, transformed
 
 
+BUILT = kernels.available()  # asked once: torch.compile does not trace how
+
+
 def available(device: str = "cpu", dtype: Any = "float32") -> bool:
     """Whether the kernel has been built, for this kind of device and dtype."""
-    return kernels.available() and device == "cpu" and dtype_name(dtype) in kernels.DTYPES
+    return BUILT and device == "cpu" and dtype_name(dtype) in kernels.DTYPES
 
 
 def recurrence(
