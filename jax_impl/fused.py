@@ -28,7 +28,6 @@ from common import kernels
 from common.arguments import dtype_name
 from jax_impl.layers import Found, Weights, parts_of, project
 
-
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
 
 

@@ -316,15 +316,15 @@ FAULTS = [
     Fault(
         "PyTorch: the second direction writes over the first's outputs",
         TORCH,
-        "direction.outputs = within(of_outputs, i * row)",
-        "direction.outputs = within(of_outputs, 0)",
+        "direction.outputs = within_memory(of_outputs, i * row)",
+        "direction.outputs = within_memory(of_outputs, 0)",
         BINDINGS,
     ),
     Fault(
         "PyTorch: the second direction's last states lie a row too early",
         TORCH,
-        "direction.h_last = within(of_h_last, i * call.batch * row)",
-        "direction.h_last = within(of_h_last, i * (call.batch - 1) * row)",
+        "direction.h_last = within_memory(of_h_last, i * call.batch * row)",
+        "direction.h_last = within_memory(of_h_last, i * (call.batch - 1) * row)",
         BINDINGS,
     ),
     Fault(

@@ -23,7 +23,6 @@ from common import kernels
 from common.arguments import check_shape, dtype_name
 from torch_impl.layers import Found, Weights, forward_mode, parts_of, plain, project, transformed
 
-
 BUILT = kernels.available()  # asked once: torch.compile does not trace how
 
 
@@ -150,10 +149,10 @@ def forward(
         direction.projections = of_projections(f"projections[{i}]", projections[i], call, h0.dtype)
         direction.weight_hh = of_weights(f"weight_hh[{i}]", weight_hh[i], call, h0.dtype)
         direction.bias_hh = address(f"bias_hh[{i}]", bias_hh[i], (3 * call.hidden,), h0.dtype)
-        direction.h0 = within(of_h0, i * call.batch * row)
-        direction.outputs = within(of_outputs, i * row)
-        direction.h_last = within(of_h_last, i * call.batch * row)
-        direction.saved = within(of_saved, i * saved.stride(0) * saved.element_size())
+        direction.h0 = within_memory(of_h0, i * call.batch * row)
+        direction.outputs = within_memory(of_outputs, i * row)
+        direction.h_last = within_memory(of_h_last, i * call.batch * row)
+        direction.saved = within_memory(of_saved, i * saved.stride(0) * saved.element_size())
     kernels.forward(call, directions)
     return outputs, h_last, saved
 
@@ -202,11 +201,11 @@ def backward(
     places = [gradient.data_ptr() or None for gradient in gradients]
     row = call.hidden * d_h_last.element_size()
     for i, direction in enumerate(directions):
-        direction.saved = within(of_saved, i * saved.stride(0) * saved.element_size())
-        direction.d_outputs = within(of_d_outputs, i * row)
-        direction.d_h_last = within(of_d_h_last, i * call.batch * row)
+        direction.saved = within_memory(of_saved, i * saved.stride(0) * saved.element_size())
+        direction.d_outputs = within_memory(of_d_outputs, i * row)
+        direction.d_h_last = within_memory(of_d_h_last, i * call.batch * row)
         direction.d_projections, direction.d_weight_hh, direction.d_bias_hh = places[i : 3 * R : R]
-        direction.d_h0 = within(places[3 * R], i * call.batch * row)
+        direction.d_h0 = within_memory(places[3 * R], i * call.batch * row)
     kernels.backward(call, directions)
     return gradients
 
@@ -536,6 +535,6 @@ def address(name: str, array: Tensor, shape: tuple[int, ...], dtype: torch.dtype
     return place
 
 
-def within(place: int | None, offset: int) -> int | None:
+def within_memory(place: int | None, offset: int) -> int | None:
     """An address so many bytes behind another, if there is one."""
     return None if place is None else place + offset
