@@ -26,10 +26,10 @@ from common import files, params
 from common.data.batches import Batches
 from common.data.corpus import EncodedSplit
 from common.inference.prediction import load_learner
-from common.training import checkpoint
-from common.training.checkpoint import Run
-from common.training.loop import Data, load_data, predict
+from common.training.data import Data, load_data
+from common.training.learner import predict
 from common.training.options import TrainConfig
+from common.training.run_directory import Run, load_run
 from comparison import runs
 from comparison.processes import Job
 
@@ -88,13 +88,13 @@ def measure(
         report("following gradients back through the reviews")
         found["vanishing"] = vanishing(
             {
-                "tanh RNN": checkpoint.load_run(folders["torch rnn"][0]),
-                "GRU": checkpoint.load_run(folders["torch gru"][0]),
+                "tanh RNN": load_run(folders["torch rnn"][0]),
+                "GRU": load_run(folders["torch gru"][0]),
             },
             data,
         )
         report("looking at the gates, word by word")
-        found["gates"] = gates([checkpoint.load_run(f) for f in folders["torch gru"]], data)
+        found["gates"] = gates([load_run(f) for f in folders["torch gru"]], data)
     return found
 
 
@@ -125,7 +125,7 @@ def train(
 
 def answers(framework: ModuleType, folder: Path, data: Data) -> Bool[np.ndarray, " N"]:
     """Which test reviews a trained model classifies correctly."""
-    run = checkpoint.load_run(folder)
+    run = load_run(folder)
     learner = framework.Learner(run.model, run.options, run.vectors, run.parameters)
     logits, labels = predict(learner, data.test)
     return logits.argmax(axis=1) == labels

@@ -14,7 +14,7 @@ import torch_impl.learner
 from common.data.sources.dataset import Dataset, Example
 from common.inference import prediction
 from common.report import figures, markdown
-from common.training.loop import loop
+from common.training import loop
 from comparison import runs
 
 Command = Callable[..., tuple[int, str, str]]

@@ -12,7 +12,7 @@ import pytest
 
 import jax_impl.learner
 import torch_impl.learner
-from common.training.loop import loop
+from common.training import loop
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}

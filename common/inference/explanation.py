@@ -26,9 +26,9 @@ from common.data.text import clean, tokenize
 from common.errors import InputError, exit_on_input_error
 from common.inference.prediction import load_learner
 from common.params import DIRECTIONS
-from common.training import checkpoint
-from common.training.loop import Framework, Learner, predict
+from common.training.learner import Framework, Learner, predict
 from common.training.options import Device, parse_options
+from common.training.run_directory import Run, load_run
 
 ROWS = 64  # reviews in a batch of questions
 PATIENCE = 2_000_000  # so many words to read, padding counted, take seconds
@@ -71,13 +71,13 @@ def main(framework: Framework) -> None:
         options = parse_options(ExplainOptions, f"python -m {folder}.explain")
         if not options.text.strip():
             raise InputError("the text is empty")
-        run = checkpoint.load_run(options.run_dir)
+        run = load_run(options.run_dir)
         if options.by == "z" and run.model.cell == "rnn":
             raise InputError(
                 "--by z: a plain RNN has no gates; tint by change, gradient, leave_out"
             )
         written = tokenize(clean(options.text))
-        ids = run.vocabulary.ids(written)
+        ids = {word: number for number, word in enumerate(run.vocabulary)}
         known = np.array([ids[word] for word in written if word in ids], np.int32)
         (found,) = explain(framework, run, [known], options.device)
         if options.json is not None:
@@ -91,7 +91,7 @@ def main(framework: Framework) -> None:
 
 def explain(
     framework: Framework,
-    run: checkpoint.Run,
+    run: Run,
     texts: Sequence[Int[np.ndarray, " words"]],
     device: Device = "auto",
     dtype: str = "float32",
@@ -163,7 +163,7 @@ def _logits(
 
 
 def _describe(
-    run: checkpoint.Run,
+    run: Run,
     text: Int[np.ndarray, " n"],
     answers: Float[np.ndarray, "2n+1 C"],
     layer: Mapping[str, Float[np.ndarray, "R n H"]],
@@ -181,7 +181,7 @@ def _describe(
     of_layer = {name: layer[name].mean(axis=-1) for name in ("z", "r") if name in layer}
     of_layer["change"] = np.linalg.norm(layer["states"] - before, axis=-1)
     return {
-        "words": run.vocabulary.words(text.tolist()),
+        "words": [run.vocabulary[word] for word in text.tolist()],
         "predicted": run.classes[best],
         "probability": float(probabilities[0, best]),
         **{
@@ -196,9 +196,7 @@ def _describe(
     }
 
 
-def _print(
-    run: checkpoint.Run, found: Mapping[str, Any], by: str, written: int, known: int
-) -> None:
+def _print(run: Run, found: Mapping[str, Any], by: str, written: int, known: int) -> None:
     """A table with a line a word and, where there is colour, the text itself, tinted."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)

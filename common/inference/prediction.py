@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from common.data.batches import Batches
 from common.data.corpus import join
 from common.data.text import clean, tokenize
 from common.errors import InputError, exit_on_input_error
-from common.training import checkpoint
-from common.training.loop import Framework, Learner, predict
+from common.training.learner import Framework, Learner, predict
 from common.training.options import Device, parse_options
+from common.training.run_directory import Run, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ def main(framework: Framework) -> None:
     with exit_on_input_error():
         folder = framework.__name__.partition(".")[0]
         options = parse_options(PredictOptions, f"python -m {folder}.predict")
-        run = checkpoint.load_run(options.run_dir)
+        run = load_run(options.run_dir)
         texts = options.texts or tuple(_lines())
         if not texts:
             raise InputError("no text: give some as arguments, or as lines of standard input")
@@ -51,7 +50,7 @@ def main(framework: Framework) -> None:
 
 
 def classify(
-    framework: Framework, run: checkpoint.Run, texts: tuple[str, ...], device: Device = "auto"
+    framework: Framework, run: Run, texts: tuple[str, ...], device: Device = "auto"
 ) -> Float[np.ndarray, "N C"]:
     """The probability of each class for each text.
 
@@ -59,7 +58,7 @@ def classify(
     Words without a vector are left out; a text of such words alone is legal.
     """
     words = [tokenize(clean(text)) for text in texts]
-    ids = run.vocabulary.ids(chain.from_iterable(words))
+    ids = {word: number for number, word in enumerate(run.vocabulary)}
     encoded = join(
         [np.array([ids[w] for w in text if w in ids], np.int32) for text in words],
         np.zeros(len(texts)),
@@ -72,14 +71,13 @@ def classify(
 
 
 def load_learner(
-    framework: Framework, run: checkpoint.Run, device: Device = "auto", dtype: str = "float32"
+    framework: Framework, run: Run, device: Device = "auto", dtype: str = "float32"
 ) -> Learner:
     """The trained model, ready to answer; a built-in layer is computed by the handwritten GRU."""
     model = dataclasses.replace(run.model, builtin=False, implementation="auto")
     options = dataclasses.replace(run.options, device=device)
     parameters = {name: value.astype(dtype) for name, value in run.parameters.items()}
-    learner: Learner = framework.Learner(model, options, run.vectors, parameters, dtype=dtype)
-    return learner
+    return framework.Learner(model, options, run.vectors, parameters, dtype=dtype)
 
 
 def _lines() -> list[str]:
