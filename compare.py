@@ -105,7 +105,6 @@ def main() -> None:
             folder = options.folder or options.out
             print(write_report(folder, read_results(folder)))
             return
-        run_directory.prepare(options.out)
         with run_directory.lock(options.out):
             failed = compare(options, options.out, console)
         sys.exit(1 if failed else 0)

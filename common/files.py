@@ -175,11 +175,10 @@ def read_verified(
     said = read(folder / SUMS, 2**16)
     names += tuple(name for name in optional if f"  {name}\n".encode() in said)
     contents = {name: read(folder / name) for name in names}
-    expected = checksums(contents)
-    if said != expected:
-        pairs = zip(said.splitlines(), expected.splitlines(), strict=False)
-        differing = [ours for theirs, ours in pairs if theirs[:64] != ours[:64]]
-        # With most lines right, the others name the damaged file; else SHA256SUMS itself is it.
-        name = differing[0][66:].decode() if len(differing) == 1 else SUMS
+    if said != checksums(contents):
+        lines = said.splitlines()
+        wrong = [n for n in names if checksums({n: contents[n]}).rstrip() not in lines]
+        # Where all but one are right, that file is damaged; else SHA256SUMS itself is.
+        name = wrong[0] if len(wrong) == 1 else SUMS
         raise InputError(f"{folder / name}: damaged (its SHA-256 is not that in {SUMS})")
     return contents

@@ -72,7 +72,6 @@ def write_run(
     }
     about = run_directory.About("torch", found.classes, model, options)
     state = checkpoint.State(fingerprint_of(options, found), implementation="")
-    run_directory.prepare(folder)
     with run_directory.lock(folder):
         files.replace(folder / "log.jsonl", b"")
         checkpoint.save_checkpoint(

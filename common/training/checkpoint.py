@@ -24,8 +24,7 @@ import numpy as np
 from common import files, params
 from common.errors import InputError
 from common.files import SUMS
-from common.training.options import TrainConfig
-from common.training.run_directory import About, differences, parse, parse_about
+from common.training.run_directory import About, parse, parse_about
 
 CHECKPOINT_FILES = (
     "config.json",
@@ -201,15 +200,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for _ in found.lines():
         pass  # but checked
     return found
-
-
-def check_same(saved: Checkpoint, options: TrainConfig) -> None:
-    """Raise InputError, naming what differs, unless a run of `options` may go on from there."""
-    if different := differences(saved.about.options, options):
-        raise InputError(
-            f"{saved.path.parents[1]}: holds another run: {', '.join(different)}; "
-            "--restart trains anew in its place"
-        )
 
 
 def _all(folder: Path) -> list[Path]:

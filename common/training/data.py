@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -44,31 +45,18 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     ids = {word: number for number, word in enumerate(found.words)}
     new_ids = np.array([ids.get(word, -1) for word in texts.vocabulary], np.int32)
     train, test, validation = (split.renumber(new_ids) for split in (train, test, validation))
-    train_batches = Batches(
-        train,
-        options.batch_size,
-        max_length=options.max_length,
-        seed=options.seed,
-        longest=int(max(test.lengths.max(initial=0), validation.lengths.max(initial=0))),
-    )
-    test_batches, validation_batches = (
-        Batches(
-            split,
-            options.batch_size,
-            max_length=options.max_length,
-            in_order=True,
-            shapes=train_batches.shapes,
-        )
-        for split in (test, validation)
-    )
+    batches = partial(Batches, batch_size=options.batch_size, max_length=options.max_length)
+    longest = int(max(test.lengths.max(initial=0), validation.lengths.max(initial=0)))
+    to_train = batches(train, seed=options.seed, longest=longest)
+    in_order = partial(batches, in_order=True, shapes=to_train.shapes)
     return Data(
         texts.name,
         texts.classes,
         texts.categories,
         found,
-        train_batches,
-        test_batches,
-        validation_batches if options.validation_size else None,
+        to_train,
+        in_order(test),
+        in_order(validation) if options.validation_size else None,
     )
 
 

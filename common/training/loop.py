@@ -70,7 +70,6 @@ def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
     is left as it is. Raises what Trainer does.
     """
     out = options.out or Path("runs") / f"{framework.FRAMEWORK}-{options.model}"
-    run_directory.prepare(out)
     with run_directory.lock(out):
         if options.restart:
             run_directory.clear(out)
@@ -91,7 +90,10 @@ def _saved(framework: Framework, options: TrainConfig, out: Path) -> Checkpoint 
                 f"{out}: holds a run without checkpoints; --restart trains anew in its place"
             )
         return None
-    checkpoint.check_same(saved, options)
+    if different := run_directory.differences(saved.about.options, options):
+        raise InputError(
+            f"{out}: holds another run: {', '.join(different)}; --restart trains anew in its place"
+        )
     if options.resume is None and saved.about.framework != framework.FRAMEWORK:
         raise InputError(
             f"{out}: holds a run of {saved.about.framework}; --resume {out} goes on with it in "
@@ -107,7 +109,7 @@ def _saved(framework: Framework, options: TrainConfig, out: Path) -> Checkpoint 
 class Trainer:
     """One run, from where it stands to its end.
 
-    framework: a twin's module. out: the run directory, prepared and locked. saved: the checkpoint
+    framework: a twin's module. out: the run directory, which is locked. saved: the checkpoint
     to go on from. Every log_every iterations a line is printed and added to log.jsonl; every
     checkpoint_seconds, and at the end, a checkpoint is written.
 

@@ -105,12 +105,12 @@ class TrainConfig:
             self.reset_after or self.implementation not in ("auto", "scan")
         ):
             raise InputError("--model rnn: has no reset gate, and no implementation but scan")
-        for rule, holds, names in _RULES:
-            for name in names:
+        for rule, (holds, names) in _RULES.items():
+            for name in names.split():
                 value = getattr(self, name)
-                values = value if isinstance(value, tuple) else (value,)
-                if not all(number is None or holds(number) for number in values):
-                    raise InputError(f"{option(name)} {' '.join(map(str, values))}: {rule}")
+                numbers = value if isinstance(value, tuple) else (value,)
+                if not all(number is None or holds(number) for number in numbers):
+                    raise InputError(f"{option(name)} {' '.join(map(str, numbers))}: {rule}")
         if self.patience is not None and not self.validation_size:
             raise InputError(f"--patience {self.patience}: needs a --validation-size")
 
@@ -163,31 +163,26 @@ PRESETS: dict[str, dict] = {
     },
 }
 
-# What each number must be: the rule in words, the rule, the fields. None, where a field may be
-# None, keeps every rule.
-_RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
-    (
-        "must be at least 1",
-        lambda value: value >= 1,
-        ("epochs", "batch_size", "hidden_size", "num_layers", "log_every", "keep"),
+# The rules for numbers, in words: the rule itself, and the fields that keep it or, where they may
+# be, are None.
+_RULES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "must be at least 1": (
+        lambda number: number >= 1,
+        "epochs batch_size hidden_size num_layers log_every keep",
     ),
-    (
-        f"must be at most {MOST_LOG_EVERY}",  # the losses in between are part of a checkpoint
-        lambda value: value <= MOST_LOG_EVERY,
-        ("log_every",),
+    # The losses in between are part of a checkpoint.
+    f"must be at most {MOST_LOG_EVERY}": (lambda number: number <= MOST_LOG_EVERY, "log_every"),
+    "must be at least 1, or None": (lambda number: number >= 1, "patience"),
+    "must not be negative": (lambda number: number >= 0, "validation_size seed"),
+    "must be finite, 0 or more": (lambda number: 0 <= number < inf, "checkpoint_seconds"),
+    "must be positive and finite, or None": (lambda number: 0 < number < inf, "clip_norm"),
+    "must be at least 1, or None for all": (
+        lambda number: number >= 1,
+        "train_size test_size max_length",
     ),
-    ("must be at least 1, or None", lambda value: value >= 1, ("patience",)),
-    ("must not be negative", lambda value: value >= 0, ("validation_size", "seed")),
-    ("must be finite, 0 or more", lambda value: 0 <= value < inf, ("checkpoint_seconds",)),
-    ("must be positive and finite, or None", lambda value: 0 < value < inf, ("clip_norm",)),
-    (
-        "must be at least 1, or None for all",
-        lambda value: value >= 1,
-        ("train_size", "test_size", "max_length"),
-    ),
-    ("must be positive and finite", lambda value: 0 < value < inf, ("learning_rate", "eps")),
-    ("must be in [0, 1)", lambda value: 0 <= value < 1, ("betas",)),
-)
+    "must be positive and finite": (lambda number: 0 < number < inf, "learning_rate eps"),
+    "must be in [0, 1)": (lambda number: 0 <= number < 1, "betas"),
+}
 
 C = TypeVar("C")
 

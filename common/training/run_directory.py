@@ -23,6 +23,7 @@ constant.
 import dataclasses
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,29 +82,22 @@ class Run:
     parameters: dict[str, np.ndarray]
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder of a new run. Raises InputError where it cannot be written, or where a
-    symbolic link in it would have us write somewhere else."""
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Make a run's folder, and keep other processes from working there; a crash lets go of it.
+
+    Raises InputError where it cannot be written, where a symbolic link in it would have us write
+    somewhere else, and where another process is at it.
+    """
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.unlink(missing_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
     for parent, folders, names in os.walk(folder):
         for path in (Path(parent, name) for name in folders + names):
             if path.is_symlink():
                 raise InputError(f"{path}: is a symbolic link, which is not followed")
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in this folder; a crash lets go of it.
-
-    Raises InputError where another process is at it.
-    """
     path = folder / ".lock"
     with files.writing(path):
         file = path.open("a+")
