@@ -31,7 +31,7 @@ from rich.table import Table
 from common import files
 from common.errors import InputError, exit_on_input_error
 from common.report import figures, html, markdown, schema
-from common.training import checkpoint
+from common.training import run_directory
 from common.training.options import TrainConfig, parse_options, to_arguments
 
 MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru"), "jax": ("gru", "bigru")}
@@ -105,8 +105,7 @@ def main() -> None:
             folder = options.folder or options.out
             print(write_report(folder, read_results(folder)))
             return
-        checkpoint.prepare(options.out)
-        with checkpoint.lock(options.out):
+        with run_directory.lock(options.out):
             failed = compare(options, options.out, console)
         sys.exit(1 if failed else 0)
 

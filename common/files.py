@@ -1,18 +1,24 @@
-"""Reading and writing files: whole or not at all, and one clear line where that fails."""
+"""Reading and writing files and folders: whole or not at all, one clear line where that fails."""
 
+import hashlib
 import json
 import os
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
 from common.errors import InputError
 
+SUMS = "SHA256SUMS"
 LONGEST_JSON = 64 * 2**20
-
-Bytes = bytes | bytearray
+_LONGEST_HEADER = 4 * 2**20  # of a safetensors file; as Python objects, many times as long
 
 
 @contextmanager
@@ -26,15 +32,70 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def replace(path: Path, content: Bytes) -> None:
-    """Write a file, whole or not at all, and sync it to the disk. Raises OSError."""
-    aside = path.with_name(path.name + ".partial")
+@contextmanager
+def aside(target: Path, name: str | None = None) -> Iterator[Path]:
+    """Write a file or a folder whole or not at all.
+
+    Yields a path beside `target` to write to. At the end of the block it is synced to the disk and
+    renamed to `target`, which may be a file that is there already; after an exception it is
+    removed. What a killed process left there is removed first: of processes that may write the same
+    target at once, each needs a `name` of its own. Raises OSError.
+    """
+    path = target.with_name(name or f"{target.name}.partial")
+    remove(path)
     try:
-        write(aside, content)
-        os.replace(aside, path)
+        yield path
+        sync(path)
+        path.replace(target)
+        sync(target.parent)
     finally:
-        aside.unlink(missing_ok=True)
-    sync(path.parent)
+        remove(path)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, and sync it to the disk. Raises OSError."""
+    with aside(path) as partial:
+        partial.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or the names in a folder, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path, longest: int | None = None) -> bytes:
+    """The content of a regular file. Raises InputError naming it."""
+    try:
+        # Without O_NONBLOCK a pipe in place of the file would wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise InputError(f"{path}: is not a regular file")
+            if longest is not None:
+                limit(about.st_size, path, longest)
+            return file.read(about.st_size)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except MemoryError:
+        raise InputError(f"{path}: does not fit into the memory") from None
+
+
+def limit(size: int, path: Path, longest: int) -> None:
+    """Raise InputError for a file, or a part of one, of more than so many bytes."""
+    if size > longest:
+        raise InputError(f"{path}: {size:,} bytes are too many where {longest:,} are allowed")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -53,7 +114,7 @@ def to_json(value: object) -> bytes:
     return json.dumps(value, indent=1, default=str).encode()
 
 
-def parse_json(content: Bytes, path: Path, longest: int) -> Any:
+def parse_json(content: bytes, path: Path, longest: int) -> Any:
     """What JSON of at most so many bytes says. Raises InputError naming the file it came from."""
     limit(len(content), path, longest)
     try:
@@ -62,44 +123,62 @@ def parse_json(content: Bytes, path: Path, longest: int) -> Any:
         raise InputError(f"{path}: not a JSON file ({error})") from None
 
 
-def limit(size: int, path: Path, longest: int) -> None:
-    """Raise InputError for a file, or a part of one, of more than so many bytes."""
-    if size > longest:
-        raise InputError(f"{path}: {size:,} bytes are too many where {longest:,} are allowed")
+def to_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as a safetensors file."""
+    return safetensors.save({name: np.asarray(v, order="C") for name, v in tensors.items()})
 
 
-def read(path: Path, longest: int | None = None) -> bytearray:
-    """The content of a regular file. Raises InputError naming it."""
+def parse_tensors(
+    content: bytes, path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, in the order of `shapes`.
+
+    They are finite float32 or float64; one named "step" is int32 or int64. Raises InputError naming
+    the file, and the tensor that is missing, not expected, or of another shape or type.
+    """
+    limit(int.from_bytes(content[:8], "little"), path, _LONGEST_HEADER)
     try:
-        # Without O_NONBLOCK a pipe in place of the file would wait for a writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise InputError(f"{path}: is not a regular file")
-            if longest is not None:
-                limit(about.st_size, path, longest)
-            content = bytearray(about.st_size)
-            del content[file.readinto(content) :]
-            return content
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except MemoryError:
-        raise InputError(f"{path}: does not fit into the memory") from None
+        tensors = safetensors.load(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
+        raise InputError(f"{path}: not a safetensors file of NumPy arrays ({error})") from None
+    for name in shapes.keys() ^ tensors.keys():
+        problem = "is missing" if name in shapes else "is not expected"
+        raise InputError(f"{path}: the tensor {name} {problem}")
+    for name, shape in shapes.items():
+        value = tensors[name]
+        if value.shape != shape:
+            raise InputError(f"{path}: {name} has shape {value.shape}, expected {shape}")
+        kinds = ("int32", "int64") if name == "step" else ("float32", "float64")
+        if value.dtype not in kinds:
+            raise InputError(f"{path}: {name} is {value.dtype}, expected {' or '.join(kinds)}")
+        if not np.isfinite(value).all():
+            raise InputError(f"{path}: {name} is not all finite numbers")
+    # Not in the file's order: sums over all parameters (the norm of the gradient) depend on it in
+    # the last bit.
+    return {name: tensors[name] for name in shapes}
 
 
-def write(path: Path, content: Bytes) -> None:
-    """Write a new file, synced to the disk. Raises OSError."""
-    path.unlink(missing_ok=True)  # what somebody else's run directory may have put there
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def checksums(contents: Mapping[str, bytes]) -> bytes:
+    """SHA256SUMS of files, by name, as `sha256sum -c` reads it."""
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
 
 
-def sync(folder: Path) -> None:
-    """Bring the names of the files in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def read_verified(
+    folder: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, bytes]:
+    """The content of a folder's files, if it is what its SHA256SUMS says.
+
+    Those of the optional files that SHA256SUMS lists are read, too. Raises InputError naming the
+    file that is missing or damaged.
+    """
+    said = read(folder / SUMS, 2**16)
+    names += tuple(name for name in optional if f"  {name}\n".encode() in said)
+    contents = {name: read(folder / name) for name in names}
+    if said != checksums(contents):
+        lines = said.splitlines()
+        wrong = [n for n in names if checksums({n: contents[n]}).rstrip() not in lines]
+        # Where all but one are right, that file is damaged; else SHA256SUMS itself is.
+        name = wrong[0] if len(wrong) == 1 else SUMS
+        raise InputError(f"{folder / name}: damaged (its SHA-256 is not that in {SUMS})")
+    return contents

@@ -13,9 +13,10 @@ from common.data.batches import Batches
 from common.data.corpus import join
 from common.inference import explanation
 from common.inference.prediction import load_learner
-from common.training import checkpoint
-from common.training.loop import load_data, predict
+from common.training.data import load_data
+from common.training.learner import predict
 from common.training.options import TrainConfig
+from common.training.run_directory import load_run
 
 REVIEWS = 12
 ROWS = 64  # reviews in a batch
@@ -47,7 +48,7 @@ def explore(
     trained = {}
     correct = []
     for run in runs:
-        read = checkpoint.load_run(Path(run["run_dir"]))
+        read = load_run(Path(run["run_dir"]))
         trained[f"{run['framework']} {run['model']}"] = read
         logits, labels = predict(load_learner(framework, read, options.device), questions)
         correct.append(logits.argmax(axis=1) == labels)

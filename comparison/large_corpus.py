@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from common import files
 from common.data import corpus
 from common.data.batches import Batches
 from common.data.encoding import encode
@@ -47,8 +48,7 @@ def write(path: Path, reviews: int) -> None:
     """Write reviews in two classes, a JSON object a line; the words follow Zipf's law."""
     rng = np.random.default_rng(0)
     words = [_word(rank) for rank in range(VOCABULARY)]
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="ascii") as file:
+    with files.aside(path) as partial, partial.open("w", encoding="ascii") as file:
         for start in range(0, reviews, _BLOCK):
             ends = np.cumsum(rng.integers(10, 181, min(_BLOCK, reviews - start)))
             # The distribution function of the rank is 1 - (1 + rank / OFFSET) ** (1 - EXPONENT).
@@ -64,7 +64,6 @@ def write(path: Path, reviews: int) -> None:
                 review = f"{first}. It's {mood}!<br /><br />{second} &amp; so on."
                 file.write(f'{{"label": "{label}", "text": "{review}"}}\n')
                 begin = end
-    aside.rename(path)
 
 
 def _word(rank: int) -> str:

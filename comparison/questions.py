@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,17 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 import jax_impl.learner
 import torch_impl.learner
 from common import files, params
-from common.data.batches import Batches
+from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit
 from common.inference.prediction import load_learner
-from common.training import checkpoint
-from common.training.checkpoint import Run
-from common.training.loop import Data, load_data, predict
+from common.training.data import Data, load_data
+from common.training.learner import Framework, Learner, predict
 from common.training.options import TrainConfig
+from common.training.run_directory import Run, load_run
 from comparison import runs
 from comparison.processes import Job
 
-FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+FRAMEWORKS: dict[str, Framework] = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 PAIRS = (
     ("Gates or none", "torch rnn", "torch gru"),
     ("Bidirectional or not", "torch gru", "torch bigru"),
@@ -88,13 +87,13 @@ def measure(
         report("following gradients back through the reviews")
         found["vanishing"] = vanishing(
             {
-                "tanh RNN": checkpoint.load_run(folders["torch rnn"][0]),
-                "GRU": checkpoint.load_run(folders["torch gru"][0]),
+                "tanh RNN": load_run(folders["torch rnn"][0]),
+                "GRU": load_run(folders["torch gru"][0]),
             },
             data,
         )
         report("looking at the gates, word by word")
-        found["gates"] = gates([checkpoint.load_run(f) for f in folders["torch gru"]], data)
+        found["gates"] = gates([load_run(f) for f in folders["torch gru"]], data)
     return found
 
 
@@ -123,9 +122,9 @@ def train(
     return {name: [each.folder for each in of_seeds] for name, of_seeds in trainings.items()}
 
 
-def answers(framework: ModuleType, folder: Path, data: Data) -> Bool[np.ndarray, " N"]:
+def answers(framework: Framework, folder: Path, data: Data) -> Bool[np.ndarray, " N"]:
     """Which test reviews a trained model classifies correctly."""
-    run = checkpoint.load_run(folder)
+    run = load_run(folder)
     learner = framework.Learner(run.model, run.options, run.vectors, run.parameters)
     logits, labels = predict(learner, data.test)
     return logits.argmax(axis=1) == labels
@@ -317,7 +316,7 @@ def vanishing(trained: Mapping[str, Run], data: Data) -> dict[str, Any]:
     return {**found, "conclusion": _reach(series, min(100, reach - 1))}
 
 
-def gradient_norms(learner: Any, batch: Any, reach: int) -> Float[np.ndarray, "B reach"]:
+def gradient_norms(learner: Learner, batch: Batch, reach: int) -> Float[np.ndarray, "B reach"]:
     """Of each review, the norm of the gradient at its last word, its last but one, and so on."""
     norms = np.linalg.norm(learner.explain(batch)["d_states"][0], axis=-1)
     places = batch.lengths[:, None] - 1 - np.arange(reach)
@@ -430,7 +429,7 @@ def word_groups(train: EncodedSplit, words: Sequence[str]) -> Int[np.ndarray, " 
 
 
 def read_words(
-    learner: Any, batches: Batches, groups: Int[np.ndarray, " V"]
+    learner: Learner, batches: Batches, groups: Int[np.ndarray, " V"]
 ) -> dict[str, np.ndarray]:
     """review, group, z and change of every word that is in a group, but for each first one."""
     parts: dict[str, list[np.ndarray]] = {"review": [], "group": [], "z": [], "change": []}

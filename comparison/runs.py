@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from common.report.schema import Check
-from common.training import checkpoint
 from common.training.options import TrainConfig, to_arguments
+from common.training.run_directory import finished
 from comparison import processes
 from comparison.processes import Job
 
@@ -59,7 +59,7 @@ class Training:
 
     def metrics(self) -> dict[str, Any] | None:
         """What it came to, if it is finished."""
-        return checkpoint.finished(self.folder, self.framework, self.options)
+        return finished(self.folder, self.framework, self.options)
 
 
 def train(

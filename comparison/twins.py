@@ -10,7 +10,8 @@ import jax_impl.learner
 import torch_impl.learner
 from common.data.batches import Batch
 from common.report.schema import Check
-from common.training.loop import Data, load_data
+from common.training.data import Data, load_data
+from common.training.learner import Framework
 from common.training.options import TrainConfig
 from comparison.parity import BOUND_GRADIENT, BOUND_RESULT
 
@@ -59,7 +60,7 @@ def check(
 
 
 def _answers(
-    framework: object, options: TrainConfig, data: Data, batch: Batch, dtype: str
+    framework: Framework, options: TrainConfig, data: Data, batch: Batch, dtype: str
 ) -> Answers:
     """logits, loss and "gradients NAME" from the parameters that training starts from."""
     vectors = data.vectors
@@ -69,7 +70,7 @@ def _answers(
         vocabulary_size=len(vectors.words),
         train_vectors=vectors.trained_with_model,
     )
-    learner = framework.Learner(config, options, vectors.matrix, dtype=dtype)  # type: ignore[attr-defined]
+    learner = framework.Learner(config, options, vectors.matrix, dtype=dtype)
     loss, gradients = learner.gradients(batch)
     named = {f"gradients {name}": value for name, value in gradients.items()}
     return {"logits": learner.logits(batch), "loss": np.array(loss), **named}

@@ -25,6 +25,7 @@ from jax_impl.trace import explain
 FRAMEWORK = "jax"
 MODELS: tuple[str, ...] = ("gru", "bigru", "rnn")
 resolve = CELL.resolve
+MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam
 
 
 def make_deterministic() -> None:
@@ -120,12 +121,11 @@ class Learner:
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
         adam = self.moments[0]
-        first, second = self._read(adam.mu), self._read(adam.nu)
-        return {
-            "step": np.array(int(adam.count)),
-            **{f"first_moment.{name}": value for name, value in first.items()},
-            **{f"second_moment.{name}": value for name, value in second.items()},
-        }
+        state = {"step": np.array(int(adam.count))}
+        for ours, theirs in MOMENTS.items():
+            values = self._read(getattr(adam, theirs))
+            state |= {f"{ours}.{name}": value for name, value in values.items()}
+        return state
 
     def load(
         self,
@@ -137,14 +137,11 @@ class Learner:
         if optimizer_state is None:
             return
         adam, *others = self.moments
-        first = {name: optimizer_state[f"first_moment.{name}"] for name in parameters}
-        second = {name: optimizer_state[f"second_moment.{name}"] for name in parameters}
-        adam = adam._replace(
-            mu=self._written(adam.mu, first),
-            nu=self._written(adam.nu, second),
-            count=jnp.asarray(optimizer_state["step"], adam.count.dtype),
-        )
-        self.moments = (adam, *others)
+        for ours, theirs in MOMENTS.items():
+            values = {name: optimizer_state[f"{ours}.{name}"] for name in parameters}
+            adam = adam._replace(**{theirs: self._written(getattr(adam, theirs), values)})
+        count = jnp.asarray(optimizer_state["step"], adam.count.dtype)
+        self.moments = (adam._replace(count=count), *others)
 
     def _arrays(self, batch: Batch) -> tuple[Array, ...]:
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)

@@ -38,8 +38,9 @@ from typing import Any
 import numpy as np
 import tyro
 
+from common import files
 from common.errors import InputError
-from common.training import checkpoint, loop
+from common.training import checkpoint, loop, run_directory
 from common.training.options import TrainConfig
 
 TINY = TrainConfig(
@@ -229,14 +230,14 @@ def damage(run: Path, options: Endurance, rng: random.Random) -> Iterator[tuple[
 
     def refuses(path: Path) -> bool:
         try:
-            checkpoint.load_run(run)
+            run_directory.load_run(run)
         except InputError as error:
             return str(run) in str(error)
         return False
 
     for what, folder, names, notices in (
         ("checkpoint", newest, sorted(path.name for path in newest.iterdir()), goes_back),
-        ("finished run", run, [*checkpoint.RUN_FILES, checkpoint.SUMS], refuses),
+        ("finished run", run, [*run_directory.RUN_FILES, files.SUMS], refuses),
     ):
         cases = []
         for name in names:
@@ -314,25 +315,20 @@ def little_space(folder: Path) -> Iterator[tuple[Path, str]]:
 def cost(out: Path, vectors: str) -> tuple[int, float, float]:
     """Checkpoints written while training, the seconds that one takes, its share of the interval."""
     spent: list[float] = []
-    fit = loop.fit
+    save = loop.Trainer.save
 
-    def timed_fit(*arguments: Any) -> None:
-        *others, save, scalars = arguments
-
-        def timed_save() -> Path:
-            began = time.perf_counter()
-            path: Path = save()
+    def timed(trainer: loop.Trainer) -> None:
+        before, began = trainer.saved_step, time.perf_counter()
+        save(trainer)
+        if trainer.saved_step != before:
             spent.append(time.perf_counter() - began)
-            return path
-
-        fit(*others, timed_save, scalars)
 
     options = TrainConfig(vectors=vectors, epochs=1, checkpoint_seconds=0.2)
-    loop.fit = timed_fit
+    loop.Trainer.save = timed  # type: ignore[method-assign]
     try:
         train("torch", options, out)
     finally:
-        loop.fit = fit
+        loop.Trainer.save = save  # type: ignore[method-assign]
     seconds = float(np.mean(spent))
     return len(spent), seconds, seconds / TrainConfig().checkpoint_seconds
 

@@ -16,8 +16,8 @@ from common.convert import __main__ as convert
 from common.data import corpus
 from common.data.text import clean, tokenize
 from common.inference import prediction
-from common.training import checkpoint
-from common.training.loop import load_data
+from common.training import checkpoint, run_directory
+from common.training.data import load_data
 
 D, H = 6, 5
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -95,14 +95,14 @@ def test_a_checkpoint_of_the_homework_predicts_as_it_did(
 
 def assert_predicts(folder: Path, net: nn.Module) -> None:
     """Both twins predict from this run directory what the network does."""
-    run = checkpoint.load_run(folder)
+    run = run_directory.load_run(folder)
     assert run.classes == ("negative", "positive")
     vectors = torch.tensor(run.vectors)
+    ids = {word: number for number, word in enumerate(run.vocabulary)}
     with torch.no_grad():
         expected = [
             net(torch.stack([vectors[ids[w]] for w in words if w in ids])).softmax(0).numpy()
             for words in map(tokenize, map(clean, TEXTS))
-            for ids in [run.vocabulary.ids(words)]
         ]
     for framework in FRAMEWORKS.values():
         found = prediction.classify(framework, run, TEXTS)
@@ -137,7 +137,7 @@ def test_both_twins_train_on_from_it(net: Net, vector_file: Path, command: Comma
     file = vector_file.with_name("net.pt")
     torch.save(net.state_dict(), file)
     assert to_run(command, file, vector_file)[0] == 0
-    run = checkpoint.load_run(file.with_name("run"))
+    run = run_directory.load_run(file.with_name("run"))
     saved = checkpoint.newest(file.with_name("run"), print)  # what --resume goes on from
     assert saved is not None
     assert saved.state.step == 0
@@ -161,7 +161,7 @@ def test_classes_in_another_order_are_put_into_that_of_the_data(
     found = []
     for more in ((), ("--classes", "positive", "negative")):
         assert to_run(command, file, vector_file, *more)[0] == 0
-        run = checkpoint.load_run(file.with_name("run"))
+        run = run_directory.load_run(file.with_name("run"))
         assert run.classes == ("negative", "positive")
         found.append(prediction.classify(torch_impl.learner, run, TEXTS))
         shutil.rmtree(file.with_name("run"))

@@ -22,7 +22,7 @@ from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
 from common.inference import explanation, prediction
 from common.params import ModelConfig
-from common.training import checkpoint
+from common.training import run_directory
 from common.training.options import TrainConfig
 from comparison import explorer
 from comparison.parity import BOUND_GRADIENT, BOUND_RESULT
@@ -172,17 +172,16 @@ def test_the_rnn_is_the_equation(framework: str, texts: EncodedSplit) -> None:
 WORDS = ["good", "bad", "not", "a", "film"]
 
 
-def run_of(config: ModelConfig, max_length: int | None = 20) -> checkpoint.Run:
+def run_of(config: ModelConfig, max_length: int | None = 20) -> run_directory.Run:
     """A run directory's model with random parameters and five words."""
     parameters, vectors = draw(config)
     words = WORDS + [f"w{number}" for number in range(len(vectors) - len(WORDS))]
-    vocabulary = checkpoint.Vocabulary("".join(f"{word}\n" for word in words).encode())
     options = TrainConfig(max_length=max_length, out=Path("run"))
     classes = ("negative", "neutral", "positive")[: config.classes]
-    return checkpoint.Run(config, options, classes, "torch", vocabulary, vectors, parameters)
+    return run_directory.Run(config, options, classes, "torch", words, vectors, parameters)
 
 
-def logits_of(run: checkpoint.Run, text: list[int]) -> np.ndarray:
+def logits_of(run: run_directory.Run, text: list[int]) -> np.ndarray:
     """The oracle's."""
     x = run.vectors[text][:, None]
     result = oracle.forward(
@@ -322,11 +321,11 @@ def test_texts_of_unknown_words_and_of_ten_thousand(
 
 
 def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = checkpoint.load_run(trained)
+    run = run_directory.load_run(trained)
     screen = io.StringIO()
     terminal = partial(Console, file=screen, force_terminal=True, color_system="truecolor")
     monkeypatch.setattr(explanation, "Console", lambda **how: terminal(width=100))
-    ids = run.vocabulary.ids(("a", "good", "film"))
+    ids = {word: number for number, word in enumerate(run.vocabulary)}
     text = np.array([ids[word] for word in ("a", "good", "film")])
     (found,) = explanation.explain(torch_impl.learner, run, [text])
     explanation._print(run, found, "gradient", 3, 3)
@@ -362,7 +361,7 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
     command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rnn = run_of(replace(RNNS["rnn"], classes=2))
-    monkeypatch.setattr(checkpoint, "load_run", lambda folder: rnn)
+    monkeypatch.setattr(explanation, "load_run", lambda folder: rnn)
     status, _, error = command(explain_main("torch"), "run", "a good film")
     assert status == 2
     assert "--by z" in error
@@ -373,7 +372,7 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
 
 def test_the_explorer_holds_right_and_wrong_reviews_of_every_model(trained: Path) -> None:
     """It asks PyTorch; what JAX would say is held to that above."""
-    options = checkpoint.load_run(trained).options
+    options = run_directory.load_run(trained).options
     runs = [
         {"framework": framework, "model": "bigru", "run_dir": str(trained)}
         for framework in FRAMEWORKS

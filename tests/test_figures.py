@@ -1,4 +1,4 @@
-"""The figures of a run, with the preset seed as the homework drew them."""
+"""The figures of a run, with the preset homework as the homework drew them."""
 
 import re
 from pathlib import Path
@@ -19,12 +19,12 @@ RESULTS = {
 # Of 1,502 and 345: the shares of the true class, and of the predicted one.
 EXPECTED = {
     "quick": ("Training loss: torch gru on dlstudio", {"90.9%", "18.1%"}, "true"),
-    "seed": ("Loss (using MyGRU)", {"81.3%", "18.7%"}, "predicted"),
+    "homework": ("Loss (using MyGRU)", {"81.3%", "18.7%"}, "predicted"),
 }
 
 
 @pytest.mark.parametrize("preset", EXPECTED)
-def test_the_preset_seed_draws_the_homeworks_figures(preset: str, tmp_path: Path) -> None:
+def test_the_preset_homework_draws_the_homeworks_figures(preset: str, tmp_path: Path) -> None:
     figures.of_run(tmp_path, RESULTS, ("negative", "positive"), preset)
     title, shares, of = EXPECTED[preset]
     loss, confusion = (
@@ -45,8 +45,8 @@ def test_the_homeworks_loss_figure_has_whole_intervals_alone(
     iterations = (200, 400, 440)  # of 440 in an epoch
     epochs = [epoch + i / 440 for epoch in range(2) for i in iterations]
     results = RESULTS | {"loss_epochs": epochs, "losses": [6, 5, 0, 4, 3, 9]}
-    for preset in ("seed", "quick"):
+    for preset in ("homework", "quick"):
         figures.of_run(tmp_path, results, ("negative", "positive"), preset)
-    seed, quick = (curves["gru"] for curves in drawn)
-    assert seed == (epochs[0:2] + epochs[3:5], [6, 5, 4, 3])
+    homework, quick = (curves["gru"] for curves in drawn)
+    assert homework == (epochs[0:2] + epochs[3:5], [6, 5, 4, 3])
     assert quick == (epochs, [6, 5, 0, 4, 3, 9])

@@ -663,7 +663,9 @@ def test_threads_of_openmp():
 
 
 def test_import_without_the_library():
-    code = "from common import kernels; kernels.LIBRARY = 'absent.so'; assert not kernels.available()"
+    code = (
+        "from common import kernels; kernels.LIBRARY = 'absent.so'; assert not kernels.available()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -20,8 +20,11 @@ import pytest
 
 import jax_impl.learner
 import torch_impl.learner
+from common import files
 from common.errors import InputError
-from common.training import checkpoint, loop
+from common.training import checkpoint, loop, run_directory
+from common.training.data import Data, load_data
+from common.training.learner import validate
 from common.training.options import TrainConfig
 from comparison import runs
 
@@ -46,7 +49,7 @@ def cut_back(run: Path, step: int) -> None:
     for path in (run / "checkpoints").iterdir():
         if int(path.name) > step:
             shutil.rmtree(path)
-    for file in (*checkpoint.RUN_FILES, checkpoint.SUMS):
+    for file in (*run_directory.RUN_FILES, files.SUMS):
         (run / file).unlink()
     with (run / "log.jsonl").open("a") as log:  # lines after the checkpoint
         log.write('{"half a li')
@@ -153,14 +156,13 @@ def test_another_configuration_is_refused_by_name(
 
 def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train("torch", tmp_path)
-    load = loop.load_data
 
-    def other(*arguments: Any) -> loop.Data:
-        data = load(*arguments)
+    def other(*arguments: Any) -> Data:
+        data = load_data(*arguments)
         data.vectors.matrix[0, 0] += 1
         return data
 
-    monkeypatch.setattr(training, "load_data", other)
+    monkeypatch.setattr(loop, "load_data", other)
     with pytest.raises(InputError, match="is of other data or word vectors"):
         train("torch", tmp_path, epochs=3)
 
@@ -298,7 +300,7 @@ def test_numbers_that_are_not_finite_stop_the_run(
     options = TrainConfig(
         **{**vars(TINY), "epochs": 2, "validation_size": 0, "max_length": 2, "clip_norm": None}
     )
-    reviews = loop.load_data(options, print).train.plan(1)[2]
+    reviews = load_data(options, print).train.plan(1)[2]
     assert f"reviews {' '.join(map(str, reviews))};" in error
     assert str(tmp_path / "checkpoints" / "000000010") in error
     assert checkpoint.last(tmp_path) == tmp_path / "checkpoints" / "000000010"
@@ -323,15 +325,15 @@ def test_patience_stops_and_the_best_parameters_are_used(tmp_path: Path) -> None
     best = int(np.argmin(losses))
     assert len(losses) == results["epochs"] == best + 1 + 2 < 40
     assert results["validation_loss"] == losses[best]
-    used = checkpoint.load_run(tmp_path).parameters
+    used = run_directory.load_run(tmp_path).parameters
     assert all(np.array_equal(used[name], saved.best[name]) for name in used)
     assert not all(np.array_equal(used[name], saved.parameters[name]) for name in used)
 
     # The validation reviews are none of those trained on, and the loss is that of the best ones.
     options = dataclasses.replace(TINY, epochs=40, patience=2, learning_rate=0.05)
-    data = loop.load_data(options, print)
+    data = load_data(options, print)
     assert data.validation is not None
     assert (len(data.train.split), len(data.validation.split)) == (48, 16)
     assert np.bincount(data.validation.split.labels).tolist() == [8, 8]
     learner = torch_impl.learner.Learner(saved.about.model, options, data.vectors.matrix, used)
-    assert loop.validate(learner, data.validation)[0] == losses[best]
+    assert validate(learner, data.validation)[0] == losses[best]

@@ -14,16 +14,19 @@ from safetensors.numpy import save
 
 import jax_impl.learner
 import torch_impl.learner
+from common import files
 from common.data.batches import MAX_SHAPES
 from common.inference import prediction
-from common.training import checkpoint, loop
+from common.training import checkpoint, loop, run_directory
+from common.training.data import load_data
+from common.training.learner import predict
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 EVERY = [(name, model) for name, framework in FRAMEWORKS.items() for model in framework.MODELS]
 
 
-def main_of(framework: ModuleType, tool: ModuleType = training) -> Callable[[], None]:
+def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None]:
     return partial(tool.main, framework)
 
 
@@ -50,7 +53,7 @@ def test_a_run_prints_the_homeworks_lines_and_leaves_a_run_directory(
     assert metrics["compilations"] <= MAX_SHAPES
     for figure in ("loss", "confusion"):
         assert (tmp_path / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
-    run = checkpoint.load_run(tmp_path)
+    run = run_directory.load_run(tmp_path)
     assert sum(value.size for value in run.parameters.values()) == metrics["parameters"]
     saved = checkpoint.newest(tmp_path, pytest.fail)
     assert saved.state.step == saved.optimizer_state["step"] == 2 * 6
@@ -67,7 +70,7 @@ def test_training_learns(name: str, command: Command, small: list[str], tmp_path
     losses = json.loads((tmp_path / "metrics.json").read_text())["losses"]
     assert losses[0] > 0.6
     assert losses[-1] < 0.1
-    assert "vectors.weight" in checkpoint.load_run(tmp_path).parameters
+    assert "vectors.weight" in run_directory.load_run(tmp_path).parameters
 
 
 @pytest.mark.parametrize(
@@ -114,13 +117,13 @@ def test_predictions_are_those_of_the_test_run(
 
     arguments = [*small, "--test-size", "None", "--epochs", 1, "--out", tmp_path]
     assert command(main_of(torch_impl.learner), *arguments)[0] == 0
-    run = checkpoint.load_run(tmp_path)
+    run = run_directory.load_run(tmp_path)
     texts = corpus.load("rt")
     chosen = tuple(" ".join(texts.vocabulary[i] for i in texts.test[row]) for row in range(64))
     probabilities = prediction.classify(torch_impl.learner, run, chosen)
-    data = loop.load_data(run.options, print)
+    data = load_data(run.options, print)
     learner = torch_impl.learner.Learner(run.model, TrainConfig(), run.vectors, run.parameters)
-    logits, _ = loop.predict(learner, data.test)
+    logits, _ = predict(learner, data.test)
     odds = np.exp(logits[:64].astype(float))
     np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
 
@@ -221,7 +224,7 @@ def test_a_damaged_run_directory_is_refused_by_file(
     # Where there are no checksums (earlier versions wrote none), or they are made to fit, it shows
     # all the same: half a vocabulary at the vectors, whose number has to be the same.
     (tmp_path / "SHA256SUMS").write_bytes(
-        checkpoint._sums({name: (tmp_path / name).read_bytes() for name in checkpoint.RUN_FILES})
+        files.checksums({name: (tmp_path / name).read_bytes() for name in run_directory.RUN_FILES})
     )
     status, _, error = command(main_of(torch_impl.learner, prediction), tmp_path, "text")
     assert status == 2

@@ -2,15 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, cast
+from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim.adam import adam
 
 from common import convert
 from common.data.batches import Batch
@@ -26,6 +24,7 @@ from torch_impl.trace import explain
 FRAMEWORK = "torch"
 MODELS: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru", "rnn")
 resolve = CELL.resolve
+MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}  # in torch.optim.Adam
 
 
 def make_deterministic() -> None:
@@ -70,32 +69,8 @@ class Learner:
         parameters = parameters or init(config, training.seed, vectors)
         kind = BuiltinClassifier if config.builtin else Classifier
         self.model = kind(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
-        # torch.optim.Adam keeps the same and calls the same function, but its way there takes as
-        # long as the function itself.
         self.leaves: list[Tensor] = list(self.model.parameters())
-        self.moments = {
-            leaf: (torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in self.leaves
-        }
-        self.steps = [torch.zeros((), device=self.device) for _ in self.leaves]
-        first, second = map(list, zip(*self.moments.values(), strict=True))
-        beta1, beta2 = training.betas
-        self.adam = partial(
-            adam,
-            self.leaves,
-            exp_avgs=first,
-            exp_avg_sqs=second,
-            state_steps=self.steps,
-            max_exp_avg_sqs=[],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=training.learning_rate,
-            weight_decay=0,
-            eps=training.eps,
-            maximize=False,
-        )
-        self.clip_norm = training.clip_norm
+        self.training = training
         self.gradient_norm = torch.zeros((), device=self.device)
         self.load(parameters)
 
@@ -105,49 +80,44 @@ class Learner:
         Leaves the norm of the gradient, before clipping, in self.gradient_norm.
         """
         loss = self._backward(batch)
-        # The loss depends on every parameter: none is without a gradient.
-        gradients = cast("list[Tensor]", [leaf.grad for leaf in self.leaves])
-        self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_norm, self.gradient_norm)
-        with torch.no_grad():
-            self.adam(gradients)
+        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]  # all have one
+        self.gradient_norm = norm = torch.nn.utils.get_total_norm(gradients)
+        if self.training.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.leaves, self.training.clip_norm, norm)
+        self._optimizer.step()
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
         """The logits of a batch."""
         with torch.no_grad():
-            return self._logits(batch).cpu().numpy()
+            return self.model(*self._arrays(batch)[:3]).cpu().numpy()
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
         """The loss of a batch and its gradient with respect to every parameter."""
         loss = self._backward(batch)
-        return loss.item(), self._read(lambda parameter: parameter.grad)
+        return loss.item(), self._read("grad")
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
         """How the model comes to its answers on a batch: see `explain` in torch_impl/trace.py."""
-        inputs = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
         found = explain(
             {name: torch.from_numpy(p).to(self.device) for name, p in self.parameters().items()},
             self.model.vectors,
-            *(torch.from_numpy(array).to(self.device) for array in inputs),
+            *self._arrays(batch),
             reset_after=self.model.config.reset_after,
         )
         return {name: value.detach().cpu().numpy() for name, value in found.items()}
 
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters under their canonical names."""
-        return self._read(lambda parameter: parameter)
+        return self._read("data")
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
-        first = self._read(lambda parameter: self.moments[parameter][0])
-        second = self._read(lambda parameter: self.moments[parameter][1], squares=True)
-        return {
-            "step": np.array(int(self.steps[0])),
-            **{f"first_moment.{name}": value for name, value in first.items()},
-            **{f"second_moment.{name}": value for name, value in second.items()},
-        }
+        step = next(iter(self._optimizer.state.values()))["step"]
+        state = {"step": np.array(int(step))}
+        for ours, theirs in MOMENTS.items():
+            state |= {f"{ours}.{name}": value for name, value in self._read(theirs).items()}
+        return state
 
     def load(
         self,
@@ -155,53 +125,64 @@ class Learner:
         optimizer_state: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
-        self._write(parameters, lambda parameter: parameter)
+        self._write("data", parameters)
         if optimizer_state is None:
             return
-        first = {name: optimizer_state[f"first_moment.{name}"] for name in parameters}
-        second = {name: optimizer_state[f"second_moment.{name}"] for name in parameters}
-        self._write(first, lambda parameter: self.moments[parameter][0])
-        self._write(second, lambda parameter: self.moments[parameter][1], squares=True)
-        for step in self.steps:
-            step.fill_(float(optimizer_state["step"]))
+        for ours, theirs in MOMENTS.items():
+            self._write(theirs, {name: optimizer_state[f"{ours}.{name}"] for name in parameters})
+        for state in self._optimizer.state.values():
+            state["step"].fill_(float(optimizer_state["step"]))
 
-    def _logits(self, batch: Batch) -> Float[Tensor, "B C"]:
-        arrays = (batch.distinct, batch.tokens, batch.lengths)
-        return self.model(*(torch.from_numpy(array).to(self.device) for array in arrays))
+    @cached_property
+    def _optimizer(self) -> torch.optim.Adam:
+        """Made on first use: it imports torch's compiler, for a second that predicting saves."""
+        rate, betas, eps = self.training.learning_rate, self.training.betas, self.training.eps
+        optimizer = torch.optim.Adam(self.leaves, rate, betas, eps, fused=True)
+        for leaf in self.leaves:  # as the first step would
+            optimizer.state[leaf] = {
+                "step": torch.zeros((), device=self.device),
+                **{moment: torch.zeros_like(leaf) for moment in MOMENTS.values()},
+            }
+        return optimizer
+
+    def _arrays(self, batch: Batch) -> tuple[Tensor, ...]:
+        arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
+        return tuple(torch.from_numpy(array).to(self.device) for array in arrays)
 
     def _backward(self, batch: Batch) -> Float[Tensor, ""]:
-        labels = torch.from_numpy(batch.labels).to(self.device, torch.int64)
-        for leaf in self.leaves:
-            leaf.grad = None
-        loss = cross_entropy(self._logits(batch), labels)
+        *inputs, labels = self._arrays(batch)
+        self.model.zero_grad()
+        loss = cross_entropy(self.model(*inputs), labels.long())
         loss.backward()
         return loss.detach()
 
-    def _read(
-        self, value_of: Callable[[Tensor], Any], squares: bool = False
-    ) -> dict[str, np.ndarray]:
+    # What is read and written: "data" or "grad" of the parameters, or one of Adam's moments.
+    # nn.GRU's are converted; where the sign of its layout differs from ours, the conversion
+    # negates, but squares have none.
+
+    def _read(self, what: str) -> dict[str, np.ndarray]:
         def read(named: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-            return {n: value_of(p).detach().cpu().numpy().copy() for n, p in named.items()}
+            return {n: self._find(what, p).cpu().numpy().copy() for n, p in named.items()}
 
         values = read(canonical(self.model, self.model.names))
         if isinstance(self.model, BuiltinClassifier):
             found = convert.from_format("torch", read(self.model.builtin_names()), reset_after=True)
+            squares = what == MOMENTS["second_moment"]
             values |= {name: abs(value) if squares else value for name, value in found.items()}
         return values
 
-    def _write(
-        self,
-        values: Mapping[str, np.ndarray],
-        value_of: Callable[[Tensor], Any],
-        squares: bool = False,
-    ) -> None:
-        # Where a layout's sign differs from ours, the conversion negates: not so for squares.
+    def _write(self, what: str, values: Mapping[str, np.ndarray]) -> None:
         named, values = canonical(self.model, self.model.names), dict(values)
         if isinstance(self.model, BuiltinClassifier):
             of_gru = {name: value for name, value in values.items() if name.startswith("gru.")}
             found = convert.to_format("torch", of_gru, reset_after=True)
+            squares = what == MOMENTS["second_moment"]
             values |= {name: abs(value) if squares else value for name, value in found.items()}
             named |= self.model.builtin_names()
-        with torch.no_grad():
-            for name, parameter in named.items():
-                value_of(parameter).copy_(torch.from_numpy(values[name]))
+        for name, parameter in named.items():
+            self._find(what, parameter).copy_(torch.from_numpy(values[name]))
+
+    def _find(self, what: str, parameter: Tensor) -> Tensor:
+        if what in ("data", "grad"):
+            return getattr(parameter, what)
+        return self._optimizer.state[parameter][what]

@@ -11,8 +11,8 @@ import numpy as np
 
 from common import files, params
 from common.errors import InputError
-from common.training import checkpoint
-from common.training.loop import fingerprint_of, load_data
+from common.training import checkpoint, run_directory
+from common.training.data import fingerprint_of, load_data
 from common.training.options import PRESETS, TrainConfig
 
 
@@ -27,7 +27,7 @@ def write_run(
 ) -> None:
     """Write the run directory of canonical parameters, as if it had taken no step yet.
 
-    Its options are those of the preset `seed`. `classes` are the names of the outputs in their
+    Its options are those of the preset `homework`. `classes` are the names of the outputs in their
     order, where that is not the data set's. Raises InputError where the parameters do not fit the
     word vectors or the classes, for data and vectors that cannot be read, and where the folder is
     not new.
@@ -40,8 +40,8 @@ def write_run(
     H = parameters["gru.0.forward.weight_hh"].shape[1]
     options = TrainConfig(
         model="gru" if len(directions) == 1 else "bigru",
-        preset="seed",
-        **PRESETS["seed"] | {"hidden_size": H, "num_layers": layers},
+        preset="homework",
+        **PRESETS["homework"] | {"hidden_size": H, "num_layers": layers},
         reset_after=reset_after,
         data=data,
         vectors=vectors,
@@ -70,16 +70,15 @@ def write_run(
         for moment in ("first_moment", "second_moment")
         for name, value in values.items()
     }
-    about = checkpoint.About("torch", found.classes, model, options, checkpoint.FORMAT)
+    about = run_directory.About("torch", found.classes, model, options)
     state = checkpoint.State(fingerprint_of(options, found), implementation="")
-    checkpoint.prepare(folder)
-    with checkpoint.lock(folder):
+    with run_directory.lock(folder):
         files.replace(folder / "log.jsonl", b"")
         checkpoint.save_checkpoint(
             folder, about, state, values, {"step": np.array(0), **moments}, None, options.keep
         )
         # For prediction. It has not been tested here: so its metrics are empty.
-        checkpoint.finish(
+        run_directory.finish(
             folder, about, found.vectors.words, found.vectors.matrix, values, metrics={}
         )
 

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import platformdirs
 
+from common import files
 from common.errors import InputError
 
 
@@ -22,8 +21,8 @@ def cache_folder() -> Path:
 def cached(kind: str, key: Mapping[str, object], build: Callable[[Path], None]) -> Path:
     """The folder that `build(folder)` once filled for this key, filling it now if need be.
 
-    It appears whole or not at all: it is built aside and renamed. Of two processes that build the
-    same, the first wins. Raises InputError where the cache cannot be written.
+    It appears whole or not at all. Of two processes that build the same, the first wins. Raises
+    InputError where the cache cannot be written.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{kind}-{digest}"
@@ -31,20 +30,16 @@ def cached(kind: str, key: Mapping[str, object], build: Callable[[Path], None]) 
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f"{kind}-", suffix=".partial", dir=folder.parent))
+        with files.aside(folder, f"{folder.name}-{os.getpid()}.partial") as partial:
+            partial.mkdir()
+            build(partial)
+            (partial / "key.json").write_text(json.dumps(key, indent=1, sort_keys=True))
+    except BrokenPipeError:  # about standard output
+        raise
     except OSError as error:
-        raise InputError(
-            f"{folder.parent}: cannot write the cache ({error.strerror}); "
-            "set GRU_TWINS_CACHE to another folder"
-        ) from None
-    try:
-        build(aside)
-        (aside / "key.json").write_text(json.dumps(key, indent=1, sort_keys=True))
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not folder.is_dir():  # else another process was first
+            raise InputError(
+                f"{folder.parent}: cannot write the cache ({error.strerror or error}); "
+                "set GRU_TWINS_CACHE to another folder"
+            ) from None
     return folder

@@ -26,9 +26,9 @@ from common.data.text import clean, tokenize
 from common.errors import InputError, exit_on_input_error
 from common.inference.prediction import encode, load_learner
 from common.params import DIRECTIONS
-from common.training import checkpoint
-from common.training.loop import Framework, Learner, predict
+from common.training.learner import Framework, Learner, predict
 from common.training.options import Device, parse_options
+from common.training.run_directory import Run, load_run
 
 ROWS = 64  # reviews in a batch of questions
 PATIENCE = 2_000_000  # so many words to read, padding counted, take seconds
@@ -71,7 +71,7 @@ def main(framework: Framework) -> None:
         options = parse_options(ExplainOptions, f"python -m {folder}.explain")
         if not options.text.strip():
             raise InputError("the text is empty")
-        run = checkpoint.load_run(options.run_dir)
+        run = load_run(options.run_dir)
         if options.by == "z" and run.model.cell == "rnn":
             raise InputError(
                 "--by z: a plain RNN has no gates; tint by change, gradient, leave_out"
@@ -87,7 +87,7 @@ def main(framework: Framework) -> None:
 
 def explain(
     framework: Framework,
-    run: checkpoint.Run,
+    run: Run,
     texts: Sequence[Int[np.ndarray, " words"]],
     device: Device = "auto",
     dtype: str = "float32",
@@ -116,7 +116,7 @@ def explain(
 
 
 def _explain(
-    learner: Learner, run: checkpoint.Run, text: Int[np.ndarray, " n"], shape: Shape
+    learner: Learner, run: Run, text: Int[np.ndarray, " n"], shape: Shape
 ) -> dict[str, Any]:
     """What `explain` returns of one text."""
     n = len(text)
@@ -142,7 +142,7 @@ def _explain(
     of_layer = {name: values.mean(axis=-1) for name, values in layer.items()}
     of_layer["change"] = np.linalg.norm(states - before, axis=-1)
     return {
-        "words": run.vocabulary.words(text.tolist()),
+        "words": [run.vocabulary[word] for word in text.tolist()],
         "predicted": run.classes[best],
         "probability": float(probabilities[0, best]),
         **{
@@ -176,9 +176,7 @@ def _logits(
     return np.concatenate(found)
 
 
-def _print(
-    run: checkpoint.Run, found: Mapping[str, Any], by: str, written: int, known: int
-) -> None:
+def _print(run: Run, found: Mapping[str, Any], by: str, written: int, known: int) -> None:
     """A table with a line a word and, where there is colour, the text itself, tinted."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)

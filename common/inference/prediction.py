@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from common.data.batches import Batches
 from common.data.corpus import join
 from common.data.text import clean, tokenize
 from common.errors import InputError, exit_on_input_error
-from common.training import checkpoint
-from common.training.loop import Framework, Learner, predict
+from common.training.learner import Framework, Learner, predict
 from common.training.options import Device, parse_options
+from common.training.run_directory import Run, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ def main(framework: Framework) -> None:
     with exit_on_input_error():
         folder = framework.__name__.partition(".")[0]
         options = parse_options(PredictOptions, f"python -m {folder}.predict")
-        run = checkpoint.load_run(options.run_dir)
+        run = load_run(options.run_dir)
         texts = options.texts or tuple(_lines())
         if not texts:
             raise InputError("no text: give some as arguments, or as lines of standard input")
@@ -52,7 +51,7 @@ def main(framework: Framework) -> None:
 
 
 def classify(
-    framework: Framework, run: checkpoint.Run, texts: tuple[str, ...], device: Device = "auto"
+    framework: Framework, run: Run, texts: tuple[str, ...], device: Device = "auto"
 ) -> Float[np.ndarray, "N C"]:
     """The probability of each class for each text.
 
@@ -70,21 +69,20 @@ def classify(
     return softmax(logits.astype(np.float64), axis=1)
 
 
-def encode(run: checkpoint.Run, texts: Sequence[list[str]]) -> list[Int32[np.ndarray, " known"]]:
+def encode(run: Run, texts: Sequence[list[str]]) -> list[Int32[np.ndarray, " known"]]:
     """The ids of each text's words, in their order, without those that have no vector."""
-    ids = run.vocabulary.ids(chain.from_iterable(texts))
+    ids = {word: number for number, word in enumerate(run.vocabulary)}
     return [np.array([ids[word] for word in text if word in ids], np.int32) for text in texts]
 
 
 def load_learner(
-    framework: Framework, run: checkpoint.Run, device: Device = "auto", dtype: str = "float32"
+    framework: Framework, run: Run, device: Device = "auto", dtype: str = "float32"
 ) -> Learner:
     """The trained model, ready to answer; a built-in layer is computed by the handwritten GRU."""
     model = dataclasses.replace(run.model, builtin=False, implementation="auto")
     options = dataclasses.replace(run.options, device=device)
     parameters = {name: value.astype(dtype) for name, value in run.parameters.items()}
-    learner: Learner = framework.Learner(model, options, run.vectors, parameters, dtype=dtype)
-    return learner
+    return framework.Learner(model, options, run.vectors, parameters, dtype=dtype)
 
 
 def _lines() -> list[str]:

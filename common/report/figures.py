@@ -89,9 +89,10 @@ HOMEWORK_NAMES = {
 def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], preset: str) -> None:
     """Draw loss.png and confusion.png of a run, from what metrics.json holds.
 
-    With the preset `seed` they are titled and normalised as the homework's are (docs/homework.md).
+    With the preset `homework` they are titled and normalised as the homework's are
+    (docs/homework.md).
     """
-    model, homework = results["model"], preset == "seed"
+    model, homework = results["model"], preset == "homework"
     title = f"{results['framework']} {model} on {results['data']['name']}"
     epochs, losses = np.array(results["loss_epochs"]), np.array(results["losses"])
     if homework:  # the mean of the few iterations left at the end of an epoch is mostly noise

@@ -6,142 +6,28 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, SupportsFloat
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common import files, metrics, params
-from common.data import corpus, sources, vectors
-from common.data.batches import Batch, Batches
+from common.data.batches import Batch
 from common.data.encoding import cores
 from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error
 from common.signals import stop_requests
-from common.training import checkpoint
-from common.training.checkpoint import About, LogLine, State
+from common.training import checkpoint, run_directory
+from common.training.checkpoint import Checkpoint, LogLine, State
+from common.training.data import fingerprint_of, load_data
+from common.training.learner import Framework, predict, validate
 from common.training.memory import keep_freed_memory
 from common.training.options import TrainConfig, parse_options
+from common.training.run_directory import About
 from common.training.tensorboard import Scalars
 
-
-class Learner(Protocol):
-    """A classifier, its loss and its optimizer in some framework; arrays come and go as NumPy."""
-
-    implementation: str
-    """What computes the GRU: loop, scan, nn.GRU."""
-    compilations: int
-    """How often the training step was compiled."""
-    gradient_norm: Any
-    """Of the last step, over all parameters, before clipping; may still be being computed."""
-
-    def step(self, batch: Batch) -> Any:
-        """Take one optimizer step; returns the loss, which may still be being computed."""
-
-    def logits(self, batch: Batch) -> np.ndarray: ...
-
-    def explain(self, batch: Batch) -> dict[str, np.ndarray]: ...
-
-    def parameters(self) -> dict[str, np.ndarray]: ...
-
-    def optimizer_state(self) -> dict[str, np.ndarray]: ...
-
-    def load(
-        self,
-        parameters: dict[str, np.ndarray],
-        optimizer_state: dict[str, np.ndarray] | None = None,
-    ) -> None: ...
-
-
-class Framework(Protocol):
-    """The module of a twin that has its learner, torch_impl.learner or jax_impl.learner."""
-
-    __name__: str
-    FRAMEWORK: str
-    MODELS: tuple[str, ...]
-    Learner: Any
-
-    def make_deterministic(self) -> None:
-        """Have the framework compute the same numbers each time on a GPU, too."""
-
-    def find_device(self, name: str) -> Any:
-        """The device of this name. Raises InputError where the machine has none."""
-
-    def resolve(self, implementation: str, device: str = "cpu") -> str:
-        """The implementation that is meant. Raises InputError where there is none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What a run trains and tests on."""
-
-    name: str
-    classes: tuple[str, ...]
-    categories: tuple[str, ...]
-    vectors: vectors.WordVectors
-    train: Batches
-    test: Batches
-    validation: Batches | None = None
-
-
-def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
-    """The data set and word vectors that the options name, as batches.
-
-    report is told, in a line of text, of work that takes seconds.
-    """
-    texts = corpus.load(options.data, report)
-    train, test = texts.train.subset(options.train_size), texts.test.subset(options.test_size)
-    if options.validation_size >= len(train):
-        raise InputError(
-            f"--validation-size {options.validation_size}: leaves nothing of {len(train)} reviews"
-        )
-    train, validation = train.hold_out(options.validation_size)
-    found = vectors.load(
-        options.vectors, texts, train, report, train_with_model=options.train_vectors
-    )
-    ids = {word: number for number, word in enumerate(found.words)}
-    new_ids = np.array([ids.get(word, -1) for word in texts.vocabulary], np.int32)
-    train, test = train.renumber(new_ids), test.renumber(new_ids)
-    validation = validation.renumber(new_ids)
-    train_batches = Batches(
-        train,
-        options.batch_size,
-        max_length=options.max_length,
-        seed=options.seed,
-        longest=int(max(test.lengths.max(initial=0), validation.lengths.max(initial=0))),
-    )
-    test_batches, validation_batches = (
-        Batches(
-            split,
-            options.batch_size,
-            max_length=options.max_length,
-            in_order=True,
-            shapes=train_batches.shapes,
-        )
-        for split in (test, validation)
-    )
-    return Data(
-        texts.name,
-        texts.classes,
-        texts.categories,
-        found,
-        train_batches,
-        test_batches,
-        validation_batches if options.validation_size else None,
-    )
-
-
-def fingerprint_of(options: TrainConfig, data: Data) -> str:
-    """What a checkpoint says of its data and word vectors, to go on with no others."""
-    return checkpoint.fingerprint(
-        json.dumps(sources.fingerprint(options.data)).encode(),
-        "\n".join(data.vectors.words).encode(),
-        data.vectors.matrix,
-        data.train.lengths,
-        data.train.split.labels,
-    )
+say = partial(print, flush=True)
 
 
 def main(framework: Framework) -> None:
@@ -181,295 +67,286 @@ def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
     """Train a classifier, test it, and write its run directory; returns what metrics.json holds.
 
     A run of the same options that was interrupted in that directory goes on; one that is finished
-    is left as it is.
+    is left as it is. Raises what Trainer does.
     """
     out = options.out or Path("runs") / f"{framework.FRAMEWORK}-{options.model}"
-    checkpoint.prepare(out)
-    with checkpoint.lock(out):
-        return _train(framework, options, out)
+    with run_directory.lock(out):
+        if options.restart:
+            run_directory.clear(out)
+        elif done := run_directory.finished(out, framework.FRAMEWORK, options):
+            say(f"Accuracy: {done['accuracy']:.2%}")
+            say(f"{out}: this run was finished before (--epochs trains on, --restart anew)")
+            return done
+        saved = _saved(framework, options, out)
+        return Trainer(framework, options, out, saved).run()
 
 
-def _train(framework: Framework, options: TrainConfig, out: Path) -> dict[str, Any]:
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    if options.restart:
-        checkpoint.clear(out)
-    elif done := checkpoint.finished(out, framework.FRAMEWORK, options):
-        say(f"Accuracy: {done['accuracy']:.2%}")
-        say(f"{out}: this run was finished before (--epochs trains on, --restart anew)")
-        return done
+def _saved(framework: Framework, options: TrainConfig, out: Path) -> Checkpoint | None:
+    """What a run of these options may go on from. Raises InputError where it must not."""
     saved = checkpoint.newest(out, say)
     if saved is None:
         if (out / "config.json").exists():
             raise InputError(
                 f"{out}: holds a run without checkpoints; --restart trains anew in its place"
             )
-    else:
-        checkpoint.check_same(saved, options)
-        if options.resume is None and saved.about.framework != framework.FRAMEWORK:
-            raise InputError(
-                f"{out}: holds a run of {saved.about.framework}; --resume {out} goes on with it in "
-                f"{framework.FRAMEWORK}, --restart trains anew in its place"
-            )
-    options = dataclasses.replace(options, out=out, resume=None, restart=False)
-
-    data = load_data(options, say)
-    model = options.model_config(
-        input_size=data.vectors.matrix.shape[1],
-        classes=len(data.classes),
-        vocabulary_size=len(data.vectors.words),
-        train_vectors=data.vectors.trained_with_model,
-    )
-    about = About(framework.FRAMEWORK, data.classes, model, options, checkpoint.FORMAT)
-    fingerprint = fingerprint_of(options, data)
-    if saved and (saved.about.model, saved.state.data) != (model, fingerprint):
-        raise InputError(f"{saved.path}: is of other data or word vectors than there are now")
-
-    started = time.perf_counter()
-    learner = framework.Learner(model, options, data.vectors.matrix, saved and saved.parameters)
-    say(
-        f"{framework.FRAMEWORK} {options.model} ({learner.implementation}) on {data.name}: "
-        f"{len(data.train.split):,} reviews to train on, {len(data.test.split):,} to test on, "
-        f"{len(data.vectors.words):,} words with a vector"
-    )
-    best: dict[str, np.ndarray] = {}
-    if saved is None:
-        state, lines = State(data=fingerprint, implementation=learner.implementation), []
-    else:
-        state, lines, best = saved.state, saved.lines(), saved.best or {}
-        learner.load(saved.parameters, saved.optimizer_state)
-        say(f"going on after step {state.step:,}, from {saved.path}")
-        was, now = (
-            (saved.about.framework, state.implementation),
-            (framework.FRAMEWORK, learner.implementation),
+        return None
+    if different := run_directory.differences(saved.about.options, options):
+        raise InputError(
+            f"{out}: holds another run: {', '.join(different)}; --restart trains anew in its place"
         )
+    if options.resume is None and saved.about.framework != framework.FRAMEWORK:
+        raise InputError(
+            f"{out}: holds a run of {saved.about.framework}; --resume {out} goes on with it in "
+            f"{framework.FRAMEWORK}, --restart trains anew in its place"
+        )
+    if (saved.state.epoch, saved.state.iteration) > (options.epochs, 0):
+        raise InputError(
+            f"--epochs {options.epochs}: {out} is in its epoch {saved.state.epoch + 1} already"
+        )
+    return saved
+
+
+class Trainer:
+    """One run, from where it stands to its end.
+
+    framework: a twin's module. out: the run directory, which is locked. saved: the checkpoint
+    to go on from. Every log_every iterations a line is printed and added to log.jsonl; every
+    checkpoint_seconds, and at the end, a checkpoint is written.
+
+    Raises InputError where the checkpoint is of other data than there are, and for a file that
+    cannot be written; NotFiniteError for a loss or gradient that is not finite, at the next log
+    line or checkpoint; Stopped after a SIGINT or SIGTERM, when the step at work is done and saved.
+    """
+
+    def __init__(
+        self, framework: Framework, options: TrainConfig, out: Path, saved: Checkpoint | None
+    ) -> None:
+        self.out = out
+        self.options = dataclasses.replace(options, out=out, resume=None, restart=False)
+        self.data = load_data(options, say)
+        words = self.data.vectors
+        model = options.model_config(
+            input_size=words.matrix.shape[1],
+            classes=len(self.data.classes),
+            vocabulary_size=len(words.words),
+            train_vectors=words.trained_with_model,
+        )
+        self.about = About(framework.FRAMEWORK, self.data.classes, model, self.options)
+        fingerprint = fingerprint_of(options, self.data)
+        if saved and (saved.about.model, saved.state.data) != (model, fingerprint):
+            raise InputError(f"{saved.path}: is of other data or word vectors than there are now")
+
+        self.started = time.perf_counter()  # as if it had not been interrupted
+        self.learner = framework.Learner(
+            model, options, words.matrix, saved.parameters if saved else None
+        )
+        say(
+            f"{framework.FRAMEWORK} {options.model} ({self.learner.implementation}) on "
+            f"{self.data.name}: {len(self.data.train.split):,} reviews to train on, "
+            f"{len(self.data.test.split):,} to test on, {len(words.words):,} words with a vector"
+        )
+        self.state = State(fingerprint, self.learner.implementation)
+        self.lines: list[LogLine] = []
+        self.best: dict[str, np.ndarray] = {}  # parameters, by the loss on the validation reviews
+        self.pending: list[tuple[SupportsFloat, SupportsFloat]] = []  # see step
+        if saved:
+            self._restore(saved)
+        with files.writing(out / "log.jsonl"):
+            files.replace(out / "log.jsonl", saved.log if saved else b"")
+        self.scalars = (
+            Scalars(out / "tensorboard", self.state.step + 1) if options.tensorboard else None
+        )
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            disable=not sys.stdout.isatty(),
+        )
+        self.saved_step, self.saved_at = self.state.step, time.perf_counter()
+        self.logged_at = self.saved_at - self.state.words_seconds
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Go on from there."""
+        state, implementation = saved.state, self.learner.implementation
+        self.learner.load(saved.parameters, saved.optimizer_state)
+        say(f"going on after step {state.step:,}, from {saved.path}")
+        was = (saved.about.framework, state.implementation)
+        now = (self.about.framework, implementation)
         if state.step and was != now:
             say(f"begun with {' '.join(was)}: with {' '.join(now)} the last bits will differ")
-        state.implementation = learner.implementation
-    with files.writing(out / "log.jsonl"):
-        files.replace(out / "log.jsonl", saved.log if saved else b"")
+        self.state = dataclasses.replace(state, implementation=implementation)
+        self.lines, self.best = list(saved.lines()), saved.best or {}
+        self.started -= state.seconds
 
-    def save() -> Path:
-        return checkpoint.save_checkpoint(
-            out,
-            about,
-            state,
-            learner.parameters(),
-            learner.optimizer_state(),
-            best or None,
-            options.keep,
+    def run(self) -> dict[str, Any]:
+        """Train to the end, test, and write the run directory; returns what metrics.json holds."""
+        state, options, batches = self.state, self.options, self.data.train
+        self.task = self.progress.add_task(
+            "training", total=options.epochs * len(batches), completed=state.step, speed=""
         )
+        with self.progress, stop_requests() as asked:
+            while state.epoch < options.epochs:
+                if options.patience and state.epochs_since_best >= options.patience:
+                    say(f"no lower validation loss in {state.epochs_since_best} epochs: stopping")
+                    break
+                for batch in batches.epoch(state.epoch, state.iteration):
+                    self.step(batch)
+                    ended = state.iteration == len(batches)
+                    if ended or state.iteration % options.log_every == 0:
+                        self.log(ended)
+                    if ended:
+                        state.epoch, state.iteration = state.epoch + 1, 0
+                    if asked or time.perf_counter() - self.saved_at >= options.checkpoint_seconds:
+                        self.save()
+                    if asked:
+                        goes_on = "the same command goes on from there"
+                        raise Stopped(asked[0], f" after step {state.step:,}; {goes_on}")
+            self.save()
+        say(f"Total training time: {state.seconds:.0f} secs")
+        return self.finish()
 
-    scalars = Scalars(out / "tensorboard", state.step + 1) if options.tensorboard else None
-    begun = started - state.seconds
-    fit(learner, data, options, console, out, begun, state, lines, best, save, scalars)
-    say(f"Total training time: {state.seconds:.0f} secs")
-    if best:
-        learner.load(best)
+    def step(self, batch: Batch) -> None:
+        """Take a step. Its loss may still be being computed: it is pending until `settle`."""
+        state = self.state
+        self.pending.append((self.learner.step(batch), self.learner.gradient_norm))
+        state.step += 1
+        state.iteration += 1
+        state.words += batch.words
+        if state.first_step_seconds is None:
+            float(self.pending[0][0])  # waits for it
+            state.first_step_seconds = time.perf_counter() - self.started
+        self.progress.advance(self.task)
 
-    logits, labels = predict(learner, data.test)
-    results = {
-        "framework": framework.FRAMEWORK,
-        "model": options.model,
-        "implementation": learner.implementation,
-        **metrics.evaluate(
-            logits, labels, data.classes, data.test.split.categories, data.categories
-        ),
-        "losses": [line.loss for line in lines],
-        "loss_epochs": [line.epoch - 1 + line.iteration / len(data.train) for line in lines],
-        "epochs": state.epoch,
-        "validation_loss": state.best_loss,
-        "train_seconds": state.seconds,
-        "cores": cores(),
-        "first_step_seconds": state.first_step_seconds,
-        "tokens_per_second": float(np.median([line.tokens_per_second for line in lines])),
-        "compilations": learner.compilations,
-        "peak_memory_bytes": _peak_memory(),
-        "parameters": sum(int(np.prod(shape)) for shape in params.shapes(model).values()),
-        "data": {
-            "name": data.name,
-            "train": len(data.train.split),
-            "test": len(data.test.split),
-            "vectors": options.vectors,
-            "vocabulary": len(data.vectors.words),
-        },
-    }
-    low, high = results["accuracy_interval"]
-    from common.report import figures  # Altair takes a second and a half to import
-
-    with files.writing(out / "figures"):
-        figures.of_run(out / "figures", results, data.classes, options.preset)
-    checkpoint.finish(
-        out, about, data.vectors.words, data.vectors.matrix, learner.parameters(), results
-    )
-    say(f"Accuracy: {results['accuracy']:.2%}")
-    say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {out}")
-    if scalars:
-        scalars.write(state.step, {"test_accuracy": results["accuracy"]})
-        scalars.close()
-    return results
-
-
-def fit(
-    learner: Learner,
-    data: Data,
-    options: TrainConfig,
-    console: Console,
-    out: Path,
-    started: float,
-    state: State,
-    lines: list[LogLine],
-    best: dict[str, np.ndarray],
-    save: Callable[[], Path],
-    scalars: Scalars | None = None,
-) -> None:
-    """Run the epochs, from where `state` stands.
-
-    Every log_every iterations it prints a log line and adds one to `lines` and out/log.jsonl; every
-    checkpoint_seconds, and at the end, it calls save(). state, lines and best (the parameters with
-    the lowest validation loss) are kept up to date for that. `started` is when training began, on
-    the clock of time.perf_counter, without interruptions; the times include compilation.
-
-    Raises NotFiniteError for a loss or gradient that is not finite, at the next log line or
-    checkpoint; Stopped after a SIGINT or SIGTERM, when the step at work is done and saved.
-    """
-    batches = data.train
-    if (state.epoch, state.iteration) > (options.epochs, 0):
-        raise InputError(
-            f"--epochs {options.epochs}: {out} is in its epoch {state.epoch + 1} already"
-        )
-    pending: list[tuple[Any, Any]] = []  # loss and gradient norm of steps that may not be done yet
-    saved_step, saved_at = state.step, time.perf_counter()
-    since = saved_at - state.words_seconds
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def settle() -> None:
-        """Wait for the steps taken, and see that their numbers are finite."""
-        for number, (loss, norm) in enumerate(pending, state.iteration - len(pending)):
+    def settle(self) -> None:
+        """Wait for the pending steps, and see that their numbers are finite."""
+        state = self.state
+        for number, (loss, norm) in enumerate(self.pending, state.iteration - len(self.pending)):
             for what, value in (("loss", float(loss)), ("norm of the gradient", float(norm))):
                 if math.isfinite(value):
                     continue
-                reviews = batches.plan(state.epoch)[number]
+                reviews = self.data.train.plan(state.epoch)[number]
                 raise NotFiniteError(
                     f"the {what} is {value} in step {state.step - state.iteration + number + 1} "
                     f"(epoch {state.epoch + 1}, iteration {number + 1}), on the training reviews "
                     f"{' '.join(str(review) for review in reviews if review >= 0)}; the last good "
-                    f"checkpoint is {checkpoint.last(out) or 'none'}"
+                    f"checkpoint is {checkpoint.last(self.out) or 'none'}"
                 )
             state.losses.append(float(loss))
             state.gradient_norms.append(float(norm))
-        pending.clear()
+        self.pending.clear()
 
-    def log_line(ended: bool) -> None:
-        """Print and write it; at the end of an epoch, with the validation."""
-        nonlocal since
-        settle()
-        now = time.perf_counter()
+    def log(self, ended: bool) -> None:
+        """Print and write what the steps since the last line came to; after an epoch, validate."""
+        self.settle()
+        state, now = self.state, time.perf_counter()
         line = LogLine(
             epoch=state.epoch + 1,
             iteration=state.iteration,
-            seconds=now - started,
+            seconds=now - self.started,
             loss=float(np.mean(state.losses)),
             gradient_norm=float(np.mean(state.gradient_norms)),
-            tokens_per_second=state.words / (now - since),
+            tokens_per_second=state.words / (now - self.logged_at),
         )
-        progress.update(task, speed=f"{line.tokens_per_second:,.0f} tokens/s")
+        self.progress.update(self.task, speed=f"{line.tokens_per_second:,.0f} tokens/s")
         say(
-            f"[epoch:{line.epoch}/{options.epochs}] [iter:{line.iteration:4d}] "
+            f"[epoch:{line.epoch}/{self.options.epochs}] [iter:{line.iteration:4d}] "
             f"elapsed time:{line.seconds:4.0f} secs   loss: {line.loss:.5f}"
         )
-        if ended and data.validation:
-            loss, accuracy = validate(learner, data.validation)
-            say(f"validation loss: {loss:.5f}   accuracy: {accuracy:.2%}")
-            line = dataclasses.replace(line, validation_loss=loss, validation_accuracy=accuracy)
-            state.epochs_since_best += 1
-            if state.best_loss is None or loss < state.best_loss:
-                state.best_loss, state.epochs_since_best = loss, 0
-                best.update(learner.parameters())
-        lines.append(line)
+        if ended:
+            line = self.validate(line)
+        self.lines.append(line)
         about = {**dataclasses.asdict(line), "step_losses": state.losses}
-        with files.writing(out / "log.jsonl"), (out / "log.jsonl").open("a") as file:
+        path = self.out / "log.jsonl"
+        with files.writing(path), path.open("a") as file:
             file.write(json.dumps(about) + "\n")
-        if scalars:
+        if self.scalars:
             told = {"loss": line.loss, "tokens_per_second": line.tokens_per_second}
-            scalars.write(state.step, told)
+            self.scalars.write(state.step, told)
         state.losses, state.gradient_norms, state.words = [], [], 0
-        since = time.perf_counter()
+        self.logged_at = time.perf_counter()
 
-    def keep() -> None:
-        nonlocal saved_step, saved_at
-        settle()
-        now = time.perf_counter()
-        state.seconds, state.words_seconds = now - started, now - since
-        if state.step != saved_step:
-            save()
-        saved_step, saved_at = state.step, time.perf_counter()
+    def validate(self, line: LogLine) -> LogLine:
+        """Add what the validation reviews say, if there are any, and keep the best parameters."""
+        state = self.state
+        if not self.data.validation:
+            return line
+        loss, accuracy = validate(self.learner, self.data.validation)
+        say(f"validation loss: {loss:.5f}   accuracy: {accuracy:.2%}")
+        state.epochs_since_best += 1
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.epochs_since_best = loss, 0
+            self.best = self.learner.parameters()
+        return dataclasses.replace(line, validation_loss=loss, validation_accuracy=accuracy)
 
-    with progress, stop_requests() as asked:
-        total = options.epochs * len(batches)
-        task = progress.add_task("training", total=total, completed=state.step, speed="")
-        while state.epoch < options.epochs:
-            if options.patience and state.epochs_since_best >= options.patience:
-                say(f"no lower validation loss in {state.epochs_since_best} epochs: stopping")
-                break
-            for batch in batches.epoch(state.epoch, state.iteration):
-                pending.append((learner.step(batch), learner.gradient_norm))
-                state.step += 1
-                state.iteration += 1
-                state.words += batch.words
-                if state.first_step_seconds is None:
-                    float(pending[0][0])  # waits for it
-                    state.first_step_seconds = time.perf_counter() - started
-                progress.advance(task)
-                ended = state.iteration == len(batches)
-                if ended or state.iteration % options.log_every == 0:
-                    log_line(ended)
-                if ended:
-                    state.epoch, state.iteration = state.epoch + 1, 0
-                if asked or time.perf_counter() - saved_at >= options.checkpoint_seconds:
-                    keep()
-                if asked:
-                    raise Stopped(
-                        asked[0], f" after step {state.step:,}; the same command goes on from there"
-                    )
-        keep()
+    def save(self) -> None:
+        """Write a checkpoint, if there was a step since the last one."""
+        self.settle()
+        state, now = self.state, time.perf_counter()
+        state.seconds, state.words_seconds = now - self.started, now - self.logged_at
+        if state.step != self.saved_step:
+            checkpoint.save_checkpoint(
+                self.out,
+                self.about,
+                state,
+                self.learner.parameters(),
+                self.learner.optimizer_state(),
+                self.best or None,
+                self.options.keep,
+            )
+        self.saved_step, self.saved_at = state.step, time.perf_counter()
 
+    def finish(self) -> dict[str, Any]:
+        """Test, and write what a finished run leaves; returns what metrics.json holds."""
+        if self.best:
+            self.learner.load(self.best)
+        results, words = self.results(), self.data.vectors
+        low, high = results["accuracy_interval"]
+        from common.report import figures  # Altair takes a second and a half to import
 
-def validate(learner: Learner, batches: Batches) -> tuple[float, float]:
-    """The mean cross-entropy and the accuracy on a split."""
-    from scipy.special import log_softmax  # slow to import
+        with files.writing(self.out / "figures"):
+            figures.of_run(self.out / "figures", results, self.data.classes, self.options.preset)
+        parameters = self.learner.parameters()
+        run_directory.finish(self.out, self.about, words.words, words.matrix, parameters, results)
+        say(f"Accuracy: {results['accuracy']:.2%}")
+        say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {self.out}")
+        if self.scalars:
+            self.scalars.write(self.state.step, {"test_accuracy": results["accuracy"]})
+            self.scalars.close()
+        return results
 
-    logits, labels = predict(learner, batches)
-    losses = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    if not np.isfinite(losses).all():
-        raise NotFiniteError("the loss on the validation reviews is not finite")
-    return float(losses.mean()), float((logits.argmax(axis=1) == labels).mean())
-
-
-def predict(learner: Learner, batches: Batches) -> tuple[np.ndarray, np.ndarray]:
-    """The logits [N, C] of all reviews and their labels [N], in the order of the split."""
-    logits: np.ndarray | None = None
-    for batch in batches.epoch():
-        found, real = learner.logits(batch), batch.reviews >= 0
-        if logits is None:
-            logits = np.zeros((len(batches.split), found.shape[1]), found.dtype)
-        logits[batch.reviews[real]] = found[real]
-    assert logits is not None, "a split has at least one review"
-    return logits, np.asarray(batches.split.labels)
+    def results(self) -> dict[str, Any]:
+        """What the test and the training came to."""
+        data, state, lines = self.data, self.state, self.lines
+        logits, labels = predict(self.learner, data.test)
+        shapes = params.shapes(self.about.model).values()
+        return {
+            "framework": self.about.framework,
+            "model": self.options.model,
+            "implementation": self.learner.implementation,
+            **metrics.evaluate(
+                logits, labels, data.classes, data.test.split.categories, data.categories
+            ),
+            "losses": [line.loss for line in lines],
+            "loss_epochs": [line.epoch - 1 + line.iteration / len(data.train) for line in lines],
+            "epochs": state.epoch,
+            "validation_loss": state.best_loss,
+            "train_seconds": state.seconds,
+            "cores": cores(),
+            "first_step_seconds": state.first_step_seconds,
+            "tokens_per_second": float(np.median([line.tokens_per_second for line in lines])),
+            "compilations": self.learner.compilations,
+            "peak_memory_bytes": _peak_memory(),
+            "parameters": sum(int(np.prod(shape)) for shape in shapes),
+            "data": {
+                "name": data.name,
+                "train": len(data.train.split),
+                "test": len(data.test.split),
+                "vectors": self.options.vectors,
+                "vocabulary": len(data.vectors.words),
+            },
+        }
 
 
 def _peak_memory() -> int:

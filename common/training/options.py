@@ -1,13 +1,15 @@
 """The options of a run: dataclasses, their presets, and the command line made from them."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
-import itertools
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -29,7 +31,7 @@ class TrainConfig:
     model: str = "gru"
     """gru, bigru, rnn (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
     preset: str = "quick"
-    """quick, full or seed (the homework's recipe); every other option overrides it."""
+    """quick, full or homework (the homework's recipe); every other option overrides it."""
     data: str = "imdb"
     """The data set: imdb, rt, or KIND:PATH with one of the kinds amazon, dlstudio, csv, tsv, jsonl,
     parquet, text and hf (docs/data.md)."""
@@ -103,35 +105,14 @@ class TrainConfig:
             self.reset_after or self.implementation not in ("auto", "scan")
         ):
             raise InputError("--model rnn: has no reset gate, and no implementation but scan")
-        for name in ("epochs", "batch_size", "hidden_size", "num_layers", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{option(name)} {getattr(self, name)}: must be at least 1")
-        if self.log_every > MOST_LOG_EVERY:  # the losses in between are part of a checkpoint
-            raise InputError(f"--log-every {self.log_every}: must be at most {MOST_LOG_EVERY}")
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"--patience {self.patience}: must be at least 1, or None")
-        if self.validation_size < 0:
-            raise InputError(f"--validation-size {self.validation_size}: must not be negative")
+        for rule, (holds, names) in _RULES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                numbers = value if isinstance(value, tuple) else (value,)
+                if not all(number is None or holds(number) for number in numbers):
+                    raise InputError(f"{option(name)} {' '.join(map(str, numbers))}: {rule}")
         if self.patience is not None and not self.validation_size:
             raise InputError(f"--patience {self.patience}: needs a --validation-size")
-        if not 0 <= self.checkpoint_seconds < float("inf"):
-            raise InputError(
-                f"--checkpoint-seconds {self.checkpoint_seconds}: must be finite, 0 or more"
-            )
-        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
-            raise InputError(f"--clip-norm {self.clip_norm}: must be positive and finite, or None")
-        for name in ("train_size", "test_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{option(name)} {value}: must be at least 1, or None for all")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"--learning-rate {self.learning_rate}: must be positive and finite")
-        if not 0 < self.eps < float("inf"):
-            raise InputError(f"--eps {self.eps}: must be positive and finite")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"--betas {self.betas[0]} {self.betas[1]}: must be in [0, 1)")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: must not be negative")
 
     def model_config(
         self, *, input_size: int, classes: int, vocabulary_size: int, train_vectors: bool
@@ -170,7 +151,7 @@ PRESETS: dict[str, dict] = {
         "epochs": 4,
         "learning_rate": 1e-3,
     },
-    "seed": {
+    "homework": {
         "clip_norm": None,
         "train_size": None,
         "test_size": None,
@@ -180,6 +161,27 @@ PRESETS: dict[str, dict] = {
         "learning_rate": 1e-3,
         "log_every": 200,
     },
+}
+
+# The rules for numbers, in words: the rule itself, and the fields that keep it or, where they may
+# be, are None.
+_RULES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "must be at least 1": (
+        lambda number: number >= 1,
+        "epochs batch_size hidden_size num_layers log_every keep",
+    ),
+    # The losses in between are part of a checkpoint.
+    f"must be at most {MOST_LOG_EVERY}": (lambda number: number <= MOST_LOG_EVERY, "log_every"),
+    "must be at least 1, or None": (lambda number: number >= 1, "patience"),
+    "must not be negative": (lambda number: number >= 0, "validation_size seed"),
+    "must be finite, 0 or more": (lambda number: 0 <= number < inf, "checkpoint_seconds"),
+    "must be positive and finite, or None": (lambda number: 0 < number < inf, "clip_norm"),
+    "must be at least 1, or None for all": (
+        lambda number: number >= 1,
+        "train_size test_size max_length",
+    ),
+    "must be positive and finite": (lambda number: 0 < number < inf, "learning_rate eps"),
+    "must be in [0, 1)": (lambda number: 0 <= number < 1, "betas"),
 }
 
 C = TypeVar("C")
@@ -195,9 +197,9 @@ def parse_options(
     tyro cannot parse.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if default is None and any(field.name == "preset" for field in dataclasses.fields(options)):  # type: ignore[arg-type]
+    known = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    if default is None and "preset" in known:
         preset = _preset(args)
-        known = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
         values = {key: value for key, value in PRESETS[preset].items() if key in known}
         default = options(preset=preset, **values)  # type: ignore[call-arg]
     complaint = io.StringIO()
@@ -209,24 +211,19 @@ def parse_options(
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        shown = complaint.getvalue()
-        # tyro draws a box: a title, the complaint, a rule, hints. Keep the complaint. (Where the
-        # terminal has no lines to draw with, there is a rule of - below the title, too.)
-        lines = [
-            line.strip("│╭╮╰╯─ |+-") and line.strip("│╭╮╰╯─ |+") for line in shown.splitlines()
-        ]
-        below_title = itertools.dropwhile(lambda line: not line, lines[1:])
-        message = " ".join(itertools.takewhile(bool, below_title))
-        raise InputError(f"{message} (see {prog} --help)") from None
+        # tyro draws a box: a title, the complaint and hints, with a rule after each.
+        _, message, *_ = re.split("[─-]{5,}", complaint.getvalue())
+        raise InputError(
+            f"{' '.join(re.sub('[│╮]', ' ', message).split())} (see {prog} --help)"
+        ) from None
 
 
 def _preset(args: Sequence[str]) -> str:
-    preset = "quick"
-    for position, word in enumerate(args):
-        if word == "--preset" and position + 1 < len(args):
-            preset = args[position + 1]
-        elif word.startswith("--preset="):
-            preset = word.partition("=")[2]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?", default="quick", const="quick")
+    preset = parser.parse_known_args(args)[0].preset
+    if preset == "seed":
+        raise InputError("--preset seed: is called homework now")
     if preset not in PRESETS:
         raise InputError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
     return preset

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-import jax_impl
-import torch_impl
+import jax_impl.learner
+import torch_impl.learner
 from common import params
 from common.data import corpus
 from common.data.batches import Batch, Batches
@@ -52,7 +52,7 @@ def learners(
     )
     return [
         twin.Learner(config, training, vectors, params.init(config, 1, vectors), "float64")
-        for twin in (torch_impl, jax_impl)
+        for twin in (torch_impl.learner, jax_impl.learner)
     ]
 
 
@@ -82,7 +82,7 @@ def test_one_step(reset_after, train_vectors):
     assert min(moved.values()) > TRAINING.learning_rate / 10
 
 
-@pytest.mark.parametrize("twin", [torch_impl, jax_impl], ids=["torch", "jax"])
+@pytest.mark.parametrize("twin", [torch_impl.learner, jax_impl.learner], ids=["torch", "jax"])
 def test_training_leaves_the_arrays_it_started_from_alone(twin):
     config = ModelConfig(D, 16)
     vectors = np.zeros((len(corpus.load("imdb").vocabulary), D))

@@ -1,0 +1,69 @@
+"""What a run trains and tests on: the data set and the word vectors of its options, as batches."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from common.data import corpus, sources, vectors
+from common.data.batches import Batches
+from common.errors import InputError
+from common.training.options import TrainConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and tests on."""
+
+    name: str
+    classes: tuple[str, ...]
+    categories: tuple[str, ...]
+    vectors: vectors.WordVectors
+    train: Batches
+    test: Batches
+    validation: Batches | None = None
+
+
+def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
+    """The data set and word vectors that the options name, as batches.
+
+    report is told, in a line of text, of work that takes seconds. Raises InputError.
+    """
+    texts = corpus.load(options.data, report)
+    train, test = texts.train.subset(options.train_size), texts.test.subset(options.test_size)
+    if options.validation_size >= len(train):
+        raise InputError(
+            f"--validation-size {options.validation_size}: leaves nothing of {len(train)} reviews"
+        )
+    train, validation = train.hold_out(options.validation_size)
+    found = vectors.load(
+        options.vectors, texts, train, report, train_with_model=options.train_vectors
+    )
+    ids = {word: number for number, word in enumerate(found.words)}
+    new_ids = np.array([ids.get(word, -1) for word in texts.vocabulary], np.int32)
+    train, test, validation = (split.renumber(new_ids) for split in (train, test, validation))
+    batches = partial(Batches, batch_size=options.batch_size, max_length=options.max_length)
+    longest = int(max(test.lengths.max(initial=0), validation.lengths.max(initial=0)))
+    to_train = batches(train, seed=options.seed, longest=longest)
+    in_order = partial(batches, in_order=True, shapes=to_train.shapes)
+    return Data(
+        texts.name,
+        texts.classes,
+        texts.categories,
+        found,
+        to_train,
+        in_order(test),
+        in_order(validation) if options.validation_size else None,
+    )
+
+
+def fingerprint_of(options: TrainConfig, data: Data) -> str:
+    """What a checkpoint says of its data and word vectors, to go on with no others."""
+    digest = hashlib.sha256(json.dumps(sources.fingerprint(options.data)).encode())
+    digest.update("\n".join(data.vectors.words).encode())
+    for array in (data.vectors.matrix, data.train.lengths, data.train.split.labels):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,225 @@
+"""The run directory: everything about a trained model, the same for both frameworks.
+
+config.json            the options, the model's sizes, the data's classes, the framework
+vocabulary.txt         a word a line; the line number is the word's id
+vectors.safetensors    vectors [V, D]: the word vectors
+model.safetensors      the canonical parameters: the best ones, or the last
+metrics.json           the results on the test split
+SHA256SUMS             the checksums of these five, written last: with it, the run is finished
+figures/               loss curve and confusion matrix
+log.jsonl              a line for each log line, with the loss of every step
+.lock                  locked while a process trains here; holds that process's number
+checkpoints/STEP/      what training goes on from after so many steps (checkpoint.py)
+
+SHA256SUMS is what the program of that name (sha256sum -c SHA256SUMS) reads. Where a folder has one,
+no byte of the files it lists is used before all of them agree with it.
+
+A run directory may come from anybody. It holds JSON, text and safetensors, nothing that runs; the
+names of the files are those above, whatever is written in them. Reading it takes at most three
+times the size of its files, thirty times that of vocabulary.txt (a short word as a str), and a
+constant.
+"""
+
+import dataclasses
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from jaxtyping import Float
+
+from common import files, params
+from common.errors import InputError
+from common.files import SUMS
+from common.params import ModelConfig
+from common.training.options import TrainConfig, option
+
+RUN_FILES = (
+    "config.json",
+    "vocabulary.txt",
+    "vectors.safetensors",
+    "model.safetensors",
+    "metrics.json",
+)
+FORMAT = 2
+# A resumed run must not differ in anything else; the last three are no properties of a run.
+MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep", "tensorboard"}
+MAY_CHANGE |= {"out", "resume", "restart"}
+_LONGEST_METRICS = 2 * 2**20  # as Python objects, twenty times as long
+_LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl
+_MOST_LAYERS = 1000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """What config.json holds."""
+
+    framework: str
+    classes: tuple[str, ...]
+    model: ModelConfig
+    options: TrainConfig
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory's model, read back. A word's id is its index in the vocabulary."""
+
+    model: ModelConfig
+    options: TrainConfig
+    classes: tuple[str, ...]
+    framework: str
+    vocabulary: list[str]
+    vectors: Float[np.ndarray, "V D"]
+    parameters: dict[str, np.ndarray]
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Make a run's folder, and keep other processes from working there; a crash lets go of it.
+
+    Raises InputError where it cannot be written, where a symbolic link in it would have us write
+    somewhere else, and where another process is at it.
+    """
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    for parent, folders, names in os.walk(folder):
+        for path in (Path(parent, name) for name in folders + names):
+            if path.is_symlink():
+                raise InputError(f"{path}: is a symbolic link, which is not followed")
+    path = folder / ".lock"
+    with files.writing(path):
+        file = path.open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{folder}: process {file.read(20)} is at work here") from None
+        with files.writing(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Forget the run in this folder: what says that it is finished first, then its checkpoints."""
+    with files.writing(folder):
+        for name in (SUMS, *RUN_FILES, "checkpoints"):
+            files.remove(folder / name)
+
+
+def finish(
+    folder: Path,
+    about: About,
+    words: list[str],
+    vectors: Float[np.ndarray, "V D"],
+    parameters: Mapping[str, np.ndarray],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Write what a finished run leaves. Raises InputError where that fails."""
+    contents = {
+        "config.json": files.to_json(dataclasses.asdict(about)),
+        "vocabulary.txt": "".join(f"{word}\n" for word in words).encode(),
+        "vectors.safetensors": files.to_tensors({"vectors": vectors}),
+        "model.safetensors": files.to_tensors(parameters),
+        "metrics.json": files.to_json(metrics),
+    }
+    contents[SUMS] = files.checksums(contents)
+    for name, content in contents.items():
+        with files.writing(folder / name):
+            files.replace(folder / name, content)
+
+
+def finished(folder: Path, framework: str, options: TrainConfig) -> dict[str, Any] | None:
+    """The metrics of the finished run of these very options in this folder, if there is one."""
+    try:
+        contents = files.read_verified(folder, RUN_FILES)
+        about = parse_about(contents["config.json"], folder / "config.json")
+        metrics = files.parse_json(
+            contents["metrics.json"], folder / "metrics.json", _LONGEST_METRICS
+        )
+    except InputError:
+        return None
+    different = differences(about.options, options, MAY_CHANGE - {"epochs"})
+    return metrics if about.framework == framework and not different else None
+
+
+def load_run(folder: Path) -> Run:
+    """Read a finished run directory of either framework.
+
+    Raises InputError naming the file that is missing or damaged, or does not fit the others.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run directory")
+    if not (folder / SUMS).exists() and any(folder.glob("checkpoints/[0-9]*")):
+        raise InputError(f"{folder}: this run is not finished: --resume {folder} goes on with it")
+    contents = files.read_verified(folder, RUN_FILES)
+    about = parse_about(contents["config.json"], folder / "config.json")
+    vocabulary = contents["vocabulary.txt"].decode(errors="replace").split("\n")[:-1]
+    path = folder / "vectors.safetensors"
+    shape = (len(vocabulary), about.model.input_size)
+    vectors = files.parse_tensors(contents[path.name], path, {"vectors": shape})["vectors"]
+    path = folder / "model.safetensors"
+    parameters = files.parse_tensors(contents[path.name], path, params.shapes(about.model))
+    return Run(
+        about.model,
+        about.options,
+        about.classes,
+        about.framework,
+        vocabulary,
+        vectors,
+        parameters,
+    )
+
+
+def differences(was: TrainConfig, now: TrainConfig, free: Set[str] = MAY_CHANGE) -> list[str]:
+    """What, but for the free options, makes another run of them: "--seed was 0, is 7"."""
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in free]
+    return [
+        f"{option(name)} was {getattr(was, name)}, is {getattr(now, name)}"
+        for name in names
+        if getattr(was, name) != getattr(now, name)
+    ]
+
+
+def parse(kind: type[T], content: bytes, path: Path) -> T:
+    """JSON as a dataclass. What the class does not name is skipped and takes no memory.
+
+    Raises InputError naming the file.
+    """
+    files.limit(len(content), path, _LONGEST_TYPED_JSON)
+    try:
+        return msgspec.json.decode(content, type=kind, dec_hook=lambda kind, value: kind(value))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not what it should hold ({error})") from None
+
+
+def parse_about(content: bytes, path: Path) -> About:
+    """A config.json. Raises InputError, too, for sizes that no run has."""
+    about = parse(About, content, path)
+    model = about.model
+    if about.format != FORMAT:
+        raise InputError(f"{path}: format {about.format}, this program knows {FORMAT}")
+    if len(about.classes) != model.classes or not all(map(str.isprintable, about.classes)):
+        raise InputError(f"{path}: classes: expected the names of {model.classes} classes")
+    for name in ("input_size", "hidden_size", "num_layers", "classes"):
+        if getattr(model, name) < 1:
+            raise InputError(f"{path}: model.{name} {getattr(model, name)}: must be at least 1")
+    if model.num_layers > _MOST_LAYERS:
+        raise InputError(f"{path}: model.num_layers {model.num_layers}: more than {_MOST_LAYERS}")
+    if about.options.max_length is not None and about.options.max_length < 1:
+        raise InputError(f"{path}: options.max_length {about.options.max_length}: below 1")
+    return about

@@ -1,0 +1,66 @@
+"""Files and folders that are written whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from common import files
+from common.data.cache import cache_folder, cached
+from common.errors import InputError
+
+
+def fill(folder: Path) -> None:
+    (folder / "content").write_text("new")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_fails_halfway_leaves_what_was_there(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for ends in (False, True):
+        (tmp_path / "target.partial").mkdir()  # as a killed process may leave it
+        try:
+            with files.aside(target) as partial:
+                if kind == "folder":
+                    partial.mkdir()
+                    fill(partial)
+                else:
+                    partial.write_text("new")
+                if not ends:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [target]
+    assert (target / "content" if kind == "folder" else target).read_text() == "new"
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / "target.partial").symlink_to(tmp_path / "elsewhere")
+    files.replace(tmp_path / "target", b"new")
+    assert (tmp_path / "elsewhere").read_text() == "kept"
+    assert not (tmp_path / "target").is_symlink()
+
+
+def test_of_two_that_fill_the_cache_the_first_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))
+
+    def slow(folder: Path) -> None:
+        monkeypatch.setattr("os.getpid", lambda: 1)  # another process
+        (cached("kind", {}, fill) / "content").write_text("of the first")
+
+    assert (cached("kind", {}, slow) / "content").read_text() == "of the first"
+    assert len(list(cache_folder().iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_gets_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"cannot write the cache \(No space .*GRU_TWINS_CACHE"):
+        cached("kind", {}, full)
+    assert list(tmp_path.iterdir()) == []
