@@ -76,7 +76,7 @@ class TrainConfig:
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one (mps: PyTorch only)."""
     implementation: str = "auto"
-    """auto, fused (the CPU kernel), scan, or loop (PyTorch only: the slow teaching version)."""
+    """auto, fused (the CPU kernel), scan, or loop (the equations step by step: slow)."""
     deterministic: bool = False
     """On a GPU too, the same numbers each time; slower there (the CPU does so anyway)."""
     tensorboard: bool = False
