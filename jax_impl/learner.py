@@ -22,7 +22,6 @@ from jax_impl.gru import canonical, resolve
 from jax_impl.trace import explain
 
 FRAMEWORK = "jax"
-MODELS: tuple[str, ...] = ("gru", "bigru", "rnn")
 
 
 def make_deterministic() -> None:

@@ -21,6 +21,7 @@ import pytest
 import jax_impl.learner
 import torch_impl.learner
 from common.errors import InputError
+from common.report.schema import Run
 from common.training import checkpoint, loop
 from common.training.options import TrainConfig
 from comparison import runs
@@ -264,9 +265,9 @@ def test_compare_stops_with_its_training_and_goes_on_with_it(
         checkpoint.load_checkpoint(last).about.options, epochs=1 + int(last.name) // 8
     )
     lines: list[str] = []
-    training = runs.Training("torch", options)
+    training = runs.Training("torch", options, "torch gru")
 
-    def train() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def train() -> list[Run]:
         return runs.train([training], 1, lambda name, line: lines.append(line), lambda *_: None)
 
     first = train()

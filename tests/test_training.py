@@ -17,10 +17,11 @@ import torch_impl.learner
 from common.data.batches import MAX_SHAPES
 from common.inference import prediction
 from common.training import checkpoint, loop
+from common.training.options import MODELS
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
-EVERY = [(name, model) for name, framework in FRAMEWORKS.items() for model in framework.MODELS]
+EVERY = [(name, model) for name, models in MODELS.items() for model in models]
 
 
 def main_of(framework: ModuleType, tool: ModuleType = training) -> Callable[[], None]:

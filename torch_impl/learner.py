@@ -23,7 +23,6 @@ from torch_impl.gru import canonical, resolve
 from torch_impl.trace import explain
 
 FRAMEWORK = "torch"
-MODELS: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru", "rnn")
 
 
 def make_deterministic() -> None:

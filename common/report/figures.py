@@ -17,6 +17,18 @@ import altair as alt
 import numpy as np
 import vl_convert
 
+from common.report.schema import (
+    Group,
+    Interval,
+    OfCategory,
+    OfLength,
+    Pair,
+    Results,
+    Run,
+    Timed,
+    Vanishing,
+)
+
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -59,6 +71,8 @@ class Figure:
     title: str
     chart: Chart
     width: int = 680
+    wide: bool = False
+    """Whether half of the page is too narrow for it."""
 
     def spec(self) -> dict[str, Any]:
         """For a page: as wide as its container, on its background, untitled."""
@@ -97,86 +111,48 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
     if homework:  # the mean of the few iterations left at the end of an epoch is mostly noise
         whole = np.isclose(np.diff(epochs, prepend=0), epochs[0])
         epochs, losses = epochs[whole], losses[whole]
-    loss_curves(
-        folder / "loss.png",
+    loss = loss_curves(
         {model: (epochs.tolist(), losses.tolist())},
         f"Loss (using {HOMEWORK_NAMES[model]})" if homework else f"Training loss: {title}",
         round(max(results["loss_epochs"])),
     )
+    loss.save(folder / "loss.png")
     confusion(
-        folder / "confusion.png",
+        "confusion",
+        "" if homework else f"{title}: {results['accuracy']:.2%} correct",
         results["confusion"],
         classes,
-        "" if homework else f"{title}: {results['accuracy']:.2%} correct",
         of="predicted" if homework else "true",
-    )
+    ).save(folder / "confusion.png")
 
 
-def loss_curves(
-    path: Path,
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    title: str,
-    epochs: int,
-) -> None:
-    """Draw training losses. curves: name -> (epochs done at each point, mean loss up to there)."""
-    Figure("loss", title, _loss_chart(curves, epochs)).save(path)
-
-
-def confusion(
-    path: Path,
-    matrix: Sequence[Sequence[int]],
-    classes: Sequence[str],
-    title: str,
-    *,
-    of: Literal["true", "predicted"] = "true",
-) -> None:
-    """Draw a confusion matrix (row: true class, column: predicted), counts and shares.
-
-    `of` says what a share is of: all reviews of its true class (row), or of its predicted class
-    (column), as in the homework's figures.
-    """
-    _confusion_figure("confusion", title, matrix, classes, of).save(path)
-
-
-def of_results(results: Mapping[str, Any]) -> dict[str, list[Figure]]:
+def of_results(results: Results) -> dict[str, list[Figure]]:
     """All figures that results.json has the numbers for, in order, by section of the report."""
     found: dict[str, list[Figure]] = {}
-    runs = results["runs"]
-    if runs:
-        found["accuracy"] = [_accuracy(runs, results["data"]["test"])]
+    if results.runs and results.data:
+        data, runs = results.data, results.runs
+        found["accuracy"] = [_accuracy(runs, data.test)]
         found["loss"] = [_loss(runs)]
-        found["confusion"] = [_confusion(run, results["data"]["classes"]) for run in runs]
-    if "speed" in results:
-        found["speed"] = [_speed(results["speed"]["rows"])]
-    questions = results.get("questions", {})
-    if "vanishing" in questions:
-        found["vanishing"] = [_vanishing(questions["vanishing"])]
-    groups = questions.get("gates", {}).get("groups")
-    if groups:  # reviews in a language without our stop words may have none
+        found["confusion"] = [_confusion(run, data.classes) for run in runs]
+    if results.speed:
+        found["speed"] = [_speed(results.speed.rows)]
+    if not (questions := results.questions):
+        return found
+    if questions.vanishing:
+        found["vanishing"] = [_vanishing(questions.vanishing)]
+    # Reviews in a language without our stop words may have no groups.
+    if questions.gates and (groups := questions.gates.groups):
         found["gates"] = [
             _gates(groups, "z", "update gate z", "mean of z"),
             _gates(groups, "change", "change of the state", "change relative to the state's norm"),
         ]
-    pairs = questions.get("comparisons")
-    if pairs:
+    if pairs := questions.comparisons:
         found["comparisons"] = [
             _differences(pairs),
             *_differences_by("by_length", "By the length of the review", pairs),
             *_differences_by("by_category", "By category", pairs),
         ]
     return found
-
-
-def name_of(run: Mapping[str, Any]) -> str:
-    """What a run is called in figures and tables: torch gru."""
-    return f"{run['framework']} {run['model']}"
-
-
-def task_name(task: Mapping[str, Any]) -> str:
-    """What a task of `python compare.py speed` is called."""
-    directions = ", bidirectional" if task["bidirectional"] else ""
-    kind = "forward and backward" if task["backward"] else "forward only"
-    return f"B {task['B']}, T {task['T']}, H {task['H']} · {kind}{directions}"
 
 
 def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
@@ -239,16 +215,15 @@ def _upright(value: float) -> alt.Chart:
     return alt.Chart(_data([{"x": value}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
 
 
-def _accuracy(runs: Sequence[Mapping[str, Any]], reviews: int) -> Figure:
+def _row(name: str, value: float, interval: Interval, **more: Any) -> dict[str, Any]:
+    """What `_intervals` draws a line of."""
+    return {"name": name, "value": value, "low": interval[0], "high": interval[1], **more}
+
+
+def _accuracy(runs: Sequence[Run], reviews: int) -> Figure:
     rows = [
-        {
-            "name": name_of(run),
-            "value": run["accuracy"],
-            "low": run["accuracy_interval"][0],
-            "high": run["accuracy_interval"][1],
-            "label": f"{run['accuracy']:.2%}",
-        }
-        for run in sorted(runs, key=lambda run: -run["accuracy"])
+        _row(run.name, run.accuracy, run.accuracy_interval, label=f"{run.accuracy:.2%}")
+        for run in sorted(runs, key=lambda run: -run.accuracy)
     ]
     best = [row for row in rows if row["value"] == rows[0]["value"]]
     rest = rows[len(best) :]
@@ -272,18 +247,21 @@ def _accuracy(runs: Sequence[Mapping[str, Any]], reviews: int) -> Figure:
     return Figure("accuracy", title, chart + label)
 
 
-def _loss(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    curves = {name_of(run): (run["loss_epochs"], run["losses"]) for run in runs}
-    epochs = round(max(x[-1] for x, _ in curves.values()))
-    best = min(curves, key=lambda name: curves[name][1][-1])
-    title = f"{best} ends with the lowest training loss, {curves[best][1][-1]:.3f}"
-    return Figure("loss", title, _loss_chart(curves, epochs))
+def _loss(runs: Sequence[Run]) -> Figure:
+    curves = {run.name: (run.loss_epochs, run.losses) for run in runs}
+    best = min(runs, key=lambda run: run.losses[-1])
+    title = f"{best.name} ends with the lowest training loss, {best.losses[-1]:.3f}"
+    epochs = round(max(run.loss_epochs[-1] for run in runs))
+    return loss_curves(curves, title, epochs)
 
 
-def _loss_chart(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], epochs: int
-) -> alt.LayerChart:
-    """Several curves can be switched on and off, and zoomed into; hovering tells the nearest."""
+def loss_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, epochs: int
+) -> Figure:
+    """Training losses. curves: name -> (epochs done at each point, mean loss up to there).
+
+    Several curves can be switched on and off, and zoomed into; hovering tells the nearest.
+    """
     rows = [
         {"name": name, "epochs": x, "loss": y}
         for name, points in curves.items()
@@ -335,12 +313,12 @@ def _loss_chart(
             f"(datum.name === {json.dumps(name)} && show_{i})" for i, name in enumerate(curves)
         ]
         chart = chart.add_params(*switches).transform_filter(" || ".join(shown))
-    return chart
+    return Figure("loss", title, chart)
 
 
-def _confusion(run: Mapping[str, Any], classes: Sequence[str]) -> Figure:
-    matrix = np.array(run["confusion"])
-    title = f"{name_of(run)}: {run['accuracy']:.2%} correct"
+def _confusion(run: Run, classes: Sequence[str]) -> Figure:
+    matrix = np.array(run.confusion)
+    title = f"{run.name}: {run.accuracy:.2%} correct"
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
     if wrong.any():
         true, predicted = divmod(int(wrong.argmax()), len(classes))
@@ -348,17 +326,22 @@ def _confusion(run: Mapping[str, Any], classes: Sequence[str]) -> Figure:
             f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
             f"taken for {classes[predicted]}"
         )
-    name = f"confusion-{run['framework']}-{run['model']}"
-    return _confusion_figure(name, title, run["confusion"], classes)
+    name = f"confusion-{run.framework}-{run.model}"
+    return confusion(name, title, run.confusion, classes)
 
 
-def _confusion_figure(
+def confusion(
     name: str,
     title: str,
     matrix: Sequence[Sequence[int]],
     classes: Sequence[str],
     of: Literal["true", "predicted"] = "true",
 ) -> Figure:
+    """A confusion matrix (row: true class, column: predicted), counts and shares.
+
+    `of` says what a share is of: all reviews of its true class (row), or of its predicted class
+    (column), as in the homework's figures.
+    """
     counts = np.asarray(matrix)
     few = len(classes) <= FEW_CLASSES  # of many there is only room for the share, if that
     shares = counts / np.maximum(counts.sum(axis=1 if of == "true" else 0, keepdims=True), 1)
@@ -402,42 +385,35 @@ def _confusion_figure(
         color=ink,
         opacity=alt.condition(f"width < {18 * len(classes)}", alt.value(0), alt.value(1)),
     )
-    return Figure(name, title, cell + label, width=size * len(classes) + 60)
+    return Figure(name, title, cell + label, size * len(classes) + 60, wide=not few)
 
 
-def _speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    reference = next(row["contender"] for row in rows if row["ratio"] == 1)
+def _speed(rows: Sequence[Timed]) -> Figure:
+    reference = next(row.contender for row in rows if row.ratio == 1)
     by_contender: dict[str, list[float]] = {}
     for row in rows:
-        by_contender.setdefault(row["contender"], []).append(row["ratio"])
+        by_contender.setdefault(row.contender, []).append(row.ratio)
     medians = {name: float(np.median(ratios)) for name, ratios in by_contender.items()}
     order = sorted(medians, key=lambda name: -medians[name])
-    tasks = list(dict.fromkeys(task_name(row) for row in rows))
+    tasks = list(dict.fromkeys(row.name for row in rows))
     title = f"{order[0]} is the fastest: {medians[order[0]]:.2f} times {reference}"
     if len(tasks) > 1:
         title += f", the median of {len(by_contender[order[0]])} tasks"
     if len(tasks) <= len(COLOURS):
         groups, stroke = tasks, "line: quartiles"
-        values = [
-            {
-                "name": row["contender"],
-                "group": task_name(row),
-                "value": row["ratio"],
-                "low": row["ratio"] * row["quartiles"][0] / row["tokens_per_second"],
-                "high": row["ratio"] * row["quartiles"][1] / row["tokens_per_second"],
-            }
-            for row in rows
-        ]
+        values = []
+        for row in rows:
+            low, high = (row.ratio * q / row.tokens_per_second for q in row.quartiles)
+            values.append(_row(row.contender, row.ratio, (low, high), group=row.name))
     else:  # too many to tell apart: those of one batch size together
-        sizes = sorted({row["B"] for row in rows})
+        sizes = sorted({row.B for row in rows})
         groups, stroke = [f"B {size}" for size in sizes], "dot: median, line: all tasks of that B"
         values = []
         for name, size in itertools.product(order, sizes):
-            ratios = [r["ratio"] for r in rows if (r["contender"], r["B"]) == (name, size)]
+            ratios = [row.ratio for row in rows if (row.contender, row.B) == (name, size)]
             if ratios:
                 low, value, high = np.quantile(ratios, [0, 0.5, 1]).tolist()
-                about = {"name": name, "group": f"B {size}"}
-                values.append({**about, "value": value, "low": low, "high": high})
+                values.append(_row(name, value, (low, high), group=f"B {size}"))
     values.sort(key=lambda row: order.index(row["name"]))
     values = [{**row, "name": row["name"].replace(", ", " · ")} for row in values]
     x = alt.X(
@@ -450,31 +426,31 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return Figure("speed", title, _upright(1) + chart)
 
 
-def _vanishing(found: Mapping[str, Any]) -> Figure:
+def _vanishing(found: Vanishing) -> Figure:
     """Points that are 0, which have no logarithm, are left out."""
-    names = [series["name"] for series in found["series"]]
+    names = [series.name for series in found.series]
     rows = [
-        {"name": s["name"], "distance": distance, "norm": median, "low": low or None, "high": high}
-        for s in found["series"]
+        {"name": s.name, "distance": distance, "norm": median, "low": low or None, "high": high}
+        for s in found.series
         for distance, median, low, high in zip(
-            found["distances"], s["median"], s["low"], s["high"], strict=True
+            found.distances, s.median, s.low, s.high, strict=True
         )
         if median > 0
     ]
-    ends = found["distances"][0], found["distances"][-1]
     changes = []
-    for series in found["series"]:
-        first, last = series["median"][0], series["median"][-1]
-        changes.append(
-            f"{_fold(first / last) if last > 0 else 'to nothing'} in the {series['name']}"
-        )
-    title = f"From {ends[0]} to {ends[1]} words before the end the gradient shrinks "
+    for series in found.series:
+        first, last = series.median[0], series.median[-1]
+        changes.append(f"{_fold(first / last) if last > 0 else 'to nothing'} in the {series.name}")
+    title = (
+        f"From {found.distances[0]} to {found.distances[-1]} words before the end the gradient "
+        f"shrinks {_listed(changes)}"
+    )
     base = alt.Chart(_data(rows), height=340).encode(
         x=alt.X(
             "distance:Q",
             title=[
                 "distance to the end of the review (words)",
-                f"line: median, band: quartiles, of {found['reviews']:,} reviews",
+                f"line: median, band: quartiles, of {found.reviews:,} reviews",
             ],
         ),
         color=alt.Color(
@@ -490,14 +466,15 @@ def _vanishing(found: Mapping[str, Any]) -> Figure:
         title="norm of dLoss/dh",
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
-    line = base.mark_line(strokeWidth=2.5, point=len(found["distances"]) <= 30).encode(
+    line = base.mark_line(strokeWidth=2.5, point=len(found.distances) <= 30).encode(
         y=y,
-        tooltip=["name:N", "distance:Q", *(alt.Tooltip(f"{n}:Q", format=".2e") for n in _BAND)],
+        tooltip=[
+            "name:N",
+            "distance:Q",
+            *(alt.Tooltip(f"{name}:Q", format=".2e") for name in ("norm", "low", "high")),
+        ],
     )
-    return Figure("vanishing-gradients", title + _listed(changes), band + line)
-
-
-_BAND = ("norm", "low", "high")
+    return Figure("vanishing-gradients", title, band + line)
 
 
 def _fold(factor: float) -> str:
@@ -505,18 +482,10 @@ def _fold(factor: float) -> str:
     return f"{factor:.3g}-fold" if factor < 1000 else f"10^{math.log10(factor):.0f}-fold"
 
 
-def _gates(
-    groups: Sequence[Mapping[str, Any]], quantity: str, what: str, axis_title: str
-) -> Figure:
+def _gates(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -> Figure:
     rows = [
-        {
-            "name": group["group"],
-            "value": group[quantity],
-            "low": group[f"{quantity}_interval"][0],
-            "high": group[f"{quantity}_interval"][1],
-            "n": group["n"],
-        }
-        for group in groups
+        _row(each.group, getattr(each, quantity), getattr(each, f"{quantity}_interval"), n=each.n)
+        for each in groups
     ]
     top, bottom = max(rows, key=lambda row: row["value"]), min(rows, key=lambda row: row["value"])
     title = (
@@ -526,20 +495,19 @@ def _gates(
     x = alt.X(
         "low:Q", scale=alt.Scale(zero=False, padding=20), title=[axis_title, "line: 95 % interval"]
     )
-    chart = _intervals(rows, x, ".4f")
-    return Figure(f"gates-{quantity}", title, chart)
+    return Figure(f"gates-{quantity}", title, _intervals(rows, x, ".4f"))
 
 
-def _differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
+def _differences(pairs: Sequence[Pair]) -> Figure:
     """All pairs of models on all reviews; a small mark is one seed."""
-    rows = [{"name": f"{p['b']} · - {p['a']}", **_in_points(p)} for p in pairs]
+    rows = [_in_points(f"{pair.b} · - {pair.a}", pair) for pair in pairs]
     seeds = [
         {"name": row["name"], "kind": "one seed", "difference": 100 * difference}
         for row, pair in zip(rows, pairs, strict=True)
-        for difference in pair["difference_by_seed"]
+        for difference in pair.difference_by_seed
     ]
     told = [
-        f"{pair['b']} {row['value']:+.2f} points against {pair['a']}"
+        f"{pair.b} {row['value']:+.2f} points against {pair.a}"
         for row, pair in zip(rows, pairs, strict=True)
         if _excludes_zero(row)
     ]
@@ -563,19 +531,12 @@ def _differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
     return Figure("comparisons", f"{title}: {_listed(told)}" if told else title, chart)
 
 
-def _differences_by(key: str, what: str, pairs: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def _differences_by(key: str, what: str, pairs: Sequence[Pair]) -> list[Figure]:
     """All pairs on some of the reviews, by length or by category; none where nothing is told."""
     rows = [
-        {
-            "name": part["category"]
-            if key == "by_category"
-            else f"{part['from']:,} to {part['to'] - 1:,} words",
-            "group": f"{pair['b']} - {pair['a']}",
-            "n": part["n"],
-            **_in_points(part),
-        }
+        _in_points(part.name, part, group=f"{pair.b} - {pair.a}", n=part.n)
         for pair in pairs
-        for part in pair.get(key, [])
+        for part in getattr(pair, key)
     ]
     if not rows:
         return []
@@ -589,9 +550,9 @@ def _differences_by(key: str, what: str, pairs: Sequence[Mapping[str, Any]]) -> 
     return [Figure(f"comparisons-{key.replace('_', '-')}", title, _upright(0) + chart)]
 
 
-def _in_points(part: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = part["interval"]
-    return {"value": 100 * part["difference"], "low": 100 * low, "high": 100 * high}
+def _in_points(name: str, found: Pair | OfLength | OfCategory, **more: Any) -> dict[str, Any]:
+    low, high = found.interval
+    return _row(name, 100 * found.difference, (100 * low, 100 * high), **more)
 
 
 def _points_axis(*more: str) -> alt.X:

@@ -23,7 +23,7 @@ from common.signals import stop_requests
 from common.training import checkpoint
 from common.training.checkpoint import About, LogLine, State
 from common.training.memory import keep_freed_memory
-from common.training.options import TrainConfig, parse_options
+from common.training.options import MODELS, TrainConfig, parse_options
 from common.training.tensorboard import Scalars
 
 
@@ -60,7 +60,6 @@ class Framework(Protocol):
 
     __name__: str
     FRAMEWORK: str
-    MODELS: tuple[str, ...]
     Learner: Any
 
     def make_deterministic(self) -> None:
@@ -152,9 +151,9 @@ def main(framework: Framework) -> None:
         if options.resume is not None:
             options = _resumed(options.resume, program)
         options.check()
-        if options.model not in framework.MODELS:
+        if options.model not in (models := MODELS[framework.FRAMEWORK]):
             raise InputError(
-                f"--model {options.model}: {framework.FRAMEWORK} has {', '.join(framework.MODELS)}"
+                f"--model {options.model}: {framework.FRAMEWORK} has {', '.join(models)}"
             )
         if options.deterministic:
             framework.make_deterministic()

@@ -19,11 +19,11 @@ def test_everything_agrees_with_the_oracle(case, dtype):
     able = [each for each in IMPLEMENTATIONS.values() if each.supports(draws[0])]
     able = [each for each in able if dtype in each.dtypes]
     rows = [row for each in able for row in parity.check(each, draws, dtype)]
-    assert [row for row in rows if not row["passed"]] == []
+    assert [row for row in rows if not row.passed] == []
     # Each result and each gradient was there to be compared.
     names = parity.equations(draws[0], np.float64).keys()
     if dtype == "bfloat16":  # of the GRU alone
         names = {
             name for name in names if name.startswith(("outputs", "h_last", "d gru", "d x", "d h0"))
         }
-    assert {row["check"] for row in rows} == names
+    assert {row.check for row in rows} == names

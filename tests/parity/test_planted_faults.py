@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from comparison.implementations import Case, Implementation, jax_gru, torch_gru
+from comparison.implementations import Case, Implementation
+from comparison.jax_layers import jax_gru
 from comparison.parity import SIZES, check, draw
+from comparison.torch_layers import torch_gru
 from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 
@@ -52,7 +54,7 @@ FAULTS = {
 def failed(implementation: Implementation, reset_after: bool, dtype: str) -> set[str]:
     """The names of the results and gradients that do not pass."""
     rows = check(implementation, DRAWS[reset_after], dtype)
-    return {row["check"] for row in rows if not row["passed"]}
+    return {row.check for row in rows if not row.passed}
 
 
 each_implementation = pytest.mark.parametrize(
@@ -118,4 +120,4 @@ def test_a_fault_in_any_one_tensor_fails(fault, dtype):
     for name, value in result.items():
         faulty = result | {name: TENSOR_FAULTS[fault](value)}
         rows = check(Implementation("faulty", lambda _, faulty=faulty: faulty), (case,), dtype)
-        assert [row["check"] for row in rows if not row["passed"]] == [name]
+        assert [row.check for row in rows if not row.passed] == [name]
