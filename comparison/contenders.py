@@ -1,16 +1,12 @@
 """What `python compare.py speed` times: every GRU that runs here, one process a framework.
 
-    python -m comparison.contenders torch        (or torch-default, jax, keras-torch, keras-jax)
-
-is such a process. It reads tasks, a JSON object a line, and answers each with the seconds that it
-took; or, asked for "contenders", with their names. Frameworks are kept apart because the threads of
-one, waiting for work, slow the other down. torch-default is nn.GRU as PyTorch has it unless told
-otherwise: it computes with denormal numbers, which XLA takes for 0, and so does PyTorch here.
+Frameworks are kept apart because the threads of one, waiting for work, slow the other down. The
+process torch-default is nn.GRU as PyTorch has it unless told otherwise: it computes with denormal
+numbers, which XLA takes for 0, and so does PyTorch in the others.
 """
 
-import json
 import os
-import sys
+import signal
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -18,7 +14,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from common import params
@@ -35,6 +30,46 @@ Contender = Callable[[Task], Run]
 PROCESSES = ("torch", "torch-default", "jax", "keras-torch", "keras-jax")
 DIMENSION = 300
 ENOUGH_SECONDS = 0.2  # of runs in a row
+
+# Of this process: what it can time, and what it has made ready to be timed.
+_contenders: dict[str, Contender] = {}
+_runs: dict[tuple[str, Task], Run] = {}
+
+
+def start(process: str) -> None:
+    """Make this process one of PROCESSES; it ends without a word at Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    keep_freed_memory()  # as in training
+    if process in ("torch", "keras-torch"):
+        import torch
+
+        torch.set_flush_denormal(True)  # as XLA does: on Intel, nn.GRU is seven times as fast so
+    if process.startswith("keras"):
+        found = keras_contenders(process.partition("-")[2])
+    elif process == "torch-default":
+        there = torch_contenders()
+        found = {f"{n}, denormals": there[n] for n in there if n.startswith("nn.GRU")}
+    else:
+        found = {"torch": torch_contenders, "jax": jax_contenders}[process]()
+    _contenders.update(found)
+
+
+def names() -> list[str]:
+    """What this process can time."""
+    return list(_contenders)
+
+
+def seconds(name: str, task: Task) -> float:
+    """How long a contender takes for a task."""
+    if (name, task) not in _runs:
+        _runs[name, task] = _contenders[name](task)
+        _runs[name, task]()  # compiles
+    return seconds_of(_runs[name, task])
+
+
+def forget() -> None:
+    """Free what was made ready."""
+    _runs.clear()
 
 
 @cache
@@ -211,40 +246,3 @@ def peak(process: str) -> float:
         product = partial(lambda a: multiply(a).block_until_ready(), jax.device_put(a))
     product()
     return 2 * 2048**3 / seconds_of(product)
-
-
-def main(process: str) -> None:
-    """Answer tasks from standard input until it ends."""
-    keep_freed_memory()  # as in training
-    if process in ("torch", "keras-torch"):
-        import torch
-
-        torch.set_flush_denormal(True)  # as XLA does: on Intel, nn.GRU is seven times as fast so
-    if process.startswith("keras"):
-        found = keras_contenders(process.partition("-")[2])
-    elif process == "torch-default":
-        there = torch_contenders()
-        found = {f"{n}, denormals": there[n] for n in there if n.startswith("nn.GRU")}
-    else:
-        found = {"torch": torch_contenders, "jax": jax_contenders}[process]()
-    runs: dict[tuple[str, Task], Run] = {}
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if asked == "contenders":
-            answer: object = list(found)
-        elif asked == "peak":
-            answer = peak(process)
-        elif asked == "forget":
-            runs.clear()
-            answer = None
-        else:
-            name, task = asked["contender"], msgspec.convert(asked["task"], Task)
-            if (name, task) not in runs:
-                runs[name, task] = found[name](task)
-                runs[name, task]()  # compiles
-            answer = seconds_of(runs[name, task])
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -102,13 +102,16 @@ def in_layout(
 ) -> Callable[[Case], Result]:
     """An Implementation's run: compute's, which takes its weights in a layout of common.convert.
 
-    The conversion reorders and negates, so it takes gradients back as it takes parameters. But a
-    bias that is the sum of two has the gradient of both.
+    The case that it is given has h0. The conversion reorders and negates, so it takes gradients
+    back as it takes parameters. But a bias that is the sum of two has the gradient of both.
     """
 
     def run(case: Case) -> Result:
         weights = converted(layout, case.parameters)
-        result = compute(case, weights)
+        h0 = np.zeros_like(case.d_h_last) if case.h0 is None else case.h0
+        result = compute(replace(case, h0=h0), weights)
+        if case.h0 is None:
+            del result["d h0"]
         found = {name: result.pop(f"d {name}") for name in weights}
         gradients = from_format(layout, found, reset_after=True)
         for name, value in gradients.items():
@@ -137,8 +140,3 @@ def equations(case: Case, dtype: DTypeLike) -> Result:
     results = {"outputs": run.outputs, "h_last": run.h_last}
     results |= {"logits": head.logits, "loss": np.asarray(head.loss)}
     return results | {f"d {name}": g for name, g in (gradients | head.gradients).items()}
-
-
-def numpy_equations() -> Implementation:
-    """The oracle's equations in the case's own dtype: what rounding alone does to them."""
-    return Implementation("NumPy", lambda case: equations(case, case.x.dtype))

@@ -5,7 +5,6 @@ A layer is a function like our `gru`: (weights, x, lengths, h0, tokens=, reset_a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -163,19 +162,12 @@ def jax_gru(implementation: str) -> Implementation:
 def flax_cells() -> list[Implementation]:
     """flax.linen.GRUCell and flax.nnx.GRUCell, the latter without a hidden bias for n."""
 
-    def run(layer: Layer, case: Case, weights: dict[str, np.ndarray]) -> Result:
-        if case.h0 is not None:
-            return compute(case, weights, layer)
-        result = compute(replace(case, h0=np.zeros_like(case.d_h_last)), weights, layer)
-        del result["d h0"]
-        return result
-
     def without_bias(case: Case) -> bool:
         hidden = [np.split(p, 3)[2] for n, p in case.parameters.items() if n.endswith("bias_hh")]
         return case.reset_after and not np.any(hidden)
 
-    linen = in_layout("linen", partial(run, linen_gru))
-    nnx = in_layout("nnx", partial(run, nnx_gru))
+    linen = in_layout("linen", partial(compute, layer=linen_gru))
+    nnx = in_layout("nnx", partial(compute, layer=nnx_gru))
     return [
         Implementation("flax.linen.GRUCell", linen, supports=lambda case: case.reset_after),
         Implementation("flax.nnx.GRUCell", nnx, supports=without_bias, lacks=("bias_hh",)),

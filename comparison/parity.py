@@ -40,7 +40,6 @@ from comparison.implementations import (
     Implementation,
     Result,
     equations,
-    numpy_equations,
 )
 from comparison.jax_layers import flax_cells, jax_gru
 from comparison.torch_layers import one_thread, torch_autocast, torch_gru, torch_nn_gru
@@ -61,7 +60,7 @@ QUANTITIES = {
 
 NN_GRU = torch_nn_gru()
 LOOP = torch_gru("loop")
-NUMPY = numpy_equations()
+NUMPY = Implementation("NumPy", lambda case: equations(case, case.x.dtype))  # rounding alone
 
 
 def implementations() -> list[Implementation]:

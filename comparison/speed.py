@@ -6,20 +6,17 @@ beside it the spread between the first and the third quartile.
 """
 
 import itertools
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from multiprocessing import get_context
 
-import msgspec
 import numpy as np
+from msgspec.structs import asdict
 
 from common.report.schema import Length, Recipe, Speed, Task, Timed
+from comparison import contenders
 from comparison.contenders import DIMENSION, PROCESSES, batch_of
 
 REPETITIONS = 5
@@ -46,51 +43,26 @@ RECIPE = Task(1, 200, 128, training=True)
 RECIPE_STEPS = 4 * 14_227
 
 
-@dataclass
-class Worker:
-    """A process of comparison.contenders."""
-
-    process: subprocess.Popen
-
-    def ask(self, question: object) -> Any:
-        """Send one question and wait for its answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self.process.args!r} ended: exit status {self.process.wait()}")
-        return json.loads(answer)
-
-
 def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
     """Time all contenders on all tasks and on the homework's recipe.
 
     report is told, in a line of text, what is being measured.
     """
     with ExitStack() as stack:
-        workers = {}
-        for name in PROCESSES:
-            package = name.partition("-")[0]
-            if find_spec(package) is not None:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "comparison.contenders", name],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    cwd=Path(__file__).parents[1],
-                )
-                stack.callback(process.wait)
-                stack.callback(process.stdin.close)  # type: ignore[union-attr]
-                workers[name] = Worker(process)
-        owners = {
-            contender: worker
-            for worker in workers.values()
-            for contender in worker.ask("contenders")
+        pools = {
+            name: stack.enter_context(
+                ProcessPoolExecutor(1, get_context("spawn"), contenders.start, (name,))
+            )
+            for name in PROCESSES
+            if find_spec(name.partition("-")[0]) is not None
         }
+        there = {name: pool.submit(contenders.names) for name, pool in pools.items()}  # all at once
+        owners = {name: pools[each] for each, found in there.items() for name in found.result()}
         # The faster one: PyTorch's product, MKL's, takes twice as long as XLA's on AMD.
-        peaks = [[workers[n].ask("peak") for n in ("torch", "jax")] for _ in range(REPETITIONS)]
+        peaks = [
+            [pools[name].submit(contenders.peak, name).result() for name in ("torch", "jax")]
+            for _ in range(REPETITIONS)
+        ]
         peak = float(np.median(peaks, axis=0).max())
         rows = []
         for task in tasks:
@@ -114,16 +86,16 @@ def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
     return Speed(rows, lengths, recipe, peak_flops=peak)
 
 
-def _time(owners: dict[str, Worker], names: Iterable[str], task: Task) -> dict[str, list[float]]:
+def _time(
+    owners: dict[str, ProcessPoolExecutor], names: Iterable[str], task: Task
+) -> dict[str, list[float]]:
     """Seconds of each contender, REPETITIONS of them, interleaved."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(REPETITIONS):
         for name, found in seconds.items():
-            found.append(
-                owners[name].ask({"contender": name, "task": msgspec.structs.asdict(task)})
-            )
-    for worker in {worker.process.pid: worker for worker in owners.values()}.values():
-        worker.ask("forget")
+            found.append(owners[name].submit(contenders.seconds, name, task).result())
+    for pool in set(owners.values()):
+        pool.submit(contenders.forget).result()
     return seconds
 
 
@@ -136,7 +108,7 @@ def _rows(task: Task, seconds: dict[str, list[float]], peak: float) -> list[Time
         slow, median, fast = np.quantile(found, [0.75, 0.5, 0.25]).tolist()
         rows.append(
             Timed(
-                **msgspec.structs.asdict(task),
+                **asdict(task),
                 contender=name,
                 tokens_per_second=batch.words / median,
                 quartiles=(batch.words / slow, batch.words / fast),

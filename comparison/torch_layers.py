@@ -25,12 +25,12 @@ def nn_gru(
     weights: Mapping[str, Tensor],
     x: Tensor,
     lengths: Tensor,
-    h0: Tensor | None = None,
+    h0: Tensor,
     *,
-    tokens: Tensor | None = None,
-    reset_after: bool = True,
+    tokens: Tensor | None,
     every_step: bool = True,
     packed: bool = True,
+    **_: Any,
 ) -> tuple[Any, Tensor]:
     """torch.nn.GRU, which resets after; without packed, it reads the padding, too.
 
@@ -51,10 +51,10 @@ def nn_gru(
     )
     found: tuple[PackedSequence, Tensor] = torch.func.functional_call(module, own, (sequence, h0))
     words = lengths[:, None] > 0
-    h_last = torch.where(words, found[1], torch.zeros_like(found[1]) if h0 is None else h0)
+    h_last = torch.where(words, found[1], h0)
     if not every_step:
         return None, h_last
-    outputs, _ = pad_packed_sequence(found[0], total_length=len(x))
+    outputs = pad_packed_sequence(found[0], total_length=len(x))[0]
     return torch.where(words, outputs, 0)[:steps], h_last
 
 

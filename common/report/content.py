@@ -95,7 +95,7 @@ def _speed(speed: Speed, figures: Figures) -> Iterator[Block]:
         "note",
         "B reviews of up to T words through one layer of H units, measured in turns in one run; "
         "medians. Denormals: nn.GRU as PyTorch comes; all others take numbers below 1.2e-38, which "
-        "are slow to compute with on Intel, for 0.",
+        "are slow to compute with on Intel, for 0. The peak is that of a large matrix product.",
     )
     yield "folded", tables.all_tasks(speed)
     for table in (tables.lengths(speed), tables.recipe(speed)):

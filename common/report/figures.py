@@ -157,22 +157,15 @@ def of_results(results: Results) -> dict[str, list[Figure]]:
 
 def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
     """Rows of a chart. JSON has no infinity and no NaN: they become null, which is not drawn."""
-    return alt.Data(
-        values=[
-            {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in row.items()
-            }
-            for row in rows
-        ]
-    )
+
+    def known(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return alt.Data(values=[{key: known(value) for key, value in row.items()} for row in rows])
 
 
 def _intervals(
-    rows: Sequence[Mapping[str, Any]],
-    x: alt.X,
-    numbers: str,
-    groups: Sequence[str] = (),
+    rows: Sequence[Mapping[str, Any]], x: alt.X, numbers: str, groups: Sequence[str] = ()
 ) -> Chart:
     """A line for each name: the dot is a row's value, the stroke goes from its low to its high.
 
@@ -181,33 +174,35 @@ def _intervals(
     """
     names = list(dict.fromkeys(row["name"] for row in rows))
     broken = "split(datum.label, ' · ')"
+    axis = alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=140)
     step = 12 * len(groups) + 16 if groups else 40
     base = alt.Chart(_data(rows), height=step * len(names)).encode(
-        y=alt.Y(
-            "name:N",
-            sort=names,
-            title=None,
-            axis=alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=140),
-        ),
+        y=alt.Y("name:N", sort=names, title=None, axis=axis),
         tooltip=[
-            "name:N",
-            *(["group:N"] if groups else []),
-            *(alt.Tooltip(f"{field}:Q", format=numbers) for field in ("value", "low", "high")),
-            *([alt.Tooltip("n:Q", format=",")] if "n" in rows[0] else []),
+            *(["name:N", "group:N"] if groups else ["name:N"]),
+            *_numbers(numbers, "value", "low", "high"),
+            *(_numbers(",", "n") if "n" in rows[0] else []),
         ],
     )
     if groups:
+        legend = alt.Legend(title=None, columns=1, symbolSize=110, labelExpr=broken)
         base = base.encode(
             yOffset=alt.YOffset("group:N", sort=groups),
-            color=alt.Color(
-                "group:N",
-                scale=alt.Scale(domain=groups, range=_colours(len(groups))),
-                legend=alt.Legend(title=None, columns=1, symbolSize=110, labelExpr=broken),
-            ),
+            color=alt.Color("group:N", scale=_palette(groups), legend=legend),
         )
     stroke = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     dot = base.mark_point(filled=True, size=70 if groups else 110, color=COLOURS[0], opacity=1)
     return stroke + dot.encode(x="value:Q")
+
+
+def _numbers(numbers: str, *names: str) -> list[alt.Tooltip]:
+    """What hovering tells of these fields."""
+    return [alt.Tooltip(f"{name}:Q", format=numbers) for name in names]
+
+
+def _palette(names: Sequence[str]) -> alt.Scale:
+    """A colour for each name, from the beginning again after the last."""
+    return alt.Scale(domain=names, range=[*itertools.islice(itertools.cycle(COLOURS), len(names))])
 
 
 def _upright(value: float) -> alt.Chart:
@@ -231,20 +226,14 @@ def _accuracy(runs: Sequence[Run], reviews: int) -> Figure:
     title = f"{_listed(row['name'] for row in best)} {'is' if len(best) == 1 else 'are'} the most "
     title += f"accurate: {best[0]['label']} of {reviews:,} reviews"
     if rest:
-        others = (
-            "all others" if overlapping == len(rest) else f"{overlapping} of {len(rest)} others"
-        )
+        every = overlapping == len(rest)
+        others = "all others" if every else f"{overlapping} of {len(rest)} others"
         title += f"; the intervals of {others} overlap" if overlapping else "; no interval overlaps"
-    x = alt.X(
-        "low:Q",
-        axis=alt.Axis(format="~%", tickCount=8),
-        scale=alt.Scale(zero=False, padding=20),
-        title="accuracy, 95 % interval (Wilson)",
-    )
-    chart = _intervals(rows, x, ".2%")
+    x = alt.X("low:Q", title="accuracy, 95 % interval (Wilson)")
+    x = x.axis(format="~%", tickCount=8).scale(zero=False, padding=20)
     label = alt.Chart(_data(rows)).mark_text(dy=-11)
     label = label.encode(x="value:Q", y=alt.Y("name:N", sort=None), text="label:N")
-    return Figure("accuracy", title, chart + label)
+    return Figure("accuracy", title, _intervals(rows, x, ".2%") + label)
 
 
 def _loss(runs: Sequence[Run]) -> Figure:
@@ -270,38 +259,28 @@ def loss_curves(
     names = list(curves)
     models = [name.rpartition(" ")[2] for name in names]
     colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
-    several = len(curves) > 1
-    legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
+    scale = alt.Scale(domain=names, range=[colours[model] for model in models])
     # The framework twins lie on top of each other: one is dashed so that both show.
     dashes = [DASHED if name.startswith("jax") else SOLID for name in names]
+    several = len(curves) > 1
+    legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
     zoom = alt.selection_interval(
         name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]"
-    )
-    base = alt.Chart(_data(rows), height=340).encode(
-        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, epochs], nice=False), title="epochs"),
-        y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
-        color=alt.Color(
-            "name:N",
-            scale=alt.Scale(domain=names, range=[colours[model] for model in models]),
-            legend=legend,
-        ),
     )
     nearest = alt.selection_point(
         name="nearest", on="pointerover", nearest=True, clear="pointerout", empty=False
     )
+    base = alt.Chart(_data(rows), height=340).encode(
+        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, epochs], nice=False), title="epochs"),
+        y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
+        color=alt.Color("name:N", scale=scale, legend=legend),
+    )
     dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=dashes), legend=legend)
     line = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash).add_params(zoom)
-    point = (
-        base.mark_point(filled=True, size=70, clip=True)
-        .encode(
-            opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
-            tooltip=[
-                alt.Tooltip("name:N"),
-                alt.Tooltip("epochs:Q", format=".2f"),
-                alt.Tooltip("loss:Q", format=".5f"),
-            ],
-        )
-        .add_params(nearest)
+    point = base.mark_point(filled=True, size=70, clip=True).add_params(nearest)
+    point = point.encode(
+        opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
+        tooltip=["name:N", *_numbers(".2f", "epochs"), *_numbers(".5f", "loss")],
     )
     chart = line + point
     if several:
@@ -309,9 +288,7 @@ def loss_curves(
             alt.param(name=f"show_{i}", value=True, bind=alt.binding_checkbox(name=name))
             for i, name in enumerate(curves)
         ]
-        shown = [
-            f"(datum.name === {json.dumps(name)} && show_{i})" for i, name in enumerate(curves)
-        ]
+        shown = [f"(datum.name === {json.dumps(n)} && show_{i})" for i, n in enumerate(curves)]
         chart = chart.add_params(*switches).transform_filter(" || ".join(shown))
     return Figure("loss", title, chart)
 
@@ -357,27 +334,17 @@ def confusion(
     ]
     size = max(300 // len(classes), 44)
     upright = any(7 * len(name) > size for name in classes)
+    axis = alt.Axis(labelAngle=-90 if upright else 0)
     base = alt.Chart(_data(rows), height=size * len(classes)).encode(
-        x=alt.X(
-            "predicted:N",
-            sort=None,
-            title="predicted class",
-            axis=alt.Axis(labelAngle=-90 if upright else 0),
-        ),
+        x=alt.X("predicted:N", sort=None, title="predicted class", axis=axis),
         y=alt.Y("true:N", sort=None, title="true class"),
-        tooltip=["true:N", "predicted:N", "count:Q", alt.Tooltip("share:Q", format=".1%")],
+        tooltip=["true:N", "predicted:N", "count:Q", *_numbers(".1%", "share")],
     )
-    cell = base.mark_rect(stroke=INK, strokeOpacity=0.3).encode(
-        color=alt.Color(
-            "share:Q",
-            scale=alt.Scale(domain=[0, 1], range=["#ffffff", "#004070"], interpolate="rgb"),
-            legend=alt.Legend(
-                title=[f"share of the {of} class", *([] if few else ["(numbers: in %)"])],
-                format="~%",
-                gradientLength=150,
-            ),
-        )
-    )
+    what = [f"share of the {of} class", *([] if few else ["(numbers: in %)"])]
+    legend = alt.Legend(title=what, format="~%", gradientLength=150)
+    scale = alt.Scale(domain=[0, 1], range=["#ffffff", "#004070"], interpolate="rgb")
+    cell = base.mark_rect(stroke=INK, strokeOpacity=0.3)
+    cell = cell.encode(color=alt.Color("share:Q", scale=scale, legend=legend))
     # Either ink has a contrast of at least 4.5 to 1 on its side of this share.
     ink = alt.condition("datum.share > 0.7", alt.value("white"), alt.value("black"))
     label = base.mark_text(lineBreak="\n", dy=-6 if few else 0, fontSize=12).encode(
@@ -416,14 +383,10 @@ def _speed(rows: Sequence[Timed]) -> Figure:
                 values.append(_row(name, value, (low, high), group=f"B {size}"))
     values.sort(key=lambda row: order.index(row["name"]))
     values = [{**row, "name": row["name"].replace(", ", " · ")} for row in values]
-    x = alt.X(
-        "low:Q",
-        scale=alt.Scale(type="log", base=2, nice=False, padding=20),
-        axis=alt.Axis(format="~r", values=[2.0**n for n in range(-10, 11)]),
-        title=[f"times {reference} (logarithmic)", stroke],
-    )
-    chart = _intervals(values, x, ".2f", groups)
-    return Figure("speed", title, _upright(1) + chart)
+    x = alt.X("low:Q", title=[f"times {reference} (logarithmic)", stroke])
+    x = x.scale(type="log", base=2, nice=False, padding=20)
+    x = x.axis(format="~r", values=[2.0**n for n in range(-10, 11)])
+    return Figure("speed", title, _upright(1) + _intervals(values, x, ".2f", groups))
 
 
 def _vanishing(found: Vanishing) -> Figure:
@@ -445,36 +408,20 @@ def _vanishing(found: Vanishing) -> Figure:
         f"From {found.distances[0]} to {found.distances[-1]} words before the end the gradient "
         f"shrinks {_listed(changes)}"
     )
+    what = [
+        "distance to the end of the review (words)",
+        f"line: median, band: quartiles, of {found.reviews:,} reviews",
+    ]
+    legend = alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1)
     base = alt.Chart(_data(rows), height=340).encode(
-        x=alt.X(
-            "distance:Q",
-            title=[
-                "distance to the end of the review (words)",
-                f"line: median, band: quartiles, of {found.reviews:,} reviews",
-            ],
-        ),
-        color=alt.Color(
-            "name:N",
-            scale=alt.Scale(domain=names, range=_colours(len(names))),
-            legend=alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1),
-        ),
-    )
-    y = alt.Y(
-        "norm:Q",
-        scale=alt.Scale(type="log"),
-        axis=alt.Axis(format="~e", tickCount=8),
-        title="norm of dLoss/dh",
+        x=alt.X("distance:Q", title=what),
+        color=alt.Color("name:N", scale=_palette(names), legend=legend),
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
-    line = base.mark_line(strokeWidth=2.5, point=len(found.distances) <= 30).encode(
-        y=y,
-        tooltip=[
-            "name:N",
-            "distance:Q",
-            *(alt.Tooltip(f"{name}:Q", format=".2e") for name in ("norm", "low", "high")),
-        ],
-    )
-    return Figure("vanishing-gradients", title, band + line)
+    y = alt.Y("norm:Q", title="norm of dLoss/dh").scale(type="log").axis(format="~e", tickCount=8)
+    line = base.mark_line(strokeWidth=2.5, point=len(found.distances) <= 30)
+    tooltip = ["name:N", "distance:Q", *_numbers(".2e", "norm", "low", "high")]
+    return Figure("vanishing-gradients", title, band + line.encode(y=y, tooltip=tooltip))
 
 
 def _fold(factor: float) -> str:
@@ -492,9 +439,7 @@ def _gates(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -
         f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
         f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
     )
-    x = alt.X(
-        "low:Q", scale=alt.Scale(zero=False, padding=20), title=[axis_title, "line: 95 % interval"]
-    )
+    x = alt.X("low:Q", title=[axis_title, "line: 95 % interval"]).scale(zero=False, padding=20)
     return Figure(f"gates-{quantity}", title, _intervals(rows, x, ".4f"))
 
 
@@ -514,18 +459,14 @@ def _differences(pairs: Sequence[Pair]) -> Figure:
     title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
     kinds = ["mean of the seeds, 95 % interval", "one seed"]
     legend = alt.Legend(title=None, columns=1, symbolSize=110)
-    marks = (
-        alt.Chart(_data(seeds))
-        .mark_point(filled=True, size=40, opacity=1, yOffset=10)
-        .encode(
-            x="difference:Q",
-            y=alt.Y("name:N", sort=None),
-            color=alt.Color("kind:N", legend=legend).scale(domain=kinds, range=COLOURS[:2]),
-            shape=alt.Shape("kind:N", legend=legend).scale(
-                domain=kinds, range=["circle", "diamond"]
-            ),
-            tooltip=["name:N", alt.Tooltip("difference:Q", format="+.2f")],
-        )
+    shapes = alt.Scale(domain=kinds, range=["circle", "diamond"])
+    marks = alt.Chart(_data(seeds)).mark_point(filled=True, size=40, opacity=1, yOffset=10)
+    marks = marks.encode(
+        x="difference:Q",
+        y=alt.Y("name:N", sort=None),
+        color=alt.Color("kind:N", scale=_palette(kinds), legend=legend),
+        shape=alt.Shape("kind:N", scale=shapes, legend=legend),
+        tooltip=["name:N", *_numbers("+.2f", "difference")],
     )
     chart = _upright(0) + _intervals(rows, _points_axis(), "+.2f") + marks
     return Figure("comparisons", f"{title}: {_listed(told)}" if told else title, chart)
@@ -569,26 +510,14 @@ def running() -> Figure:
     word = alt.param(name="word", value=0)
     placeholder = [{"word": 0, "probability": 0}, {"word": 1, "probability": 0}]
     base = alt.Chart(alt.InlineData(values=placeholder, name="words"), height=150)
-    line = (
-        base.mark_line(color=COLOURS[0], strokeWidth=2)
-        .encode(
-            x=alt.X(
-                "word:Q",
-                title="word",
-                scale=alt.Scale(nice=False, zero=False),
-                axis=alt.Axis(format="d", tickMinStep=1),
-            ),
-            y=alt.Y("probability:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="~%")),
-        )
-        .add_params(word)
+    x = alt.X("word:Q", title="word").scale(nice=False, zero=False)
+    line = base.mark_line(color=COLOURS[0], strokeWidth=2).add_params(word)
+    line = line.encode(
+        x=x.axis(format="d", tickMinStep=1),
+        y=alt.Y("probability:Q").scale(domain=[0, 1]).axis(format="~%"),
     )
     rule = base.mark_rule(strokeWidth=2).encode(x="word:Q").transform_filter("datum.word === word")
     return Figure("running", "The probability after each word", line + rule)
-
-
-def _colours(count: int) -> list[str]:
-    """So many colours, from the beginning again after the last."""
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def _listed(names: Iterable[str]) -> str:

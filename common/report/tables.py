@@ -96,7 +96,7 @@ TIMED = {
     "tokens/s": "{0.tokens_per_second:,.0f}",
     "quartiles": "{0.quartiles[0]:,.0f} to {0.quartiles[1]:,.0f}",
     "ratio": "{0.ratio:.2f}",
-    "of the machine's peak": "{0.peak_fraction:.0%}",
+    "of peak": "{0.peak_fraction:.0%}",
 }
 
 
