@@ -160,8 +160,7 @@ def training(framework: str, task: Task, **how: Any) -> Run:
 
 def torch_contenders() -> dict[str, Contender]:
     """Our implementations in PyTorch, and nn.GRU."""
-    from comparison.torch_layers import nn_gru, timed
-    from torch_impl.gru import IMPLEMENTATIONS
+    from comparison.torch_layers import OURS, nn_gru, timed
 
     def built_in(packed: bool, task: Task) -> Run:
         if task.training:
@@ -169,7 +168,7 @@ def torch_contenders() -> dict[str, Contender]:
         return contender(timed, partial(nn_gru, packed=packed), "torch", task)
 
     found: dict[str, Contender] = {
-        f"torch {name}": partial(ours, "torch", timed, name) for name in IMPLEMENTATIONS
+        f"torch {name}": partial(ours, "torch", timed, name) for name in OURS
     }
     found |= {"nn.GRU padded": partial(built_in, False), "nn.GRU packed": partial(built_in, True)}
     return found
@@ -177,11 +176,10 @@ def torch_contenders() -> dict[str, Contender]:
 
 def jax_contenders() -> dict[str, Contender]:
     """Our implementations in JAX, Flax's two GRUCells under their RNN, and Equinox if installed."""
-    from comparison.jax_layers import equinox_gru, linen_gru, nnx_gru, timed
-    from jax_impl.gru import IMPLEMENTATIONS
+    from comparison.jax_layers import OURS, equinox_gru, linen_gru, nnx_gru, timed
 
     found: dict[str, Contender] = {
-        f"jax {name}": partial(ours, "jax", timed, name) for name in IMPLEMENTATIONS
+        f"jax {name}": partial(ours, "jax", timed, name) for name in OURS
     }
     found["flax.linen RNN"] = partial(contender, timed, linen_gru, "linen")
     found["flax.nnx RNN"] = partial(contender, timed, nnx_gru, "nnx")

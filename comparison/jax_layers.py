@@ -14,13 +14,14 @@ import numpy as np
 from flax import linen, nnx, traverse_util
 from jax import Array
 
-import jax_impl
 import jax_impl.classifier
+import jax_impl.gru
 from common.convert import FORMATS
 from common.params import structure
 from comparison.implementations import EVERY, Case, Implementation, Result, in_layout, part
 
 Layer = Callable[..., tuple[Any, Array]]
+OURS = tuple(jax_impl.gru.IMPLEMENTATIONS)
 Weights = Mapping[str, Array]
 
 

@@ -34,6 +34,7 @@ from common.data import corpus
 from common.data.batches import Batches, Shape
 from common.params import ModelConfig, shapes
 from common.report.schema import Check
+from comparison import jax_layers, torch_layers
 from comparison.implementations import (
     BFLOAT16,
     Case,
@@ -43,8 +44,6 @@ from comparison.implementations import (
 )
 from comparison.jax_layers import flax_cells, jax_gru
 from comparison.torch_layers import one_thread, torch_autocast, torch_gru, torch_nn_gru
-from jax_impl.gru import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
-from torch_impl.gru import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 
 BOUND_RESULT, BOUND_GRADIENT = 1e-12, 1e-11
 DRAWS = 8
@@ -65,8 +64,8 @@ NUMPY = Implementation("NumPy", lambda case: equations(case, case.x.dtype))  # r
 
 def implementations() -> list[Implementation]:
     """Everything there is to check on this machine."""
-    twins = [torch_gru(name) for name in TORCH_IMPLEMENTATIONS]
-    twins += [jax_gru(name) for name in JAX_IMPLEMENTATIONS]
+    twins = [torch_gru(name) for name in torch_layers.OURS]
+    twins += [jax_gru(name) for name in jax_layers.OURS]
     return [*twins, torch_autocast(), NN_GRU, *flax_cells()]
 
 

@@ -15,12 +15,11 @@ from multiprocessing import get_context
 import numpy as np
 from msgspec.structs import asdict
 
-from common.report.schema import Length, Recipe, Speed, Task, Timed
+from common.report.schema import REFERENCE, Length, Recipe, Speed, Task, Timed
 from comparison import contenders
 from comparison.contenders import DIMENSION, PROCESSES, batch_of
 
 REPETITIONS = 5
-REFERENCE = "nn.GRU padded"
 SHORT = (
     Task(64, 200, 128),
     Task(64, 200, 128, backward=False),

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-import torch_impl
 import torch_impl.classifier
+import torch_impl.gru
 from comparison.implementations import BFLOAT16, EVERY, Case, Implementation, Result, in_layout
 
 Layer = Callable[..., tuple[Any, Tensor]]
+OURS = tuple(torch_impl.gru.IMPLEMENTATIONS)
 
 
 def nn_gru(

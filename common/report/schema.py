@@ -20,6 +20,7 @@ Interval = tuple[float, float]
 Numbers = Annotated[list[float], Meta(min_length=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+REFERENCE = "nn.GRU padded"  # what speeds are compared with
 
 
 class Accuracy(Struct, kw_only=True):
@@ -144,7 +145,7 @@ class Timed(Task, frozen=True, kw_only=True):
     tokens_per_second: Positive
     quartiles: Interval
     ratio: Positive
-    """How much faster than speed.REFERENCE."""
+    """How many times as fast as REFERENCE."""
     peak_fraction: float
     """Share of the speed of a large matrix product."""
 
