@@ -13,7 +13,6 @@ import common  # noqa: F401  before what takes long: see there, Ctrl-C
 # isort: split
 import dataclasses
 import itertools
-import json
 import os
 import platform
 import shlex
@@ -22,19 +21,21 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import msgspec
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from common import files
 from common.errors import InputError, exit_on_input_error
-from common.report import figures, html, markdown, schema
+from common.report import figures, html, markdown, schema, tables
+from common.report.schema import Check, Results, Run
 from common.training import run_directory
-from common.training.options import TrainConfig, parse_options, to_arguments
+from common.training.options import MODELS, TrainConfig, parse_options, to_arguments
 
-MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru"), "jax": ("gru", "bigru")}
+# The plain RNN is for the questions alone.
+COMPARED = {name: tuple(m for m in models if m != "rnn") for name, models in MODELS.items()}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class CompareConfig(TrainConfig):
     resume: tyro.conf.Suppress[Path | None] = None
     frameworks: tuple[str, ...] = ("torch", "jax")
     """Which frameworks."""
-    models: tuple[str, ...] = MODELS["torch"]
+    models: tuple[str, ...] = COMPARED["torch"]
     """Which models; the nn. ones are PyTorch's own layer."""
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
@@ -79,8 +80,8 @@ class CompareConfig(TrainConfig):
         if self.folder is not None and self.part != "report":
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
-            ("--frameworks", self.frameworks, tuple(MODELS)),
-            ("--models", self.models, MODELS["torch"]),
+            ("--frameworks", self.frameworks, tuple(COMPARED)),
+            ("--models", self.models, COMPARED["torch"]),
         ):
             for value in chosen:
                 if value not in known:
@@ -100,10 +101,10 @@ def main() -> None:
         options = parse_options(CompareConfig, "python compare.py")
         options.check()
         assert options.out is not None
-        console = Console(width=None if sys.stdout.isatty() else 120)
+        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
         if options.part == "report":
             folder = options.folder or options.out
-            print(write_report(folder, read_results(folder)))
+            print(write_report(folder, schema.read(folder / "results.json")))
             return
         with run_directory.lock(options.out):
             failed = compare(options, options.out, console)
@@ -112,91 +113,88 @@ def main() -> None:
 
 def compare(options: CompareConfig, out: Path, console: Console) -> bool:
     """Do the parts that were asked for and write the report; whether a parity check failed."""
-    results = read_results(out, missing_is_new=True)
-    results["environment"] = environment()
+    path = out / "results.json"
+    results = schema.read(path) if path.exists() else Results({"command": ""})
+    results.environment = environment()
     if options.part in ("all", "accuracy"):
-        accuracy(options, results, console)
+        accuracy(options, out, results, console)
     if options.part == "parity":
         parity_suite(results, console)
     if options.part == "speed":
         speed_table(options, results, console)
     if options.part == "questions":
         answer_questions(options, results, console)
-    files.write_json(out / "results.json", results)
+    schema.write(path, results)
     report = write_report(out, results)
-    failed = [check for check in results["parity"] if not check["passed"]]
+    failed = [check for check in results.parity if not check.passed]
     for check in failed:
-        console.print(f"[red]parity check failed:[/red] {json.dumps(check)}", soft_wrap=True)
-    if results["parity"]:
-        count = len(results["parity"])
-        console.print(f"{count - len(failed)} of {count} parity checks passed", highlight=False)
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+        console.print("[red]parity check failed:[/red]", end=" ")
+        console.print(msgspec.json.encode(check).decode(), markup=False, soft_wrap=True)
+    if count := len(results.parity):
+        console.print(f"{count - len(failed)} of {count} parity checks passed")
+    console.print(f"report: {report}", markup=False, soft_wrap=True)
     return bool(failed)
 
 
-def accuracy(options: CompareConfig, results: dict[str, Any], console: Console) -> None:
+def accuracy(options: CompareConfig, out: Path, results: Results, console: Console) -> None:
     """Train the models and check parity; fills in results."""
     from comparison import live, runs
     from comparison.processes import Job
 
-    assert options.out is not None
     plain = options.plain()
-    results["runs"], results["data"] = [], {}
     chosen = [
         runs.Training(
             framework,
-            dataclasses.replace(plain, model=model, out=options.out / f"{framework}-{model}"),
+            dataclasses.replace(plain, model=model, out=out / f"{framework}-{model}"),
+            f"{framework} {model}",
         )
         for model in options.models
         for framework in options.frameworks
-        if model in MODELS[framework]
+        if model in COMPARED[framework]
     ]
     if not chosen:
-        raise InputError(f"--models {' '.join(options.models)}: JAX has {', '.join(MODELS['jax'])}")
+        there = ", ".join(COMPARED["jax"])
+        raise InputError(f"--models {' '.join(options.models)}: JAX has {there}")
     folders = {training.name: training.folder for training in chosen}
-    both = tuple(model for model in options.models if model in MODELS["jax"])
+    both = tuple(model for model in options.models if model in COMPARED["jax"])
 
-    def done(what: runs.Training | Job, run: dict[str, Any]) -> None:
+    def done(name: str, run: Run | None) -> None:
         if run:
-            board.finish(what.name, f"{run['accuracy']:.2%}", f"{run['tokens_per_second']:,.0f}")
+            board.finish(name, f"{run.accuracy:.2%}", f"{run.tokens_per_second:,.0f}")
         else:
-            board.finish(what.name, "done")
+            board.finish(name, "done")
 
     with (
-        tempfile.TemporaryDirectory(prefix=".parity-", dir=options.out) as name,
+        tempfile.TemporaryDirectory(prefix=".parity-", dir=out) as name,
         live.Board(console, [*folders, "parity"]) as board,
     ):
         path = Path(name, "rows.json")
         arguments = [*to_arguments(dataclasses.replace(plain, out=path)), "--models", *both]
         arguments += ["--frameworks", *options.frameworks]
         arguments += ["--oracle" if options.part == "all" else "--no-oracle"]
-        results["runs"], results["data"] = runs.train(
+        results.runs = runs.train(
             chosen,
             at_once(options),
             lambda name, line: board.say(name, folders.get(name, path), line),
             done,
             beside=[Job("parity", "comparison.checks", tuple(arguments))],
         )
-        rows = files.read_json(path)
+        rows = schema.convert(files.read_json(path), list[Check], path)
+    results.data = chosen[-1].data()
 
-    from comparison import explorer, parity_table
+    from comparison import explorer
 
-    console.print("explaining a few test reviews word by word", highlight=False)
-    results["explorer"] = explorer.explore(plain, results["runs"], console.print)
-    if set(options.frameworks) == set(MODELS):
+    console.print("explaining a few test reviews word by word")
+    results.explorer = explorer.explore(plain, results.runs, console.print)
+    if set(options.frameworks) == set(COMPARED):
         if plain.learning_rate <= TrainConfig().learning_rate:
-            rows += [runs.check_losses(options.out, model) for model in both]
-        rows += [runs.check_accuracy(results["runs"], model) for model in both]
-    suite = [row for row in rows if row["models"][1] == "oracle"]
+            rows += [runs.check_losses(out, model) for model in both]
+        rows += [runs.check_accuracy(results.runs, model) for model in both]
+    suite = [row for row in rows if row.models[1] == "oracle"]
     if options.part == "accuracy":
-        rows += [row for row in results["parity"] if row["models"][1] == "oracle"]
-    results["parity"] = rows
-    table = Table(*markdown.COLUMNS)
-    for run in results["runs"]:
-        table.add_row(*markdown.row(run))
-    console.print(table)
-    if suite:
-        console.print(parity_table.table(suite))
+        rows += [row for row in results.parity if row.models[1] == "oracle"]
+    results.parity = rows
+    console.print(tables.summary(results.runs), *tables.oracle(suite))
 
 
 def at_once(options: CompareConfig) -> int:
@@ -210,28 +208,28 @@ def at_once(options: CompareConfig) -> int:
     return 1 if options.device != "cpu" and gpu else processes.most_at_once()
 
 
-def parity_suite(results: dict[str, Any], console: Console) -> None:
+def parity_suite(results: Results, console: Console) -> None:
     """Check every implementation against the float64 oracle; fills in results."""
-    from comparison import parity, parity_table
+    from comparison import parity
 
-    console.print("checking every implementation against the float64 oracle", highlight=False)
+    console.print("checking every implementation against the float64 oracle")
     rows = parity.run()
-    console.print(parity_table.table(rows))
-    results["parity"] = [row for row in results["parity"] if row["models"][1] != "oracle"]
-    results["parity"] += rows
+    console.print(*tables.oracle(rows))
+    results.parity = [row for row in results.parity if row.models[1] != "oracle"] + rows
 
 
-def speed_table(options: CompareConfig, results: dict[str, Any], console: Console) -> None:
+def speed_table(options: CompareConfig, results: Results, console: Console) -> None:
     """Time every GRU that runs here; fills in results."""
     from comparison import speed
 
-    tasks = speed.FULL if options.grid == "full" else speed.SHORT
-    results["speed"] = speed.measure(tasks, lambda line: console.print(line, highlight=False))
-    for table in speed.tables(results["speed"]):
-        console.print(table)
+    results.speed = speed.measure(
+        speed.FULL if options.grid == "full" else speed.SHORT, console.print
+    )
+    console.print(*tables.tasks(results.speed))
+    console.print(tables.lengths(results.speed), tables.recipe(results.speed))
 
 
-def answer_questions(options: CompareConfig, results: dict[str, Any], console: Console) -> None:
+def answer_questions(options: CompareConfig, results: Results, console: Console) -> None:
     """Train with several seeds and answer the homework's questions; fills in results."""
     from comparison import questions  # which imports both frameworks
 
@@ -239,22 +237,23 @@ def answer_questions(options: CompareConfig, results: dict[str, Any], console: C
         f"{framework} {model}"
         for framework in options.frameworks
         for model in (*options.models, "rnn")
-        if model in MODELS[framework] or (framework, model) == ("torch", "rnn")
+        if model in COMPARED[framework] or (framework, model) == ("torch", "rnn")
     ]
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
 
-    results["questions"] = questions.measure(
-        options.plain(), names, options.seeds, at_once(options), say
-    )
-    for table in questions.tables(results["questions"]):
-        console.print(table)
-    for line in questions.conclusions(results["questions"]):
-        say(line)
+    found = questions.measure(options.plain(), names, options.seeds, at_once(options), say)
+    results.questions = found
+    console.print(tables.pairs(found.comparisons), *tables.vanishing(found), *tables.gates(found))
+    for pair in found.comparisons:
+        say(f"{pair.title}: {pair.conclusion}")
+    if found.vanishing and found.gates:
+        say(f"Vanishing gradients: {found.vanishing.conclusion}")
+        say(f"Irrelevant words: {found.gates.conclusion}")
 
 
-def write_report(folder: Path, results: dict[str, Any]) -> Path:
+def write_report(folder: Path, results: Results) -> Path:
     """Write report.html, report.md and the figures; returns the path of the page.
 
     All is drawn before anything in the folder is replaced, so that what goes wrong leaves no half.
@@ -274,16 +273,6 @@ def write_report(folder: Path, results: dict[str, Any]) -> Path:
         for path in new.rglob("*.*"):
             path.replace(folder / path.relative_to(new))
     return folder / "report.html"
-
-
-def read_results(folder: Path, *, missing_is_new: bool = False) -> dict[str, Any]:
-    """What results.json holds. Raises InputError where there is none, or it cannot be shown."""
-    path = folder / "results.json"
-    if missing_is_new and not path.exists():
-        return {"schema": 1, "environment": {}, "data": {}, "runs": [], "parity": []}
-    results = files.read_json(path)
-    schema.check(results, path)
-    return results
 
 
 def environment() -> dict[str, str | int]:

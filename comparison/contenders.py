@@ -1,20 +1,17 @@
 """What `python compare.py speed` times: every GRU that runs here, one process a framework.
 
-    python -m comparison.contenders torch        (or torch-default, jax, keras-torch, keras-jax)
-
-is such a process. It reads tasks, a JSON object a line, and answers each with the seconds that it
-took; or, asked for "contenders", with their names. Frameworks are kept apart because the threads of
-one, waiting for work, slow the other down. torch-default is nn.GRU as PyTorch has it unless told
-otherwise: it computes with denormal numbers, which XLA takes for 0, and so does PyTorch here.
+Frameworks are kept apart because the threads of one, waiting for work, slow the other down. The
+process torch-default is nn.GRU as PyTorch has it unless told otherwise: it computes with denormal
+numbers, which XLA takes for 0, and so does PyTorch in the others.
 """
 
-import json
 import os
-import sys
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -22,32 +19,56 @@ import numpy as np
 from common import params
 from common.data import corpus, vectors
 from common.data.batches import Batch, Batches
+from common.report.schema import Task
 from common.training.memory import keep_freed_memory
 from common.training.options import TrainConfig
+from comparison.implementations import converted
 
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""
+Contender = Callable[[Task], Run]
 PROCESSES = ("torch", "torch-default", "jax", "keras-torch", "keras-jax")
-DIMENSION = 300
 ENOUGH_SECONDS = 0.2  # of runs in a row
-# How the kernel alone is called, in either framework.
-ALONE: dict[str, Any] = {"reverse": [False], "reset_after": False, "return_sequences": False}
+
+# Of this process: what it can time, and what it has made ready to be timed.
+_contenders: dict[str, Contender] = {}
+_runs: dict[tuple[str, Task], Run] = {}
 
 
-@dataclass(frozen=True)
-class Task:
-    """A batch of B reviews of at most T words through a GRU of H hidden units."""
+def start(process: str) -> None:
+    """Make this process one of PROCESSES; it ends without a word at Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    keep_freed_memory()  # as in training
+    if process in ("torch", "keras-torch"):
+        import torch
 
-    B: int
-    T: int
-    H: int
-    bidirectional: bool = False
-    backward: bool = True
-    """Forward and backward (all gradients but that of the frozen vectors), or forward only."""
-    training: bool = False
-    """A whole training step of the classifier, with Adam."""
-    recurrence: bool = False
-    """The kernel alone: what the inputs' products are is given. Only for "fused"."""
+        torch.set_flush_denormal(True)  # as XLA does: on Intel, nn.GRU is seven times as fast so
+    if process.startswith("keras"):
+        found = keras_contenders(process.partition("-")[2])
+    elif process == "torch-default":
+        there = torch_contenders()
+        found = {f"{n}, denormals": there[n] for n in there if n.startswith("nn.GRU")}
+    else:
+        found = {"torch": torch_contenders, "jax": jax_contenders}[process]()
+    _contenders.update(found)
+
+
+def names() -> list[str]:
+    """What this process can time."""
+    return list(_contenders)
+
+
+def seconds(name: str, task: Task) -> float:
+    """How long a contender takes for a task."""
+    if (name, task) not in _runs:
+        _runs[name, task] = _contenders[name](task)
+        _runs[name, task]()  # compiles
+    return seconds_of(_runs[name, task])
+
+
+def forget() -> None:
+    """Free what was made ready."""
+    _runs.clear()
 
 
 @cache
@@ -68,254 +89,112 @@ def batch_of(B: int, T: int) -> Batch:
 
 
 @cache
-def word_vectors() -> np.ndarray:
+def word_vectors(input_size: int) -> np.ndarray:
     """Random ones: what they hold does not matter to the time it takes."""
-    size = len(corpus.load("imdb").vocabulary), DIMENSION
+    size = len(corpus.load("imdb").vocabulary), input_size
     return np.random.default_rng(0).standard_normal(size, np.float32) * vectors.STANDARD_DEVIATION
 
 
-def weights_of(task: Task) -> dict[str, np.ndarray]:
-    """Canonical parameters of the GRU, float32."""
-    drawn = params.init_gru(DIMENSION, task.H, 1, task.bidirectional, seed=0)
-    return {name: value.astype(np.float32) for name, value in drawn.items()}
+def weights_of(task: Task, layout: str) -> dict[str, np.ndarray]:
+    """Weights of the GRU in a layout of common.convert, float32."""
+    config = params.ModelConfig(task.input_size, task.H, bidirectional=task.bidirectional)
+    drawn = {
+        # flax.nnx has no hidden bias for n, so it is zero for all.
+        name: (0 if name.endswith("bias_hh") else 1) * value.astype(np.float32)
+        for name, value in params.init(config, 0, np.zeros(0)).items()
+    }
+    if layout == "canonical":
+        return {name: value for name, value in drawn.items() if not name.startswith("head.")}
+    return converted(layout, drawn)
 
 
-def projections_of(task: Task) -> np.ndarray:
-    """Products of the distinct inputs, [K, 3H] float32, random."""
-    size = len(batch_of(task.B, task.T).distinct), 3 * task.H
-    return np.random.default_rng(0).standard_normal(size, np.float32)
+def contender(timed: Callable[..., Run], layer: Any, layout: str, task: Task) -> Run:
+    """A layer on the task. Ours read the distinct words, others look each one up."""
+    batch, table = batch_of(task.B, task.T), word_vectors(task.input_size)
+    how = layer, weights_of(task, layout), task.backward
+    if layout == "canonical":
+        return timed(*how, table, batch.distinct, batch.lengths, None, batch.tokens)
+    h0 = np.zeros((1 + task.bidirectional, task.B, task.H), np.float32)
+    return timed(*how, table, None, batch.lengths, h0, batch.distinct[batch.tokens])
 
 
-def torch_contenders() -> dict[str, Callable[[Task], Run]]:
+def ours(framework: str, timed: Callable[..., Run], implementation: str, task: Task) -> Run:
+    """A layer of ours, or a step of the classifier's training."""
+    if task.training:
+        return training(framework, task, implementation=implementation)
+    gru = import_module(f"{framework}_impl.gru").gru
+    return contender(timed, partial(gru, implementation=implementation), "canonical", task)
+
+
+def training(framework: str, task: Task, **how: Any) -> Run:
+    """A step of the classifier's training, with Adam, as the training loop takes it."""
+    learner_of = import_module(f"{framework}_impl.learner").Learner
+    options = TrainConfig(hidden_size=task.H, clip_norm=None, **how)
+    table = word_vectors(task.input_size)
+    config = options.model_config(
+        input_size=task.input_size, classes=2, vocabulary_size=len(table), train_vectors=False
+    )
+    learner, batch = learner_of(config, options, table), batch_of(task.B, task.T)
+    return lambda: float(learner.step(batch))
+
+
+def torch_contenders() -> dict[str, Contender]:
     """Our implementations in PyTorch, and nn.GRU."""
-    import torch
-    from torch import nn
-    from torch.nn.utils.rnn import pack_padded_sequence
-
-    from torch_impl import fused
-    from torch_impl.gru import CELL, gru
-
-    def finish(task: Task, leaves: list[Any], last: Callable[[], Any]) -> Run:
-        def run() -> None:
-            with torch.set_grad_enabled(task.backward):
-                h_last = last()
-            if task.backward:
-                torch.autograd.grad(h_last.sum(), leaves)
-
-        return run
-
-    def ours(implementation: str, task: Task) -> Run:
-        if task.training:
-            return training("torch", implementation, task)
-        batch, table = batch_of(task.B, task.T), torch.from_numpy(word_vectors())
-        weights = {n: torch.from_numpy(w).requires_grad_() for n, w in weights_of(task).items()}
-        distinct, tokens, lengths = map(
-            torch.from_numpy, (batch.distinct, batch.tokens, batch.lengths)
-        )
-        if task.recurrence:
-            _, U, _, c = weights.values()
-            a, h0 = torch.from_numpy(projections_of(task)), torch.zeros(1, task.B, task.H)
-            alone = partial(fused.recur_all, [a], tokens, [U], [c], lengths, h0, **ALONE)
-            return finish(task, [a.requires_grad_(), U, c], lambda: alone()[1])
-
-        def last() -> Any:
-            x = table[distinct]
-            how: Any = {
-                "tokens": tokens,
-                "implementation": implementation,
-                "return_sequences": False,
-            }
-            return gru(weights, x, lengths, **how)[1]
-
-        return finish(task, list(weights.values()), last)
+    from comparison.torch_layers import OURS, nn_gru, timed
 
     def built_in(packed: bool, task: Task) -> Run:
         if task.training:
-            return training("torch", "nn.GRU", task)
-        batch, table = batch_of(task.B, task.T), torch.from_numpy(word_vectors())
-        layer = nn.GRU(DIMENSION, task.H, bidirectional=task.bidirectional)
-        ids, lengths = (
-            torch.from_numpy(batch.distinct[batch.tokens]),
-            torch.from_numpy(batch.lengths),
-        )
+            return training("torch", task, model="nn.gru")
+        return contender(timed, partial(nn_gru, packed=packed), "torch", task)
 
-        def last() -> Any:
-            x = table[ids]
-            return layer(pack_padded_sequence(x, lengths.to(torch.int64)) if packed else x)[1]
-
-        return finish(task, list(layer.parameters()), last)
-
-    found: dict[str, Callable[[Task], Run]] = {
-        f"torch {name}": partial(ours, name) for name in CELL.implementations()
+    found: dict[str, Contender] = {
+        f"torch {name}": partial(ours, "torch", timed, name) for name in OURS
     }
     found |= {"nn.GRU padded": partial(built_in, False), "nn.GRU packed": partial(built_in, True)}
     return found
 
 
-def jax_contenders() -> dict[str, Callable[[Task], Run]]:
+def jax_contenders() -> dict[str, Contender]:
     """Our implementations in JAX, Flax's two GRUCells under their RNN, and Equinox if installed."""
-    import jax
-    import jax.numpy as jnp
-    from flax import linen, nnx
+    from comparison.jax_layers import OURS, equinox_gru, linen_gru, nnx_gru, timed
 
-    from jax_impl import fused
-    from jax_impl.gru import CELL, gru
-
-    def finish(task: Task, weights: Any, last: Callable[..., Any], *arrays: Any) -> Run:
-        """last(weights, *arrays) -> h_last, compiled, with its gradient if that is asked for."""
-        if task.backward:
-            compiled = jax.jit(jax.grad(lambda weights, *arrays: last(weights, *arrays).sum()))
-        else:
-            compiled = jax.jit(last)
-        return lambda: jax.block_until_ready(compiled(weights, *arrays))
-
-    def ours(implementation: str, task: Task) -> Run:
-        if task.training:
-            return training("jax", implementation, task)
-        batch = batch_of(task.B, task.T)
-        if task.recurrence:
-            _, U, _, c = weights_of(task).values()
-            h0 = jnp.zeros((1, task.B, task.H))
-
-            def h_last(weights: Any, tokens: Any, lengths: Any) -> Any:
-                a, U, c = weights
-                return fused.recur_all([a], tokens, [U], [c], lengths, h0, **ALONE)[1]
-
-            given = jax.device_put([projections_of(task), U, c])
-            return finish(task, given, h_last, *jax.device_put((batch.tokens, batch.lengths)))
-
-        def last(weights: Any, table: Any, distinct: Any, tokens: Any, lengths: Any) -> Any:
-            how = {"tokens": tokens, "implementation": implementation, "return_sequences": False}
-            return gru(weights, table[distinct], lengths, **how)[1]
-
-        arrays = (word_vectors(), batch.distinct, batch.tokens, batch.lengths)
-        return finish(task, jax.device_put(weights_of(task)), last, *jax.device_put(arrays))
-
-    def flax_rnn(make: Callable[[Task], tuple[Any, Callable[..., Any]]], task: Task) -> Run:
-        batch = batch_of(task.B, task.T)
-        weights, rnn = make(task)
-
-        def last(weights: Any, table: Any, ids: Any, lengths: Any) -> Any:
-            return jnp.stack([rnn(each, table[ids], lengths, i) for i, each in enumerate(weights)])
-
-        arrays = (word_vectors(), batch.distinct[batch.tokens], batch.lengths)
-        return finish(task, weights, last, *jax.device_put(arrays))
-
-    def linen_rnn(task: Task) -> tuple[Any, Callable[..., Any]]:
-        def module(reverse: int) -> linen.RNN:
-            cell = linen.GRUCell(task.H)
-            return linen.RNN(cell, time_major=True, return_carry=True, reverse=bool(reverse))
-
-        x = jnp.zeros((2, 1, DIMENSION))
-        weights = [module(i).init(jax.random.key(i), x) for i in range(1 + task.bidirectional)]
-        return weights, lambda w, x, lengths, i: module(i).apply(w, x, seq_lengths=lengths)[0]
-
-    def nnx_rnn(task: Task) -> tuple[Any, Callable[..., Any]]:
-        cells = [nnx.GRUCell(DIMENSION, task.H, rngs=nnx.Rngs(i)) for i in (0, 1)]
-        split = [nnx.split(cell, nnx.Param, ...) for cell in cells[: 1 + task.bidirectional]]
-
-        def rnn(weights: Any, x: Any, lengths: Any, i: int) -> Any:
-            graph, _, *others = split[i]
-            scan = nnx.RNN(
-                nnx.merge(graph, weights, *others),
-                time_major=True,
-                return_carry=True,
-                reverse=bool(i),
-            )
-            return scan(x, seq_lengths=lengths)[0]
-
-        return [weights for _, weights, *_ in split], rnn
-
-    found: dict[str, Callable[[Task], Run]] = {
-        f"jax {name}": partial(ours, name) for name in CELL.implementations()
+    found: dict[str, Contender] = {
+        f"jax {name}": partial(ours, "jax", timed, name) for name in OURS
     }
-    found["flax.linen RNN"] = partial(flax_rnn, linen_rnn)
-    found["flax.nnx RNN"] = partial(flax_rnn, nnx_rnn)
-    try:
-        import equinox as eqx
-    except ImportError:
-        return found
-
-    def equinox_scan(task: Task) -> tuple[Any, Callable[..., Any]]:
-        keys = [jax.random.key(i) for i in range(1 + task.bidirectional)]
-        cells = [eqx.nn.GRUCell(DIMENSION, task.H, key=key) for key in keys]
-
-        def rnn(cell: Any, x: Any, lengths: Any, i: int) -> Any:
-            def step(h: Any, x_t: Any) -> tuple[Any, None]:
-                t, x = x_t
-                return jnp.where((t < lengths)[:, None], jax.vmap(cell)(x, h), h), None
-
-            steps = (jnp.arange(len(x)), x)
-            h0 = jnp.zeros((x.shape[1], task.H))
-            return jax.lax.scan(step, h0, steps, reverse=bool(i))[0]
-
-        return cells, rnn
-
-    found["Equinox scan"] = partial(flax_rnn, equinox_scan)
+    found["flax.linen RNN"] = partial(contender, timed, linen_gru, "linen")
+    found["flax.nnx RNN"] = partial(contender, timed, nnx_gru, "nnx")
+    if find_spec("equinox"):
+        found["Equinox scan"] = partial(contender, timed, equinox_gru, "equinox")
     return found
 
 
-def keras_contenders(backend: str) -> dict[str, Callable[[Task], Run]]:
+def keras_contenders(backend: str) -> dict[str, Contender]:
     """keras.layers.GRU on one backend, with the padding masked, as Keras users write it."""
     os.environ["KERAS_BACKEND"] = backend
     import keras
 
+    timed = import_module(f"comparison.{backend}_layers").timed
+
     def contender(task: Task) -> Run:
         batch = batch_of(task.B, task.T)
+        steps = len(batch.tokens)
         layer = keras.layers.GRU(task.H)
         if task.bidirectional:
             layer = keras.layers.Bidirectional(layer)
-        mask = np.arange(len(batch.tokens)) < batch.lengths[:, None]
-        ids, table = batch.distinct[batch.tokens].T, word_vectors()
-        layer.build((task.B, len(batch.tokens), DIMENSION))
-        if backend == "torch":
-            import torch
-
-            x, words = torch.from_numpy(table)[torch.from_numpy(ids)], torch.from_numpy(mask)
-            leaves = [variable.value for variable in layer.trainable_variables]
-
-            def run() -> None:
-                with torch.set_grad_enabled(task.backward):
-                    h_last = layer(x, mask=words)
-                if task.backward:
-                    torch.autograd.grad(h_last.sum(), leaves)
-
-            return run
-        import jax
-
-        def last(weights: Any, fixed: Any, x: Any, words: Any) -> Any:
-            return layer.stateless_call(weights, fixed, x, mask=words)[0]
-
-        if task.backward:
-            compiled = jax.jit(jax.grad(lambda weights, *rest: last(weights, *rest).sum()))
-        else:
-            compiled = jax.jit(last)
-        weights = [variable.value for variable in layer.trainable_variables]
+        layer.build((task.B, steps, task.input_size))
+        trained = layer.trainable_variables
         fixed = [variable.value for variable in layer.non_trainable_variables]
-        arrays = jax.device_put((table[ids], mask))
-        return lambda: jax.block_until_ready(compiled(weights, fixed, *arrays))
+
+        def last(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> Any:
+            words = keras.ops.arange(steps) < keras.ops.expand_dims(lengths, 1)
+            named = [weights[variable.path] for variable in trained]
+            return None, layer.stateless_call(named, fixed, x, mask=words)[0]
+
+        weights = {v.path: keras.ops.convert_to_numpy(v) for v in trained}
+        x = word_vectors(task.input_size)[batch.distinct[batch.tokens].T]
+        return timed(last, weights, task.backward, x, None, batch.lengths, None, None)
 
     return {f"Keras on {backend}": contender}
-
-
-def training(framework: str, implementation: str, task: Task) -> Run:
-    """A step of the classifier's training, with Adam, as the training loop takes it."""
-    from importlib import import_module
-
-    learner_of = import_module(f"{framework}_impl.learner").Learner
-    built_in = implementation == "nn.GRU"
-    options = TrainConfig(
-        model="nn.gru" if built_in else "gru",
-        hidden_size=task.H,
-        implementation="auto" if built_in else implementation,
-        clip_norm=None,
-    )
-    table = word_vectors()
-    config = options.model_config(
-        input_size=DIMENSION, classes=2, vocabulary_size=len(table), train_vectors=False
-    )
-    learner, batch = learner_of(config, options, table), batch_of(task.B, task.T)
-    return lambda: float(learner.step(batch))
 
 
 def seconds_of(run: Run) -> float:
@@ -345,41 +224,3 @@ def peak(process: str) -> float:
         product = partial(lambda a: multiply(a).block_until_ready(), jax.device_put(a))
     product()
     return 2 * 2048**3 / seconds_of(product)
-
-
-def main(process: str) -> None:
-    """Answer tasks from standard input until it ends."""
-    keep_freed_memory()  # as in training
-    if process in ("torch", "keras-torch"):
-        import torch
-
-        torch.set_flush_denormal(True)  # as XLA does: on Intel, nn.GRU is seven times as fast so
-    if process.startswith("keras"):
-        found = keras_contenders(process.partition("-")[2])
-    elif process == "torch-default":
-        ours = torch_contenders()
-        found = {f"{n}, denormals": ours[n] for n in ours if n.startswith("nn.GRU")}
-    else:
-        found = {"torch": torch_contenders, "jax": jax_contenders}[process]()
-    runs: dict[tuple[str, str], Run] = {}
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if asked == "contenders":
-            answer: object = list(found)
-        elif asked == "peak":
-            answer = peak(process)
-        elif asked == "forget":
-            runs.clear()
-            answer = None
-        else:
-            name, task = asked["contender"], Task(**asked["task"])
-            key = (name, json.dumps(asdict(task)))
-            if key not in runs:
-                runs[key] = found[name](task)
-                runs[key]()  # compiles
-            answer = seconds_of(runs[key])
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -13,27 +13,22 @@ from common.data.batches import Batches
 from common.data.corpus import join
 from common.inference import explanation
 from common.inference.prediction import load_learner
+from common.report.schema import Explained, Explorer, Review, Run
+from common.training import run_directory
 from common.training.data import load_data
 from common.training.learner import predict
 from common.training.options import TrainConfig
-from common.training.run_directory import load_run
 
 REVIEWS = 12
 ROWS = 64  # reviews in a batch
 LONGEST = 120  # words: what one takes in at a glance
-DIGITS = 4  # significant ones: what shows
 
 
-def explore(
-    options: TrainConfig, runs: Sequence[dict[str, Any]], report: Callable[[str], None]
-) -> dict[str, Any]:
+def explore(options: TrainConfig, runs: Sequence[Run], report: Callable[[str], None]) -> Explorer:
     """Explain REVIEWS test reviews with every trained model.
 
-    runs: the entries of "runs" in results.json. Returns its entry "explorer":
-    {"classes": [...], "reviews": [{"text", "true", "words", "models": {"torch gru": {...}}}]}, a
-    model's part is what common/inference/explanation.py returns of it; text is the review as the
-    tokenizer split it. All are computed by PyTorch's handwritten GRU, which reads what
-    either framework trained, as in predict, and need not be compiled.
+    All are computed by PyTorch's handwritten GRU, which reads what either framework trained, as in
+    predict, and need not be compiled.
     """
     framework = torch_impl.learner
     data = load_data(options, report)
@@ -48,29 +43,29 @@ def explore(
     trained = {}
     correct = []
     for run in runs:
-        read = load_run(Path(run["run_dir"]))
-        trained[f"{run['framework']} {run['model']}"] = read
+        trained[run.name] = read = run_directory.load_run(Path(run.run_dir))
         logits, labels = predict(load_learner(framework, read, options.device), questions)
         correct.append(logits.argmax(axis=1) == labels)
     chosen = short[choose(np.array(correct))]
+    ids = [split[number] for number in chosen]
+    explained = {
+        name: explanation.explain(framework, read, ids, options.device)
+        for name, read in trained.items()
+    }
     words = corpus.load(options.data)
     texts = words.test.subset(options.test_size)
-    reviews: list[dict[str, Any]] = [
-        {
-            "text": " ".join(words.vocabulary[token] for token in texts[number]),
-            "true": data.classes[split.labels[number]],
-            "models": {},
-        }
-        for number in chosen
+    reviews = [
+        Review(
+            text=" ".join(words.vocabulary[token] for token in texts[number]),
+            words=next(iter(explained.values()))[place]["words"],
+            true=data.classes[split.labels[number]],
+            models={
+                name: msgspec.convert(found[place], Explained) for name, found in explained.items()
+            },
+        )
+        for place, number in enumerate(chosen)
     ]
-    ids = [split[number] for number in chosen]
-    for name, read in trained.items():
-        for review, found in zip(
-            reviews, explanation.explain(framework, read, ids, options.device), strict=True
-        ):
-            review["words"] = found.pop("words")
-            review["models"][name] = _rounded(found)
-    return {"classes": list(data.classes), "reviews": reviews}
+    return Explorer(list(data.classes), reviews)
 
 
 def candidates(lengths: Int[np.ndarray, " N"]) -> Int[np.ndarray, " short"]:
@@ -89,13 +84,3 @@ def choose(correct: Bool[np.ndarray, "models N"]) -> Int[np.ndarray, " chosen"]:
     wrong_ones, right_ones = np.flatnonzero(~right), np.flatnonzero(right)
     most = min(len(wrong_ones), max(REVIEWS // 2, REVIEWS - len(right_ones)))
     return np.concatenate([wrong_ones[:most], right_ones[: REVIEWS - most]])
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
-    return value

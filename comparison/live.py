@@ -4,8 +4,8 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,16 +15,29 @@ from rich.text import Text
 LOG_LINE = re.compile(r"\[epoch:(\d+/\d+)\] \[iter: *(\d+)\].* loss: (\S+)")
 
 
+@dataclass
+class Row:
+    """A job, in the words of the table."""
+
+    epoch: str = ""
+    loss: str = ""
+    speed: str = ""
+    result: str = ""
+    begun: float | None = None
+    ended: float | None = None
+
+    def elapsed(self) -> str:
+        if self.begun is None:
+            return "" if self.result else "waiting"
+        return f"{(self.ended or time.perf_counter()) - self.begun:,.0f} s"
+
+
 class Board:
     """A line for each job, and under them what was said last; a context manager."""
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
         self.console = console
-        self.rows = {
-            name: dict.fromkeys(("epoch", "loss", "speed", "elapsed", "result"), "")
-            for name in names
-        }
-        self.begun: dict[str, float] = {}
+        self.rows = {name: Row() for name in names}
         self.said = ""
         self.live = Live(console=console, get_renderable=self.table, refresh_per_second=4)
 
@@ -43,39 +56,30 @@ class Board:
         if not self.console.is_terminal:
             self.console.print(f"{name:14}", line, markup=False, highlight=False, soft_wrap=True)
             return
-        self.begun.setdefault(name, time.perf_counter())
+        row = self.rows[name]
+        row.begun = row.begun or time.perf_counter()
         self.said = f"{name}: {line}"
         if found := LOG_LINE.search(line):
-            epoch, iteration, loss = found.groups()
-            speed = _last(run_dir / "log.jsonl").get("tokens_per_second")
-            self.rows[name].update(epoch=f"{epoch}, iteration {iteration}", loss=loss)
-            self.rows[name]["speed"] = "" if speed is None else f"{speed:,.0f}"
+            epoch, iteration, row.loss = found.groups()
+            row.epoch, row.speed = f"{epoch}, iteration {iteration}", _speed(run_dir / "log.jsonl")
 
     def finish(self, name: str, result: str, speed: str = "") -> None:
         """Show how a job came out."""
-        if name in self.begun:
-            self.rows[name]["elapsed"] = _elapsed(self.begun.pop(name))
-        self.rows[name].update(result=result, speed=speed)
+        row = self.rows[name]
+        row.result, row.speed, row.ended = result, speed, time.perf_counter()
 
     def table(self) -> Group:
         """The table as it stands."""
         table = Table("", "epoch", "loss", "tokens/s", "elapsed", "result")
         for name, row in self.rows.items():
-            elapsed = row["elapsed"] or ("" if row["result"] else "waiting")
-            if name in self.begun:
-                elapsed = _elapsed(self.begun[name])
-            table.add_row(name, row["epoch"], row["loss"], row["speed"], elapsed, row["result"])
+            table.add_row(name, row.epoch, row.loss, row.speed, row.elapsed(), row.result)
         return Group(table, Text(self.said, overflow="ellipsis", no_wrap=True))
 
 
-def _elapsed(begun: float) -> str:
-    return f"{time.perf_counter() - begun:,.0f} s"
-
-
-def _last(log: Path) -> dict[str, Any]:
-    """The last whole line of a log."""
+def _speed(log: Path) -> str:
+    """What the last whole line of a log says of it."""
     try:
         lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return json.loads(lines[-1])
-    except (OSError, IndexError, ValueError):
-        return {}
+        return f"{json.loads(lines[-1])['tokens_per_second']:,.0f}"
+    except (OSError, LookupError, ValueError):
+        return ""

@@ -21,12 +21,11 @@ The largest of a few rounding errors is a matter of luck, and a tensor may have 
 each float32 case is drawn several times, and the draws of a tensor count as one tensor.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -35,37 +34,46 @@ from common.data import corpus
 from common.data.batches import Batches, Shape
 from common.params import ModelConfig, shapes
 from common.report.schema import Check
+from comparison import jax_layers, torch_layers
 from comparison.implementations import (
     BFLOAT16,
     Case,
     Implementation,
     Result,
     equations,
-    jax_gru,
-    linen_gru_cell,
-    nnx_gru_cell,
-    numpy_equations,
+)
+from comparison.jax_layers import flax_cells, jax_cell, jax_gru
+from comparison.torch_layers import (
     one_thread,
+    torch_autocast,
+    torch_cell,
     torch_gru,
     torch_nn_gru,
 )
-from comparison.parity_table import QUANTITIES
-from jax_impl.gru import CELL as JAX_GRU
-from torch_impl.gru import CELL as TORCH_GRU
 
 BOUND_RESULT, BOUND_GRADIENT = 1e-12, 1e-11
 DRAWS = 8
+# What is summed up in one row, and how the names of its tensors start.
+QUANTITIES = {
+    "outputs": ("outputs",),
+    "last states": ("h_last",),
+    "loss": ("loss", "logits"),
+    "d x": ("d x",),
+    "d h0": ("d h0",),
+    "d params": ("d gru.", "d rnn.", "d head."),
+}
 
 NN_GRU = torch_nn_gru()
-LOOP = torch_gru("loop")
-NUMPY = numpy_equations()
+LOOPS = {"gru": torch_gru("loop"), "rnn": torch_cell("rnn", "auto")}
+NUMPY = Implementation("NumPy", lambda case: equations(case, case.x.dtype))  # rounding alone
 
 
 def implementations() -> list[Implementation]:
     """Everything there is to check on this machine."""
-    twins = [torch_gru(name) for name in TORCH_GRU.implementations()]
-    twins += [jax_gru(name) for name in JAX_GRU.implementations()]
-    return [*twins, torch_gru("auto", autocast=True), NN_GRU, linen_gru_cell(), nnx_gru_cell()]
+    twins = [torch_gru(name) for name in torch_layers.OURS]
+    twins += [jax_gru(name) for name in jax_layers.OURS]
+    twins += [LOOPS["rnn"], jax_cell("rnn", "auto")]
+    return [*twins, torch_autocast(), NN_GRU, *flax_cells()]
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Size:
     h0: bool = True
     distinct: int | None = None
     """If given, the inputs are so many distinct ones and tokens that point at them."""
+    cell: Literal["gru", "rnn"] = "gru"
 
 
 SIZES = (
@@ -102,7 +111,9 @@ def draw(size: Size, reset_after: bool, seed: int = 0) -> Case:
     """
     rng = np.random.default_rng(seed)
     B, R = len(size.lengths), size.directions
-    config = ModelConfig(size.D, size.H, num_layers=size.layers, bidirectional=R == 2, classes=3)
+    config = ModelConfig(
+        *(size.D, size.H, size.layers), bidirectional=R == 2, classes=3, cell=size.cell
+    )
     parameters = {
         name: rng.uniform(0.2, 1, shape) * rng.choice([-1, 1], shape) / np.sqrt(size.H)
         for name, shape in shapes(config).items()
@@ -164,13 +175,18 @@ def without_head(case: Case) -> Case:
 
 
 def cases() -> list[tuple[Case, ...]]:
-    """Draws of every size, and real reviews, with both kinds of reset; one without c_n."""
+    """Draws of every size, and real reviews, with both kinds of reset; one without c_n. And some
+    sizes of the tanh RNN."""
     before, after = (
         [tuple(draw(size, reset_after, seed) for seed in range(DRAWS)) for size in SIZES]
         for reset_after in (False, True)
     )
     without = [tuple(without_hidden_bias(case) for case in draws) for draws in after[3:4]]
-    return [*before, *after, *without, real(False), real(True)]
+    plain = [
+        tuple(draw(replace(size, cell="rnn"), False, seed) for seed in range(DRAWS))
+        for size in SIZES[2:]
+    ]
+    return [*before, *after, *without, real(False), real(True), *plain]
 
 
 def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeLike) -> list[Check]:
@@ -180,10 +196,11 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
     shape and a NaN fail.
     """
     dtype = np.dtype(dtype)
+    loop = LOOPS[draws[0].cell]
     if draws[0].reset_after:
         yardstick = NN_GRU
     else:
-        yardstick = NUMPY if implementation.name == LOOP.name else LOOP
+        yardstick = NUMPY if implementation.name == loop.name else loop
     # A fixed bound does not hang on luck.
     draws = draws[:1] if dtype == np.float64 else draws
     draws = _without_head(draws) if dtype == BFLOAT16 else draws
@@ -191,8 +208,6 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
     for name, errors in _errors(implementation, draws, dtype).items():
         if dtype == BFLOAT16 and name.startswith(("logits", "loss", "d head.")):
             continue
-        # JSON knows no infinity.
-        error = min(errors.largest, sys.float_info.max)
         if dtype == np.float64:
             bound = BOUND_GRADIENT if name.startswith("d ") else BOUND_RESULT
         else:
@@ -200,17 +215,8 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
             bound = 2 * allowed.largest + allowed.ulp
         if dtype == BFLOAT16:
             bound += errors.ulp / 2
-        rows.append(
-            Check(
-                models=[implementation.name, "oracle"],
-                check=name,
-                dtype=dtype.name,
-                error=error,
-                bound=bound,
-                ulp=error / errors.ulp if errors.ulp else error,
-                passed=error <= bound < np.inf,
-            )
-        )
+        models = [implementation.name, "oracle"]
+        rows.append(Check.of(models, name, dtype.name, errors.largest, bound, errors.ulp))
     return rows
 
 
@@ -222,30 +228,23 @@ def run(
     """Check implementations (all of them) on every problem (`cases`) that they can express.
 
     Returns one row for each implementation, kind of reset, dtype and quantity (see `QUANTITIES`),
-    "check" being "QUANTITY, reset before" or "QUANTITY, reset after": the row of the tensor that
-    comes closest to its bound, or goes furthest beyond it.
+    "check" being "QUANTITY, reset before", "… after", or "… none" of a cell without one: the row of
+    the tensor that comes closest to its bound, or goes furthest beyond it.
     """
     chosen = implementations() if chosen is None else chosen
     worst: dict[tuple[str, str, str], Check] = {}
     for draws in cases() if problems is None else problems:
         kind = "reset after" if draws[0].reset_after else "reset before"
+        kind = kind if draws[0].cell == "gru" else "reset none"
         for dtype in (np.dtype(np.float64), np.dtype(np.float32), BFLOAT16):
-            able = (each for each in chosen if dtype.name in each.dtypes)
-            for implementation in (each for each in able if each.supports(draws[0])):
+            for implementation in (each for each in chosen if each.can(draws[0], dtype.name)):
                 for row in check(implementation, draws, dtype):
-                    quantity = next(q for q, p in QUANTITIES.items() if row["check"].startswith(p))
-                    row["check"] = f"{quantity}, {kind}"
-                    key = (implementation.name, row["check"], row["dtype"])
-                    if key not in worst or _strain(row) > _strain(worst[key]):
+                    quantity = next(q for q, p in QUANTITIES.items() if row.check.startswith(p))
+                    row.check = f"{quantity}, {kind}"
+                    key = (implementation.name, row.check, row.dtype)
+                    if key not in worst or row.strain > worst[key].strain:
                         worst[key] = row
     return list(worst.values())
-
-
-def _strain(row: Check) -> float:
-    """How much of its bound an error takes: more than 1 is a failure."""
-    if row["bound"] == 0:  # of a tensor of zeros: its error is 0 or infinite
-        return row["error"]
-    return row["error"] / row["bound"]
 
 
 class _Error(NamedTuple):

@@ -50,53 +50,80 @@ def run(
     others are asked to stop, and have stopped, then. A SIGINT or SIGTERM is passed on to all that
     run; when they have ended, Stopped is raised.
     """
-    # Found from wherever this was started, and nothing of that folder in its place.
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-    asked: list[int] = []
-    running: dict[Job, asyncio.subprocess.Process] = {}
-    last: dict[Job, str] = {}
-    stopped: list[str] = []
+    if not jobs:
+        return
+    work = _Work(say, ended)
+    with signals.caught(work.pass_on):
+        try:
+            asyncio.run(work.run(jobs, _shares(min(at_once, len(jobs)))))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+    if work.asked:
+        stopped = "; ".join(work.stopped)
+        raise Stopped(work.asked[0], f"; the same command goes on from there ({stopped})")
 
-    def pass_on(number: int) -> None:
-        asked.append(number)
-        for process in running.values():
+
+class _Work:
+    """What runs, what it printed last, and the signals that ask for an end."""
+
+    def __init__(self, say: Callable[[Job, str], None], ended: Callable[[Job], None]) -> None:
+        self.say, self.ended = say, ended
+        self.running: dict[Job, asyncio.subprocess.Process] = {}
+        self.last: dict[Job, str] = {}
+        self.asked: list[int] = []
+        self.stopped: list[str] = []
+
+    def pass_on(self, number: int) -> None:
+        self.asked.append(number)
+        for process in self.running.values():
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 process.send_signal(number)
 
-    async def one(job: Job, shares: asyncio.Queue[set[int]]) -> None:
-        share = await shares.get()
-        if not asked:
-            status = await _run(job, share)
-            if status and not asked:
-                kind = NotFiniteError if status == 3 else InputError
-                message = last.get(job, "").removeprefix("error: ")
-                raise kind(f"{job.name}: ended with exit status {status}: {message}")
-            if status:
-                stopped.append(f"{job.name}: {last.get(job, '')}")
-            else:
-                ended(job)
-        shares.put_nowait(share)
+    async def run(self, jobs: Sequence[Job], shares: Sequence[set[int]]) -> None:
+        free: asyncio.Queue[set[int]] = asyncio.Queue()
+        for share in shares:
+            free.put_nowait(share)
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(self.one(job, free))
 
-    async def _run(job: Job, share: set[int]) -> int:
+    async def one(self, job: Job, free: asyncio.Queue[set[int]]) -> None:
+        """Run a job when a share of the cores is free."""
+        share = await free.get()
+        if not self.asked:
+            status, last = await self.process(job, share), self.last.get(job, "")
+            if not status:
+                self.ended(job)
+            elif self.asked:
+                self.stopped.append(f"{job.name}: {last}")
+            else:
+                kind = NotFiniteError if status == 3 else InputError
+                message = last.removeprefix("error: ")
+                raise kind(f"{job.name}: ended with exit status {status}: {message}")
+        free.put_nowait(share)
+
+    async def process(self, job: Job, share: set[int]) -> int:
+        """Run a job's process; its exit status."""
+        # Found from wherever this was started, and nothing of that folder in its place.
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", job.module, *job.arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
             limit=LONGEST_LINE,
             process_group=0,  # Ctrl-C reaches it through us alone: a second would end it at once
         )
-        running[job] = process
+        self.running[job] = process
         assert process.stdout is not None
         try:
             if share:
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setaffinity(process.pid, share)
             async for line in process.stdout:
-                last[job] = line.decode(errors="replace").rstrip("\n")
-                say(job, last[job])
+                self.last[job] = line.decode(errors="replace").rstrip("\n")
+                self.say(job, self.last[job])
             return await process.wait()
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
@@ -104,25 +131,7 @@ def run(
             await process.wait()
             raise
         finally:
-            del running[job]
-
-    async def all_of_them() -> None:
-        shares: asyncio.Queue[set[int]] = asyncio.Queue()
-        for share in _shares(min(at_once, len(jobs))):
-            shares.put_nowait(share)
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(one(job, shares))
-
-    if not jobs:
-        return
-    with signals.caught(pass_on):
-        try:
-            asyncio.run(all_of_them())
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-    if asked:
-        raise Stopped(asked[0], f"; the same command goes on from there ({'; '.join(stopped)})")
+            del self.running[job]
 
 
 def _shares(count: int) -> list[set[int]]:

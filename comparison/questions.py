@@ -9,28 +9,38 @@ import dataclasses
 import itertools
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from rich.table import Table
 from scipy import stats
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 import jax_impl.learner
 import torch_impl.learner
-from common import files, params
+from common import params
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit
 from common.inference.prediction import load_learner
+from common.report.schema import (
+    Effect,
+    Gates,
+    Group,
+    Interval,
+    OfCategory,
+    OfLength,
+    Pair,
+    Questions,
+    Run,
+    Series,
+    Vanishing,
+)
+from common.training import run_directory
 from common.training.data import Data, load_data
 from common.training.learner import Framework, Learner, predict
 from common.training.options import TrainConfig
-from common.training.run_directory import Run, load_run
 from comparison import runs
-from comparison.processes import Job
 
 FRAMEWORKS: dict[str, Framework] = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 PAIRS = (
@@ -52,79 +62,71 @@ LENGTH_GROUPS = 5
 FEWEST_REVIEWS = 50
 SENTIMENT, NEUTRAL = float(np.log(2)), float(np.log(1.1))
 GROUPS = ("stop words", "neutral words", "sentiment words")
+QUANTITIES = ("z", "change")
 
 Report = Callable[[str], None]
 
 
 def measure(
     options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
-) -> dict[str, Any]:
+) -> Questions:
     """Train every model (names: "torch gru", …) with so many seeds, and answer the questions.
 
     at_once: so many are trained at a time, each on cores of its own.
 
     Run directories are OUT/questions/seed-N/FRAMEWORK-MODEL; what is there, trained with the same
-    options, is not trained again. Returns the entry "questions" of results.json.
+    options, is not trained again.
     """
-    folders = train(options, names, seeds, at_once, report)
+    trained = train(options, names, seeds, at_once, report)
+    folders = {name: [Path(run.run_dir) for run in found] for name, found in trained.items()}
     data = load_data(options, report)
     report("asking every model about the test reviews")
     correct, seconds = {}, {}
     for name, of_seeds in folders.items():
         framework = FRAMEWORKS[name.split()[0]]
         correct[name] = np.array([answers(framework, folder, data) for folder in of_seeds])
-        metrics = [files.read_json(folder / "metrics.json") for folder in of_seeds]
-        seconds[name] = float(np.median([each["train_seconds"] for each in metrics]))
-    found: dict[str, Any] = {
-        "comparisons": [
+        seconds[name] = float(np.median([run.train_seconds for run in trained[name]]))
+    found = Questions(
+        comparisons=[
             compare(title, a, b, correct, seconds, data.test.split, data.categories)
             for title, a, b in PAIRS
             if a in correct and b in correct
         ],
-        "commands": [shlex.join(["python", *sys.argv])],
-    }
+        commands=[shlex.join(["python", *sys.argv])],
+    )
     if "torch gru" in folders and "torch rnn" in folders:
         report("following gradients back through the reviews")
-        found["vanishing"] = vanishing(
-            {
-                "tanh RNN": load_run(folders["torch rnn"][0]),
-                "GRU": load_run(folders["torch gru"][0]),
-            },
-            data,
-        )
+        first = {"tanh RNN": folders["torch rnn"][0], "GRU": folders["torch gru"][0]}
+        found.vanishing = vanishing({n: run_directory.load_run(f) for n, f in first.items()}, data)
         report("looking at the gates, word by word")
-        found["gates"] = gates([load_run(f) for f in folders["torch gru"]], data)
+        found.gates = gates([run_directory.load_run(f) for f in folders["torch gru"]], data)
     return found
 
 
 def train(
     options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
-) -> dict[str, list[Path]]:
-    """Train what is not there yet; returns the run directories of each model, a seed each."""
+) -> dict[str, list[Run]]:
+    """Train what is not there yet; returns the runs of each model, a seed each."""
     assert options.out is not None
-    trainings: dict[str, list[runs.Training]] = {name: [] for name in names}
+    trainings: list[runs.Training] = []
     for seed in range(options.seed, options.seed + seeds):
         for name in names:
             framework, model = name.split()
             folder = options.out / "questions" / f"seed-{seed}" / f"{framework}-{model}"
             wanted = dataclasses.replace(options, model=model, seed=seed, out=folder)
-            trainings[name].append(runs.Training(framework, wanted))
+            trainings.append(runs.Training(framework, wanted, f"seed {seed}, {name}"))
 
-    def done(training: runs.Training | Job, run: Mapping[str, Any]) -> None:
-        assert isinstance(training, runs.Training)
-        report(
-            f"seed {training.options.seed}, {training.name}: {run['accuracy']:.2%} after "
-            f"{run['train_seconds']:.0f} s"
-        )
+    def done(name: str, run: Run | None) -> None:
+        assert run is not None
+        report(f"{name}: {run.accuracy:.2%} after {run.train_seconds:.0f} s")
 
-    by_seed = zip(*trainings.values(), strict=True)
-    runs.train(list(itertools.chain(*by_seed)), at_once, lambda name, line: None, done)
-    return {name: [each.folder for each in of_seeds] for name, of_seeds in trainings.items()}
+    found = runs.train(trainings, at_once, lambda name, line: None, done)
+    return {name: [run for run in found if run.name == name] for name in names}
 
 
 def answers(framework: Framework, folder: Path, data: Data) -> Bool[np.ndarray, " N"]:
     """Which test reviews a trained model classifies correctly."""
-    run = load_run(folder)
+    run = run_directory.load_run(folder)
     learner = framework.Learner(run.model, run.options, run.vectors, run.parameters)
     logits, labels = predict(learner, data.test)
     return logits.argmax(axis=1) == labels
@@ -141,54 +143,48 @@ def compare(
     seconds: Mapping[str, float],
     test: EncodedSplit,
     categories: Sequence[str] = (),
-) -> dict[str, Any]:
-    """An entry of "comparisons": b against a, paired by seed and by review."""
+) -> Pair:
+    """b against a, paired by seed and by review."""
     difference = correct[b].astype(float) - correct[a]
-    low, high = paired_interval(difference)
-    p = paired_p(difference)
-    found: dict[str, Any] = {
-        "title": title,
-        "a": a,
-        "b": b,
-        "seeds": len(difference),
-        "accuracy_a": float(correct[a].mean()),
-        "accuracy_b": float(correct[b].mean()),
-        "difference": float(difference.mean()),
-        "interval": [low, high],
-        "difference_by_seed": difference.mean(axis=1).tolist(),
-        "mcnemar_p": p,
-        "mcnemar_p_by_seed": [
-            mcnemar(ours, theirs) for ours, theirs in zip(correct[a], correct[b], strict=True)
-        ],
-        "by_length": [],
-        "seconds_a": seconds[a],
-        "seconds_b": seconds[b],
-    }
+    found = Pair(
+        title=title,
+        a=a,
+        b=b,
+        seeds=len(difference),
+        accuracy_a=float(correct[a].mean()),
+        accuracy_b=float(correct[b].mean()),
+        difference=float(difference.mean()),
+        interval=paired_interval(difference),
+        difference_by_seed=difference.mean(axis=1).tolist(),
+        mcnemar_p=paired_p(difference),
+        mcnemar_p_by_seed=list(map(mcnemar, correct[a], correct[b])),
+        by_length=[],
+        seconds_a=seconds[a],
+        seconds_b=seconds[b],
+        conclusion="",
+    )
     # Groups of about the same size, by the words that have a vector (before the cut).
     edges = np.unique(np.quantile(test.lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)).astype(int))
     edges[-1] += 1
-    for start, stop in itertools.pairwise(edges):
+    for start, stop in itertools.pairwise(edges.tolist()):
         group = (test.lengths >= start) & (test.lengths < stop)
         if group.sum() > 1:
-            about = {"from": int(start), "to": int(stop), **_part(difference, group)}
-            found["by_length"].append(about)
+            found.by_length.append(OfLength(*_part(difference, group), start, stop))
     if test.categories is not None:
-        found["by_category"] = [
-            {"category": categories[int(number)], **_part(difference, test.categories == number)}
-            for number in np.flatnonzero(np.bincount(test.categories) > 1)
+        found.by_category = [
+            OfCategory(*_part(difference, test.categories == number), categories[number])
+            for number in np.flatnonzero(np.bincount(test.categories) > 1).tolist()
         ]
-    return {**found, "conclusion": _conclusion(found)}
+    found.conclusion = _conclusion(found)
+    return found
 
 
 def _part(
     difference: Float[np.ndarray, "seeds N"], group: Bool[np.ndarray, " N"]
-) -> dict[str, Any]:
+) -> tuple[int, float, Interval]:
+    """What a Part is made of: how many reviews, the mean difference, its interval."""
     chosen = difference[:, group]
-    return {
-        "n": int(group.sum()),
-        "difference": float(chosen.mean()),
-        "interval": list(paired_interval(chosen)),
-    }
+    return int(group.sum()), float(chosen.mean()), paired_interval(chosen)
 
 
 def mcnemar(a: Bool[np.ndarray, " N"], b: Bool[np.ndarray, " N"]) -> float:
@@ -259,25 +255,24 @@ def _interval(
     return float(mean - half), float(mean + half)
 
 
-def _conclusion(found: Mapping[str, Any]) -> str:
-    low, high = found["interval"]
-    gain = 100 * found["difference"]
+def _conclusion(found: Pair) -> str:
+    low, high = found.interval
+    gain = 100 * found.difference
     if low > 0 or high < 0:
-        verdict = f"{found['b']} is {'better' if gain > 0 else 'worse'} than {found['a']}"
+        verdict = f"{found.b} is {'better' if gain > 0 else 'worse'} than {found.a}"
     else:
-        verdict = f"no difference between {found['b']} and {found['a']} can be told"
-    ratio = found["seconds_b"] / found["seconds_a"]
+        verdict = f"no difference between {found.b} and {found.a} can be told"
     return (
-        f"With {found['seeds']} seeds, {verdict}: {gain:+.2f} points of accuracy (95 % interval "
-        f"{100 * low:+.2f} to {100 * high:+.2f}; p = {found['mcnemar_p']:.2g} for these very "
-        f"models); {found['b']} takes {ratio:.2f} times as long to train."
+        f"With {found.seeds} seeds, {verdict}: {gain:+.2f} points of accuracy (95 % interval "
+        f"{100 * low:+.2f} to {100 * high:+.2f}; p = {found.mcnemar_p:.2g} for these very "
+        f"models); {found.b} takes {found.seconds_b / found.seconds_a:.2f} times as long to train."
     )
 
 
 # How far back gradients reach.
 
 
-def vanishing(trained: Mapping[str, Run], data: Data) -> dict[str, Any]:
+def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> Vanishing:
     """The norm of dLoss/dh_t by the distance of word t to the end, untrained and trained.
 
     Over the longest test reviews as the models read them (GRADIENT_REVIEWS, at most a quarter), up
@@ -289,31 +284,31 @@ def vanishing(trained: Mapping[str, Run], data: Data) -> dict[str, Any]:
     reach = int(data.test.lengths[order].min())
     series = []
     for name, run in trained.items():
-        fresh = params.init(run.model, run.options.seed, run.vectors)
-        for state, parameters in (("untrained", fresh), ("trained", run.parameters)):
-            learner = load_learner(
-                torch_impl.learner,
-                dataclasses.replace(run, parameters=parameters),
-                "cpu",
-                "float64",
-            )
+        for state, model in (("untrained", untrained(run)), ("trained", run)):
+            learner = load_learner(torch_impl.learner, model, "cpu", "float64")
             norms = np.concatenate(
                 [
                     gradient_norms(learner, data.test.batch(rows), reach)
                     for rows in np.split(order, range(32, len(order), 32))
                 ]
             )
-            low, median, high = np.quantile(norms, [0.25, 0.5, 0.75], axis=0)
-            series.append(
-                {
-                    "name": f"{name}, {state}",
-                    "median": median.tolist(),
-                    "low": low.tolist(),
-                    "high": high.tolist(),
-                }
-            )
-    found = {"reviews": len(order), "distances": list(range(reach)), "series": series}
-    return {**found, "conclusion": _reach(series, min(100, reach - 1))}
+            low, median, high = np.quantile(norms, [0.25, 0.5, 0.75], axis=0).tolist()
+            series.append(Series(f"{name}, {state}", median, low, high))
+    distance = min(100, reach - 1)
+    shares = ", ".join(
+        f"{each.median[distance] / each.median[0]:.0e} in the {each.name}" for each in series
+    )
+    conclusion = (
+        f"{distance} words before the end, the median gradient has this share of its norm at the "
+        f"end: {shares}."
+    )
+    return Vanishing(len(order), list(range(reach)), series, conclusion)
+
+
+def untrained(run: run_directory.Run) -> run_directory.Run:
+    """The model as it was before training."""
+    parameters = params.init(run.model, run.options.seed, run.vectors)
+    return dataclasses.replace(run, parameters=parameters)
 
 
 def gradient_norms(learner: Learner, batch: Batch, reach: int) -> Float[np.ndarray, "B reach"]:
@@ -323,21 +318,10 @@ def gradient_norms(learner: Learner, batch: Batch, reach: int) -> Float[np.ndarr
     return norms[places, np.arange(len(batch.lengths))[:, None]]
 
 
-def _reach(series: Sequence[Mapping[str, Any]], distance: int) -> str:
-    shares = [
-        f"{each['median'][distance] / each['median'][0]:.0e} in the {each['name']}"
-        for each in series
-    ]
-    return (
-        f"{distance} words before the end, the median gradient has this share of its norm at the "
-        f"end: {', '.join(shares)}."
-    )
-
-
 # What the gates do at which words.
 
 
-def gates(trained: Sequence[Run], data: Data) -> dict[str, Any]:
+def gates(trained: Sequence[run_directory.Run], data: Data) -> Gates:
     """Update gate and state change at stop words, neutral words and sentiment words.
 
     z is the mean over the units, change the norm of h_t - h_(t-1) relative to that of h_(t-1); the
@@ -353,53 +337,41 @@ def gates(trained: Sequence[Run], data: Data) -> dict[str, Any]:
         max_length=trained[0].options.max_length,
         in_order=True,
     )
-    groups = word_groups(data.train.split, data.vectors.words)
-    untrained = [
-        dataclasses.replace(run, parameters=params.init(run.model, run.options.seed, run.vectors))
-        for run in trained
-    ]
-    before, after = (
-        [read_words(load_learner(torch_impl.learner, run, "cpu"), test, groups) for run in models]
-        for models in (untrained, trained)
-    )
-    reviews, group, count = after[0]["review"], after[0]["group"], len(test.split)
+    groups, count = word_groups(data.train.split, data.vectors.words), len(test.split)
 
-    def sums(
-        models: Sequence[Mapping[str, np.ndarray]], quantity: str
-    ) -> Float[np.ndarray, "models 3 resamples groups"]:
-        values = np.stack([each[quantity] for each in models])
-        return resample(values, group, reviews, count)
+    def read(
+        models: Iterable[run_directory.Run],
+    ) -> dict[str, Float[np.ndarray, "m 3 resamples g"]]:
+        """What `resample` makes of each quantity of all models."""
+        found = [
+            read_words(load_learner(torch_impl.learner, run, "cpu"), test, groups) for run in models
+        ]
+        where = found[0]["group"], found[0]["review"], count
+        return {
+            quantity: resample(np.stack([each[quantity] for each in found]), *where)
+            for quantity in QUANTITIES
+        }
 
-    found: dict[str, Any] = {"groups": []}
+    after, before = read(trained), read(map(untrained, trained))
+    # How many words of each group the reviews have.
+    n = after["z"][0, 0, 0].astype(int).tolist()
+    found = Gates(groups=[], effects=[], conclusion="")
     for number, name in enumerate(GROUPS):
-        if (group == number).any():
-            row = {
-                "group": name,
-                "n": int((group == number).sum()),
-                "distinct": int((groups == number).sum()),
-            }
-            for quantity in ("z", "change"):
-                value, interval = estimate(mean(sums(after, quantity), number), count)
-                row |= {quantity: value, f"{quantity}_interval": interval}
-            found["groups"].append(row)
-    there = [number for number in range(len(GROUPS)) if (group == number).sum() > 1]
-    for key, models in (("effects", after), ("effects_untrained", before)):
-        found[key] = []
-        for quantity in ("z", "change"):
-            of_reviews = sums(models, quantity)
-            for a, b in ((a, b) for b in there for a in there if a > b):
-                values = cohens_d(of_reviews, a, b)
-                d, interval = estimate(values, count)
-                found[key].append(
-                    {
-                        "pair": [GROUPS[a], GROUPS[b]],
-                        "quantity": quantity,
-                        "cohens_d": d,
-                        "interval": interval,
-                        "by_seed": values[:, 0].tolist(),
-                    }
-                )
-    return {**found, "conclusion": _gates_conclusion(found)}
+        if n[number]:
+            means = [estimate(mean(after[quantity], number), count) for quantity in QUANTITIES]
+            different = int((groups == number).sum())
+            found.groups.append(Group(name, n[number], *means[0], *means[1], different))
+    there = [number for number in range(len(GROUPS)) if n[number] > 1]
+    pairs = [(a, b) for b in there for a in there if a > b]
+    for sums, effects in ((after, found.effects), (before, found.effects_untrained)):
+        for quantity in QUANTITIES:
+            for a, b in pairs:
+                values = cohens_d(sums[quantity], a, b)
+                d = estimate(values, count)
+                by_seed = values[:, 0].tolist()
+                effects.append(Effect((GROUPS[a], GROUPS[b]), quantity, *d, by_seed))
+    found.conclusion = _gates_conclusion(found)
+    return found
 
 
 def word_groups(train: EncodedSplit, words: Sequence[str]) -> Int[np.ndarray, " V"]:
@@ -491,9 +463,7 @@ def cohens_d(
     return (total_a / n_a - total_b / n_b) / np.sqrt(within / (n_a + n_b - 2))
 
 
-def estimate(
-    values: Float[np.ndarray, "models resamples"], reviews: int
-) -> tuple[float, list[float]]:
+def estimate(values: Float[np.ndarray, "models resamples"], reviews: int) -> tuple[float, Interval]:
     """The mean over the models, and its 95 % interval for new seeds and new reviews.
 
     The reviews' part of the variance is the bootstrap's: see `_interval`.
@@ -506,81 +476,28 @@ def estimate(
         both = (drawn - drawn.mean(axis=0)).var(axis=1).sum() / (models - 1) / models
     variances = by_seed, drawn.mean(axis=0).var(), both
     mean = float(values[:, 0].mean())
-    return mean, list(_interval(mean, variances, (models, reviews)))
+    return mean, _interval(mean, variances, (models, reviews))
 
 
-def _gates_conclusion(found: Mapping[str, Any]) -> str:
-    effects = {
-        f"{each['quantity']}{key.removeprefix('effects')}": each
-        for key in ("effects", "effects_untrained")
-        for each in found[key]
-        if each["pair"] == ["sentiment words", "stop words"]
-    }
-    if not effects:
+def _gates_conclusion(found: Gates) -> str:
+    ends = ("sentiment words", "stop words")
+    trained, before = (
+        {each.quantity: each for each in effects if each.pair == ends}
+        for effects in (found.effects, found.effects_untrained)
+    )
+    if not trained:
         return "The reviews have too few sentiment words or stop words to tell."
-    moved = {each["group"]: each["change"] for each in found["groups"]}
-    low, high = effects["change"]["interval"]
+    moved = {each.group: each.change for each in found.groups}
+    low, high = trained["change"].interval
     less = "less" if low > 0 else "more" if high < 0 else "by no amount that can be told apart"
     return (
         f"A stop word moves the state {less}: by {moved['stop words']:.0%} of its norm, a "
-        f"sentiment word by {moved['sentiment words']:.0%} ({_effect(effects['change'])}; before "
-        f"training {_effect(effects['change_untrained'])}); the update gate opens for sentiment "
-        f"words with {_effect(effects['z'])}, before training {_effect(effects['z_untrained'])}."
+        f"sentiment word by {moved['sentiment words']:.0%} ({_effect(trained['change'])}; before "
+        f"training {_effect(before['change'])}); the update gate opens for sentiment "
+        f"words with {_effect(trained['z'])}, before training {_effect(before['z'])}."
     )
 
 
-def _effect(effect: Mapping[str, Any]) -> str:
-    low, high = effect["interval"]
-    return f"d = {effect['cohens_d']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def tables(found: Mapping[str, Any]) -> list[Table]:
-    """What `measure` found, for the terminal."""
-    result = []
-    table = Table(title="Two models on the same test reviews, paired by seed and review")
-    for column in ("", "accuracy", "difference", "95 % interval", "p", "training"):
-        table.add_column(column, justify="right" if column else "left")
-    for each in found["comparisons"]:
-        low, high = each["interval"]
-        table.add_row(
-            f"{each['a']} -> {each['b']}",
-            f"{each['accuracy_a']:.2%} -> {each['accuracy_b']:.2%}",
-            f"{100 * each['difference']:+.2f}",
-            f"{100 * low:+.2f} to {100 * high:+.2f}",
-            f"{each['mcnemar_p']:.2g}",
-            f"{each['seconds_a']:.0f} s -> {each['seconds_b']:.0f} s",
-        )
-    result.append(table)
-    if "vanishing" in found:
-        series = found["vanishing"]["series"]
-        table = Table(title="Norm of dLoss/dh_t, by the distance to the end of the review")
-        table.add_column("words to the end")
-        for each in series:
-            table.add_column(each["name"], justify="right")
-        reach = len(found["vanishing"]["distances"])
-        for distance in [d for d in (0, 1, 2, 5, 10, 20, 50, 100, 200, 400) if d < reach]:
-            medians = [f"{each['median'][distance]:.1e}" for each in series]
-            table.add_row(str(distance), *medians)
-        result.append(table)
-    if "gates" in found:
-        table = Table(title="The trained GRU, word by word")
-        for column in ("", "words", "update gate z", "95 %", "relative change", "95 %"):
-            table.add_column(column, justify="right" if column else "left")
-        for each in found["gates"]["groups"]:
-            cells = [
-                cell
-                for name in ("z", "change")
-                for low, high in [each[f"{name}_interval"]]
-                for cell in (f"{each[name]:.4f}", f"{low:.4f} to {high:.4f}")
-            ]
-            table.add_row(each["group"], f"{each['n']:,}", *cells)
-        result.append(table)
-    return result
-
-
-def conclusions(found: Mapping[str, Any]) -> list[str]:
-    """A sentence for each question that was measured."""
-    named = [(each["title"], each["conclusion"]) for each in found["comparisons"]]
-    titles = {"vanishing": "Vanishing gradients", "gates": "Irrelevant words"}
-    named += [(title, found[key]["conclusion"]) for key, title in titles.items() if key in found]
-    return [f"{title}: {sentence}" for title, sentence in named]
+def _effect(effect: Effect) -> str:
+    low, high = effect.interval
+    return f"d = {effect.cohens_d:.2f} [{low:.2f}, {high:.2f}]"

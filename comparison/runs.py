@@ -8,35 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from common.report.schema import Check
+from common.report import schema
+from common.report.schema import Check, Data, Run
+from common.training import run_directory
 from common.training.options import TrainConfig, to_arguments
-from common.training.run_directory import finished
 from comparison import processes
 from comparison.processes import Job
 
 STEPS = 125  # the first epoch of the preset quick
 BOUND_LOSS = 0.01
-
-# What metrics.json holds and results.json repeats of every run.
-KEPT = (
-    "framework",
-    "model",
-    "implementation",
-    "accuracy",
-    "accuracy_interval",
-    "confusion",
-    "roc_auc",
-    "categories",
-    "losses",
-    "loss_epochs",
-    "train_seconds",
-    "cores",
-    "tokens_per_second",
-    "first_step_seconds",
-    "peak_memory_bytes",
-    "parameters",
-    "compilations",
-)
 
 
 @dataclass(frozen=True)
@@ -45,11 +25,8 @@ class Training:
 
     framework: str
     options: TrainConfig
-
-    @property
-    def name(self) -> str:
-        """As results are named: "torch gru"."""
-        return f"{self.framework} {self.options.model}"
+    name: str
+    """For people."""
 
     @property
     def folder(self) -> Path:
@@ -58,58 +35,58 @@ class Training:
         return self.options.out
 
     def metrics(self) -> dict[str, Any] | None:
-        """What it came to, if it is finished."""
-        return finished(self.folder, self.framework, self.options)
+        """What metrics.json holds, if it is finished."""
+        return run_directory.finished(self.folder, self.framework, self.options)
+
+    def run(self) -> Run:
+        """What it came to."""
+        return schema.convert({**self._whole(), "run_dir": str(self.folder)}, Run, self.folder)
+
+    def data(self) -> Data:
+        """What it was trained and tested on."""
+        metrics = self._whole()
+        found = {**metrics["data"], "classes": list(metrics["classes"])}
+        return schema.convert(found, Data, self.folder)
+
+    def _whole(self) -> dict[str, Any]:
+        metrics = self.metrics()
+        assert metrics is not None, "what a training process leaves is whole"
+        return metrics
 
 
 def train(
     trainings: Sequence[Training],
     at_once: int,
     say: Callable[[str, str], None],
-    done: Callable[[Training | Job, dict[str, Any]], None],
+    done: Callable[[str, Run | None], None],
     beside: Sequence[Job] = (),
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> list[Run]:
     """Train models, each in a process of its own, at most so many at once, and other jobs beside.
 
     A run that was interrupted goes on, and one that is finished is not trained again. Of several
     at once, the last begin first: they are the ones that take long.
 
-    say is given (name, line) for each line that a process prints; done is told what has ended and,
-    of a training, what is in its metrics.json. Returns the entry "runs" of results.json, and
-    "data". Raises what processes.run does.
+    say is given (name, line) for each line that a process prints; done is told the name of what has
+    ended and, of a training, what it came to. Raises what processes.run does.
     """
     jobs = {}
     for training in trainings:
-        if training.options.restart or (metrics := training.metrics()) is None:
+        if training.options.restart or training.metrics() is None:
             module = f"{training.framework}_impl.train"
             job = Job(training.name, module, tuple(to_arguments(training.options)))
             jobs[job] = training
         else:
+            run = training.run()
             again = f"({training.folder}; --restart trains anew)"
-            say(training.name, f"finished before: {metrics['accuracy']:.2%} {again}")
-            done(training, metrics)
+            say(training.name, f"finished before: {run.accuracy:.2%} {again}")
+            done(training.name, run)
 
     def ended(job: Job) -> None:
-        if job in jobs:
-            done(jobs[job], _whole(jobs[job]))
-        else:
-            done(job, {})
+        done(job.name, jobs[job].run() if job in jobs else None)
 
     order = list(jobs) if at_once == 1 else list(jobs)[::-1]
     processes.run([*beside, *order], at_once, lambda job, line: say(job.name, line), ended)
-    found = {training: _whole(training) for training in trainings}
-    runs = [
-        {**{key: metrics[key] for key in KEPT if key in metrics}, "run_dir": str(training.folder)}
-        for training, metrics in found.items()
-    ]
-    last = found[trainings[-1]]
-    return runs, {**last["data"], "classes": list(last["classes"])}
-
-
-def _whole(training: Training) -> dict[str, Any]:
-    metrics = training.metrics()
-    assert metrics is not None, "what a training process leaves is whole"
-    return metrics
+    return [training.run() for training in trainings]
 
 
 def check_losses(folder: Path, model: str) -> Check:
@@ -120,36 +97,26 @@ def check_losses(folder: Path, model: str) -> Check:
     """
     curves = [_step_losses(folder / f"{framework}-{model}") for framework in ("torch", "jax")]
     gap = max(abs(ours - theirs) for ours, theirs in zip(*curves, strict=True))
-    return _row(model, f"loss of the first {len(curves[0])} steps", gap, BOUND_LOSS, max(curves[0]))
+    what = f"loss of the first {len(curves[0])} steps"
+    return _check(model, what, gap, BOUND_LOSS, max(curves[0]))
 
 
-def check_accuracy(runs: Sequence[dict[str, Any]], model: str) -> Check:
+def check_accuracy(runs: Sequence[Run], model: str) -> Check:
     """Compare the twins' accuracies: their 95 % intervals overlap.
 
     Half of one interval would be too little to ask. Training turns rounding into another run, and
     two runs of one model part by more than that now and then (docs/questions.md).
     """
-    ours, theirs = (
-        next(run for run in runs if (run["framework"], run["model"]) == (framework, model))
-        for framework in ("torch", "jax")
-    )
-    lower, upper = sorted((ours, theirs), key=lambda run: run["accuracy"])
-    gap = upper["accuracy"] - lower["accuracy"]
-    room = lower["accuracy_interval"][1] - lower["accuracy"]
-    room += upper["accuracy"] - upper["accuracy_interval"][0]
-    return _row(model, "accuracy after training", gap, room, 1.0)
+    twins = (run for run in runs if run.model == model)
+    lower, upper = sorted(twins, key=lambda run: run.accuracy)
+    room = lower.accuracy_interval[1] - lower.accuracy
+    room += upper.accuracy - upper.accuracy_interval[0]
+    return _check(model, "accuracy after training", upper.accuracy - lower.accuracy, room, 1.0)
 
 
-def _row(model: str, check: str, error: float, bound: float, scale: float) -> Check:
-    return Check(
-        models=[f"torch {model}", f"jax {model}"],
-        check=check,
-        dtype="float32",
-        error=error,
-        bound=bound,
-        ulp=error / float(np.spacing(np.float32(scale))),
-        passed=error <= bound,
-    )
+def _check(model: str, check: str, error: float, bound: float, scale: float) -> Check:
+    twins = [f"torch {model}", f"jax {model}"]
+    return Check.of(twins, check, "float32", error, bound, float(np.spacing(np.float32(scale))))
 
 
 def _step_losses(run_dir: Path) -> list[float]:

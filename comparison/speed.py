@@ -5,24 +5,21 @@ a busy moment of the machine falls on all of them alike. Every figure is the med
 beside it the spread between the first and the third quartile.
 """
 
-import json
-import subprocess
-import sys
+import itertools
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from multiprocessing import get_context
 
 import numpy as np
-from rich.table import Table
+from msgspec.structs import asdict
 
-from common.report.figures import task_name
-from comparison.contenders import DIMENSION, PROCESSES, Task, batch_of
+from common.report.schema import REFERENCE, Length, Recipe, Speed, Task, Timed
+from comparison import contenders
+from comparison.contenders import PROCESSES, batch_of
 
 REPETITIONS = 5
-REFERENCE = "nn.GRU padded"
 SHORT = (
     Task(64, 200, 128),
     Task(64, 200, 128, backward=False),
@@ -30,129 +27,93 @@ SHORT = (
     Task(256, 50, 256),
 )
 FULL = tuple(
-    Task(B, T, H, bidirectional, backward)
-    for B in (1, 16, 64, 256)
-    for T in (50, 200, 1000)
-    for H in (64, 128, 256, 512)
-    for bidirectional in (False, True)
-    for backward in (False, True)
+    itertools.starmap(
+        Task,
+        itertools.product(
+            (1, 16, 64, 256), (50, 200, 1000), (64, 128, 256, 512), (False, True), (False, True)
+        ),
+    )
 )
-# Does a word cost the kernel the same in long reviews? The products of the distinct inputs are left
-# out: the longer the reviews, the fewer there are for each word.
-LENGTHS = tuple(Task(64, T, 128, recurrence=True) for T in (50, 200, 1000, 2000))
-# The homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews; 6,415 s by its own GRU, 288 s by
-# nn.GRU.
+# Does a word cost the kernel the same in long reviews? With next to no input product, of which
+# there is less for each word, the longer the reviews are.
+LENGTHS = tuple(Task(64, T, 128, input_size=1) for T in (50, 200, 1000, 2000))
+# The homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews.
 RECIPE = Task(1, 200, 128, training=True)
 RECIPE_STEPS = 4 * 14_227
-RECIPE_SECONDS = {"its own GRU": 6_415, "nn.GRU": 288}
 
 
-@dataclass
-class Worker:
-    """A process of comparison.contenders."""
-
-    process: subprocess.Popen
-
-    def ask(self, question: object) -> Any:
-        """Send one question and wait for its answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self.process.args!r} ended: exit status {self.process.wait()}")
-        return json.loads(answer)
-
-
-def measure(tasks: Iterable[Task], report: Callable[[str], None]) -> dict[str, Any]:
+def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
     """Time all contenders on all tasks and on the homework's recipe.
 
-    Returns {"peak_flops", "rows": [...], "lengths": [...], "recipe": [...]} for results.json;
     report is told, in a line of text, what is being measured.
     """
     with ExitStack() as stack:
-        workers = {}
-        for name in PROCESSES:
-            package = name.partition("-")[0]
-            if find_spec(package) is not None:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "comparison.contenders", name],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    cwd=Path(__file__).parents[1],
-                )
-                stack.callback(process.wait)
-                stack.callback(process.stdin.close)  # type: ignore[union-attr]
-                workers[name] = Worker(process)
-        owners = {
-            contender: worker
-            for worker in workers.values()
-            for contender in worker.ask("contenders")
+        pools = {
+            name: stack.enter_context(
+                ProcessPoolExecutor(1, get_context("spawn"), contenders.start, (name,))
+            )
+            for name in PROCESSES
+            if find_spec(name.partition("-")[0]) is not None
         }
+        there = {name: pool.submit(contenders.names) for name, pool in pools.items()}  # all at once
+        owners = {name: pools[each] for each, found in there.items() for name in found.result()}
         # The faster one: PyTorch's product, MKL's, takes twice as long as XLA's on AMD.
-        peaks = [[workers[n].ask("peak") for n in ("torch", "jax")] for _ in range(REPETITIONS)]
+        peaks = [
+            [pools[name].submit(contenders.peak, name).result() for name in ("torch", "jax")]
+            for _ in range(REPETITIONS)
+        ]
         peak = float(np.median(peaks, axis=0).max())
         rows = []
         for task in tasks:
-            report(f"measuring {task_name(asdict(task))}")
+            report(f"measuring {task.name}")
             # The loop takes seconds: only where it is a matter of a few.
             names = [n for n in owners if n != "torch loop" or task.B * task.T <= 64 * 200]
             rows += _rows(task, _time(owners, names, task), peak)
         report("measuring the cost of a token in short and in long reviews")
         fused = [name for name in owners if name.endswith(" fused")]
         lengths = [
-            {
-                "contender": name,
-                "T": task.T,
-                "nanoseconds_per_token": 1e9
-                * float(np.median(seconds))
-                / batch_of(task.B, task.T).words,
-            }
+            Length(name, task.T, 1e9 * float(np.median(seconds)) / batch_of(task.B, task.T).words)
             for task in LENGTHS
             for name, seconds in _time(owners, fused, task).items()
         ]
         report("measuring the homework's recipe")
         ours = [n for n in owners if n in (REFERENCE, "torch loop", "torch fused", "jax fused")]
         recipe = [
-            {
-                "contender": name,
-                "reviews_per_second": float(1 / np.median(seconds)),
-                "projected_seconds": float(np.median(seconds) * RECIPE_STEPS),
-            }
+            Recipe(name, float(1 / np.median(seconds)), float(np.median(seconds) * RECIPE_STEPS))
             for name, seconds in _time(owners, ours, RECIPE).items()
         ]
-    return {"peak_flops": peak, "rows": rows, "lengths": lengths, "recipe": recipe}
+    return Speed(rows, lengths, recipe, peak_flops=peak)
 
 
-def _time(owners: dict[str, Worker], names: Iterable[str], task: Task) -> dict[str, list[float]]:
+def _time(
+    owners: dict[str, ProcessPoolExecutor], names: Iterable[str], task: Task
+) -> dict[str, list[float]]:
     """Seconds of each contender, REPETITIONS of them, interleaved."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(REPETITIONS):
         for name, found in seconds.items():
-            found.append(owners[name].ask({"contender": name, "task": asdict(task)}))
-    for worker in {worker.process.pid: worker for worker in owners.values()}.values():
-        worker.ask("forget")
+            found.append(owners[name].submit(contenders.seconds, name, task).result())
+    for pool in set(owners.values()):
+        pool.submit(contenders.forget).result()
     return seconds
 
 
-def _rows(task: Task, seconds: dict[str, list[float]], peak: float) -> list[dict[str, Any]]:
+def _rows(task: Task, seconds: dict[str, list[float]], peak: float) -> list[Timed]:
     batch = batch_of(task.B, task.T)
-    reference = np.median(seconds[REFERENCE])
     flops = _flops(task, batch.words, len(batch.distinct))
+    reference = float(np.median(seconds[REFERENCE]))
     rows = []
     for name, found in seconds.items():
-        median = float(np.median(found))
+        slow, median, fast = np.quantile(found, [0.75, 0.5, 0.25]).tolist()
         rows.append(
-            {
+            Timed(
                 **asdict(task),
-                "contender": name,
-                "tokens_per_second": batch.words / median,
-                "quartiles": [batch.words / q for q in np.quantile(found, [0.75, 0.25])],
-                "ratio": float(reference / median),
-                "peak_fraction": flops / median / peak,
-            }
+                contender=name,
+                tokens_per_second=batch.words / median,
+                quartiles=(batch.words / slow, batch.words / fast),
+                ratio=reference / median,
+                peak_fraction=flops / median / peak,
+            )
         )
     return rows
 
@@ -164,49 +125,6 @@ def _flops(task: Task, words: int, distinct: int) -> float:
     Backward: twice the former, for states and weights, and once the latter, for weights.
     """
     recurrent = 2 * words * 3 * task.H * task.H
-    inputs = 2 * distinct * 3 * task.H * DIMENSION
+    inputs = 2 * distinct * 3 * task.H * task.input_size
     directions = 1 + task.bidirectional
     return directions * (recurrent * (3 if task.backward else 1) + inputs * (1 + task.backward))
-
-
-def tables(results: dict[str, Any]) -> list[Table]:
-    """What `measure` found, a table a task, and the homework's recipe."""
-    found = []
-    for task in dict.fromkeys(_task(row) for row in results["rows"]):
-        rows = [row for row in results["rows"] if _task(row) == task]
-        table = Table(title=task_name(asdict(task)))
-        for column in ("", "tokens/s", "quartiles", f"x {REFERENCE}", "of peak"):
-            table.add_column(column, justify="right" if column else "left")
-        for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
-            low, high = row["quartiles"]
-            table.add_row(
-                row["contender"],
-                f"{row['tokens_per_second']:,.0f}",
-                f"{low:,.0f} to {high:,.0f}",
-                f"{row['ratio']:.2f}",
-                f"{row['peak_fraction']:.0%}",
-            )
-        found.append(table)
-    table = Table(title="Nanoseconds a token of the kernel alone, by the length of the reviews")
-    for column in ("", *(f"T {task.T:,}" for task in LENGTHS)):
-        table.add_column(column, justify="right" if column else "left")
-    for name in dict.fromkeys(row["contender"] for row in results["lengths"]):
-        found_here = [row for row in results["lengths"] if row["contender"] == name]
-        table.add_row(name, *(f"{row['nanoseconds_per_token']:,.0f}" for row in found_here))
-    found.append(table)
-    table = Table(title="The homework's recipe: batch 1, Adam, 4 x 14,227 reviews")
-    for column in ("", "reviews/s", "projected"):
-        table.add_column(column, justify="right" if column else "left")
-    for row in results["recipe"]:
-        table.add_row(
-            row["contender"],
-            f"{row['reviews_per_second']:,.1f}",
-            f"{row['projected_seconds']:,.0f} s",
-        )
-    for name, seconds in RECIPE_SECONDS.items():
-        table.add_row(f"the homework's report: {name}", "", f"{seconds:,} s")
-    return [*found, table]
-
-
-def _task(row: dict[str, Any]) -> Task:
-    return Task(**{field: row[field] for field in asdict(RECIPE)})

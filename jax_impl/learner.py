@@ -23,7 +23,6 @@ from jax_impl.layers import canonical
 from jax_impl.trace import explain
 
 FRAMEWORK = "jax"
-MODELS: tuple[str, ...] = ("gru", "bigru", "rnn")
 resolve = CELL.resolve
 MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam
 

@@ -438,7 +438,7 @@ PROGRAMS = [
     ["-m", "jax_impl.train"],
     ["-m", "torch_impl.predict", "absent"],
     ["-m", "common.convert"],
-    ["-m", "comparison.large_corpus", "absent"],
+    ["-m", "comparison.checks"],
     ["compare.py"],
 ]
 

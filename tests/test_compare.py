@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import compare
-from comparison import checks, runs, twins
+from common.report.schema import Run
+from comparison import checks, runs
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -31,7 +32,7 @@ def test_accuracy_trains_all_six_and_writes_the_report(
     assert (results["data"]["train"], results["data"]["test"]) == (192, 96)
     assert {"command", "torch", "jax", "cores"} <= results["environment"].keys()
     models = [(run["framework"], run["model"]) for run in results["runs"]]
-    assert sorted(models) == sorted((f, m) for f, ms in compare.MODELS.items() for m in ms)
+    assert sorted(models) == sorted((f, m) for f, ms in compare.COMPARED.items() for m in ms)
     for run in results["runs"]:
         assert np.sum(run["confusion"]) == 96
         assert run["implementation"] == "nn.GRU" if run["model"][:3] == "nn." else "scan"
@@ -105,8 +106,8 @@ def test_losses_that_part_are_found(tmp_path: Path) -> None:
         line = json.dumps({"epoch": 1, "step_losses": [0.7, loss]})
         (tmp_path / f"{framework}-gru" / "log.jsonl").write_text(line + "\n")
     row = runs.check_losses(tmp_path, "gru")
-    assert row["error"] == pytest.approx(0.02)
-    assert not row["passed"]
+    assert row.error == pytest.approx(0.02)
+    assert not row.passed
 
 
 @pytest.mark.parametrize(
@@ -116,17 +117,27 @@ def test_losses_that_part_are_found(tmp_path: Path) -> None:
 def test_accuracies_that_part_are_found(other: list[float], passed: bool, order: int) -> None:
     """They pass where their intervals overlap."""
     pair = [
-        {
-            "framework": framework,
-            "model": "gru",
-            "accuracy": middle,
-            "accuracy_interval": [low, high],
-        }
+        Run(
+            framework=framework,
+            model="gru",
+            implementation="fused",
+            accuracy=middle,
+            accuracy_interval=(low, high),
+            confusion=[],
+            losses=[],
+            loss_epochs=[],
+            train_seconds=1,
+            tokens_per_second=1,
+            first_step_seconds=1,
+            peak_memory_bytes=1,
+            categories={},
+            cores=1,
+        )
         for framework, (low, middle, high) in zip(
             ("torch", "jax"), ([0.78, 0.80, 0.82], other)[::order], strict=True
         )
     ]
-    assert runs.check_accuracy(pair, "gru")["passed"] is passed
+    assert runs.check_accuracy(pair, "gru").passed is passed
 
 
 @pytest.mark.parametrize(
@@ -151,4 +162,4 @@ def test_bad_options_get_one_clear_line(arguments: list[str], named: str, comman
 
 def test_twins_error_treats_nan_as_failure() -> None:
     nan = {"logits": np.array([1.0, np.nan])}
-    assert twins._error({"logits": np.array([1.0, 2.0])}, nan, "logits") == np.inf
+    assert checks.largest_error({"logits": np.array([1.0, 2.0])}, nan, "logits") == np.inf

@@ -13,15 +13,17 @@ from types import ModuleType
 import jax
 import numpy as np
 import pytest
+from msgspec import to_builtins
 from rich.console import Console
 
 import jax_impl.learner
 import torch_impl.learner
-from common import oracle, params
+from common import files, oracle, params
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
 from common.inference import explanation, prediction
 from common.params import ModelConfig
+from common.report.schema import Run, convert
 from common.training import run_directory
 from common.training.options import TrainConfig
 from comparison import explorer
@@ -373,12 +375,12 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
 def test_the_explorer_holds_right_and_wrong_reviews_of_every_model(trained: Path) -> None:
     """It asks PyTorch; what JAX would say is held to that above."""
     options = run_directory.load_run(trained).options
-    runs = [
-        {"framework": framework, "model": "bigru", "run_dir": str(trained)}
-        for framework in FRAMEWORKS
-    ]
-    found = explorer.explore(options, runs, print)
-    assert found == explorer.explore(options, runs, print), "the same reviews every time"
+    metrics = files.read_json(trained / "metrics.json")
+    metrics |= {"model": "bigru", "run_dir": str(trained)}
+    runs = [convert({**metrics, "framework": name}, Run, trained) for name in FRAMEWORKS]
+    explored = explorer.explore(options, runs, print)
+    assert explored == explorer.explore(options, runs, print), "the same reviews every time"
+    found = to_builtins(explored)
     assert found["classes"] == ["negative", "positive"]
     assert len(found["reviews"]) == explorer.REVIEWS
     json.dumps(found)

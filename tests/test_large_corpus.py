@@ -1,4 +1,4 @@
-"""The measurement of comparison/large_corpus.py, on a data set that is not large."""
+"""The measurement of tests/large_corpus.py, on a data set that is not large."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 MEASURE = """
 import json, pathlib, sys
 from common.data import encoding
-from comparison import large_corpus
+from tests import large_corpus
 encoding._ALONE = 1
 large_corpus.VOCABULARY = 20_000
 path = pathlib.Path(sys.argv[1])

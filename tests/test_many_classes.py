@@ -15,8 +15,8 @@ from common.data import sources
 from common.data.sources.dataset import Dataset, Example
 from common.inference import prediction
 from common.report import figures, markdown
+from common.report.schema import Data, Results, Run, convert
 from common.training import loop
-from comparison import runs
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -66,16 +66,11 @@ def test_five_classes_are_learnt_reported_and_predicted(
     assert status == 0
     assert [line.split("\t")[0] for line in output.splitlines()] == list(CLASSES)
 
-    run = {key: metrics[key] for key in runs.KEPT}
-    results = {
-        "runs": [run],
-        "data": {**metrics["data"], "classes": CLASSES},
-        "parity": [],
-        "environment": {"command": "x"},
-    }
-    report = markdown.write(tmp_path, results, {}).read_text()
+    data = convert({**metrics["data"], "classes": CLASSES}, Data, tmp_path)
+    results = Results({"command": "x"}, [convert(metrics, Run, tmp_path)], data=data)
+    report = markdown.write(tmp_path, results, figures.of_results(results)).read_text()
     low, high = categories["dvd"]["accuracy_interval"]
-    cell = f"{categories['dvd']['accuracy']:.2%} ± {(high - low) / 2:.2%}"
+    cell = f"{categories['dvd']['accuracy']:.2%} ({low:.2%} to {high:.2%})"
     assert f"| category | reviews | {name} gru |" in report
     assert f"| dvd | 50 | {cell} |" in report
 
@@ -83,7 +78,8 @@ def test_five_classes_are_learnt_reported_and_predicted(
 def test_the_confusion_figure_stays_readable_with_many_classes(tmp_path: Path) -> None:
     """Each class is named on both axes, and a cell has no more text than it has room for."""
     names = [f"a rather long name of class {i} that goes on" for i in range(20)]
-    figures.confusion(tmp_path / "confusion.png", np.eye(20, dtype=int) * 12_345, names, "title")
+    figure = figures.confusion("confusion", "title", np.eye(20, dtype=int) * 12_345, names)
+    figure.save(tmp_path / "confusion.png")
     drawing = (tmp_path / "confusion.svg").read_text()
     width, height = map(
         float, re.findall(r'<svg[^>]* width="([\d.]+)" height="([\d.]+)"', drawing)[0]

@@ -22,6 +22,7 @@ import jax_impl.learner
 import torch_impl.learner
 from common import files
 from common.errors import InputError
+from common.report.schema import Run
 from common.training import checkpoint, loop, run_directory
 from common.training.data import Data, load_data
 from common.training.learner import validate
@@ -266,9 +267,9 @@ def test_compare_stops_with_its_training_and_goes_on_with_it(
         checkpoint.load_checkpoint(last).about.options, epochs=1 + int(last.name) // 8
     )
     lines: list[str] = []
-    training = runs.Training("torch", options)
+    training = runs.Training("torch", options, "torch gru")
 
-    def train() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def train() -> list[Run]:
         return runs.train([training], 1, lambda name, line: lines.append(line), lambda *_: None)
 
     first = train()

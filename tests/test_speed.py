@@ -1,9 +1,12 @@
 """The speed comparison: that it times everything there is, and that its arithmetic is right."""
 
 import pytest
+from msgspec.structs import asdict
 
+from common.report import tables
+from common.report.schema import Task
 from comparison import speed
-from comparison.contenders import Task, batch_of
+from comparison.contenders import batch_of
 
 
 def test_every_contender_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,30 +16,31 @@ def test_every_contender_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [Task(3, 12, 8), Task(3, 12, 8, bidirectional=True, backward=False)]
     found = speed.measure(tasks, lambda line: None)
     for task in tasks:
-        rows = {row["contender"]: row for row in found["rows"] if speed._task(row) == task}
+        rows = {r.contender: r for r in found.rows if asdict(r).items() >= asdict(task).items()}
         assert {"torch loop", "torch scan", "jax scan", "nn.GRU packed"} < rows.keys()
         assert {"flax.linen RNN", "flax.nnx RNN"} < rows.keys()
-        assert rows[speed.REFERENCE]["ratio"] == 1
+        assert rows[speed.REFERENCE].ratio == 1
         for row in rows.values():
-            low, high = row["quartiles"]
-            assert 0 < low <= row["tokens_per_second"] <= high
-            assert 0 < row["peak_fraction"] < 1
-    assert {"nn.GRU padded", "torch loop"} <= {row["contender"] for row in found["recipe"]}
+            low, high = row.quartiles
+            assert 0 < low <= row.tokens_per_second <= high
+            assert 0 < row.peak_fraction < 1
+    assert {"nn.GRU padded", "torch loop"} <= {row.contender for row in found.recipe}
     if {"torch fused", "jax fused"} < rows.keys():
         asked = {(name, T) for name in ("torch fused", "jax fused") for T in (5, 12)}
-        assert {(row["contender"], row["T"]) for row in found["lengths"]} == asked
-    assert all(row["nanoseconds_per_token"] > 0 for row in found["lengths"])
-    assert len(speed.tables(found)) == 4
+        assert {(row.contender, row.T) for row in found.lengths} == asked
+    assert all(row.nanoseconds_per_token > 0 for row in found.lengths)
+    assert [len(table.rows) for table in tables.tasks(found)] == [len(found.rows) // 2] * 2
+    assert len(tables.all_tasks(found).rows) == len(found.rows)
 
 
 def test_rows_follow_from_the_seconds() -> None:
     task = Task(4, 30, 16)
     words = batch_of(4, 30).words
     rows = speed._rows(task, {speed.REFERENCE: [4.0, 2.0, 3.0], "ours": [1.0, 1.0, 9.0]}, 1e9)
-    ours = next(row for row in rows if row["contender"] == "ours")
-    assert ours["tokens_per_second"] == words
-    assert ours["ratio"] == 3
-    assert ours["quartiles"] == [pytest.approx(words / 5), words]
+    ours = next(row for row in rows if row.contender == "ours")
+    assert ours.tokens_per_second == words
+    assert ours.ratio == 3
+    assert ours.quartiles == (pytest.approx(words / 5), words)
 
 
 def test_operations_of_the_products() -> None:

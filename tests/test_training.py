@@ -20,10 +20,11 @@ from common.inference import prediction
 from common.training import checkpoint, loop, run_directory
 from common.training.data import load_data
 from common.training.learner import predict
+from common.training.options import MODELS
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
-EVERY = [(name, model) for name, framework in FRAMEWORKS.items() for model in framework.MODELS]
+EVERY = [(name, model) for name, models in MODELS.items() for model in models]
 
 
 def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None]:

@@ -22,7 +22,6 @@ from torch_impl.layers import canonical
 from torch_impl.trace import explain
 
 FRAMEWORK = "torch"
-MODELS: tuple[str, ...] = ("gru", "bigru", "nn.gru", "nn.bigru", "rnn")
 resolve = CELL.resolve
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}  # in torch.optim.Adam
 

@@ -17,6 +17,18 @@ import altair as alt
 import numpy as np
 import vl_convert
 
+from common.report.schema import (
+    Group,
+    Interval,
+    OfCategory,
+    OfLength,
+    Pair,
+    Results,
+    Run,
+    Timed,
+    Vanishing,
+)
+
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -59,6 +71,8 @@ class Figure:
     title: str
     chart: Chart
     width: int = 680
+    wide: bool = False
+    """Whether half of the page is too narrow for it."""
 
     def spec(self) -> dict[str, Any]:
         """For a page: as wide as its container, on its background, untitled."""
@@ -98,68 +112,42 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
     if homework:  # the mean of the few iterations left at the end of an epoch is mostly noise
         whole = np.isclose(np.diff(epochs, prepend=0), epochs[0])
         epochs, losses = epochs[whole], losses[whole]
-    loss_curves(
-        folder / "loss.png",
+    loss = loss_curves(
         {model: (epochs.tolist(), losses.tolist())},
         f"Loss (using {HOMEWORK_NAMES[model]})" if homework else f"Training loss: {title}",
         round(max(results["loss_epochs"])),
     )
+    loss.save(folder / "loss.png")
     confusion(
-        folder / "confusion.png",
+        "confusion",
+        "" if homework else f"{title}: {results['accuracy']:.2%} correct",
         results["confusion"],
         classes,
-        "" if homework else f"{title}: {results['accuracy']:.2%} correct",
         of="predicted" if homework else "true",
-    )
+    ).save(folder / "confusion.png")
 
 
-def loss_curves(
-    path: Path,
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    title: str,
-    epochs: int,
-) -> None:
-    """Draw training losses. curves: name -> (epochs done at each point, mean loss up to there)."""
-    Figure("loss", title, _loss_chart(curves, epochs)).save(path)
-
-
-def confusion(
-    path: Path,
-    matrix: Sequence[Sequence[int]],
-    classes: Sequence[str],
-    title: str,
-    *,
-    of: Literal["true", "predicted"] = "true",
-) -> None:
-    """Draw a confusion matrix (row: true class, column: predicted), counts and shares.
-
-    `of` says what a share is of: all reviews of its true class (row), or of its predicted class
-    (column), as in the homework's figures.
-    """
-    _confusion_figure("confusion", title, matrix, classes, of).save(path)
-
-
-def of_results(results: Mapping[str, Any]) -> dict[str, list[Figure]]:
+def of_results(results: Results) -> dict[str, list[Figure]]:
     """All figures that results.json has the numbers for, in order, by section of the report."""
     found: dict[str, list[Figure]] = {}
-    runs = results["runs"]
-    if runs:
-        found["accuracy"] = [_accuracy(runs, results["data"]["test"])]
+    if results.runs and results.data:
+        data, runs = results.data, results.runs
+        found["accuracy"] = [_accuracy(runs, data.test)]
         found["loss"] = [_loss(runs)]
-        found["confusion"] = [_confusion(run, results["data"]["classes"]) for run in runs]
-    if "speed" in results:
-        found["speed"] = [_speed(results["speed"]["rows"])]
-    questions = results.get("questions", {})
-    if "vanishing" in questions:
-        found["vanishing"] = [_vanishing(questions["vanishing"])]
-    groups = questions.get("gates", {}).get("groups")
-    if groups:  # reviews in a language without our stop words may have none
+        found["confusion"] = [_confusion(run, data.classes) for run in runs]
+    if results.speed:
+        found["speed"] = [_speed(results.speed.rows)]
+    if not (questions := results.questions):
+        return found
+    if questions.vanishing:
+        found["vanishing"] = [_vanishing(questions.vanishing)]
+    # Reviews in a language without our stop words may have no groups.
+    if questions.gates and (groups := questions.gates.groups):
         found["gates"] = [
             _gates(groups, "z", "update gate z", "mean of z"),
             _gates(groups, "change", "change of the state", "change relative to the state's norm"),
         ]
-    pairs = questions.get("comparisons")
-    if pairs:
+    if pairs := questions.comparisons:
         found["comparisons"] = [
             _differences(pairs),
             *_differences_by("by_length", "By the length of the review", pairs),
@@ -168,36 +156,17 @@ def of_results(results: Mapping[str, Any]) -> dict[str, list[Figure]]:
     return found
 
 
-def name_of(run: Mapping[str, Any]) -> str:
-    """What a run is called in figures and tables: torch gru."""
-    return f"{run['framework']} {run['model']}"
-
-
-def task_name(task: Mapping[str, Any]) -> str:
-    """What a task of `python compare.py speed` is called."""
-    directions = ", bidirectional" if task["bidirectional"] else ""
-    kind = "forward and backward" if task["backward"] else "forward only"
-    return f"B {task['B']}, T {task['T']}, H {task['H']} · {kind}{directions}"
-
-
 def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
     """Rows of a chart. JSON has no infinity and no NaN: they become null, which is not drawn."""
-    return alt.Data(
-        values=[
-            {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in row.items()
-            }
-            for row in rows
-        ]
-    )
+
+    def known(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return alt.Data(values=[{key: known(value) for key, value in row.items()} for row in rows])
 
 
 def _intervals(
-    rows: Sequence[Mapping[str, Any]],
-    x: alt.X,
-    numbers: str,
-    groups: Sequence[str] = (),
+    rows: Sequence[Mapping[str, Any]], x: alt.X, numbers: str, groups: Sequence[str] = ()
 ) -> Chart:
     """A line for each name: the dot is a row's value, the stroke goes from its low to its high.
 
@@ -206,33 +175,35 @@ def _intervals(
     """
     names = list(dict.fromkeys(row["name"] for row in rows))
     broken = "split(datum.label, ' · ')"
+    axis = alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=140)
     step = 12 * len(groups) + 16 if groups else 40
     base = alt.Chart(_data(rows), height=step * len(names)).encode(
-        y=alt.Y(
-            "name:N",
-            sort=names,
-            title=None,
-            axis=alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=140),
-        ),
+        y=alt.Y("name:N", sort=names, title=None, axis=axis),
         tooltip=[
-            "name:N",
-            *(["group:N"] if groups else []),
-            *(alt.Tooltip(f"{field}:Q", format=numbers) for field in ("value", "low", "high")),
-            *([alt.Tooltip("n:Q", format=",")] if "n" in rows[0] else []),
+            *(["name:N", "group:N"] if groups else ["name:N"]),
+            *_numbers(numbers, "value", "low", "high"),
+            *(_numbers(",", "n") if "n" in rows[0] else []),
         ],
     )
     if groups:
+        legend = alt.Legend(title=None, columns=1, symbolSize=110, labelExpr=broken)
         base = base.encode(
             yOffset=alt.YOffset("group:N", sort=groups),
-            color=alt.Color(
-                "group:N",
-                scale=alt.Scale(domain=groups, range=_colours(len(groups))),
-                legend=alt.Legend(title=None, columns=1, symbolSize=110, labelExpr=broken),
-            ),
+            color=alt.Color("group:N", scale=_palette(groups), legend=legend),
         )
     stroke = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     dot = base.mark_point(filled=True, size=70 if groups else 110, color=COLOURS[0], opacity=1)
     return stroke + dot.encode(x="value:Q")
+
+
+def _numbers(numbers: str, *names: str) -> list[alt.Tooltip]:
+    """What hovering tells of these fields."""
+    return [alt.Tooltip(f"{name}:Q", format=numbers) for name in names]
+
+
+def _palette(names: Sequence[str]) -> alt.Scale:
+    """A colour for each name, from the beginning again after the last."""
+    return alt.Scale(domain=names, range=[*itertools.islice(itertools.cycle(COLOURS), len(names))])
 
 
 def _upright(value: float) -> alt.Chart:
@@ -240,16 +211,15 @@ def _upright(value: float) -> alt.Chart:
     return alt.Chart(_data([{"x": value}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
 
 
-def _accuracy(runs: Sequence[Mapping[str, Any]], reviews: int) -> Figure:
+def _row(name: str, value: float, interval: Interval, **more: Any) -> dict[str, Any]:
+    """What `_intervals` draws a line of."""
+    return {"name": name, "value": value, "low": interval[0], "high": interval[1], **more}
+
+
+def _accuracy(runs: Sequence[Run], reviews: int) -> Figure:
     rows = [
-        {
-            "name": name_of(run),
-            "value": run["accuracy"],
-            "low": run["accuracy_interval"][0],
-            "high": run["accuracy_interval"][1],
-            "label": f"{run['accuracy']:.2%}",
-        }
-        for run in sorted(runs, key=lambda run: -run["accuracy"])
+        _row(run.name, run.accuracy, run.accuracy_interval, label=f"{run.accuracy:.2%}")
+        for run in sorted(runs, key=lambda run: -run.accuracy)
     ]
     best = [row for row in rows if row["value"] == rows[0]["value"]]
     rest = rows[len(best) :]
@@ -257,34 +227,31 @@ def _accuracy(runs: Sequence[Mapping[str, Any]], reviews: int) -> Figure:
     title = f"{_listed(row['name'] for row in best)} {'is' if len(best) == 1 else 'are'} the most "
     title += f"accurate: {best[0]['label']} of {reviews:,} reviews"
     if rest:
-        others = (
-            "all others" if overlapping == len(rest) else f"{overlapping} of {len(rest)} others"
-        )
+        every = overlapping == len(rest)
+        others = "all others" if every else f"{overlapping} of {len(rest)} others"
         title += f"; the intervals of {others} overlap" if overlapping else "; no interval overlaps"
-    x = alt.X(
-        "low:Q",
-        axis=alt.Axis(format="~%", tickCount=8),
-        scale=alt.Scale(zero=False, padding=20),
-        title="accuracy, 95 % interval (Wilson)",
-    )
-    chart = _intervals(rows, x, ".2%")
+    x = alt.X("low:Q", title="accuracy, 95 % interval (Wilson)")
+    x = x.axis(format="~%", tickCount=8).scale(zero=False, padding=20)
     label = alt.Chart(_data(rows)).mark_text(dy=-11)
     label = label.encode(x="value:Q", y=alt.Y("name:N", sort=None), text="label:N")
-    return Figure("accuracy", title, chart + label)
+    return Figure("accuracy", title, _intervals(rows, x, ".2%") + label)
 
 
-def _loss(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    curves = {name_of(run): (run["loss_epochs"], run["losses"]) for run in runs}
-    epochs = round(max(x[-1] for x, _ in curves.values()))
-    best = min(curves, key=lambda name: curves[name][1][-1])
-    title = f"{best} ends with the lowest training loss, {curves[best][1][-1]:.3f}"
-    return Figure("loss", title, _loss_chart(curves, epochs))
+def _loss(runs: Sequence[Run]) -> Figure:
+    curves = {run.name: (run.loss_epochs, run.losses) for run in runs}
+    best = min(runs, key=lambda run: run.losses[-1])
+    title = f"{best.name} ends with the lowest training loss, {best.losses[-1]:.3f}"
+    epochs = round(max(run.loss_epochs[-1] for run in runs))
+    return loss_curves(curves, title, epochs)
 
 
-def _loss_chart(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], epochs: int
-) -> alt.LayerChart:
-    """Several curves can be switched on and off, and zoomed into; hovering tells the nearest."""
+def loss_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, epochs: int
+) -> Figure:
+    """Training losses. curves: name -> (epochs done at each point, mean loss up to there).
+
+    Several curves can be switched on and off, and zoomed into; hovering tells the nearest.
+    """
     rows = [
         {"name": name, "epochs": x, "loss": y}
         for name, points in curves.items()
@@ -293,38 +260,28 @@ def _loss_chart(
     names = list(curves)
     models = [name.rpartition(" ")[2] for name in names]
     colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
-    several = len(curves) > 1
-    legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
+    scale = alt.Scale(domain=names, range=[colours[model] for model in models])
     # The framework twins lie on top of each other: one is dashed so that both show.
     dashes = [DASHED if name.startswith("jax") else SOLID for name in names]
+    several = len(curves) > 1
+    legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
     zoom = alt.selection_interval(
         name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]"
-    )
-    base = alt.Chart(_data(rows), height=340).encode(
-        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, epochs], nice=False), title="epochs"),
-        y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
-        color=alt.Color(
-            "name:N",
-            scale=alt.Scale(domain=names, range=[colours[model] for model in models]),
-            legend=legend,
-        ),
     )
     nearest = alt.selection_point(
         name="nearest", on="pointerover", nearest=True, clear="pointerout", empty=False
     )
+    base = alt.Chart(_data(rows), height=340).encode(
+        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, epochs], nice=False), title="epochs"),
+        y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
+        color=alt.Color("name:N", scale=scale, legend=legend),
+    )
     dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=dashes), legend=legend)
     line = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash).add_params(zoom)
-    point = (
-        base.mark_point(filled=True, size=70, clip=True)
-        .encode(
-            opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
-            tooltip=[
-                alt.Tooltip("name:N"),
-                alt.Tooltip("epochs:Q", format=".2f"),
-                alt.Tooltip("loss:Q", format=".5f"),
-            ],
-        )
-        .add_params(nearest)
+    point = base.mark_point(filled=True, size=70, clip=True).add_params(nearest)
+    point = point.encode(
+        opacity=alt.condition(nearest, alt.value(1), alt.value(0)),
+        tooltip=["name:N", *_numbers(".2f", "epochs"), *_numbers(".5f", "loss")],
     )
     chart = line + point
     if several:
@@ -332,16 +289,14 @@ def _loss_chart(
             alt.param(name=f"show_{i}", value=True, bind=alt.binding_checkbox(name=name))
             for i, name in enumerate(curves)
         ]
-        shown = [
-            f"(datum.name === {json.dumps(name)} && show_{i})" for i, name in enumerate(curves)
-        ]
+        shown = [f"(datum.name === {json.dumps(n)} && show_{i})" for i, n in enumerate(curves)]
         chart = chart.add_params(*switches).transform_filter(" || ".join(shown))
-    return chart
+    return Figure("loss", title, chart)
 
 
-def _confusion(run: Mapping[str, Any], classes: Sequence[str]) -> Figure:
-    matrix = np.array(run["confusion"])
-    title = f"{name_of(run)}: {run['accuracy']:.2%} correct"
+def _confusion(run: Run, classes: Sequence[str]) -> Figure:
+    matrix = np.array(run.confusion)
+    title = f"{run.name}: {run.accuracy:.2%} correct"
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
     if wrong.any():
         true, predicted = divmod(int(wrong.argmax()), len(classes))
@@ -349,17 +304,22 @@ def _confusion(run: Mapping[str, Any], classes: Sequence[str]) -> Figure:
             f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
             f"taken for {classes[predicted]}"
         )
-    name = f"confusion-{run['framework']}-{run['model']}"
-    return _confusion_figure(name, title, run["confusion"], classes)
+    name = f"confusion-{run.framework}-{run.model}"
+    return confusion(name, title, run.confusion, classes)
 
 
-def _confusion_figure(
+def confusion(
     name: str,
     title: str,
     matrix: Sequence[Sequence[int]],
     classes: Sequence[str],
     of: Literal["true", "predicted"] = "true",
 ) -> Figure:
+    """A confusion matrix (row: true class, column: predicted), counts and shares.
+
+    `of` says what a share is of: all reviews of its true class (row), or of its predicted class
+    (column), as in the homework's figures.
+    """
     counts = np.asarray(matrix)
     few = len(classes) <= FEW_CLASSES  # of many there is only room for the share, if that
     shares = counts / np.maximum(counts.sum(axis=1 if of == "true" else 0, keepdims=True), 1)
@@ -375,27 +335,17 @@ def _confusion_figure(
     ]
     size = max(300 // len(classes), 44)
     upright = any(7 * len(name) > size for name in classes)
+    axis = alt.Axis(labelAngle=-90 if upright else 0)
     base = alt.Chart(_data(rows), height=size * len(classes)).encode(
-        x=alt.X(
-            "predicted:N",
-            sort=None,
-            title="predicted class",
-            axis=alt.Axis(labelAngle=-90 if upright else 0),
-        ),
+        x=alt.X("predicted:N", sort=None, title="predicted class", axis=axis),
         y=alt.Y("true:N", sort=None, title="true class"),
-        tooltip=["true:N", "predicted:N", "count:Q", alt.Tooltip("share:Q", format=".1%")],
+        tooltip=["true:N", "predicted:N", "count:Q", *_numbers(".1%", "share")],
     )
-    cell = base.mark_rect(stroke=INK, strokeOpacity=0.3).encode(
-        color=alt.Color(
-            "share:Q",
-            scale=alt.Scale(domain=[0, 1], range=["#ffffff", "#004070"], interpolate="rgb"),
-            legend=alt.Legend(
-                title=[f"share of the {of} class", *([] if few else ["(numbers: in %)"])],
-                format="~%",
-                gradientLength=150,
-            ),
-        )
-    )
+    what = [f"share of the {of} class", *([] if few else ["(numbers: in %)"])]
+    legend = alt.Legend(title=what, format="~%", gradientLength=150)
+    scale = alt.Scale(domain=[0, 1], range=["#ffffff", "#004070"], interpolate="rgb")
+    cell = base.mark_rect(stroke=INK, strokeOpacity=0.3)
+    cell = cell.encode(color=alt.Color("share:Q", scale=scale, legend=legend))
     # Either ink has a contrast of at least 4.5 to 1 on its side of this share.
     ink = alt.condition("datum.share > 0.7", alt.value("white"), alt.value("black"))
     label = base.mark_text(lineBreak="\n", dy=-6 if few else 0, fontSize=12).encode(
@@ -403,102 +353,76 @@ def _confusion_figure(
         color=ink,
         opacity=alt.condition(f"width < {18 * len(classes)}", alt.value(0), alt.value(1)),
     )
-    return Figure(name, title, cell + label, width=size * len(classes) + 60)
+    return Figure(name, title, cell + label, size * len(classes) + 60, wide=not few)
 
 
-def _speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    reference = next(row["contender"] for row in rows if row["ratio"] == 1)
+def _speed(rows: Sequence[Timed]) -> Figure:
+    reference = next(row.contender for row in rows if row.ratio == 1)
     by_contender: dict[str, list[float]] = {}
     for row in rows:
-        by_contender.setdefault(row["contender"], []).append(row["ratio"])
+        by_contender.setdefault(row.contender, []).append(row.ratio)
     medians = {name: float(np.median(ratios)) for name, ratios in by_contender.items()}
     order = sorted(medians, key=lambda name: -medians[name])
-    tasks = list(dict.fromkeys(task_name(row) for row in rows))
+    tasks = list(dict.fromkeys(row.name for row in rows))
     title = f"{order[0]} is the fastest: {medians[order[0]]:.2f} times {reference}"
     if len(tasks) > 1:
         title += f", the median of {len(by_contender[order[0]])} tasks"
     if len(tasks) <= len(COLOURS):
         groups, stroke = tasks, "line: quartiles"
-        values = [
-            {
-                "name": row["contender"],
-                "group": task_name(row),
-                "value": row["ratio"],
-                "low": row["ratio"] * row["quartiles"][0] / row["tokens_per_second"],
-                "high": row["ratio"] * row["quartiles"][1] / row["tokens_per_second"],
-            }
-            for row in rows
-        ]
+        values = []
+        for row in rows:
+            low, high = (row.ratio * q / row.tokens_per_second for q in row.quartiles)
+            values.append(_row(row.contender, row.ratio, (low, high), group=row.name))
     else:  # too many to tell apart: those of one batch size together
-        sizes = sorted({row["B"] for row in rows})
+        sizes = sorted({row.B for row in rows})
         groups, stroke = [f"B {size}" for size in sizes], "dot: median, line: all tasks of that B"
         values = []
         for name, size in itertools.product(order, sizes):
-            ratios = [r["ratio"] for r in rows if (r["contender"], r["B"]) == (name, size)]
+            ratios = [row.ratio for row in rows if (row.contender, row.B) == (name, size)]
             if ratios:
                 low, value, high = np.quantile(ratios, [0, 0.5, 1]).tolist()
-                about = {"name": name, "group": f"B {size}"}
-                values.append({**about, "value": value, "low": low, "high": high})
+                values.append(_row(name, value, (low, high), group=f"B {size}"))
     values.sort(key=lambda row: order.index(row["name"]))
     values = [{**row, "name": row["name"].replace(", ", " · ")} for row in values]
-    x = alt.X(
-        "low:Q",
-        scale=alt.Scale(type="log", base=2, nice=False, padding=20),
-        axis=alt.Axis(format="~r", values=[2.0**n for n in range(-10, 11)]),
-        title=[f"times {reference} (logarithmic)", stroke],
-    )
-    chart = _intervals(values, x, ".2f", groups)
-    return Figure("speed", title, _upright(1) + chart)
+    x = alt.X("low:Q", title=[f"times {reference} (logarithmic)", stroke])
+    x = x.scale(type="log", base=2, nice=False, padding=20)
+    x = x.axis(format="~r", values=[2.0**n for n in range(-10, 11)])
+    return Figure("speed", title, _upright(1) + _intervals(values, x, ".2f", groups))
 
 
-def _vanishing(found: Mapping[str, Any]) -> Figure:
+def _vanishing(found: Vanishing) -> Figure:
     """Points that are 0, which have no logarithm, are left out."""
-    names = [series["name"] for series in found["series"]]
+    names = [series.name for series in found.series]
     rows = [
-        {"name": s["name"], "distance": distance, "norm": median, "low": low or None, "high": high}
-        for s in found["series"]
+        {"name": s.name, "distance": distance, "norm": median, "low": low or None, "high": high}
+        for s in found.series
         for distance, median, low, high in zip(
-            found["distances"], s["median"], s["low"], s["high"], strict=True
+            found.distances, s.median, s.low, s.high, strict=True
         )
         if median > 0
     ]
-    ends = found["distances"][0], found["distances"][-1]
     changes = []
-    for series in found["series"]:
-        first, last = series["median"][0], series["median"][-1]
-        changes.append(
-            f"{_fold(first / last) if last > 0 else 'to nothing'} in the {series['name']}"
-        )
-    title = f"From {ends[0]} to {ends[1]} words before the end the gradient shrinks "
-    base = alt.Chart(_data(rows), height=340).encode(
-        x=alt.X(
-            "distance:Q",
-            title=[
-                "distance to the end of the review (words)",
-                f"line: median, band: quartiles, of {found['reviews']:,} reviews",
-            ],
-        ),
-        color=alt.Color(
-            "name:N",
-            scale=alt.Scale(domain=names, range=_colours(len(names))),
-            legend=alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1),
-        ),
+    for series in found.series:
+        first, last = series.median[0], series.median[-1]
+        changes.append(f"{_fold(first / last) if last > 0 else 'to nothing'} in the {series.name}")
+    title = (
+        f"From {found.distances[0]} to {found.distances[-1]} words before the end the gradient "
+        f"shrinks {_listed(changes)}"
     )
-    y = alt.Y(
-        "norm:Q",
-        scale=alt.Scale(type="log"),
-        axis=alt.Axis(format="~e", tickCount=8),
-        title="norm of dLoss/dh",
+    what = [
+        "distance to the end of the review (words)",
+        f"line: median, band: quartiles, of {found.reviews:,} reviews",
+    ]
+    legend = alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1)
+    base = alt.Chart(_data(rows), height=340).encode(
+        x=alt.X("distance:Q", title=what),
+        color=alt.Color("name:N", scale=_palette(names), legend=legend),
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
-    line = base.mark_line(strokeWidth=2.5, point=len(found["distances"]) <= 30).encode(
-        y=y,
-        tooltip=["name:N", "distance:Q", *(alt.Tooltip(f"{n}:Q", format=".2e") for n in _BAND)],
-    )
-    return Figure("vanishing-gradients", title + _listed(changes), band + line)
-
-
-_BAND = ("norm", "low", "high")
+    y = alt.Y("norm:Q", title="norm of dLoss/dh").scale(type="log").axis(format="~e", tickCount=8)
+    line = base.mark_line(strokeWidth=2.5, point=len(found.distances) <= 30)
+    tooltip = ["name:N", "distance:Q", *_numbers(".2e", "norm", "low", "high")]
+    return Figure("vanishing-gradients", title, band + line.encode(y=y, tooltip=tooltip))
 
 
 def _fold(factor: float) -> str:
@@ -506,77 +430,55 @@ def _fold(factor: float) -> str:
     return f"{factor:.3g}-fold" if factor < 1000 else f"10^{math.log10(factor):.0f}-fold"
 
 
-def _gates(
-    groups: Sequence[Mapping[str, Any]], quantity: str, what: str, axis_title: str
-) -> Figure:
+def _gates(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -> Figure:
     rows = [
-        {
-            "name": group["group"],
-            "value": group[quantity],
-            "low": group[f"{quantity}_interval"][0],
-            "high": group[f"{quantity}_interval"][1],
-            "n": group["n"],
-        }
-        for group in groups
+        _row(each.group, getattr(each, quantity), getattr(each, f"{quantity}_interval"), n=each.n)
+        for each in groups
     ]
     top, bottom = max(rows, key=lambda row: row["value"]), min(rows, key=lambda row: row["value"])
     title = (
         f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
         f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
     )
-    x = alt.X(
-        "low:Q", scale=alt.Scale(zero=False, padding=20), title=[axis_title, "line: 95 % interval"]
-    )
-    chart = _intervals(rows, x, ".4f")
-    return Figure(f"gates-{quantity}", title, chart)
+    x = alt.X("low:Q", title=[axis_title, "line: 95 % interval"]).scale(zero=False, padding=20)
+    return Figure(f"gates-{quantity}", title, _intervals(rows, x, ".4f"))
 
 
-def _differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
+def _differences(pairs: Sequence[Pair]) -> Figure:
     """All pairs of models on all reviews; a small mark is one seed."""
-    rows = [{"name": f"{p['b']} · - {p['a']}", **_in_points(p)} for p in pairs]
+    rows = [_in_points(f"{pair.b} · - {pair.a}", pair) for pair in pairs]
     seeds = [
         {"name": row["name"], "kind": "one seed", "difference": 100 * difference}
         for row, pair in zip(rows, pairs, strict=True)
-        for difference in pair["difference_by_seed"]
+        for difference in pair.difference_by_seed
     ]
     told = [
-        f"{pair['b']} {row['value']:+.2f} points against {pair['a']}"
+        f"{pair.b} {row['value']:+.2f} points against {pair.a}"
         for row, pair in zip(rows, pairs, strict=True)
         if _excludes_zero(row)
     ]
     title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
     kinds = ["mean of the seeds, 95 % interval", "one seed"]
     legend = alt.Legend(title=None, columns=1, symbolSize=110)
-    marks = (
-        alt.Chart(_data(seeds))
-        .mark_point(filled=True, size=40, opacity=1, yOffset=10)
-        .encode(
-            x="difference:Q",
-            y=alt.Y("name:N", sort=None),
-            color=alt.Color("kind:N", legend=legend).scale(domain=kinds, range=COLOURS[:2]),
-            shape=alt.Shape("kind:N", legend=legend).scale(
-                domain=kinds, range=["circle", "diamond"]
-            ),
-            tooltip=["name:N", alt.Tooltip("difference:Q", format="+.2f")],
-        )
+    shapes = alt.Scale(domain=kinds, range=["circle", "diamond"])
+    marks = alt.Chart(_data(seeds)).mark_point(filled=True, size=40, opacity=1, yOffset=10)
+    marks = marks.encode(
+        x="difference:Q",
+        y=alt.Y("name:N", sort=None),
+        color=alt.Color("kind:N", scale=_palette(kinds), legend=legend),
+        shape=alt.Shape("kind:N", scale=shapes, legend=legend),
+        tooltip=["name:N", *_numbers("+.2f", "difference")],
     )
     chart = _upright(0) + _intervals(rows, _points_axis(), "+.2f") + marks
     return Figure("comparisons", f"{title}: {_listed(told)}" if told else title, chart)
 
 
-def _differences_by(key: str, what: str, pairs: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def _differences_by(key: str, what: str, pairs: Sequence[Pair]) -> list[Figure]:
     """All pairs on some of the reviews, by length or by category; none where nothing is told."""
     rows = [
-        {
-            "name": part["category"]
-            if key == "by_category"
-            else f"{part['from']:,} to {part['to'] - 1:,} words",
-            "group": f"{pair['b']} - {pair['a']}",
-            "n": part["n"],
-            **_in_points(part),
-        }
+        _in_points(part.name, part, group=f"{pair.b} - {pair.a}", n=part.n)
         for pair in pairs
-        for part in pair.get(key, [])
+        for part in getattr(pair, key)
     ]
     if not rows:
         return []
@@ -590,9 +492,9 @@ def _differences_by(key: str, what: str, pairs: Sequence[Mapping[str, Any]]) -> 
     return [Figure(f"comparisons-{key.replace('_', '-')}", title, _upright(0) + chart)]
 
 
-def _in_points(part: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = part["interval"]
-    return {"value": 100 * part["difference"], "low": 100 * low, "high": 100 * high}
+def _in_points(name: str, found: Pair | OfLength | OfCategory, **more: Any) -> dict[str, Any]:
+    low, high = found.interval
+    return _row(name, 100 * found.difference, (100 * low, 100 * high), **more)
 
 
 def _points_axis(*more: str) -> alt.X:
@@ -609,26 +511,14 @@ def running() -> Figure:
     word = alt.param(name="word", value=0)
     placeholder = [{"word": 0, "probability": 0}, {"word": 1, "probability": 0}]
     base = alt.Chart(alt.InlineData(values=placeholder, name="words"), height=150)
-    line = (
-        base.mark_line(color=COLOURS[0], strokeWidth=2)
-        .encode(
-            x=alt.X(
-                "word:Q",
-                title="word",
-                scale=alt.Scale(nice=False, zero=False),
-                axis=alt.Axis(format="d", tickMinStep=1),
-            ),
-            y=alt.Y("probability:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="~%")),
-        )
-        .add_params(word)
+    x = alt.X("word:Q", title="word").scale(nice=False, zero=False)
+    line = base.mark_line(color=COLOURS[0], strokeWidth=2).add_params(word)
+    line = line.encode(
+        x=x.axis(format="d", tickMinStep=1),
+        y=alt.Y("probability:Q").scale(domain=[0, 1]).axis(format="~%"),
     )
     rule = base.mark_rule(strokeWidth=2).encode(x="word:Q").transform_filter("datum.word === word")
     return Figure("running", "The probability after each word", line + rule)
-
-
-def _colours(count: int) -> list[str]:
-    """So many colours, from the beginning again after the last."""
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -8,40 +8,39 @@ only the two scripts run that are written here, known by their hashes, and nothi
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from common.report import figures, markdown
-from common.report.figures import Figure
+from common.report import content, figures, tables
+from common.report.schema import Results
 
 HERE = Path(__file__).parent
 # Of these sections the first that is there gives the page its title.
 HEADLINES = ("accuracy", "comparisons", "speed")
 
 
-def write(folder: Path, results: Mapping[str, Any], found: Mapping[str, Sequence[Figure]]) -> Path:
+def write(folder: Path, results: Results, found: content.Figures) -> Path:
     """Write report.html into the folder, with the figures `found`; returns its path."""
     charts = {figure.name: figure.spec() for every in found.values() for figure in every}
-    if "explorer" in results:
+    if results.explorer:
         charts["running"] = figures.running().spec()
+    explorer = msgspec.to_builtins(results.explorer) if results.explorer else None
     scripts = [_vega(), (HERE / "page.js").read_text(encoding="utf-8")]
-    parity = [{**check, "strain": _strain(check)} for check in results["parity"]]
     page = _environment().get_template("page.html")
     path = folder / "report.html"
     path.write_text(
         page.render(
-            results={**results, "parity": parity},
             headline=next((found[name][0].title for name in HEADLINES if name in found), "Parity"),
-            figures=found,
-            columns=markdown.COLUMNS,
-            few_classes=figures.FEW_CLASSES,
-            data={"charts": charts, "explorer": _rounded(results.get("explorer"))},
+            introduction=content.introduction(results),
+            sections=content.sections(results, found),
+            environment=results.environment,
+            data={"charts": charts, "explorer": _rounded(explorer)},
             style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
             scripts=[Markup(script) for script in scripts],
             hashes=[_hash(script) for script in scripts],
@@ -67,14 +66,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    filters: dict[str, Callable[..., Any]] = {
-        "name": figures.name_of,
-        "task": figures.task_name,
-        "row": markdown.row,
-        "percent": lambda share: f"{share:.2%}",
-        "points": lambda share: f"{100 * share:+.2f}",
-    }
-    environment.filters |= filters
+    environment.filters |= {"stripped": tables.stripped}
+    environment.tests |= {"standing_out": tables.stands_out}
     return environment
 
 
@@ -82,16 +75,11 @@ def _hash(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _strain(check: Mapping[str, Any]) -> float:
-    """How much of its bound an error takes; a bound of 0 is that of a tensor of zeros."""
-    return check["error"] / check["bound"] if check["bound"] else check["error"]
-
-
 def _rounded(value: Any) -> Any:
     """With numbers to four significant digits, which is more than the page shows, and no NaN."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_rounded(part) for part in value]

@@ -20,22 +20,18 @@ async function draw(place) {
 function zoomButtons(place) {
   const { view } = place;
   const buttons = element("div", undefined, { className: "zoom" });
-  const step = (factor) => () => {
+  const all = charts.loss.layer[0].encoding.x.scale.domain;
+  // Makes the range wider by a factor, and moves it by a share of its width.
+  const zoom = (factor, share = 0) => () => {
     const [from, to] = view.scale("x").domain();
-    const [middle, half] = [(from + to) / 2, ((to - from) / 2) * factor];
+    const middle = (from + to) / 2 + share * (to - from), half = (factor * (to - from)) / 2;
     view.signal("zoom_epochs", [middle - half, middle + half]).run();
   };
-  const move = (share) => () => {
-    const [from, to] = view.scale("x").domain();
-    const by = (to - from) * share;
-    view.signal("zoom_epochs", [from + by, to + by]).run();
-  };
-  const all = charts.loss.layer[0].encoding.x.scale.domain;
   for (const [sign, label, onclick] of [
-    ["+", "zoom in", step(0.5)],
-    ["−", "zoom out", step(2)],
-    ["←", "earlier epochs", move(-0.25)],
-    ["→", "later epochs", move(0.25)],
+    ["+", "zoom in", zoom(0.5)],
+    ["−", "zoom out", zoom(2)],
+    ["←", "earlier epochs", zoom(1, -0.25)],
+    ["→", "later epochs", zoom(1, 0.25)],
     ["all", "all epochs", () => view.signal("zoom_epochs", all).run()],
   ]) {
     const button = element("button", sign, { type: "button", title: label, onclick });

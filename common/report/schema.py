@@ -1,49 +1,52 @@
-"""What results.json has to hold, so that nothing is drawn from one that was damaged or edited.
+"""What results.json holds: built by what measures (comparison/), read by the report.
 
-Only what the report shows is described here; the file holds more.
+A file is checked as it is read, so that nothing is drawn from one that was damaged or edited.
 """
 
 import json
+import math
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from common import files
 from common.errors import InputError
 
+T = TypeVar("T")
 Interval = tuple[float, float]
 Numbers = Annotated[list[float], Meta(min_length=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+REFERENCE = "nn.GRU padded"  # what speeds are compared with
 
 
-def check(results: Any, path: Path) -> None:
-    """Raises InputError naming the file and the place in it where something is missing or wrong."""
-    kind = Trained if isinstance(results, dict) and results.get("runs") else Results
-    try:
-        msgspec.convert(results, kind)
-        json.dumps(results, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except ValueError as error:
-        raise InputError(f"{path}: cannot be shown: {error}") from None
-
-
-class Category(Struct):
-    """How well a run does on the test reviews of one category."""
+class Accuracy(Struct, kw_only=True):
+    """Of a run, or of it on the test reviews of one category, with its 95 % interval."""
 
     accuracy: Share
     accuracy_interval: Interval
+
+    @property
+    def half(self) -> float:
+        """Half of the interval."""
+        return (self.accuracy_interval[1] - self.accuracy_interval[0]) / 2
+
+
+class Category(Accuracy):
+    """How well a run does on the test reviews of one category."""
+
     support: int
 
 
-class Run(Struct):
-    """One trained model."""
+class Run(Accuracy):
+    """One trained model: what is kept of its metrics.json."""
 
     framework: str
     model: str
     implementation: str
-    accuracy: Share
-    accuracy_interval: Interval
     confusion: list[list[int]]
     losses: Numbers
     loss_epochs: Annotated[list[Positive], Meta(min_length=1)]
@@ -52,11 +55,25 @@ class Run(Struct):
     first_step_seconds: float
     peak_memory_bytes: float
     categories: dict[str, Category]
-    cores: int | UnsetType = UNSET
+    cores: int
+    roc_auc: float | None = None
+    parameters: int | None = None
+    compilations: int | None = None
+    run_dir: str = ""
 
     def __post_init__(self) -> None:
         if len(self.losses) != len(self.loss_epochs):
             raise ValueError("losses and loss_epochs: not as many")
+
+    @property
+    def name(self) -> str:
+        """What it is called in figures and tables: torch gru."""
+        return f"{self.framework} {self.model}"
+
+    @property
+    def peak_mib(self) -> float:
+        """The peak memory in MiB."""
+        return self.peak_memory_bytes / 2**20
 
 
 class Data(Struct):
@@ -70,8 +87,8 @@ class Data(Struct):
     classes: Annotated[list[str], Meta(min_length=1)]
 
 
-class Check(TypedDict):
-    """A parity check."""
+class Check(Struct):
+    """A parity check; it has passed where the error is at most the bound."""
 
     models: Annotated[list[str], Meta(min_length=2, max_length=2)]
     check: str
@@ -81,24 +98,60 @@ class Check(TypedDict):
     ulp: float
     passed: bool
 
+    @classmethod
+    def of(
+        cls, models: list[str], check: str, dtype: str, error: float, bound: float, ulp: float
+    ) -> "Check":
+        """ulp: a unit in the last place of what is compared; 0 where that is all zeros."""
+        # JSON knows no infinity.
+        error = min(float(error), sys.float_info.max)
+        units, passed = error / ulp if ulp else error, error <= bound < math.inf
+        return cls(models, check, dtype, error, float(bound), float(units), bool(passed))
 
-class Timed(Struct):
-    """An implementation on a task of `compare.py speed`."""
+    @property
+    def strain(self) -> float:
+        """How much of its bound the error takes: more than 1 is a failure."""
+        if self.bound == 0:  # of a tensor of zeros: its error is 0 or infinite
+            return self.error
+        return self.error / self.bound
+
+
+class Task(Struct, frozen=True):
+    """A batch of B reviews of at most T words through a GRU of H hidden units."""
 
     B: int
     T: int
     H: int
-    bidirectional: bool
-    backward: bool
+    bidirectional: bool = False
+    backward: bool = True
+    """Forward and backward (all gradients but that of the frozen vectors), or forward only."""
+    training: bool = False
+    """A whole training step of the classifier, with Adam."""
+    input_size: int = 300
+    """D, the dimension of the word vectors."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in figures and tables."""
+        directions = ", bidirectional" if self.bidirectional else ""
+        kind = "forward and backward" if self.backward else "forward only"
+        return f"B {self.B}, T {self.T}, H {self.H} · {kind}{directions}"
+
+
+class Timed(Task, frozen=True, kw_only=True):
+    """An implementation on a task: medians, and the first and the third quartile."""
+
     contender: str
     tokens_per_second: Positive
     quartiles: Interval
     ratio: Positive
+    """How many times as fast as REFERENCE."""
     peak_fraction: float
+    """Share of the speed of a large matrix product."""
 
 
 class Length(Struct):
-    """What a token costs in reviews of T words."""
+    """What a token costs the kernel alone in reviews of T words."""
 
     contender: str
     T: int
@@ -119,6 +172,7 @@ class Speed(Struct):
     rows: list[Timed]
     lengths: list[Length]
     recipe: list[Recipe]
+    peak_flops: float | None = None
 
     def __post_init__(self) -> None:
         if not any(row.ratio == 1 for row in self.rows):
@@ -149,7 +203,7 @@ class Vanishing(Struct):
 
 
 class Group(Struct):
-    """What the gates do at one group of words."""
+    """What the gates do at one group of words: means over the words and the models."""
 
     group: str
     n: int
@@ -157,15 +211,18 @@ class Group(Struct):
     z_interval: Interval
     change: float
     change_interval: Interval
+    distinct: int | None = None
+    """How many different words."""
 
 
 class Effect(Struct):
-    """How far two groups of words are apart."""
+    """How far two groups of words are apart; the mean over the seeds."""
 
     pair: tuple[str, str]
     quantity: str
     cohens_d: float
     interval: Interval
+    by_seed: list[float] = []
 
 
 class Gates(Struct):
@@ -174,6 +231,7 @@ class Gates(Struct):
     groups: list[Group]
     effects: list[Effect]
     conclusion: str
+    effects_untrained: list[Effect] = []
 
 
 class Part(Struct):
@@ -190,15 +248,25 @@ class OfLength(Part):
     start: int = field(name="from")
     to: int
 
+    @property
+    def name(self) -> str:
+        """What it is called in the figure."""
+        return f"{self.start:,} to {self.to - 1:,} words"
+
 
 class OfCategory(Part):
     """On those of a category."""
 
     category: str
 
+    @property
+    def name(self) -> str:
+        """What it is called in the figure."""
+        return self.category
 
-class Pair(Struct):
-    """Two models on the same reviews."""
+
+class Pair(Struct, kw_only=True):
+    """Two models on the same reviews: b against a."""
 
     title: str
     a: str
@@ -210,20 +278,21 @@ class Pair(Struct):
     interval: Interval
     difference_by_seed: list[float]
     mcnemar_p: float
+    mcnemar_p_by_seed: list[float] = []
     by_length: list[OfLength]
+    by_category: list[OfCategory] = []
     seconds_a: float
     seconds_b: float
     conclusion: str
-    by_category: list[OfCategory] = []
 
 
 class Questions(Struct):
     """What `compare.py questions` measured."""
 
-    comparisons: list[Pair] | UnsetType = UNSET
+    comparisons: list[Pair] = []
     vanishing: Vanishing | UnsetType = UNSET
     gates: Gates | UnsetType = UNSET
-    commands: list[str] | UnsetType = UNSET
+    commands: list[str] = []
 
 
 class Directions(Struct):
@@ -247,7 +316,7 @@ class Explained(Struct):
 
 
 class Review(Struct):
-    """A review of the gate explorer."""
+    """A review of the gate explorer; text is what the tokenizer made of it."""
 
     text: str
     words: Annotated[list[str], Meta(min_length=1)]
@@ -270,30 +339,26 @@ class Explorer(Struct):
     reviews: Annotated[list[Review], Meta(min_length=1)]
 
 
-class Environment(Struct):
-    """What the numbers depend on besides the code; all else here is shown as it is."""
-
-    command: str
-
-
-class Results(Struct, kw_only=True):
+class Results(Struct):
     """All of results.json."""
 
-    schema: Literal[1]
-    environment: Environment
-    runs: list[Run]
-    parity: list[Check]
+    environment: dict[str, str | int]
+    """The command, and what else the numbers depend on besides the code."""
+    runs: list[Run] = []
+    parity: list[Check] = []
+    data: Data | UnsetType = UNSET
     speed: Speed | UnsetType = UNSET
     questions: Questions | UnsetType = UNSET
     explorer: Explorer | UnsetType = UNSET
-
-
-class Trained(Results):
-    """The same where there are runs."""
-
-    data: Data
+    schema: Literal[1] = 1
 
     def __post_init__(self) -> None:
+        if "command" not in self.environment:
+            raise ValueError("environment: has no command")
+        if not self.runs:
+            return
+        if not self.data:
+            raise ValueError("Object missing required field `data`")
         classes = len(self.data.classes)
         for number, run in enumerate(self.runs):
             if [len(row) for row in run.confusion] != [classes] * classes:
@@ -302,3 +367,26 @@ class Trained(Results):
                 )
             if run.categories.keys() != self.runs[0].categories.keys():
                 raise ValueError(f"runs[{number}].categories: not those of runs[0]")
+
+
+def convert(found: Any, kind: type[T], path: Path) -> T:
+    """What came from a JSON file as one of the structs above.
+
+    Raises InputError naming the file and the place in it where something is missing or wrong.
+    """
+    try:
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return msgspec.convert(found, kind)
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be shown: {error}") from None
+
+
+def read(path: Path) -> Results:
+    """Read results.json. Raises InputError where there is none, or it cannot be shown."""
+    return convert(files.read_json(path), Results, path)
+
+
+def write(path: Path, results: Results) -> None:
+    """Write results.json, whole or not at all. Raises InputError where that fails."""
+    # The hook is for NumPy's numbers.
+    files.write_json(path, msgspec.to_builtins(results, enc_hook=lambda value: value.item()))

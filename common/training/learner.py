@@ -62,7 +62,6 @@ class Framework(Protocol):
 
     __name__: str
     FRAMEWORK: str
-    MODELS: tuple[str, ...]
 
     def Learner(
         self,

@@ -23,7 +23,7 @@ from common.training.checkpoint import Checkpoint, LogLine, State
 from common.training.data import fingerprint_of, load_data
 from common.training.learner import Framework, predict, validate
 from common.training.memory import keep_freed_memory
-from common.training.options import TrainConfig, parse_options
+from common.training.options import MODELS, TrainConfig, parse_options
 from common.training.run_directory import About
 from common.training.tensorboard import Scalars
 
@@ -38,9 +38,9 @@ def main(framework: Framework) -> None:
         if options.resume is not None:
             options = _resumed(options.resume, program)
         options.check()
-        if options.model not in framework.MODELS:
+        if options.model not in (models := MODELS[framework.FRAMEWORK]):
             raise InputError(
-                f"--model {options.model}: {framework.FRAMEWORK} has {', '.join(framework.MODELS)}"
+                f"--model {options.model}: {framework.FRAMEWORK} has {', '.join(models)}"
             )
         if options.deterministic:
             framework.make_deterministic()

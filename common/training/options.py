@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.params import ModelConfig
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-MODELS = ("gru", "bigru", "nn.gru", "nn.bigru", "rnn")
+MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru", "rnn"), "jax": ("gru", "bigru", "rnn")}
 MOST_LOG_EVERY = 10_000
 
 
@@ -99,8 +99,8 @@ class TrainConfig:
             raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
         sources.fingerprint(self.data)
         vectors.check(self.vectors)
-        if self.model not in MODELS:
-            raise InputError(f"--model {self.model}: expected one of {', '.join(MODELS)}")
+        if self.model not in MODELS["torch"]:
+            raise InputError(f"--model {self.model}: expected one of {', '.join(MODELS['torch'])}")
         if self.model == "rnn" and (
             self.reset_after or self.implementation not in ("auto", "scan")
         ):

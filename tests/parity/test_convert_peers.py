@@ -16,6 +16,7 @@ from flax import nnx, traverse_util
 
 from common import oracle
 from common.convert import FORMATS, from_format, to_format
+from comparison.jax_layers import equinox_scan, linen_rnn, nnx_rnn
 
 T, B, D, H = 6, 4, 3, 5
 DTYPES = ("float32", "float64")
@@ -78,21 +79,19 @@ def scan(step: Callable, x: np.ndarray) -> np.ndarray:
     return np.stack(outputs)
 
 
-def run_linen(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
-    variables = {"params": traverse_util.unflatten_dict(tensors, sep="/")}
-    cell = flax.linen.GRUCell(H)
-    return scan(lambda h, x_t: cell.apply(variables, h, x_t)[0], x)
+def by_rnn(rnn: Callable[..., tuple]) -> Run:
+    """What the parity checks and the speed comparison run of a library in JAX."""
+
+    def run(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+        h0, lengths = np.zeros((x.shape[1], H), x.dtype), np.full(x.shape[1], len(x))
+        return np.asarray(rnn(tensors, False, x, h0, lengths)[1])
+
+    return run
 
 
 def linen_parameters() -> Tensors:
     variables = flax.linen.GRUCell(H).init(jax.random.key(0), np.zeros(H), np.zeros(D))
     return traverse_util.flatten_dict(variables["params"], sep="/")
-
-
-def run_nnx(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
-    cell = nnx.GRUCell(x.shape[-1], H, rngs=nnx.Rngs(0))
-    nnx.update(cell, traverse_util.unflatten_dict(tensors, sep="/"))
-    return scan(lambda h, x_t: cell(h, x_t)[0], x)
 
 
 def nnx_parameters() -> Tensors:
@@ -115,17 +114,6 @@ def keras_parameters(reset_after: bool) -> Tensors:
     layer = keras.layers.GRU(H, reset_after=reset_after)
     layer.build((None, T, D))
     return {weight.name: weight for weight in layer.weights}
-
-
-def run_equinox(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
-    import equinox
-
-    def leaves(cell: equinox.nn.GRUCell) -> list:
-        return [getattr(cell, name) for name in tensors]
-
-    cell = equinox.nn.GRUCell(x.shape[-1], H, key=jax.random.key(0))
-    cell = equinox.tree_at(leaves, cell, list(tensors.values()))
-    return scan(lambda h, x_t: jax.vmap(cell)(x_t, h), x)
 
 
 def equinox_parameters() -> Tensors:
@@ -202,10 +190,10 @@ def onnx_parameters() -> Tensors:
 LIBRARIES: dict[str, tuple[Run, Callable[[bool], Tensors]]] = {
     "torch": (run_torch, lambda _: torch_gru().state_dict()),
     "homework": (run_homework, lambda _: MyGRU().state_dict()),
-    "linen": (run_linen, lambda _: linen_parameters()),
-    "nnx": (run_nnx, lambda _: nnx_parameters()),
+    "linen": (by_rnn(linen_rnn), lambda _: linen_parameters()),
+    "nnx": (by_rnn(nnx_rnn), lambda _: nnx_parameters()),
     "keras": (run_keras, keras_parameters),
-    "equinox": (run_equinox, lambda _: equinox_parameters()),
+    "equinox": (by_rnn(equinox_scan), lambda _: equinox_parameters()),
     "haiku": (run_haiku, lambda _: haiku_parameters()),
     "onnx": (run_onnx, lambda _: onnx_parameters()),
 }

@@ -11,8 +11,10 @@ import torch
 import jax_impl.gru
 import torch_impl.gru
 from common.cells import Recurrence
-from comparison.implementations import Case, Implementation, jax_gru, torch_gru
+from comparison.implementations import Case, Implementation
+from comparison.jax_layers import jax_gru
 from comparison.parity import SIZES, check, draw
+from comparison.torch_layers import torch_gru
 from jax_impl.gru import CELL as JAX_GRU
 from torch_impl.gru import CELL as TORCH_GRU
 
@@ -56,7 +58,7 @@ FAULTS = {
 def failed(implementation: Implementation, reset_after: bool, dtype: str) -> set[str]:
     """The names of the results and gradients that do not pass."""
     rows = check(implementation, DRAWS[reset_after], dtype)
-    return {row["check"] for row in rows if not row["passed"]}
+    return {row.check for row in rows if not row.passed}
 
 
 each_implementation = pytest.mark.parametrize(
@@ -122,4 +124,4 @@ def test_a_fault_in_any_one_tensor_fails(fault, dtype):
     for name, value in result.items():
         faulty = result | {name: TENSOR_FAULTS[fault](value)}
         rows = check(Implementation("faulty", lambda _, faulty=faulty: faulty), (case,), dtype)
-        assert [row["check"] for row in rows if not row["passed"]] == [name]
+        assert [row.check for row in rows if not row.passed] == [name]

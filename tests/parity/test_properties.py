@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from comparison.implementations import Case, jax_gru, torch_gru
+from comparison.implementations import Case
+from comparison.jax_layers import jax_gru
 from comparison.parity import Size, check, draw, without_head
+from comparison.torch_layers import torch_gru
 from jax_impl.gru import CELL as JAX_GRU
 from torch_impl.gru import CELL as TORCH_GRU
 
@@ -73,7 +75,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
 @examples(100)
 @given(case=cases(tokens=(False, True)))
 def test_results_and_gradients_are_the_oracles(implementation, case):
-    assert [row for row in check(implementation, (case,), np.float64) if not row["passed"]] == []
+    assert [row for row in check(implementation, (case,), np.float64) if not row.passed] == []
 
 
 @each_implementation

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import asdict
 
-from comparison.contenders import Task
+from common.report.schema import Task
 from comparison.speed import FULL, SHORT
 
 CATEGORIES = (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))

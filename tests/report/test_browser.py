@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import compare
+from common.report.schema import Results, convert
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -48,7 +49,7 @@ def results(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def page(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    return compare.write_report(folder, results)
+    return compare.write_report(folder, convert(results, Results, folder))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 
 import compare
 from common.report import figures, html
+from common.report.schema import Results, convert
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -26,8 +27,17 @@ def changed(results: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(few)
 
 
+def read(results: dict[str, Any]) -> Results:
+    return convert(results, Results, Path("results.json"))
+
+
+def page_of(results: dict[str, Any], folder: Path) -> str:
+    found = read(results)
+    return html.write(folder, found, figures.of_results(found)).read_text()
+
+
 def titles(results: dict[str, Any]) -> dict[str, list[str]]:
-    found = figures.of_results(results)
+    found = figures.of_results(read(results))
     return {section: [figure.title for figure in shown] for section, shown in found.items()}
 
 
@@ -41,7 +51,7 @@ def test_report_needs_only_results_json(
     assert page.count("<script") == 3  # the data, Vega and the page's own: none from a review
     assert not re.search(r"<(link|img|iframe)\b|\bsrc=|@import|url\(", page.split("<body>")[0])
     assert re.findall(r'href="(?!#)', page) == []
-    for shown in figures.of_results(changed).values():
+    for shown in figures.of_results(read(changed)).values():
         for figure in shown:
             for kind, start in (("png", b"\x89PNG"), ("svg", b"<svg")):
                 path = tmp_path / "figures" / f"{figure.name}.{kind}"
@@ -63,7 +73,7 @@ def test_a_bar_in_a_name_ends_no_cell_of_report_md(
 @pytest.mark.parametrize("key", ["runs", "parity", "speed", "questions", "explorer"])
 def test_what_is_missing_is_left_out(changed: dict[str, Any], key: str, tmp_path: Path) -> None:
     def sections() -> set[str]:
-        page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+        page = page_of(changed, tmp_path)
         return set(re.findall(r'<section id="(\w+)"', page))
 
     everything = sections()
@@ -78,13 +88,13 @@ def test_what_is_missing_is_left_out(changed: dict[str, Any], key: str, tmp_path
 def test_every_question_has_its_answer_in_a_sentence(
     changed: dict[str, Any], tmp_path: Path
 ) -> None:
-    page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+    page = page_of(changed, tmp_path)
     questions = changed["questions"]
     asked = [questions["vanishing"], questions["gates"], *questions["comparisons"]]
     for answer in asked:
         assert page.count(answer["conclusion"]) == 1
     questions["gates"]["groups"] = []  # of a language without our stop words
-    page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+    page = page_of(changed, tmp_path)
     assert 'data-chart="gates-z"' not in page and questions["gates"]["conclusion"] in page
 
 
@@ -94,7 +104,7 @@ def test_numbers_that_are_none_do_not_break_the_page(
     changed["parity"][0]["error"] = math.inf
     changed["runs"][0]["losses"][3] = math.nan
     changed["explorer"]["reviews"][0]["models"]["torch gru"]["z"][0] = math.nan
-    page = html.write(tmp_path, changed, figures.of_results(changed)).read_text()
+    page = page_of(changed, tmp_path)
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert data is not None
 
@@ -150,7 +160,7 @@ def review(results: dict[str, Any]) -> dict[str, Any]:
         (lambda results: results["runs"][1]["confusion"].pop(), "runs[1].confusion"),
         (lambda results: results["runs"][1]["categories"].popitem(), "runs[1].categories"),
         (lambda results: results["data"].pop("vectors"), "`vectors` - at `$.data`"),
-        (lambda results: results["environment"].clear(), "`command` - at `$.environment`"),
+        (lambda results: results["environment"].clear(), "environment: has no command"),
         (lambda results: results["parity"][3].update(error=None), "$.parity[3].error"),
         (lambda results: results["speed"]["rows"][2].update(quartiles=[1]), "rows[2].quartiles"),
         (lambda results: results["speed"].update(rows=[]), "$.speed"),

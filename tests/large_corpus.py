@@ -1,7 +1,7 @@
 """A data set larger than memory: write one, encode it, and draw batches from it.
 
-python -m comparison.large_corpus FOLDER                      5 million reviews, 500 million words
-python -m comparison.large_corpus FOLDER --reviews 100000
+python -m tests.large_corpus FOLDER                      5 million reviews, 500 million words
+python -m tests.large_corpus FOLDER --reviews 100000
 
 The first run writes FOLDER/reviews-5000000.jsonl (2.3 GB; the number is that of the reviews) and
 encodes it; run again, it shows a second start.
@@ -182,7 +182,7 @@ def _cpu() -> float:
 
 def main() -> None:
     with exit_on_input_error():
-        options = parse_options(Options, "python -m comparison.large_corpus")
+        options = parse_options(Options, "python -m tests.large_corpus")
         options.folder.mkdir(parents=True, exist_ok=True)
         figures = Figures()
         path = options.folder / f"reviews-{options.reviews}.jsonl"

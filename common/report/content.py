@@ -1,0 +1,148 @@
+"""What the report says, section by section, for report.md and report.html alike."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from common.report import tables
+from common.report.figures import Figure
+from common.report.schema import Questions, Results, Speed
+
+Figures = Mapping[str, Sequence[Figure]]
+Kind = Literal["heading", "finding", "note", "hint", "table", "folded", "figures", "grid", "code"]
+Block = tuple[Kind, Any]
+"""heading, finding (what was found, in a sentence), note (how to read it), hint (how to use the
+page) and code: text; table, and folded, on the page: a Table; figures and grid, on the page side by
+side: a list of Figure."""
+
+
+class Section(NamedTuple):
+    """A section: its name on the page, its title, its parts."""
+
+    name: str
+    title: str
+    blocks: list[Block]
+
+
+def introduction(results: Results) -> list[str]:
+    """What was trained on what, and whether parity holds."""
+    lines = []
+    if results.runs and results.data:
+        data = results.data
+        lines.append(
+            f"{data.name}: {data.train:,} reviews to train on, {data.test:,} to test on; word "
+            f"vectors {data.vectors}, {data.vocabulary:,} words."
+        )
+    if count := len(results.parity):
+        failed = sum(not check.passed for check in results.parity)
+        verdict = f"**{failed} of {count} parity checks failed.**"
+        lines.append(verdict if failed else f"All {count} parity checks passed.")
+    return lines
+
+
+def sections(results: Results, figures: Figures) -> list[Section]:
+    """All that results.json has the numbers for, but for the environment and the explorer."""
+    found = []
+    if results.runs:
+        found += [
+            Section("summary", "Summary", list(_summary(results, figures))),
+            Section(
+                "loss",
+                "Loss",
+                [
+                    ("figures", figures["loss"]),
+                    (
+                        "note",
+                        "Each point is the mean over the steps since the last; JAX is dashed.",
+                    ),
+                    (
+                        "hint",
+                        "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, "
+                        "double-click to see all again.",
+                    ),
+                ],
+            ),
+            Section("confusion", "Confusion", [("grid", figures["confusion"])]),
+        ]
+    if results.speed:
+        found.append(Section("speed", "Speed", list(_speed(results.speed, figures))))
+    if results.parity:
+        found.append(Section("parity", "Parity", list(_parity(results))))
+    if results.questions:
+        found.append(
+            Section("questions", "Questions", list(_questions(results.questions, figures)))
+        )
+    return found
+
+
+def _summary(results: Results, figures: Figures) -> Iterator[Block]:
+    yield "table", tables.summary(results.runs)
+    yield (
+        "note",
+        "Accuracy ± half of its 95 % interval (Wilson). Cores: how many a training could use. "
+        "Training: the wall time of all epochs, compilation included. tokens/s: the median over "
+        "the stretches between two log lines. First step: from building the model to its first "
+        "update. Peak memory: of the process.",
+    )
+    yield "figures", figures["accuracy"]
+    if results.runs[0].categories:
+        yield "heading", "By category"
+        yield "table", tables.categories(results.runs)
+
+
+def _speed(speed: Speed, figures: Figures) -> Iterator[Block]:
+    yield "figures", figures["speed"]
+    yield (
+        "note",
+        "B reviews of up to T words through one layer of H units, measured in turns in one run; "
+        "medians. Denormals: nn.GRU as PyTorch comes; all others take numbers below 1.2e-38, which "
+        "are slow to compute with on Intel, for 0. The peak is that of a large matrix product.",
+    )
+    yield "folded", tables.all_tasks(speed)
+    for table in (tables.lengths(speed), tables.recipe(speed)):
+        yield "heading", table.title
+        yield "table", table
+
+
+def _parity(results: Results) -> Iterator[Block]:
+    tightest = max(results.parity, key=lambda check: check.strain)
+    passed = sum(check.passed for check in results.parity)
+    yield (
+        "finding",
+        f"{passed} of {len(results.parity)} checks passed. The error closest to its bound takes "
+        f"{tightest.strain:.0%} of it: {' and '.join(tightest.models)}, {tightest.check}, "
+        f"{tightest.dtype}.",
+    )
+    yield (
+        "note",
+        "Errors are relative to the largest value of the tensor, ULP is that value's unit in the "
+        "last place.",
+    )
+    yield "table", tables.parity(results.parity)
+
+
+def _questions(questions: Questions, figures: Figures) -> Iterator[Block]:
+    if questions.vanishing:
+        yield "heading", "Do gradients vanish?"
+        yield "finding", questions.vanishing.conclusion
+        yield "figures", figures["vanishing"]
+        yield "folded", tables.vanishing(questions)[0]
+    if questions.gates:
+        yield "heading", "Does the state change less at words that do not matter?"
+        yield "finding", questions.gates.conclusion
+        yield "grid", figures.get("gates", [])
+        for table in tables.gates(questions):
+            yield "table", table
+    if questions.comparisons:
+        yield "heading", "Which of two models is better?"
+        for pair in questions.comparisons:
+            yield "finding", f"{pair.title}: {pair.conclusion}"
+        yield "figures", figures["comparisons"]
+        yield "table", tables.pairs(questions.comparisons)
+        yield (
+            "note",
+            "Paired: the same seeds, splits and reviews. Differences in percentage points; the "
+            "interval is for new seeds and new reviews, p (McNemar's test) for these very models. "
+            "Training: the median over the seeds.",
+        )
+    if questions.commands:
+        yield "code", "\n".join(questions.commands)

@@ -1,0 +1,231 @@
+"""The tables, each described once: on the terminal, in report.md and in report.html.
+
+A description is a title, a format string for each column, and the structs of results.json.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from common.report.schema import REFERENCE, Check, Pair, Questions, Run, Speed
+
+# The homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews; what its own report says.
+RECIPE_SECONDS = {"its own GRU": 6_415, "nn.GRU": 288}
+DISTANCES = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns. A cell like **this** stands out; nothing else is markup."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+    """So many columns, the first ones, hold names; the others numbers, aligned to the right."""
+
+    @classmethod
+    def of(
+        cls, title: str, rows: Iterable[Any], columns: Mapping[str, str], names: int = 1
+    ) -> "Table":
+        """columns: the title of each, and the format string of its cells: {0.ratio:.2f}."""
+        cells = [[cell.format(row) for cell in columns.values()] for row in rows]
+        return cls(title, list(columns), cells, names)
+
+    def __rich__(self) -> RichTable:
+        """On the terminal."""
+        table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for number, title in enumerate(self.header):
+            name = number < self.names
+            table.add_column(title, justify="left" if name else "right", no_wrap=name)
+        for row in self.rows:
+            table.add_row(*(Text(stripped(c), "red" if stands_out(c) else "") for c in row))
+        return table
+
+    def markdown(self) -> list[str]:
+        """The lines of report.md."""
+        rule = ["---" if i < self.names else "--:" for i in range(len(self.header))]
+        lines = [self.header, rule, *self.rows]
+        return ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in lines]
+
+
+def stands_out(cell: str) -> bool:
+    """Whether a cell is marked so."""
+    return len(cell) > 4 and cell.startswith("**") and cell.endswith("**")
+
+
+def stripped(cell: str) -> str:
+    """A cell without that mark."""
+    return cell[2:-2] if stands_out(cell) else cell
+
+
+def summary(runs: Sequence[Run]) -> Table:
+    """What was trained, and how well and how fast."""
+    columns = {
+        "framework": "{0.framework}",
+        "model": "{0.model}",
+        "implementation": "{0.implementation}",
+        "accuracy": "{0.accuracy:.2%} ± {0.half:.2%}",
+        "cores": "{0.cores}",
+        "training": "{0.train_seconds:.1f} s",
+        "tokens/s": "{0.tokens_per_second:,.0f}",
+        "first step": "{0.first_step_seconds:.2f} s",
+        "peak memory": "{0.peak_mib:,.0f} MiB",
+    }
+    return Table.of("The trained models", runs, columns, names=3)
+
+
+def categories(runs: Sequence[Run]) -> Table:
+    """The accuracy in each category, a column for each run."""
+    cell = "{0.accuracy:.2%} ({0.accuracy_interval[0]:.2%} to {0.accuracy_interval[1]:.2%})"
+    rows = [
+        [name, f"{about.support:,}", *(cell.format(run.categories[name]) for run in runs)]
+        for name, about in runs[0].categories.items()
+    ]
+    header = ["category", "reviews", *(run.name for run in runs)]
+    return Table("Accuracy by category, with its 95 % interval", header, rows)
+
+
+TIMED = {
+    "implementation": "{0.contender}",
+    "tokens/s": "{0.tokens_per_second:,.0f}",
+    "quartiles": "{0.quartiles[0]:,.0f} to {0.quartiles[1]:,.0f}",
+    f"x {REFERENCE}": "{0.ratio:.2f}",
+    "of peak": "{0.peak_fraction:.0%}",
+}
+
+
+def tasks(speed: Speed) -> list[Table]:
+    """A table a task, the fastest first."""
+    rows = sorted(speed.rows, key=lambda row: -row.tokens_per_second)
+    return [
+        Table.of(name, [row for row in rows if row.name == name], TIMED)
+        for name in dict.fromkeys(row.name for row in speed.rows)
+    ]
+
+
+def all_tasks(speed: Speed) -> Table:
+    """All of them in one."""
+    return Table.of("Speed on every task", speed.rows, {"task": "{0.name}", **TIMED}, names=2)
+
+
+def lengths(speed: Speed) -> Table:
+    """What a token costs the kernel, by the length of the reviews."""
+    steps = dict.fromkeys(each.T for each in speed.lengths)
+    rows = [
+        [name, *(f"{each.nanoseconds_per_token:,.0f}" for each in found)]
+        for name, found in groupby(
+            sorted(speed.lengths, key=lambda each: each.contender), lambda each: each.contender
+        )
+    ]
+    title = "Nanoseconds a token of the kernel alone, by the length of the reviews"
+    return Table(title, ["implementation", *(f"T {T:,}" for T in steps)], rows)
+
+
+def recipe(speed: Speed) -> Table:
+    """The homework's recipe, and what the homework says of itself."""
+    columns = {
+        "implementation": "{0.contender}",
+        "reviews/s": "{0.reviews_per_second:,.1f}",
+        "projected": "{0.projected_seconds:,.0f} s",
+    }
+    title = "The homework's recipe: batch 1, Adam, 4 epochs of 14,227 reviews"
+    table = Table.of(title, speed.recipe, columns)
+    homework = [
+        [f"the homework's report: {name}", "", f"{s:,} s"] for name, s in RECIPE_SECONDS.items()
+    ]
+    return Table(table.title, table.header, [*table.rows, *homework])
+
+
+def parity(checks: Sequence[Check]) -> Table:
+    """Every check."""
+    header = ["models", "check", "dtype", "error", "bound", "of bound", "ULP", "passed"]
+    rows = [
+        [
+            *(" / ".join(each.models), each.check, each.dtype),
+            *(f"{each.error:.1e}", f"{each.bound:.1e}", f"{each.strain:.0%}", f"{each.ulp:.1f}"),
+            "yes" if each.passed else "**NO**",
+        ]
+        for each in checks
+    ]
+    return Table("Parity checks", header, rows, names=3)
+
+
+def oracle(checks: Sequence[Check]) -> list[Table]:
+    """Those of comparison.parity.run: a table a dtype, a line a model, a column a quantity."""
+    tables = []
+    for dtype in dict.fromkeys(each.dtype for each in checks):
+        lines: dict[tuple[str, str], dict[str, str]] = {}
+        for each in checks:
+            if each.dtype == dtype:
+                quantity, kind = each.check.split(", reset ")
+                cell = f"{each.error:.0e} ({each.ulp:.1f})"
+                cell = cell if each.passed else f"**{cell} > {each.bound:.0e}**"
+                lines.setdefault((each.models[0], kind), {})[quantity] = cell
+        quantities = list(dict.fromkeys(quantity for line in lines.values() for quantity in line))
+        title = f"{dtype}: largest difference from the oracle, relative to the largest value (ULP)"
+        rows = [[*name, *(line.get(q, "") for q in quantities)] for name, line in lines.items()]
+        tables.append(Table(title, ["model", "reset", *quantities], rows, names=2))
+    return tables
+
+
+def pairs(comparisons: Sequence[Pair]) -> Table:
+    """Two models at a time."""
+    header = ["models", "seeds", "accuracy", "difference", "95 % interval", "p", "training"]
+    rows = [
+        [
+            f"{each.b} against {each.a}",
+            f"{each.seeds}",
+            f"{each.accuracy_b:.2%}, {each.accuracy_a:.2%}",
+            f"{100 * each.difference:+.2f}",
+            f"{100 * each.interval[0]:+.2f} to {100 * each.interval[1]:+.2f}",
+            f"{each.mcnemar_p:.2g}",
+            f"{each.seconds_b:,.1f} s, {each.seconds_a:,.1f} s",
+        ]
+        for each in comparisons
+    ]
+    return Table("Two models on the same test reviews, paired by seed and review", header, rows)
+
+
+def vanishing(questions: Questions) -> list[Table]:
+    """How the gradient shrinks, if that was measured."""
+    if not questions.vanishing:
+        return []
+    series, reach = questions.vanishing.series, len(questions.vanishing.distances)
+    rows = [
+        [str(questions.vanishing.distances[at]), *(f"{each.median[at]:.1e}" for each in series)]
+        for at in DISTANCES
+        if at < reach
+    ]
+    title = "Norm of dLoss/dh_t, by the distance to the end of the review (words)"
+    return [Table(title, ["words to the end", *(each.name for each in series)], rows)]
+
+
+def gates(questions: Questions) -> list[Table]:
+    """What the gates do at which words, if that was measured."""
+    if not questions.gates:
+        return []
+    words = {
+        "words": "{0.group}",
+        "how many": "{0.n:,}",
+        "update gate z": "{0.z:.4f}",
+        "95 % interval of z": "{0.z_interval[0]:.4f} to {0.z_interval[1]:.4f}",
+        "relative change": "{0.change:.4f}",
+        "95 % interval of it": "{0.change_interval[0]:.4f} to {0.change_interval[1]:.4f}",
+    }
+    effects = {
+        "against each other": "{0.pair[0]} and {0.pair[1]}",
+        "quantity": "{0.quantity}",
+        "Cohen's d": "{0.cohens_d:+.2f}",
+        "95 % interval": "{0.interval[0]:+.2f} to {0.interval[1]:+.2f}",
+    }
+    found = questions.gates
+    return [
+        Table.of("The trained GRU, word by word", found.groups, words),
+        Table.of("Effect sizes", found.effects, effects, names=2),
+    ]

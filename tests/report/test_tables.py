@@ -1,0 +1,47 @@
+"""A table says the same on the terminal, in report.md and on the page."""
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from common.report import html, tables
+from common.report.content import introduction
+from common.report.schema import Check, Results
+
+HELD = Check.of(["torch fused", "oracle"], "outputs, reset before", "float64", 4e-13, 1e-12, 2e-16)
+BROKEN = Check.of(["jax [/red] fused", "oracle"], "loss, reset before", "float64", 2.0, 1e-12, 0)
+
+
+def shown(table: tables.Table) -> str:
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_check_that_fails_stands_out_everywhere() -> None:
+    table = tables.parity([HELD, BROKEN])
+    assert [row[-1] for row in table.rows] == ["yes", "**NO**"]
+    assert re.search(r"\x1b\[31m *NO\x1b", shown(table))
+    assert "jax [/red] fused / oracle" in shown(table)
+    assert table.markdown()[3].endswith("| 2.0 | **NO** |")
+    template = html._environment().from_string("{{ cell is standing_out }} {{ cell | stripped }}")
+    assert template.render(cell=table.rows[1][-1]) == "True NO"
+    assert introduction(Results({"command": "x"}, parity=[HELD, BROKEN])) == [
+        "**1 of 2 parity checks failed.**"
+    ]
+
+
+def test_the_suite_in_short_names_the_bound_that_does_not_hold() -> None:
+    (table,) = tables.oracle([HELD, BROKEN])
+    assert table.header == ["model", "reset", "outputs", "loss"]
+    assert table.rows[0] == ["torch fused", "before", "4e-13 (2000.0)", ""]
+    assert table.rows[1] == ["jax [/red] fused", "before", "", "**2e+00 (2.0) > 1e-12**"]
+
+
+@pytest.mark.parametrize("error", [float("inf"), float("nan")])
+def test_an_error_that_is_no_number_fails(error: Any) -> None:
+    check = Check.of(["a", "b"], "x", "float32", error, 1.0, 1e-7)
+    assert not check.passed
