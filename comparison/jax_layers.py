@@ -5,6 +5,7 @@ return_sequences=) -> (outputs, h_last). The weights have the names of its layou
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax_impl.classifier
 import jax_impl.gru
 import jax_impl.layers
 from common.convert import FORMATS
-from common.params import structure
+from common.params import GRU_PARAMETERS, structure
 from comparison.implementations import EVERY, Case, Implementation, Result, in_layout, part
 
 Layer = Callable[..., tuple[Any, Array]]
@@ -69,13 +70,24 @@ def equinox_scan(
     return jax.lax.scan(step, h0, (jnp.arange(len(x)), x), reverse=reverse)
 
 
-def stacked(layout: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
-    """A layer of one of these, for each layer and direction; its weights in a layout's names.
+def linen_simple(
+    weights: dict[str, Array], reverse: bool, x: Array, h0: Array, lengths: Array
+) -> tuple[Array, Array]:
+    """flax.linen.RNN of flax.linen.SimpleCell, the tanh RNN; canonical weights."""
+    W, U, b, c = (weights[name] for name in GRU_PARAMETERS)
+    cell = linen.SimpleCell(h0.shape[-1])
+    rnn = linen.RNN(cell, time_major=True, return_carry=True, reverse=reverse, keep_order=True)
+    params = {"params": {"cell": {"i": {"kernel": W.T, "bias": b + c}, "h": {"kernel": U.T}}}}
+    found: Any = rnn.apply(params, x, initial_carry=h0, seq_lengths=lengths)
+    return found
+
+
+def stacked(scope: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
+    """A layer of one of these, for each layer and direction; scope: how its weights' names start.
 
     Flax's RNN wants a step and a word in each row. A row without words is given one, and its
     results are replaced by what they have to be.
     """
-    scope = FORMATS[layout].scope
 
     def layer(
         weights: Weights, x: Array, lengths: Array, h0: Array, *, tokens: Array | None, **_: Any
@@ -102,7 +114,7 @@ def stacked(layout: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
 
 
 linen_gru, nnx_gru, equinox_gru = (
-    stacked(layout, rnn)
+    stacked(FORMATS[layout].scope, rnn)
     for layout, rnn in (("linen", linen_rnn), ("nnx", nnx_rnn), ("equinox", equinox_scan))
 )
 
@@ -152,10 +164,7 @@ def _compute(
 
 def jax_cell(cell: str, implementation: str) -> Implementation:
     """jax_impl's cell of this name, in one of its implementations."""
-
-    def layer(*arguments: Any, **how: Any) -> tuple[Array, Array]:
-        return jax_impl.layers.run(CELLS[cell], *arguments, implementation=implementation, **how)
-
+    layer = partial(jax_impl.layers.run, CELLS[cell], implementation=implementation)
     name = f"jax {implementation if cell == 'gru' else cell}"
     return Implementation(
         name, lambda case: compute(case, case.weights, layer), dtypes=EVERY, cell=cell
@@ -165,6 +174,17 @@ def jax_cell(cell: str, implementation: str) -> Implementation:
 def jax_gru(implementation: str) -> Implementation:
     """jax_impl's GRU."""
     return jax_cell("gru", implementation)
+
+
+def flax_simple_cell() -> Implementation:
+    """flax.linen.SimpleCell, the tanh RNN."""
+    layer = stacked("rnn.{layer}.{direction}.", linen_simple)
+
+    def run(case: Case) -> Result:
+        h0 = np.zeros_like(case.d_h_last) if case.h0 is None else case.h0
+        return compute(replace(case, h0=h0), case.weights, layer)
+
+    return Implementation("flax.linen.SimpleCell", run, cell="rnn")
 
 
 def flax_cells() -> list[Implementation]:
