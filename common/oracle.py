@@ -139,7 +139,7 @@ class Forward:
     """Each direction's last state, in the order layer 0 forward, layer 0 backward, layer 1 …"""
     parameters: dict[str, np.ndarray]
     live: Bool[np.ndarray, "T B 1"]
-    """Whether row b has a word at step t."""
+    """Whether step t of row b is none of its padding."""
     layers: list[list[Direction]]
     reset_after: bool
 
@@ -168,11 +168,10 @@ def forward(
 ) -> Forward:
     """Run a cell over a padded batch.
 
-    Row b has `lengths[b]` words, in steps 0 … lengths[b] - 1; what x holds after them is never
-    looked at. The backward direction starts at the row's own last word, from its own h0. A row
-    of length 0 keeps its h0. Which cell it is, and how many layers and directions there are, is
-    read off the names of the parameters. `dtype` is the type of every number; float32 shows what
-    rounding alone does.
+    Row b has `lengths[b]` time steps; what x holds after them is never looked at. The backward
+    direction starts at the row's own last step, from its own h0. A row of length 0 keeps its h0.
+    Which cell it is, and how many layers and directions there are, is read off the names of the
+    parameters. `dtype` is the type of every number; float32 shows what rounding alone does.
     """
     parameters = {name: np.asarray(value, dtype) for name, value in parameters.items()}
     cell, (count, sides) = cell_of(parameters), structure(parameters)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interruptible() -> None:
     """A shell has what it starts in the background ignore SIGINT, which these tests send."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_compiled() -> Iterator[None]:
+    """Every function that JAX has compiled takes some of the pieces of memory that Linux allows a
+    process (vm.max_map_count): after thousands of them, XLA aborts."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

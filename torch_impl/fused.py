@@ -324,7 +324,7 @@ class Forward(torch.autograd.Function):
 
 class Eager(torch.autograd.Function):
     """Forward in the older form, which torch.func does not take: PyTorch looks at the signature of
-    the newer one at every call, which takes as long as a tenth of a short review."""
+    the newer one at every call, which takes as long as a tenth of a short call."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:

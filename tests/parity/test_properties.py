@@ -27,10 +27,12 @@ each_implementation = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def quick_compilation():
-    """XLA compiles for almost every example anew, and each runs but once."""
+    """XLA compiles for almost every example anew, and each runs but once: nothing is worth keeping
+    (see few_compiled in conftest.py)."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 def examples(number: int):
