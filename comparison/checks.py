@@ -15,6 +15,7 @@ from common.data.batches import Batch
 from common.errors import exit_on_input_error
 from common.report.schema import Check
 from common.training.data import Data, load_data
+from common.training.learner import Framework
 from common.training.options import TrainConfig, parse_options
 from comparison import parity
 from comparison.implementations import Implementation
@@ -95,7 +96,7 @@ def check_twins(
 
 
 def _answers(
-    framework: object, options: TrainConfig, data: Data, batch: Batch, dtype: str
+    framework: Framework, options: TrainConfig, data: Data, batch: Batch, dtype: str
 ) -> Answers:
     """logits, loss and "gradients NAME" from the parameters that training starts from."""
     vectors = data.vectors
@@ -105,7 +106,7 @@ def _answers(
         vocabulary_size=len(vectors.words),
         train_vectors=vectors.trained_with_model,
     )
-    learner = framework.Learner(config, options, vectors.matrix, dtype=dtype)  # type: ignore[attr-defined]
+    learner = framework.Learner(config, options, vectors.matrix, dtype=dtype)
     loss, gradients = learner.gradients(batch)
     named = {f"gradients {name}": value for name, value in gradients.items()}
     return {"logits": learner.logits(batch), "loss": np.array(loss), **named}
