@@ -80,18 +80,12 @@ def operands(
 def product_gradients(
     x: Float[Array, "*N D"], d_a: Float[Array, "*N 3H"]
 ) -> tuple[Float[Array, "3H D"], Float[Array, " 3H"]]:
-    """The gradients of W and b in `project`, given that of its result: sums in parts, as there."""
+    """The gradients of W and b in `project`, given that of its result; W's in as many parts."""
     number = parts_of(x)
-    pairs = [
-        (d_part.reshape(-1, d_a.shape[-1]), part.reshape(-1, x.shape[-1]))
-        for d_part, part in zip(
-            jnp.array_split(d_a, number), jnp.array_split(x, number), strict=True
-        )
-    ]
-    d_weight, d_bias = pairs[0][0].T @ pairs[0][1], pairs[0][0].sum(axis=0)
-    for d_part, part in pairs[1:]:
-        d_weight, d_bias = d_weight + d_part.T @ part, d_bias + d_part.sum(axis=0)
-    return d_weight, d_bias
+    x, d_a = x.reshape(-1, x.shape[-1]), d_a.reshape(-1, d_a.shape[-1])
+    parts = zip(jnp.array_split(d_a, number), jnp.array_split(x, number), strict=True)
+    first, *others = (d_part.T @ part for d_part, part in parts)
+    return sum(others, first), d_a.sum(axis=0)
 
 
 def vary_alike(tree: Any) -> Any:

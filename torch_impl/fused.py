@@ -76,15 +76,16 @@ def operands(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor],
 def product_gradients(
     x: Float[Tensor, "*N D"], d_a: Float[Tensor, "*N 3H"]
 ) -> tuple[Float[Tensor, "3H D"], Float[Tensor, " 3H"]]:
-    """The gradients of W and b in `project`, given that of its result: sums in parts, as there."""
+    """The gradients of W and b in `project`, given that of its result; W's in as many parts."""
     number = parts_of(x)
-    pairs = [
-        (d_part.flatten(0, -2), part.flatten(0, -2))
-        for d_part, part in zip(d_a.chunk(number), x.chunk(number), strict=True)
-    ]
-    d_weight, d_bias = pairs[0][0].T @ pairs[0][1], pairs[0][0].sum(dim=0)
-    for d_part, part in pairs[1:]:
-        d_weight, d_bias = d_weight + d_part.T @ part, d_bias + d_part.sum(dim=0)
+    x, d_a = x.flatten(0, -2), d_a.flatten(0, -2)
+    d_bias = d_a.sum(dim=0)
+    if number == 1:
+        return d_a.T @ x, d_bias
+    first, *others = zip(d_a.chunk(number), x.chunk(number), strict=True)
+    d_weight = first[0].T @ first[1]
+    for d_part, part in others:  # in place: to get memory takes as long as the product
+        d_weight.addmm_(d_part.T, part)
     return d_weight, d_bias
 
 
