@@ -31,8 +31,9 @@ from jax_impl.layers import (
     as_array,
     by_direction,
     canonical,
-    inputs,
+    gather,
     loop,
+    project,
     register,
     run,
 )
@@ -76,7 +77,8 @@ def scan_direction(
     c_n = bias_hh[2 * size :]
     # Hidden biases that are added to the inputs' share are added to its bias.
     hidden = jnp.concatenate([bias_hh[: 2 * size], 0 * c_n]) if reset_after else bias_hh
-    a = inputs(x, tokens, mask, weight_ih, bias_ih + hidden)
+    rows = jnp.split(project(x, weight_ih, bias_ih + hidden), [2 * size], axis=-1)
+    inputs = [gather(each, tokens, mask) for each in rows]
 
     # What is cheap is computed once more in the backward pass: to keep it costs more time.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
@@ -90,7 +92,7 @@ def scan_direction(
         h = jnp.where(live, h + z * (n - h), h)
         return h, h
 
-    return jax.lax.scan(one, h, (*jnp.split(a, [2 * size], axis=-1), mask), reverse=reverse)
+    return jax.lax.scan(one, h, (*inputs, mask), reverse=reverse)
 
 
 scan = partial(by_direction, scan_direction)

@@ -53,18 +53,15 @@ def parts_of(x: Float[Array, "*N D"]) -> int:
     return max(min(x.shape[0] // 64, 4), 1)
 
 
-def inputs(
-    x: Float[Array, "T B D"] | Float[Array, "K D"],
+def gather(
+    rows: Float[Array, "T B N"] | Float[Array, "K N"],
     tokens: Int[Array, "T B"] | None,
     mask: Bool[Array, "T B 1"],
-    weight_ih: Float[Array, "G*H D"],
-    bias_ih: Float[Array, " G*H"],
-) -> Float[Array, "T B G*H"]:
-    """`project` for all time steps; each distinct input is multiplied once.
+) -> Float[Array, "T B N"]:
+    """The rows of all time steps, where tokens point at them.
 
-    Padding has zeros where there are tokens: a NaN in place of them would come back as 0 * NaN.
+    Padding has zeros then: a NaN in place of them would come back as 0 * NaN.
     """
-    rows = project(x, weight_ih, bias_ih)
     return rows if tokens is None else jnp.where(mask, rows[tokens], 0)
 
 
@@ -139,7 +136,7 @@ def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., F
         reset_after: bool,
     ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
         weight_ih, weight_hh, bias_ih, bias_hh = weights
-        a = inputs(x, tokens, mask, weight_ih, bias_ih)
+        a = gather(project(x, weight_ih, bias_ih), tokens, mask)
         how = {"reverse": reverse, "reset_after": reset_after}
         h, found = unroll(step, a, mask, h, weight_hh, bias_hh, None, **how)
         return h, found["states"]

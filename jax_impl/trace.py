@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from common.params import cell_of, structure
 from jax_impl.classifier import CELLS, head
-from jax_impl.layers import inputs, layer_weights, run, unroll, within
+from jax_impl.layers import layer_weights, project, run, unroll, within
 
 
 def trace(
@@ -43,7 +43,7 @@ def trace(
         weight_ih, weight_hh, bias_ih, bias_hh = layer_weights(
             cell, parameters, layers - 1, direction
         )
-        a, h0 = inputs(x, None, mask, weight_ih, bias_ih), jnp.zeros_like(nudges[i, 0])
+        a, h0 = project(x, weight_ih, bias_ih), jnp.zeros_like(nudges[i, 0])
         how = {"reverse": direction == "backward", "reset_after": reset_after}
         found.append(unroll(cell.step, a, mask, h0, weight_hh, bias_hh, nudges[i], **how)[1])
     return {name: jnp.stack([each[name] for each in found]) for name in found[0]}

@@ -28,8 +28,9 @@ from torch_impl.layers import (
     as_array,
     by_direction,
     canonical,
-    inputs,
+    gather,
     loop,
+    project,
     register,
     run,
 )
@@ -73,10 +74,11 @@ def scan_direction(
     c_n = bias_hh[2 * size :]
     # Hidden biases that are added to the inputs' share are added to its bias.
     hidden = torch.cat([bias_hh[: 2 * size], torch.zeros_like(c_n)]) if reset_after else bias_hh
-    a = inputs(x, tokens, mask, weight_ih, bias_ih + hidden)
-    states = [h] * len(a)
-    a_zr, a_n, live = (each.unbind() for each in (*a.split([2 * size, size], dim=-1), mask))
-    for t in reversed(range(len(a))) if reverse else range(len(a)):
+    rows = project(x, weight_ih, bias_ih + hidden).split([2 * size, size], dim=-1)
+    inputs = [gather(each, tokens, mask) for each in rows]
+    a_zr, a_n, live = (each.unbind() for each in (*inputs, mask))
+    states = [h] * len(live)
+    for t in reversed(range(len(live))) if reverse else range(len(live)):
         z, r = torch.sigmoid(torch.addmm(a_zr[t], h, U_zr)).chunk(2, dim=-1)
         if reset_after:
             n = torch.tanh(a_n[t] + r * torch.addmm(c_n, h, U_n))

@@ -55,18 +55,15 @@ def parts_of(x: Float[Tensor, "*N D"]) -> int:
     return max(min(x.shape[0] // 64, 4), 1)
 
 
-def inputs(
-    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+def gather(
+    rows: Float[Tensor, "T B N"] | Float[Tensor, "K N"],
     tokens: Int[Tensor, "T B"] | None,
     mask: Bool[Tensor, "T B 1"],
-    weight_ih: Float[Tensor, "G*H D"],
-    bias_ih: Float[Tensor, " G*H"],
-) -> Float[Tensor, "T B G*H"]:
-    """`project` for all time steps; each distinct input is multiplied once.
+) -> Float[Tensor, "T B N"]:
+    """The rows of all time steps, where tokens point at them.
 
-    Padding has zeros where there are tokens: a NaN in place of them would come back as 0 * NaN.
+    Padding has zeros then: a NaN in place of them would come back as 0 * NaN.
     """
-    rows = project(x, weight_ih, bias_ih)
     if tokens is None:
         return rows
     return F.embedding(torch.where(mask[..., 0], tokens, len(rows)), F.pad(rows, (0, 0, 0, 1)))
@@ -141,7 +138,7 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
         reset_after: bool,
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
         weight_ih, weight_hh, bias_ih, bias_hh = weights
-        a = inputs(x, tokens, mask, weight_ih, bias_ih)
+        a = gather(project(x, weight_ih, bias_ih), tokens, mask)
         how = {"reverse": reverse, "reset_after": reset_after}
         h, found = unroll(step, a, mask, h, weight_hh, bias_hh, None, **how)
         return h, found["states"]
