@@ -56,7 +56,8 @@ def recurrence(
     save = torch.is_grad_enabled() and (transformed() or any(each.requires_grad for each in arrays))
     how = (tokens, lengths, reset_after, return_sequences, save)
     if (in_memory and not save) or torch.compiler.is_compiling():
-        outputs, h_last, _ = compute(*how, *arrays)
+        function = forward if in_memory else forward_operator
+        outputs, h_last, _ = compute(function, *how, *arrays)
     else:
         outputs, h_last, _ = (Eager if in_memory else Forward).apply(*how, *arrays)
     return outputs, h_last
@@ -271,6 +272,7 @@ backward_operator.register_autograd(refuse)
 
 
 def compute(
+    function: Callable[..., tuple[Tensor, Tensor, Tensor]],
     tokens: Tensor | None,
     lengths: Tensor,
     reset_after: bool,
@@ -278,12 +280,10 @@ def compute(
     save: bool,
     *arrays: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer, without a gradient but under torch.compile; returns what gru::forward does."""
-    function = forward if plain(tokens, lengths, *arrays) else forward_operator
+    """A layer by `forward` or its operator, without a gradient but that of the operator."""
     projections, *others = operands(*arrays)
     how = (directions_of(projections), reset_after, return_sequences, save)
-    given: Any = (projections, *others, tokens, lengths, *how)
-    return function(*given)
+    return function(projections, *others, tokens, lengths, *how)
 
 
 class Forward(torch.autograd.Function):
@@ -291,7 +291,8 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return compute(*inputs)
+        in_memory = plain(*inputs[:2], *inputs[5:])
+        return compute(forward if in_memory else forward_operator, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -329,7 +330,7 @@ class Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = compute(*inputs)
+        output = compute(forward, *inputs)
         Forward.setup_context(ctx, inputs, output)
         return output
 
