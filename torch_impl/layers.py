@@ -86,12 +86,14 @@ def unroll(
     That is "states", after each step, and what the step returns by name. At padding the state
     stays. nudges are added to the states as they are handed on.
     """
-    found: list[dict[str, Tensor]] = [{}] * len(a)
-    for t in reversed(range(len(a))) if reverse else range(len(a)):
-        after, between = step(a[t], h, weight_hh, bias_hh, reset_after=reset_after)
-        h = torch.where(mask[t], after, h)
+    # As a whole: a[t] would have a gradient as large as a.
+    inputs, live, pushes = a.unbind(), mask.unbind(), () if nudges is None else nudges.unbind()
+    found: list[dict[str, Tensor]] = [{}] * len(inputs)
+    for t in reversed(range(len(inputs))) if reverse else range(len(inputs)):
+        after, between = step(inputs[t], h, weight_hh, bias_hh, reset_after=reset_after)
+        h = torch.where(live[t], after, h)
         if nudges is not None:
-            h = h + nudges[t]
+            h = h + pushes[t]
         found[t] = {"states": h, **between}
     if not found:
         return h, {"states": h.new_zeros(0, *h.shape)}
