@@ -56,10 +56,12 @@ def trained(options: ChecksConfig) -> list[Implementation]:
     found = []
     if "torch" in options.frameworks:
         kind = torch_impl.learner.find_device(options.device).type
-        found.append(torch_gru(torch_impl.learner.resolve(options.implementation, kind)))
+        found.append(
+            torch_gru(torch_impl.learner.CELLS["gru"].resolve(options.implementation, kind))
+        )
     if "jax" in options.frameworks:
         kind = jax_impl.learner.find_device(options.device).platform
-        found.append(jax_gru(jax_impl.learner.resolve(options.implementation, kind)))
+        found.append(jax_gru(jax_impl.learner.CELLS["gru"].resolve(options.implementation, kind)))
     return [*found, parity.NN_GRU]
 
 

@@ -13,7 +13,8 @@ float32: at most twice the yardstick's error on the very same numbers, plus one 
     nn.GRU. Where that cannot compute the function (the reset before the product), it is the plain
     loop of tensor operations, torch_impl's "loop", and that one in turn is held to the equations
     as NumPy computes them in float32. The tanh RNN in JAX is held to flax's, with the same tanh:
-    XLA's float32 tanh is off by up to 3.8 ULP, PyTorch's by 0.6, and here nothing tempers it.
+    XLA's float32 tanh is off by several ULP, PyTorch's by less than one, and here nothing tempers
+    it.
 bfloat16: both twins compute in float32 and round once, so half a unit in the last place of a
     bfloat16 of the largest value, plus the bound of float32 for the same numbers. Of the GRU alone:
     its results, and its gradients without the classifier's head, which rounds at every operation.

@@ -18,12 +18,10 @@ from common.errors import InputError
 from common.params import ModelConfig, init
 from common.training.options import TrainConfig
 from jax_impl.classifier import CELLS, Classifier, cross_entropy
-from jax_impl.gru import CELL
 from jax_impl.layers import canonical
 from jax_impl.trace import explain
 
 FRAMEWORK = "jax"
-resolve = CELL.resolve
 MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam
 
 

@@ -72,7 +72,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 ) -> None:
     """Interrupted within an epoch, between two log lines; and between two epochs."""
     try:
-        FRAMEWORKS[name].resolve(implementation)
+        FRAMEWORKS[name].CELLS["gru"].resolve(implementation)
     except InputError:
         pytest.skip("the kernel has not been built")
     how = {"model": model, "implementation": implementation}

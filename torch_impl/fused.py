@@ -264,7 +264,7 @@ def refuse(*_: Any) -> None:
     raise RuntimeError(f"gru::backward, the operator, has no derivative: {INSTEAD}")
 
 
-INSTEAD = 'outside of torch.compile torch_impl.gru has, and so has implementation="scan"'
+INSTEAD = 'outside of torch.compile the layer has, and so has its implementation="scan"'
 
 
 forward_operator.register_autograd(differentiate, setup_context=keep)

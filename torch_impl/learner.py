@@ -17,12 +17,10 @@ from common.params import ModelConfig, init
 from common.training.options import TrainConfig
 from torch_impl.builtin import BuiltinClassifier
 from torch_impl.classifier import CELLS, Classifier, cross_entropy
-from torch_impl.gru import CELL
 from torch_impl.layers import canonical
 from torch_impl.trace import explain
 
 FRAMEWORK = "torch"
-resolve = CELL.resolve
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}  # in torch.optim.Adam
 
 

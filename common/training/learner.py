@@ -6,6 +6,7 @@ from typing import Protocol, SupportsFloat
 import numpy as np
 from jaxtyping import Float, Int
 
+from common.cells import Cell
 from common.data.batches import Batch, Batches
 from common.errors import NotFiniteError
 from common.params import ModelConfig
@@ -62,6 +63,7 @@ class Framework(Protocol):
 
     __name__: str
     FRAMEWORK: str
+    CELLS: dict[str, Cell]
 
     def Learner(
         self,
@@ -78,9 +80,6 @@ class Framework(Protocol):
 
     def find_device(self, name: str) -> object:
         """The device of this name. Raises InputError where the machine has none."""
-
-    def resolve(self, implementation: str, device: str = "cpu") -> str:
-        """The implementation that is meant. Raises InputError where there is none."""
 
 
 def predict(

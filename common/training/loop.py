@@ -45,7 +45,7 @@ def main(framework: Framework) -> None:
         if options.deterministic:
             framework.make_deterministic()
         framework.find_device(options.device)
-        framework.resolve(options.implementation)
+        framework.CELLS[options.cell].resolve(options.implementation)
         keep_freed_memory()
         train(framework, options)
 

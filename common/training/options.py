@@ -93,6 +93,11 @@ class TrainConfig:
     keep: int = 3
     """How many checkpoints to keep."""
 
+    @property
+    def cell(self) -> Literal["gru", "rnn"]:
+        """What recurs in the model."""
+        return "rnn" if self.model == "rnn" else "gru"
+
     def check(self) -> None:
         """Raise InputError for the first value that makes no sense."""
         if self.tensorboard and find_spec("tensorboardX") is None:
@@ -101,10 +106,8 @@ class TrainConfig:
         vectors.check(self.vectors)
         if self.model not in MODELS["torch"]:
             raise InputError(f"--model {self.model}: expected one of {', '.join(MODELS['torch'])}")
-        if self.model == "rnn" and (
-            self.reset_after or self.implementation not in ("auto", "scan")
-        ):
-            raise InputError("--model rnn: has no reset gate, and no implementation but scan")
+        if self.model == "rnn" and self.reset_after:
+            raise InputError("--model rnn: has no reset gate")
         for rule, (holds, names) in _RULES.items():
             for name in names.split():
                 value = getattr(self, name)
@@ -119,7 +122,6 @@ class TrainConfig:
     ) -> ModelConfig:
         """The model that these options ask for, on vectors of input_size dimensions."""
         builtin = self.model.startswith("nn.")
-        plain = self.model == "rnn"
         return ModelConfig(
             input_size=input_size,
             hidden_size=self.hidden_size,
@@ -130,8 +132,8 @@ class TrainConfig:
             vocabulary_size=vocabulary_size,
             train_vectors=train_vectors,
             builtin=builtin,
-            cell="rnn" if plain else "gru",
-            implementation="scan" if plain else self.implementation,
+            cell=self.cell,
+            implementation=self.implementation,
         )
 
 
