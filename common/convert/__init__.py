@@ -5,40 +5,16 @@
     from_format(name, tensors, reset_after=...)             that layout -> canonical
     python -m common.convert FROM_FILE TO_FILE --from FORMAT --to FORMAT
 
-How the layouts differ, with the equations: docs/layouts.md and the docstring of each layout's file.
+How the layouts differ, with the equations: docs/layouts.md.
 """
 
 import numpy as np
 
-from common.convert.canonical import Canonical
-from common.convert.equinox import Equinox
-from common.convert.haiku import Haiku
-from common.convert.homework import Homework, HomeworkBuiltin
-from common.convert.keras import Keras
-from common.convert.layout import Layout, Tensors
-from common.convert.linen import Linen
-from common.convert.nnx import Nnx
-from common.convert.onnx import Onnx
-from common.convert.torch import Torch
+from common.convert.formats import FORMATS
+from common.convert.layout import Tensors
 from common.errors import InputError
 
 __all__ = ["FORMATS", "convert", "from_format", "to_format"]
-
-FORMATS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        Canonical(),
-        Torch(),
-        Homework(),
-        HomeworkBuiltin(),
-        Linen(),
-        Nnx(),
-        Keras(),
-        Equinox(),
-        Haiku(),
-        Onnx(),
-    )
-}
 
 
 def convert(
@@ -59,8 +35,8 @@ def convert(
     for name in (source, target):
         if name not in FORMATS:
             raise InputError(f"unknown format {name!r}: expected one of {', '.join(FORMATS)}")
-    model = FORMATS[source].read(tensors, reset_after=reset_after)
-    return FORMATS[target].write(model, reset_after=reset_after)
+    parameters = FORMATS[source].read(tensors, reset_after=reset_after)
+    return FORMATS[target].write(parameters, reset_after=reset_after)
 
 
 def to_format(name: str, parameters: Tensors, *, reset_after: bool) -> dict[str, np.ndarray]:

@@ -1,0 +1,138 @@
+"""The layouts, one a framework: what each of its tensors holds (the notation: layout.py).
+
+The equations of each, and which key becomes which: docs/layouts.md.
+"""
+
+from dataclasses import replace
+
+from common.convert.layout import Layout
+
+# The project's own; nothing in these tensors says where the reset gate acts.
+CANONICAL = Layout(
+    name="canonical",
+    scope="",
+    cell={
+        "gru.{layer}.{direction}.weight_ih": "Wz Wr Wn",
+        "gru.{layer}.{direction}.weight_hh": "Uz Ur Un",
+        "gru.{layer}.{direction}.bias_ih": "bz br bn",
+        "gru.{layer}.{direction}.bias_hh": "cz cr cn",
+    },
+    reset_kinds=(False, True),
+)
+
+# torch.nn.GRU, and with it cuDNN: the state_dict of a module with gru = nn.GRU(...),
+# head = nn.Linear(...) and vectors = nn.Embedding(...). Source: torch/nn/modules/rnn.py.
+TORCH = Layout(
+    name="torch",
+    scope="gru.",
+    cell={
+        "weight_ih_l{layer}{direction}": "Wr Wz Wn",
+        "weight_hh_l{layer}{direction}": "Ur Uz Un",
+        "bias_ih_l{layer}{direction}": "br bz bn",
+        "bias_hh_l{layer}{direction}": "cr cz cn",
+    },
+    reset_kinds=(True,),
+    directions=("", "_reverse"),
+    z_keeps=True,
+)
+
+# The homework's MyGRU: an nn.Linear, with a bias, for each gate and operand.
+_GATES = {"z": "z", "r": "r", "h": "n"}  # its name: ours
+HOMEWORK = Layout(
+    name="homework",
+    scope="gru.",
+    cell={
+        **{f"W{its}.weight": f"W{ours}" for its, ours in _GATES.items()},
+        **{f"U{its}.weight": f"U{ours}" for its, ours in _GATES.items()},
+        **{f"W{its}.bias": f"b{ours}" for its, ours in _GATES.items()},
+        **{f"U{its}.bias": f"c{ours}" for its, ours in _GATES.items()},
+    },
+    reset_kinds=(False,),
+    others=("fc.weight", "fc.bias", "vectors.weight"),
+)
+HOMEWORK_NN = replace(TORCH, name="homework-nn", others=HOMEWORK.others)
+
+# flax.linen.GRUCell: a Dense layer for each gate and operand; hr and hz have no bias. The "params"
+# collection, flattened by flax.traverse_util.flatten_dict(params, sep="/").
+# Source: flax/linen/recurrent.py.
+LINEN = Layout(
+    name="linen",
+    scope="gru/{layer}/{direction}/",
+    cell={
+        **{f"i{gate}/kernel": f"W{gate}" for gate in "rzn"},
+        **{f"h{gate}/kernel": f"U{gate}" for gate in "rzn"},
+        **{"ir/bias": "br+cr", "iz/bias": "bz+cz", "in/bias": "bn", "hn/bias": "cn"},
+    },
+    reset_kinds=(True,),
+    z_keeps=True,
+    transposes=True,
+    others=("head/kernel", "head/bias", "vectors/embedding"),
+)
+
+# flax.nnx.GRUCell: "/".join(path) for the paths of nnx.to_flat_state(nnx.state(cell, nnx.Param)).
+# Its docstring shows a hidden bias of n; its code has none. Source: flax/nnx/nn/recurrent.py.
+NNX = replace(
+    LINEN,
+    name="nnx",
+    cell={
+        "dense_i/kernel": "Wr Wz Wn",
+        "dense_h/kernel": "Ur Uz Un",
+        "dense_i/bias": "br+cr bz+cz bn",
+    },
+)
+
+# keras.layers.GRU (Keras 3), in the order of get_weights() and set_weights(); the paths that Keras
+# gives its variables begin with the names of the layers instead.
+# Source: keras/src/layers/rnn/gru.py.
+_KERNELS = {"kernel": "Wz Wr Wn", "recurrent_kernel": "Uz Ur Un"}
+KERAS = Layout(
+    name="keras",
+    scope="gru/{layer}/{direction}/",
+    cell=_KERNELS | {"bias": "bz br bn, cz cr cn"},
+    cell_before=_KERNELS | {"bias": "bz+cz br+cr bn+cn"},
+    reset_kinds=(True, False),
+    z_keeps=True,
+    transposes=True,
+    others=("head/kernel", "head/bias", "vectors/embeddings"),
+)
+
+# equinox.nn.GRUCell: its leaves, named by attribute. Source: equinox/nn/_rnn.py.
+EQUINOX = Layout(
+    name="equinox",
+    scope="gru.{layer}.{direction}.",
+    cell={
+        "weight_ih": "Wr Wz Wn",
+        "weight_hh": "Ur Uz Un",
+        "bias": "br+cr bz+cz bn",
+        "bias_n": "cn",
+    },
+    reset_kinds=(True,),
+    z_keeps=True,
+)
+
+# haiku.GRU (dm-haiku): module path and parameter name joined by "/".
+# Source: haiku/_src/recurrent.py.
+HAIKU = Layout(
+    name="haiku",
+    scope="gru/{layer}/{direction}/",
+    cell={"w_i": "Wz Wr Wn", "w_h": "Uz Ur Un", "b": "bz+cz br+cr bn+cn"},
+    reset_kinds=(False,),
+    transposes=True,
+    others=("head/w", "head/b", "vectors/embeddings"),
+)
+
+# The GRU operator of ONNX, a node a layer: its inputs. The node's attribute linear_before_reset is
+# reset_after, and has to be set to match. Source: the operator specification, GRU, version 22.
+ONNX = Layout(
+    name="onnx",
+    scope="gru.{layer}.",
+    cell={"W": "Wz Wr Wn", "R": "Uz Ur Un", "B": "bz br bn cz cr cn"},
+    reset_kinds=(False, True),
+    z_keeps=True,
+    stacks_directions=True,
+)
+
+FORMATS = {
+    layout.name: layout
+    for layout in (CANONICAL, TORCH, HOMEWORK, HOMEWORK_NN, LINEN, NNX, KERAS, EQUINOX, HAIKU, ONNX)
+}
