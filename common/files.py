@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,16 +76,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read(path: Path, longest: int | None = None) -> bytes:
-    """The content of a regular file. Raises InputError naming it."""
+def read(path: Path, longest: int = sys.maxsize) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises InputError naming it."""
     try:
         # Without O_NONBLOCK a pipe in place of the file would wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise InputError(f"{path}: is not a regular file")
-            if longest is not None:
-                limit(about.st_size, path, longest)
+            limit(about.st_size, path, longest)
             return file.read(about.st_size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
@@ -176,8 +176,7 @@ def read_verified(
     names += tuple(name for name in optional if f"  {name}\n".encode() in said)
     contents = {name: read(folder / name) for name in names}
     if said != checksums(contents):
-        lines = said.splitlines()
-        wrong = [n for n in names if checksums({n: contents[n]}).rstrip() not in lines]
+        wrong = [name for name in names if checksums({name: contents[name]}) not in said]
         # Where all but one are right, that file is damaged; else SHA256SUMS itself is.
         name = wrong[0] if len(wrong) == 1 else SUMS
         raise InputError(f"{folder / name}: damaged (its SHA-256 is not that in {SUMS})")

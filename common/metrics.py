@@ -24,11 +24,7 @@ def evaluate(
     """
     # Slow to import.
     from scipy.special import softmax
-    from sklearn.metrics import (
-        confusion_matrix,
-        precision_recall_fscore_support,
-        roc_auc_score,
-    )
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
     every = np.arange(len(classes))
     predicted = logits.argmax(axis=1)
@@ -39,27 +35,18 @@ def evaluate(
         probabilities = softmax(logits.astype(np.float64), axis=1)
         score = probabilities[:, 1] if len(classes) == 2 else probabilities
         auc = float(roc_auc_score(labels, score, multi_class="ovr", labels=every))
-    members = {
-        name: np.flatnonzero(categories == np.int32(number))
-        for number, name in enumerate(category_names)
-    }
     return {
         **_accuracy(correct),
         "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
         "roc_auc": auc,
         "classes": {
-            name: {
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "support": int(support),
-            }
-            for name, precision, recall, f1, support in zip(classes, *scores, strict=True)
+            name: dict(zip(("precision", "recall", "f1", "support"), row, strict=True))
+            for name, *row in zip(classes, *(each.tolist() for each in scores), strict=True)
         },
         "categories": {
-            name: {**_accuracy(correct[rows]), "support": len(rows)}
-            for name, rows in members.items()
-            if len(rows)
+            name: {**_accuracy(rows), "support": len(rows)}
+            for number, name in enumerate(category_names)
+            if len(rows := correct[categories == np.int32(number)])
         },
     }
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from common.convert import FORMATS, convert, from_format
-from common.convert.files import Arrays, read_tensors, write_tensors
+from common.convert import FORMATS, convert
+from common.convert.files import read_tensors, write_tensors
 from common.errors import InputError, exit_on_input_error
 from common.training.options import parse_options
 
@@ -53,43 +53,25 @@ class Options:
 @exit_on_input_error()
 def main() -> None:
     options = parse_options(Options, "python -m common.convert")
-    reset_after = options.reset_after
-    if reset_after is None:
-        reset_after = FORMATS[options.source].reset_kinds[0]
+    to_file, target = options.to_file, options.target
+    kinds = FORMATS[options.source].reset_kinds
+    reset_after = kinds[0] if options.reset_after is None else options.reset_after
     tensors = read_tensors(options.from_file)
-    if options.target == "run":
-        _write_run(options, tensors, reset_after)
-        return
     try:
-        converted = convert(tensors, options.source, options.target, reset_after=reset_after)
+        wanted = "canonical" if target == "run" else target
+        result = convert(tensors, options.source, wanted, reset_after=reset_after)
+        if target == "run":
+            from common.convert.run import write_run  # imports the training loop
+
+            if options.data is None or options.vectors is None:
+                raise InputError("--to run: needs --data and --vectors, which it does not hold")
+            write_run(to_file, result, reset_after, options.data, options.vectors, options.classes)
+            print(f"{to_file}: a run directory; python -m torch_impl.predict {to_file}")
+            return
     except InputError as error:
         raise InputError(f"{options.from_file}: {error}") from error
-    write_tensors(options.to_file, converted)
-    print(
-        f"{options.to_file}: {len(converted)} tensors in the {options.target} layout, "
-        f"reset_after={reset_after}"
-    )
-
-
-def _write_run(options: Options, tensors: Arrays, reset_after: bool) -> None:
-    from common.convert.run import write_run  # imports the training loop
-
-    for name in ("data", "vectors"):
-        if getattr(options, name) is None:
-            raise InputError(f"--to run: needs --{name}, which {options.from_file} does not hold")
-    try:
-        parameters = from_format(options.source, tensors, reset_after=reset_after)
-        write_run(
-            options.to_file,
-            parameters,
-            reset_after=reset_after,
-            data=str(options.data),
-            vectors=str(options.vectors),
-            classes=options.classes,
-        )
-    except InputError as error:
-        raise InputError(f"{options.from_file}: {error}") from error
-    print(f"{options.to_file}: a run directory; python -m torch_impl.predict {options.to_file}")
+    write_tensors(to_file, result)
+    print(f"{to_file}: {len(result)} tensors in the {target} layout, reset_after={reset_after}")
 
 
 if __name__ == "__main__":

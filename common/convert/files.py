@@ -3,7 +3,7 @@
 import io
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from common import files
 from common.errors import InputError
 
 Arrays = dict[str, np.ndarray]
+SUFFIXES = (".safetensors", ".npz", ".pt")
 
 
 def read_tensors(path: Path) -> Arrays:
@@ -24,16 +25,23 @@ def read_tensors(path: Path) -> Arrays:
     Raises InputError, naming the file, if it is missing, damaged or has another suffix, or if a .pt
     file holds anything but tensors and NumPy arrays under names.
     """
-    decode, _ = _codec(path) if path.suffix else CODECS[".pt"]
+    suffix = path.suffix or ".pt"
+    _check(path, suffix)
     try:
-        return decode(path.read_bytes())
+        content = path.read_bytes()
+        if suffix == ".pt":
+            return _parse_pt(content)
+        if suffix == ".safetensors":
+            return safetensors.numpy.load(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return dict(archive)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     # Damaged bytes make the three libraries raise exceptions of a dozen kinds.
     except Exception as error:
-        raise InputError(f"{path}: not a readable {path.suffix or '.pt'} file ({error})") from error
+        raise InputError(f"{path}: not a readable {suffix} file ({error})") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -41,46 +49,43 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     Raises InputError, naming the file, if it has another suffix or cannot be written.
     """
-    _, encode = _codec(path)
+    _check(path, path.suffix)
     # safetensors and torch take it for granted that arrays are contiguous and in native byte order.
-    native = {
+    native: dict[str, Any] = {
         key: np.ascontiguousarray(value, value.dtype.newbyteorder("="))
         for key, value in tensors.items()
     }
+    buffer = io.BytesIO()
+    if path.suffix == ".safetensors":
+        buffer.write(safetensors.numpy.save(native))
+    elif path.suffix == ".npz":
+        np.savez(buffer, **native)
+    else:
+        import torch
+
+        torch.save({key: torch.from_numpy(value) for key, value in native.items()}, buffer)
     try:
-        files.replace(path, encode(native))
+        files.replace(path, buffer.getvalue())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
 
 
-def _decode_npz(data: bytes) -> Arrays:
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return dict(archive)
+def _check(path: Path, suffix: str) -> None:
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path}: unknown kind of file, expected one of {', '.join(SUFFIXES)}")
 
 
-def _encode_npz(tensors: Arrays) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **tensors)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _decode_pt(data: bytes) -> Arrays:
+def _parse_pt(content: bytes) -> Arrays:
     import torch
 
     # Old state_dicts hold NumPy arrays, and NumPy 1 knew their constructor by another name.
     reconstruct: Any = np.zeros(0).__reduce__()[0]
-    constructors: list[Callable | tuple[Callable, str]] = [
-        (reconstruct, "numpy.core.multiarray._reconstruct"),
-        (reconstruct, "numpy._core.multiarray._reconstruct"),
-        np.ndarray,
-        np.dtype,
-        np.dtypes.Float16DType,
-        np.dtypes.Float32DType,
-        np.dtypes.Float64DType,
-    ]
+    dtypes = np.dtypes.Float16DType, np.dtypes.Float32DType, np.dtypes.Float64DType
+    constructors: list[Any] = [(reconstruct, "numpy.core.multiarray._reconstruct")]
+    constructors += [reconstruct, np.ndarray, np.dtype, *dtypes]
     try:
         with torch.serialization.safe_globals(constructors):
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
@@ -96,24 +101,3 @@ def _decode_pt(data: bytes) -> Arrays:
             raise InputError(f"{key} is a {type(value).__name__}, expected a tensor")
         tensors[str(key)] = value.detach().numpy() if isinstance(value, torch.Tensor) else value
     return tensors
-
-
-def _encode_pt(tensors: Arrays) -> bytes:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save({key: torch.from_numpy(value) for key, value in tensors.items()}, buffer)
-    return buffer.getvalue()
-
-
-CODECS: dict[str, tuple[Callable[[bytes], Arrays], Callable[[Arrays], bytes]]] = {
-    ".safetensors": (safetensors.numpy.load, safetensors.numpy.save),
-    ".npz": (_decode_npz, _encode_npz),
-    ".pt": (_decode_pt, _encode_pt),
-}
-
-
-def _codec(path: Path) -> tuple[Callable[[bytes], Arrays], Callable[[Arrays], bytes]]:
-    if path.suffix not in CODECS:
-        raise InputError(f"{path}: unknown kind of file, expected one of {', '.join(CODECS)}")
-    return CODECS[path.suffix]

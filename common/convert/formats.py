@@ -18,6 +18,7 @@ CANONICAL = Layout(
         "gru.{layer}.{direction}.bias_hh": "cz cr cn",
     },
     reset_kinds=(False, True),
+    z_keeps=False,
 )
 
 # torch.nn.GRU, and with it cuDNN: the state_dict of a module with gru = nn.GRU(...),
@@ -31,9 +32,7 @@ TORCH = Layout(
         "bias_ih_l{layer}{direction}": "br bz bn",
         "bias_hh_l{layer}{direction}": "cr cz cn",
     },
-    reset_kinds=(True,),
     directions=("", "_reverse"),
-    z_keeps=True,
 )
 
 # The homework's MyGRU: an nn.Linear, with a bias, for each gate and operand.
@@ -48,6 +47,7 @@ HOMEWORK = Layout(
         **{f"U{its}.bias": f"c{ours}" for its, ours in _GATES.items()},
     },
     reset_kinds=(False,),
+    z_keeps=False,
     others=("fc.weight", "fc.bias", "vectors.weight"),
 )
 HOMEWORK_NN = replace(TORCH, name="homework-nn", others=HOMEWORK.others)
@@ -63,8 +63,6 @@ LINEN = Layout(
         **{f"h{gate}/kernel": f"U{gate}" for gate in "rzn"},
         **{"ir/bias": "br+cr", "iz/bias": "bz+cz", "in/bias": "bn", "hn/bias": "cn"},
     },
-    reset_kinds=(True,),
-    z_keeps=True,
     transposes=True,
     others=("head/kernel", "head/bias", "vectors/embedding"),
 )
@@ -91,7 +89,6 @@ KERAS = Layout(
     cell=_KERNELS | {"bias": "bz br bn, cz cr cn"},
     cell_before=_KERNELS | {"bias": "bz+cz br+cr bn+cn"},
     reset_kinds=(True, False),
-    z_keeps=True,
     transposes=True,
     others=("head/kernel", "head/bias", "vectors/embeddings"),
 )
@@ -106,8 +103,6 @@ EQUINOX = Layout(
         "bias": "br+cr bz+cz bn",
         "bias_n": "cn",
     },
-    reset_kinds=(True,),
-    z_keeps=True,
 )
 
 # haiku.GRU (dm-haiku): module path and parameter name joined by "/".
@@ -117,6 +112,7 @@ HAIKU = Layout(
     scope="gru/{layer}/{direction}/",
     cell={"w_i": "Wz Wr Wn", "w_h": "Uz Ur Un", "b": "bz+cz br+cr bn+cn"},
     reset_kinds=(False,),
+    z_keeps=False,
     transposes=True,
     others=("head/w", "head/b", "vectors/embeddings"),
 )
@@ -128,7 +124,6 @@ ONNX = Layout(
     scope="gru.{layer}.",
     cell={"W": "Wz Wr Wn", "R": "Uz Ur Un", "B": "bz br bn cz cr cn"},
     reset_kinds=(False, True),
-    z_keeps=True,
     stacks_directions=True,
 )
 

@@ -23,7 +23,7 @@ from common.params import DIRECTIONS, GRU_PARAMETERS, structure
 
 FLOATS = ("float16", "float32", "float64")
 GATES = "zrn"
-KINDS = "WUbc"  # of pieces, as GRU_PARAMETERS has them
+KINDS = dict(zip("WUbc", GRU_PARAMETERS, strict=True))
 OTHERS = {"head.weight": ["C", "D"], "head.bias": ["C"], "vectors.weight": ["V", "D"]}
 
 Tensors = Mapping[str, np.ndarray]
@@ -32,6 +32,8 @@ Tensors = Mapping[str, np.ndarray]
 @dataclass(frozen=True)
 class Layout:
     """One framework's names, shapes and conventions for the parameters of a GRU.
+
+    The defaults are cuDNN's and nn.GRU's conventions, which most frameworks share.
 
     A GRU that stands alone (no head, no word vectors, a single scope) is written without the scope,
     under the library's own names; both can be read.
@@ -42,13 +44,13 @@ class Layout:
     """What stands before the names of the tensors."""
     cell: Mapping[str, str]
     """The tensors of a cell (one direction of one layer) by name, and the pieces in them."""
-    reset_kinds: tuple[bool, ...]
+    reset_kinds: tuple[bool, ...] = (True,)
     """The values of reset_after that the framework can compute, its own default first."""
     cell_before: Mapping[str, str] | None = None
     """The tensors for reset_after=False, where they are others."""
     directions: tuple[str, str] = DIRECTIONS
     """What {direction} in a key stands for."""
-    z_keeps: bool = False
+    z_keeps: bool = True
     """Whether its z says how much of the old state is kept (ours: how much is replaced)."""
     transposes: bool = False
     """Whether weights are [in, out], those of the head too, and not [out, in]."""
@@ -82,7 +84,7 @@ class Layout:
             prefix = f"gru.{layer}.{direction}."
             pieces = {
                 kind + gate: self._signed(gate, value)
-                for kind, name in zip(KINDS, GRU_PARAMETERS, strict=True)
+                for kind, name in KINDS.items()
                 for gate, value in zip(GATES, np.split(parameters[prefix + name], 3), strict=True)
             }
             if pieces["cn"].any() and not any("cn" in held for held in cell.values()):
@@ -146,7 +148,7 @@ class Layout:
                     found = [piece.partition("+")[0] for piece in _pieces(held)]
                     pieces |= zip(found, np.split(value, len(found)), strict=True)
                 zero = np.zeros_like(pieces["bn"])
-                for kind, name in zip(KINDS, GRU_PARAMETERS, strict=True):
+                for kind, name in KINDS.items():
                     values = [self._signed(g, pieces.get(kind + g, zero)) for g in GATES]
                     parameters[f"gru.{layer}.{direction}.{name}"] = np.concatenate(values)
             reader.sizes["D"] = reader.sizes["H"] * len(directions)

@@ -19,7 +19,6 @@ from common.training.options import PRESETS, TrainConfig
 def write_run(
     folder: Path,
     parameters: Mapping[str, np.ndarray],
-    *,
     reset_after: bool,
     data: str,
     vectors: str,
@@ -52,20 +51,20 @@ def write_run(
         raise InputError(f"{folder}: is there already, and not empty")
     found = load_data(options, print)
     D, C = parameters["gru.0.forward.weight_ih"].shape[1], len(parameters["head.bias"])
-    if found.vectors.matrix.shape[1] != D:
-        raise InputError(
-            f"its GRU reads vectors of {D} dimensions, those of {vectors} have "
-            f"{found.vectors.matrix.shape[1]}"
-        )
+    words, matrix = found.vectors.words, found.vectors.matrix
+    V, size = matrix.shape
+    if size != D:
+        raise InputError(f"its GRU reads vectors of {D} dimensions, those of {vectors} have {size}")
     if len(found.classes) != C:
         raise InputError(f"it has {C} classes, {found.name} has {', '.join(found.classes)}")
-    order = _order(classes or found.classes, found.classes)
+    given = list(classes or found.classes)
+    if sorted(given) != sorted(found.classes):
+        raise InputError(f"--classes {' '.join(given)}: the data has {' '.join(found.classes)}")
+    order = [given.index(name) for name in found.classes]
     values = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
     values |= {name: values[name][order] for name in ("head.weight", "head.bias")}
-    model = options.model_config(
-        input_size=D, classes=C, vocabulary_size=len(found.vectors.words), train_vectors=False
-    )
-    moments = {
+    model = options.model_config(input_size=D, classes=C, vocabulary_size=V, train_vectors=False)
+    moments = {"step": np.array(0)} | {
         f"{moment}.{name}": np.zeros_like(value)
         for moment in ("first_moment", "second_moment")
         for name, value in values.items()
@@ -74,17 +73,6 @@ def write_run(
     state = checkpoint.State(fingerprint_of(options, found), implementation="")
     with run_directory.lock(folder):
         files.replace(folder / "log.jsonl", b"")
-        checkpoint.save_checkpoint(
-            folder, about, state, values, {"step": np.array(0), **moments}, None, options.keep
-        )
+        checkpoint.save_checkpoint(folder, about, state, values, moments, None, options.keep)
         # For prediction. It has not been tested here: so its metrics are empty.
-        run_directory.finish(
-            folder, about, found.vectors.words, found.vectors.matrix, values, metrics={}
-        )
-
-
-def _order(given: Sequence[str], expected: Sequence[str]) -> list[int]:
-    """Where each of the expected classes stands among the given ones."""
-    if sorted(given) != sorted(expected):
-        raise InputError(f"--classes {' '.join(given)}: the data has {' '.join(expected)}")
-    return [list(given).index(name) for name in expected]
+        run_directory.finish(folder, about, words, matrix, values, metrics={})

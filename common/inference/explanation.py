@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.style import Style
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from scipy.special import softmax
 
@@ -32,7 +32,6 @@ from common.training.run_directory import Run, load_run
 
 ROWS = 64  # reviews in a batch of questions
 PATIENCE = 2_000_000  # so many words to read, padding counted, take seconds
-LAYER = ("states", "z", "r")
 # What a word can be tinted by, and what that says.
 MEASURES = {
     "z": "update gate: how much of the candidate is let in, the mean over the units",
@@ -67,21 +66,19 @@ class ExplainOptions:
 def main(framework: Framework) -> None:
     """The command line of `python -m torch_impl.explain` and `python -m jax_impl.explain`."""
     with exit_on_input_error():
-        folder = framework.__name__.partition(".")[0]
-        options = parse_options(ExplainOptions, f"python -m {folder}.explain")
+        program = f"python -m {framework.__name__.partition('.')[0]}.explain"
+        options = parse_options(ExplainOptions, program)
         if not options.text.strip():
             raise InputError("the text is empty")
         run = load_run(options.run_dir)
         if options.by == "z" and run.model.cell == "rnn":
-            raise InputError(
-                "--by z: a plain RNN has no gates; tint by change, gradient, leave_out"
-            )
+            raise InputError("--by z: an RNN has no gates; tint by change, gradient, leave_out")
         written = tokenize(clean(options.text))
         (known,) = encode(run, [written])
         (found,) = explain(framework, run, [known], options.device)
         if options.json is not None:
-            about = {"run_dir": str(options.run_dir), "text": options.text, "classes": run.classes}
-            files.write_json(options.json, {**about, **found})
+            about = {"run_dir": options.run_dir, "text": options.text, "classes": run.classes}
+            files.write_json(options.json, about | found)
         _print(run, found, options.by, len(written), len(known))
 
 
@@ -120,27 +117,20 @@ def _explain(
 ) -> dict[str, Any]:
     """What `explain` returns of one text."""
     n = len(text)
-    # 2 n + 1 questions: all of it; without word i; up to word i.
-    questions = chain(
-        (text,),
-        (np.delete(text, i) for i in range(n)),
-        (text[: i + 1] for i in range(n)),
-    )
-    logits = _logits(learner, questions, 2 * n + 1, shape)
+    without = (np.delete(text, i) for i in range(n))
+    up_to = (text[: i + 1] for i in range(n))
+    logits = _logits(learner, chain([text], without, up_to), 2 * n + 1, shape)
     probabilities = softmax(logits.astype(np.float64), axis=1)
     best = int(logits[0].argmax())
     running = 1 if len(run.classes) == 2 else best
 
     batch = Batches(join([text], np.array([best])), 1, shapes=[shape]).batch(np.array([0]))
     insides = learner.explain(batch)
-    layer = {name: insides[name][..., :n, 0, :] for name in LAYER if name in insides}
-    states = layer.pop("states")
-    before = np.zeros_like(states)
-    before[0, 1:] = states[0, :-1]
-    if len(states) == 2:
-        before[1, :-1] = states[1, 1:]
-    of_layer = {name: values.mean(axis=-1) for name, values in layer.items()}
-    of_layer["change"] = np.linalg.norm(states - before, axis=-1)
+    layer = {name: insides[name][:, :n, 0].mean(axis=-1) for name in "zr" if name in insides}
+    states, start = insides["states"][:, :n, 0], insides["states"].dtype.type(0)
+    moves = [np.diff(states[0], axis=0, prepend=start)]
+    moves += [np.diff(backward, axis=0, append=start) for backward in states[1:]]
+    layer["change"] = np.linalg.norm(moves, axis=-1)
     return {
         "words": [run.vocabulary[word] for word in text.tolist()],
         "predicted": run.classes[best],
@@ -149,7 +139,7 @@ def _explain(
             name: values[0].tolist()
             if len(values) == 1
             else dict(zip(DIRECTIONS, values.tolist(), strict=True))
-            for name, values in of_layer.items()
+            for name, values in layer.items()
         },
         "gradient": insides["influence"][:n, 0].tolist(),
         "leave_out": (logits[0, best] - logits[1 : n + 1, best]).tolist(),
@@ -189,32 +179,26 @@ def _print(run: Run, found: Mapping[str, Any], by: str, written: int, known: int
     if not words:
         say("no word to explain: this is the answer to an empty review")
         return
-    columns = {"word": words}
-    for name in ("z", "r", "change"):
-        values = found.get(name, [])
-        each = values if isinstance(values, dict) else {"": values}
-        columns |= {f"{name} {side}".strip(): numbers for side, numbers in each.items() if numbers}
+    sides = {name: each if isinstance(each, dict) else {"": each} for name, each in found.items()}
+    columns = {
+        f"{name} {side}".strip(): numbers
+        for name in ("z", "r", "change")
+        for side, numbers in sides.get(name, {}).items()
+    }
     columns |= {"gradient x input": found["gradient"], "leave-one-out": found["leave_out"]}
     reads = run.classes[1] if len(run.classes) == 2 else found["predicted"]
     columns[f"running P({reads})"] = found["running"]
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for name in columns:
-        table.add_column(name, justify="left" if name == "word" else "right", overflow="fold")
-    weights = found[by]
-    if isinstance(weights, dict):
-        weights = np.mean(list(weights.values()), axis=0)
-    weights = np.asarray(weights)
+    weights = np.mean(list(sides[by].values()), axis=0)
     signed = by in ("gradient", "leave_out")
-    tints = _tints(weights, signed=signed)
-    for line, tint in zip(zip(*columns.values(), strict=True), tints, strict=True):
-        word, *numbers = line
-        table.add_row(Text(word, tint), *(f"{number:.3f}" for number in numbers))
+    tinted = _tinted(words, weights, signed=signed)
+    table = Table(Column("word", overflow="fold"), box=box.SIMPLE_HEAD, padding=0)
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    for word, numbers in zip(tinted, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(word, *(f"{number:.3f}" for number in numbers))
     console.print(table)
     if console.color_system:
-        text = Text()
-        for word, tint in zip(words, tints, strict=True):
-            text.append(word, tint).append(" ")
-        console.print(text)
+        console.print(Text(" ").join(tinted))
     say(f"tinted by {by}: {MEASURES[by]}")
     if signed:
         strongest = abs(weights).max()
@@ -223,15 +207,15 @@ def _print(run: Run, found: Mapping[str, Any], by: str, written: int, known: int
         say(f"no tint: {weights.min():.3f}, full tint: {weights.max():.3f}")
 
 
-def _tints(weights: Float[np.ndarray, " n"], *, signed: bool) -> list[Style]:
-    """A background for each word, from white to a full colour, with letters that stand out."""
+def _tinted(words: Sequence[str], weights: Float[np.ndarray, " n"], *, signed: bool) -> list[Text]:
+    """The words on backgrounds from white to a full colour, in letters that stand out."""
     low = 0.0 if signed else weights.min()
-    scale = abs(weights - low).max() or 1.0
-    styles = []
-    for share in (weights - low) / scale:
+    shares = (weights - low) / (abs(weights - low).max() or 1.0)
+    tinted = []
+    for word, share in zip(words, shares, strict=True):
         colour = FOR if share >= 0 else AGAINST
         red, green, blue = (round(255 - abs(share) * (255 - part)) for part in colour)
         # Luminance as in Rec. 601.
         letters = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "black"
-        styles.append(Style(color=letters, bgcolor=f"rgb({red},{green},{blue})"))
-    return styles
+        tinted.append(Text(word, Style(color=letters, bgcolor=f"rgb({red},{green},{blue})")))
+    return tinted

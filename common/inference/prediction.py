@@ -34,18 +34,21 @@ class PredictOptions:
 def main(framework: Framework) -> None:
     """The command line of `python -m torch_impl.predict` and `python -m jax_impl.predict`."""
     with exit_on_input_error():
-        folder = framework.__name__.partition(".")[0]
-        options = parse_options(PredictOptions, f"python -m {folder}.predict")
+        program = f"python -m {framework.__name__.partition('.')[0]}.predict"
+        options = parse_options(PredictOptions, program)
         run = load_run(options.run_dir)
-        texts = options.texts or tuple(_lines())
+        texts = options.texts
+        if not texts:
+            if sys.stdin.isatty():
+                print("one text a line, end with Ctrl-D:", file=sys.stderr)
+            texts = tuple(sys.stdin.buffer.read().decode("utf-8", "replace").splitlines())
         if not texts:
             raise InputError("no text: give some as arguments, or as lines of standard input")
         for number, text in enumerate(texts, 1):
             if not text.strip():
                 raise InputError(f"text {number} is empty")
-        for probabilities, text in zip(
-            classify(framework, run, texts, options.device), texts, strict=True
-        ):
+        answers = classify(framework, run, texts, options.device)
+        for probabilities, text in zip(answers, texts, strict=True):
             best = int(probabilities.argmax())
             print(f"{run.classes[best]}\t{probabilities[best]:.4f}\t{text}")
 
@@ -59,12 +62,8 @@ def classify(
     Words without a vector are left out; a text of such words alone is legal.
     """
     known = encode(run, [tokenize(clean(text)) for text in texts])
-    batches = Batches(
-        join(known, np.zeros(len(texts))),
-        min(len(texts), 32),
-        max_length=run.options.max_length,
-        in_order=True,
-    )
+    split, limit = join(known, np.zeros(len(texts))), run.options.max_length
+    batches = Batches(split, min(len(texts), 32), max_length=limit, in_order=True)
     logits, _ = predict(load_learner(framework, run, device), batches)
     return softmax(logits.astype(np.float64), axis=1)
 
@@ -83,9 +82,3 @@ def load_learner(
     options = dataclasses.replace(run.options, device=device)
     parameters = {name: value.astype(dtype) for name, value in run.parameters.items()}
     return framework.Learner(model, options, run.vectors, parameters, dtype=dtype)
-
-
-def _lines() -> list[str]:
-    if sys.stdin.isatty():
-        print("one text a line, end with Ctrl-D:", file=sys.stderr)
-    return sys.stdin.buffer.read().decode("utf-8", "replace").splitlines()
