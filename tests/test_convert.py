@@ -328,10 +328,10 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
         read_tensors(tmp_path / "model.h5")
     with pytest.raises(InputError, match=r"model: unknown kind of file"):
         write_tensors(tmp_path / "model", draw())
-    with pytest.raises(InputError, match=r"model\.npz: No such file or directory"):
+    with pytest.raises(InputError, match=r"model\.npz: cannot be written \(No such file"):
         write_tensors(tmp_path / "gone" / "model.npz", draw())
     (tmp_path / "folder.npz").mkdir()
-    with pytest.raises(InputError, match=r"folder\.npz: Is a directory"):
+    with pytest.raises(InputError, match=r"folder\.npz: cannot be written \(Is a directory\)"):
         write_tensors(tmp_path / "folder.npz", draw())
     with pytest.raises(InputError, match=r"folder\.npz: Is a directory"):
         read_tensors(tmp_path / "folder.npz")

@@ -64,10 +64,8 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         import torch
 
         torch.save({key: torch.from_numpy(value) for key, value in native.items()}, buffer)
-    try:
+    with files.writing(path):
         files.replace(path, buffer.getvalue())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
 
 
 def _check(path: Path, suffix: str) -> None:

@@ -115,25 +115,7 @@ class Layout:
         missing, not expected, not of floating-point numbers or (naming both shapes) does not fit.
         """
         cell = self._cell(reset_after)
-
-        def keys(scope: str, layer: int = 0, direction: str = "forward") -> set[str]:
-            return {self._key(scope + name, layer, direction) for name in cell}
-
-        scope = self.scope
-        if keys(scope).isdisjoint(tensors) and not keys("").isdisjoint(tensors):
-            scope = ""  # it stands alone
-
-        def has(layer: int, direction: str) -> bool:
-            another = keys(scope, layer, direction) - keys(scope)
-            return not another.isdisjoint(tensors)
-
-        if self.stacks_directions:
-            both = any(np.shape(tensors[key])[:1] == (2,) for key in keys(scope) & tensors.keys())
-        else:
-            both = has(0, "backward")
-        directions = DIRECTIONS[: 1 + both]
-        layers = next(layer for layer in count(1) if not has(layer, "forward"))
-
+        scope, layers, directions = self._structure(tensors, cell)
         reader = _Reader(self, tensors)
         parameters = reader.others("vectors.weight")
         for layer in range(layers):
@@ -157,6 +139,28 @@ class Layout:
             if key not in reader.taken:
                 raise InputError(f"unexpected key {key}: no place in this {self.name} layout")
         return parameters
+
+    def _structure(
+        self, tensors: Tensors, cell: Mapping[str, str]
+    ) -> tuple[str, int, tuple[str, ...]]:
+        """The scope under which the GRU in these tensors stands, its layers and directions."""
+
+        def keys(scope: str, layer: int = 0, direction: str = "forward") -> set[str]:
+            return {self._key(scope + name, layer, direction) for name in cell}
+
+        alone = keys(self.scope).isdisjoint(tensors) and not keys("").isdisjoint(tensors)
+        scope = "" if alone else self.scope
+        first = keys(scope)
+
+        def has(layer: int, direction: str) -> bool:
+            return not (keys(scope, layer, direction) - first).isdisjoint(tensors)
+
+        if self.stacks_directions:
+            both = any(np.shape(tensors[key])[:1] == (2,) for key in first & tensors.keys())
+        else:
+            both = has(0, "backward")
+        layers = next(layer for layer in count(1) if not has(layer, "forward"))
+        return scope, layers, DIRECTIONS[: 1 + both]
 
     def _cell(self, reset_after: bool) -> Mapping[str, str]:
         if reset_after not in self.reset_kinds:
