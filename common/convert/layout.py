@@ -59,7 +59,7 @@ class Layout:
     others: tuple[str, ...] = tuple(OTHERS)
     """Its keys of what is not the GRU: the head's weight and bias, the word vectors."""
 
-    def turns(self, held: str) -> bool:
+    def is_transposed(self, held: str) -> bool:
         """Whether a tensor that holds these pieces, or this part of the head, is transposed."""
         return self.transposes and held.startswith(("W", "U", "head.weight"))
 
@@ -73,7 +73,7 @@ class Layout:
         layers, directions = structure(parameters)
         places = list(product(range(layers), directions))
         others = {
-            key: parameters[name].T if self.turns(name) else parameters[name]
+            key: parameters[name].T if self.is_transposed(name) else parameters[name]
             for name, key in zip(OTHERS, self.others, strict=True)
             if name in parameters
         }
@@ -99,7 +99,7 @@ class Layout:
                 value = np.concatenate([pieces[piece] for piece in _pieces(held)])
                 value = value.reshape(2, -1) if "," in held else value
                 key = self._key(scope + name, layer, direction)
-                stacks.setdefault(key, []).append(value.T if self.turns(held) else value)
+                stacks.setdefault(key, []).append(value.T if self.is_transposed(held) else value)
         if len(stacks) < len(cell) * len(places) and not self.stacks_directions:
             raise InputError(
                 f"the {self.name} layout holds one layer in one direction, this model has "
@@ -185,7 +185,7 @@ def _pieces(held: str) -> list[str]:
 
 
 def _axes(held: str) -> list[str]:
-    """The axes, before they are turned, of a tensor that holds these pieces; 3H is 3 times H."""
+    """The axes, not yet transposed, of a tensor that holds these pieces; 3H is 3 times H."""
     blocks = len(_pieces(held.partition(",")[0]))
     axes = ["H" if blocks == 1 else f"{blocks}H", *{"W": ["D"], "U": ["H"]}.get(held[0], [])]
     return ["2", *axes] if "," in held else axes
@@ -215,7 +215,7 @@ class _Reader:
         value = np.asarray(self.tensors[key])
         if value.dtype.name not in FLOATS:
             raise InputError(f"{key} holds {value.dtype}, expected one of {', '.join(FLOATS)}")
-        transposed = self.layout.turns(held)
+        transposed = self.layout.is_transposed(held)
         axes = axes[::-1] if transposed else axes
         if len(axes) == value.ndim:
             for axis, size in zip(axes, value.shape, strict=True):
