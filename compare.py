@@ -245,10 +245,11 @@ def answer_questions(options: CompareConfig, results: Results, console: Console)
 
     found = questions.measure(options.plain(), names, options.seeds, at_once(options), say)
     results.questions = found
-    console.print(tables.pairs(found.comparisons), *tables.vanishing(found), *tables.gates(found))
+    console.print(tables.pairs(found.comparisons))
     for pair in found.comparisons:
         say(f"{pair.title}: {pair.conclusion}")
     if found.vanishing and found.gates:
+        console.print(tables.vanishing(found.vanishing), *tables.gates(found.gates))
         say(f"Vanishing gradients: {found.vanishing.conclusion}")
         say(f"Irrelevant words: {found.gates.conclusion}")
 

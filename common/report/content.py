@@ -1,33 +1,25 @@
 """What the report says, section by section, for report.md and report.html alike."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from common.report import tables
 from common.report.figures import Figure
 from common.report.schema import Questions, Results, Speed
 
 Figures = Mapping[str, Sequence[Figure]]
-Kind = Literal["heading", "finding", "note", "hint", "table", "folded", "figures", "grid", "code"]
+Text = Literal["heading", "finding", "note", "hint", "code"]
+Kind = Text | Literal["table", "folded", "figures", "grid", "explorer", "facts"]
 Block = tuple[Kind, Any]
 """heading, finding (what was found, in a sentence), note (how to read it), hint (how to use the
 page) and code: text; table, and folded, on the page: a Table; figures and grid, on the page side by
-side: a list of Figure."""
-
-
-class Section(NamedTuple):
-    """A section: its name on the page, its title, its parts."""
-
-    name: str
-    title: str
-    blocks: list[Block]
+side: a list of Figure; explorer, on the page alone: nothing; facts: a dict."""
 
 
 def introduction(results: Results) -> list[str]:
     """What was trained on what, and whether parity holds."""
     lines = []
-    if results.runs and results.data:
-        data = results.data
+    if results.runs and (data := results.data):
         lines.append(
             f"{data.name}: {data.train:,} reviews to train on, {data.test:,} to test on; word "
             f"vectors {data.vectors}, {data.vocabulary:,} words."
@@ -39,38 +31,30 @@ def introduction(results: Results) -> list[str]:
     return lines
 
 
-def sections(results: Results, figures: Figures) -> list[Section]:
-    """All that results.json has the numbers for, but for the environment and the explorer."""
-    found = []
+def sections(results: Results, figures: Figures) -> dict[str, Iterable[Block]]:
+    """By its title, every section that results.json has the numbers for."""
+    found: dict[str, Iterable[Block]] = {}
     if results.runs:
-        found += [
-            Section("summary", "Summary", list(_summary(results, figures))),
-            Section(
-                "loss",
-                "Loss",
-                [
-                    ("figures", figures["loss"]),
-                    (
-                        "note",
-                        "Each point is the mean over the steps since the last; JAX is dashed.",
-                    ),
-                    (
-                        "hint",
-                        "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, "
-                        "double-click to see all again.",
-                    ),
-                ],
+        found["Summary"] = _summary(results, figures)
+        found["Loss"] = [
+            ("figures", figures["loss"]),
+            ("note", "Each point is the mean over the steps since the last; JAX is dashed."),
+            (
+                "hint",
+                "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, double-click "
+                "to see all again.",
             ),
-            Section("confusion", "Confusion", [("grid", figures["confusion"])]),
         ]
+        found["Confusion"] = [("grid", figures["confusion"])]
     if results.speed:
-        found.append(Section("speed", "Speed", list(_speed(results.speed, figures))))
+        found["Speed"] = _speed(results.speed, figures)
     if results.parity:
-        found.append(Section("parity", "Parity", list(_parity(results))))
+        found["Parity"] = _parity(results)
     if results.questions:
-        found.append(
-            Section("questions", "Questions", list(_questions(results.questions, figures)))
-        )
+        found["Questions"] = _questions(results.questions, figures)
+    if results.explorer:
+        found["Explorer"] = [("explorer", None)]
+    found["Environment"] = _environment(results)
     return found
 
 
@@ -121,17 +105,16 @@ def _parity(results: Results) -> Iterator[Block]:
 
 
 def _questions(questions: Questions, figures: Figures) -> Iterator[Block]:
-    if questions.vanishing:
+    if vanishing := questions.vanishing:
         yield "heading", "Do gradients vanish?"
-        yield "finding", questions.vanishing.conclusion
+        yield "finding", vanishing.conclusion
         yield "figures", figures["vanishing"]
-        yield "folded", tables.vanishing(questions)[0]
-    if questions.gates:
+        yield "folded", tables.vanishing(vanishing)
+    if gates := questions.gates:
         yield "heading", "Does the state change less at words that do not matter?"
-        yield "finding", questions.gates.conclusion
+        yield "finding", gates.conclusion
         yield "grid", figures.get("gates", [])
-        for table in tables.gates(questions):
-            yield "table", table
+        yield from (("table", table) for table in tables.gates(gates))
     if questions.comparisons:
         yield "heading", "Which of two models is better?"
         for pair in questions.comparisons:
@@ -146,3 +129,13 @@ def _questions(questions: Questions, figures: Figures) -> Iterator[Block]:
         )
     if questions.commands:
         yield "code", "\n".join(questions.commands)
+
+
+def _environment(results: Results) -> Iterator[Block]:
+    yield "code", str(results.environment["command"])
+    yield "facts", {key: it for key, it in results.environment.items() if key != "command"}
+    yield (
+        "hint",
+        "Everything here is in results.json; the figures are beside it as PNG and SVG. "
+        "This page is written again by: python compare.py report DIR",
+    )

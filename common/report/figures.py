@@ -17,17 +17,7 @@ import altair as alt
 import numpy as np
 import vl_convert
 
-from common.report.schema import (
-    Group,
-    Interval,
-    OfCategory,
-    OfLength,
-    Pair,
-    Results,
-    Run,
-    Timed,
-    Vanishing,
-)
+from common.report.schema import Group, Interval, Pair, Part, Results, Run, Timed, Vanishing
 
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
@@ -40,22 +30,16 @@ SOLID, DASHED = [1, 0], [5, 3]
 INK = "currentColor"
 CONFIG: dict[str, Any] = {
     "font": "system-ui, sans-serif",
+    "style": {
+        "guide-label": {"fontSize": 12, "fill": INK},
+        "guide-title": {"fontSize": 12, "fill": INK, "fontWeight": "normal"},
+    },
     "axis": {
-        **{f"{part}Color": INK for part in ("label", "title", "grid", "domain", "tick")},
+        **{f"{part}Color": INK for part in ("grid", "domain", "tick")},
         "gridOpacity": 0.15,
-        "labelFontSize": 12,
         "labelLimit": 220,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
     },
-    "legend": {
-        **{f"{part}Color": INK for part in ("label", "title")},
-        "orient": "top",
-        "labelFontSize": 12,
-        "labelLimit": 400,
-        "symbolStrokeWidth": 3,
-        "symbolSize": 220,
-    },
+    "legend": {"orient": "top", "labelLimit": 400, "symbolStrokeWidth": 3, "symbolSize": 220},
     "title": {"anchor": "start", "fontSize": 14, "color": INK, "offset": 12},
     "view": {"stroke": None},
     "text": {"color": INK},
@@ -112,11 +96,9 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
     if homework:  # the mean of the few iterations left at the end of an epoch is mostly noise
         whole = np.isclose(np.diff(epochs, prepend=0), epochs[0])
         epochs, losses = epochs[whole], losses[whole]
-    loss = loss_curves(
-        {model: (epochs.tolist(), losses.tolist())},
-        f"Loss (using {HOMEWORK_NAMES[model]})" if homework else f"Training loss: {title}",
-        round(max(results["loss_epochs"])),
-    )
+    name = HOMEWORK_NAMES.get(model, model)
+    title_of_loss = f"Loss (using {name})" if homework else f"Training loss: {title}"
+    loss = loss_curves({model: (epochs.tolist(), losses.tolist())}, title_of_loss)
     loss.save(folder / "loss.png")
     confusion(
         "confusion",
@@ -157,12 +139,8 @@ def of_results(results: Results) -> dict[str, list[Figure]]:
 
 
 def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
-    """Rows of a chart. JSON has no infinity and no NaN: they become null, which is not drawn."""
-
-    def known(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return alt.Data(values=[{key: known(value) for key, value in row.items()} for row in rows])
+    """Rows of a chart. Infinities and NaN become null, as JSON has it, and are not drawn."""
+    return alt.Data(values=list(rows))
 
 
 def _intervals(
@@ -221,12 +199,11 @@ def _accuracy(runs: Sequence[Run], reviews: int) -> Figure:
         _row(run.name, run.accuracy, run.accuracy_interval, label=f"{run.accuracy:.2%}")
         for run in sorted(runs, key=lambda run: -run.accuracy)
     ]
-    best = [row for row in rows if row["value"] == rows[0]["value"]]
-    rest = rows[len(best) :]
-    overlapping = sum(row["high"] >= best[0]["low"] for row in rest)
-    title = f"{_listed(row['name'] for row in best)} {'is' if len(best) == 1 else 'are'} the most "
-    title += f"accurate: {best[0]['label']} of {reviews:,} reviews"
-    if rest:
+    best = [row["name"] for row in rows if row["value"] == rows[0]["value"]]
+    title = f"{_listed(best)} {'is' if len(best) == 1 else 'are'} the most accurate: "
+    title += f"{rows[0]['label']} of {reviews:,} reviews"
+    if rest := rows[len(best) :]:
+        overlapping = sum(row["high"] >= rows[0]["low"] for row in rest)
         every = overlapping == len(rest)
         others = "all others" if every else f"{overlapping} of {len(rest)} others"
         title += f"; the intervals of {others} overlap" if overlapping else "; no interval overlaps"
@@ -241,12 +218,11 @@ def _loss(runs: Sequence[Run]) -> Figure:
     curves = {run.name: (run.loss_epochs, run.losses) for run in runs}
     best = min(runs, key=lambda run: run.losses[-1])
     title = f"{best.name} ends with the lowest training loss, {best.losses[-1]:.3f}"
-    epochs = round(max(run.loss_epochs[-1] for run in runs))
-    return loss_curves(curves, title, epochs)
+    return loss_curves(curves, title)
 
 
 def loss_curves(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, epochs: int
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str
 ) -> Figure:
     """Training losses. curves: name -> (epochs done at each point, mean loss up to there).
 
@@ -257,7 +233,7 @@ def loss_curves(
         for name, points in curves.items()
         for x, y in zip(*points, strict=True)
     ]
-    names = list(curves)
+    names, end = list(curves), round(max(x[-1] for x, _ in curves.values()))
     models = [name.rpartition(" ")[2] for name in names]
     colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
     scale = alt.Scale(domain=names, range=[colours[model] for model in models])
@@ -272,7 +248,7 @@ def loss_curves(
         name="nearest", on="pointerover", nearest=True, clear="pointerout", empty=False
     )
     base = alt.Chart(_data(rows), height=340).encode(
-        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, epochs], nice=False), title="epochs"),
+        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, end], nice=False), title="epochs"),
         y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
         color=alt.Color("name:N", scale=scale, legend=legend),
     )
@@ -287,9 +263,9 @@ def loss_curves(
     if several:
         switches = [
             alt.param(name=f"show_{i}", value=True, bind=alt.binding_checkbox(name=name))
-            for i, name in enumerate(curves)
+            for i, name in enumerate(names)
         ]
-        shown = [f"(datum.name === {json.dumps(n)} && show_{i})" for i, n in enumerate(curves)]
+        shown = [f"(datum.name === {json.dumps(n)} && show_{i})" for i, n in enumerate(names)]
         chart = chart.add_params(*switches).transform_filter(" || ".join(shown))
     return Figure("loss", title, chart)
 
@@ -358,35 +334,29 @@ def confusion(
 
 def _speed(rows: Sequence[Timed]) -> Figure:
     reference = next(row.contender for row in rows if row.ratio == 1)
-    by_contender: dict[str, list[float]] = {}
-    for row in rows:
-        by_contender.setdefault(row.contender, []).append(row.ratio)
-    medians = {name: float(np.median(ratios)) for name, ratios in by_contender.items()}
-    order = sorted(medians, key=lambda name: -medians[name])
     tasks = list(dict.fromkeys(row.name for row in rows))
-    title = f"{order[0]} is the fastest: {medians[order[0]]:.2f} times {reference}"
+    few = len(tasks) <= len(COLOURS)  # of many, those of one batch size stand together
+    ratios: dict[str, list[float]] = {}
+    found: dict[tuple[str, str], list[Timed]] = {}
+    for row in rows:
+        ratios.setdefault(row.contender, []).append(row.ratio)
+        found.setdefault((row.contender, row.name if few else f"B {row.B}"), []).append(row)
+    medians = {name: float(np.median(of_tasks)) for name, of_tasks in ratios.items()}
+    values = []
+    for (name, group), timed in sorted(found.items(), key=lambda item: -medians[item[0][0]]):
+        value = float(np.median([row.ratio for row in timed]))
+        ends = [row.ratio * q / row.tokens_per_second for row in timed for q in row.quartiles]
+        label = name.replace(", ", " · ")
+        values.append(_row(label, value, (min(ends), max(ends)), group=group))
+    best = max(medians, key=lambda name: medians[name])
+    title = f"{best} is the fastest: {medians[best]:.2f} times {reference}"
     if len(tasks) > 1:
-        title += f", the median of {len(by_contender[order[0]])} tasks"
-    if len(tasks) <= len(COLOURS):
-        groups, stroke = tasks, "line: quartiles"
-        values = []
-        for row in rows:
-            low, high = (row.ratio * q / row.tokens_per_second for q in row.quartiles)
-            values.append(_row(row.contender, row.ratio, (low, high), group=row.name))
-    else:  # too many to tell apart: those of one batch size together
-        sizes = sorted({row.B for row in rows})
-        groups, stroke = [f"B {size}" for size in sizes], "dot: median, line: all tasks of that B"
-        values = []
-        for name, size in itertools.product(order, sizes):
-            ratios = [row.ratio for row in rows if (row.contender, row.B) == (name, size)]
-            if ratios:
-                low, value, high = np.quantile(ratios, [0, 0.5, 1]).tolist()
-                values.append(_row(name, value, (low, high), group=f"B {size}"))
-    values.sort(key=lambda row: order.index(row["name"]))
-    values = [{**row, "name": row["name"].replace(", ", " · ")} for row in values]
+        title += f", the median of {len(ratios[best])} tasks"
+    stroke = "line: quartiles" if few else "dot: median, line: quartiles of all tasks of that B"
     x = alt.X("low:Q", title=[f"times {reference} (logarithmic)", stroke])
     x = x.scale(type="log", base=2, nice=False, padding=20)
     x = x.axis(format="~r", values=[2.0**n for n in range(-10, 11)])
+    groups = list(dict.fromkeys(group for _, group in found))
     return Figure("speed", title, _upright(1) + _intervals(values, x, ".2f", groups))
 
 
@@ -401,10 +371,7 @@ def _vanishing(found: Vanishing) -> Figure:
         )
         if median > 0
     ]
-    changes = []
-    for series in found.series:
-        first, last = series.median[0], series.median[-1]
-        changes.append(f"{_fold(first / last) if last > 0 else 'to nothing'} in the {series.name}")
+    changes = [f"{_fold(s.median[0], s.median[-1])} in the {s.name}" for s in found.series]
     title = (
         f"From {found.distances[0]} to {found.distances[-1]} words before the end the gradient "
         f"shrinks {_listed(changes)}"
@@ -425,8 +392,11 @@ def _vanishing(found: Vanishing) -> Figure:
     return Figure("vanishing-gradients", title, band + line.encode(y=y, tooltip=tooltip))
 
 
-def _fold(factor: float) -> str:
+def _fold(first: float, last: float) -> str:
     """6.69-fold, 299-fold, 10^9-fold."""
+    if not last > 0:
+        return "to nothing"
+    factor = first / last
     return f"{factor:.3g}-fold" if factor < 1000 else f"10^{math.log10(factor):.0f}-fold"
 
 
@@ -435,7 +405,8 @@ def _gates(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -
         _row(each.group, getattr(each, quantity), getattr(each, f"{quantity}_interval"), n=each.n)
         for each in groups
     ]
-    top, bottom = max(rows, key=lambda row: row["value"]), min(rows, key=lambda row: row["value"])
+    order = sorted(rows, key=lambda row: row["value"])
+    bottom, top = order[0], order[-1]
     title = (
         f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
         f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
@@ -447,8 +418,9 @@ def _gates(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -
 def _differences(pairs: Sequence[Pair]) -> Figure:
     """All pairs of models on all reviews; a small mark is one seed."""
     rows = [_in_points(f"{pair.b} · - {pair.a}", pair) for pair in pairs]
+    kinds = ["mean of the seeds, 95 % interval", "one seed"]
     seeds = [
-        {"name": row["name"], "kind": "one seed", "difference": 100 * difference}
+        {"name": row["name"], "kind": kinds[1], "difference": 100 * difference}
         for row, pair in zip(rows, pairs, strict=True)
         for difference in pair.difference_by_seed
     ]
@@ -458,7 +430,6 @@ def _differences(pairs: Sequence[Pair]) -> Figure:
         if _excludes_zero(row)
     ]
     title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
-    kinds = ["mean of the seeds, 95 % interval", "one seed"]
     legend = alt.Legend(title=None, columns=1, symbolSize=110)
     shapes = alt.Scale(domain=kinds, range=["circle", "diamond"])
     marks = alt.Chart(_data(seeds)).mark_point(filled=True, size=40, opacity=1, yOffset=10)
@@ -492,7 +463,7 @@ def _differences_by(key: str, what: str, pairs: Sequence[Pair]) -> list[Figure]:
     return [Figure(f"comparisons-{key.replace('_', '-')}", title, _upright(0) + chart)]
 
 
-def _in_points(name: str, found: Pair | OfLength | OfCategory, **more: Any) -> dict[str, Any]:
+def _in_points(name: str, found: Pair | Part, **more: Any) -> dict[str, Any]:
     low, high = found.interval
     return _row(name, 100 * found.difference, (100 * low, 100 * high), **more)
 
