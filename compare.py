@@ -12,7 +12,6 @@ import common  # noqa: F401  before what takes long: see there, Ctrl-C
 
 # isort: split
 import dataclasses
-import itertools
 import os
 import platform
 import shlex
@@ -29,7 +28,7 @@ from rich.console import Console
 
 from common import files
 from common.errors import InputError, exit_on_input_error
-from common.report import figures, html, markdown, schema, tables
+from common.report import content, html, markdown, schema, tables
 from common.report.schema import Check, Results, Run
 from common.training import run_directory
 from common.training.options import MODELS, TrainConfig, parse_options, to_arguments
@@ -259,17 +258,17 @@ def write_report(folder: Path, results: Results) -> Path:
 
     All is drawn before anything in the folder is replaced, so that what goes wrong leaves no half.
     """
-    found = figures.of_results(results)
+    sections = content.sections(results)
     with (
         files.writing(folder),
         tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as name,
     ):
         new = Path(name)
         (new / "figures").mkdir()
-        for figure in itertools.chain(*found.values()):
+        for figure in content.shown(sections):
             figure.save(new / "figures" / f"{figure.name}.png")
-        markdown.write(new, results, found)
-        html.write(new, results, found)
+        markdown.write(new, results, sections)
+        html.write(new, results, sections)
         (folder / "figures").mkdir(exist_ok=True)
         for path in new.rglob("*.*"):
             path.replace(folder / path.relative_to(new))

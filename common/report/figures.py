@@ -4,11 +4,10 @@ A figure's title says what was found, in words computed from its numbers. Altair
 definition; vl-convert, which needs no browser, draws the files.
 """
 
-import itertools
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import altair as alt
 import numpy as np
 import vl_convert
 
-from common.report.schema import Group, Interval, Pair, Part, Results, Run, Timed, Vanishing
+from common.report.schema import REFERENCE, Group, Interval, Pair, Part, Run, Timed, Vanishing
 
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
@@ -42,6 +41,7 @@ CONFIG: dict[str, Any] = {
     "legend": {"orient": "top", "labelLimit": 400, "symbolStrokeWidth": 3, "symbolSize": 220},
     "title": {"anchor": "start", "fontSize": 14, "color": INK, "offset": 12},
     "view": {"stroke": None},
+    "range": {"category": COLOURS},  # from the beginning again after the last
     "text": {"color": INK},
     "rule": {"color": INK},
 }
@@ -49,7 +49,10 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, its file name without suffix, its title, and how wide it is in a file, in pixels."""
+    """A chart, its file name without suffix, its title, and how wide it is in a file, in pixels.
+
+    Infinities and NaN become null, as JSON has it, and are not drawn.
+    """
 
     name: str
     title: str
@@ -109,40 +112,6 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
     ).save(folder / "confusion.png")
 
 
-def of_results(results: Results) -> dict[str, list[Figure]]:
-    """All figures that results.json has the numbers for, in order, by section of the report."""
-    found: dict[str, list[Figure]] = {}
-    if results.runs and results.data:
-        data, runs = results.data, results.runs
-        found["accuracy"] = [_accuracy(runs, data.test)]
-        found["loss"] = [_loss(runs)]
-        found["confusion"] = [_confusion(run, data.classes) for run in runs]
-    if results.speed:
-        found["speed"] = [_speed(results.speed.rows)]
-    if not (questions := results.questions):
-        return found
-    if questions.vanishing:
-        found["vanishing"] = [_vanishing(questions.vanishing)]
-    # Reviews in a language without our stop words may have no groups.
-    if questions.gates and (groups := questions.gates.groups):
-        found["gates"] = [
-            _gates(groups, "z", "update gate z", "mean of z"),
-            _gates(groups, "change", "change of the state", "change relative to the state's norm"),
-        ]
-    if pairs := questions.comparisons:
-        found["comparisons"] = [
-            _differences(pairs),
-            *_differences_by("by_length", "By the length of the review", pairs),
-            *_differences_by("by_category", "By category", pairs),
-        ]
-    return found
-
-
-def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
-    """Rows of a chart. Infinities and NaN become null, as JSON has it, and are not drawn."""
-    return alt.Data(values=list(rows))
-
-
 def _intervals(
     rows: Sequence[Mapping[str, Any]], x: alt.X, numbers: str, groups: Sequence[str] = ()
 ) -> Chart:
@@ -155,7 +124,7 @@ def _intervals(
     broken = "split(datum.label, ' · ')"
     axis = alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=140)
     step = 12 * len(groups) + 16 if groups else 40
-    base = alt.Chart(_data(rows), height=step * len(names)).encode(
+    base = alt.Chart(alt.Data(values=rows), height=step * len(names)).encode(
         y=alt.Y("name:N", sort=names, title=None, axis=axis),
         tooltip=[
             *(["name:N", "group:N"] if groups else ["name:N"]),
@@ -167,7 +136,7 @@ def _intervals(
         legend = alt.Legend(title=None, columns=1, symbolSize=110, labelExpr=broken)
         base = base.encode(
             yOffset=alt.YOffset("group:N", sort=groups),
-            color=alt.Color("group:N", scale=_palette(groups), legend=legend),
+            color=alt.Color("group:N", scale=alt.Scale(domain=groups), legend=legend),
         )
     stroke = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     dot = base.mark_point(filled=True, size=70 if groups else 110, color=COLOURS[0], opacity=1)
@@ -179,14 +148,9 @@ def _numbers(numbers: str, *names: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{name}:Q", format=numbers) for name in names]
 
 
-def _palette(names: Sequence[str]) -> alt.Scale:
-    """A colour for each name, from the beginning again after the last."""
-    return alt.Scale(domain=names, range=[*itertools.islice(itertools.cycle(COLOURS), len(names))])
-
-
 def _upright(value: float) -> alt.Chart:
     """A dashed line to compare with: no difference, the same speed."""
-    return alt.Chart(_data([{"x": value}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
+    return alt.Chart(alt.Data(values=[{"x": value}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
 
 
 def _row(name: str, value: float, interval: Interval, **more: Any) -> dict[str, Any]:
@@ -194,7 +158,8 @@ def _row(name: str, value: float, interval: Interval, **more: Any) -> dict[str, 
     return {"name": name, "value": value, "low": interval[0], "high": interval[1], **more}
 
 
-def _accuracy(runs: Sequence[Run], reviews: int) -> Figure:
+def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
+    """The runs' accuracies on so many test reviews."""
     rows = [
         _row(run.name, run.accuracy, run.accuracy_interval, label=f"{run.accuracy:.2%}")
         for run in sorted(runs, key=lambda run: -run.accuracy)
@@ -209,12 +174,13 @@ def _accuracy(runs: Sequence[Run], reviews: int) -> Figure:
         title += f"; the intervals of {others} overlap" if overlapping else "; no interval overlaps"
     x = alt.X("low:Q", title="accuracy, 95 % interval (Wilson)")
     x = x.axis(format="~%", tickCount=8).scale(zero=False, padding=20)
-    label = alt.Chart(_data(rows)).mark_text(dy=-11)
+    label = alt.Chart(alt.Data(values=rows)).mark_text(dy=-11)
     label = label.encode(x="value:Q", y=alt.Y("name:N", sort=None), text="label:N")
     return Figure("accuracy", title, _intervals(rows, x, ".2%") + label)
 
 
-def _loss(runs: Sequence[Run]) -> Figure:
+def losses(runs: Sequence[Run]) -> Figure:
+    """The runs' training losses."""
     curves = {run.name: (run.loss_epochs, run.losses) for run in runs}
     best = min(runs, key=lambda run: run.losses[-1])
     title = f"{best.name} ends with the lowest training loss, {best.losses[-1]:.3f}"
@@ -247,7 +213,7 @@ def loss_curves(
     nearest = alt.selection_point(
         name="nearest", on="pointerover", nearest=True, clear="pointerout", empty=False
     )
-    base = alt.Chart(_data(rows), height=340).encode(
+    base = alt.Chart(alt.Data(values=rows), height=340).encode(
         x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, end], nice=False), title="epochs"),
         y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
         color=alt.Color("name:N", scale=scale, legend=legend),
@@ -270,7 +236,8 @@ def loss_curves(
     return Figure("loss", title, chart)
 
 
-def _confusion(run: Run, classes: Sequence[str]) -> Figure:
+def confusion_of_run(run: Run, classes: Sequence[str]) -> Figure:
+    """The confusion matrix of a run; its title names the most frequent mistake."""
     matrix = np.array(run.confusion)
     title = f"{run.name}: {run.accuracy:.2%} correct"
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
@@ -280,8 +247,7 @@ def _confusion(run: Run, classes: Sequence[str]) -> Figure:
             f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
             f"taken for {classes[predicted]}"
         )
-    name = f"confusion-{run.framework}-{run.model}"
-    return confusion(name, title, run.confusion, classes)
+    return confusion(f"confusion-{run.framework}-{run.model}", title, run.confusion, classes)
 
 
 def confusion(
@@ -312,7 +278,7 @@ def confusion(
     size = max(300 // len(classes), 44)
     upright = any(7 * len(name) > size for name in classes)
     axis = alt.Axis(labelAngle=-90 if upright else 0)
-    base = alt.Chart(_data(rows), height=size * len(classes)).encode(
+    base = alt.Chart(alt.Data(values=rows), height=size * len(classes)).encode(
         x=alt.X("predicted:N", sort=None, title="predicted class", axis=axis),
         y=alt.Y("true:N", sort=None, title="true class"),
         tooltip=["true:N", "predicted:N", "count:Q", *_numbers(".1%", "share")],
@@ -332,8 +298,8 @@ def confusion(
     return Figure(name, title, cell + label, size * len(classes) + 60, wide=not few)
 
 
-def _speed(rows: Sequence[Timed]) -> Figure:
-    reference = next(row.contender for row in rows if row.ratio == 1)
+def speed(rows: Sequence[Timed]) -> Figure:
+    """How many times as fast as REFERENCE everything is, on every task."""
     tasks = list(dict.fromkeys(row.name for row in rows))
     few = len(tasks) <= len(COLOURS)  # of many, those of one batch size stand together
     ratios: dict[str, list[float]] = {}
@@ -349,19 +315,19 @@ def _speed(rows: Sequence[Timed]) -> Figure:
         label = name.replace(", ", " · ")
         values.append(_row(label, value, (min(ends), max(ends)), group=group))
     best = max(medians, key=lambda name: medians[name])
-    title = f"{best} is the fastest: {medians[best]:.2f} times {reference}"
+    title = f"{best} is the fastest: {medians[best]:.2f} times {REFERENCE}"
     if len(tasks) > 1:
         title += f", the median of {len(ratios[best])} tasks"
     stroke = "line: quartiles" if few else "dot: median, line: quartiles of all tasks of that B"
-    x = alt.X("low:Q", title=[f"times {reference} (logarithmic)", stroke])
+    x = alt.X("low:Q", title=[f"times {REFERENCE} (logarithmic)", stroke])
     x = x.scale(type="log", base=2, nice=False, padding=20)
     x = x.axis(format="~r", values=[2.0**n for n in range(-10, 11)])
     groups = list(dict.fromkeys(group for _, group in found))
     return Figure("speed", title, _upright(1) + _intervals(values, x, ".2f", groups))
 
 
-def _vanishing(found: Vanishing) -> Figure:
-    """Points that are 0, which have no logarithm, are left out."""
+def vanishing(found: Vanishing) -> Figure:
+    """How the gradient shrinks. Points that are 0, which have no logarithm, are left out."""
     names = [series.name for series in found.series]
     rows = [
         {"name": s.name, "distance": distance, "norm": median, "low": low or None, "high": high}
@@ -381,9 +347,9 @@ def _vanishing(found: Vanishing) -> Figure:
         f"line: median, band: quartiles, of {found.reviews:,} reviews",
     ]
     legend = alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1)
-    base = alt.Chart(_data(rows), height=340).encode(
+    base = alt.Chart(alt.Data(values=rows), height=340).encode(
         x=alt.X("distance:Q", title=what),
-        color=alt.Color("name:N", scale=_palette(names), legend=legend),
+        color=alt.Color("name:N", scale=alt.Scale(domain=names), legend=legend),
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
     y = alt.Y("norm:Q", title="norm of dLoss/dh").scale(type="log").axis(format="~e", tickCount=8)
@@ -400,7 +366,17 @@ def _fold(first: float, last: float) -> str:
     return f"{factor:.3g}-fold" if factor < 1000 else f"10^{math.log10(factor):.0f}-fold"
 
 
-def _gates(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -> Figure:
+def gates(groups: Sequence[Group]) -> list[Figure]:
+    """What the gates do at each group of words; none of a language without our stop words."""
+    if not groups:
+        return []
+    return [
+        _gate(groups, "z", "update gate z", "mean of z"),
+        _gate(groups, "change", "change of the state", "change relative to the state's norm"),
+    ]
+
+
+def _gate(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -> Figure:
     rows = [
         _row(each.group, getattr(each, quantity), getattr(each, f"{quantity}_interval"), n=each.n)
         for each in groups
@@ -413,6 +389,21 @@ def _gates(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -
     )
     x = alt.X("low:Q", title=[axis_title, "line: 95 % interval"]).scale(zero=False, padding=20)
     return Figure(f"gates-{quantity}", title, _intervals(rows, x, ".4f"))
+
+
+def differences(pairs: Sequence[Pair]) -> list[Figure]:
+    """How far two models are apart: on all reviews, by their length and by category."""
+    lengths = [
+        (pair, part, f"{part.start:,} to {part.to - 1:,} words")
+        for pair in pairs
+        for part in pair.by_length
+    ]
+    categories = [(pair, part, part.category) for pair in pairs for part in pair.by_category]
+    return [
+        _differences(pairs),
+        *_differences_by("length", "By the length of the review", lengths),
+        *_differences_by("category", "By category", categories),
+    ]
 
 
 def _differences(pairs: Sequence[Pair]) -> Figure:
@@ -432,11 +423,13 @@ def _differences(pairs: Sequence[Pair]) -> Figure:
     title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
     legend = alt.Legend(title=None, columns=1, symbolSize=110)
     shapes = alt.Scale(domain=kinds, range=["circle", "diamond"])
-    marks = alt.Chart(_data(seeds)).mark_point(filled=True, size=40, opacity=1, yOffset=10)
+    marks = alt.Chart(alt.Data(values=seeds)).mark_point(
+        filled=True, size=40, opacity=1, yOffset=10
+    )
     marks = marks.encode(
         x="difference:Q",
         y=alt.Y("name:N", sort=None),
-        color=alt.Color("kind:N", scale=_palette(kinds), legend=legend),
+        color=alt.Color("kind:N", scale=alt.Scale(domain=kinds), legend=legend),
         shape=alt.Shape("kind:N", scale=shapes, legend=legend),
         tooltip=["name:N", *_numbers("+.2f", "difference")],
     )
@@ -444,15 +437,15 @@ def _differences(pairs: Sequence[Pair]) -> Figure:
     return Figure("comparisons", f"{title}: {_listed(told)}" if told else title, chart)
 
 
-def _differences_by(key: str, what: str, pairs: Sequence[Pair]) -> list[Figure]:
-    """All pairs on some of the reviews, by length or by category; none where nothing is told."""
+def _differences_by(
+    key: str, what: str, parts: Sequence[tuple[Pair, Part, str]]
+) -> Iterator[Figure]:
+    """All pairs on parts of the reviews, each with its name; none where there are no parts."""
     rows = [
-        _in_points(part.name, part, group=f"{pair.b} - {pair.a}", n=part.n)
-        for pair in pairs
-        for part in getattr(pair, key)
+        _in_points(name, part, group=f"{pair.b} - {pair.a}", n=part.n) for pair, part, name in parts
     ]
     if not rows:
-        return []
+        return
     told = sum(map(_excludes_zero, rows))
     title = (
         f"{what}, {told} of {len(rows)} intervals exclude zero; "
@@ -460,7 +453,7 @@ def _differences_by(key: str, what: str, pairs: Sequence[Pair]) -> list[Figure]:
     )
     groups = list(dict.fromkeys(row["group"] for row in rows))
     chart = _intervals(rows, _points_axis("line: 95 % interval"), "+.2f", groups)
-    return [Figure(f"comparisons-{key.replace('_', '-')}", title, _upright(0) + chart)]
+    yield Figure(f"comparisons-by-{key}", title, _upright(0) + chart)
 
 
 def _in_points(name: str, found: Pair | Part, **more: Any) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from common.report import content, figures, tables
 from common.report.schema import Results
 
 HERE = Path(__file__).parent
-# Of these sections the first that is there gives the page its title.
+# Of these figures the first that is there gives the page its title.
 HEADLINES = ("accuracy", "comparisons", "speed")
 
 
-def write(folder: Path, results: Results, found: content.Figures) -> Path:
-    """Write report.html into the folder, with the figures `found`; returns its path."""
-    charts = {figure.name: figure.spec() for every in found.values() for figure in every}
+def write(folder: Path, results: Results, sections: content.Sections) -> Path:
+    """Write report.html into the folder; returns its path."""
+    titles = {figure.name: figure.title for figure in content.shown(sections)}
+    charts = {figure.name: figure.spec() for figure in content.shown(sections)}
     explorer = None
     if results.explorer:
         charts["running"] = figures.running().spec()
@@ -39,9 +40,9 @@ def write(folder: Path, results: Results, found: content.Figures) -> Path:
         _environment()
         .get_template("page.html")
         .render(
-            headline=next((found[name][0].title for name in HEADLINES if name in found), "Parity"),
+            headline=next((titles[name] for name in HEADLINES if name in titles), "Parity"),
             introduction=content.introduction(results),
-            sections=content.sections(results, found),
+            sections=sections,
             data={"charts": charts, "explorer": explorer},
             style=(HERE / "page.css").read_text(encoding="utf-8"),
             scripts=scripts,

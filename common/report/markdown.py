@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from common.report.content import Block, Figures, introduction, sections
+from common.report.content import Block, Sections, introduction
 from common.report.schema import Results
 
 
-def write(folder: Path, results: Results, found: Figures) -> Path:
-    """Write report.md into the folder; it shows the figures `found`, as saved in figures/."""
+def write(folder: Path, results: Results, sections: Sections) -> Path:
+    """Write report.md into the folder; it shows the figures that are saved in figures/."""
     parts = ["# Comparison", *introduction(results)]
-    for title, blocks in sections(results, found).items():
+    for title, blocks in sections.items():
         if texts := [*filter(None, map(_block, blocks))]:
             parts += [f"## {title}", *texts]
     path = folder / "report.md"

@@ -169,14 +169,10 @@ class Recipe(Struct):
 class Speed(Struct):
     """What `compare.py speed` measured."""
 
-    rows: list[Timed]
+    rows: Annotated[list[Timed], Meta(min_length=1)]
     lengths: list[Length]
     recipe: list[Recipe]
     peak_flops: float | None = None
-
-    def __post_init__(self) -> None:
-        if not any(row.ratio == 1 for row in self.rows):
-            raise ValueError("rows: none has the ratio 1, that of what all are compared with")
 
 
 class Series(Struct):
@@ -248,21 +244,11 @@ class OfLength(Part):
     start: int = field(name="from")
     to: int
 
-    @property
-    def name(self) -> str:
-        """What it is called in the figure."""
-        return f"{self.start:,} to {self.to - 1:,} words"
-
 
 class OfCategory(Part):
     """On those of a category."""
 
     category: str
-
-    @property
-    def name(self) -> str:
-        """What it is called in the figure."""
-        return self.category
 
 
 class Pair(Struct, kw_only=True):
