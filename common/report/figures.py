@@ -24,7 +24,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9
 FEW_CLASSES = 5
 VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # that Altair writes for
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # the last is only Altair's type of a sum
-SOLID, DASHED = [1, 0], [5, 3]
 # Text and lines in the colour of the page around them; black in a file.
 INK = "currentColor"
 CONFIG: dict[str, Any] = {
@@ -61,21 +60,18 @@ class Figure:
     wide: bool = False
     """Whether half of the page is too narrow for it."""
 
-    def spec(self) -> dict[str, Any]:
-        """For a page: as wide as its container, on its background, untitled."""
-        properties = {"width": "container", "background": "transparent"}
-        return self._with(description=self.title, **properties).to_dict()
+    def spec(self, **properties: Any) -> dict[str, Any]:
+        """For a page, as wide as its container, or as the properties say."""
+        page = {"width": "container", "background": "transparent", "description": self.title}
+        return self.chart.properties(**page | properties).configure(**CONFIG).to_dict()
 
     def save(self, path: Path) -> None:
         """Write it as PNG to path, and as SVG beside it."""
         title = textwrap.wrap(self.title, self.width // 8)
-        spec = self._with(width=self.width, background="white", title=title).to_dict()
+        spec = self.spec(width=self.width, background="white", title=title)
         path.write_bytes(vl_convert.vegalite_to_png(spec, VEGA_LITE, scale=2))
         svg = vl_convert.vegalite_to_svg(spec, VEGA_LITE)
         path.with_suffix(".svg").write_text(svg, encoding="utf-8")
-
-    def _with(self, **properties: Any) -> alt.TopLevelMixin:
-        return self.chart.properties(**properties).configure(**CONFIG)
 
 
 # What the homework calls its networks; it has no title of this kind for the last two.
@@ -95,14 +91,14 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
     """
     model, homework = results["model"], preset == "homework"
     title = f"{results['framework']} {model} on {results['data']['name']}"
-    epochs, losses = np.array(results["loss_epochs"]), np.array(results["losses"])
+    epochs, means = np.array(results["loss_epochs"]), np.array(results["losses"])
     if homework:  # the mean of the few iterations left at the end of an epoch is mostly noise
         whole = np.isclose(np.diff(epochs, prepend=0), epochs[0])
-        epochs, losses = epochs[whole], losses[whole]
+        epochs, means = epochs[whole], means[whole]
     name = HOMEWORK_NAMES.get(model, model)
     title_of_loss = f"Loss (using {name})" if homework else f"Training loss: {title}"
-    loss = loss_curves({model: (epochs.tolist(), losses.tolist())}, title_of_loss)
-    loss.save(folder / "loss.png")
+    curve = (epochs.tolist(), means.tolist())
+    loss_curves({model: curve}, title_of_loss).save(folder / "loss.png")
     confusion(
         "confusion",
         "" if homework else f"{title}: {results['accuracy']:.2%} correct",
@@ -181,10 +177,9 @@ def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
 
 def losses(runs: Sequence[Run]) -> Figure:
     """The runs' training losses."""
-    curves = {run.name: (run.loss_epochs, run.losses) for run in runs}
     best = min(runs, key=lambda run: run.losses[-1])
     title = f"{best.name} ends with the lowest training loss, {best.losses[-1]:.3f}"
-    return loss_curves(curves, title)
+    return loss_curves({run.name: (run.loss_epochs, run.losses) for run in runs}, title)
 
 
 def loss_curves(
@@ -204,7 +199,7 @@ def loss_curves(
     colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
     scale = alt.Scale(domain=names, range=[colours[model] for model in models])
     # The framework twins lie on top of each other: one is dashed so that both show.
-    dashes = [DASHED if name.startswith("jax") else SOLID for name in names]
+    dashes = [[5, 3] if name.startswith("jax") else [1, 0] for name in names]
     several = len(curves) > 1
     legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
     zoom = alt.selection_interval(
@@ -243,10 +238,8 @@ def confusion_of_run(run: Run, classes: Sequence[str]) -> Figure:
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
     if wrong.any():
         true, predicted = divmod(int(wrong.argmax()), len(classes))
-        title += (
-            f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
-            f"taken for {classes[predicted]}"
-        )
+        title += f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
+        title += f"taken for {classes[predicted]}"
     return confusion(f"confusion-{run.framework}-{run.model}", title, run.confusion, classes)
 
 
@@ -318,7 +311,7 @@ def speed(rows: Sequence[Timed]) -> Figure:
     title = f"{best} is the fastest: {medians[best]:.2f} times {REFERENCE}"
     if len(tasks) > 1:
         title += f", the median of {len(ratios[best])} tasks"
-    stroke = "line: quartiles" if few else "dot: median, line: quartiles of all tasks of that B"
+    stroke = "line: quartiles" if few else "dot: median, line: all tasks of that B"
     x = alt.X("low:Q", title=[f"times {REFERENCE} (logarithmic)", stroke])
     x = x.scale(type="log", base=2, nice=False, padding=20)
     x = x.axis(format="~r", values=[2.0**n for n in range(-10, 11)])
@@ -328,7 +321,6 @@ def speed(rows: Sequence[Timed]) -> Figure:
 
 def vanishing(found: Vanishing) -> Figure:
     """How the gradient shrinks. Points that are 0, which have no logarithm, are left out."""
-    names = [series.name for series in found.series]
     rows = [
         {"name": s.name, "distance": distance, "norm": median, "low": low or None, "high": high}
         for s in found.series
@@ -338,18 +330,16 @@ def vanishing(found: Vanishing) -> Figure:
         if median > 0
     ]
     changes = [f"{_fold(s.median[0], s.median[-1])} in the {s.name}" for s in found.series]
-    title = (
-        f"From {found.distances[0]} to {found.distances[-1]} words before the end the gradient "
-        f"shrinks {_listed(changes)}"
-    )
+    title = f"From {found.distances[0]} to {found.distances[-1]} words before the end the gradient "
+    title += f"shrinks {_listed(changes)}"
     what = [
         "distance to the end of the review (words)",
         f"line: median, band: quartiles, of {found.reviews:,} reviews",
     ]
     legend = alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1)
+    scale = alt.Scale(domain=[series.name for series in found.series])
     base = alt.Chart(alt.Data(values=rows), height=340).encode(
-        x=alt.X("distance:Q", title=what),
-        color=alt.Color("name:N", scale=alt.Scale(domain=names), legend=legend),
+        x=alt.X("distance:Q", title=what), color=alt.Color("name:N", scale=scale, legend=legend)
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
     y = alt.Y("norm:Q", title="norm of dLoss/dh").scale(type="log").axis(format="~e", tickCount=8)
@@ -383,31 +373,15 @@ def _gate(groups: Sequence[Group], quantity: str, what: str, axis_title: str) ->
     ]
     order = sorted(rows, key=lambda row: row["value"])
     bottom, top = order[0], order[-1]
-    title = (
-        f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
-        f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
-    )
+    title = f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
+    title += f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
     x = alt.X("low:Q", title=[axis_title, "line: 95 % interval"]).scale(zero=False, padding=20)
     return Figure(f"gates-{quantity}", title, _intervals(rows, x, ".4f"))
 
 
 def differences(pairs: Sequence[Pair]) -> list[Figure]:
-    """How far two models are apart: on all reviews, by their length and by category."""
-    lengths = [
-        (pair, part, f"{part.start:,} to {part.to - 1:,} words")
-        for pair in pairs
-        for part in pair.by_length
-    ]
-    categories = [(pair, part, part.category) for pair in pairs for part in pair.by_category]
-    return [
-        _differences(pairs),
-        *_differences_by("length", "By the length of the review", lengths),
-        *_differences_by("category", "By category", categories),
-    ]
-
-
-def _differences(pairs: Sequence[Pair]) -> Figure:
-    """All pairs of models on all reviews; a small mark is one seed."""
+    """How far two models are apart: on all reviews, where a small mark is one seed; by the length
+    of the review; by category."""
     rows = [_in_points(f"{pair.b} · - {pair.a}", pair) for pair in pairs]
     kinds = ["mean of the seeds, 95 % interval", "one seed"]
     seeds = [
@@ -415,26 +389,34 @@ def _differences(pairs: Sequence[Pair]) -> Figure:
         for row, pair in zip(rows, pairs, strict=True)
         for difference in pair.difference_by_seed
     ]
-    told = [
-        f"{pair.b} {row['value']:+.2f} points against {pair.a}"
-        for row, pair in zip(rows, pairs, strict=True)
-        if _excludes_zero(row)
-    ]
-    title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
     legend = alt.Legend(title=None, columns=1, symbolSize=110)
     shapes = alt.Scale(domain=kinds, range=["circle", "diamond"])
-    marks = alt.Chart(alt.Data(values=seeds)).mark_point(
-        filled=True, size=40, opacity=1, yOffset=10
-    )
-    marks = marks.encode(
+    marks = alt.Chart(alt.Data(values=seeds)).encode(
         x="difference:Q",
         y=alt.Y("name:N", sort=None),
         color=alt.Color("kind:N", scale=alt.Scale(domain=kinds), legend=legend),
         shape=alt.Shape("kind:N", scale=shapes, legend=legend),
         tooltip=["name:N", *_numbers("+.2f", "difference")],
     )
-    chart = _upright(0) + _intervals(rows, _points_axis(), "+.2f") + marks
-    return Figure("comparisons", f"{title}: {_listed(told)}" if told else title, chart)
+    marks = marks.mark_point(filled=True, size=40, opacity=1, yOffset=10)
+    told = [
+        f"{pair.b} {row['value']:+.2f} points against {pair.a}"
+        for row, pair in zip(rows, pairs, strict=True)
+        if not row["low"] <= 0 <= row["high"]
+    ]
+    title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
+    title += f": {_listed(told)}" if told else ""
+    lengths = [
+        (pair, part, f"{part.start:,} to {part.to - 1:,} words")
+        for pair in pairs
+        for part in pair.by_length
+    ]
+    categories = [(pair, part, part.category) for pair in pairs for part in pair.by_category]
+    return [
+        Figure("comparisons", title, _apart(rows) + marks),
+        *_differences_by("length", "By the length of the review", lengths),
+        *_differences_by("category", "By category", categories),
+    ]
 
 
 def _differences_by(
@@ -444,16 +426,12 @@ def _differences_by(
     rows = [
         _in_points(name, part, group=f"{pair.b} - {pair.a}", n=part.n) for pair, part, name in parts
     ]
-    if not rows:
-        return
-    told = sum(map(_excludes_zero, rows))
-    title = (
-        f"{what}, {told} of {len(rows)} intervals exclude zero; "
-        f"by chance alone {len(rows) / 20:.2g} would"
-    )
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    chart = _intervals(rows, _points_axis("line: 95 % interval"), "+.2f", groups)
-    yield Figure(f"comparisons-by-{key}", title, _upright(0) + chart)
+    if rows:
+        told = sum(not row["low"] <= 0 <= row["high"] for row in rows)
+        title = f"{what}, {told} of {len(rows)} intervals exclude zero; "
+        title += f"by chance alone {len(rows) / 20:.2g} would"
+        groups = list(dict.fromkeys(row["group"] for row in rows))
+        yield Figure(f"comparisons-by-{key}", title, _apart(rows, groups))
 
 
 def _in_points(name: str, found: Pair | Part, **more: Any) -> dict[str, Any]:
@@ -461,13 +439,11 @@ def _in_points(name: str, found: Pair | Part, **more: Any) -> dict[str, Any]:
     return _row(name, 100 * found.difference, (100 * low, 100 * high), **more)
 
 
-def _points_axis(*more: str) -> alt.X:
-    title = ["difference in accuracy", "(percentage points)", *more]
-    return alt.X("low:Q", axis=alt.Axis(format="+~r"), scale=alt.Scale(padding=10), title=title)
-
-
-def _excludes_zero(row: Mapping[str, Any]) -> bool:
-    return bool(row["low"] > 0 or row["high"] < 0)
+def _apart(rows: Sequence[Mapping[str, Any]], groups: Sequence[str] = ()) -> Chart:
+    stroke = ["line: 95 % interval"] if groups else []
+    x = alt.X("low:Q", title=["difference in accuracy", "(percentage points)", *stroke])
+    x = x.axis(format="+~r").scale(padding=10)
+    return _upright(0) + _intervals(rows, x, "+.2f", groups)
 
 
 def running() -> Figure:

@@ -35,21 +35,17 @@ def write(folder: Path, results: Results, sections: content.Sections) -> Path:
             msgspec.json.encode(results.explorer), parse_float=lambda x: float(f"{float(x):.4g}")
         )
     scripts = [_vega(), (HERE / "page.js").read_text(encoding="utf-8")]
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    template = _environment().get_template("page.html")
     path = folder / "report.html"
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            headline=next((titles[name] for name in HEADLINES if name in titles), "Parity"),
-            introduction=content.introduction(results),
-            sections=sections,
-            data={"charts": charts, "explorer": explorer},
-            style=(HERE / "page.css").read_text(encoding="utf-8"),
-            scripts=scripts,
-            hashes=[
-                base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts
-            ],
-        )
+    page = template.render(
+        headline=next((titles[name] for name in HEADLINES if name in titles), "Parity"),
+        introduction=content.introduction(results),
+        sections=sections,
+        data={"charts": charts, "explorer": explorer},
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        scripts=scripts,
+        hashes=[base64.b64encode(digest).decode() for digest in digests],
     )
     path.write_text(page, encoding="utf-8")
     return path

@@ -341,18 +341,15 @@ class Results(Struct):
     def __post_init__(self) -> None:
         if "command" not in self.environment:
             raise ValueError("environment: has no command")
-        if not self.runs:
-            return
-        if not self.data:
+        if self.runs and not self.data:
             raise ValueError("Object missing required field `data`")
-        classes = len(self.data.classes)
+        classes = len(self.data.classes) if self.data else 0
         for number, run in enumerate(self.runs):
+            place = f"runs[{number}]"
             if [len(row) for row in run.confusion] != [classes] * classes:
-                raise ValueError(
-                    f"runs[{number}].confusion: expected {classes} x {classes} numbers"
-                )
+                raise ValueError(f"{place}.confusion: expected {classes} x {classes} numbers")
             if run.categories.keys() != self.runs[0].categories.keys():
-                raise ValueError(f"runs[{number}].categories: not those of runs[0]")
+                raise ValueError(f"{place}.categories: not those of runs[0]")
 
 
 def convert(found: Any, kind: type[T], path: Path) -> T:
