@@ -99,13 +99,11 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
     title_of_loss = f"Loss (using {name})" if homework else f"Training loss: {title}"
     curve = (epochs.tolist(), means.tolist())
     loss_curves({model: curve}, title_of_loss).save(folder / "loss.png")
-    confusion(
-        "confusion",
-        "" if homework else f"{title}: {results['accuracy']:.2%} correct",
-        results["confusion"],
-        classes,
-        of="predicted" if homework else "true",
-    ).save(folder / "confusion.png")
+    correct = "" if homework else f"{title}: {results['accuracy']:.2%} correct"
+    matrix = confusion(
+        "confusion", correct, results["confusion"], classes, "predicted" if homework else "true"
+    )
+    matrix.save(folder / "confusion.png")
 
 
 def _intervals(
