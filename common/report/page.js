@@ -38,12 +38,13 @@ function zoomButtons(place) {
 function theme() {
   const select = $("theme");
   const apply = () => { document.documentElement.style.colorScheme = select.value; };
-  try { select.value = localStorage.getItem("theme") ?? ""; } catch { /* a browser that keeps nothing for files */ }
+  // Some browsers have no storage for files.
+  try { select.value = localStorage.getItem("theme") ?? ""; } catch { /* as said */ }
   if (select.selectedIndex < 0) select.value = "";
   apply();
   select.onchange = () => {
     apply();
-    try { localStorage.setItem("theme", select.value); } catch { /* as above */ }
+    try { localStorage.setItem("theme", select.value); } catch { /* as said */ }
   };
 }
 
