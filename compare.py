@@ -12,14 +12,14 @@ import common  # noqa: F401  before what takes long: see there, Ctrl-C
 
 # isort: split
 import dataclasses
-import itertools
 import os
 import platform
+import re
 import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +29,12 @@ from rich.console import Console
 
 from common import files
 from common.errors import InputError, exit_on_input_error
-from common.report import figures, html, markdown, schema, tables
+from common.report import content, html, markdown, schema, tables
 from common.report.schema import Check, Results, Run
 from common.training import run_directory
 from common.training.options import MODELS, TrainConfig, parse_options, to_arguments
 
+PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim")
 # The plain RNN is for the questions alone.
 COMPARED = {name: tuple(m for m in models if m != "rnn") for name, models in MODELS.items()}
 
@@ -73,21 +74,18 @@ class CompareConfig(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        if self.seeds < 1:
-            raise InputError(f"--seeds {self.seeds}: must be at least 1")
-        if self.jobs is not None and self.jobs < 1:
-            raise InputError(f"--jobs {self.jobs}: must be at least 1")
+        for name, number in (("--seeds", self.seeds), ("--jobs", self.jobs)):
+            if number is not None and number < 1:
+                raise InputError(f"{name} {number}: must be at least 1")
         if self.folder is not None and self.part != "report":
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
             ("--frameworks", self.frameworks, tuple(COMPARED)),
             ("--models", self.models, COMPARED["torch"]),
         ):
-            for value in chosen:
-                if value not in known:
-                    raise InputError(f"{name} {value}: expected some of {', '.join(known)}")
-            if not chosen:
-                raise InputError(f"{name}: name at least one of {', '.join(known)}")
+            if not chosen or not {*chosen} <= {*known}:
+                some = ", ".join(known)
+                raise InputError(f"{name} {' '.join(chosen)}: expected some of {some}")
 
     def plain(self) -> TrainConfig:
         """The options that a training takes, too."""
@@ -116,14 +114,24 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
     path = out / "results.json"
     results = schema.read(path) if path.exists() else Results({"command": ""})
     results.environment = environment()
-    if options.part in ("all", "accuracy"):
-        accuracy(options, out, results, console)
-    if options.part == "parity":
-        parity_suite(results, console)
-    if options.part == "speed":
-        speed_table(options, results, console)
-    if options.part == "questions":
-        answer_questions(options, results, console)
+    match options.part:
+        case "parity":
+            from comparison import parity
+
+            console.print("checking every implementation against the float64 oracle")
+            rows = parity.run()
+            console.print(*tables.oracle(rows))
+            results.parity = [row for row in results.parity if row.models[1] != "oracle"] + rows
+        case "speed":
+            from comparison import speed
+
+            tasks = speed.FULL if options.grid == "full" else speed.SHORT
+            results.speed = found = speed.measure(tasks, console.print)
+            console.print(*tables.tasks(found), tables.lengths(found), tables.recipe(found))
+        case "questions":
+            answer_questions(options, results, console)
+        case "all" | "accuracy":
+            accuracy(options, out, results, console)
     schema.write(path, results)
     report = write_report(out, results)
     failed = [check for check in results.parity if not check.passed]
@@ -208,27 +216,6 @@ def at_once(options: CompareConfig) -> int:
     return 1 if options.device != "cpu" and gpu else processes.most_at_once()
 
 
-def parity_suite(results: Results, console: Console) -> None:
-    """Check every implementation against the float64 oracle; fills in results."""
-    from comparison import parity
-
-    console.print("checking every implementation against the float64 oracle")
-    rows = parity.run()
-    console.print(*tables.oracle(rows))
-    results.parity = [row for row in results.parity if row.models[1] != "oracle"] + rows
-
-
-def speed_table(options: CompareConfig, results: Results, console: Console) -> None:
-    """Time every GRU that runs here; fills in results."""
-    from comparison import speed
-
-    results.speed = speed.measure(
-        speed.FULL if options.grid == "full" else speed.SHORT, console.print
-    )
-    console.print(*tables.tasks(results.speed))
-    console.print(tables.lengths(results.speed), tables.recipe(results.speed))
-
-
 def answer_questions(options: CompareConfig, results: Results, console: Console) -> None:
     """Train with several seeds and answer the homework's questions; fills in results."""
     from comparison import questions  # which imports both frameworks
@@ -245,10 +232,11 @@ def answer_questions(options: CompareConfig, results: Results, console: Console)
 
     found = questions.measure(options.plain(), names, options.seeds, at_once(options), say)
     results.questions = found
-    console.print(tables.pairs(found.comparisons), *tables.vanishing(found), *tables.gates(found))
+    console.print(tables.pairs(found.comparisons))
     for pair in found.comparisons:
         say(f"{pair.title}: {pair.conclusion}")
     if found.vanishing and found.gates:
+        console.print(tables.vanishing(found.vanishing), *tables.gates(found.gates))
         say(f"Vanishing gradients: {found.vanishing.conclusion}")
         say(f"Irrelevant words: {found.gates.conclusion}")
 
@@ -258,17 +246,17 @@ def write_report(folder: Path, results: Results) -> Path:
 
     All is drawn before anything in the folder is replaced, so that what goes wrong leaves no half.
     """
-    found = figures.of_results(results)
+    sections = content.sections(results)
     with (
         files.writing(folder),
         tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as name,
     ):
         new = Path(name)
         (new / "figures").mkdir()
-        for figure in itertools.chain(*found.values()):
+        for figure in content.shown(sections):
             figure.save(new / "figures" / f"{figure.name}.png")
-        markdown.write(new, results, found)
-        html.write(new, results, found)
+        markdown.write(new, results, sections)
+        html.write(new, results, sections)
         (folder / "figures").mkdir(exist_ok=True)
         for path in new.rglob("*.*"):
             path.replace(folder / path.relative_to(new))
@@ -277,28 +265,19 @@ def write_report(folder: Path, results: Results) -> Path:
 
 def environment() -> dict[str, str | int]:
     """What the numbers depend on besides the code."""
-    found: dict[str, str | int] = {
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        cpuinfo = ""
+    processor = re.search("^model name.*: (.+)", cpuinfo, re.MULTILINE)
+    return {
         "command": shlex.join(["python", *sys.argv]),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor[1] if processor else platform.processor(),
         "cores": os.cpu_count() or 1,
+        **{name: version(name) for name in PACKAGES},
     }
-    for package in ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

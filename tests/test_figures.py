@@ -57,3 +57,8 @@ def test_the_homeworks_loss_figure_has_whole_intervals_alone(
     homework, quick = (curves["gru"] for curves in drawn)
     assert homework == (epochs[0:2] + epochs[3:5], [6, 5, 4, 3])
     assert quick == (epochs, [6, 5, 0, 4, 3, 9])
+
+
+def test_the_preset_homework_draws_a_model_that_the_homework_does_not_have(tmp_path: Path) -> None:
+    figures.of_run(tmp_path, RESULTS | {"model": "rnn"}, ("negative", "positive"), "homework")
+    assert "Loss (using rnn)" in (tmp_path / "loss.svg").read_text()

@@ -14,7 +14,7 @@ import torch_impl.learner
 from common.data import sources
 from common.data.sources.dataset import Dataset, Example
 from common.inference import prediction
-from common.report import figures, markdown
+from common.report import content, figures, markdown
 from common.report.schema import Data, Results, Run, convert
 from common.training import loop
 
@@ -68,7 +68,7 @@ def test_five_classes_are_learnt_reported_and_predicted(
 
     data = convert({**metrics["data"], "classes": CLASSES}, Data, tmp_path)
     results = Results({"command": "x"}, [convert(metrics, Run, tmp_path)], data=data)
-    report = markdown.write(tmp_path, results, figures.of_results(results)).read_text()
+    report = markdown.write(tmp_path, results, content.sections(results)).read_text()
     low, high = categories["dvd"]["accuracy_interval"]
     cell = f"{categories['dvd']['accuracy']:.2%} ({low:.2%} to {high:.2%})"
     assert f"| category | reviews | {name} gru |" in report

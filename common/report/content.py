@@ -1,33 +1,26 @@
 """What the report says, section by section, for report.md and report.html alike."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-from common.report import tables
+from common.report import figures, tables
 from common.report.figures import Figure
-from common.report.schema import Questions, Results, Speed
+from common.report.schema import Check, Data, Questions, Results, Run, Speed
 
-Figures = Mapping[str, Sequence[Figure]]
-Kind = Literal["heading", "finding", "note", "hint", "table", "folded", "figures", "grid", "code"]
+Text = Literal["heading", "finding", "note", "hint", "code"]
+Kind = Text | Literal["table", "folded", "figures", "grid", "explorer", "facts"]
 Block = tuple[Kind, Any]
+Sections = Mapping[str, Sequence[Block]]
 """heading, finding (what was found, in a sentence), note (how to read it), hint (how to use the
 page) and code: text; table, and folded, on the page: a Table; figures and grid, on the page side by
-side: a list of Figure."""
-
-
-class Section(NamedTuple):
-    """A section: its name on the page, its title, its parts."""
-
-    name: str
-    title: str
-    blocks: list[Block]
+side: a list of Figure; explorer, on the page alone: nothing; facts: a dict."""
 
 
 def introduction(results: Results) -> list[str]:
     """What was trained on what, and whether parity holds."""
     lines = []
-    if results.runs and results.data:
-        data = results.data
+    if results.runs and (data := results.data):
         lines.append(
             f"{data.name}: {data.train:,} reviews to train on, {data.test:,} to test on; word "
             f"vectors {data.vectors}, {data.vocabulary:,} words."
@@ -39,43 +32,42 @@ def introduction(results: Results) -> list[str]:
     return lines
 
 
-def sections(results: Results, figures: Figures) -> list[Section]:
-    """All that results.json has the numbers for, but for the environment and the explorer."""
-    found = []
-    if results.runs:
-        found += [
-            Section("summary", "Summary", list(_summary(results, figures))),
-            Section(
-                "loss",
-                "Loss",
-                [
-                    ("figures", figures["loss"]),
-                    (
-                        "note",
-                        "Each point is the mean over the steps since the last; JAX is dashed.",
-                    ),
-                    (
-                        "hint",
-                        "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, "
-                        "double-click to see all again.",
-                    ),
-                ],
+def sections(results: Results) -> Sections:
+    """By its title, every section that results.json has the numbers for."""
+    found: dict[str, Iterable[Block]] = {}
+    if results.runs and (data := results.data):
+        found["Summary"] = _summary(results.runs, data)
+        found["Loss"] = [
+            ("figures", [figures.losses(results.runs)]),
+            ("note", "Each point is the mean over the steps since the last; JAX is dashed."),
+            (
+                "hint",
+                "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, double-click "
+                "to see all again.",
             ),
-            Section("confusion", "Confusion", [("grid", figures["confusion"])]),
         ]
+        matrices = [figures.confusion_of_run(run, data.classes) for run in results.runs]
+        found["Confusion"] = [("grid", matrices)]
     if results.speed:
-        found.append(Section("speed", "Speed", list(_speed(results.speed, figures))))
+        found["Speed"] = _speed(results.speed)
     if results.parity:
-        found.append(Section("parity", "Parity", list(_parity(results))))
+        found["Parity"] = _parity(results.parity)
     if results.questions:
-        found.append(
-            Section("questions", "Questions", list(_questions(results.questions, figures)))
-        )
-    return found
+        found["Questions"] = _questions(results.questions)
+    if results.explorer:
+        found["Explorer"] = [("explorer", None)]
+    found["Environment"] = _environment(results.environment)
+    return {title: list(blocks) for title, blocks in found.items()}
 
 
-def _summary(results: Results, figures: Figures) -> Iterator[Block]:
-    yield "table", tables.summary(results.runs)
+def shown(sections: Sections) -> list[Figure]:
+    """The figures in the sections."""
+    blocks = itertools.chain(*sections.values())
+    return [figure for kind, it in blocks if kind in ("figures", "grid") for figure in it]
+
+
+def _summary(runs: Sequence[Run], data: Data) -> Iterator[Block]:
+    yield "table", tables.summary(runs)
     yield (
         "note",
         "Accuracy ± half of its 95 % interval (Wilson). Cores: how many a training could use. "
@@ -83,14 +75,14 @@ def _summary(results: Results, figures: Figures) -> Iterator[Block]:
         "the stretches between two log lines. First step: from building the model to its first "
         "update. Peak memory: of the process.",
     )
-    yield "figures", figures["accuracy"]
-    if results.runs[0].categories:
+    yield "figures", [figures.accuracy(runs, data.test)]
+    if runs[0].categories:
         yield "heading", "By category"
-        yield "table", tables.categories(results.runs)
+        yield "table", tables.categories(runs)
 
 
-def _speed(speed: Speed, figures: Figures) -> Iterator[Block]:
-    yield "figures", figures["speed"]
+def _speed(speed: Speed) -> Iterator[Block]:
+    yield "figures", [figures.speed(speed.rows)]
     yield (
         "note",
         "B reviews of up to T words through one layer of H units, measured in turns in one run; "
@@ -103,12 +95,12 @@ def _speed(speed: Speed, figures: Figures) -> Iterator[Block]:
         yield "table", table
 
 
-def _parity(results: Results) -> Iterator[Block]:
-    tightest = max(results.parity, key=lambda check: check.strain)
-    passed = sum(check.passed for check in results.parity)
+def _parity(checks: Sequence[Check]) -> Iterator[Block]:
+    tightest = max(checks, key=lambda check: check.strain)
+    passed = sum(check.passed for check in checks)
     yield (
         "finding",
-        f"{passed} of {len(results.parity)} checks passed. The error closest to its bound takes "
+        f"{passed} of {len(checks)} checks passed. The error closest to its bound takes "
         f"{tightest.strain:.0%} of it: {' and '.join(tightest.models)}, {tightest.check}, "
         f"{tightest.dtype}.",
     )
@@ -117,27 +109,26 @@ def _parity(results: Results) -> Iterator[Block]:
         "Errors are relative to the largest value of the tensor, ULP is that value's unit in the "
         "last place.",
     )
-    yield "table", tables.parity(results.parity)
+    yield "table", tables.parity(checks)
 
 
-def _questions(questions: Questions, figures: Figures) -> Iterator[Block]:
-    if questions.vanishing:
+def _questions(questions: Questions) -> Iterator[Block]:
+    if vanishing := questions.vanishing:
         yield "heading", "Do gradients vanish?"
-        yield "finding", questions.vanishing.conclusion
-        yield "figures", figures["vanishing"]
-        yield "folded", tables.vanishing(questions)[0]
-    if questions.gates:
+        yield "finding", vanishing.conclusion
+        yield "figures", [figures.vanishing(vanishing)]
+        yield "folded", tables.vanishing(vanishing)
+    if gates := questions.gates:
         yield "heading", "Does the state change less at words that do not matter?"
-        yield "finding", questions.gates.conclusion
-        yield "grid", figures.get("gates", [])
-        for table in tables.gates(questions):
-            yield "table", table
-    if questions.comparisons:
+        yield "finding", gates.conclusion
+        yield "grid", figures.gates(gates.groups)
+        yield from (("table", table) for table in tables.gates(gates))
+    if pairs := questions.comparisons:
         yield "heading", "Which of two models is better?"
-        for pair in questions.comparisons:
+        for pair in pairs:
             yield "finding", f"{pair.title}: {pair.conclusion}"
-        yield "figures", figures["comparisons"]
-        yield "table", tables.pairs(questions.comparisons)
+        yield "figures", figures.differences(pairs)
+        yield "table", tables.pairs(pairs)
         yield (
             "note",
             "Paired: the same seeds, splits and reviews. Differences in percentage points; the "
@@ -146,3 +137,13 @@ def _questions(questions: Questions, figures: Figures) -> Iterator[Block]:
         )
     if questions.commands:
         yield "code", "\n".join(questions.commands)
+
+
+def _environment(environment: Mapping[str, str | int]) -> Iterator[Block]:
+    yield "code", str(environment["command"])
+    yield "facts", {key: value for key, value in environment.items() if key != "command"}
+    yield (
+        "hint",
+        "Everything here is in results.json; the figures are beside it as PNG and SVG. "
+        "This page is written again by: python compare.py report DIR",
+    )

@@ -4,11 +4,10 @@ A figure's title says what was found, in words computed from its numbers. Altair
 definition; vl-convert, which needs no browser, draws the files.
 """
 
-import itertools
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +16,7 @@ import altair as alt
 import numpy as np
 import vl_convert
 
-from common.report.schema import (
-    Group,
-    Interval,
-    OfCategory,
-    OfLength,
-    Pair,
-    Results,
-    Run,
-    Timed,
-    Vanishing,
-)
+from common.report.schema import REFERENCE, Group, Interval, Pair, Part, Run, Timed, Vanishing
 
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
@@ -35,29 +24,23 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9
 FEW_CLASSES = 5
 VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # that Altair writes for
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # the last is only Altair's type of a sum
-SOLID, DASHED = [1, 0], [5, 3]
 # Text and lines in the colour of the page around them; black in a file.
 INK = "currentColor"
 CONFIG: dict[str, Any] = {
     "font": "system-ui, sans-serif",
+    "style": {
+        "guide-label": {"fontSize": 12, "fill": INK},
+        "guide-title": {"fontSize": 12, "fill": INK, "fontWeight": "normal"},
+    },
     "axis": {
-        **{f"{part}Color": INK for part in ("label", "title", "grid", "domain", "tick")},
+        **{f"{part}Color": INK for part in ("grid", "domain", "tick")},
         "gridOpacity": 0.15,
-        "labelFontSize": 12,
         "labelLimit": 220,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
     },
-    "legend": {
-        **{f"{part}Color": INK for part in ("label", "title")},
-        "orient": "top",
-        "labelFontSize": 12,
-        "labelLimit": 400,
-        "symbolStrokeWidth": 3,
-        "symbolSize": 220,
-    },
+    "legend": {"orient": "top", "labelLimit": 400, "symbolStrokeWidth": 3, "symbolSize": 220},
     "title": {"anchor": "start", "fontSize": 14, "color": INK, "offset": 12},
     "view": {"stroke": None},
+    "range": {"category": COLOURS},  # from the beginning again after the last
     "text": {"color": INK},
     "rule": {"color": INK},
 }
@@ -65,7 +48,10 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, its file name without suffix, its title, and how wide it is in a file, in pixels."""
+    """A chart, its file name without suffix, its title, and how wide it is in a file, in pixels.
+
+    Infinities and NaN become null, as JSON has it, and are not drawn.
+    """
 
     name: str
     title: str
@@ -74,21 +60,18 @@ class Figure:
     wide: bool = False
     """Whether half of the page is too narrow for it."""
 
-    def spec(self) -> dict[str, Any]:
-        """For a page: as wide as its container, on its background, untitled."""
-        properties = {"width": "container", "background": "transparent"}
-        return self._with(description=self.title, **properties).to_dict()
+    def spec(self, **properties: Any) -> dict[str, Any]:
+        """For a page, as wide as its container, or as the properties say."""
+        page = {"width": "container", "background": "transparent", "description": self.title}
+        return self.chart.properties(**page | properties).configure(**CONFIG).to_dict()
 
     def save(self, path: Path) -> None:
         """Write it as PNG to path, and as SVG beside it."""
         title = textwrap.wrap(self.title, self.width // 8)
-        spec = self._with(width=self.width, background="white", title=title).to_dict()
+        spec = self.spec(width=self.width, background="white", title=title)
         path.write_bytes(vl_convert.vegalite_to_png(spec, VEGA_LITE, scale=2))
         svg = vl_convert.vegalite_to_svg(spec, VEGA_LITE)
         path.with_suffix(".svg").write_text(svg, encoding="utf-8")
-
-    def _with(self, **properties: Any) -> alt.TopLevelMixin:
-        return self.chart.properties(**properties).configure(**CONFIG)
 
 
 # What the homework calls its networks; it has no title of this kind for the last two.
@@ -108,61 +91,19 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
     """
     model, homework = results["model"], preset == "homework"
     title = f"{results['framework']} {model} on {results['data']['name']}"
-    epochs, losses = np.array(results["loss_epochs"]), np.array(results["losses"])
+    epochs, means = np.array(results["loss_epochs"]), np.array(results["losses"])
     if homework:  # the mean of the few iterations left at the end of an epoch is mostly noise
         whole = np.isclose(np.diff(epochs, prepend=0), epochs[0])
-        epochs, losses = epochs[whole], losses[whole]
-    loss = loss_curves(
-        {model: (epochs.tolist(), losses.tolist())},
-        f"Loss (using {HOMEWORK_NAMES[model]})" if homework else f"Training loss: {title}",
-        round(max(results["loss_epochs"])),
+        epochs, means = epochs[whole], means[whole]
+    name = HOMEWORK_NAMES.get(model, model)
+    title_of_loss = f"Loss (using {name})" if homework else f"Training loss: {title}"
+    curve = (epochs.tolist(), means.tolist())
+    loss_curves({model: curve}, title_of_loss).save(folder / "loss.png")
+    correct = "" if homework else f"{title}: {results['accuracy']:.2%} correct"
+    matrix = confusion(
+        "confusion", correct, results["confusion"], classes, "predicted" if homework else "true"
     )
-    loss.save(folder / "loss.png")
-    confusion(
-        "confusion",
-        "" if homework else f"{title}: {results['accuracy']:.2%} correct",
-        results["confusion"],
-        classes,
-        of="predicted" if homework else "true",
-    ).save(folder / "confusion.png")
-
-
-def of_results(results: Results) -> dict[str, list[Figure]]:
-    """All figures that results.json has the numbers for, in order, by section of the report."""
-    found: dict[str, list[Figure]] = {}
-    if results.runs and results.data:
-        data, runs = results.data, results.runs
-        found["accuracy"] = [_accuracy(runs, data.test)]
-        found["loss"] = [_loss(runs)]
-        found["confusion"] = [_confusion(run, data.classes) for run in runs]
-    if results.speed:
-        found["speed"] = [_speed(results.speed.rows)]
-    if not (questions := results.questions):
-        return found
-    if questions.vanishing:
-        found["vanishing"] = [_vanishing(questions.vanishing)]
-    # Reviews in a language without our stop words may have no groups.
-    if questions.gates and (groups := questions.gates.groups):
-        found["gates"] = [
-            _gates(groups, "z", "update gate z", "mean of z"),
-            _gates(groups, "change", "change of the state", "change relative to the state's norm"),
-        ]
-    if pairs := questions.comparisons:
-        found["comparisons"] = [
-            _differences(pairs),
-            *_differences_by("by_length", "By the length of the review", pairs),
-            *_differences_by("by_category", "By category", pairs),
-        ]
-    return found
-
-
-def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
-    """Rows of a chart. JSON has no infinity and no NaN: they become null, which is not drawn."""
-
-    def known(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return alt.Data(values=[{key: known(value) for key, value in row.items()} for row in rows])
+    matrix.save(folder / "confusion.png")
 
 
 def _intervals(
@@ -177,7 +118,7 @@ def _intervals(
     broken = "split(datum.label, ' · ')"
     axis = alt.Axis(grid=bool(groups), labelExpr=broken, labelLimit=140)
     step = 12 * len(groups) + 16 if groups else 40
-    base = alt.Chart(_data(rows), height=step * len(names)).encode(
+    base = alt.Chart(alt.Data(values=rows), height=step * len(names)).encode(
         y=alt.Y("name:N", sort=names, title=None, axis=axis),
         tooltip=[
             *(["name:N", "group:N"] if groups else ["name:N"]),
@@ -189,7 +130,7 @@ def _intervals(
         legend = alt.Legend(title=None, columns=1, symbolSize=110, labelExpr=broken)
         base = base.encode(
             yOffset=alt.YOffset("group:N", sort=groups),
-            color=alt.Color("group:N", scale=_palette(groups), legend=legend),
+            color=alt.Color("group:N", scale=alt.Scale(domain=groups), legend=legend),
         )
     stroke = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     dot = base.mark_point(filled=True, size=70 if groups else 110, color=COLOURS[0], opacity=1)
@@ -201,14 +142,9 @@ def _numbers(numbers: str, *names: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{name}:Q", format=numbers) for name in names]
 
 
-def _palette(names: Sequence[str]) -> alt.Scale:
-    """A colour for each name, from the beginning again after the last."""
-    return alt.Scale(domain=names, range=[*itertools.islice(itertools.cycle(COLOURS), len(names))])
-
-
 def _upright(value: float) -> alt.Chart:
     """A dashed line to compare with: no difference, the same speed."""
-    return alt.Chart(_data([{"x": value}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
+    return alt.Chart(alt.Data(values=[{"x": value}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
 
 
 def _row(name: str, value: float, interval: Interval, **more: Any) -> dict[str, Any]:
@@ -216,37 +152,36 @@ def _row(name: str, value: float, interval: Interval, **more: Any) -> dict[str, 
     return {"name": name, "value": value, "low": interval[0], "high": interval[1], **more}
 
 
-def _accuracy(runs: Sequence[Run], reviews: int) -> Figure:
+def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
+    """The runs' accuracies on so many test reviews."""
     rows = [
         _row(run.name, run.accuracy, run.accuracy_interval, label=f"{run.accuracy:.2%}")
         for run in sorted(runs, key=lambda run: -run.accuracy)
     ]
-    best = [row for row in rows if row["value"] == rows[0]["value"]]
-    rest = rows[len(best) :]
-    overlapping = sum(row["high"] >= best[0]["low"] for row in rest)
-    title = f"{_listed(row['name'] for row in best)} {'is' if len(best) == 1 else 'are'} the most "
-    title += f"accurate: {best[0]['label']} of {reviews:,} reviews"
-    if rest:
+    best = [row["name"] for row in rows if row["value"] == rows[0]["value"]]
+    title = f"{_listed(best)} {'is' if len(best) == 1 else 'are'} the most accurate: "
+    title += f"{rows[0]['label']} of {reviews:,} reviews"
+    if rest := rows[len(best) :]:
+        overlapping = sum(row["high"] >= rows[0]["low"] for row in rest)
         every = overlapping == len(rest)
         others = "all others" if every else f"{overlapping} of {len(rest)} others"
         title += f"; the intervals of {others} overlap" if overlapping else "; no interval overlaps"
     x = alt.X("low:Q", title="accuracy, 95 % interval (Wilson)")
     x = x.axis(format="~%", tickCount=8).scale(zero=False, padding=20)
-    label = alt.Chart(_data(rows)).mark_text(dy=-11)
+    label = alt.Chart(alt.Data(values=rows)).mark_text(dy=-11)
     label = label.encode(x="value:Q", y=alt.Y("name:N", sort=None), text="label:N")
     return Figure("accuracy", title, _intervals(rows, x, ".2%") + label)
 
 
-def _loss(runs: Sequence[Run]) -> Figure:
-    curves = {run.name: (run.loss_epochs, run.losses) for run in runs}
+def losses(runs: Sequence[Run]) -> Figure:
+    """The runs' training losses."""
     best = min(runs, key=lambda run: run.losses[-1])
     title = f"{best.name} ends with the lowest training loss, {best.losses[-1]:.3f}"
-    epochs = round(max(run.loss_epochs[-1] for run in runs))
-    return loss_curves(curves, title, epochs)
+    return loss_curves({run.name: (run.loss_epochs, run.losses) for run in runs}, title)
 
 
 def loss_curves(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, epochs: int
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str
 ) -> Figure:
     """Training losses. curves: name -> (epochs done at each point, mean loss up to there).
 
@@ -257,12 +192,12 @@ def loss_curves(
         for name, points in curves.items()
         for x, y in zip(*points, strict=True)
     ]
-    names = list(curves)
+    names, end = list(curves), round(max(x[-1] for x, _ in curves.values()))
     models = [name.rpartition(" ")[2] for name in names]
     colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
     scale = alt.Scale(domain=names, range=[colours[model] for model in models])
     # The framework twins lie on top of each other: one is dashed so that both show.
-    dashes = [DASHED if name.startswith("jax") else SOLID for name in names]
+    dashes = [[5, 3] if name.startswith("jax") else [1, 0] for name in names]
     several = len(curves) > 1
     legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
     zoom = alt.selection_interval(
@@ -271,8 +206,8 @@ def loss_curves(
     nearest = alt.selection_point(
         name="nearest", on="pointerover", nearest=True, clear="pointerout", empty=False
     )
-    base = alt.Chart(_data(rows), height=340).encode(
-        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, epochs], nice=False), title="epochs"),
+    base = alt.Chart(alt.Data(values=rows), height=340).encode(
+        x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, end], nice=False), title="epochs"),
         y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
         color=alt.Color("name:N", scale=scale, legend=legend),
     )
@@ -287,25 +222,23 @@ def loss_curves(
     if several:
         switches = [
             alt.param(name=f"show_{i}", value=True, bind=alt.binding_checkbox(name=name))
-            for i, name in enumerate(curves)
+            for i, name in enumerate(names)
         ]
-        shown = [f"(datum.name === {json.dumps(n)} && show_{i})" for i, n in enumerate(curves)]
+        shown = [f"(datum.name === {json.dumps(n)} && show_{i})" for i, n in enumerate(names)]
         chart = chart.add_params(*switches).transform_filter(" || ".join(shown))
     return Figure("loss", title, chart)
 
 
-def _confusion(run: Run, classes: Sequence[str]) -> Figure:
+def confusion_of_run(run: Run, classes: Sequence[str]) -> Figure:
+    """The confusion matrix of a run; its title names the most frequent mistake."""
     matrix = np.array(run.confusion)
     title = f"{run.name}: {run.accuracy:.2%} correct"
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
     if wrong.any():
         true, predicted = divmod(int(wrong.argmax()), len(classes))
-        title += (
-            f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
-            f"taken for {classes[predicted]}"
-        )
-    name = f"confusion-{run.framework}-{run.model}"
-    return confusion(name, title, run.confusion, classes)
+        title += f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
+        title += f"taken for {classes[predicted]}"
+    return confusion(f"confusion-{run.framework}-{run.model}", title, run.confusion, classes)
 
 
 def confusion(
@@ -336,7 +269,7 @@ def confusion(
     size = max(300 // len(classes), 44)
     upright = any(7 * len(name) > size for name in classes)
     axis = alt.Axis(labelAngle=-90 if upright else 0)
-    base = alt.Chart(_data(rows), height=size * len(classes)).encode(
+    base = alt.Chart(alt.Data(values=rows), height=size * len(classes)).encode(
         x=alt.X("predicted:N", sort=None, title="predicted class", axis=axis),
         y=alt.Y("true:N", sort=None, title="true class"),
         tooltip=["true:N", "predicted:N", "count:Q", *_numbers(".1%", "share")],
@@ -356,43 +289,36 @@ def confusion(
     return Figure(name, title, cell + label, size * len(classes) + 60, wide=not few)
 
 
-def _speed(rows: Sequence[Timed]) -> Figure:
-    reference = next(row.contender for row in rows if row.ratio == 1)
-    by_contender: dict[str, list[float]] = {}
-    for row in rows:
-        by_contender.setdefault(row.contender, []).append(row.ratio)
-    medians = {name: float(np.median(ratios)) for name, ratios in by_contender.items()}
-    order = sorted(medians, key=lambda name: -medians[name])
+def speed(rows: Sequence[Timed]) -> Figure:
+    """How many times as fast as REFERENCE everything is, on every task."""
     tasks = list(dict.fromkeys(row.name for row in rows))
-    title = f"{order[0]} is the fastest: {medians[order[0]]:.2f} times {reference}"
+    few = len(tasks) <= len(COLOURS)  # of many, those of one batch size stand together
+    ratios: dict[str, list[float]] = {}
+    found: dict[tuple[str, str], list[Timed]] = {}
+    for row in rows:
+        ratios.setdefault(row.contender, []).append(row.ratio)
+        found.setdefault((row.contender, row.name if few else f"B {row.B}"), []).append(row)
+    medians = {name: float(np.median(of_tasks)) for name, of_tasks in ratios.items()}
+    values = []
+    for (name, group), timed in sorted(found.items(), key=lambda item: -medians[item[0][0]]):
+        value = float(np.median([row.ratio for row in timed]))
+        ends = [row.ratio * q / row.tokens_per_second for row in timed for q in row.quartiles]
+        label = name.replace(", ", " · ")
+        values.append(_row(label, value, (min(ends), max(ends)), group=group))
+    best = max(medians, key=lambda name: medians[name])
+    title = f"{best} is the fastest: {medians[best]:.2f} times {REFERENCE}"
     if len(tasks) > 1:
-        title += f", the median of {len(by_contender[order[0]])} tasks"
-    if len(tasks) <= len(COLOURS):
-        groups, stroke = tasks, "line: quartiles"
-        values = []
-        for row in rows:
-            low, high = (row.ratio * q / row.tokens_per_second for q in row.quartiles)
-            values.append(_row(row.contender, row.ratio, (low, high), group=row.name))
-    else:  # too many to tell apart: those of one batch size together
-        sizes = sorted({row.B for row in rows})
-        groups, stroke = [f"B {size}" for size in sizes], "dot: median, line: all tasks of that B"
-        values = []
-        for name, size in itertools.product(order, sizes):
-            ratios = [row.ratio for row in rows if (row.contender, row.B) == (name, size)]
-            if ratios:
-                low, value, high = np.quantile(ratios, [0, 0.5, 1]).tolist()
-                values.append(_row(name, value, (low, high), group=f"B {size}"))
-    values.sort(key=lambda row: order.index(row["name"]))
-    values = [{**row, "name": row["name"].replace(", ", " · ")} for row in values]
-    x = alt.X("low:Q", title=[f"times {reference} (logarithmic)", stroke])
+        title += f", the median of {len(ratios[best])} tasks"
+    stroke = "line: quartiles" if few else "dot: median, line: all tasks of that B"
+    x = alt.X("low:Q", title=[f"times {REFERENCE} (logarithmic)", stroke])
     x = x.scale(type="log", base=2, nice=False, padding=20)
     x = x.axis(format="~r", values=[2.0**n for n in range(-10, 11)])
+    groups = list(dict.fromkeys(group for _, group in found))
     return Figure("speed", title, _upright(1) + _intervals(values, x, ".2f", groups))
 
 
-def _vanishing(found: Vanishing) -> Figure:
-    """Points that are 0, which have no logarithm, are left out."""
-    names = [series.name for series in found.series]
+def vanishing(found: Vanishing) -> Figure:
+    """How the gradient shrinks. Points that are 0, which have no logarithm, are left out."""
     rows = [
         {"name": s.name, "distance": distance, "norm": median, "low": low or None, "high": high}
         for s in found.series
@@ -401,22 +327,17 @@ def _vanishing(found: Vanishing) -> Figure:
         )
         if median > 0
     ]
-    changes = []
-    for series in found.series:
-        first, last = series.median[0], series.median[-1]
-        changes.append(f"{_fold(first / last) if last > 0 else 'to nothing'} in the {series.name}")
-    title = (
-        f"From {found.distances[0]} to {found.distances[-1]} words before the end the gradient "
-        f"shrinks {_listed(changes)}"
-    )
+    changes = [f"{_fold(s.median[0], s.median[-1])} in the {s.name}" for s in found.series]
+    title = f"From {found.distances[0]} to {found.distances[-1]} words before the end the gradient "
+    title += f"shrinks {_listed(changes)}"
     what = [
         "distance to the end of the review (words)",
         f"line: median, band: quartiles, of {found.reviews:,} reviews",
     ]
     legend = alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1)
-    base = alt.Chart(_data(rows), height=340).encode(
-        x=alt.X("distance:Q", title=what),
-        color=alt.Color("name:N", scale=_palette(names), legend=legend),
+    scale = alt.Scale(domain=[series.name for series in found.series])
+    base = alt.Chart(alt.Data(values=rows), height=340).encode(
+        x=alt.X("distance:Q", title=what), color=alt.Color("name:N", scale=scale, legend=legend)
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
     y = alt.Y("norm:Q", title="norm of dLoss/dh").scale(type="log").axis(format="~e", tickCount=8)
@@ -425,85 +346,102 @@ def _vanishing(found: Vanishing) -> Figure:
     return Figure("vanishing-gradients", title, band + line.encode(y=y, tooltip=tooltip))
 
 
-def _fold(factor: float) -> str:
+def _fold(first: float, last: float) -> str:
     """6.69-fold, 299-fold, 10^9-fold."""
+    if not last > 0:
+        return "to nothing"
+    factor = first / last
     return f"{factor:.3g}-fold" if factor < 1000 else f"10^{math.log10(factor):.0f}-fold"
 
 
-def _gates(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -> Figure:
+def gates(groups: Sequence[Group]) -> list[Figure]:
+    """What the gates do at each group of words; none of a language without our stop words."""
+    if not groups:
+        return []
+    return [
+        _gate(groups, "z", "update gate z", "mean of z"),
+        _gate(groups, "change", "change of the state", "change relative to the state's norm"),
+    ]
+
+
+def _gate(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -> Figure:
     rows = [
         _row(each.group, getattr(each, quantity), getattr(each, f"{quantity}_interval"), n=each.n)
         for each in groups
     ]
-    top, bottom = max(rows, key=lambda row: row["value"]), min(rows, key=lambda row: row["value"])
-    title = (
-        f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
-        f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
-    )
+    order = sorted(rows, key=lambda row: row["value"])
+    bottom, top = order[0], order[-1]
+    title = f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
+    title += f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
     x = alt.X("low:Q", title=[axis_title, "line: 95 % interval"]).scale(zero=False, padding=20)
     return Figure(f"gates-{quantity}", title, _intervals(rows, x, ".4f"))
 
 
-def _differences(pairs: Sequence[Pair]) -> Figure:
-    """All pairs of models on all reviews; a small mark is one seed."""
+def differences(pairs: Sequence[Pair]) -> list[Figure]:
+    """How far two models are apart: on all reviews, where a small mark is one seed; by the length
+    of the review; by category."""
     rows = [_in_points(f"{pair.b} · - {pair.a}", pair) for pair in pairs]
+    kinds = ["mean of the seeds, 95 % interval", "one seed"]
     seeds = [
-        {"name": row["name"], "kind": "one seed", "difference": 100 * difference}
+        {"name": row["name"], "kind": kinds[1], "difference": 100 * difference}
         for row, pair in zip(rows, pairs, strict=True)
         for difference in pair.difference_by_seed
     ]
-    told = [
-        f"{pair.b} {row['value']:+.2f} points against {pair.a}"
-        for row, pair in zip(rows, pairs, strict=True)
-        if _excludes_zero(row)
-    ]
-    title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
-    kinds = ["mean of the seeds, 95 % interval", "one seed"]
     legend = alt.Legend(title=None, columns=1, symbolSize=110)
     shapes = alt.Scale(domain=kinds, range=["circle", "diamond"])
-    marks = alt.Chart(_data(seeds)).mark_point(filled=True, size=40, opacity=1, yOffset=10)
-    marks = marks.encode(
+    marks = alt.Chart(alt.Data(values=seeds)).encode(
         x="difference:Q",
         y=alt.Y("name:N", sort=None),
-        color=alt.Color("kind:N", scale=_palette(kinds), legend=legend),
+        color=alt.Color("kind:N", scale=alt.Scale(domain=kinds), legend=legend),
         shape=alt.Shape("kind:N", scale=shapes, legend=legend),
         tooltip=["name:N", *_numbers("+.2f", "difference")],
     )
-    chart = _upright(0) + _intervals(rows, _points_axis(), "+.2f") + marks
-    return Figure("comparisons", f"{title}: {_listed(told)}" if told else title, chart)
-
-
-def _differences_by(key: str, what: str, pairs: Sequence[Pair]) -> list[Figure]:
-    """All pairs on some of the reviews, by length or by category; none where nothing is told."""
-    rows = [
-        _in_points(part.name, part, group=f"{pair.b} - {pair.a}", n=part.n)
-        for pair in pairs
-        for part in getattr(pair, key)
+    marks = marks.mark_point(filled=True, size=40, opacity=1, yOffset=10)
+    told = [
+        f"{pair.b} {row['value']:+.2f} points against {pair.a}"
+        for row, pair in zip(rows, pairs, strict=True)
+        if not row["low"] <= 0 <= row["high"]
     ]
-    if not rows:
-        return []
-    told = sum(map(_excludes_zero, rows))
-    title = (
-        f"{what}, {told} of {len(rows)} intervals exclude zero; "
-        f"by chance alone {len(rows) / 20:.2g} would"
-    )
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    chart = _intervals(rows, _points_axis("line: 95 % interval"), "+.2f", groups)
-    return [Figure(f"comparisons-{key.replace('_', '-')}", title, _upright(0) + chart)]
+    title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
+    title += f": {_listed(told)}" if told else ""
+    lengths = [
+        (pair, part, f"{part.start:,} to {part.to - 1:,} words")
+        for pair in pairs
+        for part in pair.by_length
+    ]
+    categories = [(pair, part, part.category) for pair in pairs for part in pair.by_category]
+    return [
+        Figure("comparisons", title, _apart(rows) + marks),
+        *_differences_by("length", "By the length of the review", lengths),
+        *_differences_by("category", "By category", categories),
+    ]
 
 
-def _in_points(name: str, found: Pair | OfLength | OfCategory, **more: Any) -> dict[str, Any]:
+def _differences_by(
+    key: str, what: str, parts: Sequence[tuple[Pair, Part, str]]
+) -> Iterator[Figure]:
+    """All pairs on parts of the reviews, each with its name; none where there are no parts."""
+    rows = [
+        _in_points(name, part, group=f"{pair.b} - {pair.a}", n=part.n) for pair, part, name in parts
+    ]
+    if rows:
+        told = sum(not row["low"] <= 0 <= row["high"] for row in rows)
+        title = f"{what}, {told} of {len(rows)} intervals exclude zero; "
+        title += f"by chance alone {len(rows) / 20:.2g} would"
+        groups = list(dict.fromkeys(row["group"] for row in rows))
+        yield Figure(f"comparisons-by-{key}", title, _apart(rows, groups))
+
+
+def _in_points(name: str, found: Pair | Part, **more: Any) -> dict[str, Any]:
     low, high = found.interval
     return _row(name, 100 * found.difference, (100 * low, 100 * high), **more)
 
 
-def _points_axis(*more: str) -> alt.X:
-    title = ["difference in accuracy", "(percentage points)", *more]
-    return alt.X("low:Q", axis=alt.Axis(format="+~r"), scale=alt.Scale(padding=10), title=title)
-
-
-def _excludes_zero(row: Mapping[str, Any]) -> bool:
-    return bool(row["low"] > 0 or row["high"] < 0)
+def _apart(rows: Sequence[Mapping[str, Any]], groups: Sequence[str] = ()) -> Chart:
+    stroke = ["line: 95 % interval"] if groups else []
+    x = alt.X("low:Q", title=["difference in accuracy", "(percentage points)", *stroke])
+    x = x.axis(format="+~r").scale(padding=10)
+    return _upright(0) + _intervals(rows, x, "+.2f", groups)
 
 
 def running() -> Figure:

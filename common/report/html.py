@@ -7,46 +7,47 @@ only the two scripts run that are written here, known by their hashes, and nothi
 
 import base64
 import hashlib
-import math
+import json
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from common.report import content, figures, tables
 from common.report.schema import Results
 
 HERE = Path(__file__).parent
-# Of these sections the first that is there gives the page its title.
+# Of these figures the first that is there gives the page its title.
 HEADLINES = ("accuracy", "comparisons", "speed")
 
 
-def write(folder: Path, results: Results, found: content.Figures) -> Path:
-    """Write report.html into the folder, with the figures `found`; returns its path."""
-    charts = {figure.name: figure.spec() for every in found.values() for figure in every}
+def write(folder: Path, results: Results, sections: content.Sections) -> Path:
+    """Write report.html into the folder; returns its path."""
+    titles = {figure.name: figure.title for figure in content.shown(sections)}
+    charts = {figure.name: figure.spec() for figure in content.shown(sections)}
+    explorer = None
     if results.explorer:
         charts["running"] = figures.running().spec()
-    explorer = msgspec.to_builtins(results.explorer) if results.explorer else None
+        # To four significant digits, which is more than the page shows.
+        explorer = json.loads(
+            msgspec.json.encode(results.explorer), parse_float=lambda x: float(f"{float(x):.4g}")
+        )
     scripts = [_vega(), (HERE / "page.js").read_text(encoding="utf-8")]
-    page = _environment().get_template("page.html")
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    template = _environment().get_template("page.html")
     path = folder / "report.html"
-    path.write_text(
-        page.render(
-            headline=next((found[name][0].title for name in HEADLINES if name in found), "Parity"),
-            introduction=content.introduction(results),
-            sections=content.sections(results, found),
-            environment=results.environment,
-            data={"charts": charts, "explorer": _rounded(explorer)},
-            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-            scripts=[Markup(script) for script in scripts],
-            hashes=[_hash(script) for script in scripts],
-        ),
-        encoding="utf-8",
+    page = template.render(
+        headline=next((titles[name] for name in HEADLINES if name in titles), "Parity"),
+        introduction=content.introduction(results),
+        sections=sections,
+        data={"charts": charts, "explorer": explorer},
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        scripts=scripts,
+        hashes=[base64.b64encode(digest).decode() for digest in digests],
     )
+    path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -65,22 +66,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"stripped": tables.stripped}
-    environment.tests |= {"standing_out": tables.stands_out}
+    # JSON has no infinity and no NaN: msgspec writes null.
+    environment.policies["json.dumps_function"] = lambda it, **_: msgspec.json.encode(it).decode()
+    environment.filters["stripped"] = tables.stripped
+    environment.tests["standing_out"] = tables.stands_out
     return environment
-
-
-def _hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _rounded(value: Any) -> Any:
-    """With numbers to four significant digits, which is more than the page shows, and no NaN."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return value

@@ -4,11 +4,8 @@ const { charts, explorer } = JSON.parse(document.getElementById("data").textCont
 const $ = (id) => document.getElementById(id);
 const chart = (name) => document.querySelector(`[data-chart="${name}"]`);
 
-function element(tag, text, properties = {}) {
-  const made = Object.assign(document.createElement(tag), properties);
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
+const element = (tag, textContent = "", properties = {}) =>
+  Object.assign(document.createElement(tag), { textContent, ...properties });
 
 // ast: Vega interprets its expressions, so that the page's security policy need not allow eval.
 async function draw(place) {
@@ -19,7 +16,6 @@ async function draw(place) {
 // The loss chart's zoom without a mouse: each button sets the range of epochs that is shown.
 function zoomButtons(place) {
   const { view } = place;
-  const buttons = element("div", undefined, { className: "zoom" });
   const all = charts.loss.layer[0].encoding.x.scale.domain;
   // Makes the range wider by a factor, and moves it by a share of its width.
   const zoom = (factor, share = 0) => () => {
@@ -27,31 +23,28 @@ function zoomButtons(place) {
     const middle = (from + to) / 2 + share * (to - from), half = (factor * (to - from)) / 2;
     view.signal("zoom_epochs", [middle - half, middle + half]).run();
   };
-  for (const [sign, label, onclick] of [
+  const buttons = element("div", "", { className: "zoom" });
+  buttons.append(...[
     ["+", "zoom in", zoom(0.5)],
     ["−", "zoom out", zoom(2)],
     ["←", "earlier epochs", zoom(1, -0.25)],
     ["→", "later epochs", zoom(1, 0.25)],
     ["all", "all epochs", () => view.signal("zoom_epochs", all).run()],
-  ]) {
-    const button = element("button", sign, { type: "button", title: label, onclick });
-    button.setAttribute("aria-label", label);
-    buttons.append(button);
-  }
+  ].map(([sign, title, onclick]) =>
+    element("button", sign, { type: "button", title, ariaLabel: title, onclick })));
   place.after(buttons);
 }
 
 function theme() {
-  let stored = null;
-  try { stored = localStorage.getItem("theme"); } catch { /* a browser that keeps nothing for files */ }
-  const choose = (value) => {
-    document.documentElement.dataset.theme = value;
-    $("theme").value = value;
-  };
-  choose(["light", "dark"].includes(stored) ? stored : "");
-  $("theme").onchange = ({ target }) => {
-    choose(target.value);
-    try { localStorage.setItem("theme", target.value); } catch { /* as above */ }
+  const select = $("theme");
+  const apply = () => { document.documentElement.style.colorScheme = select.value; };
+  // Some browsers have no storage for files.
+  try { select.value = localStorage.getItem("theme") ?? ""; } catch { /* as said */ }
+  if (select.selectedIndex < 0) select.value = "";
+  apply();
+  select.onchange = () => {
+    apply();
+    try { localStorage.setItem("theme", select.value); } catch { /* as said */ }
   };
 }
 
@@ -75,7 +68,7 @@ const MEANINGS = {
 function startExplorer() {
   const [model, review, tint, direction] = ["model", "review", "tint", "direction"].map($);
   const words = $("words"), running = chart("running").view;
-  const number = (value, digits = 3) => (value === null ? "not a number" : value.toFixed(digits));
+  const number = (value) => (value === null ? "not a number" : value.toFixed(3));
   const percent = (value) => `${(100 * value).toFixed(1)} %`;
   let current, active;
 
@@ -92,7 +85,7 @@ function startExplorer() {
     const before = review.value;
     const groups = [["classified correctly", true], ["classified wrongly", false]];
     review.replaceChildren(...groups.map(([label, right]) => {
-      const group = element("optgroup", undefined, { label });
+      const group = element("optgroup", "", { label });
       explorer.reviews.forEach(({ text, true: truth, models }, value) => {
         const found = models[model.value];
         if (!found || (found.predicted === truth) !== right) return;
@@ -116,16 +109,11 @@ function startExplorer() {
     $("running-title").textContent =
       `The probability of ${two ? explorer.classes[1] : current.predicted} after each word`;
     $("text").textContent = text;
-    words.replaceChildren(...texts.map((word, index) => {
-      const option = element("span", word, { id: `word-${index}` });
-      option.setAttribute("role", "option");
-      option.setAttribute("aria-selected", "false");
-      return option;
-    }));
+    words.replaceChildren(...texts.map((word, index) =>
+      element("span", word, { id: `word-${index}`, role: "option", ariaSelected: "false" })));
     words.scrollTop = 0;
     active = undefined;
-    const rows = current.running.map((probability, index) => ({ word: index + 1, probability }));
-    running.data("words", rows);
+    running.data("words", current.running.map((probability, i) => ({ word: i + 1, probability })));
     showTint();
     select(0);
   }
@@ -151,10 +139,10 @@ function startExplorer() {
 
   function select(index) {
     if (index === active || !words.children[index]) return;
-    words.children[active]?.setAttribute("aria-selected", "false");
+    if (active !== undefined) words.children[active].ariaSelected = "false";
     active = index;
     const option = words.children[active];
-    option.setAttribute("aria-selected", "true");
+    option.ariaSelected = "true";
     words.setAttribute("aria-activedescendant", option.id);
     const both = Array.isArray(current.z) ? "" : ` (${direction.value})`;
     const facts = [
@@ -204,11 +192,9 @@ function startExplorer() {
     select(next);
     words.children[active].scrollIntoView({ block: "nearest", behavior: "instant" });
   };
-  for (const kind of ["pointerover", "click"]) {
-    words.addEventListener(kind, ({ target }) => {
-      if (target !== words) select([...words.children].indexOf(target));
-    });
-  }
+  words.onpointerover = words.onclick = ({ target }) => {
+    if (target !== words) select([...words.children].indexOf(target));
+  };
   model.onchange = () => { listReviews(); showReview(); };
   review.onchange = showReview;
   tint.onchange = showTint;

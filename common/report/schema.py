@@ -169,14 +169,10 @@ class Recipe(Struct):
 class Speed(Struct):
     """What `compare.py speed` measured."""
 
-    rows: list[Timed]
+    rows: Annotated[list[Timed], Meta(min_length=1)]
     lengths: list[Length]
     recipe: list[Recipe]
     peak_flops: float | None = None
-
-    def __post_init__(self) -> None:
-        if not any(row.ratio == 1 for row in self.rows):
-            raise ValueError("rows: none has the ratio 1, that of what all are compared with")
 
 
 class Series(Struct):
@@ -248,21 +244,11 @@ class OfLength(Part):
     start: int = field(name="from")
     to: int
 
-    @property
-    def name(self) -> str:
-        """What it is called in the figure."""
-        return f"{self.start:,} to {self.to - 1:,} words"
-
 
 class OfCategory(Part):
     """On those of a category."""
 
     category: str
-
-    @property
-    def name(self) -> str:
-        """What it is called in the figure."""
-        return self.category
 
 
 class Pair(Struct, kw_only=True):
@@ -355,18 +341,15 @@ class Results(Struct):
     def __post_init__(self) -> None:
         if "command" not in self.environment:
             raise ValueError("environment: has no command")
-        if not self.runs:
-            return
-        if not self.data:
+        if self.runs and not self.data:
             raise ValueError("Object missing required field `data`")
-        classes = len(self.data.classes)
+        classes = len(self.data.classes) if self.data else 0
         for number, run in enumerate(self.runs):
+            place = f"runs[{number}]"
             if [len(row) for row in run.confusion] != [classes] * classes:
-                raise ValueError(
-                    f"runs[{number}].confusion: expected {classes} x {classes} numbers"
-                )
+                raise ValueError(f"{place}.confusion: expected {classes} x {classes} numbers")
             if run.categories.keys() != self.runs[0].categories.keys():
-                raise ValueError(f"runs[{number}].categories: not those of runs[0]")
+                raise ValueError(f"{place}.categories: not those of runs[0]")
 
 
 def convert(found: Any, kind: type[T], path: Path) -> T:

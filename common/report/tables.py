@@ -3,16 +3,16 @@
 A description is a title, a format string for each column, and the structs of results.json.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from common.report.schema import REFERENCE, Check, Pair, Questions, Run, Speed
+from common.report.schema import REFERENCE, Check, Gates, Pair, Run, Speed, Vanishing
 
 # The homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews; what its own report says.
 RECIPE_SECONDS = {"its own GRU": 6_415, "nn.GRU": 288}
@@ -116,15 +116,13 @@ def all_tasks(speed: Speed) -> Table:
 
 def lengths(speed: Speed) -> Table:
     """What a token costs the kernel, by the length of the reviews."""
-    steps = dict.fromkeys(each.T for each in speed.lengths)
-    rows = [
-        [name, *(f"{each.nanoseconds_per_token:,.0f}" for each in found)]
-        for name, found in groupby(
-            sorted(speed.lengths, key=lambda each: each.contender), lambda each: each.contender
-        )
-    ]
+    found: dict[str, list[str]] = {}
+    for each in speed.lengths:
+        found.setdefault(each.contender, []).append(f"{each.nanoseconds_per_token:,.0f}")
+    steps = dict.fromkeys(f"T {each.T:,}" for each in speed.lengths)
     title = "Nanoseconds a token of the kernel alone, by the length of the reviews"
-    return Table(title, ["implementation", *(f"T {T:,}" for T in steps)], rows)
+    rows = [[name, *found[name]] for name in sorted(found)]
+    return Table(title, ["implementation", *steps], rows)
 
 
 def recipe(speed: Speed) -> Table:
@@ -136,10 +134,8 @@ def recipe(speed: Speed) -> Table:
     }
     title = "The homework's recipe: batch 1, Adam, 4 epochs of 14,227 reviews"
     table = Table.of(title, speed.recipe, columns)
-    homework = [
-        [f"the homework's report: {name}", "", f"{s:,} s"] for name, s in RECIPE_SECONDS.items()
-    ]
-    return Table(table.title, table.header, [*table.rows, *homework])
+    said = [[f"the homework's report: {n}", "", f"{s:,} s"] for n, s in RECIPE_SECONDS.items()]
+    return replace(table, rows=[*table.rows, *said])
 
 
 def parity(checks: Sequence[Check]) -> Table:
@@ -147,8 +143,8 @@ def parity(checks: Sequence[Check]) -> Table:
     header = ["models", "check", "dtype", "error", "bound", "of bound", "ULP", "passed"]
     rows = [
         [
-            *(" / ".join(each.models), each.check, each.dtype),
-            *(f"{each.error:.1e}", f"{each.bound:.1e}", f"{each.strain:.0%}", f"{each.ulp:.1f}"),
+            *(" / ".join(each.models), each.check, each.dtype, f"{each.error:.1e}"),
+            *(f"{each.bound:.1e}", f"{each.strain:.0%}", f"{each.ulp:.1f}"),
             "yes" if each.passed else "**NO**",
         ]
         for each in checks
@@ -158,18 +154,18 @@ def parity(checks: Sequence[Check]) -> Table:
 
 def oracle(checks: Sequence[Check]) -> list[Table]:
     """Those of comparison.parity.run: a table a dtype, a line a model, a column a quantity."""
+    lines: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    for each in checks:
+        quantity, kind = each.check.split(", reset ")
+        cell = f"{each.error:.0e} ({each.ulp:.1f})"
+        cell = cell if each.passed else f"**{cell} > {each.bound:.0e}**"
+        of_model = lines.setdefault(each.dtype, {}).setdefault((each.models[0], kind), {})
+        of_model[quantity] = cell
     tables = []
-    for dtype in dict.fromkeys(each.dtype for each in checks):
-        lines: dict[tuple[str, str], dict[str, str]] = {}
-        for each in checks:
-            if each.dtype == dtype:
-                quantity, kind = each.check.split(", reset ")
-                cell = f"{each.error:.0e} ({each.ulp:.1f})"
-                cell = cell if each.passed else f"**{cell} > {each.bound:.0e}**"
-                lines.setdefault((each.models[0], kind), {})[quantity] = cell
-        quantities = list(dict.fromkeys(quantity for line in lines.values() for quantity in line))
+    for dtype, found in lines.items():
+        quantities = dict.fromkeys(itertools.chain(*found.values()))
         title = f"{dtype}: largest difference from the oracle, relative to the largest value (ULP)"
-        rows = [[*name, *(line.get(q, "") for q in quantities)] for name, line in lines.items()]
+        rows = [[*name, *(line.get(q, "") for q in quantities)] for name, line in found.items()]
         tables.append(Table(title, ["model", "reset", *quantities], rows, names=2))
     return tables
 
@@ -192,24 +188,19 @@ def pairs(comparisons: Sequence[Pair]) -> Table:
     return Table("Two models on the same test reviews, paired by seed and review", header, rows)
 
 
-def vanishing(questions: Questions) -> list[Table]:
-    """How the gradient shrinks, if that was measured."""
-    if not questions.vanishing:
-        return []
-    series, reach = questions.vanishing.series, len(questions.vanishing.distances)
+def vanishing(found: Vanishing) -> Table:
+    """How the gradient shrinks."""
     rows = [
-        [str(questions.vanishing.distances[at]), *(f"{each.median[at]:.1e}" for each in series)]
+        [str(found.distances[at]), *(f"{each.median[at]:.1e}" for each in found.series)]
         for at in DISTANCES
-        if at < reach
+        if at < len(found.distances)
     ]
     title = "Norm of dLoss/dh_t, by the distance to the end of the review (words)"
-    return [Table(title, ["words to the end", *(each.name for each in series)], rows)]
+    return Table(title, ["words to the end", *(each.name for each in found.series)], rows)
 
 
-def gates(questions: Questions) -> list[Table]:
-    """What the gates do at which words, if that was measured."""
-    if not questions.gates:
-        return []
+def gates(found: Gates) -> list[Table]:
+    """What the gates do at which words."""
     words = {
         "words": "{0.group}",
         "how many": "{0.n:,}",
@@ -224,7 +215,6 @@ def gates(questions: Questions) -> list[Table]:
         "Cohen's d": "{0.cohens_d:+.2f}",
         "95 % interval": "{0.interval[0]:+.2f} to {0.interval[1]:+.2f}",
     }
-    found = questions.gates
     return [
         Table.of("The trained GRU, word by word", found.groups, words),
         Table.of("Effect sizes", found.effects, effects, names=2),

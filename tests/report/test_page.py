@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import compare
-from common.report import figures, html
+from common.report import content, html
 from common.report.schema import Results, convert
 
 Command = Callable[..., tuple[int, str, str]]
@@ -33,12 +33,15 @@ def read(results: dict[str, Any]) -> Results:
 
 def page_of(results: dict[str, Any], folder: Path) -> str:
     found = read(results)
-    return html.write(folder, found, figures.of_results(found)).read_text()
+    return html.write(folder, found, content.sections(found)).read_text()
 
 
 def titles(results: dict[str, Any]) -> dict[str, list[str]]:
-    found = figures.of_results(read(results))
-    return {section: [figure.title for figure in shown] for section, shown in found.items()}
+    """Of all figures, by the first word of their names."""
+    found: dict[str, list[str]] = {}
+    for figure in content.shown(content.sections(read(results))):
+        found.setdefault(figure.name.partition("-")[0], []).append(figure.title)
+    return found
 
 
 def test_report_needs_only_results_json(
@@ -51,11 +54,10 @@ def test_report_needs_only_results_json(
     assert page.count("<script") == 3  # the data, Vega and the page's own: none from a review
     assert not re.search(r"<(link|img|iframe)\b|\bsrc=|@import|url\(", page.split("<body>")[0])
     assert re.findall(r'href="(?!#)', page) == []
-    for shown in figures.of_results(read(changed)).values():
-        for figure in shown:
-            for kind, start in (("png", b"\x89PNG"), ("svg", b"<svg")):
-                path = tmp_path / "figures" / f"{figure.name}.{kind}"
-                assert path.read_bytes().startswith(start)
+    for figure in content.shown(content.sections(read(changed))):
+        for kind, start in (("png", b"\x89PNG"), ("svg", b"<svg")):
+            path = tmp_path / "figures" / f"{figure.name}.{kind}"
+            assert path.read_bytes().startswith(start)
     assert page == Path(command(compare.main, "report", "--out", tmp_path)[1].strip()).read_text()
 
 
