@@ -62,25 +62,21 @@ def write_run(
     order = _order(classes or found.classes, found.classes)
     values = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
     values |= {name: values[name][order] for name in ("head.weight", "head.bias")}
-    model = options.model_config(
-        input_size=D, classes=C, vocabulary_size=len(found.vectors.words), train_vectors=False
-    )
+    model = options.model_config(found.vectors.matrix.shape, C, train_vectors=False)
     moments = {
         f"{moment}.{name}": np.zeros_like(value)
         for moment in ("first_moment", "second_moment")
         for name, value in values.items()
     }
-    about = run_directory.About("torch", found.classes, model, options)
+    about = run_directory.About(model, options, found.classes, "torch")
     state = checkpoint.State(fingerprint_of(options, found), implementation="")
     with run_directory.lock(folder):
         files.replace(folder / "log.jsonl", b"")
         checkpoint.save_checkpoint(
-            folder, about, state, values, {"step": np.array(0), **moments}, None, options.keep
+            folder, about, state, values, {"step": np.array(0), **moments}, {}
         )
         # For prediction. It has not been tested here: so its metrics are empty.
-        run_directory.finish(
-            folder, about, found.vectors.words, found.vectors.matrix, values, metrics={}
-        )
+        run_directory.finish(folder, about, found.vectors, values, metrics={})
 
 
 def _order(given: Sequence[str], expected: Sequence[str]) -> list[int]:
