@@ -167,7 +167,8 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
         parser.add_argument("--preset", nargs="?", default="quick", const="quick")
         preset = parser.parse_known_args()[0].preset
         if preset not in PRESETS:
-            raise InputError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
+            hint = " (once seed)" if preset == "seed" else ""
+            raise InputError(f"--preset {preset}: expected one of {', '.join(PRESETS)}{hint}")
         default = options(preset=preset, **PRESETS[preset])
     read = partial(tyro.cli, options, prog=prog)
     complaint = io.StringIO()
