@@ -102,12 +102,8 @@ def _answers(
 ) -> Answers:
     """logits, loss and "gradients NAME" from the parameters that training starts from."""
     vectors = data.vectors
-    config = options.model_config(
-        input_size=vectors.matrix.shape[1],
-        classes=len(data.classes),
-        vocabulary_size=len(vectors.words),
-        train_vectors=vectors.trained_with_model,
-    )
+    shape, classes = vectors.matrix.shape, len(data.classes)
+    config = options.model_config(shape, classes, vectors.trained_with_model)
     learner = framework.Learner(config, options, vectors.matrix, dtype=dtype)
     loss, gradients = learner.gradients(batch)
     named = {f"gradients {name}": value for name, value in gradients.items()}

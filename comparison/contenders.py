@@ -131,9 +131,7 @@ def training(framework: str, task: Task, **how: Any) -> Run:
     learner_of = import_module(f"{framework}_impl.learner").Learner
     options = TrainConfig(hidden_size=task.H, clip_norm=None, **how)
     table = word_vectors(task.input_size)
-    config = options.model_config(
-        input_size=task.input_size, classes=2, vocabulary_size=len(table), train_vectors=False
-    )
+    config = options.model_config(table.shape, classes=2, train_vectors=False)
     learner, batch = learner_of(config, options, table), batch_of(task.B, task.T)
     return lambda: float(learner.step(batch))
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -16,9 +15,11 @@ from jaxtyping import Float
 from common.data.batches import Batch
 from common.errors import InputError
 from common.params import ModelConfig, init
+from common.training import learner
+from common.training.learner import Arrays
 from common.training.options import TrainConfig
 from jax_impl.classifier import CELLS, Classifier, cross_entropy
-from jax_impl.layers import canonical
+from jax_impl.layers import canonical, register
 from jax_impl.trace import explain
 
 FRAMEWORK = "jax"
@@ -42,103 +43,72 @@ def find_device(name: str) -> jax.Device:
         raise InputError(f"--device {name}: JAX finds no such device on this machine") from None
 
 
-class Learner:
-    """A classifier with its loss and its optimizer (Adam).
-
-    parameters: canonical (see common/params.py), by default drawn from the seed. vectors [V, D].
-    """
+class Learner(learner.Learner):
+    """The learner that common/training/learner.py describes, in JAX."""
 
     def __init__(
         self,
         config: ModelConfig,
         training: TrainConfig,
         vectors: Float[np.ndarray, "V D"],
-        parameters: Mapping[str, np.ndarray] | None = None,
+        parameters: Arrays | None = None,
         dtype: str = "float32",
     ) -> None:
-        """dtype="float64" works where JAX's x64 mode is on."""
         self.device = find_device(training.device)
-        self.implementation = CELLS[config.cell].resolve(
-            config.implementation, self.device.platform
-        )
+        cell, device = CELLS[config.cell], self.device
+        self.implementation = cell.resolve(config.implementation, device.platform)
+        self.compilations = 0
         config = dataclasses.replace(config, implementation=self.implementation)
-        self.compilations = 0  # of the training step
         parameters = parameters or init(config, training.seed, vectors)
-        self.names = tuple(parameters)
-        with jax.default_device(self.device):
+        with jax.default_device(device):
             model = Classifier(config, parameters, vectors, jnp.dtype(dtype))
-        self.graph, state = nnx.split(model)
-        self.state, self.frozen = nnx.split_state(state, nnx.Param, ...)
-        self.optimizer = optax.adam(
-            training.learning_rate, b1=training.betas[0], b2=training.betas[1], eps=training.eps
-        )
-        self.moments = self.optimizer.init(self.state)
+        self.graph, *states = nnx.split(model, nnx.Param, ...)
         # Where a step leaves them: otherwise JAX compiles the first step twice.
-        self.state, self.frozen, self.moments = jax.device_put(
-            (self.state, self.frozen, self.moments), self.device
-        )
-        self.clip_norm = training.clip_norm
+        self.state, self.frozen = jax.device_put(states, device)
+        self.optimizer = optax.adam(training.learning_rate, *training.betas, training.eps)
+        self.moments = jax.device_put(self.optimizer.init(self.state), device)
+        self.training = training
         self.gradient_norm = jnp.zeros(())
 
     def step(self, batch: Batch) -> Float[Array, ""]:
-        """One step of the optimizer on a batch; returns the loss before it.
-
-        Leaves the norm of the gradient, before clipping, in self.gradient_norm.
-        """
         loss, gradients = self._backward(self.state, self.frozen, *self._arrays(batch))
-        self.state, self.moments, self.gradient_norm = self._update(
-            self.state, self.moments, gradients
-        )
+        updated = self._update(self.state, self.moments, gradients)
+        self.state, self.moments, self.gradient_norm = updated
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
-        """The logits of a batch."""
         return np.asarray(self._logits(self.state, self.frozen, *self._arrays(batch)[:3]))
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss of a batch and its gradient with respect to every parameter."""
         loss, gradients = self._backward(self.state, self.frozen, *self._arrays(batch))
         return float(loss), self._read(gradients)
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
-        """How the model comes to its answers on a batch: see `explain` in jax_impl/trace.py."""
         model = nnx.merge(self.graph, self.state, self.frozen)
-        found = explain(
-            canonical(model, model.names),
-            model.vectors[...],
-            *self._arrays(batch),
-            reset_after=model.config.reset_after,
-        )
+        parameters = canonical(model, model.names)
+        arrays = model.vectors[...], *self._arrays(batch)
+        found = explain(parameters, *arrays, reset_after=model.config.reset_after)
         return {name: np.asarray(value) for name, value in found.items()}
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """A copy of the parameters under their canonical names."""
         return self._read(self.state)
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
-        adam = self.moments[0]
-        state = {"step": np.array(int(adam.count))}
+        state = {"step": np.array(int(optax.tree.get(self.moments, "count")))}
         for ours, theirs in MOMENTS.items():
-            values = self._read(getattr(adam, theirs))
+            values = self._read(optax.tree.get(self.moments, theirs))
             state |= {f"{ours}.{name}": value for name, value in values.items()}
         return state
 
-    def load(
-        self,
-        parameters: Mapping[str, np.ndarray],
-        optimizer_state: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
-        self.state = self._written(self.state, parameters)
+    def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
+        self.state = self._written(parameters)
         if optimizer_state is None:
             return
-        adam, *others = self.moments
         for ours, theirs in MOMENTS.items():
             values = {name: optimizer_state[f"{ours}.{name}"] for name in parameters}
-            adam = adam._replace(**{theirs: self._written(getattr(adam, theirs), values)})
-        count = jnp.asarray(optimizer_state["step"], adam.count.dtype)
-        self.moments = (adam._replace(count=count), *others)
+            self.moments = optax.tree.set(self.moments, **{theirs: self._written(values)})
+        count = jnp.asarray(optimizer_state["step"], jnp.int32)
+        self.moments = optax.tree.set(self.moments, count=count)
 
     def _arrays(self, batch: Batch) -> tuple[Array, ...]:
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
@@ -150,12 +120,12 @@ class Learner:
 
     @partial(jax.jit, static_argnums=0)
     def _backward(
-        self, state: nnx.State, frozen: nnx.State, *inputs_and_labels: Array
+        self, state: nnx.State, frozen: nnx.State, *arrays: Array
     ) -> tuple[Float[Array, ""], nnx.State]:
         self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
 
         def loss(state: nnx.State) -> Float[Array, ""]:
-            *inputs, labels = inputs_and_labels
+            *inputs, labels = arrays
             return cross_entropy(self._logits(state, frozen, *inputs), labels)
 
         return jax.value_and_grad(loss)(state)
@@ -166,19 +136,18 @@ class Learner:
         self, state: nnx.State, moments: optax.OptState, gradients: nnx.State
     ) -> tuple[nnx.State, optax.OptState, Float[Array, ""]]:
         norm = optax.tree.norm(gradients)
-        if self.clip_norm is not None:
+        if (clip_norm := self.training.clip_norm) is not None:
             # As torch.nn.utils.clip_grads_with_norm_ does; optax.clip_by_global_norm has no 1e-6.
-            scale = jnp.minimum(self.clip_norm / (norm + 1e-6), 1)
+            scale = jnp.minimum(clip_norm / (norm + 1e-6), 1)
             gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
         updates, moments = self.optimizer.update(gradients, moments, state)
         return optax.apply_updates(state, updates), moments, norm
 
     def _read(self, state: nnx.State) -> dict[str, np.ndarray]:
-        return {name: np.array(state[name.replace(".", "_")][...]) for name in self.names}
+        model = nnx.merge(self.graph, state, self.frozen)
+        return {name: np.array(value) for name, value in canonical(model, model.names).items()}
 
-    def _written(self, state: nnx.State, values: Mapping[str, np.ndarray]) -> nnx.State:
-        named = {name.replace(".", "_"): value for name, value in values.items()}
-        return jax.tree.map_with_path(
-            lambda path, old: jax.device_put(named[path[0].key].astype(old.dtype), self.device),
-            state,
-        )
+    def _written(self, values: Arrays) -> nnx.State:
+        model = nnx.merge(self.graph, self.state, self.frozen)
+        register(model, values, model.vectors[...].dtype)
+        return jax.device_put(nnx.state(model, nnx.Param), self.device)

@@ -321,7 +321,7 @@ def test_a_step_size_that_explodes_stops_the_run(
 def test_patience_stops_and_the_best_parameters_are_used(tmp_path: Path) -> None:
     results = train("torch", tmp_path, epochs=40, patience=2, learning_rate=0.05, keep=1)
     saved = checkpoint.newest(tmp_path, pytest.fail)
-    assert saved is not None and saved.best is not None
+    assert saved is not None and saved.best
     losses = [line.validation_loss for line in saved.lines() if line.validation_loss is not None]
     best = int(np.argmin(losses))
     assert len(losses) == results["epochs"] == best + 1 + 2 < 40

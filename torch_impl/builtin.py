@@ -12,6 +12,8 @@ from common.params import GRU_PARAMETERS, ModelConfig
 from torch_impl.classifier import Classifier, head
 from torch_impl.layers import canonical, within
 
+SIDES = ("", "_reverse")  # as in the names of nn.GRU's parameters
+
 
 class BuiltinClassifier(Classifier):
     """The classifier with torch.nn.GRU in it: what nn.GRU computes on packed sequences.
@@ -30,40 +32,36 @@ class BuiltinClassifier(Classifier):
     ) -> None:
         others = {name: value for name, value in parameters.items() if name[:4] != "gru."}
         super().__init__(config, others, vectors, dtype)
-        H, R = config.hidden_size, config.directions
-        sizes = [config.input_size if layer == 0 else H * R for layer in range(config.num_layers)]
-        self.cells = nn.ModuleList(nn.GRU(size, H, dtype=dtype) for size in sizes for _ in range(R))
+        D, H, R = config.input_size, config.hidden_size, config.directions
+        self.cells = nn.ModuleDict()
+        for layer in range(config.num_layers):
+            for side in SIDES[:R]:
+                self.cells[f"l{layer}{side}"] = nn.GRU(H * R if layer else D, H, dtype=dtype)
 
     def forward(
         self, distinct: Int[Tensor, " K"], tokens: Int[Tensor, "T B"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C"]:
-        """The logits of a batch."""
         parameters = canonical(self, self.names)
         x = F.embedding(distinct, parameters.get("vectors.weight", self.vectors))
-        (T, B), L, R = tokens.shape, self.config.num_layers, self.config.directions
+        (T, B), R = tokens.shape, self.config.directions
         steps, rows = torch.arange(T, device=x.device)[:, None], torch.arange(B, device=x.device)
         turned = torch.where(within(lengths, T), lengths - 1 - steps, 0), rows
-        last = (lengths - 1).clamp(min=0), rows
         inputs = [x[read] for read in (tokens, tokens[turned])[:R]]  # of each direction
-        for layer in range(L):
-            cells = self.cells[layer * R : (layer + 1) * R]
-            outputs = [cell(x)[0] for cell, x in zip(cells, inputs, strict=True)]
-            h_last = [torch.where((lengths > 0)[:, None], out[last], 0) for out in outputs]
-            if layer < L - 1:
-                outputs[1:] = [out[turned] for out in outputs[1:]]
-                x = torch.cat(outputs, dim=-1)
+        outputs: list[Tensor] = []
+        for layer in range(self.config.num_layers):
+            if outputs:
+                x = torch.cat([outputs[0], *(out[turned] for out in outputs[1:])], dim=-1)
                 inputs = [x, x[turned]] if R == 2 else [x]
+            cells = [self.cells[f"l{layer}{side}"] for side in SIDES[:R]]
+            outputs = [cell(x)[0] for cell, x in zip(cells, inputs, strict=True)]
+        last = (lengths - 1).clamp(min=0), rows
+        h_last = [torch.where((lengths > 0)[:, None], out[last], 0) for out in outputs]
         return head(parameters, torch.stack(h_last))
 
     def builtin_names(self) -> dict[str, nn.Parameter]:
         """The GRU's parameters under the names that one nn.GRU of this size would give them."""
-        suffixes = [
-            f"_l{layer}{direction}"
-            for layer in range(self.config.num_layers)
-            for direction in ("", "_reverse")[: self.config.directions]
-        ]
         return {
-            name + suffix: getattr(cell, f"{name}_l0")
-            for cell, suffix in zip(self.cells, suffixes, strict=True)
+            f"gru.{name}_{place}": getattr(cell, f"{name}_l0")
+            for place, cell in self.cells.items()
             for name in GRU_PARAMETERS
         }

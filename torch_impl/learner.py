@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +13,8 @@ from common import convert
 from common.data.batches import Batch
 from common.errors import InputError
 from common.params import ModelConfig, init
+from common.training import learner
+from common.training.learner import Arrays
 from common.training.options import TrainConfig
 from torch_impl.builtin import BuiltinClassifier
 from torch_impl.classifier import CELLS, Classifier, cross_entropy
@@ -43,26 +44,22 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class Learner:
-    """A classifier with its loss and its optimizer (Adam).
-
-    parameters: canonical (see common/params.py), by default drawn from the seed. vectors [V, D].
-    """
+class Learner(learner.Learner):
+    """The learner that common/training/learner.py describes, in PyTorch."""
 
     def __init__(
         self,
         config: ModelConfig,
         training: TrainConfig,
         vectors: Float[np.ndarray, "V D"],
-        parameters: Mapping[str, np.ndarray] | None = None,
+        parameters: Arrays | None = None,
         dtype: str = "float32",
     ) -> None:
         self.device = find_device(training.device)
-        self.implementation = CELLS[config.cell].resolve(config.implementation, self.device.type)
-        config = dataclasses.replace(config, implementation=self.implementation)
-        if config.builtin:
-            self.implementation = "nn.GRU"
+        resolved = CELLS[config.cell].resolve(config.implementation, self.device.type)
+        self.implementation = "nn.GRU" if config.builtin else resolved
         self.compilations = 0
+        config = dataclasses.replace(config, implementation=resolved)
         parameters = parameters or init(config, training.seed, vectors)
         kind = BuiltinClassifier if config.builtin else Classifier
         self.model = kind(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
@@ -72,10 +69,6 @@ class Learner:
         self.load(parameters)
 
     def step(self, batch: Batch) -> Float[Tensor, ""]:
-        """One step of the optimizer on a batch; returns the loss before it.
-
-        Leaves the norm of the gradient, before clipping, in self.gradient_norm.
-        """
         loss = self._backward(batch)
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]  # all have one
         self.gradient_norm = norm = torch.nn.utils.get_total_norm(gradients)
@@ -85,43 +78,31 @@ class Learner:
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
-        """The logits of a batch."""
         with torch.no_grad():
             return self.model(*self._arrays(batch)[:3]).cpu().numpy()
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss of a batch and its gradient with respect to every parameter."""
         loss = self._backward(batch)
         return loss.item(), self._read("grad")
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
-        """How the model comes to its answers on a batch: see `explain` in torch_impl/trace.py."""
-        found = explain(
-            {name: torch.from_numpy(p).to(self.device) for name, p in self.parameters().items()},
-            self.model.vectors,
-            *self._arrays(batch),
-            reset_after=self.model.config.reset_after,
-        )
+        values = self.parameters().items()
+        parameters = {name: torch.from_numpy(value).to(self.device) for name, value in values}
+        arrays = self.model.vectors, *self._arrays(batch)
+        found = explain(parameters, *arrays, reset_after=self.model.config.reset_after)
         return {name: value.detach().cpu().numpy() for name, value in found.items()}
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """A copy of the parameters under their canonical names."""
         return self._read("data")
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
         step = next(iter(self._optimizer.state.values()))["step"]
         state = {"step": np.array(int(step))}
         for ours, theirs in MOMENTS.items():
             state |= {f"{ours}.{name}": value for name, value in self._read(theirs).items()}
         return state
 
-    def load(
-        self,
-        parameters: Mapping[str, np.ndarray],
-        optimizer_state: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
+    def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
         self._write("data", parameters)
         if optimizer_state is None:
             return
@@ -158,28 +139,22 @@ class Learner:
     # negates, but squares have none.
 
     def _read(self, what: str) -> dict[str, np.ndarray]:
-        def read(named: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-            return {n: self._find(what, p).cpu().numpy().copy() for n, p in named.items()}
+        values = {name: value.cpu().numpy().copy() for name, value in self._tensors(what).items()}
+        if self.model.config.builtin:
+            values = convert.from_format("torch", values, reset_after=True)
+        return {name: abs(v) for name, v in values.items()} if what == "exp_avg_sq" else values
 
-        values = read(canonical(self.model, self.model.names))
-        if isinstance(self.model, BuiltinClassifier):
-            found = convert.from_format("torch", read(self.model.builtin_names()), reset_after=True)
-            squares = what == MOMENTS["second_moment"]
-            values |= {name: abs(value) if squares else value for name, value in found.items()}
-        return values
+    def _write(self, what: str, values: Arrays) -> None:
+        if self.model.config.builtin:
+            values = convert.to_format("torch", values, reset_after=True)
+        for name, tensor in self._tensors(what).items():
+            value = torch.from_numpy(values[name])
+            tensor.copy_(value.abs() if what == "exp_avg_sq" else value)
 
-    def _write(self, what: str, values: Mapping[str, np.ndarray]) -> None:
-        named, values = canonical(self.model, self.model.names), dict(values)
+    def _tensors(self, what: str) -> dict[str, Tensor]:
+        named = canonical(self.model, self.model.names)
         if isinstance(self.model, BuiltinClassifier):
-            of_gru = {name: value for name, value in values.items() if name.startswith("gru.")}
-            found = convert.to_format("torch", of_gru, reset_after=True)
-            squares = what == MOMENTS["second_moment"]
-            values |= {name: abs(value) if squares else value for name, value in found.items()}
             named |= self.model.builtin_names()
-        for name, parameter in named.items():
-            self._find(what, parameter).copy_(torch.from_numpy(values[name]))
-
-    def _find(self, what: str, parameter: Tensor) -> Tensor:
         if what in ("data", "grad"):
-            return getattr(parameter, what)
-        return self._optimizer.state[parameter][what]
+            return {name: getattr(parameter, what) for name, parameter in named.items()}
+        return {name: self._optimizer.state[parameter][what] for name, parameter in named.items()}

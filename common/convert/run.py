@@ -51,9 +51,8 @@ def write_run(
         raise InputError(f"{folder}: is there already, and not empty")
     found = load_data(options, print)
     D, C = parameters["gru.0.forward.weight_ih"].shape[1], len(parameters["head.bias"])
-    words, matrix = found.vectors.words, found.vectors.matrix
-    V, size = matrix.shape
-    if size != D:
+    matrix = found.vectors.matrix
+    if (size := matrix.shape[1]) != D:
         raise InputError(f"its GRU reads vectors of {D} dimensions, those of {vectors} have {size}")
     if len(found.classes) != C:
         raise InputError(f"it has {C} classes, {found.name} has {', '.join(found.classes)}")
@@ -63,16 +62,16 @@ def write_run(
     order = [given.index(name) for name in found.classes]
     values = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
     values |= {name: values[name][order] for name in ("head.weight", "head.bias")}
-    model = options.model_config(input_size=D, classes=C, vocabulary_size=V, train_vectors=False)
+    model = options.model_config(matrix.shape, C, train_vectors=False)
     moments = {"step": np.array(0)} | {
         f"{moment}.{name}": np.zeros_like(value)
         for moment in ("first_moment", "second_moment")
         for name, value in values.items()
     }
-    about = run_directory.About("torch", found.classes, model, options)
+    about = run_directory.About(model, options, found.classes, "torch")
     state = checkpoint.State(fingerprint_of(options, found), implementation="")
     with run_directory.lock(folder):
         files.replace(folder / "log.jsonl", b"")
-        checkpoint.save_checkpoint(folder, about, state, values, moments, None, options.keep)
+        checkpoint.save_checkpoint(folder, about, state, values, moments, {})
         # For prediction. It has not been tested here: so its metrics are empty.
-        run_directory.finish(folder, about, words, matrix, values, metrics={})
+        run_directory.finish(folder, about, found.vectors, values, metrics={})

@@ -15,8 +15,8 @@ one before it.
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +24,11 @@ import numpy as np
 from common import files, params
 from common.errors import InputError
 from common.files import SUMS
-from common.training.run_directory import About, parse, parse_about
+from common.training.learner import Arrays
+from common.training.run_directory import CONFIG, MODEL, About, parse, parse_about
 
-CHECKPOINT_FILES = (
-    "config.json",
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "log.jsonl",
-)
-BEST = "best.safetensors"
+OPTIMIZER, BEST, STATE, LOG = "optimizer.safetensors", "best.safetensors", "state.json", "log.jsonl"
+CHECKPOINT_FILES = (CONFIG, MODEL, OPTIMIZER, STATE, LOG)
 
 
 @dataclass
@@ -41,28 +36,20 @@ class State:
     """Where a run stands; what state.json holds. The order of the reviews needs no random state:
     it is a function of the seed and the epoch."""
 
-    data: str
-    """The fingerprint of the data and the word vectors."""
+    data: str  # the fingerprint of the data and the word vectors
     implementation: str
-    step: int = 0
-    """Steps taken."""
-    epoch: int = 0
-    """Epochs that are over."""
-    iteration: int = 0
-    """Steps taken in the epoch that has begun."""
-    seconds: float = 0.0
-    """Training time so far."""
+    step: int = 0  # steps taken
+    epoch: int = 0  # epochs that are over
+    iteration: int = 0  # steps taken in the epoch that has begun
+    seconds: float = 0.0  # training time so far
     first_step_seconds: float | None = None
-    losses: list[float] = dataclasses.field(default_factory=list)
-    """Of each step since the last log line."""
-    gradient_norms: list[float] = dataclasses.field(default_factory=list)
-    words: int = 0
-    """Words read since the last log line,"""
-    words_seconds: float = 0.0
-    """in so much time."""
-    best_loss: float | None = None
-    """The lowest loss on the validation split after an epoch."""
+    best_loss: float | None = None  # the lowest on the validation split after an epoch
     epochs_since_best: int = 0
+    # Since the last log line: of each step, and how many words were read in how much time.
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    words: int = 0
+    words_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,26 +78,19 @@ class Checkpoint:
     state: State
     parameters: dict[str, np.ndarray]
     optimizer_state: dict[str, np.ndarray]
-    best: dict[str, np.ndarray] | None
-    log: bytes
-    """log.jsonl as it was."""
+    best: dict[str, np.ndarray]  # empty without a validation split
+    log: bytes  # log.jsonl as it was
 
     def lines(self) -> Iterator[LogLine]:
         """The lines of the log. Raises InputError for one that is malformed."""
         for line in re.finditer(rb".+", self.log):
-            yield parse(LogLine, line[0], self.path / "log.jsonl")
+            yield parse(LogLine, line[0], self.path / LOG)
 
 
 def save_checkpoint(
-    folder: Path,
-    about: About,
-    state: State,
-    parameters: Mapping[str, np.ndarray],
-    optimizer_state: Mapping[str, np.ndarray],
-    best: Mapping[str, np.ndarray] | None,
-    keep: int,
-) -> Path:
-    """Write a checkpoint and drop all but the last `keep`; returns its folder.
+    folder: Path, about: About, state: State, parameters: Arrays, optimizer: Arrays, best: Arrays
+) -> None:
+    """Write a checkpoint and drop all but the last few (the option `keep`).
 
     log.jsonl is copied as it stands. Raises InputError where that fails; the checkpoints before are
     then as they were.
@@ -120,13 +100,13 @@ def save_checkpoint(
         target.parent.mkdir(exist_ok=True)
         files.sync(folder)
         contents = {
-            "config.json": files.to_json(dataclasses.asdict(about)),
-            "model.safetensors": files.to_tensors(parameters),
-            "optimizer.safetensors": files.to_tensors(optimizer_state),
-            "state.json": files.to_json(dataclasses.asdict(state)),
-            "log.jsonl": (folder / "log.jsonl").read_bytes(),
+            CONFIG: files.to_json(dataclasses.asdict(about)),
+            MODEL: files.to_tensors(parameters),
+            OPTIMIZER: files.to_tensors(optimizer),
+            STATE: files.to_json(dataclasses.asdict(state)),
+            LOG: (folder / LOG).read_bytes(),
         }
-        if best is not None:
+        if best:
             contents[BEST] = files.to_tensors(best)
         contents[SUMS] = files.checksums(contents)
         with files.aside(target, ".partial") as partial:
@@ -134,19 +114,17 @@ def save_checkpoint(
             for name, content in contents.items():
                 (partial / name).write_bytes(content)
                 files.sync(partial / name)
-            # One of the same step is damaged (else training had gone on from it), and so are later
-            # ones.
+            # From this step on, those there are damaged: else training had gone on from them.
             for path in _all(folder):
                 if path.name >= target.name:
                     files.remove(path)
-        for path in _all(folder)[:-keep]:
+        for path in _all(folder)[: -about.options.keep]:
             files.remove(path)
     except OSError as error:
         raise InputError(
             f"{target}: cannot be written ({error.strerror}); "
             f"the last checkpoint is {last(folder) or 'none'}"
         ) from None
-    return target
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -154,8 +132,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
     None where there are no checkpoints. Raises InputError where all of them are damaged.
     """
-    paths = _all(folder)
-    for path in reversed(paths):
+    for path in reversed(paths := _all(folder)):
         try:
             return load_checkpoint(path)
         except InputError as error:
@@ -176,27 +153,21 @@ def last(folder: Path) -> Path | None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises InputError naming the file that is missing or damaged."""
     contents = files.read_verified(path, CHECKPOINT_FILES, optional=(BEST,))
-    about = parse_about(contents["config.json"], path / "config.json")
-    state = parse(State, contents["state.json"], path / "state.json")
+    about = parse_about(contents[CONFIG], path / CONFIG)
+    state = parse(State, contents[STATE], path / STATE)
     if f"{state.step:09d}" != path.name:
-        raise InputError(f"{path / 'state.json'}: is that of step {state.step}")
-
-    def tensors(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        return files.parse_tensors(contents[name], path / name, shapes)
-
+        raise InputError(f"{path / STATE}: is that of step {state.step}")
     shapes = params.shapes(about.model)
     moments: dict[str, tuple[int, ...]] = {"step": ()}
     for moment in ("first_moment", "second_moment"):
         moments |= {f"{moment}.{name}": shape for name, shape in shapes.items()}
-    found = Checkpoint(
-        path,
-        about,
-        state,
-        tensors("model.safetensors", shapes),
-        tensors("optimizer.safetensors", moments),
-        tensors(BEST, shapes) if BEST in contents else None,
-        contents["log.jsonl"],
-    )
+    tensors = {
+        name: files.parse_tensors(contents[name], path / name, expected)
+        for name, expected in ((MODEL, shapes), (OPTIMIZER, moments), (BEST, shapes))
+        if name in contents
+    }
+    arrays = tensors[MODEL], tensors[OPTIMIZER], tensors.get(BEST, {})
+    found = Checkpoint(path, about, state, *arrays, contents[LOG])
     for _ in found.lines():
         pass  # but checked
     return found

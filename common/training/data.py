@@ -46,18 +46,12 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     new_ids = np.array([ids.get(word, -1) for word in texts.vocabulary], np.int32)
     train, test, validation = (split.renumber(new_ids) for split in (train, test, validation))
     batches = partial(Batches, batch_size=options.batch_size, max_length=options.max_length)
-    longest = int(max(test.lengths.max(initial=0), validation.lengths.max(initial=0)))
+    longest = int(max(split.lengths.max(initial=0) for split in (test, validation)))
     to_train = batches(train, seed=options.seed, longest=longest)
     in_order = partial(batches, in_order=True, shapes=to_train.shapes)
-    return Data(
-        texts.name,
-        texts.classes,
-        texts.categories,
-        found,
-        to_train,
-        in_order(test),
-        in_order(validation) if options.validation_size else None,
-    )
+    held_out = in_order(validation) if options.validation_size else None
+    names = texts.name, texts.classes, texts.categories
+    return Data(*names, found, to_train, in_order(test), held_out)
 
 
 def fingerprint_of(options: TrainConfig, data: Data) -> str:

@@ -12,27 +12,35 @@ from common.errors import NotFiniteError
 from common.params import ModelConfig
 from common.training.options import TrainConfig
 
+Arrays = Mapping[str, np.ndarray]  # by the names of parameters
+
 
 class Learner(Protocol):
-    """A classifier, its loss and its optimizer in some framework; arrays come and go as NumPy.
+    """A classifier, its loss and its optimizer (Adam) in some framework.
 
-    Parameters, and gradients with respect to them, have their canonical names (common/params.py).
+    Arrays come and go as NumPy; parameters, and gradients with respect to them, by their canonical
+    names (common/params.py).
     """
 
-    @property
-    def implementation(self) -> str:
-        """What computes the GRU: loop, scan, nn.GRU."""
+    implementation: str
+    """What computes the GRU: loop, scan, fused, nn.GRU."""
+    compilations: int
+    """How often the training step was compiled."""
+    gradient_norm: SupportsFloat
+    """Of the last step, over all parameters, before clipping; may still be being computed."""
 
-    @property
-    def compilations(self) -> int:
-        """How often the training step was compiled."""
-
-    @property
-    def gradient_norm(self) -> SupportsFloat:
-        """Of the last step, over all parameters, before clipping; may still be being computed."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        training: TrainConfig,
+        vectors: Float[np.ndarray, "V D"],
+        parameters: Arrays | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        """parameters: by default drawn from the seed. In JAX, float64 needs its x64 mode."""
 
     def step(self, batch: Batch) -> SupportsFloat:
-        """Take one optimizer step; returns the loss, which may still be being computed."""
+        """Take one optimizer step; returns the loss before it: it may still be being computed."""
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]: ...
 
@@ -42,17 +50,14 @@ class Learner(Protocol):
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
         """How the model comes to its answers: see `explain` in the twins' trace.py."""
 
-    def parameters(self) -> dict[str, np.ndarray]: ...
+    def parameters(self) -> dict[str, np.ndarray]:
+        """A copy of the parameters."""
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """Adam's: step [], first_moment.NAME and second_moment.NAME."""
+        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
 
-    def load(
-        self,
-        parameters: Mapping[str, np.ndarray],
-        optimizer_state: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        """Go on from what `parameters` and `optimizer_state` once returned."""
+    def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
+        """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
 
 
 _Learner = Learner  # under another name, as Framework has a Learner, too
@@ -65,15 +70,8 @@ class Framework(Protocol):
     FRAMEWORK: str
     CELLS: dict[str, Cell]
 
-    def Learner(
-        self,
-        config: ModelConfig,
-        training: TrainConfig,
-        vectors: Float[np.ndarray, "V D"],
-        parameters: Mapping[str, np.ndarray] | None = None,
-        dtype: str = "float32",
-    ) -> _Learner:
-        """The class; by default its parameters are drawn from the seed."""
+    @property
+    def Learner(self) -> type[_Learner]: ...
 
     def make_deterministic(self) -> None:
         """Have the framework compute the same numbers each time on a GPU, too."""
@@ -86,14 +84,10 @@ def predict(
     learner: Learner, batches: Batches
 ) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
     """The logits of all reviews and their labels, in the order of the split."""
-    logits: np.ndarray | None = None
-    for batch in batches.epoch():
-        found, real = learner.logits(batch), batch.reviews >= 0
-        if logits is None:
-            logits = np.zeros((len(batches.split), found.shape[1]), found.dtype)
-        logits[batch.reviews[real]] = found[real]
-    assert logits is not None, "a split has at least one review"
-    return logits, np.asarray(batches.split.labels)
+    found = [(batch.reviews, learner.logits(batch)) for batch in batches.epoch()]
+    reviews, logits = map(np.concatenate, zip(*found, strict=True))
+    order = np.argsort(reviews)[-len(batches.split) :]  # rows that are no review come first
+    return logits[order], np.asarray(batches.split.labels)
 
 
 def validate(learner: Learner, batches: Batches) -> tuple[float, float]:

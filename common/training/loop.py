@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 
 from common import files, metrics, params
 from common.data.batches import Batch
@@ -25,7 +25,6 @@ from common.training.learner import Framework, predict, validate
 from common.training.memory import keep_freed_memory
 from common.training.options import MODELS, TrainConfig, parse_options
 from common.training.run_directory import About
-from common.training.tensorboard import Scalars
 
 say = partial(print, flush=True)
 
@@ -33,15 +32,13 @@ say = partial(print, flush=True)
 def main(framework: Framework) -> None:
     """The command line of `python -m torch_impl.train` and `python -m jax_impl.train`."""
     with exit_on_input_error():
-        program = f"python -m {framework.__name__.partition('.')[0]}.train"
-        options = parse_options(TrainConfig, program)
+        name = framework.FRAMEWORK
+        options = parse_options(TrainConfig, f"python -m {name}_impl.train")
         if options.resume is not None:
-            options = _resumed(options.resume, program)
+            options = _resumed(options.resume, f"python -m {name}_impl.train")
         options.check()
-        if options.model not in (models := MODELS[framework.FRAMEWORK]):
-            raise InputError(
-                f"--model {options.model}: {framework.FRAMEWORK} has {', '.join(models)}"
-            )
+        if options.model not in MODELS[name]:
+            raise InputError(f"--model {options.model}: {name} has {', '.join(MODELS[name])}")
         if options.deterministic:
             framework.make_deterministic()
         framework.find_device(options.device)
@@ -55,9 +52,8 @@ def _resumed(folder: Path, program: str) -> TrainConfig:
     saved = checkpoint.newest(folder, warn=lambda line: None)
     if saved is None:
         raise InputError(f"--resume {folder}: there is no checkpoint to go on from")
-    options = parse_options(
-        TrainConfig, program, default=dataclasses.replace(saved.about.options, out=None)
-    )
+    known = dataclasses.replace(saved.about.options, out=None)
+    options = parse_options(TrainConfig, program, default=known)
     if options.out is not None:
         raise InputError(f"--out {options.out}: --resume {folder} says where already")
     return dataclasses.replace(options, out=folder)
@@ -77,33 +73,24 @@ def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
             say(f"Accuracy: {done['accuracy']:.2%}")
             say(f"{out}: this run was finished before (--epochs trains on, --restart anew)")
             return done
-        saved = _saved(framework, options, out)
+        saved = checkpoint.newest(out, say)
+        if problem := _problem(framework.FRAMEWORK, options, out, saved):
+            raise InputError(f"{out}: {problem}; --restart trains anew in its place")
         return Trainer(framework, options, out, saved).run()
 
 
-def _saved(framework: Framework, options: TrainConfig, out: Path) -> Checkpoint | None:
-    """What a run of these options may go on from. Raises InputError where it must not."""
-    saved = checkpoint.newest(out, say)
+def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint | None) -> str:
+    """Why a run of these options must not go on from there, if it must not."""
     if saved is None:
-        if (out / "config.json").exists():
-            raise InputError(
-                f"{out}: holds a run without checkpoints; --restart trains anew in its place"
-            )
-        return None
+        return "holds a run without checkpoints" if (out / run_directory.CONFIG).exists() else ""
     if different := run_directory.differences(saved.about.options, options):
-        raise InputError(
-            f"{out}: holds another run: {', '.join(different)}; --restart trains anew in its place"
-        )
-    if options.resume is None and saved.about.framework != framework.FRAMEWORK:
-        raise InputError(
-            f"{out}: holds a run of {saved.about.framework}; --resume {out} goes on with it in "
-            f"{framework.FRAMEWORK}, --restart trains anew in its place"
-        )
+        return f"holds another run: {', '.join(different)}"
+    if options.resume is None and saved.about.framework != framework:
+        was = saved.about.framework
+        return f"holds a run of {was}; --resume {out} goes on with it in {framework}"
     if (saved.state.epoch, saved.state.iteration) > (options.epochs, 0):
-        raise InputError(
-            f"--epochs {options.epochs}: {out} is in its epoch {saved.state.epoch + 1} already"
-        )
-    return saved
+        return f"is in its epoch {saved.state.epoch + 1} already, past --epochs {options.epochs}"
+    return ""
 
 
 class Trainer:
@@ -123,69 +110,56 @@ class Trainer:
     ) -> None:
         self.out = out
         self.options = dataclasses.replace(options, out=out, resume=None, restart=False)
-        self.data = load_data(options, say)
-        words = self.data.vectors
-        model = options.model_config(
-            input_size=words.matrix.shape[1],
-            classes=len(self.data.classes),
-            vocabulary_size=len(words.words),
-            train_vectors=words.trained_with_model,
-        )
-        self.about = About(framework.FRAMEWORK, self.data.classes, model, self.options)
-        fingerprint = fingerprint_of(options, self.data)
+        self.data = data = load_data(options, say)
+        shape, classes = data.vectors.matrix.shape, len(data.classes)
+        model = options.model_config(shape, classes, data.vectors.trained_with_model)
+        self.about = About(model, self.options, data.classes, framework.FRAMEWORK)
+        fingerprint = fingerprint_of(options, data)
         if saved and (saved.about.model, saved.state.data) != (model, fingerprint):
             raise InputError(f"{saved.path}: is of other data or word vectors than there are now")
 
         self.started = time.perf_counter()  # as if it had not been interrupted
-        self.learner = framework.Learner(
-            model, options, words.matrix, saved.parameters if saved else None
-        )
+        self.learner = framework.Learner(model, options, data.vectors.matrix)
+        implementation = self.learner.implementation
         say(
-            f"{framework.FRAMEWORK} {options.model} ({self.learner.implementation}) on "
-            f"{self.data.name}: {len(self.data.train.split):,} reviews to train on, "
-            f"{len(self.data.test.split):,} to test on, {len(words.words):,} words with a vector"
+            f"{framework.FRAMEWORK} {options.model} ({implementation}) on {data.name}: "
+            f"{len(data.train.split):,} reviews to train on, {len(data.test.split):,} to test on, "
+            f"{shape[0]:,} words with a vector"
         )
-        self.state = State(fingerprint, self.learner.implementation)
+        self.state = State(fingerprint, implementation)
         self.lines: list[LogLine] = []
         self.best: dict[str, np.ndarray] = {}  # parameters, by the loss on the validation reviews
         self.pending: list[tuple[SupportsFloat, SupportsFloat]] = []  # see step
         if saved:
-            self._restore(saved)
+            self.learner.load(saved.parameters, saved.optimizer_state)
+            say(f"going on after step {saved.state.step:,}, from {saved.path}")
+            was = f"{saved.about.framework} {saved.state.implementation}"
+            now = f"{framework.FRAMEWORK} {implementation}"
+            if saved.state.step and was != now:
+                say(f"begun with {was}: with {now} the last bits will differ")
+            self.state = dataclasses.replace(saved.state, implementation=implementation)
+            self.lines, self.best = list(saved.lines()), saved.best
+            self.started -= saved.state.seconds
         with files.writing(out / "log.jsonl"):
             files.replace(out / "log.jsonl", saved.log if saved else b"")
-        self.scalars = (
-            Scalars(out / "tensorboard", self.state.step + 1) if options.tensorboard else None
-        )
+        self.scalars = None
+        if options.tensorboard:
+            from tensorboardX import SummaryWriter  # an extra
+
+            # What an earlier event file there says of a step that is still to come is void.
+            start = self.state.step + 1
+            self.scalars = SummaryWriter(str(out / "tensorboard"), purge_step=start)
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            disable=not sys.stdout.isatty(),
+            *Progress.get_default_columns(), MofNCompleteColumn(), disable=not sys.stdout.isatty()
         )
         self.saved_step, self.saved_at = self.state.step, time.perf_counter()
         self.logged_at = self.saved_at - self.state.words_seconds
 
-    def _restore(self, saved: Checkpoint) -> None:
-        """Go on from there."""
-        state, implementation = saved.state, self.learner.implementation
-        self.learner.load(saved.parameters, saved.optimizer_state)
-        say(f"going on after step {state.step:,}, from {saved.path}")
-        was = (saved.about.framework, state.implementation)
-        now = (self.about.framework, implementation)
-        if state.step and was != now:
-            say(f"begun with {' '.join(was)}: with {' '.join(now)} the last bits will differ")
-        self.state = dataclasses.replace(state, implementation=implementation)
-        self.lines, self.best = list(saved.lines()), saved.best or {}
-        self.started -= state.seconds
-
     def run(self) -> dict[str, Any]:
         """Train to the end, test, and write the run directory; returns what metrics.json holds."""
         state, options, batches = self.state, self.options, self.data.train
-        self.task = self.progress.add_task(
-            "training", total=options.epochs * len(batches), completed=state.step, speed=""
-        )
+        steps = options.epochs * len(batches)
+        self.task = self.progress.add_task("training", total=steps, completed=state.step)
         with self.progress, stop_requests() as asked:
             while state.epoch < options.epochs:
                 if options.patience and state.epochs_since_best >= options.patience:
@@ -222,19 +196,19 @@ class Trainer:
     def settle(self) -> None:
         """Wait for the pending steps, and see that their numbers are finite."""
         state = self.state
-        for number, (loss, norm) in enumerate(self.pending, state.iteration - len(self.pending)):
-            for what, value in (("loss", float(loss)), ("norm of the gradient", float(norm))):
-                if math.isfinite(value):
-                    continue
-                reviews = self.data.train.plan(state.epoch)[number]
+        for iteration, pair in enumerate(self.pending, state.iteration - len(self.pending) + 1):
+            loss, norm = map(float, pair)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                step = state.step - state.iteration + iteration
+                reviews = self.data.train.plan(state.epoch)[iteration - 1]
                 raise NotFiniteError(
-                    f"the {what} is {value} in step {state.step - state.iteration + number + 1} "
-                    f"(epoch {state.epoch + 1}, iteration {number + 1}), on the training reviews "
-                    f"{' '.join(str(review) for review in reviews if review >= 0)}; the last good "
-                    f"checkpoint is {checkpoint.last(self.out) or 'none'}"
+                    f"the loss is {loss}, the norm of the gradient {norm} in step {step} "
+                    f"(epoch {state.epoch + 1}, iteration {iteration}), on the training reviews "
+                    f"{' '.join(map(str, reviews[reviews >= 0]))}; the last good checkpoint is "
+                    f"{checkpoint.last(self.out) or 'none'}"
                 )
-            state.losses.append(float(loss))
-            state.gradient_norms.append(float(norm))
+            state.losses.append(loss)
+            state.gradient_norms.append(norm)
         self.pending.clear()
 
     def log(self, ended: bool) -> None:
@@ -249,85 +223,74 @@ class Trainer:
             gradient_norm=float(np.mean(state.gradient_norms)),
             tokens_per_second=state.words / (now - self.logged_at),
         )
-        self.progress.update(self.task, speed=f"{line.tokens_per_second:,.0f} tokens/s")
+        speed = f"training, {line.tokens_per_second:,.0f} tokens/s"
+        self.progress.update(self.task, description=speed)
         say(
             f"[epoch:{line.epoch}/{self.options.epochs}] [iter:{line.iteration:4d}] "
             f"elapsed time:{line.seconds:4.0f} secs   loss: {line.loss:.5f}"
         )
-        if ended:
-            line = self.validate(line)
+        if ended and self.data.validation:
+            loss, accuracy = validate(self.learner, self.data.validation)
+            line = dataclasses.replace(line, validation_loss=loss, validation_accuracy=accuracy)
+            say(f"validation loss: {loss:.5f}   accuracy: {accuracy:.2%}")
+            state.epochs_since_best += 1
+            if state.best_loss is None or loss < state.best_loss:
+                state.best_loss, state.epochs_since_best = loss, 0
+                self.best = self.learner.parameters()
         self.lines.append(line)
-        about = {**dataclasses.asdict(line), "step_losses": state.losses}
         path = self.out / "log.jsonl"
         with files.writing(path), path.open("a") as file:
-            file.write(json.dumps(about) + "\n")
-        if self.scalars:
-            told = {"loss": line.loss, "tokens_per_second": line.tokens_per_second}
-            self.scalars.write(state.step, told)
+            file.write(json.dumps({**vars(line), "step_losses": state.losses}) + "\n")
+        self.show(loss=line.loss, tokens_per_second=line.tokens_per_second)
         state.losses, state.gradient_norms, state.words = [], [], 0
         self.logged_at = time.perf_counter()
 
-    def validate(self, line: LogLine) -> LogLine:
-        """Add what the validation reviews say, if there are any, and keep the best parameters."""
-        state = self.state
-        if not self.data.validation:
-            return line
-        loss, accuracy = validate(self.learner, self.data.validation)
-        say(f"validation loss: {loss:.5f}   accuracy: {accuracy:.2%}")
-        state.epochs_since_best += 1
-        if state.best_loss is None or loss < state.best_loss:
-            state.best_loss, state.epochs_since_best = loss, 0
-            self.best = self.learner.parameters()
-        return dataclasses.replace(line, validation_loss=loss, validation_accuracy=accuracy)
+    def show(self, **values: float) -> None:
+        """Hand values to TensorBoard, if that was asked for, so that they show at once."""
+        if self.scalars:
+            for name, value in values.items():
+                self.scalars.add_scalar(name, value, self.state.step)
+            self.scalars.flush()
 
     def save(self) -> None:
         """Write a checkpoint, if there was a step since the last one."""
         self.settle()
-        state, now = self.state, time.perf_counter()
+        state, learner, now = self.state, self.learner, time.perf_counter()
         state.seconds, state.words_seconds = now - self.started, now - self.logged_at
         if state.step != self.saved_step:
-            checkpoint.save_checkpoint(
-                self.out,
-                self.about,
-                state,
-                self.learner.parameters(),
-                self.learner.optimizer_state(),
-                self.best or None,
-                self.options.keep,
-            )
+            tensors = learner.parameters(), learner.optimizer_state(), self.best
+            checkpoint.save_checkpoint(self.out, self.about, state, *tensors)
         self.saved_step, self.saved_at = state.step, time.perf_counter()
 
     def finish(self) -> dict[str, Any]:
         """Test, and write what a finished run leaves; returns what metrics.json holds."""
         if self.best:
             self.learner.load(self.best)
-        results, words = self.results(), self.data.vectors
-        low, high = results["accuracy_interval"]
+        results, vectors = self.results(), self.data.vectors
         from common.report import figures  # Altair takes a second and a half to import
 
         with files.writing(self.out / "figures"):
             figures.of_run(self.out / "figures", results, self.data.classes, self.options.preset)
         parameters = self.learner.parameters()
-        run_directory.finish(self.out, self.about, words.words, words.matrix, parameters, results)
+        run_directory.finish(self.out, self.about, vectors, parameters, results)
+        low, high = results["accuracy_interval"]
         say(f"Accuracy: {results['accuracy']:.2%}")
         say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {self.out}")
+        self.show(test_accuracy=results["accuracy"])
         if self.scalars:
-            self.scalars.write(self.state.step, {"test_accuracy": results["accuracy"]})
             self.scalars.close()
         return results
 
     def results(self) -> dict[str, Any]:
         """What the test and the training came to."""
-        data, state, lines = self.data, self.state, self.lines
+        data, state, lines, test = self.data, self.state, self.lines, self.data.test.split
         logits, labels = predict(self.learner, data.test)
-        shapes = params.shapes(self.about.model).values()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "framework": self.about.framework,
             "model": self.options.model,
             "implementation": self.learner.implementation,
-            **metrics.evaluate(
-                logits, labels, data.classes, data.test.split.categories, data.categories
-            ),
+            **metrics.evaluate(logits, labels, data.classes, test.categories, data.categories),
             "losses": [line.loss for line in lines],
             "loss_epochs": [line.epoch - 1 + line.iteration / len(data.train) for line in lines],
             "epochs": state.epoch,
@@ -337,19 +300,13 @@ class Trainer:
             "first_step_seconds": state.first_step_seconds,
             "tokens_per_second": float(np.median([line.tokens_per_second for line in lines])),
             "compilations": self.learner.compilations,
-            "peak_memory_bytes": _peak_memory(),
-            "parameters": sum(int(np.prod(shape)) for shape in shapes),
+            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,  # KiB on Linux
+            "parameters": sum(map(math.prod, params.shapes(self.about.model).values())),
             "data": {
                 "name": data.name,
                 "train": len(data.train.split),
-                "test": len(data.test.split),
+                "test": len(test),
                 "vectors": self.options.vectors,
                 "vocabulary": len(data.vectors.words),
             },
         }
-
-
-def _peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

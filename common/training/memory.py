@@ -2,8 +2,6 @@
 
 import ctypes
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-
 
 def keep_freed_memory() -> None:
     """Keep freed memory for the next allocation instead of giving it back to the system.
@@ -11,7 +9,6 @@ def keep_freed_memory() -> None:
     A training step needs some tens of MB; to get them anew each time, page by page, can take as
     long as the computation. Only glibc gives large pieces back at once: elsewhere, does nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, 2**30)
-        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -24,9 +24,9 @@ import dataclasses
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,18 +35,16 @@ import numpy as np
 from jaxtyping import Float
 
 from common import files, params
+from common.data.vectors import WordVectors
 from common.errors import InputError
 from common.files import SUMS
 from common.params import ModelConfig
+from common.training.learner import Arrays
 from common.training.options import TrainConfig, option
 
-RUN_FILES = (
-    "config.json",
-    "vocabulary.txt",
-    "vectors.safetensors",
-    "model.safetensors",
-    "metrics.json",
-)
+CONFIG, METRICS, VOCABULARY = "config.json", "metrics.json", "vocabulary.txt"
+VECTORS, MODEL = "vectors.safetensors", "model.safetensors"
+RUN_FILES = (CONFIG, VOCABULARY, VECTORS, MODEL, METRICS)
 FORMAT = 2
 # A resumed run must not differ in anything else; the last three are no properties of a run.
 MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep", "tensorboard"}
@@ -62,21 +60,17 @@ T = TypeVar("T")
 class About:
     """What config.json holds."""
 
-    framework: str
-    classes: tuple[str, ...]
     model: ModelConfig
     options: TrainConfig
-    format: int = FORMAT
+    classes: tuple[str, ...]
+    framework: str
+    format: int = field(default=FORMAT, kw_only=True)
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(About):
     """A run directory's model, read back. A word's id is its index in the vocabulary."""
 
-    model: ModelConfig
-    options: TrainConfig
-    classes: tuple[str, ...]
-    framework: str
     vocabulary: list[str]
     vectors: Float[np.ndarray, "V D"]
     parameters: dict[str, np.ndarray]
@@ -89,15 +83,12 @@ def lock(folder: Path) -> Iterator[None]:
     Raises InputError where it cannot be written, where a symbolic link in it would have us write
     somewhere else, and where another process is at it.
     """
-    try:
+    with files.writing(folder):
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
-    for parent, folders, names in os.walk(folder):
-        for path in (Path(parent, name) for name in folders + names):
-            if path.is_symlink():
-                raise InputError(f"{path}: is a symbolic link, which is not followed")
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise InputError(f"{path}: is a symbolic link, which is not followed")
     path = folder / ".lock"
     with files.writing(path):
         file = path.open("a+")
@@ -122,20 +113,15 @@ def clear(folder: Path) -> None:
 
 
 def finish(
-    folder: Path,
-    about: About,
-    words: list[str],
-    vectors: Float[np.ndarray, "V D"],
-    parameters: Mapping[str, np.ndarray],
-    metrics: Mapping[str, Any],
+    folder: Path, about: About, vectors: WordVectors, parameters: Arrays, metrics: dict[str, Any]
 ) -> None:
     """Write what a finished run leaves. Raises InputError where that fails."""
     contents = {
-        "config.json": files.to_json(dataclasses.asdict(about)),
-        "vocabulary.txt": "".join(f"{word}\n" for word in words).encode(),
-        "vectors.safetensors": files.to_tensors({"vectors": vectors}),
-        "model.safetensors": files.to_tensors(parameters),
-        "metrics.json": files.to_json(metrics),
+        CONFIG: files.to_json(dataclasses.asdict(about)),
+        VOCABULARY: "".join(f"{word}\n" for word in vectors.words).encode(),
+        VECTORS: files.to_tensors({"vectors": vectors.matrix}),
+        MODEL: files.to_tensors(parameters),
+        METRICS: files.to_json(metrics),
     }
     contents[SUMS] = files.checksums(contents)
     for name, content in contents.items():
@@ -147,10 +133,8 @@ def finished(folder: Path, framework: str, options: TrainConfig) -> dict[str, An
     """The metrics of the finished run of these very options in this folder, if there is one."""
     try:
         contents = files.read_verified(folder, RUN_FILES)
-        about = parse_about(contents["config.json"], folder / "config.json")
-        metrics = files.parse_json(
-            contents["metrics.json"], folder / "metrics.json", _LONGEST_METRICS
-        )
+        about = parse_about(contents[CONFIG], folder / CONFIG)
+        metrics = files.parse_json(contents[METRICS], folder / METRICS, _LONGEST_METRICS)
     except InputError:
         return None
     different = differences(about.options, options, MAY_CHANGE - {"epochs"})
@@ -167,31 +151,20 @@ def load_run(folder: Path) -> Run:
     if not (folder / SUMS).exists() and any(folder.glob("checkpoints/[0-9]*")):
         raise InputError(f"{folder}: this run is not finished: --resume {folder} goes on with it")
     contents = files.read_verified(folder, RUN_FILES)
-    about = parse_about(contents["config.json"], folder / "config.json")
-    vocabulary = contents["vocabulary.txt"].decode(errors="replace").split("\n")[:-1]
-    path = folder / "vectors.safetensors"
-    shape = (len(vocabulary), about.model.input_size)
-    vectors = files.parse_tensors(contents[path.name], path, {"vectors": shape})["vectors"]
-    path = folder / "model.safetensors"
-    parameters = files.parse_tensors(contents[path.name], path, params.shapes(about.model))
-    return Run(
-        about.model,
-        about.options,
-        about.classes,
-        about.framework,
-        vocabulary,
-        vectors,
-        parameters,
-    )
+    about = parse_about(contents[CONFIG], folder / CONFIG)
+    words = contents[VOCABULARY].decode(errors="replace").split("\n")[:-1]
+    shapes = {"vectors": (len(words), about.model.input_size)}
+    vectors = files.parse_tensors(contents[VECTORS], folder / VECTORS, shapes)["vectors"]
+    parameters = files.parse_tensors(contents[MODEL], folder / MODEL, params.shapes(about.model))
+    return Run(**vars(about), vocabulary=words, vectors=vectors, parameters=parameters)
 
 
 def differences(was: TrainConfig, now: TrainConfig, free: Set[str] = MAY_CHANGE) -> list[str]:
     """What, but for the free options, makes another run of them: "--seed was 0, is 7"."""
-    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in free]
     return [
-        f"{option(name)} was {getattr(was, name)}, is {getattr(now, name)}"
-        for name in names
-        if getattr(was, name) != getattr(now, name)
+        f"{option(name)} was {value}, is {getattr(now, name)}"
+        for name, value in vars(was).items()
+        if name not in free and value != getattr(now, name)
     ]
 
 
@@ -220,6 +193,4 @@ def parse_about(content: bytes, path: Path) -> About:
             raise InputError(f"{path}: model.{name} {getattr(model, name)}: must be at least 1")
     if model.num_layers > _MOST_LAYERS:
         raise InputError(f"{path}: model.num_layers {model.num_layers}: more than {_MOST_LAYERS}")
-    if about.options.max_length is not None and about.options.max_length < 1:
-        raise InputError(f"{path}: options.max_length {about.options.max_length}: below 1")
     return about
