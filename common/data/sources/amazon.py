@@ -22,15 +22,13 @@ def load(spec: str) -> Dataset:
     (folder,), _ = files.parse(spec)
     found = sorted(path for label in CLASSES for path in folder.glob(f"*/{label}.review"))
     if not found:
-        raise InputError(
-            f"{folder}: expected CATEGORY/positive.review and CATEGORY/negative.review in it"
-        )
+        layout = " and ".join(f"CATEGORY/{label}.review" for label in reversed(CLASSES))
+        raise InputError(f"{folder}: expected {layout} in it")
 
     def examples() -> Iterator[Example]:
         for path in found:
-            label, category = path.stem, path.parent.name
             for text in _texts(path):
-                yield Example(text, label, category)
+                yield Example(text, path.stem, path.parent.name)
 
     return Dataset(spec, examples, CLASSES, state=files.state(found))
 

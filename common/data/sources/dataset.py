@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt64
@@ -22,8 +22,8 @@ class Example(NamedTuple):
     label: str
     category: str = ""
     """What it is about, where a data set has categories ("books"), else empty."""
-    split: Literal["train", "test", ""] = ""
-    """Where the source itself splits; empty: the split is still to be drawn."""
+    split: str = ""
+    """"train" or "test" where the source itself splits; empty: the split is still to be drawn."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class Dataset:
 
 
 def draw_test(
-    dataset: Dataset,
-    hashes: UInt64[np.ndarray, " N"],
-    strata: Int32[np.ndarray, " N"],
+    dataset: Dataset, hashes: UInt64[np.ndarray, " N"], strata: Int32[np.ndarray, " N"]
 ) -> Bool[np.ndarray, " N"]:
     """Which texts are drawn for the test split: stratified, always the same ones.
 
@@ -71,6 +69,4 @@ def draw_test(
             f"{dataset.name}: cannot draw {size:,} texts to test on, some of each class, "
             f"from the {len(single):,} of {len(strata):,} that occur once"
         ) from None
-    in_test = np.zeros(len(strata), bool)
-    in_test[test] = True
-    return in_test
+    return np.isin(np.arange(len(strata)), test)
