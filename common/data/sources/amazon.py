@@ -27,8 +27,8 @@ def load(spec: str) -> Dataset:
 
     def examples() -> Iterator[Example]:
         for path in found:
-            for text in _texts(path):
-                yield Example(text, path.stem, path.parent.name)
+            label, category = path.stem, path.parent.name
+            yield from (Example(text, label, category) for text in _texts(path))
 
     return Dataset(spec, examples, CLASSES, state=files.state(found))
 

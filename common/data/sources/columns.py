@@ -18,7 +18,7 @@ OPTIONS = tuple(_USUAL)
 
 Columns = Sequence[str]
 """The names of the columns for text, label, split and category; empty where there is none."""
-Row = tuple[Any, Any, Any, Any, int]
+Row = tuple[Any, ...]
 """What these columns have, None where there is no column, and the number of the line or row."""
 
 # Nothing here is chosen by a validation score: where there is no test split, validation is one.
@@ -61,8 +61,8 @@ def labelled(rows: Callable[[], Iterator[Row]], where: str, given: str = "") -> 
     for text, label_value, split_value, category, number in rows():
         label = _label(label_value)
         split = given if given or split_value is None else _split(split_value)
-        if not isinstance(text, str | None):
-            problem = "the text is no string"
+        if not isinstance(text, str):
+            problem = "no text" if text is None else "the text is no string"
         elif not text or text.isspace():
             problem = "no text"
         elif not label:
@@ -89,8 +89,10 @@ def _split(value: object) -> str | None:
 
 def _label(value: object) -> str:
     """A label as a string; empty: there is none."""
+    if isinstance(value, str):
+        return value.strip()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else str(value) if value == value else ""
-    return str(value).strip() if isinstance(value, str | int) else ""
+    return str(value) if isinstance(value, int) else ""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from common.errors import InputError
 
@@ -99,8 +99,8 @@ def decode(data: bytes) -> str:
     return data.decode("utf-8", STRAY_BYTES)
 
 
-def without_surrogates(text: str) -> str:
+def without_surrogates(value: Any) -> Any:
     """JSON and pickles can hold halves of surrogate pairs, which no encoding can write again."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -60,12 +60,8 @@ def _json_lines(path: Path, options: Mapping[str, str], choose: Choose) -> Itera
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number:,}: not a JSON object")
             columns = columns or choose(list(row))
-            values = (row.get(name, "") if name else None for name in columns)
-            text, label, split, category = (
-                files.without_surrogates(value) if isinstance(value, str) else value
-                for value in values
-            )
-            yield text, label, split, category, number
+            values = [row.get(name, "") if name else None for name in columns]
+            yield (*map(files.without_surrogates, values), number)
     if columns is None:
         raise InputError(f"{path}: no row in it")
 

@@ -31,11 +31,10 @@ def read(file: BinaryIO, found: Found) -> None:
 
     Raises InputError, naming the byte, where there are fewer or more words than the header says.
     """
-    first = file.readline(64)
-    header = HEADER.fullmatch(first)
-    assert header is not None, "looks_like has seen it"
-    V, D = int(header[1]), int(header[2])
+    first = file.readline(2**16)  # looks_like has seen that it is a header
+    V, D = map(int, first.split())
     found.set_dimension(D)
+    found.unit = "byte"
     data, start, before = b"", 0, len(first)  # `before` bytes of the file come before `data`
     for number in range(1, V + 1):
         space = data.find(b" ", start, start + MAX_WORD)
@@ -49,10 +48,8 @@ def read(file: BinaryIO, found: Found) -> None:
                     before + len(data), f"cut short in word {number:,} of the {V:,} of its header"
                 )
         word = data[start:space].lstrip(b"\n")
-        wanted = found.wanted(word, before + start)
-        if wanted is not None:
-            vector = np.frombuffer(data, "<f4", D, space + 1)
-            found.put(wanted, vector, before + start)
+        if (wanted := found.wanted(word, before + start)) is not None:
+            found.put(wanted, np.frombuffer(data, "<f4", D, space + 1), before + start)
         start = space + 1 + 4 * D
     rest = data[start:] + file.read(2)
     if rest.strip(b"\n"):

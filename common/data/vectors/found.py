@@ -23,23 +23,21 @@ class Found:
     in the file is taken, which in most files is the most frequent one.
     """
 
-    def __init__(self, vocabulary: Iterable[str], file: str, place: str) -> None:
-        """Errors name the `file`, and the `place` of a word in it (line, byte) with its number."""
+    def __init__(self, vocabulary: Iterable[str], file: str) -> None:
+        """Errors name the `file`, and the `unit` in which it is counted where a word is."""
         self._vocabulary = {word.encode() for word in vocabulary}
         self._places: dict[bytes, int] = {}  # of each word of the vocabulary that was found
         self._exact: set[bytes] = set()  # those that were found in their own spelling
         self._rows: dict[bytes, int] = {}
-        self._file, self._place = file, place
+        self._file, self.unit = file, "word"
         self._numbers = bytearray()
         self.dimension = 0
 
     def set_dimension(self, dimension: int) -> None:
         """Say how many numbers a vector has; raises InputError for a number that makes no sense."""
         if not 1 <= dimension <= MAX_DIMENSION:
-            raise InputError(
-                f"{self._file}: vectors of {dimension:,} dimensions, "
-                f"expected 1 to {MAX_DIMENSION:,}"
-            )
+            expected = f"expected 1 to {MAX_DIMENSION:,}"
+            raise InputError(f"{self._file}: vectors of {dimension:,} dimensions, {expected}")
         self.dimension = dimension
 
     def wanted(self, word: bytes, place: int) -> bytes | None:
@@ -49,11 +47,12 @@ class Found:
         """
         if word in self._vocabulary:
             if word in self._exact:
-                first = f"{self._place} {self._places[word]:,}"
-                raise self.error(place, f"the word {word.decode()} is in {first} too")
+                first = self._places[word]
+                raise self.error(place, f"the word {word.decode()} is in {self.unit} {first:,} too")
             self._exact.add(word)
         else:
-            word = word.lower() if word.isascii() else _lower(word)
+            ascii = word.isascii()  # where the lower() of bytes is right
+            word = word.lower() if ascii else word.decode(errors="replace").lower().encode()
             if word in self._places or word not in self._vocabulary:
                 return None
         self._places[word] = place
@@ -78,10 +77,11 @@ class Found:
     ) -> None:
         """Keep those rows of a table [V, D] whose words, which are elsewhere, are wanted.
 
-        Of the table come its name, for errors, its shape, its dtype (f4) and a function that
-        returns the rows of these numbers, which ascend. That should open the table anew: what a
-        process has read of a mapped file counts as its memory for as long as it is mapped. Raises
-        InputError unless it is a table of floating-point numbers with as many rows as words.
+        table, shape, dtype: its name, for errors; [V, D]; float32 is f4.
+        rows: returns the rows of these numbers, which ascend. It opens the table anew: what a
+        process has read of a mapped file counts as its memory for as long as it is mapped.
+
+        Raises InputError unless there are floating-point numbers and as many rows as words.
         """
         if len(shape) != 2 or shape[0] != len(words):
             raise InputError(f"{table}: an array {list(shape)}, but there are {len(words):,} words")
@@ -104,7 +104,7 @@ class Found:
 
     def error(self, place: int, message: str) -> InputError:
         """An InputError that names the file and this place in it."""
-        return InputError(f"{self._file}: {self._place} {place:,}: {message}")
+        return InputError(f"{self._file}: {self.unit} {place:,}: {message}")
 
     def result(self) -> tuple[list[str], Float[np.ndarray, "V D"]]:
         """The words that were found, and their vectors. Raises InputError where there are none."""
@@ -112,7 +112,3 @@ class Found:
             raise InputError(f"{self._file}: has no word of the data set's vocabulary")
         matrix = np.frombuffer(self._numbers, np.float32).reshape(-1, self.dimension)
         return [word.decode() for word in self._rows], matrix
-
-
-def _lower(word: bytes) -> bytes:
-    return word.decode("utf-8", "replace").lower().encode()

@@ -42,10 +42,10 @@ def read(path: Path, unpacked: Path, found: Found) -> None:
                 raise InputError(f"{path}: has {len(names)} tensors, and none called vectors")
             name = (known or names)[0]
             table = file.get_slice(name)
-            shape, dtype = table.get_shape(), _kind(table.get_dtype())
+            shape, dtype = table.get_shape(), table.get_dtype()
+    except InputError:
+        raise
     except (SafetensorError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: not a safetensors file ({error})") from None
 
     def rows(numbers: Int[np.ndarray, " n"]) -> np.ndarray:
@@ -53,10 +53,5 @@ def read(path: Path, unpacked: Path, found: Found) -> None:
             block = file.get_slice(name)[int(numbers[0]) : int(numbers[-1]) + 1]
         return block[numbers - numbers[0]]
 
+    dtype = {"F16": "f2", "F32": "f4", "F64": "f8"}.get(dtype, dtype)
     found.put_table(f"{path}: {name}", shape, dtype, rows, words)
-
-
-def _kind(dtype: str) -> str:
-    """F32 as NumPy calls it: f4."""
-    bits = dtype[1:]
-    return f"{dtype[0].lower()}{int(bits) // 8}" if bits.isdecimal() else dtype

@@ -25,8 +25,8 @@ def read(file: BinaryIO, found: Found) -> None:
     not UTF-8 or has what is no number, or where there are not as many as the first line says.
     """
     lines = iter(partial(file.readline, _MAX_LINE + 1), b"")
-    expected, D = None, 0
-    number = 0
+    expected, D, number = None, 0, 0
+    found.unit = "line"
     for number, whole in enumerate(lines, 1):
         if len(whole) > _MAX_LINE:
             raise found.error(number, f"longer than {_MAX_LINE:,} bytes")
@@ -44,11 +44,10 @@ def read(file: BinaryIO, found: Found) -> None:
             if len(fields) <= D or (len(fields) > D + 1 and all(map(_is_number, fields[1:]))):
                 raise found.error(number, f"has {max(len(fields) - 1, 0)} numbers, expected {D}")
             word, numbers = b" ".join(fields[:-D]), b" ".join(fields[-D:])
-        if not word.isascii():
-            try:
-                word.decode()
-            except UnicodeDecodeError:
-                raise found.error(number, "the word is not UTF-8") from None
+        try:
+            word.decode()
+        except UnicodeDecodeError:
+            raise found.error(number, "the word is not UTF-8") from None
         if (wanted := found.wanted(word, number)) is None:
             continue
         try:
