@@ -17,10 +17,7 @@ from common.data.corpus import Corpus, EncodedSplit
 from common.data.vectors import files
 from common.errors import InputError
 
-WORD2VEC = {
-    **{"vector_size": 300, "window": 10, "min_count": 3, "sample": 1e-4},
-    **{"alpha": 0.1, "epochs": 10, "seed": 0},
-}
+WORD2VEC = dict(vector_size=300, window=10, min_count=3, sample=1e-4, alpha=0.1, epochs=10, seed=0)
 # With unit vectors a GRU learns far slower: 300 of them add up to large pre-activations.
 STANDARD_DEVIATION = 0.2
 RANDOM_MIN_COUNT = 3  # a word seen less often than this teaches its vector nothing
