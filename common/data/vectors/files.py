@@ -17,7 +17,7 @@ from isal.igzip_lib import IsalError
 from jaxtyping import Float
 
 from common.data.vectors import binary, keyed_vectors, tensors, text
-from common.data.vectors.found import Found
+from common.data.vectors.lookup import find
 from common.errors import InputError
 
 # A larger pickle has its vectors inside; KeyedVectors.save puts them into a file of their own, and
@@ -44,7 +44,7 @@ def read(path: Path, vocabulary: Iterable[str]) -> tuple[list[str], Float[np.nda
     and for the words of a table (.kv, .safetensors). Raises InputError, naming the file and the
     place in it, for a file that is damaged, of no known format, or has none of the words.
     """
-    found = Found(vocabulary, str(path))
+    name = str(path)
     try:
         with _open(path) as file:
             head = file.read(_HEAD)
@@ -58,20 +58,20 @@ def read(path: Path, vocabulary: Iterable[str]) -> tuple[list[str], Float[np.nda
                 with tempfile.NamedTemporaryFile() as unpacked:
                     if compressed := not isinstance(file.raw, io.FileIO):
                         _copy(file, unpacked, MAX_UNPACKED, path)
-                    tensors.read(path, Path(unpacked.name) if compressed else path, found)
-            elif head[0] == 0x80:  # the opcode of protocol 2 and later that a pickle begins with
+                    table = tensors.read(path, Path(unpacked.name) if compressed else path)
+                    return find(*table, vocabulary, name, "word")
+            if head[0] == 0x80:  # the opcode of protocol 2 and later that a pickle begins with
                 data = io.BytesIO()
                 _copy(file, data, MAX_PICKLE, path)
-                keyed_vectors.read(path, data.getvalue(), found)
-            elif binary.looks_like(head):
-                binary.read(file, found)
-            else:
-                text.read(file, found)
+                table = keyed_vectors.read(path, data.getvalue())
+                return find(*table, vocabulary, name, "word")
+            if binary.looks_like(head):
+                return find(binary.read(file, name), binary.to_vector, vocabulary, name, "byte")
+            return find(text.read(file, name), text.to_vector, vocabulary, name, "line")
     except (EOFError, IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # whose stubs are wrong
         raise InputError(f"{path}: a damaged or cut-short gzip file ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    return found.result()
 
 
 def dependencies(path: Path) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.data.unpickle import Constructors, restricted_loads
-from common.data.vectors.found import DTYPES, Found
+from common.data.vectors.lookup import DTYPES, Entries, ToVector, of_table
 from common.errors import InputError
 
 # What gensim has called the words and the vectors: since 4.0, in 3.x, before.
@@ -61,8 +61,8 @@ _CONSTRUCTORS: Constructors = {
 }
 
 
-def read(path: Path, data: bytes, found: Found) -> None:
-    """Hand the words of the pickle `data` to `found`; `path` is its file.
+def read(path: Path, data: bytes) -> tuple[Entries, ToVector]:
+    """The entries of the pickle `data`; `path` is its file.
 
     Raises InputError for a pickle of anything else, a companion that is missing or does not fit.
     """
@@ -80,14 +80,13 @@ def read(path: Path, data: bytes, found: Found) -> None:
             array = _array(inside)
         except Exception as error:  # whatever a pickle may hold in the places of an array's parts
             raise InputError(f"{path}: its vectors are damaged ({error})") from None
-        found.put_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
-        return
+        return of_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
     name = path.name.removesuffix(".gz")
     beside = [path.with_name(f"{name}.{vectors}.npy") for vectors in _VECTORS]
     file = next(filter(Path.is_file, beside), beside[0])
     array = _open(file)
     shape, dtype = array.shape, array.dtype.str[1:]
-    found.put_table(str(file), shape, dtype, lambda numbers: _open(file)[numbers], words)
+    return of_table(str(file), shape, dtype, lambda these: _open(file)[these], words)
 
 
 def _open(path: Path) -> np.ndarray:
