@@ -18,10 +18,12 @@ OPTIONS = tuple(_USUAL)
 
 Columns = Sequence[str]
 """The names of the columns for text, label, split and category; empty where there is none."""
+Choose = Callable[[Sequence[str]], Columns]
+"""Chooses them from the names of all."""
 Row = tuple[Any, ...]
 """What these columns have, None where there is no column, and the number of the line or row."""
 
-# Nothing here is chosen by a validation score: where there is no test split, validation is one.
+# What splits are called. Nothing here is chosen by a score on validation: it may stand for test.
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),

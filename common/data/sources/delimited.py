@@ -5,7 +5,7 @@ yes, tsv: no); header=no where the first line is a row like the others: columns 
 """
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from io import TextIOWrapper
 from itertools import chain
@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from common.data.sources import files
-from common.data.sources.columns import Columns, Row
+from common.data.sources.columns import Choose, Row
 from common.errors import InputError
 
 OPTIONS = ("encoding", "quotes", "header")
@@ -35,11 +35,7 @@ def check(spec: str, options: Mapping[str, str]) -> None:
 
 
 def rows(
-    path: Path,
-    options: Mapping[str, str],
-    choose: Callable[[Sequence[str]], Columns],
-    *,
-    delimiter: str,
+    path: Path, options: Mapping[str, str], choose: Choose, *, delimiter: str
 ) -> Iterator[Row]:
     """The rows, numbered by their first lines."""
     encoding = options.get("encoding", "utf-8")

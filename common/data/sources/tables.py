@@ -10,21 +10,17 @@ else left out. csv and tsv have options of their own.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from common.data.sources import delimited, files
-from common.data.sources.columns import OPTIONS, Columns, Row, choose, labelled
+from common.data.sources.columns import OPTIONS, Choose, Columns, Row, choose, labelled
 from common.data.sources.dataset import Dataset, Example
 from common.errors import InputError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-Choose = Callable[[Sequence[str]], Columns]
 # Rows of Arrow tables at a time: with texts of 10 kB, 10 MB in memory.
 BATCH = 1_000
 
@@ -92,8 +88,8 @@ def _parquet(path: Path, options: Mapping[str, str], choose: Choose) -> Iterator
         raise InputError(f"{path}: no row in it")
 
 
-def arrow_rows(tables: "Iterable[pa.RecordBatch | pa.Table]", columns: Columns) -> Iterator[Row]:
-    """The rows of Arrow tables, numbered from 1 throughout."""
+def arrow_rows(tables: Iterable[Any], columns: Columns) -> Iterator[Row]:
+    """The rows of Arrow tables or record batches, numbered from 1 throughout."""
     number = count(1)
     for table in tables:
         values = (table.column(name).to_pylist() if name else repeat(None) for name in columns)
