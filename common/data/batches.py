@@ -100,25 +100,21 @@ class Batches:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of this epoch in their order, from number `start` on."""
-        for rows in self.plan(epoch)[start:]:
-            yield self.batch(rows)
+        return map(self.batch, self.plan(epoch)[start:])
 
     def batch(self, rows: Int64[np.ndarray, " B"]) -> Batch:
         """The batch of these reviews (indices into the split; -1: none)."""
         texts = self._texts(rows)
-        distinct = self._distinct(texts)
+        distinct = _distinct(texts)
         lengths = np.array([len(text) for text in texts], np.int32)
-        shape = next(
-            shape
-            for shape in self.shapes
-            if shape.steps >= lengths.max(initial=0) and shape.distinct >= len(distinct)
-        )
-        self._position[distinct] = np.arange(len(distinct), dtype=np.int32)
+        longest, K = lengths.max(initial=0), len(distinct)
+        shape = next(it for it in self.shapes if it.steps >= longest and it.distinct >= K)
+        self._position[distinct] = np.arange(K, dtype=np.int32)
         tokens = np.zeros((shape.steps, len(rows)), np.int32)
         for column, text in enumerate(texts):
             tokens[: len(text), column] = self._position[text]
         labels = np.where(rows >= 0, self.split.labels[rows], NO_LABEL)
-        distinct = np.pad(distinct, (0, shape.distinct - len(distinct)))
+        distinct = np.pad(distinct, (0, shape.distinct - K))
         return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows)
 
     def _texts(self, rows: Int64[np.ndarray, " B"]) -> list[Int64[np.ndarray, " words"]]:
@@ -129,13 +125,6 @@ class Batches:
         texts = [self.split.tokens[start:end].astype(np.intp) for start, end in ranges]
         self.split.release()
         return texts
-
-    def _distinct(
-        self, texts: Sequence[Int64[np.ndarray, " words"]]
-    ) -> Int32[np.ndarray, " distinct"]:
-        # As np.unique, which is several times slower.
-        ordered = np.sort(np.concatenate(texts))
-        return ordered[np.diff(ordered, prepend=-1) > 0].astype(np.int32)
 
     def _choose_shapes(self, longest: int) -> list[Shape]:
         """At most MAX_SHAPES, ascending: the last holds any batch, the others what is usual."""
@@ -150,7 +139,7 @@ class Batches:
         for rows in plan[:: math.ceil(len(plan) / _SAMPLE) or 1]:
             texts = self._texts(rows)
             edge = next(edge for edge in edges if edge >= max(map(len, texts)))
-            most[edge] = max(most[edge], len(self._distinct(texts)))
+            most[edge] = max(most[edge], len(_distinct(texts)))
         shapes: list[Shape] = []
         for edge in edges:
             # A tenth more than was seen, in steps of 64; a longer shape never holds fewer tokens.
@@ -158,6 +147,12 @@ class Batches:
             floor = shapes[-1].distinct if shapes else 1
             shapes.append(Shape(edge, min(max(margin, floor), edge * self.batch_size)))
         return [*shapes, everything] if everything != shapes[-1] else shapes
+
+
+def _distinct(texts: Sequence[Int64[np.ndarray, " words"]]) -> Int32[np.ndarray, " distinct"]:
+    # As np.unique, which is several times slower.
+    ordered = np.sort(np.concatenate(texts))
+    return ordered[np.diff(ordered, prepend=-1) > 0].astype(np.int32)
 
 
 def _edges(lengths: Int64[np.ndarray, " N"], longest: int, most: int) -> list[int]:
@@ -169,8 +164,7 @@ def _edges(lengths: Int64[np.ndarray, " N"], longest: int, most: int) -> list[in
     quantiles = np.quantile(np.maximum(lengths, 1), np.linspace(0, 1, 256), method="higher")
     candidates = np.unique(np.append(quantiles.astype(int), longest))
     # The reviews of (candidate[i - 1], candidate[j]] cost candidate[j] steps each.
-    below = np.searchsorted(np.sort(np.maximum(lengths, 1)), candidates, side="right")
-    below = np.concatenate([[0], below])
+    below = np.searchsorted(np.sort(np.maximum(lengths, 1)), [0, *candidates], side="right")
     cost = (below[None, 1:] - below[:-1, None]) * candidates[None, :].astype(float)
     cost[np.tril_indices(len(candidates), -1)] = np.inf
     best, back = cost[0], []
@@ -179,8 +173,7 @@ def _edges(lengths: Int64[np.ndarray, " N"], longest: int, most: int) -> list[in
         total = np.concatenate([[np.inf], best[:-1]])[:, None] + cost
         back.append(total.argmin(axis=0))
         best = total.min(axis=0)
-    edges, j = [len(candidates) - 1], len(candidates) - 1
+    edges = [len(candidates) - 1]
     for start in reversed(back):
-        j = int(start[j]) - 1
-        edges.append(j)
-    return [int(candidates[j]) for j in reversed(edges)]
+        edges.append(int(start[edges[-1]]) - 1)
+    return candidates[edges[::-1]].tolist()

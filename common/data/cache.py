@@ -14,8 +14,7 @@ from common.errors import InputError
 
 def cache_folder() -> Path:
     """Where results are kept: $GRU_TWINS_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("GRU_TWINS_CACHE")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("gru-twins")
+    return Path(os.environ.get("GRU_TWINS_CACHE") or platformdirs.user_cache_path("gru-twins"))
 
 
 def cached(kind: str, key: Mapping[str, object], build: Callable[[Path], None]) -> Path:

@@ -16,19 +16,23 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64, UInt64
 from safetensors.numpy import load_file, save_file
 
 from common.data import sources
 from common.data.cache import cached
 from common.data.encoding import CHUNK, encode_all, numbering
-from common.data.sources.dataset import SPLIT_SEED, SPLITS, Dataset, draw_test
+from common.data.sources.dataset import Dataset
 from common.data.text import TOKENIZER_VERSION
 from common.errors import InputError
 
+# The splits do not depend on the seed of a run: runs with different seeds are tested alike.
+SPLIT_SEED = 0
 LAYOUT_VERSION = 3  # part of the key of every cache that holds what _write or renumber write
+_SPLITS = ("", "train", "test")
 _BLOCK = 1 << 20  # tokens that are looked at together, where all of them are
 MAY_STAY = 2**26  # bytes of a mapped file that may stay in the memory of the process
 
@@ -68,7 +72,7 @@ class EncodedSplit:
         # Each text's rank within its stratum, as a share of it: the `size` smallest shares take the
         # same part of every stratum.
         share = np.empty(len(self))
-        strata = _strata(self.labels, self.categories)
+        strata = self.strata()
         for stratum in np.unique(strata):
             members = order[strata[order] == stratum]
             share[members] = np.arange(len(members)) / len(members)
@@ -77,6 +81,11 @@ class EncodedSplit:
             self._take(np.sort(order[size:]), f"{self.name}-but-{size}"),
             self._take(np.sort(order[:size]), f"{self.name}-{size}"),
         )
+
+    def strata(self) -> Int32[np.ndarray, " N"]:
+        """A number for each combination of category and label."""
+        classes = self.labels.max(initial=0) + 1
+        return self.labels + (0 if self.categories is None else self.categories * classes)
 
     def _take(
         self, texts: Int[np.ndarray, " n"] | Bool[np.ndarray, " N"], name: str
@@ -118,11 +127,10 @@ class EncodedSplit:
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """How often each word of the vocabulary occurs; counted once, then kept in the cache."""
-
-        def build(folder: Path) -> None:
-            np.save(folder / "counts.npy", self._count())
-
-        return np.load(cached("counts", {"texts": self.name}, build) / "counts.npy")
+        folder = cached(
+            "counts", {"texts": self.name}, lambda to: np.save(to / "counts.npy", self._count())
+        )
+        return np.load(folder / "counts.npy")
 
     def _count(self) -> Int64[np.ndarray, " V"]:
         found = np.zeros(self.vocabulary_size, np.int64)
@@ -179,9 +187,9 @@ def join(texts: Sequence[np.ndarray], labels: np.ndarray) -> EncodedSplit:
     lengths = np.array([len(text) for text in texts], np.int32)
     tokens = np.concatenate([np.zeros(0, np.int32), *texts]).astype(np.int32, copy=False)
     size = int(tokens.max(initial=-1)) + 1
-    starts, labels = _offsets(lengths)[:-1], np.asarray(labels, np.int32)
     name = hashlib.sha256(tokens.tobytes() + lengths.tobytes()).hexdigest()
-    return EncodedSplit(tokens, starts, lengths, labels, size, name=name)
+    labels = np.asarray(labels, np.int32)
+    return EncodedSplit(tokens, _offsets(lengths)[:-1], lengths, labels, size, name=name)
 
 
 def load(spec: str, report: Callable[[str], None] = lambda line: None) -> Corpus:
@@ -204,56 +212,45 @@ def encoded(read: Callable[[], Dataset], fingerprint: dict[str, str | int]) -> C
     Raises InputError as its examples() does, and for a data set that cannot be trained and tested
     on: no text, no word, fewer than two classes, an empty split, or too few texts to split.
     """
-    key = {
-        **fingerprint,
-        "tokenizer": TOKENIZER_VERSION,
-        "split": SPLIT_SEED,
-        "layout": LAYOUT_VERSION,
-    }
-    folder = cached("corpus", key, lambda folder: _write(read(), folder))
+    versions = {"tokenizer": TOKENIZER_VERSION, "split": SPLIT_SEED, "layout": LAYOUT_VERSION}
+    folder = cached("corpus", {**fingerprint, **versions}, lambda to: _write(read(), to))
     about = json.loads((folder / "about.json").read_text())
     vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
     columns = load_file(folder / "columns.safetensors")
-    everything = EncodedSplit(
-        _map(folder / "tokens.int32"),
-        _offsets(columns["lengths"])[:-1],
-        columns["lengths"],
-        columns["labels"],
-        len(vocabulary),
-        columns.get("categories"),
-    )
+    in_test = columns.pop("in_test")
+    texts = _texts(folder, len(vocabulary), columns)
     return Corpus(
         about["name"],
         tuple(about["classes"]),
         tuple(about["categories"]),
         vocabulary,
-        everything._take(~columns["in_test"], f"{folder.name}-train"),
-        everything._take(columns["in_test"], f"{folder.name}-test"),
+        texts._take(~in_test, f"{folder.name}-train"),
+        texts._take(in_test, f"{folder.name}-test"),
     )
 
 
 def _write(dataset: Dataset, folder: Path) -> None:
     name, path = dataset.name, folder / "tokens.int32"
     words, labels, categories, columns = _encode(dataset, path)
-    lengths = columns["lengths"]
-    if not len(lengths):
+    hashes, splits = columns.pop("hashes"), columns.pop("splits")
+    if not len(splits):
         raise InputError(f"{name}: no text at all")
-    if not lengths.any():
+    if not words:
         raise InputError(f"{name}: no text has a word")
-    classes = _classes(dataset, labels)
+    classes, names = _classes(dataset, labels), sorted(categories)
     columns["labels"] = _positions(labels, classes)[columns["labels"]]
-    names = sorted(categories) if categories != [""] else []
-    numbers = columns.pop("categories")
-    if names:
-        columns["categories"] = _positions(categories, names)[numbers]
-    columns["in_test"] = _in_test(dataset, columns, classes)
+    columns["categories"] = _positions(categories, names)[columns["categories"]]
+    if names == [""]:  # no categories
+        names = []
+        del columns["categories"]
+    texts = _texts(folder, len(words), columns)
+    in_test = _in_test(dataset, texts, splits, hashes, classes)
 
-    texts = EncodedSplit(_map(path), _offsets(lengths)[:-1], lengths, columns["labels"], len(words))
-    found = texts._take(~columns["in_test"], "")._count().tolist()
-    if not any(found):
+    counts = texts._take(~in_test, "")._count().tolist()
+    if not any(counts):
         raise InputError(f"{name}: no text to train on has a word")
     by_word = sorted(range(len(words)), key=words.__getitem__)
-    order = sorted(by_word, key=found.__getitem__, reverse=True)
+    order = sorted(by_word, key=counts.__getitem__, reverse=True)
     new_ids = np.empty(len(words), np.int32)
     new_ids[order] = np.arange(len(words), dtype=np.int32)
     with path.open("r+b", buffering=0) as file:
@@ -262,14 +259,12 @@ def _write(dataset: Dataset, folder: Path) -> None:
             new_ids[tokens].tofile(file)
     with (folder / "vocabulary.txt").open("w", encoding="utf-8") as text:
         text.writelines(f"{words[i]}\n" for i in order)
-    save_file(columns, folder / "columns.safetensors")
+    save_file({**columns, "in_test": in_test}, folder / "columns.safetensors")
     about = {"name": name, "classes": classes, "categories": names}
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _encode(
-    dataset: Dataset, path: Path
-) -> tuple[list[str], list[str], list[str], dict[str, np.ndarray]]:
+def _encode(dataset: Dataset, path: Path) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
     """Write the words' numbers to `path`; returns words, labels and categories by their number.
 
     And what is known of each example: lengths, labels, categories, splits and hashes.
@@ -283,7 +278,7 @@ def _encode(
         for text, label, category, split in dataset.examples():
             columns["labels"].append(labels[label])
             columns["categories"].append(categories[category])
-            columns["splits"].append(SPLITS.index(split))
+            columns["splits"].append(_SPLITS.index(split))
             texts.append(text)
             size += len(text)
             if size >= CHUNK:
@@ -297,9 +292,7 @@ def _encode(
             ids[np.frombuffer(chunk.tokens, np.uint32)].tofile(file)
             columns["lengths"].extend(chunk.lengths)
             hashes += chunk.hashes
-    found: dict[str, np.ndarray] = {
-        name: np.frombuffer(column, np.int32) for name, column in columns.items()
-    }
+    found = {name: np.frombuffer(column, np.int32) for name, column in columns.items()}
     found["hashes"] = np.frombuffer(hashes, np.uint64)
     return list(words), list(labels), list(categories), found
 
@@ -329,39 +322,57 @@ def _positions(found: list[str], ordered: list[str]) -> Int32[np.ndarray, " foun
 
 
 def _in_test(
-    dataset: Dataset, columns: dict[str, np.ndarray], classes: list[str]
+    dataset: Dataset,
+    texts: EncodedSplit,
+    splits: Int32[np.ndarray, " N"],
+    hashes: UInt64[np.ndarray, " N"],
+    classes: list[str],
 ) -> Bool[np.ndarray, " N"]:
-    """Which texts are to test on: those that the source says, else those that are drawn.
+    """Which texts are to test on: those that the source says, else some that are drawn.
 
-    Takes splits and hashes, which nothing else needs, out of the columns.
+    These are stratified by category and label, and always the same. They are drawn from the texts
+    that occur once (equal texts have equal hashes), so no text stands in both splits. A text that
+    is alone in its stratum stays in training. Raises InputError where there are too few texts.
     """
-    splits, hashes = columns.pop("splits"), columns.pop("hashes")
-    drawn, train, test = np.bincount(splits, minlength=len(SPLITS)).tolist()
-    if drawn == len(splits):
-        labels = columns["labels"]
-        if (rare := np.bincount(labels, minlength=len(classes)) == 1).any():
-            label = classes[int(rare.argmax())]
+    name, total = dataset.name, len(texts)
+    drawn, train, test = np.bincount(splits, minlength=len(_SPLITS)).tolist()
+    if drawn < total:
+        if drawn:
             raise InputError(
-                f"{dataset.name}: label {label!r} occurs once, too seldom to both train and test on"
+                f"{name}: {drawn:,} of {total:,} texts are in neither split, train or test"
             )
-        return draw_test(dataset, hashes, _strata(labels, columns.get("categories")))
-    if drawn:
+        if not train or not test:
+            raise InputError(f"{name}: the {'test' if train else 'train'} split is empty")
+        return splits == _SPLITS.index("test")
+    from sklearn.model_selection import train_test_split  # slow to import
+
+    once = np.flatnonzero(np.bincount(texts.labels) == 1)
+    if len(once):
+        label = classes[once[0]]
         raise InputError(
-            f"{dataset.name}: {drawn:,} of {len(splits):,} texts are in neither split, "
-            "train or test"
+            f"{name}: label {label!r} occurs once, too seldom to both train and test on"
         )
-    if not train or not test:
-        raise InputError(f"{dataset.name}: the {'test' if train else 'train'} split is empty")
-    return splits == SPLITS.index("test")
+    size = dataset.test_size
+    if isinstance(size, float):
+        size = math.ceil(size * total)
+    _, text, copies = np.unique(hashes, return_inverse=True, return_counts=True)
+    single, strata = np.flatnonzero(copies[text] == 1), texts.strata()
+    single = single[np.bincount(strata[single])[strata[single]] > 1]
+    try:
+        _, drawn = train_test_split(
+            single, test_size=size, stratify=strata[single], random_state=SPLIT_SEED
+        )
+    except ValueError:
+        raise InputError(
+            f"{name}: cannot draw {size:,} texts to test on, some of each class, "
+            f"from the {len(single):,} of {total:,} that occur once"
+        ) from None
+    return np.isin(np.arange(total), drawn)
 
 
-def _strata(
-    labels: Int32[np.ndarray, " N"], categories: Int32[np.ndarray, " N"] | None
-) -> Int32[np.ndarray, " N"]:
-    """A number for each combination of category and label."""
-    if categories is None:
-        return labels
-    return categories * (labels.max(initial=0) + 1) + labels
+def _texts(folder: Path, vocabulary_size: int, columns: dict[str, Any]) -> EncodedSplit:
+    tokens, starts = _map(folder / "tokens.int32"), _offsets(columns["lengths"])[:-1]
+    return EncodedSplit(tokens, starts, vocabulary_size=vocabulary_size, **columns)
 
 
 def _offsets(lengths: Int32[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:

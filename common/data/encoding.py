@@ -3,9 +3,8 @@
 A worker is a fresh interpreter that imports nothing but this file and the tokenizer: it starts in
 a few hundredths of a second, whatever the program around it has loaded (multiprocessing would
 import the main module, and so a framework, in each). It ends when its standard input does, so none
-outlives the program, and Ctrl-C does not reach it. loky, the pool that comes with joblib, encodes
-as fast, but starts a second later (14 MB of reviews took 60 % longer, 46 MB 25 %), and a program
-that is killed would leave its workers behind.
+outlives the program, and Ctrl-C does not reach it. loky, joblib's pool, encodes as fast, but starts
+a second later (14 MB of reviews took 60 % longer), and leaves its workers behind if it is killed.
 """
 
 import hashlib
@@ -31,14 +30,10 @@ _MOST_WORKERS = 8  # one process that reads cannot feed more
 class Encoded(NamedTuple):
     """Texts as numbers of words; the numbers hold within these texts only."""
 
-    words: list[str]
-    """The distinct words, in order of first sight: number i is words[i]."""
-    tokens: array
-    """The words of all texts, one text after the other (uint32)."""
-    lengths: array
-    """How many words each text has (int32)."""
-    hashes: bytes
-    """HASH_BYTES for each text: equal for texts that are equal when cleaned."""
+    words: list[str]  # the distinct ones, in order of first sight: number i is words[i]
+    tokens: array  # uint32: the words of all texts, one text after the other
+    lengths: array  # int32: how many words each text has
+    hashes: bytes  # HASH_BYTES for each text: equal for texts that are equal when cleaned
 
 
 def numbering() -> defaultdict:
@@ -76,13 +71,11 @@ def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
         for chunk in chain(more, chunks):
             full = len(busy) == size
             worker = busy.popleft() if full else stack.enter_context(_Worker())
-            done = worker.take() if full else None
+            done = [worker.take()] if full else []
             worker.give(chunk)
             busy.append(worker)
-            if done:
-                yield done
-        for worker in busy:
-            yield worker.take()
+            yield from done
+        yield from map(_Worker.take, busy)
 
 
 def cores() -> int:
@@ -128,10 +121,9 @@ class _Worker:
         try:
             yield
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
-            status = self.process.wait()
+            ended = f"a worker process ended with status {self.process.wait()}"
             raise InputError(
-                f"encoding stopped: a worker process ended with status {status}"
-                " (was it killed, or is the memory full?)"
+                f"encoding stopped: {ended} (was it killed, or is the memory full?)"
             ) from None
 
 

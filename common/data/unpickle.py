@@ -46,27 +46,22 @@ _BULK = re.compile(
 
 
 def restricted_loads(
-    data: bytes,
-    name: str,
-    allow: Constructors | None = None,
-    *,
-    encoding: str = "utf-8",
-    errors: str = "strict",
+    data: bytes, name: str, allow: Constructors | None = None, *, encoding: str = "utf-8"
 ) -> object:
     """The object that the pickle `data` describes; `name` is the file that errors speak of.
 
     Dicts, lists, tuples, sets, strings, bytes and numbers are always read. What else may be
     constructed is in `allow`: (module, name), as the pickle has them, to what is called in its
     place. A stand-in of one's own is safer there than the real thing, whose attributes the pickle
-    may set (BUILD). `encoding` and `errors` are for the byte strings of Python 2 ("bytes" leaves
-    them as they are). Raises InputError, with the byte where there is one.
+    may set (BUILD). `encoding` is that of Python 2's byte strings ("bytes" leaves them alone).
+    Raises InputError, with the byte where there is one.
     """
-    allow = allow or {}
-    _scan(data, name, allow)
+    unpickler = _Unpickler(data, name, allow or {}, encoding)
+    _scan(data, name, unpickler.allow)
     collecting = gc.isenabled()
     gc.disable()  # it would look at every word again and again, and find nothing
     try:
-        return _Unpickler(data, name, allow, encoding, errors).load()
+        return unpickler.load()
     except InputError:
         raise
     except Exception as error:  # the constructors, too, are given whatever the pickle holds
@@ -77,21 +72,19 @@ def restricted_loads(
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(
-        self, data: bytes, name: str, allow: Constructors, encoding: str, errors: str
-    ) -> None:
+    def __init__(self, data: bytes, name: str, allow: Constructors, encoding: str) -> None:
         # Without a buffer to peek into, the unpickler asks for every line by a call of its own.
-        buffered = io.BufferedReader(io.BytesIO(data), buffer_size=2**20)
-        super().__init__(buffered, encoding=encoding, errors=errors)
-        self._name, self._allow = name, allow
+        super().__init__(io.BufferedReader(io.BytesIO(data), 2**20), encoding=encoding)
+        # Below protocol 4, sets are pickled as calls, by Python 2 and by Python 3.
+        sets: Constructors = {("__builtin__", "set"): set, ("builtins", "set"): set}
+        self._name, self.allow = name, {**sets, **allow}
         self._elements_left = len(data)
 
     def find_class(self, module: str, name: str) -> Callable:
-        if (module, name) in self._allow:
-            return self._allow[module, name]
-        if (module, name) in _SETS:
-            return self._set
-        raise InputError(f"{self._name}: {_IMPORT.format(module, name)}")
+        if (module, name) not in self.allow:
+            raise InputError(f"{self._name}: {_IMPORT.format(module, name)}")
+        constructor = self.allow[module, name]
+        return self._set if constructor is set else constructor
 
     def _set(self, elements: Collection = ()) -> set:
         # Seven bytes of pickle can ask for another copy of a long list as a set.
@@ -101,8 +94,6 @@ class _Unpickler(pickle.Unpickler):
         return set(elements)
 
 
-# How sets are pickled below protocol 4, by Python 2 and by Python 3.
-_SETS = (("__builtin__", "set"), ("builtins", "set"))
 _IMPORT = "the pickle wants to import {}.{}, which is not allowed"
 
 
@@ -123,9 +114,8 @@ def _scan(data: bytes, name: str, allow: Constructors) -> None:
             opcode, argument, _ = next(pickletools.genops(file))
         except Exception as error:
             if position == len(data):
-                raise InputError(
-                    f"{name}: the pickle is cut short: it ends at byte {position:,}"
-                ) from None
+                cut = f"the pickle is cut short: it ends at byte {position:,}"
+                raise InputError(f"{name}: {cut}") from None
             raise refused(f"damaged pickle: {error}") from None
         number = argument if isinstance(argument, int) else 0
         match opcode.name:
@@ -139,7 +129,7 @@ def _scan(data: bytes, name: str, allow: Constructors) -> None:
                 raise refused("the frame is longer than the file")
             case "GLOBAL" | "INST":
                 module, _, attribute = str(argument).partition(" ")
-                if opcode.name == "INST" or not {(module, attribute)} & {*allow, *_SETS}:
+                if opcode.name == "INST" or (module, attribute) not in allow:
                     raise refused(_IMPORT.format(module, attribute))
             # No pickle of data has these. They call what is outside of the file, or refer to it.
             # (The other opcodes that call get at nothing but what find_class has handed out.)

@@ -39,9 +39,6 @@ def fingerprint(spec: str) -> dict[str, str | int]:
 
 def _source(spec: str) -> Callable[[str], Dataset]:
     kind, colon, _ = spec.partition(":")
-    try:
-        return _SOURCES[kind + colon]
-    except KeyError:
-        raise InputError(
-            f"--data {spec}: no such data set; expected one of {', '.join(_SOURCES)}"
-        ) from None
+    if kind + colon not in _SOURCES:
+        raise InputError(f"--data {spec}: no such data set; expected one of {', '.join(_SOURCES)}")
+    return _SOURCES[kind + colon]

@@ -15,6 +15,7 @@ from common.data.sources.dataset import Dataset, Example
 from common.errors import InputError
 
 CLASSES = ("negative", "positive")
+_ENDS = (b"</title>", b"</review_text>")
 
 
 def load(spec: str) -> Dataset:
@@ -22,15 +23,13 @@ def load(spec: str) -> Dataset:
     (folder,), _ = files.parse(spec)
     found = sorted(path for label in CLASSES for path in folder.glob(f"*/{label}.review"))
     if not found:
-        raise InputError(
-            f"{folder}: expected CATEGORY/positive.review and CATEGORY/negative.review in it"
-        )
+        layout = " and ".join(f"CATEGORY/{label}.review" for label in reversed(CLASSES))
+        raise InputError(f"{folder}: expected {layout} in it")
 
     def examples() -> Iterator[Example]:
         for path in found:
             label, category = path.stem, path.parent.name
-            for text in _texts(path):
-                yield Example(text, label, category)
+            yield from (Example(text, label, category) for text in _texts(path))
 
     return Dataset(spec, examples, CLASSES, state=files.state(found))
 
@@ -38,8 +37,8 @@ def load(spec: str) -> Dataset:
 def _texts(path: Path) -> Iterator[str]:
     """Title and text of every review of a file."""
     count = review_line = 0
-    title = body = ""
-    text: list[bytes] | None = None  # the lines of a title or a text that is being read
+    parts: dict[bytes, str] = {}  # of a review, by the tags that end them
+    text: list[bytes] | None = None  # the lines of a part that is being read
     with files.open_file(path) as file:
         for number, line in files.lines(file, path):
             tag = line.strip() if line.startswith(b"<") else b""
@@ -48,17 +47,16 @@ def _texts(path: Path) -> Iterator[str]:
                     break
                 review_line = number
             elif tag == b"</review>":
+                title, body = map(parts.get, _ENDS)
                 if not (review_line and body) or text is not None:
                     raise InputError(f"{path}: line {number:,}: the end of a review without a text")
                 yield f"{title}\n{body}" if title else body
-                count, review_line, title, body = count + 1, 0, "", ""
-            elif tag in (b"<title>", b"<review_text>") and text is None:
-                text = []
-            elif tag == b"</title>" and text is not None:
-                title, text = files.decode(b"".join(text)).strip(), None
-            elif tag == b"</review_text>" and text is not None:
-                body, text = files.decode(b"".join(text)).strip(), None
-            elif text is not None:
+                count, review_line, parts = count + 1, 0, {}
+            elif text is None:
+                text = [] if tag in (b"<title>", b"<review_text>") else None
+            elif tag in _ENDS:
+                parts[tag], text = files.decode(b"".join(text)).strip(), None
+            else:
                 text.append(line)
     if review_line:
         raise InputError(f"{path}: line {review_line:,}: a review without an end")

@@ -1,7 +1,10 @@
-"""Which column of a table is which."""
+"""Tables of labelled texts: which column is which, and what becomes of a row."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+from common.data.sources.dataset import Example
 from common.errors import InputError
 
 # The usual names, the most telling first; case, blanks, - and _ do not matter.
@@ -13,10 +16,19 @@ _USUAL = {
 }
 OPTIONS = tuple(_USUAL)
 
-Columns = Sequence[str | None]
-"""The names of the columns for text, label, split and category; None where there is none."""
-Row = tuple[int, object, object, object, object]
-"""The number of its line or row, and what these columns have; None where there is no column."""
+Columns = Sequence[str]
+"""The names of the columns for text, label, split and category; empty where there is none."""
+Choose = Callable[[Sequence[str]], Columns]
+"""Chooses them from the names of all."""
+Row = tuple[Any, ...]
+"""What these columns have, None where there is no column, and the number of the line or row."""
+
+# What splits are called. Nothing here is chosen by a score on validation: it may stand for test.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+}
 
 
 def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Columns:
@@ -24,21 +36,65 @@ def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Colu
 
     Raises InputError, naming `place` and the columns there are.
     """
-    simple = {}
-    for there in reversed(names):  # of two alike, the first
-        simple[there.lower().translate({ord(c): None for c in " _-"})] = there
-    columns = f"there are: {', '.join(names)}"
-    chosen: dict[str, str | None] = {}
+    # Of two alike, the first.
+    plain = {re.sub("[ _-]", "", name.lower()): name for name in reversed(names)}
+    there = f"there are: {', '.join(names)}"
+    chosen: list[str] = []
     for use, usual in _USUAL.items():
-        guesses = (simple[guess] for guess in usual.split() if guess in simple)
-        guess = next((guess for guess in guesses if guess not in chosen.values()), "")
-        name = options.get(use, guess)
+        guesses = (plain[guess] for guess in usual.split() if guess in plain)
+        name = options.get(use, next((guess for guess in guesses if guess not in chosen), ""))
         if name and names.count(name) != 1:
             found = "no column" if name not in names else "more than one column"
-            raise InputError(f"{place}: {found} {name}; {columns}")
-        if use in ("text", "label") and not name:
+            raise InputError(f"{place}: {found} {name}; {there}")
+        if not name and use in ("text", "label"):
             raise InputError(
-                f"{place}: no column for the {use}: name it with ?{use}=COLUMN; {columns}"
+                f"{place}: no column for the {use}: name it with ?{use}=COLUMN; {there}"
             )
-        chosen[use] = name or None
-    return list(chosen.values())
+        chosen.append(name)
+    return chosen
+
+
+def labelled(rows: Callable[[], Iterator[Row]], where: str, given: str = "") -> Iterator[Example]:
+    """The examples in `rows()`; the split is `given`, or what their rows say.
+
+    `where`, followed by the number of the row, is the place that errors name.
+    """
+    tested = "test" if given else _tested(rows())
+    for text, label_value, split_value, category, number in rows():
+        label = _label(label_value)
+        split = given if given or split_value is None else _split(split_value)
+        if not isinstance(text, str):
+            problem = "no text" if text is None else "the text is no string"
+        elif not text or text.isspace():
+            problem = "no text"
+        elif not label:
+            problem = "no label"
+        elif split is None:
+            problem = f"the split is {split_value!r}; expected one of {', '.join(SPLITS)}"
+        else:
+            if split in ("", "train", tested):
+                split = "test" if split == tested else split
+                yield Example(text, label, "" if category is None else str(category).strip(), split)
+            continue
+        raise InputError(f"{where} {number:,}: {problem}")
+
+
+def _tested(rows: Iterator[Row]) -> str:
+    """Which split is tested on: the one for validation only where there is no other."""
+    found = any(split is None or _split(split) == "test" for _, _, split, _, _ in rows)
+    return "test" if found else "validation"
+
+
+def _split(value: object) -> str | None:
+    return SPLITS.get(str(value).strip().lower())
+
+
+def _label(value: object) -> str:
+    """A label as a string; empty: there is none."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else str(value) if value == value else ""
+    return str(value) if isinstance(value, int) else ""

@@ -5,7 +5,7 @@ yes, tsv: no); header=no where the first line is a row like the others: columns 
 """
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from io import TextIOWrapper
 from itertools import chain
@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from common.data.sources import files
-from common.data.sources.columns import Columns, Row
+from common.data.sources.columns import Choose, Row
 from common.errors import InputError
 
 OPTIONS = ("encoding", "quotes", "header")
@@ -35,11 +35,7 @@ def check(spec: str, options: Mapping[str, str]) -> None:
 
 
 def rows(
-    path: Path,
-    options: Mapping[str, str],
-    choose: Callable[[Sequence[str]], Columns],
-    *,
-    delimiter: str,
+    path: Path, options: Mapping[str, str], choose: Choose, *, delimiter: str
 ) -> Iterator[Row]:
     """The rows, numbered by their first lines."""
     encoding = options.get("encoding", "utf-8")
@@ -49,22 +45,22 @@ def rows(
         # A mark of the byte order, as Excel writes it, is no part of the first column's name.
         file = TextIOWrapper(binary, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
         # pyarrow.csv names no line, takes stray quotation marks as they come and bytes for text.
+        lines = iter(partial(file.readline, files.MAX_LINE), "")
         reader = csv.reader(
-            iter(partial(file.readline, files.MAX_LINE), ""),
+            lines,
             delimiter=delimiter,
             quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
             strict=True,
         )
         line = 1
         try:
-            first = next(reader)
+            names, before = next(reader), []
             if options.get("header") == "no":
-                names, before = [str(i) for i in range(1, len(first) + 1)], [first]
+                names, before = [str(i + 1) for i in range(len(names))], [names]
             else:
-                names, before, line = first, [], reader.line_num + 1
-            columns = choose(names)
+                line = reader.line_num + 1
             # Out of the fields with None and the line after them.
-            pick = itemgetter(-1, *(-2 if it is None else names.index(it) for it in columns))
+            pick = itemgetter(*(names.index(it) if it else -2 for it in choose(names)), -1)
             for fields in chain(before, reader):
                 if len(fields) == len(names):
                     yield pick([*fields, None, line])
@@ -77,10 +73,8 @@ def rows(
             # The lines of what was decoded before have all been read.
             rest = error.object[: error.start].decode(encoding, "ignore")
             line = reader.line_num + 1 + rest.count("\n")
-            raise InputError(
-                f"{path}: line {line:,}: the byte 0x{error.object[error.start]:02x} is not "
-                f"{encoding}; {_HINT}"
-            ) from None
+            stray = f"the byte 0x{error.object[error.start]:02x} is not {encoding}"
+            raise InputError(f"{path}: line {line:,}: {stray}; {_HINT}") from None
         except UnicodeError as error:  # UTF-16 without a byte order mark
             raise InputError(f"{path}: {error}; {_HINT}") from None
         except csv.Error as error:

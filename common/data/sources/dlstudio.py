@@ -32,28 +32,24 @@ def load(spec: str) -> Dataset:
         raise InputError(f"--data {spec}: expected two archives, dlstudio:TRAIN,TEST")
 
     def examples() -> Iterator[Example]:
-        for label, category, text in _reviews(paths[0]):
-            yield Example(text, label, category, "train")
-        for label, category, text in _reviews(paths[1]):
-            yield Example(text, label, category, "test")
+        for path, split in zip(paths, ("train", "test"), strict=True):
+            yield from _examples(path, split)
 
     return Dataset(spec, examples, CLASSES, state=files.state(paths))
 
 
-def _reviews(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(label, category, text) of every review in an archive."""
+def _examples(path: Path, split: str) -> Iterator[Example]:
     # Decoding each word, not each review, would take an eighth longer.
     content = restricted_loads(_unpacked(path), str(path), encoding="bytes")
-    if not (
-        isinstance(content, tuple | list)
-        and len(content) >= 2
-        and all(isinstance(reviews, dict) for reviews in content[:2])
-    ):
-        raise InputError(f"{path}: expected a pickle of (positive, negative, vocabulary)")
+    match content:
+        case [dict(positive), dict(negative), *_]:
+            pass
+        case _:
+            raise InputError(f"{path}: expected a pickle of (positive, negative, vocabulary)")
     # A pickle can refer to one word, or to one review, any number of times.
     characters_left = 4 * MAX_UNPACKED
-    for label, reviews_of_category in zip(("positive", "negative"), content[:2], strict=True):
-        for name, reviews in reviews_of_category.items():
+    for label, categories in (("positive", positive), ("negative", negative)):
+        for name, reviews in categories.items():
             if not isinstance(name, str | bytes) or not isinstance(reviews, list):
                 raise InputError(
                     f"{path}: {label}: expected a list of reviews for each name of a category"
@@ -64,22 +60,20 @@ def _reviews(path: Path) -> Iterator[tuple[str, str, str]]:
                     if not isinstance(words, list):
                         raise TypeError
                     characters_left -= 1 + sum(map(len, words)) + len(words)
-                    text = _joined(words) if characters_left > 0 else ""
+                    if characters_left < 0:
+                        most = 4 * MAX_UNPACKED // 2**20
+                        raise InputError(f"{path}: more than {most:,} MiB of text")
+                    yield Example(_joined(words), label, category, split)
                 except TypeError:
                     raise InputError(
                         f"{path}: {label}, {category}, review {number:,}: expected a list of words"
                     ) from None
-                if characters_left < 0:
-                    raise InputError(f"{path}: more than {4 * MAX_UNPACKED // 2**20:,} MiB of text")
-                yield label, category, text
 
 
 def _joined(words: list) -> str:
     """The words as a text; Python 2's are bytes in whatever encoding, or some of them are."""
-    with suppress(TypeError):
+    with suppress(TypeError):  # as they all are in most archives
         return files.decode(b" ".join(words))
-    with suppress(TypeError):
-        return files.without_surrogates(" ".join(words))
     texts = [files.decode(word) if isinstance(word, bytes) else word for word in words]
     return files.without_surrogates(" ".join(texts))
 
@@ -90,9 +84,8 @@ def _unpacked(path: Path) -> bytes:
             with igzip.open(packed) as unpacked:
                 data = unpacked.read(MAX_UNPACKED + 1)
         except EOFError:
-            raise InputError(
-                f"{path}: the archive is cut short: it ends at byte {packed.tell():,}"
-            ) from None
+            cut = f"the archive is cut short: it ends at byte {packed.tell():,}"
+            raise InputError(f"{path}: {cut}") from None
         except (OSError, IsalError) as error:  # type: ignore[misc]  # whose stubs are wrong
             raise InputError(f"{path}: before byte {packed.tell():,}: {error}") from None
     if len(data) > MAX_UNPACKED:

@@ -3,10 +3,10 @@
 import codecs
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from common.errors import InputError
 
@@ -23,22 +23,18 @@ def parse(
     A path that exists as it stands may hold commas and question marks. Raises InputError.
     """
     arguments = spec.partition(":")[2]
-    options = {}
     ways = [(arguments, ""), arguments.rpartition("?")[::2], arguments.partition("?")[::2]]
     name, query = next((way for way in ways if way[0] and _exists(way[0])), ways[-1])
     names = [name] if _exists(name) else name.split(",")
+    options = {}
     for option in filter(None, query.split("&")):
-        key, equals, value = option.partition("=")
+        key, equals, options[key] = option.partition("=")
         if not equals or key not in known:
-            raise InputError(
-                f"--data {spec}: {option}: expected "
-                + (f"OPTION=VALUE with one of {', '.join(known)}" if known else "no options")
-            )
-        options[key] = value
-    if not arguments or len(names) > most or not all(names):
-        raise InputError(
-            f"--data {spec}: expected {'one path' if most == 1 else 'one or two paths'}"
-        )
+            expected = f"OPTION=VALUE with one of {', '.join(known)}" if known else "no options"
+            raise InputError(f"--data {spec}: {option}: expected {expected}")
+    if not all(names) or len(names) > most:
+        paths = "one path" if most == 1 else "one or two paths"
+        raise InputError(f"--data {spec}: expected {paths}")
     for name in names:
         if must_exist and not _exists(name):
             raise InputError(f"--data {spec}: {name}: no such file or directory")
@@ -50,9 +46,9 @@ def _exists(name: str) -> bool:
     return os.path.exists(os.path.expanduser(name))
 
 
-def state(paths: Iterable[Path]) -> dict[str, str | int]:
+def state(paths: Sequence[Path]) -> dict[str, str | int]:
     """What tells one state of the files from another without reading them: names, sizes, times."""
-    digest, count, total = hashlib.sha256(), 0, 0
+    digest, total = hashlib.sha256(), 0
     for path in paths:
         try:
             status = path.stat()
@@ -60,8 +56,8 @@ def state(paths: Iterable[Path]) -> dict[str, str | int]:
             raise InputError(f"{path}: {error.strerror}") from None
         digest.update(os.fsencode(path.absolute()))
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        count, total = count + 1, total + status.st_size
-    return {"files": count, "bytes": total, "state": digest.hexdigest()}
+        total += status.st_size
+    return {"files": len(paths), "bytes": total, "state": digest.hexdigest()}
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -103,8 +99,8 @@ def decode(data: bytes) -> str:
     return data.decode("utf-8", STRAY_BYTES)
 
 
-def without_surrogates(text: str) -> str:
+def without_surrogates(value: Any) -> Any:
     """JSON and pickles can hold halves of surrogate pairs, which no encoding can write again."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -29,9 +29,8 @@ def load(spec: str) -> Dataset:
 
     def examples() -> Iterator[Example]:
         with path.open(encoding="utf-8", newline="") as file:
-            # Every row of this file is one line: those of the other source need not be parsed.
-            lines = (line for line in file if line.endswith(f",{mark}\n"))
-            for text, label, _ in csv.reader(lines):
+            # A row of this file is a line: those of the other source need not be parsed.
+            for text, label, _ in csv.reader(row for row in file if row.endswith(f",{mark}\n")):
                 yield Example(text, CLASSES[int(label)])
 
     return Dataset(spec, examples, CLASSES, test_size, {"bytes": path.stat().st_size})

@@ -22,8 +22,7 @@ def load(spec: str) -> Dataset:
         if not folders:
             raise InputError(f"{root}: expected {split}/CLASS/*.txt in it")
         for folder in folders:
-            texts = sorted(folder.glob("*.txt"))
-            if not texts:
+            if not (texts := sorted(folder.glob("*.txt"))):
                 raise InputError(f"{folder}: no .txt file in it")
             found += texts
 
@@ -33,8 +32,7 @@ def load(spec: str) -> Dataset:
                 text = files.decode(file.read(files.MAX_LINE))
             if not text or text.isspace():
                 raise InputError(f"{path}: no text in it")
-            in_train = path.parent.parent.name == "train"
-            yield Example(text, path.parent.name, split="train" if in_train else "test")
+            yield Example(text, path.parent.name, split=path.parent.parent.name)
 
     classes = tuple(sorted({path.parent.name for path in found}))
     return Dataset(spec, examples, classes, state=files.state(found))

@@ -4,7 +4,7 @@ docs/vectors.md describes the formats of files and which word of a file stands f
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +17,7 @@ from common.data.corpus import Corpus, EncodedSplit
 from common.data.vectors import files
 from common.errors import InputError
 
-WORD2VEC = {
-    "vector_size": 300,
-    "window": 10,
-    "min_count": 3,
-    "sample": 1e-4,
-    "alpha": 0.1,
-    "epochs": 10,
-    "seed": 0,
-}
+WORD2VEC = dict(vector_size=300, window=10, min_count=3, sample=1e-4, alpha=0.1, epochs=10, seed=0)
 # With unit vectors a GRU learns far slower: 300 of them add up to large pre-activations.
 STANDARD_DEVIATION = 0.2
 RANDOM_MIN_COUNT = 3  # a word seen less often than this teaches its vector nothing
@@ -45,12 +37,10 @@ class WordVectors:
 def check(spec: str) -> None:
     """Raise InputError unless load could read this specification."""
     name, _, dimension = spec.partition(":")
-    if spec == "word2vec":
-        return
     if name == "random":
         if not dimension.isdecimal() or not 1 <= int(dimension) <= 10_000:
             raise InputError(f"--vectors {spec}: DIM must be a whole number from 1 to 10000")
-    elif not Path(spec).is_file():
+    elif spec != "word2vec" and not Path(spec).is_file():
         raise InputError(f"--vectors {spec}: no such file; expected one, word2vec or random:DIM")
 
 
@@ -69,81 +59,73 @@ def load(
     a file that cannot be used.
     """
     check(spec)
-    counts = train.counts()
-
-    def require(least: float) -> None:
-        if counts.max(initial=0) < least:
-            raise InputError(
-                f"--vectors {spec}: no word occurs {least} times in the "
-                f"{len(train)} training reviews of {corpus.name}"
-            )
-
+    counts, vocabulary = train.counts(), corpus.vocabulary
+    least = {"word2vec": WORD2VEC["min_count"], "random": RANDOM_MIN_COUNT}
+    if counts.max(initial=0) < (needed := least.get(spec.partition(":")[0], 0)):
+        raise InputError(
+            f"--vectors {spec}: no word occurs {needed} times in the "
+            f"{len(train)} training reviews of {corpus.name}"
+        )
     if spec.startswith("random:"):
-        require(RANDOM_MIN_COUNT)
-        words = [corpus.vocabulary[i] for i in np.flatnonzero(counts >= RANDOM_MIN_COUNT)]
+        words = [vocabulary[i] for i in np.flatnonzero(counts >= RANDOM_MIN_COUNT)]
         shape = (len(words), int(spec.partition(":")[2]))
         matrix = np.random.default_rng(0).standard_normal(shape, np.float32) * STANDARD_DEVIATION
         return WordVectors(words, matrix, trained_with_model=True)
-    if spec != "word2vec":
-        words, matrix = _read(_from_file(Path(spec), corpus, report))
-        report(_coverage(spec, words, corpus, counts))
+    if spec == "word2vec":
+        words, matrix = _word2vec(vocabulary, train, report)
     else:
-        require(WORD2VEC["min_count"])
-        words, matrix = _read(_word2vec(corpus, train, report))
+        words, matrix = _from_file(Path(spec), vocabulary, report)
+        known = set(words)
+        tokens = counts[[word in known for word in vocabulary]].sum() / max(counts.sum(), 1)
+        report(
+            f"{spec}: vectors for {len(words):,} of the {len(vocabulary):,} words of {corpus.name} "
+            f"({len(words) / len(vocabulary):.1%}), {tokens:.1%} of the tokens to train on"
+        )
     return WordVectors(words, matrix, train_with_model)
 
 
-def _from_file(path: Path, corpus: Corpus, report: Callable[[str], None]) -> Path:
-    def build(folder: Path) -> None:
-        report(f"reading {path} (once; then cached)")
-        _write(folder, *files.read(path, corpus.vocabulary))
+Vectors = tuple[list[str], Float[np.ndarray, "V D"]]
 
-    vocabulary = hashlib.sha256("\n".join(corpus.vocabulary).encode()).hexdigest()
+
+def _from_file(path: Path, vocabulary: list[str], report: Callable[[str], None]) -> Vectors:
+    def read() -> Vectors:
+        report(f"reading {path} (once; then cached)")
+        return files.read(path, vocabulary)
+
     key = {
         "path": str(path.resolve()),
         "files": files.dependencies(path),
-        "vocabulary": vocabulary,
+        "vocabulary": hashlib.sha256("\n".join(vocabulary).encode()).hexdigest(),
         "version": FILES_VERSION,
     }
-    return cached("vectors", key, build)
+    return _cached("vectors", key, read)
 
 
-def _coverage(spec: str, words: list[str], corpus: Corpus, counts: np.ndarray) -> str:
-    known = set(words)
-    tokens = sum(
-        int(count) for word, count in zip(corpus.vocabulary, counts, strict=True) if word in known
-    )
-    return (
-        f"{spec}: vectors for {len(words):,} of the {len(corpus.vocabulary):,} words of "
-        f"{corpus.name} ({len(words) / len(corpus.vocabulary):.1%}), "
-        f"{tokens / max(int(counts.sum()), 1):.1%} of the tokens to train on"
-    )
-
-
-def _word2vec(corpus: Corpus, train: EncodedSplit, report: Callable[[str], None]) -> Path:
+def _word2vec(vocabulary: list[str], train: EncodedSplit, report: Callable[[str], None]) -> Vectors:
     class Sentences:
         def __iter__(self) -> Iterator[list[str]]:
             for text in range(len(train)):
-                yield [corpus.vocabulary[token] for token in train[text].tolist()]
+                yield [vocabulary[token] for token in train[text].tolist()]
 
-    def build(folder: Path) -> None:
+    def fit() -> Vectors:
         from gensim.models import Word2Vec  # slow to import
 
         report(f"training word2vec on {len(train):,} reviews (once; then cached)")
         # One worker: with more, the order of the updates and so the vectors would vary.
         vectors = Word2Vec(Sentences(), workers=1, **WORD2VEC).wv
         matrix = vectors.vectors * (STANDARD_DEVIATION / vectors.vectors.std())
-        _write(folder, vectors.index_to_key, matrix.astype(np.float32))
+        return vectors.index_to_key, matrix.astype(np.float32)
 
-    return cached("word2vec", {**WORD2VEC, "std": STANDARD_DEVIATION, "texts": train.name}, build)
-
-
-def _write(folder: Path, words: list[str], matrix: Float[np.ndarray, "V D"]) -> None:
-    save_file({"vectors": matrix}, folder / "vectors.safetensors")
-    lines = "".join(f"{word}\n" for word in words)
-    (folder / "vocabulary.txt").write_text(lines, encoding="utf-8")
+    return _cached("word2vec", {**WORD2VEC, "std": STANDARD_DEVIATION, "texts": train.name}, fit)
 
 
-def _read(folder: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
+def _cached(kind: str, key: Mapping[str, object], make: Callable[[], Vectors]) -> Vectors:
+    def build(folder: Path) -> None:
+        words, matrix = make()
+        save_file({"vectors": matrix}, folder / "vectors.safetensors")
+        lines = "".join(f"{word}\n" for word in words)
+        (folder / "vocabulary.txt").write_text(lines, encoding="utf-8")
+
+    folder = cached(kind, key, build)
     words = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
     return words, load_file(folder / "vectors.safetensors")["vectors"]

@@ -9,8 +9,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from common.data.vectors.found import MAX_WORD, Found
+from common.data.vectors.lookup import MAX_WORD, Entries, check_dimension
 from common.data.vectors.text import HEADER
+from common.errors import InputError
 
 _BLOCK = 4 * 2**20
 
@@ -26,34 +27,38 @@ def looks_like(head: bytes) -> bool:
     return not numbers or any(not 32 <= byte < 127 for byte in numbers.replace(b"\t", b" "))
 
 
-def read(file: BinaryIO, found: Found) -> None:
-    """Hand the words of `file` to `found`.
+def read(file: BinaryIO, name: str) -> Entries:
+    """The entries of `file`, which has this `name`; their places are bytes.
 
     Raises InputError, naming the byte, where there are fewer or more words than the header says.
     """
-    first = file.readline(64)
-    header = HEADER.fullmatch(first)
-    assert header is not None, "looks_like has seen it"
-    V, D = int(header[1]), int(header[2])
-    found.set_dimension(D)
+
+    def error(place: int, message: str) -> InputError:
+        return InputError(f"{name}: byte {place:,}: {message}")
+
+    first = file.readline(2**16)  # looks_like has seen that it is a header
+    V, D = map(int, first.split())
+    check_dimension(name, D)
     data, start, before = b"", 0, len(first)  # `before` bytes of the file come before `data`
     for number in range(1, V + 1):
         space = data.find(b" ", start, start + MAX_WORD)
-        if space < 0 or space + 1 + 4 * D > len(data):
+        end = space + 1 + 4 * D
+        if space < 0 or end > len(data):
             before, data, start = before + start, data[start:] + file.read(_BLOCK), 0
             space = data.find(b" ", 0, MAX_WORD)
+            end = space + 1 + 4 * D
             if len(data) > MAX_WORD > 0 > space:
-                raise found.error(before, f"no space within {MAX_WORD:,} bytes, where a word ends")
-            if space < 0 or space + 1 + 4 * D > len(data):
-                raise found.error(
-                    before + len(data), f"cut short in word {number:,} of the {V:,} of its header"
-                )
-        word = data[start:space].lstrip(b"\n")
-        wanted = found.wanted(word, before + start)
-        if wanted is not None:
-            vector = np.frombuffer(data, "<f4", D, space + 1)
-            found.put(wanted, vector, before + start)
-        start = space + 1 + 4 * D
+                raise error(before, f"no space within {MAX_WORD:,} bytes, where a word ends")
+            if space < 0 or end > len(data):
+                cut = f"cut short in word {number:,} of the {V:,} of its header"
+                raise error(before + len(data), cut)
+        yield before + start, data[start:space].lstrip(b"\n"), (data, D, space + 1)
+        start = end
     rest = data[start:] + file.read(2)
     if rest.strip(b"\n"):
-        raise found.error(before + start, f"goes on after the {V:,} words of its header")
+        raise error(before + start, f"goes on after the {V:,} words of its header")
+
+
+def to_vector(source: tuple[bytes, int, int]) -> np.ndarray:
+    data, D, start = source
+    return np.frombuffer(data, "<f4", D, start)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO
 
 import numpy as np
 from isal import igzip  # gzip, three times as fast
@@ -17,7 +17,7 @@ from isal.igzip_lib import IsalError
 from jaxtyping import Float
 
 from common.data.vectors import binary, keyed_vectors, tensors, text
-from common.data.vectors.found import Found
+from common.data.vectors.lookup import find
 from common.errors import InputError
 
 # A larger pickle has its vectors inside; KeyedVectors.save puts them into a file of their own, and
@@ -48,74 +48,52 @@ def read(path: Path, vocabulary: Iterable[str]) -> tuple[list[str], Float[np.nda
     try:
         with _open(path) as file:
             head = file.read(_HEAD)
-        if not head:
-            raise InputError(f"{name}: is empty")
-        for magic, what in _OTHERS.items():
-            if head.startswith(magic):
-                raise InputError(f"{name}: {what}")
-        if tensors.looks_like(head):
-            found = Found(vocabulary, name, "word")
-            with _unpacked(path) as table:
-                tensors.read(path, table, found)
-        elif head[0] == 0x80:  # the opcode of protocol 2 and later that a pickle begins with
-            found = Found(vocabulary, name, "word")
-            data = io.BytesIO()
-            with _open(path) as file:
-                _copy(file, data, MAX_PICKLE, name)
-            keyed_vectors.read(path, data.getvalue(), found)
-        elif binary.looks_like(head):
-            found = Found(vocabulary, name, "byte")
-            with _open(path) as file:
-                binary.read(file, found)
-        else:
-            found = Found(vocabulary, name, "line")
-            with _open(path) as file:
-                text.read(file, found)
+            file.seek(0)
+            if not head:
+                raise InputError(f"{path}: is empty")
+            for magic, what in _OTHERS.items():
+                if head.startswith(magic):
+                    raise InputError(f"{path}: {what}")
+            if tensors.looks_like(head):
+                with tempfile.NamedTemporaryFile() as unpacked:
+                    if compressed := not isinstance(file.raw, io.FileIO):
+                        _copy(file, unpacked, MAX_UNPACKED, path)
+                    table = tensors.read(path, Path(unpacked.name) if compressed else path)
+                    return find(*table, vocabulary, name, "word")
+            if head[0] == 0x80:  # the opcode of protocol 2 and later that a pickle begins with
+                data = io.BytesIO()
+                _copy(file, data, MAX_PICKLE, path)
+                table = keyed_vectors.read(path, data.getvalue())
+                return find(*table, vocabulary, name, "word")
+            if binary.looks_like(head):
+                return find(binary.read(file, name), binary.to_vector, vocabulary, name, "byte")
+            return find(text.read(file, name), text.to_vector, vocabulary, name, "line")
     except (EOFError, IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # whose stubs are wrong
-        raise InputError(f"{name}: a damaged or cut-short gzip file ({error})") from None
+        raise InputError(f"{path}: a damaged or cut-short gzip file ({error})") from None
     except OSError as error:
-        raise InputError(f"{name}: {error.strerror or error}") from None
-    return found.result()
+        raise InputError(f"{path}: {error.strerror or error}") from None
 
 
 def dependencies(path: Path) -> dict[str, tuple[int, int]]:
     """The files that `read` may look at, with size and time of change: what a cache depends on."""
     beside = (path.name, f"{path.name.removesuffix('.gz')}.vectors.npy", "vocabulary.txt")
-    found = {name: path.with_name(name) for name in beside}
-    return {
-        name: (file.stat().st_size, file.stat().st_mtime_ns)
-        for name, file in found.items()
-        if file.is_file()
-    }
+    found = [file for name in beside if (file := path.with_name(name)).is_file()]
+    return {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in found}
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[io.BufferedReader]:
     with path.open("rb") as file:
         if file.peek(2)[:2] == b"\x1f\x8b":
             with igzip.open(file) as unpacked, io.BufferedReader(unpacked, 2**20) as reader:
-                yield cast(BinaryIO, reader)
+                yield reader
         else:
             yield file
 
 
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """The file itself, or a temporary one with what it has compressed."""
-    with path.open("rb") as file:
-        if file.peek(2)[:2] != b"\x1f\x8b":
-            yield path
-            return
-    with _open(path) as reader, tempfile.NamedTemporaryFile() as file:
-        _copy(reader, file, MAX_UNPACKED, str(path))
-        file.flush()
-        yield Path(file.name)
-
-
-def _copy(source: BinaryIO, target: IO[bytes], limit: int, name: str) -> None:
-    copied = 0
+def _copy(source: BinaryIO, target: IO[bytes], limit: int, path: Path) -> None:
     while block := source.read(2**20):
-        copied += len(block)
-        if copied > limit:
-            raise InputError(f"{name}: a table of more than {limit:,} bytes")
         target.write(block)
+        if target.tell() > limit:
+            raise InputError(f"{path}: a table of more than {limit:,} bytes")
+    target.flush()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.data.unpickle import Constructors, restricted_loads
-from common.data.vectors.found import DTYPES, Found
+from common.data.vectors.lookup import DTYPES, Entries, ToVector, of_table
 from common.errors import InputError
 
 # What gensim has called the words and the vectors: since 4.0, in 3.x, before.
@@ -23,16 +23,17 @@ _VECTORS = ("vectors", "syn0")
 class _Inert:
     """Keeps what it is made of, and does nothing with it."""
 
+    state: Any = None  # in the class, for gensim's objects are made by __new__ alone
+
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
-        self.state: Any = None
 
     def __setstate__(self, state: object) -> None:
         self.state = state
 
 
 class _KeyedVectors(_Inert):
-    state: Any = None  # gensim's objects are made by __new__ alone
+    pass
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -42,28 +43,16 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+_GENSIM_MODULES = ("keyedvectors", "word2vec", "fasttext")
+_GENSIM_CLASSES = (
+    *("KeyedVectors", "Word2VecKeyedVectors", "EuclideanKeyedVectors", "FastTextKeyedVectors"),
+    *("Vocab", "CompatVocab"),
+)
+_NUMPY_MODULES = ("core.multiarray", "core.numeric", "_core.multiarray", "_core.numeric")
+_NUMPY_FUNCTIONS = ("_reconstruct", "scalar", "_frombuffer")  # the last since protocol 5
 _CONSTRUCTORS: Constructors = {
-    **{
-        (f"gensim.models.{module}", name): _KeyedVectors
-        for module in ("keyedvectors", "word2vec", "fasttext")
-        for name in (
-            "KeyedVectors",
-            "Word2VecKeyedVectors",
-            "EuclideanKeyedVectors",
-            "FastTextKeyedVectors",
-            "Vocab",
-            "CompatVocab",
-        )
-    },
-    **{
-        (f"numpy.{core}.{module}", name): _Inert
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),  # since protocol 5
-        )
-    },
+    **{(f"gensim.models.{m}", c): _KeyedVectors for m in _GENSIM_MODULES for c in _GENSIM_CLASSES},
+    **{(f"numpy.{m}", f): _Inert for m in _NUMPY_MODULES for f in _NUMPY_FUNCTIONS},
     ("__builtin__", "frozenset"): _Inert,
     ("builtins", "frozenset"): _Inert,
     ("numpy", "ndarray"): _Inert,
@@ -72,8 +61,8 @@ _CONSTRUCTORS: Constructors = {
 }
 
 
-def read(path: Path, data: bytes, found: Found) -> None:
-    """Hand the words of the pickle `data` to `found`; `path` is its file.
+def read(path: Path, data: bytes) -> tuple[Entries, ToVector]:
+    """The entries of the pickle `data`; `path` is its file.
 
     Raises InputError for a pickle of anything else, a companion that is missing or does not fit.
     """
@@ -91,28 +80,25 @@ def read(path: Path, data: bytes, found: Found) -> None:
             array = _array(inside)
         except Exception as error:  # whatever a pickle may hold in the places of an array's parts
             raise InputError(f"{path}: its vectors are damaged ({error})") from None
-        found.put_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
-        return
-    companions = [
-        path.with_name(f"{path.name.removesuffix('.gz')}.{name}.npy") for name in _VECTORS
-    ]
-    companion = next((file for file in companions if file.is_file()), None)
-    if companion is None:
-        raise InputError(f"{companions[0]}: not there, but {path.name} has its vectors in it")
-    table = _open(companion)
-    shape, dtype = table.shape, table.dtype.str[1:]
-    found.put_table(str(companion), shape, dtype, lambda numbers: _open(companion)[numbers], words)
+        return of_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
+    name = path.name.removesuffix(".gz")
+    beside = [path.with_name(f"{name}.{vectors}.npy") for vectors in _VECTORS]
+    file = next(filter(Path.is_file, beside), beside[0])
+    array = _open(file)
+    shape, dtype = array.shape, array.dtype.str[1:]
+    return of_table(str(file), shape, dtype, lambda these: _open(file)[these], words)
 
 
 def _open(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        # A header of version 2 or 3 may say that it is 4 GiB long, and np.load reserves them.
-        if file.read(8) != b"\x93NUMPY\x01\x00":
-            raise InputError(f"{path}: not a .npy file of version 1.0")
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # "created on Python 2": many of them are
+            # A header of version 2 or 3 may say that it is 4 GiB long, and np.load reserves them.
+            if file.read(8) != b"\x93NUMPY\x01\x00":
+                raise ValueError("not of version 1.0")
             return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there, but the vectors are in it") from None
     except Exception as error:  # of many kinds
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
 

@@ -7,10 +7,9 @@ trained. Of several tensors in a file, `vectors` or `vectors.weight` is taken.
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 
-from common.data.vectors.found import Found
+from common.data.vectors.lookup import Entries, ToVector, of_table
 from common.errors import InputError
 
 
@@ -19,8 +18,8 @@ def looks_like(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32
 
 
-def read(path: Path, unpacked: Path, found: Found) -> None:
-    """Hand the words to `found`. `unpacked` is the file itself where `path` is compressed.
+def read(path: Path, unpacked: Path) -> tuple[Entries, ToVector]:
+    """The entries of a file; `unpacked` is the file itself where `path` is compressed.
 
     Raises InputError for a damaged file, no vocabulary.txt beside `path`, or one that does not fit.
     """
@@ -34,6 +33,10 @@ def read(path: Path, unpacked: Path, found: Found) -> None:
     except UnicodeDecodeError as error:
         raise InputError(f"{vocabulary}: byte {error.start:,}: not UTF-8") from None
 
+    def rows(these: slice) -> np.ndarray:
+        with safe_open(unpacked, "numpy") as file:
+            return file.get_slice(name)[these]
+
     try:
         with safe_open(unpacked, "numpy") as file:
             names = sorted(file.keys())
@@ -42,21 +45,10 @@ def read(path: Path, unpacked: Path, found: Found) -> None:
                 raise InputError(f"{path}: has {len(names)} tensors, and none called vectors")
             name = (known or names)[0]
             table = file.get_slice(name)
-            shape, dtype = table.get_shape(), _kind(table.get_dtype())
+            shape, dtype = table.get_shape(), table.get_dtype()
+    except InputError:
+        raise
     except (SafetensorError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: not a safetensors file ({error})") from None
-
-    def rows(numbers: Int[np.ndarray, " n"]) -> np.ndarray:
-        with safe_open(unpacked, "numpy") as file:
-            block = file.get_slice(name)[int(numbers[0]) : int(numbers[-1]) + 1]
-        return block[numbers - numbers[0]]
-
-    found.put_table(f"{path}: {name}", shape, dtype, rows, words)
-
-
-def _kind(dtype: str) -> str:
-    """F32 as NumPy calls it: f4."""
-    bits = dtype[1:]
-    return f"{dtype[0].lower()}{int(bits) // 8}" if bits.isdecimal() else dtype
+    dtype = {"F16": "f2", "F32": "f4", "F64": "f8"}.get(dtype, dtype)
+    return of_table(f"{path}: {name}", shape, dtype, rows, words)

@@ -10,59 +10,55 @@ from array import array
 from functools import partial
 from typing import BinaryIO
 
-import numpy as np
-
-from common.data.vectors.found import MAX_DIMENSION, MAX_WORD, Found
+from common.data.vectors.lookup import MAX_DIMENSION, MAX_WORD, Entries, check_dimension
+from common.errors import InputError
 
 HEADER = re.compile(rb"\s*(\d{1,18})\s+(\d{1,18})\s*\n?")
 _MAX_LINE = MAX_WORD + 32 * MAX_DIMENSION
 
 
-def read(file: BinaryIO, found: Found) -> None:
-    """Hand the words of `file` to `found`.
+_NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf)", re.IGNORECASE)
 
-    Raises InputError, naming the line, for one that has more or fewer numbers than the first, is
-    not UTF-8 or has what is no number, or where there are not as many as the first line says.
+
+def read(file: BinaryIO, name: str) -> Entries:
+    """The entries of `file`, which has this `name`; their places are lines.
+
+    Raises InputError, naming the line, for one that has more or fewer numbers than the first or is
+    not UTF-8, or where there are not as many as the first line says.
     """
-    lines = iter(partial(file.readline, _MAX_LINE + 1), b"")
-    expected, D = None, 0
-    number = 0
-    for number, whole in enumerate(lines, 1):
+
+    def error(message: str) -> InputError:
+        return InputError(f"{name}: line {number:,}: {message}")
+
+    expected, D, number = None, 0, 0
+    for number, whole in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
         if len(whole) > _MAX_LINE:
-            raise found.error(number, f"longer than {_MAX_LINE:,} bytes")
+            raise error(f"longer than {_MAX_LINE:,} bytes")
         line = whole.rstrip()
-        if number == 1 and (header := HEADER.fullmatch(line)):
-            expected, D = int(header[1]), int(header[2])
-            found.set_dimension(D)
-            continue
-        if not D:
-            D = len(line.split()) - 1
-            found.set_dimension(D)
+        if number == 1:
+            header = HEADER.fullmatch(line)
+            D = int(header[2]) if header else len(line.split()) - 1
+            check_dimension(name, D)
+            if header:
+                expected = int(header[1])
+                continue
         word, _, numbers = line.partition(b" ")
         if numbers.count(b" ") != D - 1 or not word:
             fields = line.split()
-            if len(fields) <= D or (len(fields) > D + 1 and all(map(_is_number, fields[1:]))):
-                raise found.error(number, f"has {max(len(fields) - 1, 0)} numbers, expected {D}")
+            if len(fields) <= D or (
+                len(fields) > D + 1 and all(map(_NUMBER.fullmatch, fields[1:]))
+            ):
+                raise error(f"has {max(len(fields) - 1, 0)} numbers, expected {D}")
             word, numbers = b" ".join(fields[:-D]), b" ".join(fields[-D:])
-        if not word.isascii():
-            try:
-                word.decode()
-            except UnicodeDecodeError:
-                raise found.error(number, "the word is not UTF-8") from None
-        if (wanted := found.wanted(word, number)) is None:
-            continue
         try:
-            vector = array("f", map(float, numbers.split(b" ")))
-        except ValueError as error:
-            raise found.error(number, f"{error}") from None
-        found.put(wanted, np.frombuffer(vector, np.float32), number)
+            word.decode()
+        except UnicodeDecodeError:
+            raise error("the word is not UTF-8") from None
+        yield number, word, numbers
     if expected not in (None, number - 1):
-        raise found.error(number, f"is the last, but the first says there are {expected:,} words")
+        raise error(f"is the last, but the first says there are {expected:,} words")
 
 
-def _is_number(field: bytes) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
+def to_vector(numbers: bytes) -> array:
+    """Raises ValueError for what is no number."""
+    return array("f", map(float, numbers.split(b" ")))
