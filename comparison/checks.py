@@ -1,8 +1,8 @@
 """The parity checks of `python compare.py`, in a process of their own, beside the trainings."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import msgspec
@@ -13,14 +13,15 @@ import torch_impl.learner
 from common import files
 from common.data.batches import Batch
 from common.errors import exit_on_input_error
+from common.params import ModelConfig
 from common.report.schema import Check
 from common.training.data import Data, load_data
 from common.training.learner import Framework
 from common.training.options import TrainConfig, parse_options
 from comparison import parity
 from comparison.implementations import Implementation
-from comparison.jax_layers import jax_gru
-from comparison.torch_layers import torch_gru
+from comparison.jax_layers import jax_cell
+from comparison.torch_layers import torch_cell
 
 Answers = dict[str, np.ndarray]
 
@@ -47,58 +48,54 @@ def main() -> None:
             print("checking what is trained against the float64 oracle", flush=True)
             rows += parity.run(trained(options), [parity.real(False), parity.real(True)])
         print("checking the twins' parity on a real batch", flush=True)
-        rows += check_twins(options, options.models, print)
+        rows += check_twins(options)
         files.write_json(options.out, msgspec.to_builtins(rows))
 
 
 def trained(options: ChecksConfig) -> list[Implementation]:
     """What each framework trains with on its device, and nn.GRU."""
-    found = []
-    if "torch" in options.frameworks:
-        kind = torch_impl.learner.find_device(options.device).type
-        found.append(
-            torch_gru(torch_impl.learner.CELLS["gru"].resolve(options.implementation, kind))
-        )
-    if "jax" in options.frameworks:
-        kind = jax_impl.learner.find_device(options.device).platform
-        found.append(jax_gru(jax_impl.learner.CELLS["gru"].resolve(options.implementation, kind)))
+    config = ModelConfig(input_size=1, implementation=options.implementation)
+    twins = {"torch": (torch_impl.learner, torch_cell), "jax": (jax_impl.learner, jax_cell)}
+    found = [
+        cell(learner.Learner(config, options, np.zeros((1, 1))).implementation)
+        for name, (learner, cell) in twins.items()
+        if name in options.frameworks
+    ]
     return [*found, parity.NN_GRU]
 
 
-def check_twins(
-    options: TrainConfig, models: tuple[str, ...], report: Callable[[str], None]
-) -> list[Check]:
+def check_twins(options: ChecksConfig) -> list[Check]:
     """Compare logits, loss and all gradients of the twins on the first batch of training.
 
     Errors are relative to the tensor's largest value. float64: the bounds of the parity suite.
     float32: twice two times the error that the plain loop of tensor operations makes in float32
     (each twin may be off by twice as much), plus one unit in the last place.
     """
-    data = load_data(options, report)
-    batch = next(data.train.epoch(0))
+    data = load_data(options, print)
+    answers = partial(_answers, data, next(data.train.epoch(0)))
     rows: list[Check] = []
-    for model in models:
+    for model in options.models:
         how = dataclasses.replace(options, model=model, device="cpu", implementation="auto")
         loop = dataclasses.replace(how, implementation="loop")
-        exact = _answers(torch_impl.learner, how, data, batch, "float64")
-        rounded = _answers(torch_impl.learner, loop, data, batch, "float32")
+        exact = answers(torch_impl.learner, how, "float64")
+        rounded = answers(torch_impl.learner, loop, "float32")
+        twins = [f"torch {model}", f"jax {model}"]
         for dtype in ("float64", "float32"):
             with jax.enable_x64(dtype == "float64"):
-                theirs = _answers(jax_impl.learner, how, data, batch, dtype)
-            ours = _answers(torch_impl.learner, how, data, batch, dtype)
+                theirs = answers(jax_impl.learner, how, dtype)
+            ours = exact if dtype == "float64" else answers(torch_impl.learner, how, dtype)
             ulp = float(np.finfo(dtype).eps)
             for name in ("logits", "loss", "gradients"):
                 bound = parity.BOUND_GRADIENT if name == "gradients" else parity.BOUND_RESULT
                 if dtype == "float32":
                     bound = 4 * largest_error(exact, rounded, name) + ulp
-                twins = [f"torch {model}", f"jax {model}"]
                 error = largest_error(ours, theirs, name)
                 rows.append(Check.of(twins, f"{name}, real batch", dtype, error, bound, ulp))
     return rows
 
 
 def _answers(
-    framework: Framework, options: TrainConfig, data: Data, batch: Batch, dtype: str
+    data: Data, batch: Batch, framework: Framework, options: TrainConfig, dtype: str
 ) -> Answers:
     """logits, loss and "gradients NAME" from the parameters that training starts from."""
     vectors = data.vectors

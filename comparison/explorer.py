@@ -30,41 +30,30 @@ def explore(options: TrainConfig, runs: Sequence[Run], report: Callable[[str], N
     All are computed by PyTorch's handwritten GRU, which reads what either framework trained, as in
     predict, and need not be compiled.
     """
-    framework = torch_impl.learner
     data = load_data(options, report)
     split = data.test.split
     short = candidates(data.test.lengths)
-    questions = Batches(
-        join([split[number] for number in short], split.labels[short]),
-        ROWS,
-        max_length=options.max_length,
-        in_order=True,
-    )
-    trained = {}
+    asked = join([split[number] for number in short], split.labels[short])
+    questions = Batches(asked, ROWS, max_length=options.max_length, in_order=True)
+    trained = {run.name: run_directory.load_run(Path(run.run_dir)) for run in runs}
     correct = []
-    for run in runs:
-        trained[run.name] = read = run_directory.load_run(Path(run.run_dir))
-        logits, labels = predict(load_learner(framework, read, options.device), questions)
+    for run in trained.values():
+        logits, labels = predict(load_learner(torch_impl.learner, run, options.device), questions)
         correct.append(logits.argmax(axis=1) == labels)
     chosen = short[choose(np.array(correct))]
     ids = [split[number] for number in chosen]
     explained = {
-        name: explanation.explain(framework, read, ids, options.device)
-        for name, read in trained.items()
+        name: explanation.explain(torch_impl.learner, run, ids, options.device)
+        for name, run in trained.items()
     }
     words = corpus.load(options.data)
     texts = words.test.subset(options.test_size)
-    reviews = [
-        Review(
-            text=" ".join(words.vocabulary[token] for token in texts[number]),
-            words=next(iter(explained.values()))[place]["words"],
-            true=data.classes[split.labels[number]],
-            models={
-                name: msgspec.convert(found[place], Explained) for name, found in explained.items()
-            },
-        )
-        for place, number in enumerate(chosen)
-    ]
+    reviews = []
+    for number, *found in zip(chosen, *explained.values(), strict=True):
+        models = dict(zip(explained, msgspec.convert(found, list[Explained]), strict=True))
+        text = " ".join(words.vocabulary[token] for token in texts[number])
+        true = data.classes[split.labels[number]]
+        reviews.append(Review(text, found[0]["words"], true, models))
     return Explorer(list(data.classes), reviews)
 
 

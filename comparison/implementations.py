@@ -1,13 +1,12 @@
 """Everything that computes a GRU, behind one function: a case in, results and gradients out.
 
 An `Implementation` takes a `Case` of NumPy arrays, computes in their dtype, and returns NumPy
-arrays under the canonical names. Those in PyTorch are in comparison/torch_layers.py, those in JAX
-in comparison/jax_layers.py; here is what knows neither.
+arrays under the canonical names: see torch_layers.py and jax_layers.py. Here is what knows neither.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ml_dtypes  # which comes with JAX
 import numpy as np
@@ -16,23 +15,22 @@ from numpy.typing import DTypeLike
 
 from common import oracle
 from common.convert import from_format, to_format
-from common.params import cell_of, structure
+from common.params import cell_of
 
 T = TypeVar("T")
 Result = dict[str, np.ndarray]
 """outputs, h_last, logits, loss, and "d NAME": the gradient with respect to each parameter, x and
 (if the case has one) h0."""
+Layer = Callable[..., tuple[Any, Any]]
+"""A GRU of a framework, called like our `gru`: (weights, x, lengths, h0, tokens=, reset_after=,
+return_sequences=) -> (outputs, h_last). The weights have the names of its layout."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EVERY = ("float64", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One problem: parameters, a batch, and what to differentiate.
-
-    The gradients are those of loss + sum(outputs * d_outputs) + sum(h_last * d_h_last), where loss
-    is the classifier's cross-entropy: so everything that is returned has a part in them.
-    """
+    """One problem: parameters, a batch, and what to differentiate (see `objective`)."""
 
     name: str
     reset_after: bool
@@ -47,35 +45,31 @@ class Case:
     """If given, x holds the distinct inputs, and x[tokens] is what the GRU reads."""
 
     @property
-    def directions(self) -> int:
-        """R, one or two."""
-        return len(structure(self.parameters)[1])
-
-    @property
     def cell(self) -> str:
         """What it is a problem of."""
         return cell_of(self.parameters)
 
     @property
-    def weights(self) -> dict[str, np.ndarray]:
-        """The parameters of the cell, without the head's."""
-        return part(self.parameters, f"{self.cell}.")
+    def leaves(self) -> dict[str, np.ndarray]:
+        """What to differentiate by."""
+        h0 = {} if self.h0 is None else {"h0": self.h0}
+        return {**self.parameters, "x": self.x, **h0}
 
     @property
-    def head(self) -> dict[str, np.ndarray]:
-        """The head's."""
-        return part(self.parameters, "head.")
+    def others(self) -> tuple[np.ndarray | None, ...]:
+        """The other arrays."""
+        return self.lengths, self.tokens, self.labels, self.d_outputs, self.d_h_last
+
+    def with_h0(self) -> "Case":
+        """The same case for an implementation that has to be given h0."""
+        return replace(self, h0=np.zeros_like(self.d_h_last)) if self.h0 is None else self
 
     def astype(self, dtype: DTypeLike) -> "Case":
         """The same case with all of its floating-point numbers rounded to dtype."""
-        return replace(
-            self,
-            parameters={name: value.astype(dtype) for name, value in self.parameters.items()},
-            x=self.x.astype(dtype),
-            h0=None if self.h0 is None else self.h0.astype(dtype),
-            d_outputs=self.d_outputs.astype(dtype),
-            d_h_last=self.d_h_last.astype(dtype),
-        )
+        parameters = {name: value.astype(dtype) for name, value in self.parameters.items()}
+        arrays = {name: getattr(self, name) for name in ("x", "h0", "d_outputs", "d_h_last")}
+        rounded = {n: each.astype(dtype) for n, each in arrays.items() if each is not None}
+        return replace(self, parameters=parameters, **rounded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,25 +97,45 @@ def part(named: Mapping[str, T], prefix: str) -> dict[str, T]:
 
 def converted(layout: str, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights of a classifier's GRU in a layout that resets after."""
-    tensors = to_format(layout, parameters, reset_after=True)
-    return part(tensors, "gru")
+    return part(to_format(layout, parameters, reset_after=True), "gru")
 
 
-def in_layout(
-    layout: str, compute: Callable[[Case, dict[str, np.ndarray]], Result]
-) -> Callable[[Case], Result]:
-    """An Implementation's run: compute's, which takes its weights in a layout of common.convert.
+def objective(
+    leaves: Mapping[str, Any],
+    others: Sequence[Any],
+    layer: Layer,
+    reset_after: bool,
+    classifier: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """What is differentiated, and the results, of a layer and the classifier's head on top of it.
 
-    The case that it is given has h0. The conversion reorders and negates, so it takes gradients
-    back as it takes parameters. But a bias that is the sum of two has the gradient of both.
+    It is loss + sum(outputs * d_outputs) + sum(h_last * d_h_last), where loss is the classifier's
+    cross-entropy: so everything that is returned has a part in it.
+
+    Arguments: a case's leaves and others, as arrays of a framework; classifier is that framework's
+    module of this name.
+    """
+    lengths, tokens, labels, d_outputs, d_h_last = others
+    outputs, h_last = layer(
+        leaves, leaves["x"], lengths, leaves.get("h0"), tokens=tokens, reset_after=reset_after
+    )
+    logits = classifier.head(leaves, h_last[-(d_outputs.shape[-1] // h_last.shape[-1]) :])
+    loss = classifier.cross_entropy(logits, labels)
+    value = loss + (outputs * d_outputs).sum() + (h_last * d_h_last).sum()
+    return value, {"outputs": outputs, "h_last": h_last, "logits": logits, "loss": loss}
+
+
+def in_layout(layout: str, compute: Callable[[Case], Result]) -> Callable[[Case], Result]:
+    """An Implementation's run: compute's, whose weights are in a layout of common.convert.
+
+    The conversion reorders and negates, so it takes gradients back as it takes parameters. But a
+    bias that is the sum of two has the gradient of both.
     """
 
     def run(case: Case) -> Result:
         weights = converted(layout, case.parameters)
-        h0 = np.zeros_like(case.d_h_last) if case.h0 is None else case.h0
-        result = compute(replace(case, h0=h0), weights)
-        if case.h0 is None:
-            del result["d h0"]
+        parameters = weights | part(case.parameters, "head.")
+        result = compute(replace(case.with_h0(), parameters=parameters))
         found = {name: result.pop(f"d {name}") for name in weights}
         gradients = from_format(layout, found, reset_after=True)
         for name, value in gradients.items():
@@ -142,11 +156,9 @@ def equations(case: Case, dtype: DTypeLike) -> Result:
     head = oracle.classify(run, case.labels)
     gradients = oracle.backward(run, case.d_outputs, case.d_h_last + head.d_h_last)
     if case.tokens is not None:
-        d_distinct = np.zeros(case.x.shape, dtype)
-        np.add.at(d_distinct, case.tokens, gradients["x"])
-        gradients["x"] = d_distinct
-    if case.h0 is None:
-        del gradients["h0"]
-    results = {"outputs": run.outputs, "h_last": run.h_last}
-    results |= {"logits": head.logits, "loss": np.asarray(head.loss)}
-    return results | {f"d {name}": g for name, g in (gradients | head.gradients).items()}
+        d_x, gradients["x"] = gradients["x"], np.zeros(case.x.shape, dtype)
+        np.add.at(gradients["x"], case.tokens, d_x)
+    gradients |= head.gradients
+    results = {"outputs": run.outputs, "h_last": run.h_last, "logits": head.logits}
+    results["loss"] = np.asarray(head.loss)
+    return results | {f"d {name}": gradients[name] for name in case.leaves}

@@ -23,19 +23,7 @@ from common import params
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit
 from common.inference.prediction import load_learner
-from common.report.schema import (
-    Effect,
-    Gates,
-    Group,
-    Interval,
-    OfCategory,
-    OfLength,
-    Pair,
-    Questions,
-    Run,
-    Series,
-    Vanishing,
-)
+from common.report import schema
 from common.training import run_directory
 from common.training.data import Data, load_data
 from common.training.learner import Framework, Learner, predict
@@ -52,6 +40,9 @@ PAIRS = (
     ("Handwritten or built-in, bidirectional", "torch bigru", "torch nn.bigru"),
     ("PyTorch or JAX", "torch gru", "jax gru"),
 )
+Report = Callable[[str], None]
+Sums = Float[np.ndarray, "models 3 resamples groups"]
+"""Count, sum and sum of squares of each group: all that means and effect sizes need."""
 FLIPS, BOOTSTRAPS = 9_999, 2_000
 GRADIENT_REVIEWS = 200
 GATE_REVIEWS = 400
@@ -64,12 +55,10 @@ SENTIMENT, NEUTRAL = float(np.log(2)), float(np.log(1.1))
 GROUPS = ("stop words", "neutral words", "sentiment words")
 QUANTITIES = ("z", "change")
 
-Report = Callable[[str], None]
-
 
 def measure(
     options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
-) -> Questions:
+) -> schema.Questions:
     """Train every model (names: "torch gru", …) with so many seeds, and answer the questions.
 
     at_once: so many are trained at a time, each on cores of its own.
@@ -78,15 +67,13 @@ def measure(
     options, is not trained again.
     """
     trained = train(options, names, seeds, at_once, report)
-    folders = {name: [Path(run.run_dir) for run in found] for name, found in trained.items()}
     data = load_data(options, report)
     report("asking every model about the test reviews")
     correct, seconds = {}, {}
-    for name, of_seeds in folders.items():
-        framework = FRAMEWORKS[name.split()[0]]
-        correct[name] = np.array([answers(framework, folder, data) for folder in of_seeds])
-        seconds[name] = float(np.median([run.train_seconds for run in trained[name]]))
-    found = Questions(
+    for name, of_seeds in trained.items():
+        correct[name] = np.array([answers(run, data) for run in of_seeds])
+        seconds[name] = float(np.median([run.train_seconds for run in of_seeds]))
+    found = schema.Questions(
         comparisons=[
             compare(title, a, b, correct, seconds, data.test.split, data.categories)
             for title, a, b in PAIRS
@@ -94,29 +81,29 @@ def measure(
         ],
         commands=[shlex.join(["python", *sys.argv])],
     )
-    if "torch gru" in folders and "torch rnn" in folders:
+    if "torch gru" in names and "torch rnn" in names:
         report("following gradients back through the reviews")
-        first = {"tanh RNN": folders["torch rnn"][0], "GRU": folders["torch gru"][0]}
-        found.vanishing = vanishing({n: run_directory.load_run(f) for n, f in first.items()}, data)
+        grus = [*map(load, trained["torch gru"])]
+        both = {"tanh RNN": load(trained["torch rnn"][0]), "GRU": grus[0]}
+        found.vanishing = vanishing(both, data)
         report("looking at the gates, word by word")
-        found.gates = gates([run_directory.load_run(f) for f in folders["torch gru"]], data)
+        found.gates = gates(grus, data)
     return found
 
 
 def train(
     options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
-) -> dict[str, list[Run]]:
+) -> dict[str, list[schema.Run]]:
     """Train what is not there yet; returns the runs of each model, a seed each."""
     assert options.out is not None
-    trainings: list[runs.Training] = []
-    for seed in range(options.seed, options.seed + seeds):
-        for name in names:
-            framework, model = name.split()
-            folder = options.out / "questions" / f"seed-{seed}" / f"{framework}-{model}"
-            wanted = dataclasses.replace(options, model=model, seed=seed, out=folder)
-            trainings.append(runs.Training(framework, wanted, f"seed {seed}, {name}"))
+    trainings = []
+    for seed, name in itertools.product(range(options.seed, options.seed + seeds), names):
+        framework, model = name.split()
+        folder = options.out / "questions" / f"seed-{seed}" / f"{framework}-{model}"
+        wanted = dataclasses.replace(options, model=model, seed=seed, out=folder)
+        trainings.append(runs.Training(framework, wanted, f"seed {seed}, {name}"))
 
-    def done(name: str, run: Run | None) -> None:
+    def done(name: str, run: schema.Run | None) -> None:
         assert run is not None
         report(f"{name}: {run.accuracy:.2%} after {run.train_seconds:.0f} s")
 
@@ -124,10 +111,16 @@ def train(
     return {name: [run for run in found if run.name == name] for name in names}
 
 
-def answers(framework: Framework, folder: Path, data: Data) -> Bool[np.ndarray, " N"]:
+def load(run: schema.Run) -> run_directory.Run:
+    """The model that was trained."""
+    return run_directory.load_run(Path(run.run_dir))
+
+
+def answers(run: schema.Run, data: Data) -> Bool[np.ndarray, " N"]:
     """Which test reviews a trained model classifies correctly."""
-    run = run_directory.load_run(folder)
-    learner = framework.Learner(run.model, run.options, run.vectors, run.parameters)
+    read = load(run)
+    learner_of = FRAMEWORKS[run.framework].Learner
+    learner = learner_of(read.model, read.options, read.vectors, read.parameters)
     logits, labels = predict(learner, data.test)
     return logits.argmax(axis=1) == labels
 
@@ -143,10 +136,30 @@ def compare(
     seconds: Mapping[str, float],
     test: EncodedSplit,
     categories: Sequence[str] = (),
-) -> Pair:
+) -> schema.Pair:
     """b against a, paired by seed and by review."""
     difference = correct[b].astype(float) - correct[a]
-    found = Pair(
+
+    def part(group: Bool[np.ndarray, " N"]) -> tuple[int, float, schema.Interval]:
+        """How many reviews, the mean difference, its interval."""
+        chosen = difference[:, group]
+        return int(group.sum()), float(chosen.mean()), paired_interval(chosen)
+
+    # Groups of about the same size, by the words that have a vector (before the cut).
+    edges = np.unique(np.quantile(test.lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)).astype(int))
+    edges[-1] += 1
+    by_length = [
+        schema.OfLength(*part(group), start, stop)
+        for start, stop in itertools.pairwise(edges.tolist())
+        if (group := (test.lengths >= start) & (test.lengths < stop)).sum() > 1
+    ]
+    of = np.full(len(test), -1) if test.categories is None else test.categories
+    by_category = [
+        schema.OfCategory(*part(group), category)
+        for number, category in enumerate(categories)
+        if (group := of == number).sum() > 1
+    ]
+    found = schema.Pair(
         title=title,
         a=a,
         b=b,
@@ -158,33 +171,14 @@ def compare(
         difference_by_seed=difference.mean(axis=1).tolist(),
         mcnemar_p=paired_p(difference),
         mcnemar_p_by_seed=list(map(mcnemar, correct[a], correct[b])),
-        by_length=[],
+        by_length=by_length,
+        by_category=by_category,
         seconds_a=seconds[a],
         seconds_b=seconds[b],
         conclusion="",
     )
-    # Groups of about the same size, by the words that have a vector (before the cut).
-    edges = np.unique(np.quantile(test.lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)).astype(int))
-    edges[-1] += 1
-    for start, stop in itertools.pairwise(edges.tolist()):
-        group = (test.lengths >= start) & (test.lengths < stop)
-        if group.sum() > 1:
-            found.by_length.append(OfLength(*_part(difference, group), start, stop))
-    if test.categories is not None:
-        found.by_category = [
-            OfCategory(*_part(difference, test.categories == number), categories[number])
-            for number in np.flatnonzero(np.bincount(test.categories) > 1).tolist()
-        ]
     found.conclusion = _conclusion(found)
     return found
-
-
-def _part(
-    difference: Float[np.ndarray, "seeds N"], group: Bool[np.ndarray, " N"]
-) -> tuple[int, float, Interval]:
-    """What a Part is made of: how many reviews, the mean difference, its interval."""
-    chosen = difference[:, group]
-    return int(group.sum()), float(chosen.mean()), paired_interval(chosen)
 
 
 def mcnemar(a: Bool[np.ndarray, " N"], b: Bool[np.ndarray, " N"]) -> float:
@@ -192,10 +186,8 @@ def mcnemar(a: Bool[np.ndarray, " N"], b: Bool[np.ndarray, " N"]) -> float:
 
     Of the reviews that one model gets right and the other wrong, half are expected either way.
     """
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    if only_a + only_b == 0:
-        return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    only_a, either = int((a & ~b).sum()), int((a ^ b).sum())
+    return float(stats.binomtest(only_a, either).pvalue) if either else 1.0
 
 
 def paired_p(difference: Float[np.ndarray, "seeds N"]) -> float:
@@ -211,68 +203,63 @@ def paired_p(difference: Float[np.ndarray, "seeds N"]) -> float:
     totals = totals[totals != 0]
     if len(totals) == 0:
         return 1.0
-    result = stats.permutation_test(
-        (totals,),
-        lambda x, axis: x.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=FLIPS,
-        batch=1_000,
-        rng=np.random.default_rng(0),
+    flipped = stats.permutation_test(
+        (totals,), np.sum, permutation_type="samples", n_resamples=FLIPS, batch=1_000, rng=0
     )
-    return float(result.pvalue)
+    return float(flipped.pvalue)
 
 
-def paired_interval(difference: Float[np.ndarray, "seeds N"]) -> tuple[float, float]:
+def paired_interval(difference: Float[np.ndarray, "seeds N"]) -> schema.Interval:
     """95 % interval of the mean difference, for new seeds and new reviews (see `_interval`)."""
-    seeds, count = difference.shape
-    of_seeds, of_reviews = difference.mean(axis=1), difference.mean(axis=0)
-    by_seed = both = 0.0
-    if seeds > 1:
-        rest = difference - of_seeds[:, None] - of_reviews + difference.mean()
-        by_seed = of_seeds.var(ddof=1) / seeds
-        both = np.square(rest).sum() / ((seeds - 1) * (count - 1)) / (seeds * count)
-    by_review = of_reviews.var(ddof=1) / count
-    return _interval(difference.mean(), (by_seed, by_review, both), (seeds, count))
+    of_reviews = difference.mean(axis=0)
+    count = len(of_reviews)
+    own = (difference - of_reviews).var(axis=1, ddof=1) / count
+    return _interval(difference.mean(axis=1), of_reviews.var(ddof=1) / count, own, count)
 
 
 def _interval(
-    mean: float, variances: tuple[float, float, float], sizes: tuple[int, int]
-) -> tuple[float, float]:
-    """Student's 95 % interval of a mean over seeds and reviews, each seed on every review.
+    of_seeds: Float[np.ndarray, " seeds"],
+    by_review: float,
+    own: Float[np.ndarray, " seeds"],
+    reviews: int,
+) -> schema.Interval:
+    """Student's 95 % interval of the mean over seeds that were all measured on the same reviews.
 
-    variances of the mean: as the seeds show it, as the reviews show it, and what both of these hold
-    and must count once (Owen 2007, Cameron, Gelbach and Miller 2011). The degrees of freedom are
-    Satterthwaite's (1946): where the seeds dominate, hardly more than their number less one. With
-    one seed, the interval is for new reviews alone.
+    The variance of the mean is what the seeds show and what the reviews show (by_review), less what
+    both of these hold and must count once (Owen 2007, Cameron, Gelbach and Miller 2011): that of
+    what is own to a seed, over the reviews. The degrees of freedom are Satterthwaite's (1946):
+    where the seeds dominate, hardly more than their number less one. With one seed, the interval
+    is for new reviews alone.
     """
-    by_seed, by_review, both = variances
+    mean, seeds, freedom = float(of_seeds.mean()), len(of_seeds), max(len(of_seeds) - 1, 1)
+    by_seed = np.square(of_seeds - mean).sum() / freedom / seeds
+    both = own.sum() / freedom / seeds
     variance = max(by_seed + by_review - both, by_seed, by_review)
     if variance == 0:
-        return float(mean), float(mean)
-    squares = by_seed**2 / max(sizes[0] - 1, 1) + by_review**2 / (sizes[1] - 1)
-    half = stats.t.ppf(0.975, variance**2 / squares) * np.sqrt(variance)
-    return float(mean - half), float(mean + half)
+        return mean, mean
+    squares = by_seed**2 / freedom + by_review**2 / (reviews - 1)
+    half = float(stats.t.ppf(0.975, variance**2 / squares) * np.sqrt(variance))
+    return mean - half, mean + half
 
 
-def _conclusion(found: Pair) -> str:
+def _conclusion(found: schema.Pair) -> str:
     low, high = found.interval
-    gain = 100 * found.difference
     if low > 0 or high < 0:
-        verdict = f"{found.b} is {'better' if gain > 0 else 'worse'} than {found.a}"
+        verdict = f"{found.b} is {'better' if low > 0 else 'worse'} than {found.a}"
     else:
         verdict = f"no difference between {found.b} and {found.a} can be told"
     return (
-        f"With {found.seeds} seeds, {verdict}: {gain:+.2f} points of accuracy (95 % interval "
-        f"{100 * low:+.2f} to {100 * high:+.2f}; p = {found.mcnemar_p:.2g} for these very "
-        f"models); {found.b} takes {found.seconds_b / found.seconds_a:.2f} times as long to train."
+        f"With {found.seeds} seeds, {verdict}: {100 * found.difference:+.2f} points of accuracy "
+        f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {found.mcnemar_p:.2g} for "
+        f"these very models); {found.b} takes {found.seconds_b / found.seconds_a:.2f} times as "
+        "long to train."
     )
 
 
 # How far back gradients reach.
 
 
-def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> Vanishing:
+def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> schema.Vanishing:
     """The norm of dLoss/dh_t by the distance of word t to the end, untrained and trained.
 
     Over the longest test reviews as the models read them (GRADIENT_REVIEWS, at most a quarter), up
@@ -281,28 +268,22 @@ def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> Vanishing
     """
     most = min(GRADIENT_REVIEWS, len(data.test.split) // 4 or 1)
     order = np.argsort(-data.test.lengths, kind="stable")[:most]
+    batches = [data.test.batch(rows) for rows in np.split(order, range(32, len(order), 32))]
     reach = int(data.test.lengths[order].min())
     series = []
     for name, run in trained.items():
         for state, model in (("untrained", untrained(run)), ("trained", run)):
             learner = load_learner(torch_impl.learner, model, "cpu", "float64")
-            norms = np.concatenate(
-                [
-                    gradient_norms(learner, data.test.batch(rows), reach)
-                    for rows in np.split(order, range(32, len(order), 32))
-                ]
-            )
+            norms = np.concatenate([gradient_norms(learner, batch, reach) for batch in batches])
             low, median, high = np.quantile(norms, [0.25, 0.5, 0.75], axis=0).tolist()
-            series.append(Series(f"{name}, {state}", median, low, high))
+            series.append(schema.Series(f"{name}, {state}", median, low, high))
     distance = min(100, reach - 1)
     shares = ", ".join(
         f"{each.median[distance] / each.median[0]:.0e} in the {each.name}" for each in series
     )
-    conclusion = (
-        f"{distance} words before the end, the median gradient has this share of its norm at the "
-        f"end: {shares}."
-    )
-    return Vanishing(len(order), list(range(reach)), series, conclusion)
+    conclusion = f"{distance} words before the end, the median gradient has this share of its norm "
+    conclusion += f"at the end: {shares}."
+    return schema.Vanishing(len(order), list(range(reach)), series, conclusion)
 
 
 def untrained(run: run_directory.Run) -> run_directory.Run:
@@ -321,7 +302,7 @@ def gradient_norms(learner: Learner, batch: Batch, reach: int) -> Float[np.ndarr
 # What the gates do at which words.
 
 
-def gates(trained: Sequence[run_directory.Run], data: Data) -> Gates:
+def gates(trained: Sequence[run_directory.Run], data: Data) -> schema.Gates:
     """Update gate and state change at stop words, neutral words and sentiment words.
 
     z is the mean over the units, change the norm of h_t - h_(t-1) relative to that of h_(t-1); the
@@ -331,45 +312,40 @@ def gates(trained: Sequence[run_directory.Run], data: Data) -> Gates:
     differences between the models.
     effects_untrained is the same before training: what stands there is not learned.
     """
-    test = Batches(
-        data.test.split.subset(GATE_REVIEWS),
-        32,
-        max_length=trained[0].options.max_length,
-        in_order=True,
-    )
-    groups, count = word_groups(data.train.split, data.vectors.words), len(test.split)
+    split, limit = data.test.split.subset(GATE_REVIEWS), trained[0].options.max_length
+    test, count = Batches(split, 32, max_length=limit, in_order=True), len(split)
+    groups = word_groups(data.train.split, data.vectors.words)
 
-    def read(
-        models: Iterable[run_directory.Run],
-    ) -> dict[str, Float[np.ndarray, "m 3 resamples g"]]:
-        """What `resample` makes of each quantity of all models."""
-        found = [
-            read_words(load_learner(torch_impl.learner, run, "cpu"), test, groups) for run in models
-        ]
+    def read(models: Iterable[run_directory.Run]) -> dict[str, Sums]:
+        """The sums of each quantity, of all models."""
+        learners = (load_learner(torch_impl.learner, run, "cpu") for run in models)
+        found = [read_words(learner, test, groups) for learner in learners]
         where = found[0]["group"], found[0]["review"], count
-        return {
-            quantity: resample(np.stack([each[quantity] for each in found]), *where)
-            for quantity in QUANTITIES
-        }
+        return {name: resample(np.stack([f[name] for f in found]), *where) for name in QUANTITIES}
 
-    after, before = read(trained), read(map(untrained, trained))
-    # How many words of each group the reviews have.
-    n = after["z"][0, 0, 0].astype(int).tolist()
-    found = Gates(groups=[], effects=[], conclusion="")
-    for number, name in enumerate(GROUPS):
-        if n[number]:
-            means = [estimate(mean(after[quantity], number), count) for quantity in QUANTITIES]
-            different = int((groups == number).sum())
-            found.groups.append(Group(name, n[number], *means[0], *means[1], different))
-    there = [number for number in range(len(GROUPS)) if n[number] > 1]
-    pairs = [(a, b) for b in there for a in there if a > b]
-    for sums, effects in ((after, found.effects), (before, found.effects_untrained)):
+    def effects(sums: Mapping[str, Sums]) -> list[schema.Effect]:
+        """Of every two groups that have words."""
+        found = []
         for quantity in QUANTITIES:
-            for a, b in pairs:
+            for b, a in itertools.combinations(np.flatnonzero(words > 1).tolist(), 2):
                 values = cohens_d(sums[quantity], a, b)
-                d = estimate(values, count)
-                by_seed = values[:, 0].tolist()
-                effects.append(Effect((GROUPS[a], GROUPS[b]), quantity, *d, by_seed))
+                d, by_seed = estimate(values, count), values[:, 0].tolist()
+                found.append(schema.Effect((GROUPS[a], GROUPS[b]), quantity, *d, by_seed))
+        return found
+
+    sums = read(trained)
+    words = sums["z"][0, 0, 0].astype(int)  # how many of each group the reviews have
+    means = [
+        schema.Group(
+            GROUPS[group],
+            int(words[group]),
+            *estimate(mean(sums["z"], group), count),
+            *estimate(mean(sums["change"], group), count),
+            int((groups == group).sum()),
+        )
+        for group in np.flatnonzero(words).tolist()
+    ]
+    found = schema.Gates(means, effects(sums), "", effects(read(map(untrained, trained))))
     found.conclusion = _gates_conclusion(found)
     return found
 
@@ -395,8 +371,7 @@ def word_groups(train: EncodedSplit, words: Sequence[str]) -> Int[np.ndarray, " 
     groups = np.full(len(words), -1)
     groups[(total >= FEWEST_REVIEWS) & (odds <= NEUTRAL)] = GROUPS.index("neutral words")
     groups[(total >= FEWEST_REVIEWS) & (odds >= SENTIMENT)] = GROUPS.index("sentiment words")
-    stop = np.array([word in ENGLISH_STOP_WORDS for word in words])
-    groups[stop] = GROUPS.index("stop words")
+    groups[[word in ENGLISH_STOP_WORDS for word in words]] = GROUPS.index("stop words")
     return groups
 
 
@@ -404,21 +379,19 @@ def read_words(
     learner: Learner, batches: Batches, groups: Int[np.ndarray, " V"]
 ) -> dict[str, np.ndarray]:
     """review, group, z and change of every word that is in a group, but for each first one."""
-    parts: dict[str, list[np.ndarray]] = {"review": [], "group": [], "z": [], "change": []}
+    parts = []
     for batch in batches.epoch():
         found = learner.explain(batch)
         states, z = found["states"][0], found["z"][0].mean(axis=-1)
-        norms = np.linalg.norm(states, axis=-1)
-        change = np.zeros_like(norms)
+        before = np.linalg.norm(states[:-1], axis=-1)
         moved = np.linalg.norm(states[1:] - states[:-1], axis=-1)
-        np.divide(moved, norms[:-1], out=change[1:], where=norms[:-1] > 0)
-        group = groups[batch.distinct[batch.tokens]]
-        step = np.arange(len(states))[:, None]
-        chosen = (group >= 0) & (step > 0) & (step < batch.lengths)
-        parts["review"].append(np.broadcast_to(batch.reviews, chosen.shape)[chosen])
-        for name, values in (("group", group), ("z", z), ("change", change)):
-            parts[name].append(values[chosen])
-    return {name: np.concatenate(values) for name, values in parts.items()}
+        change = np.divide(moved, before, out=np.zeros_like(moved), where=before > 0)
+        group = groups[batch.distinct[batch.tokens[1:]]]
+        chosen = (group >= 0) & (np.arange(1, len(states))[:, None] < batch.lengths)
+        values = np.broadcast_arrays(batch.reviews, group, z[1:], change)
+        parts.append([each[chosen] for each in values])
+    columns = map(np.concatenate, zip(*parts, strict=True))
+    return dict(zip(("review", "group", *QUANTITIES), columns, strict=True))
 
 
 def resample(
@@ -426,60 +399,49 @@ def resample(
     group: Int[np.ndarray, " words"],
     review: Int[np.ndarray, " words"],
     reviews: int,
-) -> Float[np.ndarray, "models 3 resamples groups"]:
-    """Count, sum and sum of squares of each group: all that means and effect sizes need.
+) -> Sums:
+    """The sums over the reviews as they are, and over BOOTSTRAPS samples with replacement.
 
     Arguments: a value of each model, a group and a review for every word, and how many reviews
-    there are. The first resample is the reviews as they are, the others are drawn from them with
-    replacement, the same ones for every model.
+    there are. The samples are the same ones for every model.
     """
-    sums = np.zeros((len(values), 3, reviews, len(GROUPS)))
-    for model, tables in enumerate(sums):
-        for power, table in enumerate(tables):
-            np.add.at(table, (review, group), values[model].astype(np.float64) ** power)
+    sums = np.zeros((reviews, len(GROUPS), len(values), 3))
+    np.add.at(sums, (review, group), values.T[..., None].astype(np.float64) ** np.arange(3))
     rng = np.random.default_rng(0)
     weights = rng.multinomial(reviews, np.full(reviews, 1 / reviews), BOOTSTRAPS)
-    return np.concatenate([np.ones((1, reviews)), weights]) @ sums
+    return np.concatenate([np.ones((1, reviews)), weights]) @ sums.transpose(2, 3, 0, 1)
 
 
-def mean(
-    sums: Float[np.ndarray, "models 3 resamples groups"], group: int
-) -> Float[np.ndarray, "models resamples"]:
+def mean(sums: Sums, group: int) -> Float[np.ndarray, "models resamples"]:
     """The mean of a group."""
     return sums[:, 1, :, group] / sums[:, 0, :, group]
 
 
-def cohens_d(
-    sums: Float[np.ndarray, "models 3 resamples groups"], a: int, b: int
-) -> Float[np.ndarray, "models resamples"]:
+def cohens_d(sums: Sums, a: int, b: int) -> Float[np.ndarray, "models resamples"]:
     """How much larger a quantity is in group a than in b.
 
     In units of the standard deviation within the groups (pooled; Cohen 1988).
     """
     (n_a, total_a, squares_a), (n_b, total_b, squares_b) = (
-        np.moveaxis(sums[..., group], 1, 0) for group in (a, b)
+        sums[..., group].swapaxes(0, 1) for group in (a, b)
     )
     within = squares_a - total_a**2 / n_a + squares_b - total_b**2 / n_b
     return (total_a / n_a - total_b / n_b) / np.sqrt(within / (n_a + n_b - 2))
 
 
-def estimate(values: Float[np.ndarray, "models resamples"], reviews: int) -> tuple[float, Interval]:
+def estimate(
+    values: Float[np.ndarray, "models resamples"], reviews: int
+) -> tuple[float, schema.Interval]:
     """The mean over the models, and its 95 % interval for new seeds and new reviews.
 
-    The reviews' part of the variance is the bootstrap's: see `_interval`.
+    What the reviews show of the variance is the bootstrap's: see `_interval`.
     """
-    models = len(values)
-    drawn = values[:, 1:]
-    by_seed = both = 0.0
-    if models > 1:
-        by_seed = values[:, 0].var(ddof=1) / models
-        both = (drawn - drawn.mean(axis=0)).var(axis=1).sum() / (models - 1) / models
-    variances = by_seed, drawn.mean(axis=0).var(), both
-    mean = float(values[:, 0].mean())
-    return mean, _interval(mean, variances, (models, reviews))
+    of_models, drawn = values[:, 0], values[:, 1:]
+    own = (drawn - drawn.mean(axis=0)).var(axis=1)
+    return float(of_models.mean()), _interval(of_models, drawn.mean(axis=0).var(), own, reviews)
 
 
-def _gates_conclusion(found: Gates) -> str:
+def _gates_conclusion(found: schema.Gates) -> str:
     ends = ("sentiment words", "stop words")
     trained, before = (
         {each.quantity: each for each in effects if each.pair == ends}
@@ -498,6 +460,6 @@ def _gates_conclusion(found: Gates) -> str:
     )
 
 
-def _effect(effect: Effect) -> str:
+def _effect(effect: schema.Effect) -> str:
     low, high = effect.interval
     return f"d = {effect.cohens_d:.2f} [{low:.2f}, {high:.2f}]"

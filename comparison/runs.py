@@ -34,24 +34,19 @@ class Training:
         assert self.options.out is not None
         return self.options.out
 
-    def metrics(self) -> dict[str, Any] | None:
-        """What metrics.json holds, if it is finished."""
-        return run_directory.finished(self.folder, self.framework, self.options)
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json holds; nothing where the training is not finished."""
+        return run_directory.finished(self.folder, self.framework, self.options) or {}
 
     def run(self) -> Run:
         """What it came to."""
-        return schema.convert({**self._whole(), "run_dir": str(self.folder)}, Run, self.folder)
+        return schema.convert({**self.metrics(), "run_dir": str(self.folder)}, Run, self.folder)
 
     def data(self) -> Data:
         """What it was trained and tested on."""
-        metrics = self._whole()
+        metrics = self.metrics()
         found = {**metrics["data"], "classes": list(metrics["classes"])}
         return schema.convert(found, Data, self.folder)
-
-    def _whole(self) -> dict[str, Any]:
-        metrics = self.metrics()
-        assert metrics is not None, "what a training process leaves is whole"
-        return metrics
 
 
 def train(
@@ -69,23 +64,22 @@ def train(
     say is given (name, line) for each line that a process prints; done is told the name of what has
     ended and, of a training, what it came to. Raises what processes.run does.
     """
-    jobs = {}
+    jobs: dict[Job, Training] = {}
     for training in trainings:
-        if training.options.restart or training.metrics() is None:
-            module = f"{training.framework}_impl.train"
-            job = Job(training.name, module, tuple(to_arguments(training.options)))
-            jobs[job] = training
-        else:
+        if training.metrics() and not training.options.restart:
             run = training.run()
             again = f"({training.folder}; --restart trains anew)"
             say(training.name, f"finished before: {run.accuracy:.2%} {again}")
             done(training.name, run)
-
-    def ended(job: Job) -> None:
-        done(job.name, jobs[job].run() if job in jobs else None)
-
-    order = list(jobs) if at_once == 1 else list(jobs)[::-1]
-    processes.run([*beside, *order], at_once, lambda job, line: say(job.name, line), ended)
+        else:
+            module, options = f"{training.framework}_impl.train", to_arguments(training.options)
+            jobs[Job(training.name, module, tuple(options))] = training
+    processes.run(
+        [*beside, *(jobs if at_once == 1 else reversed(jobs))],
+        at_once,
+        lambda job, line: say(job.name, line),
+        lambda job: done(job.name, jobs[job].run() if job in jobs else None),
+    )
     return [training.run() for training in trainings]
 
 
@@ -95,7 +89,11 @@ def check_losses(folder: Path, model: str) -> Check:
     Training is chaotic: rounding errors grow along it, exponentially and the faster the larger
     Adam's step size is. So this is about the first STEPS steps, at no more than quick's step size.
     """
-    curves = [_step_losses(folder / f"{framework}-{model}") for framework in ("torch", "jax")]
+    curves = []
+    for framework in ("torch", "jax"):
+        log = (folder / f"{framework}-{model}" / "log.jsonl").read_text()
+        lines = map(json.loads, log.splitlines())
+        curves.append([loss for line in lines for loss in line["step_losses"]][:STEPS])
     gap = max(abs(ours - theirs) for ours, theirs in zip(*curves, strict=True))
     what = f"loss of the first {len(curves[0])} steps"
     return _check(model, what, gap, BOUND_LOSS, max(curves[0]))
@@ -117,8 +115,3 @@ def check_accuracy(runs: Sequence[Run], model: str) -> Check:
 def _check(model: str, check: str, error: float, bound: float, scale: float) -> Check:
     twins = [f"torch {model}", f"jax {model}"]
     return Check.of(twins, check, "float32", error, bound, float(np.spacing(np.float32(scale))))
-
-
-def _step_losses(run_dir: Path) -> list[float]:
-    lines = map(json.loads, (run_dir / "log.jsonl").read_text().splitlines())
-    return [loss for line in lines for loss in line["step_losses"]][:STEPS]

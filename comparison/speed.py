@@ -5,11 +5,11 @@ a busy moment of the machine falls on all of them alike. Every figure is the med
 beside it the spread between the first and the third quartile.
 """
 
-import itertools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
+from itertools import product
 from multiprocessing import get_context
 
 import numpy as np
@@ -27,12 +27,9 @@ SHORT = (
     Task(256, 50, 256),
 )
 FULL = tuple(
-    itertools.starmap(
-        Task,
-        itertools.product(
-            (1, 16, 64, 256), (50, 200, 1000), (64, 128, 256, 512), (False, True), (False, True)
-        ),
-    )
+    Task(B, T, H, bidirectional, backward)
+    for B, T, H in product((1, 16, 64, 256), (50, 200, 1000), (64, 128, 256, 512))
+    for bidirectional, backward in product((False, True), repeat=2)
 )
 # Does a word cost the kernel the same in long reviews? With next to no input product, of which
 # there is less for each word, the longer the reviews are.
@@ -49,13 +46,11 @@ def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
     """
     with ExitStack() as stack:
         pools = {
-            name: stack.enter_context(
-                ProcessPoolExecutor(1, get_context("spawn"), contenders.start, (name,))
-            )
+            name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
             for name in PROCESSES
-            if find_spec(name.partition("-")[0]) is not None
+            if find_spec(name.partition("-")[0])
         }
-        there = {name: pool.submit(contenders.names) for name, pool in pools.items()}  # all at once
+        there = {name: pool.submit(contenders.start, name) for name, pool in pools.items()}
         owners = {name: pools[each] for each, found in there.items() for name in found.result()}
         # The faster one: PyTorch's product, MKL's, takes twice as long as XLA's on AMD.
         peaks = [
@@ -82,7 +77,7 @@ def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
             Recipe(name, float(1 / np.median(seconds)), float(np.median(seconds) * RECIPE_STEPS))
             for name, seconds in _time(owners, ours, RECIPE).items()
         ]
-    return Speed(rows, lengths, recipe, peak_flops=peak)
+    return Speed(rows, lengths, recipe, peak)
 
 
 def _time(
@@ -94,7 +89,7 @@ def _time(
         for name, found in seconds.items():
             found.append(owners[name].submit(contenders.seconds, name, task).result())
     for pool in set(owners.values()):
-        pool.submit(contenders.forget).result()
+        pool.submit(contenders.ready.cache_clear).result()
     return seconds
 
 
@@ -105,16 +100,13 @@ def _rows(task: Task, seconds: dict[str, list[float]], peak: float) -> list[Time
     rows = []
     for name, found in seconds.items():
         slow, median, fast = np.quantile(found, [0.75, 0.5, 0.25]).tolist()
-        rows.append(
-            Timed(
-                **asdict(task),
-                contender=name,
-                tokens_per_second=batch.words / median,
-                quartiles=(batch.words / slow, batch.words / fast),
-                ratio=reference / median,
-                peak_fraction=flops / median / peak,
-            )
-        )
+        speeds = {
+            "tokens_per_second": batch.words / median,
+            "quartiles": (batch.words / slow, batch.words / fast),
+            "ratio": reference / median,
+            "peak_fraction": flops / median / peak,
+        }
+        rows.append(Timed(**asdict(task), contender=name, **speeds))
     return rows
 
 

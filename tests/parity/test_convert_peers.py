@@ -5,6 +5,7 @@ What the parameters mean is what the oracle computes from them, in NumPy, float6
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen
@@ -190,7 +191,7 @@ def onnx_parameters() -> Tensors:
 LIBRARIES: dict[str, tuple[Run, Callable[[bool], Tensors]]] = {
     "torch": (run_torch, lambda _: torch_gru().state_dict()),
     "homework": (run_homework, lambda _: MyGRU().state_dict()),
-    "linen": (by_rnn(linen_rnn), lambda _: linen_parameters()),
+    "linen": (by_rnn(partial(linen_rnn, flax.linen.GRUCell)), lambda _: linen_parameters()),
     "nnx": (by_rnn(nnx_rnn), lambda _: nnx_parameters()),
     "keras": (run_keras, keras_parameters),
     "equinox": (by_rnn(equinox_scan), lambda _: equinox_parameters()),

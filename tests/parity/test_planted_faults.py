@@ -12,16 +12,16 @@ import jax_impl.gru
 import torch_impl.gru
 from common.cells import Recurrence
 from comparison.implementations import Case, Implementation
-from comparison.jax_layers import jax_gru
+from comparison.jax_layers import jax_cell
 from comparison.parity import SIZES, check, draw
-from comparison.torch_layers import torch_gru
+from comparison.torch_layers import torch_cell
 from jax_impl.gru import CELL as JAX_GRU
 from torch_impl.gru import CELL as TORCH_GRU
 
 SIZE = next(size for size in SIZES if size.name == "ties, zeros, unsorted")
 DRAWS = {after: tuple(draw(SIZE, after, seed) for seed in range(4)) for after in (False, True)}
-IMPLEMENTATIONS = [torch_gru(name) for name in TORCH_GRU.implementations()]
-IMPLEMENTATIONS += [jax_gru(name) for name in JAX_GRU.implementations()]
+IMPLEMENTATIONS = [torch_cell(name) for name in TORCH_GRU.implementations()]
+IMPLEMENTATIONS += [jax_cell(name) for name in JAX_GRU.implementations()]
 
 Gates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -83,8 +83,8 @@ def test_a_fault_in_the_equations_fails(implementation, fault, reset_after, dtyp
 @pytest.mark.parametrize(
     ("make", "module", "layers", "join"),
     [
-        (torch_gru, torch_impl.gru, torch_impl.layers, torch.cat),
-        (jax_gru, jax_impl.gru, jax_impl.layers, jnp.concatenate),
+        (torch_cell, torch_impl.gru, torch_impl.layers, torch.cat),
+        (jax_cell, jax_impl.gru, jax_impl.layers, jnp.concatenate),
     ],
 )
 @pytest.mark.parametrize("recurrence", ["loop", "scan"])
@@ -120,7 +120,7 @@ TENSOR_FAULTS = {
 @pytest.mark.parametrize("fault", TENSOR_FAULTS)
 def test_a_fault_in_any_one_tensor_fails(fault, dtype):
     case = DRAWS[True][0]
-    result = torch_gru("scan").run(case.astype(dtype))
+    result = torch_cell("scan").run(case.astype(dtype))
     for name, value in result.items():
         faulty = result | {name: TENSOR_FAULTS[fault](value)}
         rows = check(Implementation("faulty", lambda _, faulty=faulty: faulty), (case,), dtype)

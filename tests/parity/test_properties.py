@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from comparison.implementations import Case
-from comparison.jax_layers import jax_gru
+from comparison.jax_layers import jax_cell
 from comparison.parity import Size, check, draw, without_head
-from comparison.torch_layers import torch_gru
+from comparison.torch_layers import torch_cell
 from jax_impl.gru import CELL as JAX_GRU
 from torch_impl.gru import CELL as TORCH_GRU
 
-IMPLEMENTATIONS = [torch_gru(name) for name in TORCH_GRU.implementations()]
-IMPLEMENTATIONS += [jax_gru(name) for name in JAX_GRU.implementations()]
+IMPLEMENTATIONS = [torch_cell(name) for name in TORCH_GRU.implementations()]
+IMPLEMENTATIONS += [jax_cell(name) for name in JAX_GRU.implementations()]
 each_implementation = pytest.mark.parametrize(
     "implementation", IMPLEMENTATIONS, ids=lambda each: each.name
 )
