@@ -103,9 +103,9 @@ class Check(Struct):
         cls, models: list[str], check: str, dtype: str, error: float, bound: float, ulp: float
     ) -> "Check":
         """ulp: a unit in the last place of what is compared; 0 where that is all zeros."""
-        # JSON knows no infinity.
-        error = min(float(error), sys.float_info.max)
-        units, passed = error / ulp if ulp else error, error <= bound < math.inf
+        largest = sys.float_info.max  # JSON knows no infinity, and no NaN
+        error = float(error) if error < math.inf else largest
+        units, passed = min(error / ulp, largest) if ulp else error, error <= bound < math.inf
         return cls(models, check, dtype, error, float(bound), float(units), bool(passed))
 
     @property
