@@ -11,6 +11,8 @@ from common.cells import Cell
 from common.params import BLOCKS, cell_of, gru_shapes, structure
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
+OPTIONAL = ("h0", "tokens", "resets", "h_reset")
+"""The arguments of `run` that may be None."""
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 _shapes = cache(gru_shapes)
@@ -31,6 +33,8 @@ def check_cell(
     lengths: Any,
     h0: Any | None,
     tokens: Any | None,
+    resets: Any | None,
+    h_reset: Any | None,
 ) -> tuple[int, tuple[str, ...], int]:
     """(layers, directions, H) of the parameters of a cell that these arguments of `run` fit.
 
@@ -68,9 +72,15 @@ def check_cell(
             check_shape(name, array, *shape)
         if array.dtype != dtype:
             check_same_dtype(name, array, "x", x)
-    if h0 is not None:
-        check_shape("h0", h0, layers * len(directions), B, cell.states * H)
-        check_same_dtype("h0", h0, "x", x)
+    for name, state in (("h0", h0), ("h_reset", h_reset)):
+        if state is not None:
+            check_shape(name, state, layers * len(directions), B, cell.states * H)
+            check_same_dtype(name, state, "x", x)
+    if resets is not None:
+        check_shape("resets", resets, T, B)
+        check_dtype("resets", resets, ("bool",))
+    elif h_reset is not None:
+        raise ValueError("h_reset: expected resets beside it, found none")
     return layers, directions, H
 
 
@@ -100,6 +110,40 @@ def check_classify(
         if array.dtype != weight.dtype:
             check_same_dtype(name, array, "head.weight", weight)
     return cell, directions
+
+
+def check_canonical(parameters: Mapping[str, Any]) -> tuple[int, int, int, bool]:
+    """(D, H, layers, bidirectional) of canonical parameters that a GRU can have.
+
+    Raises ValueError for one that is missing, unknown or of a wrong shape, TypeError for a dtype
+    that is not that of the first.
+    """
+    check_mapping(parameters)
+    layers, directions = structure(parameters)
+    name = "gru.0.forward.weight_ih"
+    if name not in parameters:
+        raise ValueError(f"parameters: expected {name}, found {', '.join(parameters)}")
+    first = parameters[name]
+    check_shape(name, first, "3H", "D")
+    check_dtype(name, first, FLOATS)
+    D, H, bidirectional = first.shape[1], first.shape[0] // 3, len(directions) == 2
+    expected = _shapes(D, H, layers, bidirectional)
+    for name, shape in expected.items():
+        if name not in parameters:
+            raise ValueError(f"parameters: expected {name}, found none")
+        check_shape(name, parameters[name], *shape)
+        check_same_dtype(name, parameters[name], "gru.0.forward.weight_ih", first)
+    for name in parameters:
+        if name.startswith("gru.") and name not in expected:
+            raise ValueError(f"parameters: expected {', '.join(expected)}, found {name}")
+    return D, H, layers, bidirectional
+
+
+def check_bool(**values: Any) -> None:
+    """Raise TypeError for what is neither True nor False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, found {value!r}")
 
 
 def check_sizes(**sizes: int) -> None:

@@ -11,9 +11,10 @@ from common.errors import InputError
 class Recurrence:
     """A way to compute a layer, and where there is one.
 
-    compute(x, tokens, weights, lengths, h0, *, reset_after, return_sequences) takes inputs x
-    [T, B, D], or distinct inputs [K, D] and tokens [T, B] that point at them, the weights of each
-    direction, lengths [B] and first states h0 [R, B, H]; it returns (outputs [T, B, R*H], zero at
+    compute(x, tokens, weights, lengths, h0, resets, h_reset, *, reset_after, return_sequences)
+    takes inputs x [T, B, D], or distinct inputs [K, D] and tokens [T, B] that point at them, the
+    weights of each direction, lengths [B], first states h0 [R, B, H] and, or None, resets [T, B]
+    and the states h_reset [R, B, H] that they go back to; it returns (outputs [T, B, R*H], zero at
     padding, h_last [R, B, H]). Without return_sequences, outputs have no time steps.
     """
 
@@ -51,7 +52,7 @@ class Cell:
             return here[-1]
         if implementation not in here:
             raise InputError(
-                f"--implementation {implementation}: on {device}, the {self.name} has auto, "
+                f"implementation {implementation}: on {device}, the {self.name} has auto, "
                 f"{', '.join(here)}"
             )
         return implementation

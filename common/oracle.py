@@ -140,6 +140,8 @@ class Forward:
     parameters: dict[str, np.ndarray]
     live: Bool[np.ndarray, "T B 1"]
     """Whether step t of row b is none of its padding."""
+    resets: Bool[np.ndarray, "T B 1"]
+    """Whether a sequence begins at step t of row b."""
     layers: list[list[Direction]]
     reset_after: bool
 
@@ -162,6 +164,8 @@ def forward(
     x: Float[np.ndarray, "T B D"],
     lengths: Int[np.ndarray, " B"],
     h0: Float[np.ndarray, "L*directions B H"] | None = None,
+    resets: Bool[np.ndarray, "T B"] | None = None,
+    h_reset: Float[np.ndarray, "L*directions B H"] | None = None,
     *,
     reset_after: bool,
     dtype: DTypeLike = np.float64,
@@ -170,6 +174,8 @@ def forward(
 
     Row b has `lengths[b]` time steps; what x holds after them is never looked at. The backward
     direction starts at the row's own last step, from its own h0. A row of length 0 keeps its h0.
+    Where resets say that a sequence begins within the row, no state crosses from the step before to
+    that one, or back: a direction goes on from its h_reset, or else its h0.
     Which cell it is, and how many layers and directions there are, is read off the names of the
     parameters. `dtype` is the type of every number; float32 shows what rounding alone does.
     """
@@ -180,7 +186,10 @@ def forward(
         size = parameters[f"{cell}.0.forward.weight_hh"].shape[1]
         h0 = np.zeros((count * len(sides), B, size))
 
+    h_reset = h0 if h_reset is None else h_reset
     live = (np.arange(T)[:, None] < lengths)[..., None]
+    resets = np.zeros((T, B), bool) if resets is None else resets
+    begins = resets[..., None] & live
     outputs = np.where(live, x, 0).astype(dtype)
     layers: list[list[Direction]] = []
     last_states: list[np.ndarray] = []
@@ -192,7 +201,9 @@ def forward(
                 f"{cell}.{layer}.{side}",
                 outputs,
                 live,
+                begins,
                 h0[len(last_states)].astype(dtype),
+                h_reset[len(last_states)].astype(dtype),
                 reset_after=reset_after,
             )
             directions.append(direction)
@@ -200,7 +211,7 @@ def forward(
             last_states.append(last)
         layers.append(directions)
         outputs = np.concatenate(states, axis=-1)
-    return Forward(outputs, np.stack(last_states), parameters, live, layers, reset_after)
+    return Forward(outputs, np.stack(last_states), parameters, live, begins, layers, reset_after)
 
 
 def _forward_direction(
@@ -208,7 +219,9 @@ def _forward_direction(
     name: str,
     x: Float[np.ndarray, "T B D"],
     live: Bool[np.ndarray, "T B 1"],
+    resets: Bool[np.ndarray, "T B 1"],
     h: Float[np.ndarray, "B H"],
+    h_reset: Float[np.ndarray, "B H"],
     *,
     reset_after: bool,
 ) -> tuple[Direction, Float[np.ndarray, "T B H"], Float[np.ndarray, "B H"]]:
@@ -218,6 +231,7 @@ def _forward_direction(
     outputs = np.zeros((len(x), *h.shape), h.dtype)
     between = {name: np.zeros_like(outputs) for name in names}
     for t in _steps(name, len(x)):
+        h = np.where(_begins(name, resets, t), h_reset, h)
         new, found = step(x[t] @ W.T + b, h, U, c, reset_after)
         for each in names:
             between[each][t] = found[each]
@@ -233,10 +247,11 @@ def backward(
 ) -> dict[str, np.ndarray]:
     """Gradients, given those with respect to the outputs and the last states.
 
-    Returns one array for each parameter of the GRU, under its name, and for "x" and "h0".
+    Returns one array for each parameter of the GRU, under its name, and for "x", "h0" and
+    "h_reset": separately, even where h0 is both.
     """
     gradients: dict[str, np.ndarray] = {}
-    d_h0 = np.zeros_like(run.h_last)
+    d_h0, d_h_reset = np.zeros_like(run.h_last), np.zeros_like(run.h_last)
     place = len(d_h0)
     for directions in reversed(run.layers):
         d_states = np.split(d_outputs, len(directions), axis=-1)
@@ -244,11 +259,11 @@ def backward(
         d_outputs = np.zeros_like(directions[0].x)
         for direction, d_state in zip(reversed(directions), reversed(d_states), strict=True):
             place -= 1
-            d_x, d_h0[place] = _backward_direction(
+            d_x, d_h0[place], d_h_reset[place] = _backward_direction(
                 run, direction, d_state, d_h_last[place], gradients
             )
             d_outputs += d_x
-    return gradients | {"x": d_outputs, "h0": d_h0}
+    return gradients | {"x": d_outputs, "h0": d_h0, "h_reset": d_h_reset}
 
 
 def _backward_direction(
@@ -257,15 +272,15 @@ def _backward_direction(
     d_outputs: Float[np.ndarray, "T B H"],
     d_h: Float[np.ndarray, "B H"],
     gradients: dict[str, np.ndarray],
-) -> tuple[Float[np.ndarray, "T B D"], Float[np.ndarray, "B H"]]:
+) -> tuple[Float[np.ndarray, "T B D"], Float[np.ndarray, "B H"], Float[np.ndarray, "B H"]]:
     """Walk `_forward_direction` in the opposite order; add its parameters' gradients.
 
-    Returns the gradients with respect to x and h0.
+    Returns the gradients with respect to x, h0 and h_reset.
     """
     names = [f"{direction.name}.{part}" for part in GRU_PARAMETERS]
     W, U, b, c = (run.parameters[name] for name in names)
     _, step_backward, _ = CELLS[cell_of(names)]
-    d_x = np.zeros_like(direction.x)
+    d_x, d_h_reset = np.zeros_like(direction.x), np.zeros_like(d_h)
     d_W, d_U, d_b, d_c = (np.zeros_like(each) for each in (W, U, b, c))
     for t in reversed(_steps(direction.name, len(d_x))):
         # A padded row hands its gradient through.
@@ -278,8 +293,11 @@ def _backward_direction(
         d_U += d_hidden[0]
         d_c += d_hidden[1]
         d_h = np.where(run.live[t], d_before, d_h)
+        begins = _begins(direction.name, run.resets, t)
+        d_h_reset += np.where(begins, d_h, 0)
+        d_h = np.where(begins, 0, d_h)
     gradients.update(zip(names, (d_W, d_U, d_b, d_c), strict=True))
-    return d_x, d_h
+    return d_x, d_h, d_h_reset
 
 
 def classify(run: Forward, labels: Int[np.ndarray, " B"]) -> Classified:
@@ -311,6 +329,14 @@ def classify(run: Forward, labels: Int[np.ndarray, " B"]) -> Classified:
 def _steps(name: str, T: int) -> range:
     """The order in which a direction goes through the sequence."""
     return range(T - 1, -1, -1) if name.endswith("backward") else range(T)
+
+
+def _begins(
+    name: str, resets: Bool[np.ndarray, "T B 1"], t: int
+) -> Bool[np.ndarray, "B 1"] | np.bool_:
+    """Whether a direction starts anew before step t: backward, a sequence's last is its first."""
+    t += name.endswith("backward")
+    return resets[t] if t < len(resets) else np.False_
 
 
 def _sigmoid(a: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import ml_dtypes  # which comes with JAX
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import DTypeLike
 
 from common import oracle
@@ -20,7 +20,7 @@ from common.params import cell_of
 T = TypeVar("T")
 Result = dict[str, np.ndarray]
 """outputs, h_last, logits, loss, and "d NAME": the gradient with respect to each parameter, x and
-(if the case has one) h0."""
+(if the case has them) h0 and h_reset."""
 Layer = Callable[..., tuple[Any, Any]]
 """A GRU of a framework, called like our `gru`: (weights, x, lengths, h0, tokens=, reset_after=,
 return_sequences=) -> (outputs, h_last). The weights have the names of its layout."""
@@ -43,6 +43,8 @@ class Case:
     d_h_last: Float[np.ndarray, "L*R B H"]
     tokens: Int[np.ndarray, "T B"] | None = None
     """If given, x holds the distinct inputs, and x[tokens] is what the GRU reads."""
+    resets: Bool[np.ndarray, "T B"] | None = None
+    h_reset: Float[np.ndarray, "L*R B H"] | None = None
 
     @property
     def cell(self) -> str:
@@ -52,13 +54,17 @@ class Case:
     @property
     def leaves(self) -> dict[str, np.ndarray]:
         """What to differentiate by."""
-        h0 = {} if self.h0 is None else {"h0": self.h0}
-        return {**self.parameters, "x": self.x, **h0}
+        states = {"h0": self.h0, "h_reset": self.h_reset}
+        given = {name: state for name, state in states.items() if state is not None}
+        return {**self.parameters, "x": self.x, **given}
 
     @property
     def others(self) -> tuple[np.ndarray | None, ...]:
         """The other arrays."""
-        return self.lengths, self.tokens, self.labels, self.d_outputs, self.d_h_last
+        return (
+            *(self.lengths, self.tokens, self.resets),
+            *(self.labels, self.d_outputs, self.d_h_last),
+        )
 
     def with_h0(self) -> "Case":
         """The same case for an implementation that has to be given h0."""
@@ -67,7 +73,8 @@ class Case:
     def astype(self, dtype: DTypeLike) -> "Case":
         """The same case with all of its floating-point numbers rounded to dtype."""
         parameters = {name: value.astype(dtype) for name, value in self.parameters.items()}
-        arrays = {name: getattr(self, name) for name in ("x", "h0", "d_outputs", "d_h_last")}
+        names = ("x", "h0", "h_reset", "d_outputs", "d_h_last")
+        arrays = {name: getattr(self, name) for name in names}
         rounded = {n: each.astype(dtype) for n, each in arrays.items() if each is not None}
         return replace(self, parameters=parameters, **rounded)
 
@@ -84,10 +91,13 @@ class Implementation:
     dtypes: tuple[str, ...] = ("float64", "float32")
     """The dtypes that it is checked in."""
     cell: str = "gru"
+    resets: bool = False
+    """Whether it can begin a sequence within a row."""
 
     def can(self, case: Case, dtype: str) -> bool:
         """Whether it can express a case, in a dtype."""
-        return self.cell == case.cell and dtype in self.dtypes and self.supports(case)
+        can = self.cell == case.cell and dtype in self.dtypes and self.supports(case)
+        return can and (self.resets or case.resets is None)
 
 
 def part(named: Mapping[str, T], prefix: str) -> dict[str, T]:
@@ -115,10 +125,11 @@ def objective(
     Arguments: a case's leaves and others, as arrays of a framework; classifier is that framework's
     module of this name.
     """
-    lengths, tokens, labels, d_outputs, d_h_last = others
-    outputs, h_last = layer(
-        leaves, leaves["x"], lengths, leaves.get("h0"), tokens=tokens, reset_after=reset_after
-    )
+    lengths, tokens, resets, labels, d_outputs, d_h_last = others
+    how = {"tokens": tokens, "reset_after": reset_after}
+    if resets is not None:
+        how |= {"resets": resets, "h_reset": leaves.get("h_reset")}
+    outputs, h_last = layer(leaves, leaves["x"], lengths, leaves.get("h0"), **how)
     logits = classifier.head(leaves, h_last[-(d_outputs.shape[-1] // h_last.shape[-1]) :])
     loss = classifier.cross_entropy(logits, labels)
     value = loss + (outputs * d_outputs).sum() + (h_last * d_h_last).sum()
@@ -150,14 +161,15 @@ def in_layout(layout: str, compute: Callable[[Case], Result]) -> Callable[[Case]
 def equations(case: Case, dtype: DTypeLike) -> Result:
     """The oracle's answer, computed in dtype."""
     x = case.x if case.tokens is None else case.x[case.tokens]
-    run = oracle.forward(
-        case.parameters, x, case.lengths, case.h0, reset_after=case.reset_after, dtype=dtype
-    )
+    arrays = (x, case.lengths, case.h0, case.resets, case.h_reset)
+    run = oracle.forward(case.parameters, *arrays, reset_after=case.reset_after, dtype=dtype)
     head = oracle.classify(run, case.labels)
     gradients = oracle.backward(run, case.d_outputs, case.d_h_last + head.d_h_last)
     if case.tokens is not None:
         d_x, gradients["x"] = gradients["x"], np.zeros(case.x.shape, dtype)
         np.add.at(gradients["x"], case.tokens, d_x)
+    if case.h_reset is None:  # h0 is both
+        gradients["h0"] = gradients["h0"] + gradients["h_reset"]
     gradients |= head.gradients
     results = {"outputs": run.outputs, "h_last": run.h_last, "logits": head.logits}
     results["loss"] = np.asarray(head.loss)

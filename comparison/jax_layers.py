@@ -158,7 +158,7 @@ def jax_cell(implementation: str, cell: str = "gru") -> Implementation:
     """jax_impl's cell of this name, in one of its implementations."""
     layer = partial(jax_impl.layers.run, CELLS[cell], implementation=implementation)
     name = f"jax {implementation if cell == 'gru' else cell}"
-    return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell)
+    return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)
 
 
 def flax_cells() -> list[Implementation]:

@@ -144,7 +144,7 @@ def torch_cell(implementation: str, cell: str = "gru") -> Implementation:
     """torch_impl's cell of this name, in one of its implementations."""
     layer = partial(torch_impl.layers.run, CELLS[cell], implementation=implementation)
     name = f"torch {implementation if cell == 'gru' else cell}"
-    return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell)
+    return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)
 
 
 def torch_autocast() -> Implementation:

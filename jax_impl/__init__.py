@@ -2,6 +2,6 @@
 
 import common  # noqa: F401  before what takes long: see there, Ctrl-C
 from jax_impl.classifier import Classifier
-from jax_impl.gru import GRU
+from jax_impl.modules import GRU, GRUCell
 
-__all__ = ["GRU", "Classifier"]
+__all__ = ["GRU", "Classifier", "GRUCell"]

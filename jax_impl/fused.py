@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Float, Int
+from jaxtyping import Bool, DTypeLike, Float, Int
 
 from common import kernels
 from common.arguments import dtype_name
@@ -42,6 +42,8 @@ def recurrence(
     weights: Sequence[Weights],
     lengths: Int[Array, " B"],
     h0: Float[Array, "R B H"],
+    resets: Bool[Array, "T B"] | None = None,
+    h_reset: Float[Array, "R B H"] | None = None,
     *,
     reset_after: bool,
     return_sequences: bool,
@@ -59,21 +61,22 @@ def recurrence(
             f"the fused GRU computes in float32 or float64, not {h0.dtype}: "
             'implementation="scan" does'
         )
-    arrays = (x, tuple(map(tuple, weights)), h0)
+    arrays = (x, tuple(map(tuple, weights)), h0, h_reset)
     tokens = None if tokens is None else tokens.astype(jnp.int32)
-    places = (tokens, lengths.astype(jnp.int32))
+    places = (tokens, lengths.astype(jnp.int32), resets)
     return layer(*vary_alike((arrays, places)), (reset_after, return_sequences))
 
 
 def operands(
-    x: Array, weights: Sequence[Weights], h0: Array
-) -> tuple[list[Array], list[Array], list[Array], Array]:
-    """What the kernel reads: projections, weight_hh and bias_hh, each a list, and h0."""
+    x: Array, weights: Sequence[Weights], h0: Array, h_reset: Array | None
+) -> tuple[list[Array], list[Array], list[Array], Array, Array | None]:
+    """What the kernel reads: projections, weight_hh and bias_hh, each a list, h0 and h_reset."""
     return (
         [project(x, weight_ih, bias_ih) for weight_ih, _, bias_ih, _ in weights],
         [weight_hh for _, weight_hh, _, _ in weights],
         [bias_hh for _, _, _, bias_hh in weights],
         h0,
+        h_reset,
     )
 
 
@@ -104,8 +107,10 @@ def forward(
     weight_hh: Sequence[Array],
     bias_hh: Sequence[Array],
     h0: Array,
+    h_reset: Array | None,
     tokens: Array | None,
     lengths: Array,
+    resets: Array | None,
     reverse: Sequence[bool],
     reset_after: bool,
     return_sequences: bool,
@@ -117,21 +122,25 @@ def forward(
         weight_hh,
         bias_hh,
         h0,
+        h_reset,
         tokens,
         lengths,
+        resets,
         reverse,
         reset_after,
         return_sequences,
         save,
     )
     call = jax.ffi.ffi_call("gru_forward", shapes, vmap_method="sequential")
-    arguments = (*projections, *weight_hh, *bias_hh, h0, or_empty(tokens), here(lengths))
+    states = (h0, or_empty(h_reset, h0.dtype))
+    places = (or_empty(tokens, jnp.int32), here(lengths), or_empty(resets, bool))
+    arguments = (*projections, *weight_hh, *bias_hh, *states, *places)
     return call(*arguments, **attributes(reverse, reset_after))
 
 
 def forward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
     """What forward returns, not filled in, for the same arguments."""
-    projections, _, _, h0, tokens, _, _, reset_after, return_sequences, save = given
+    projections, _, _, h0, _, tokens, _, _, _, reset_after, return_sequences, save = given
     directions, batch, size = h0.shape
     steps = len(projections[0]) if tokens is None else len(tokens)
     saved = kernels.saved_size(steps, batch, size, reset_after) if save else 0
@@ -150,22 +159,27 @@ def backward(
     saved: Array,
     tokens: Array | None,
     lengths: Array,
+    resets: Array | None,
     reverse: Sequence[bool],
     reset_after: bool,
     rows: int,
 ) -> Sequence[Array]:
-    """The gradients of projections..., weight_hh..., bias_hh..., h0. rows: len(projections[0])."""
+    """The gradients of projections..., weight_hh..., bias_hh..., h0 and h_reset, or an empty one.
+
+    rows: len(projections[0]).
+    """
     shapes = backward_shapes(
-        weight_hh, d_outputs, d_h_last, saved, tokens, lengths, reverse, reset_after, rows
+        weight_hh, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse, reset_after, rows
     )
     call = jax.ffi.ffi_call("gru_backward", shapes, vmap_method="sequential")
-    arguments = (*weight_hh, d_outputs, d_h_last, saved, or_empty(tokens), here(lengths))
+    places = (or_empty(tokens, jnp.int32), here(lengths), or_empty(resets, bool))
+    arguments = (*weight_hh, d_outputs, d_h_last, saved, *places)
     return call(*arguments, **attributes(reverse, reset_after))
 
 
 def backward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
     """What backward returns, not filled in, for the same arguments."""
-    weight_hh, _, d_h_last, _, tokens, *_, rows = given
+    weight_hh, _, d_h_last, _, tokens, _, resets, *_, rows = given
     batch, size = d_h_last.shape[1:]
     of_projections = (rows, batch, 3 * size) if tokens is None else (rows, 3 * size)
     shape = like(d_h_last)
@@ -174,13 +188,14 @@ def backward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
         *(shape(each.shape) for each in weight_hh),
         *(shape((3 * size,)) for _ in weight_hh),
         shape(d_h_last.shape),
+        shape((0,) if resets is None else d_h_last.shape),
     ]
 
 
-# What follows tells JAX how to differentiate. `arrays` are x, the weights of each direction and h0,
-# `places` are tokens and lengths, `how` is (reset_after, return_sequences).
-Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array]
-Places = tuple[Array | None, Array]
+# What follows tells JAX how to differentiate. `arrays` are x, the weights of each direction, h0 and
+# h_reset, `places` are tokens, lengths and resets, `how` is (reset_after, return_sequences).
+Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array, Array | None]
+Places = tuple[Array | None, Array, Array | None]
 How = tuple[bool, bool]
 
 
@@ -227,16 +242,18 @@ def pull(
     arrays: Arrays, places: Places, saved: Array, cotangents: tuple[Array, Array], how: How
 ) -> Arrays:
     """The gradients of arrays."""
-    x, weights, _ = arrays
+    x, weights, _, h_reset = arrays
     R, rows, weight_hh = len(weights), x.shape[0], [each[1] for each in weights]
     reverse = directions_of(weights)
-    found = backward(weight_hh, *cotangents, saved, *places, reverse, how[0], rows)
+    d_outputs, d_h_last = cotangents
+    found = backward(weight_hh, d_outputs, d_h_last, saved, *places, reverse, how[0], rows)
     d_weights = []
     for i in range(R):
         d_weight_ih, d_bias_ih = product_gradients(x, found[i])
         d_weights.append((d_weight_ih, found[R + i], d_bias_ih, found[2 * R + i]))
     of_each = [d_a @ each[0] for d_a, each in zip(found, weights, strict=False)]
-    return sum(of_each[1:], of_each[0]), tuple(d_weights), found[3 * R]
+    d_h_reset = None if h_reset is None else found[3 * R + 1]
+    return sum(of_each[1:], of_each[0]), tuple(d_weights), found[3 * R], d_h_reset
 
 
 @pull.defjvp
@@ -259,11 +276,11 @@ def by_scan(places: Places, how: How) -> Callable[..., Found]:
     """The function of the arrays that the kernel computes, written out by gru.py."""
     from jax_impl.gru import scan
 
-    (tokens, lengths), (reset_after, return_sequences) = places, how
+    (tokens, lengths, resets), (reset_after, return_sequences) = places, how
 
-    def run(x: Array, weights: Sequence[Weights], h0: Array) -> Found:
+    def run(x: Array, weights: Sequence[Weights], h0: Array, h_reset: Array | None) -> Found:
         how = {"reset_after": reset_after, "return_sequences": return_sequences}
-        return scan(x, tokens, weights, lengths, h0, **how)
+        return scan(x, tokens, weights, lengths, h0, resets, h_reset, **how)
 
     return run
 
@@ -284,7 +301,7 @@ def push(*leaves: Array, tree: Any, how: How) -> list[Array]:
 
 def push_shapes(*leaves: Any, tree: Any, how: How) -> list[Any]:
     """The shapes of its results, those of outputs and h_last."""
-    (x, _, h0), (tokens, _), _ = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
+    (x, _, h0, _), (tokens, *_), _ = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
     R, B, H = h0.shape
     steps = (x if tokens is None else tokens).shape[0] if how[1] else 0
     return [h0.update(shape=(steps, B, R * H), weak_type=False), h0.update(weak_type=False)]
@@ -387,6 +404,6 @@ def attributes(reverse: Sequence[bool], reset_after: bool) -> dict[str, Any]:
     }
 
 
-def or_empty(array: Array | None) -> Array:
+def or_empty(array: Array | None, dtype: DTypeLike) -> Array:
     """An empty vector, which the kernel takes for absent, in the place of None."""
-    return jnp.zeros(0, jnp.int32) if array is None else array
+    return jnp.zeros(0, dtype) if array is None else array

@@ -17,26 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jax import Array
-from jaxtyping import Bool, DTypeLike, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from common.arguments import check_shape, check_sizes
 from common.cells import Cell, Recurrence
-from common.params import init_gru
 from jax_impl import fused
-from jax_impl.layers import (
-    Weights,
-    as_array,
-    by_direction,
-    canonical,
-    gather,
-    loop,
-    project,
-    register,
-    run,
-)
+from jax_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
 
 
 def step(
@@ -60,39 +46,66 @@ def step(
     return h + z * (n - h), {"z": z, "r": r, "n": n}
 
 
+def hoisted_step(
+    a_zr: Float[Array, "B 2H"],
+    a_n: Float[Array, "B H"],
+    h: Float[Array, "B H"],
+    U_zr: Float[Array, "H 2H"],
+    U_n: Float[Array, "H H"],
+    c_n: Float[Array, " H"],
+    *,
+    reset_after: bool,
+) -> Float[Array, "B H"]:
+    """`step` without what can be done for all time steps at once: see `hoist`."""
+    z, r = jnp.split(jax.nn.sigmoid(a_zr + h @ U_zr), 2, axis=-1)
+    a_n += r * (h @ U_n + c_n) if reset_after else (r * h) @ U_n
+    return h + z * (jnp.tanh(a_n) - h)
+
+
+def hoist(
+    weights: Weights, *, reset_after: bool
+) -> tuple[Float[Array, " 3H"], Float[Array, "H 2H"], Float[Array, "H H"], Float[Array, " H"]]:
+    """The bias of the inputs' share, with the hidden biases that are only added to it, U_zr', U_n'
+    and c_n."""
+    _, weight_hh, bias_ih, bias_hh = weights
+    size = weight_hh.shape[-1]
+    U_zr, U_n = jnp.split(weight_hh, [2 * size])
+    # Masked, not cut and joined: that would be a call of its own in a single step.
+    hidden = jnp.where(jnp.arange(3 * size) < 2 * size, bias_hh, 0) if reset_after else bias_hh
+    return bias_ih + hidden, U_zr.T, U_n.T, bias_hh[2 * size :]
+
+
 def scan_direction(
     x: Float[Array, "T B D"] | Float[Array, "K D"],
     tokens: Int[Array, "T B"] | None,
     mask: Bool[Array, "T B 1"],
     weights: Weights,
     h: Float[Array, "B H"],
+    restart: Restart | None,
     *,
     reverse: bool,
     reset_after: bool,
 ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
-    """`step` in a loop over time, without what can be done for all time steps at once."""
-    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    """`hoisted_step` in a loop over time."""
     size = h.shape[-1]
-    U_zr, U_n = (U.T for U in jnp.split(weight_hh, [2 * size]))
-    c_n = bias_hh[2 * size :]
-    # Hidden biases that are added to the inputs' share are added to its bias.
-    hidden = jnp.concatenate([bias_hh[: 2 * size], 0 * c_n]) if reset_after else bias_hh
-    rows = jnp.split(project(x, weight_ih, bias_ih + hidden), [2 * size], axis=-1)
+    bias, U_zr, U_n, c_n = hoist(weights, reset_after=reset_after)
+    rows = jnp.split(project(x, weights[0], bias), [2 * size], axis=-1)
     inputs = [gather(each, tokens, mask) for each in rows]
 
     # What is cheap is computed once more in the backward pass: to keep it costs more time.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     def one(
-        h: Float[Array, "B H"], at: tuple[Float[Array, "B 2H"], Float[Array, "B H"], Array]
+        h: Float[Array, "B H"], at: tuple[Array, Array, Array, Any]
     ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
-        a_zr, a_n, live = at
-        z, r = jnp.split(jax.nn.sigmoid(a_zr + h @ U_zr), 2, axis=-1)
-        a_n += r * (h @ U_n + c_n) if reset_after else (r * h) @ U_n
-        n = jnp.tanh(a_n)
-        h = jnp.where(live, h + z * (n - h), h)
+        a_zr, a_n, live, begin = at
+        if restart is not None:
+            h = jnp.where(begin, restart[1], h)
+        after = hoisted_step(a_zr, a_n, h, U_zr, U_n, c_n, reset_after=reset_after)
+        h = jnp.where(live, after, h)
         return h, h
 
-    return jax.lax.scan(one, h, (*inputs, mask), reverse=reverse)
+    begin = None if restart is None else restart[0]
+    return jax.lax.scan(one, h, (*inputs, mask, begin), reverse=reverse)
 
 
 scan = partial(by_direction, scan_direction)
@@ -112,6 +125,8 @@ def gru(
     h0: Float[Array, "L*R B H"] | None = None,
     *,
     tokens: Int[Array, "T B"] | None = None,
+    resets: Bool[Array, "T B"] | None = None,
+    h_reset: Float[Array, "L*R B H"] | None = None,
     reset_after: bool = False,
     implementation: str = "auto",
     return_sequences: bool = True,
@@ -121,6 +136,10 @@ def gru(
     x holds the inputs [T, B, D], or, with tokens [T, B], the distinct inputs [K, D] that tokens
     points at. What is read at padding alone (t >= lengths) has no influence, even where it is not a
     number. A direction's first state is h0[layer * R + direction], or zero.
+
+    resets [T, B] are true where a new sequence begins within a row: no state crosses from the step
+    before to that one, in either direction; the state is h_reset again, or else h0, or zero. At
+    padding, they have no influence.
 
     Returns (outputs, h_last): the last layer's states, zero at padding, and the state of every
     layer and direction after its last time step (its first, for the backward direction). Without
@@ -133,62 +152,16 @@ def gru(
     any integer dtype. Where their values are not known, as under jax.jit, nothing can be raised: a
     row of the batch with a length or a token out of range has NaN for its states.
     """
-    how = (reset_after, implementation, return_sequences)
-    return run(CELL, parameters, x, lengths, h0, tokens, *how)
-
-
-class GRU(nnx.Module):
-    """What torch.nn.GRU(batch_first=True) is in PyTorch, with the equations above.
-
-    Example:
-        outputs, h_last = GRU(300, 128, bidirectional=True, rngs=nnx.Rngs(0))(x, lengths)
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        bidirectional: bool = False,
-        reset_after: bool = False,
-        implementation: str = "auto",
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        """Parameters are drawn from rngs.params, uniformly in ±1/sqrt(hidden_size).
-
-        Raises ValueError for a size below 1 and for an unknown implementation.
-        """
-        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        CELL.resolve(implementation)
-        self.input_size = input_size
-        self.reset_after = reset_after
-        self.implementation = implementation
-        seed = int(jax.random.randint(rngs.params(), (), 0, 2**31 - 1))
-        drawn = init_gru(input_size, hidden_size, num_layers, bidirectional, seed)
-        self.names = register(self, drawn, dtype)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        lengths: Int[Array, " B"] | None = None,
-        h0: Float[Array, "L*R B H"] | None = None,
-    ) -> tuple[Float[Array, "B T R*H"], Float[Array, "L*R B H"]]:
-        """As torch.nn.GRU(batch_first=True); lengths, in any order, counts each row's time steps.
-
-        Returns (outputs, h_last): the last layer's states, zero at padding, and the
-        state of every layer and direction after its last step. Raises as `gru` does.
-        """
-        x = as_array("x", x)
-        check_shape("x", x, "B", "T", self.input_size)
-        rows: Any = np.full(x.shape[0], x.shape[1]) if lengths is None else lengths
-        outputs, h_last = gru(
-            canonical(self, self.names),
-            x.swapaxes(0, 1),
-            rows,
-            h0,
-            reset_after=self.reset_after,
-            implementation=self.implementation,
-        )
-        return outputs.swapaxes(0, 1), h_last
+    return run(
+        CELL,
+        parameters,
+        x,
+        lengths,
+        h0,
+        tokens,
+        resets,
+        h_reset,
+        reset_after=reset_after,
+        implementation=implementation,
+        return_sequences=return_sequences,
+    )

@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, DTypeLike, Float, Int
 
-from common.arguments import FLOATS, check_cell, check_mapping, check_range
+from common.arguments import FLOATS, OPTIONAL, check_cell, check_mapping, check_range
 from common.cells import Cell
 from common.params import GRU_PARAMETERS
 
@@ -29,6 +29,8 @@ HALF = (jnp.bfloat16, jnp.float16)
 
 Weights = Sequence[Array]
 Found = tuple[Float[Array, "T B R*H"], Float[Array, "R B H"]]
+Restart = tuple[Bool[Array, "T B 1"], Float[Array, "B H"]]
+"""The time steps before which a direction starts anew, and the state it then has."""
 
 
 def within(lengths: Int[Array, " B"], steps: int) -> Bool[Array, "T B"]:
@@ -72,6 +74,7 @@ def unroll(
     h: Float[Array, "B H"],
     weight_hh: Float[Array, "G*H H"],
     bias_hh: Float[Array, " G*H"],
+    restart: Restart | None = None,
     nudges: Float[Array, "T B H"] | None = None,
     *,
     reverse: bool,
@@ -84,16 +87,19 @@ def unroll(
     """
 
     def one(
-        h: Float[Array, "B H"], at: tuple[Array, Array, Array | None]
+        h: Float[Array, "B H"], at: tuple[Array, Array, Any, Array | None]
     ) -> tuple[Float[Array, "B H"], dict[str, Float[Array, "B H"]]]:
-        a, mask, nudge = at
+        a, mask, begin, nudge = at
+        if restart is not None:
+            h = jnp.where(begin, restart[1], h)
         after, between = step(a, h, weight_hh, bias_hh, reset_after=reset_after)
         h = jnp.where(mask, after, h)
         if nudge is not None:
             h = h + nudge
         return h, {"states": h, **between}
 
-    return jax.lax.scan(one, h, (a, mask, nudges), reverse=reverse)
+    begin = None if restart is None else restart[0]
+    return jax.lax.scan(one, h, (a, mask, begin, nudges), reverse=reverse)
 
 
 def by_direction(
@@ -103,23 +109,37 @@ def by_direction(
     weights: Sequence[Weights],
     lengths: Int[Array, " B"],
     h0: Float[Array, "R B H"],
+    resets: Bool[Array, "T B"] | None = None,
+    h_reset: Float[Array, "R B H"] | None = None,
     *,
     reset_after: bool,
     return_sequences: bool,
 ) -> Found:
     """A recurrence from what computes one direction.
 
-    direction(x, tokens, mask, weights, h, *, reverse, reset_after) -> (last state, states).
+    direction(x, tokens, mask, weights, h, restart, *, reverse, reset_after) returns (last state,
+    states).
     """
     mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
+    restarts: list[Restart | None] = [None] * len(weights)
+    if resets is not None and h_reset is not None:
+        restarts = [(beginnings(resets, mask, reverse=i == 1), h) for i, h in enumerate(h_reset)]
     results = [
-        direction(x, tokens, mask, each, h0[i], reverse=i == 1, reset_after=reset_after)
-        for i, each in enumerate(weights)
+        direction(x, tokens, mask, each, h0[i], restart, reverse=i == 1, reset_after=reset_after)
+        for i, (each, restart) in enumerate(zip(weights, restarts, strict=True))
     ]
     h_last, states = zip(*results, strict=True)
     size = weights[0][1].shape[-1]
     outputs = jnp.where(mask, jnp.concatenate([each[..., :size] for each in states], axis=-1), 0)
     return outputs if return_sequences else outputs[:0], jnp.stack(h_last)
+
+
+def beginnings(
+    resets: Bool[Array, "T B"], mask: Bool[Array, "T B 1"], *, reverse: bool
+) -> Bool[Array, "T B 1"]:
+    """The steps before which a direction starts anew: backward, a sequence's last is its first."""
+    begins = resets[..., None] & mask
+    return jnp.concatenate([begins[1:], jnp.zeros_like(begins[:1])]) if reverse else begins
 
 
 def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., Found]:
@@ -131,6 +151,7 @@ def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., F
         mask: Bool[Array, "T B 1"],
         weights: Weights,
         h: Float[Array, "B H"],
+        restart: Restart | None,
         *,
         reverse: bool,
         reset_after: bool,
@@ -138,7 +159,7 @@ def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., F
         weight_ih, weight_hh, bias_ih, bias_hh = weights
         a = gather(project(x, weight_ih, bias_ih), tokens, mask)
         how = {"reverse": reverse, "reset_after": reset_after}
-        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, None, **how)
+        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, restart, None, **how)
         return h, found["states"]
 
     return partial(by_direction, direction)
@@ -151,38 +172,53 @@ def run(
     lengths: Int[Array, " B"],
     h0: Float[Array, "L*R B H"] | None = None,
     tokens: Int[Array, "T B"] | None = None,
+    resets: Bool[Array, "T B"] | None = None,
+    h_reset: Float[Array, "L*R B H"] | None = None,
+    between: Callable[[Array], Array] | None = None,
+    *,
     reset_after: bool = False,
     implementation: str = "auto",
     return_sequences: bool = True,
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
-    """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py."""
-    own, x, lengths, h0, tokens = check_arrays(cell, parameters, x, lengths, h0, tokens)
-    layers, directions, size = check_cell(cell, own, x, lengths, h0, tokens)
+    """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py.
+
+    between is applied to what one layer hands to the next.
+    """
+    optional = {"h0": h0, "tokens": tokens, "resets": resets, "h_reset": h_reset}
+    parameters, arrays = check_arrays(cell, parameters, x=x, lengths=lengths, **optional)
+    x, lengths, h0, tokens, resets, h_reset = arrays
+    fits = check_cell(cell, parameters, x, lengths, h0, tokens, resets, h_reset)
+    layers, directions, size = fits
     dtype = x.dtype
     if dtype in HALF:
-        own, x, h0 = in_dtype(jnp.float32, own, x, h0)
+        parameters, (x, h0, h_reset) = in_dtype(jnp.float32, parameters, x, h0, h_reset)
     # Where a compiled function will run is not known here, so only "auto" depends on it.
     device = jax.default_backend() if implementation == "auto" else "cpu"
     recurrence = cell.recurrences[cell.resolve(implementation, device, x.dtype)]
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
     if h0 is None:
         h0 = jnp.zeros((layers * R, lengths.shape[0], cell.states * size), x.dtype)
+    if resets is not None and h_reset is None:
+        h_reset = h0
     lengths, wrong = in_range("lengths", lengths, steps, "T, the number of time steps")
-    if wrong is not None:
-        h0 = jnp.where(wrong[:, None], jnp.nan, h0)
+    h0, h_reset = spoil(wrong, h0, h_reset)
     if tokens is not None:
-        tokens, wrong = in_range("tokens", tokens, len(x) - 1, "K - 1, x having K rows")
-        if wrong is not None:
-            h0 = jnp.where(wrong.any(axis=0)[:, None], jnp.nan, h0)
+        tokens, wrong = in_range("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
+        h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
     x = without_padding(x, tokens, lengths)
     h_last = []
     for number in range(layers):
+        own_states = slice(number * R, (number + 1) * R)
+        if number and between is not None:
+            x = between(x)
         x, last = recurrence.compute(
             x,
             tokens,
-            [layer_weights(cell, own, number, side) for side in directions],
+            [layer_weights(cell, parameters, number, side) for side in directions],
             lengths,
-            h0[number * R : (number + 1) * R],
+            h0[own_states],
+            resets,
+            None if h_reset is None else h_reset[own_states],
             reset_after=reset_after,
             return_sequences=return_sequences or number < layers - 1,
         )
@@ -199,26 +235,21 @@ def layer_weights(
 
 
 def check_arrays(
-    cell: Cell,
-    parameters: Mapping[str, Array],
-    x: Array,
-    lengths: Array,
-    h0: Array | None = None,
-    tokens: Array | None = None,
-) -> tuple[dict[str, Array], Array, Any, Array | None, Any]:
-    """The arguments of `run` as arrays, the cell's parameters alone; TypeError for what is none.
+    cell: Cell, parameters: Mapping[str, Array], **others: Any
+) -> tuple[dict[str, Array], list[Any]]:
+    """The cell's parameters and the others as arrays; raise TypeError for what is none.
 
-    Lengths and tokens that were NumPy's, or numbers in a list, become NumPy's: with all their bits.
+    The others are arguments by name. Lengths and tokens that were NumPy's, or numbers in a list,
+    become NumPy's: with all their bits.
     """
     check_mapping(parameters)
     own = {n: as_array(n, p) for n, p in parameters.items() if n.startswith(f"{cell.name}.")}
-    return (
-        own,
-        as_array("x", x),
-        as_array("lengths", lengths, np.asarray),
-        None if h0 is None else as_array("h0", h0),
-        None if tokens is None else as_array("tokens", tokens, np.asarray),
-    )
+    found = []
+    for name, value in others.items():
+        known = value is None and name in OPTIONAL
+        convert = np.asarray if name in ("lengths", "tokens") else jnp.asarray
+        found.append(None if known else as_array(name, value, convert))
+    return own, found
 
 
 def as_array(name: str, value: Any, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
@@ -232,11 +263,11 @@ def as_array(name: str, value: Any, convert: Callable[[np.ndarray], Any] = jnp.a
 
 
 def in_dtype(
-    dtype: DTypeLike, parameters: Mapping[str, Array], x: Array, h0: Array | None
-) -> tuple[dict[str, Array], Array, Array | None]:
-    """parameters, x and h0 in another dtype."""
+    dtype: DTypeLike, parameters: Mapping[str, Array], *arrays: Any
+) -> tuple[dict[str, Array], list[Any]]:
+    """The parameters and arrays (or None) in another dtype."""
     converted = {name: value.astype(dtype) for name, value in parameters.items()}
-    return converted, x.astype(dtype), None if h0 is None else h0.astype(dtype)
+    return converted, [None if array is None else array.astype(dtype) for array in arrays]
 
 
 def in_range(
@@ -253,7 +284,15 @@ def in_range(
         return jnp.asarray(array, jnp.int32), None
     if array.dtype.itemsize < 4:  # too small, maybe, for the limit
         array = array.astype(jnp.int32)
-    return jnp.clip(array, 0, limit).astype(jnp.int32), (array < 0) | (array > limit)
+    wrong = (array < 0) | (array > limit)  # to the limit: so all steps of a row show it
+    return jnp.where(wrong, limit, array).astype(jnp.int32), wrong
+
+
+def spoil(rows: Bool[Array, " B"] | None, *states: Any) -> list[Any]:
+    """The states [R, B, H] (or None), not a number in these rows."""
+    if rows is None:
+        return list(states)
+    return [s if s is None else jnp.where(rows[:, None], jnp.nan, s) for s in states]
 
 
 def without_padding(
@@ -263,9 +302,9 @@ def without_padding(
 ) -> Float[Array, "T B D"] | Float[Array, "K D"]:
     """x with zeros where it is read at padding alone: so it has no part in gradients, either."""
     if tokens is None:
-        return jnp.where(within(lengths, len(x))[..., None], x, 0)
-    mask = within(lengths, len(tokens))
-    read = jnp.zeros(len(x) + 1, bool).at[jnp.where(mask, tokens, len(x))].set(True)
+        return jnp.where(within(lengths, x.shape[0])[..., None], x, 0)
+    mask, K = within(lengths, tokens.shape[0]), x.shape[0]
+    read = jnp.zeros(K + 1, bool).at[jnp.where(mask, tokens, K)].set(True)
     return jnp.where(read[:-1, None], x, 0)
 
 

@@ -57,7 +57,10 @@ def layer_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
     parameters = {name: value for name, value in given.items() if name.startswith("gru.")}
     x = distinct if call.K is None else distinct[given["tokens"]]
     reset_after = call.options["reset_after"]
-    run = oracle.forward(parameters, x, given["lengths"], given.get("h0"), reset_after=reset_after)
+    resets = given.get("resets")
+    resets = resets.T if call.entry == "GRU" and resets is not None else resets
+    states = given.get("h0"), resets, given.get("h_reset")
+    run = oracle.forward(parameters, x, given["lengths"], *states, reset_after=reset_after)
     results = {"outputs": run.outputs, "h_last": run.h_last}
     d_outputs, d_h_last = given.get("d_outputs"), given.get("d_h_last")
     gradients = {}
@@ -75,6 +78,8 @@ def layer_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
     if not call.gradients:
         return results, {}
     found = oracle.backward(run, d_outputs, d_h_last)
+    if "h_reset" not in given:  # h0 is both
+        found["h0"] = found["h0"] + found["h_reset"]
     d_x = found.pop("x")
     if call.K is not None:
         d_x = scatter(given["tokens"], d_x, call.K)
@@ -101,7 +106,10 @@ def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
         x, h0 = given[f"projections.{i}"], np.stack([given["h0"][i]] * 2)
         x = x if call.K is None else x[given["tokens"]]
         reset_after = call.options["reset_after"]
-        run = oracle.forward(parameters, x, given["lengths"], h0, reset_after=reset_after)
+        resets = given.get("resets")
+        h_reset = None if resets is None else np.stack([given["h_reset"][i]] * 2)
+        states = h0, resets, h_reset
+        run = oracle.forward(parameters, x, given["lengths"], *states, reset_after=reset_after)
         mine, its = slice(side * H, side * H + H), slice(i * H, i * H + H)
         outputs[..., its], h_last[i] = run.outputs[..., mine], run.h_last[side]
         if call.entry == "forward" and not call.gradients:
@@ -112,7 +120,8 @@ def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
             d_outputs[..., mine] = given["d_outputs"][..., its]
         found = oracle.backward(run, d_outputs, d_h_last)
         d_x = found["x"]
-        gradients.setdefault("d_h0", np.zeros_like(h_last))[i] = found["h0"][side]
+        for name in ("h0", "h_reset")[: 1 if resets is None else 2]:
+            gradients.setdefault(f"d_{name}", np.zeros_like(h_last))[i] = found[name][side]
         if call.K is not None:
             d_x = scatter(given["tokens"], d_x, call.K)
         gradients[f"d_projections.{i}"] = d_x
@@ -188,8 +197,13 @@ def refused(call: Call, framework: Framework, error: Exception) -> tuple[str, st
         return "failed", told
     if call.operator:
         return ("raised", "") if isinstance(error, framework.refusals) else ("failed", told)
-    names = "|".join(map(re.escape, call.names))
-    if not isinstance(error, ValueError | TypeError) or not re.search(
+    its = {"x": ("input", "inputs"), "h0": ("hx",)} if call.entry == "GRU" else {}
+    all_names = {*call.names, *(n for name in call.names for n in its.get(name, ()))}
+    names = "|".join(map(re.escape, all_names))
+    kinds: tuple[type[Exception], ...] = (ValueError, TypeError)
+    if call.entry == "GRU" and framework.name == "torch":
+        kinds += (RuntimeError,)  # as nn.GRU
+    if not isinstance(error, kinds) or not re.search(
         rf"(?<![\w.])({names})(?![\w.]*\w)", str(error)
     ):
         return "failed", told

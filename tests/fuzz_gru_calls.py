@@ -76,6 +76,7 @@ class Call:
         told = [f"{name}={getattr(self, name)}" for name in "TBDHLRK"]
         told += [f"{name}={value}" for name, value in self.options.items() if name != "results"]
         told += ["gradients"] * self.gradients + ["jit"] * self.jit + ["h0"] * ("h0" in self.given)
+        told += ["resets"] * ("resets" in self.given) + ["h_reset"] * ("h_reset" in self.given)
         told += ["holes"] * self.holes
         changes = "; ".join(f"{name}: {what}" for name, what in self.changes)
         return f"{self.entry} {self.dtype} {' '.join(told)} | {changes or 'unchanged'}"
@@ -94,7 +95,8 @@ def is_float(value: Any) -> bool:
 
 def result_names(call: Call) -> list[str]:
     if call.entry == "backward":
-        return [f"d_{name}.{i}" for name in LISTS for i in range(call.R)] + ["d_h0"]
+        states = ["d_h0"] + ["d_h_reset"] * ("resets" in call.given)
+        return [f"d_{name}.{i}" for name in LISTS for i in range(call.R)] + states
     if call.entry == "classify":
         return ["logits"]
     return ["outputs", "h_last"] + ["saved"] * (call.entry == "forward")
@@ -127,6 +129,8 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
         options["implementation"] = str(rng.choice(framework.implementations))
     gradients = bool(rng.random() < 1 / 3) and options.get("save", True) and entry != "backward"
     starts, jit = operator or (entry != "classify" and rng.random() < 0.5), False
+    resets = entry != "classify" and bool(rng.random() < 0.3)
+    own_reset = resets and (operator or bool(rng.random() < 0.5))
     if framework.name == "jax" and not operator:
         # Outside of jit, gradients and scans take seconds to compile.
         jit = bool(rng.random() < 0.5) or options["implementation"] == "scan"
@@ -152,6 +156,10 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
         arrays["tokens"] = integers(K, T, B)
     if starts:
         arrays["h0"] = normal(L * R, B, H)
+    if resets:
+        arrays["resets"] = rng.random((B, T) if entry == "GRU" else (T, B)) < 0.3
+    if own_reset:
+        arrays["h_reset"] = normal(L * R, B, H)
     if operator:
         for i in range(R):
             arrays[f"projections.{i}"] = normal(*rows, 3 * H)
@@ -184,7 +192,8 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     if entry == "backward":
         forward = replace(call, entry="forward", options=options | {"save": True})
         forward.options["results"] = operator_results(forward)
-        forgotten = [name for name in arrays if name.startswith(("projections", "bias_hh", "h0"))]
+        gone = ("projections", "bias_hh", "h0", "h_reset")
+        forgotten = [name for name in arrays if name.startswith(gone)]
         call.arrays = {name: value for name, value in arrays.items() if name not in forgotten}
         call.arrays |= results | {"saved": framework.run(forward)["saved"]}
         if framework.name == "torch" and not return_sequences:
@@ -206,7 +215,8 @@ def operator_results(call: Call) -> list[tuple[tuple[int, ...], np.dtype]]:
     else:
         rows = (T, B) if call.K is None else (call.K,)
         each: list[tuple[int, ...]] = [(*rows, 3 * H), (3 * H, H), (3 * H,)]
-        shapes = [shape for shape in each for _ in range(R)] + [(R, B, H)]
+        shapes = [shape for shape in each for _ in range(R)]
+        shapes += [(R, B, H), (R, B, H) if "resets" in call.given else (0,)]
     return [(shape, dtype) for shape in shapes]
 
 
@@ -243,7 +253,7 @@ def vary(call: Call, framework: Framework, rng: Generator) -> None:
     name = target(list(call.arrays), rng)
     array = call.arrays[name]
     ways = list(framework.layouts(call, name))
-    if not is_float(array) and not (call.operator or call.jit):
+    if array.dtype.kind in "iu" and not (call.operator or call.jit):
         fitting = [each for each in INTEGERS if array.max(initial=0) <= np.iinfo(each).max]
         ways += [(f"in {dtype}", array.astype(dtype)) for dtype in fitting]
     if is_float(array) and call.entry != "backward":
@@ -321,8 +331,9 @@ def wrong(
         found.append(("a string", "type", Raw("words")))
         if name not in optional(call):
             found.append(("None", "shape" if name == "tokens" else "type", Raw(None)))
-    if torch:
+    if torch and (call.entry, name) != ("GRU", "lengths"):
         found += [("a list", "type", Raw(array.tolist())), ("NumPy", "type", Raw(array))]
+    if torch:
         found.append(("on meta", "anything", Raw(framework.array(array).to("meta"))))
         found.append(("sparse", "type", Raw(framework.array(array).to_sparse())))
     others = ["complex64", "bool", "int64" if call.operator or is_float(array) else "float64"]
@@ -358,7 +369,7 @@ def wrong(
             spoilt = array.copy()
             spoilt[place] = value
             found += [(f"value {value}", "value", spoilt)] * 2
-    if call.entry == "backward" and name in ("saved", "lengths", "tokens"):
+    if call.entry == "backward" and name in ("saved", "lengths", "tokens", "resets"):
         # What did not come from this forward pass gives no right answer, but nothing worse.
         found.append(("of another call", "anything", rng.permuted(array)))
     return [(what, kind, {"arrays": call.arrays | {name: v}}) for what, kind, v in found], row
@@ -367,8 +378,8 @@ def wrong(
 def optional(call: Call) -> set[str]:
     """The arrays that may be None."""
     if call.operator:
-        return {"tokens", "d_outputs"}
-    return {"h0", "lengths"} if call.entry == "GRU" else {"h0"}
+        return {"tokens", "d_outputs", "resets", "h_reset"}
+    return {"h0", "resets", "h_reset"} | ({"lengths"} if call.entry == "GRU" else set())
 
 
 def pinned(call: Call, name: str) -> tuple[int, ...]:
@@ -454,7 +465,7 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
 def wrong_results(call: Call, rng: Generator) -> list[Way]:
     """What can be wrong with the results that JAX asks the kernel for."""
     results = call.options["results"]
-    place = int(rng.integers(len(results)))
+    place = int(rng.integers(len(result_names(call))))
     shape, dtype = results[place]
     name = result_names(call)[place]
     others = [((1, *shape), dtype, "an axis more"), (shape, np.dtype(np.int32), "int32")]

@@ -22,7 +22,8 @@ class Torch:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         from torch_impl.classifier import classify
-        from torch_impl.gru import GRU, gru
+        from torch_impl.gru import gru
+        from torch_impl.modules import GRU
 
         self.torch, self.fake_mode = torch, FakeTensorMode
         self.entries, self.module = {"gru": gru, "classify": classify}, GRU
@@ -66,7 +67,8 @@ class Torch:
         torch = self.torch
         arrays = {name: self.array(value) for name, value in call.arrays.items()}
         if call.entry == "GRU":
-            module = self.module(call.D, call.H, call.L, bidirectional=call.R == 2, **call.options)
+            how = {"bidirectional": call.R == 2, "batch_first": True, **call.options}
+            module = self.module(call.D, call.H, call.L, **how)
         mode: Any = self.fake_mode() if call.expect == "fake" else nullcontext()
         if call.expect == "fake":
             arrays = {name: mode.from_tensor(value) for name, value in arrays.items()}
@@ -80,8 +82,11 @@ class Torch:
             if call.operator:
                 results = self.operate(call, arrays)
             elif call.entry == "GRU":
-                rest = (arrays["x"], arrays.get("lengths"), arrays.get("h0"))
-                results = torch.func.functional_call(module, attributes(arrays), rest)
+                own, rest = attributes(arrays), (arrays["x"], arrays.get("h0"))
+                if call.options["reset_after"]:
+                    own = {its_name(name): self.as_nn_gru(value) for name, value in own.items()}
+                keywords = {n: arrays[n] for n in ("lengths", "resets", "h_reset") if n in arrays}
+                results = torch.func.functional_call(module, own, rest, keywords)
             else:
                 positional, named = arguments(call.entry, arrays)
                 results = self.entries[call.entry](*positional, **named, **call.options)
@@ -99,14 +104,19 @@ class Torch:
                     found[f"d_{name}"] = torch.zeros_like(arrays[name])
         return {name: self.numpy(value) for name, value in found.items()}
 
+    def as_nn_gru(self, value: Any) -> Any:
+        """A canonical parameter, as nn.GRU has it."""
+        z, r, n = value.chunk(3)
+        return self.torch.cat([r, -z, n])
+
     def operate(self, call: Call, arrays: dict[str, Any]) -> Any:
         a, o, lists = arrays, call.options, [entries(arrays, name) for name in LISTS]
-        tokens, lengths, how = a.get("tokens"), a["lengths"], (o["reverse"], o["reset_after"])
+        how = (a.get("tokens"), a["lengths"], a.get("resets"), o["reverse"], o["reset_after"])
         if call.entry == "forward":
             how += (o["return_sequences"], o["save"])
-            return self.torch.ops.gru.forward(*lists, a["h0"], tokens, lengths, *how)
+            return self.torch.ops.gru.forward(*lists, a["h0"], a.get("h_reset"), *how)
         given = (a.get("d_outputs"), a["d_h_last"], a["saved"])
-        return self.torch.ops.gru.backward(lists[1], *given, tokens, lengths, *how, o["rows"])
+        return self.torch.ops.gru.backward(lists[1], *given, *how, o["rows"])
 
 
 class Jax:
@@ -119,7 +129,8 @@ class Jax:
         from flax import nnx
 
         from jax_impl.classifier import classify
-        from jax_impl.gru import GRU, gru
+        from jax_impl.gru import gru
+        from jax_impl.modules import GRU
 
         jax.config.update("jax_enable_x64", True)
         self.jax, self.nnx = jax, nnx
@@ -169,7 +180,8 @@ class Jax:
                 definition, state = self.module(*sizes, options)
                 values = {n: state[n].replace(each) for n, each in attributes(arrays).items()}
                 module = self.nnx.merge(definition, self.nnx.State(values))
-                return module(arrays["x"], arrays.get("lengths"), arrays.get("h0"))
+                named = {n: arrays[n] for n in ("resets", "h_reset") if n in arrays}
+                return module(arrays["x"], arrays.get("lengths"), arrays.get("h0"), **named)
             positional, named = arguments(entry, arrays)
             return as_tuple(self.entries[entry](*positional, **named, **dict(options)))
 
@@ -193,8 +205,6 @@ class Jax:
         else:
             given = [self.array(call.given[f"d_{n}"]) for n in result_names(call) if call.gradients]
             sizes, options = (call.D, call.H, call.L, call.R), tuple(call.options.items())
-            if call.entry == "GRU":
-                self.module(*sizes, options)  # cannot be made while JAX traces
             function = self.function(call.entry, sizes, options, call.gradients, call.jit)
             results, gradients = function(floats, others, tuple(given))
         found = dict(zip(result_names(call), results, strict=True))
@@ -204,8 +214,10 @@ class Jax:
     def operate(self, call: Call, arrays: dict[str, Any]) -> Any:
         a, o, lists = arrays, call.options, [entries(arrays, name) for name in LISTS]
         last = a.get("tokens", np.zeros(0, np.int32)), a["lengths"]
+        last += (a.get("resets", np.zeros(0, bool)),)
         if call.entry == "forward":
-            passed = [*lists[0], *lists[1], *lists[2], a["h0"], *last]
+            none = np.zeros(0, FLOATS[call.dtype])
+            passed = [*lists[0], *lists[1], *lists[2], a["h0"], a.get("h_reset", none), *last]
         else:
             passed = [*lists[1], a["d_outputs"], a["d_h_last"], a["saved"], *last]
         told = {
@@ -216,7 +228,8 @@ class Jax:
         told = {name: value for name, value in told.items() if value is not None}
         results = [self.jax.ShapeDtypeStruct(*each) for each in o["results"]]
         function = self.jax.ffi.ffi_call(f"gru_{call.entry}", results)
-        return self.jax.block_until_ready(function(*passed, **told))
+        found = self.jax.block_until_ready(function(*passed, **told))
+        return found[: len(result_names(call))]
 
 
 Framework = Torch | Jax
@@ -226,6 +239,12 @@ FRAMEWORKS: dict[str, type[Framework]] = {"torch": Torch, "jax": Jax}
 def entries(arrays: dict[str, Any], name: str) -> list[Any]:
     """The list that has been taken apart into name.0, name.1 ..."""
     return [arrays[each] for each in sorted(arrays) if each.startswith(f"{name}.")]
+
+
+def its_name(name: str) -> str:
+    """nn.GRU's name for the attribute gru_LAYER_DIRECTION_NAME."""
+    _, layer, direction, own = name.split("_", 3)
+    return f"{own}_l{layer}{'_reverse' if direction == 'backward' else ''}"
 
 
 def attributes(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +258,7 @@ def arguments(entry: str, arrays: dict[str, Any]) -> tuple[list[Any], dict[str, 
     own = {name: value for name, value in arrays.items() if name.startswith(("gru.", "head."))}
     parameters = arrays.get("parameters", own)
     if entry == "gru":
-        named = {"tokens": arrays["tokens"]} if "tokens" in arrays else {}
+        named = {n: arrays[n] for n in ("tokens", "resets", "h_reset") if n in arrays}
         return [parameters, arrays["x"], arrays["lengths"], arrays.get("h0")], named
     return [parameters, *(arrays[n] for n in ("vectors", "distinct", "tokens", "lengths"))], {}
 

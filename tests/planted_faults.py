@@ -50,6 +50,37 @@ class Fault:
 
 
 FAULTS = [
+    # Sequences that begin within a row.
+    Fault(
+        "the backward direction starts anew a step late",
+        SIMD,
+        "const int64_t begin = t + (d.reverse ? 1 : 0);",
+        "const int64_t begin = t;",
+    ),
+    Fault(
+        "padding resets the backward direction",
+        SIMD,
+        "begin < p.steps && i < item.active[begin] && p.resets",
+        "begin < p.steps && p.resets",
+    ),
+    Fault(
+        "a gradient crosses a reset",
+        SIMD,
+        "          dh[i * stride + u] = T(0);",
+        "          dh[i * stride + u] += T(0);",
+    ),
+    Fault(
+        "of a row's resets the last one's gradient is kept",
+        SIMD,
+        "((T *)d.d_h_reset)[item.row[i] * H + u] += dh[i * stride + u];",
+        "((T *)d.d_h_reset)[item.row[i] * H + u] = dh[i * stride + u];",
+    ),
+    Fault(
+        "resets go back to zero",
+        SIMD,
+        "d.h_reset ? ((const T *)d.h_reset)[item.row[i] * H + u] : T(0)",
+        "T(0)",
+    ),
     # The ends of vectors, tiles, chunks and items.
     Fault(
         "a partial vector's store writes one element too many",
@@ -344,10 +375,10 @@ FAULTS = [
     Fault(
         "PyTorch: a second derivative is that of the other reset",
         TORCH,
-        "function = partial(gradients_of, by_scan(tokens, lengths, *ctx.how))",
+        "function = partial(gradients_of, by_scan(tokens, lengths, resets, *ctx.how))",
         "function = partial(\n"
         "            gradients_of,\n"
-        "            by_scan(tokens, lengths, not ctx.how[0], ctx.how[1]),\n"
+        "            by_scan(tokens, lengths, resets, not ctx.how[0], ctx.how[1]),\n"
         "        )",
         ("-k", "gradient_of_a_gradient", "tests/parity/test_derivatives.py"),
     ),
@@ -361,8 +392,8 @@ FAULTS = [
     Fault(
         "JAX: the shape of h0 is not looked at",
         XLA,
-        '{"h0", backward ? result(3 * R) : arg(3 * R), of_states, type}};',
-        '{"h0", arg(R), of_weights, type}};',
+        '{"h0", backward ? result(3 * R) : arg(3 * R), of_states, type},',
+        '{"h0", arg(R), of_weights, type},',
         ARGUMENTS,
     ),
     Fault(
@@ -382,8 +413,8 @@ FAULTS = [
     Fault(
         "JAX: a length out of range passes under jit",
         "jax_impl/layers.py",
-        "h0 = jnp.where(wrong[:, None], jnp.nan, h0)",
-        "h0 = jnp.where(wrong[:, None], h0, h0)",
+        "jnp.where(rows[:, None], jnp.nan, s) for s in states",
+        "jnp.where(rows[:, None], s, s) for s in states",
         ARGUMENTS,
     ),
 ]

@@ -34,6 +34,8 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads)
     return values;
   };
   std::vector<int32_t> tokens(K ? steps * batch : 0), lengths(batch);
+  std::vector<uint8_t> resets(steps * batch);
+  for (uint8_t &reset : resets) reset = random() % 3 == 0;
   for (int32_t &token : tokens) token = (int32_t)(random() % K);
   for (int32_t &length : lengths) length = (int32_t)(random() % (steps + 1));
 
@@ -57,6 +59,8 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads)
     d.d_h0 = output(batch * H);
     if (!optional) continue;
     d.h0 = input(batch * H);
+    d.h_reset = input(batch * H);
+    d.d_h_reset = output(batch * H);
     d.outputs = output(steps * batch * H);
     d.d_outputs = input(steps * batch * H);
     d.d_h_last = input(batch * H);
@@ -67,6 +71,7 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads)
                                rows,
                                K ? tokens.data() : nullptr,
                                optional ? lengths.data() : nullptr,
+                               optional ? resets.data() : nullptr,
                                sizeof(T) == 8,
                                reset_after,
                                2,

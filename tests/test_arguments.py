@@ -85,6 +85,7 @@ def ones(*shape: int, dtype: str = "float32") -> np.ndarray:
 
 
 TOKENS = np.zeros((T, B), np.int32)
+RESETS = np.zeros((T, B), bool)
 WRONG = {
     "h0 of a wide state": ("h0", {"h0": ones(1, B, 4096)}),
     "h0 of few rows": ("h0", {"h0": ones(1, 3, H)}),
@@ -125,6 +126,11 @@ WRONG = {
         {"parameters": parameter(bias_ih=ones(3 * H, dtype="float64"))},
     ),
     "no bias_hh": ("bias_hh", {"parameters": parameter(bias_hh=None)}),
+    "resets of few rows": ("resets", {"resets": ones(T, 3, dtype="bool")}),
+    "resets in int32": ("resets", {"resets": ones(T, B, dtype="int32")}),
+    "resets of another state": ("h_reset", {"resets": RESETS, "h_reset": ones(1, B, H + 1)}),
+    "resets in float64": ("h_reset", {"resets": RESETS, "h_reset": ones(1, B, H, dtype="float64")}),
+    "h_reset alone": ("h_reset", {"h_reset": ones(1, B, H)}),
     "no parameters": ("parameters", {"parameters": {}}),
     "parameters without names": ("parameters", {"parameters": [ones(3 * H, D)]}),
 }
@@ -147,16 +153,49 @@ def layer(framework: str, *sizes: int, **options: object) -> Callable:
     return jax_impl.GRU(*sizes, rngs=nnx.Rngs(0), **options)
 
 
+WRONG_OF_MODULES = {
+    "input of another size": ("input", {"x": ones(B, T, D + 1)}),
+    "input of one dimension": ("input", {"x": ones(D)}),
+    "no input": ("input", {"x": None}),
+    "a word for input": ("input", {"x": "words"}),
+    "h0 of few rows": ("h0|hx", {"h0": ones(1, 3, H)}),
+    "h_reset of few rows": (
+        "h_reset",
+        {"h_reset": ones(1, 3, H), "resets": ones(B, T, dtype="bool")},
+    ),
+    "h_reset alone": ("h_reset", {"h_reset": ones(1, B, H)}),
+    "resets with the time steps first": ("resets", {"resets": ones(T, B, dtype="bool")}),
+    "resets of two steps": ("resets", {"resets": ones(B, 2, dtype="bool")}),
+    "resets in int32": ("resets", {"resets": ones(B, T, dtype="int32")}),
+    "words for lengths": ("lengths", {"lengths": "words"}),
+    "few lengths": ("lengths", {"lengths": [1, 2]}),
+    "lengths beyond T": ("lengths", {"lengths": [1, 2, 3, 8]}),
+}
+
+
 @each_framework
-def test_the_module_says_what_does_not_fit_in_its_own_words(framework):
-    gru = layer(framework, D, H)
-    for x in (ones(B, T, D + 1), ones(T, D)):
-        with pytest.raises(ValueError, match=r"x: expected shape \[B, T, 5\]"):
-            gru(convert(framework, x))
-    with pytest.raises(ValueError, match=r"h0: expected shape \[1, 4, 8\], found \[1, 3, 8\]"):
-        gru(convert(framework, ones(B, T, D)), None, convert(framework, ones(1, 3, H)))
-    with pytest.raises(TypeError, match="x"):
-        gru(None)
+@pytest.mark.parametrize("wrong", WRONG_OF_MODULES)
+def test_the_module_says_what_does_not_fit_in_its_own_words(framework, wrong):
+    name, changes = WRONG_OF_MODULES[wrong]
+    x, h0, *others = (
+        convert(framework, changes.get(n, d))
+        for n, d in (
+            ("x", ones(B, T, D)),
+            ("h0", None),
+            ("lengths", None),
+            ("resets", None),
+            ("h_reset", None),
+        )
+    )
+    named = dict(zip(("lengths", "resets", "h_reset"), others, strict=True))
+    if framework == "torch":
+        gru = torch_impl.GRU(D, H, batch_first=True)
+        with pytest.raises((ValueError, TypeError, RuntimeError), match=name):
+            gru(x, h0, **named)
+    else:
+        gru = jax_impl.GRU(D, H, rngs=nnx.Rngs(0))
+        with pytest.raises((ValueError, TypeError), match=name):
+            gru(x, h0=h0, **named)
 
 
 @each_framework
@@ -307,12 +346,13 @@ def test_torch_takes_tensors_without_numbers():
     """Fake ones give fake results, those of the meta device results there: no memory is read."""
     gru = torch_impl.GRU(D, H)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        outputs, h_last = gru(torch.empty(B, T, D))
-    assert outputs.shape == (B, T, H) and h_last.shape == (1, B, H)
+        outputs, h_last = gru(torch.empty(T, B, D))
+        outputs, h_last = torch_impl.GRU(D, H)(torch.empty(T, B, D))
+    assert outputs.shape == (T, B, H) and h_last.shape == (1, B, H)
     outputs, _ = torch_impl.GRU(D, H).to("meta")(torch.empty(B, T, D, device="meta"))
     assert outputs.shape == (B, T, H) and outputs.is_meta
-    with pytest.raises(ValueError, match="h0: expected it on cpu"):
-        gru(torch.empty(B, T, D), None, torch.empty(1, B, H, device="meta"))
+    with pytest.raises(RuntimeError, match="hx: Input and hidden tensors are not at the same dev"):
+        gru(torch.empty(B, T, D), torch.empty(1, T, H, device="meta"))
     with pytest.raises(TypeError, match="dense"):
         gru(torch.empty(B, T, D).to_sparse())
 
@@ -323,8 +363,10 @@ def operator_arguments() -> dict[str, object]:
         "weight_hh": [torch.ones(3 * H, H)],
         "bias_hh": [torch.ones(3 * H)],
         "h0": torch.ones(1, B, H),
+        "h_reset": None,
         "tokens": None,
         "lengths": torch.full((B,), T, dtype=torch.int32),
+        "resets": None,
         "reverse": [False],
         "reset_after": False,
         "return_sequences": True,
@@ -377,7 +419,8 @@ def test_torch_operators_look_at_all_memory(wrong):
 def test_torch_backward_operator_looks_at_all_memory(name, value):
     given = operator_arguments()
     _, h_last, saved = torch.ops.gru.forward(**given)
-    backward = {n: given[n] for n in ("weight_hh", "tokens", "lengths", "reverse", "reset_after")}
+    names = ("weight_hh", "tokens", "lengths", "resets", "reverse", "reset_after")
+    backward = {name: given[name] for name in names}
     backward |= {"d_outputs": None, "d_h_last": h_last, "saved": saved, "rows": T}
     torch.ops.gru.backward(**backward)
     with pytest.raises((ValueError, TypeError)):
@@ -392,6 +435,9 @@ FFI = {
     "weight_hh of one dimension": {"weight_hh": (3 * H,)},
     "bias_hh too small": {"bias_hh": (3,)},
     "projections of few rows": {"projections": (T, 3, 3 * H)},
+    "resets without h_reset": {"resets": (T, B)},
+    "resets too small": {"resets": (T, B - 1), "h_reset": (1, B, H)},
+    "h_reset of another state": {"resets": (T, B), "h_reset": (1, B, 64)},
     "outputs too small": {"results": [(T, B, H - 1), *FFI_SHAPES[1:]]},
     "saved too small": {"results": [*FFI_SHAPES[:2], (1, 10)]},
     "a result too few": {"results": FFI_SHAPES[:2]},
@@ -411,8 +457,9 @@ def test_jax_operators_look_at_all_memory(wrong):
             "weight_hh": (3 * H, H),
             "bias_hh": (3 * H,),
             "h0": (1, B, H),
+            "h_reset": (0,),
         } | changes
-        names = ("projections", "weight_hh", "bias_hh", "h0")
+        names = ("projections", "weight_hh", "bias_hh", "h0", "h_reset")
         results = [
             jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes.get("results", FFI_SHAPES)
         ]
@@ -422,6 +469,7 @@ def test_jax_operators_look_at_all_memory(wrong):
                 *(jnp.ones(shapes[name], jnp.float32) for name in names),
                 jnp.zeros(0, jnp.int32),
                 lengths,
+                jnp.zeros(shapes.get("resets", 0), bool),
                 **jax_impl.fused.attributes((False,), False),
             )
         )

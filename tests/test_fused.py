@@ -32,7 +32,7 @@ def double_precision():
         yield
 
 
-def draw(K: int, directions: int = 1, *, full: bool = False) -> dict:
+def draw(K: int, directions: int = 1, *, full: bool = False, resets: bool = False) -> dict:
     """Arguments of a recurrence, in its order; `full` makes all rows as long as the batch."""
     rng = np.random.default_rng(K)
     weights = [
@@ -50,6 +50,11 @@ def draw(K: int, directions: int = 1, *, full: bool = False) -> dict:
         "weights": weights,
         "lengths": np.array([T] * B if full else [3, 6, 0, 5], np.int32),
         "h0": rng.normal(size=(directions, B, H)),
+        **(
+            {"resets": rng.random((T, B)) < 1 / 3, "h_reset": rng.normal(size=(directions, B, H))}
+            if resets
+            else {}
+        ),
     }
 
 
@@ -92,8 +97,9 @@ def test_torch_gradients(K, directions, reset_after):
 
 def operands(arguments: list, directions: int = 1) -> tuple[list, list, list, torch.Tensor]:
     """The operator's first arguments, as leaves that a gradient is wanted of."""
-    x, _, weights, _, h0 = arguments
-    lists = torch_impl.fused.operands(x, *weights[0] * directions, torch.cat([h0] * directions))
+    x, _, weights, _, *states = arguments
+    states = [torch.cat([state] * directions) for state in states[::2]]  # h0, h_reset
+    lists = torch_impl.fused.operands(x, *weights[0] * directions, *states)
     return jax.tree.map(lambda each: each.detach().requires_grad_(), lists)
 
 
@@ -102,10 +108,11 @@ def operands(arguments: list, directions: int = 1) -> tuple[list, list, list, to
 @with_tokens
 @each_number
 @pytest.mark.parametrize("return_sequences", [False, True])
-def test_torch_operator(return_sequences, directions, K, reset_after):
+@pytest.mark.parametrize("resets", [False, True])
+def test_torch_operator(resets, return_sequences, directions, K, reset_after):
     """The schema, the shapes without data and the dispatch under torch.compile are right."""
-    arguments = tensors(draw(K, full=True))
-    places = (arguments[1], arguments[3])
+    arguments = tensors(draw(K, full=True, resets=resets))
+    places = (arguments[1], arguments[3], arguments[5] if resets else None)
     how = ([False, True][:directions], reset_after, return_sequences, True)
     torch.library.opcheck(
         torch_impl.fused.forward_operator, (*operands(arguments, directions), *places, *how)
@@ -153,7 +160,7 @@ def test_torch_operator_refuses_a_second_derivative(create_graph):
     """Called by name, it does not leave it out: only the layer has it."""
     arguments = tensors(draw(7))
     given = operands(arguments)
-    how = (arguments[1], arguments[3], [False], False, True, True)
+    how = (arguments[1], arguments[3], None, [False], False, True, True)
     _, h_last, _ = torch.ops.gru.forward(*given, *how)
     (gradient,) = torch.autograd.grad((h_last**2).sum(), given[0], create_graph=create_graph)
     assert gradient.requires_grad == create_graph
@@ -165,11 +172,11 @@ def test_torch_operator_refuses_a_second_derivative(create_graph):
 @needs_torch
 def test_torch_operator_refuses_forward_mode():
     arguments = tensors(draw(7))
-    *given, h0 = operands(arguments)
+    *given, h0, _ = operands(arguments)
 
     def last(h0):
-        how = (arguments[1], arguments[3], [False], False, True, False)
-        return torch.ops.gru.forward(*given, h0, *how)[1]
+        how = (arguments[1], arguments[3], None, [False], False, True, False)
+        return torch.ops.gru.forward(*given, h0, None, *how)[1]
 
     with pytest.raises(RuntimeError, match='implementation="scan"'):
         torch.func.jvp(last, (h0.detach(),), (h0.detach(),))

@@ -36,6 +36,8 @@ class Case:
     batch: int
     d_outputs: Array | None
     d_h_last: Array | None
+    resets: NDArray[np.bool_] | None = None
+    h_reset: Array | None = None
 
     @property
     def hidden(self) -> int:
@@ -53,7 +55,7 @@ class Case:
 
 
 def draw(T: int, B: int, H: int, *, K: int = 0, seed: int = 0) -> Case:
-    """A random case; with K, projections of K distinct tokens."""
+    """A random case; with K, projections of K distinct tokens; of an odd B, with resets."""
     rng = np.random.default_rng([T, B, H, K, seed])
     scale = 1 / np.sqrt(H)
     lengths = rng.integers(0, T + 1, B)
@@ -71,6 +73,8 @@ def draw(T: int, B: int, H: int, *, K: int = 0, seed: int = 0) -> Case:
         batch=B,
         d_outputs=rng.normal(size=(T, B, H)),
         d_h_last=rng.normal(size=(B, H)),
+        resets=rng.random((T, B)) < 1 / 4 if B % 2 else None,
+        h_reset=rng.normal(size=(B, H)),
     )
 
 
@@ -89,10 +93,19 @@ def reference(case: Case, reverse: bool, reset_after: bool) -> dict[str, Array]:
     U_z, U_r, U_n = case.weight_hh.reshape(3, H, H)
     c_z, c_r, c_n = case.bias_hh.reshape(3, H)
     order = range(T - 1, -1, -1) if reverse else range(T)
+    h_reset = np.zeros((B, H), dtype) if case.h_reset is None else case.h_reset
+
+    def begins(t: int) -> NDArray[np.bool_]:
+        """The rows that start anew before step t."""
+        t += reverse
+        if case.resets is None or t == T:
+            return np.zeros(B, bool)
+        return case.resets[t] & (t < lengths)
 
     outputs, tape = np.zeros((T, B, H), dtype), {}
     for t in order:
         on = t < lengths
+        h = np.where(begins(t)[:, None], h_reset, h)
         a_z, a_r, a_n = np.split(case.projections[tokens[t]], 3, axis=-1)
         z, r = sigmoid(a_z + h @ U_z.T + c_z), sigmoid(a_r + h @ U_r.T + c_r)
         q = h @ U_n.T + c_n if reset_after else (r * h) @ U_n.T + c_n
@@ -102,7 +115,7 @@ def reference(case: Case, reverse: bool, reset_after: bool) -> dict[str, Array]:
         outputs[t][on] = h[on]
 
     d_projections = np.zeros_like(case.projections)
-    d_U, d_c = np.zeros((3, H, H), dtype), np.zeros((3, H), dtype)
+    d_U, d_c, d_h_reset = np.zeros((3, H, H), dtype), np.zeros((3, H), dtype), np.zeros_like(h)
     d_h = np.zeros((B, H), dtype) if case.d_h_last is None else case.d_h_last.copy()
     for t in reversed(order):
         on = t < lengths
@@ -118,6 +131,8 @@ def reference(case: Case, reverse: bool, reset_after: bool) -> dict[str, Array]:
         d_U += np.stack([d_z.T @ before, d_r.T @ before, d_q.T @ operand])
         d_c += np.stack([d_z.sum(0), d_r.sum(0), d_q.sum(0)])
         np.add.at(d_projections, tokens[t][on], np.concatenate([d_z, d_r, d_n], axis=-1))
+        d_h_reset[begins(t)] += d_h[begins(t)]
+        d_h[begins(t)] = 0
     return {
         "outputs": outputs,
         "h_last": h,
@@ -125,6 +140,7 @@ def reference(case: Case, reverse: bool, reset_after: bool) -> dict[str, Array]:
         "d_weight_hh": d_U.reshape(3 * H, H),
         "d_bias_hh": d_c.reshape(3 * H),
         "d_h0": d_h,
+        **({} if case.resets is None else {"d_h_reset": d_h_reset}),
     }
 
 
@@ -194,6 +210,8 @@ def run(
             "d_bias_hh": new(3 * H),
             "d_h0": new(B, H),
         }
+        if case.resets is not None:
+            written["d_h_reset"] = new(B, H)
         saved = new(saved_size)
         keep.append(saved)
         results.append(
@@ -207,6 +225,7 @@ def run(
             weight_hh=address(case.weight_hh),
             bias_hh=address(case.bias_hh),
             h0=address(case.h0),
+            h_reset=address(case.h_reset),
             outputs=address(written_outputs[i]) if outputs else None,
             saved=address(saved) if backward else None,
             d_outputs=None if case.d_outputs is None else address(d_outputs[i]),
@@ -221,6 +240,7 @@ def run(
         distinct=K,
         tokens=address(first.tokens),
         lengths=address(first.lengths),
+        resets=address(first.resets),
         is_double=dtype == np.float64,
         reset_after=reset_after,
         directions=R,
@@ -354,7 +374,7 @@ def test_reference_against_differences(reset_after):
         assert case.d_outputs is not None
         return (result["outputs"] * case.d_outputs).sum() + (result["h_last"] * case.d_h_last).sum()
 
-    for name in ("projections", "weight_hh", "bias_hh", "h0"):
+    for name in ("projections", "weight_hh", "bias_hh", "h0", "h_reset"):
         direction = np.random.default_rng(1).normal(size=getattr(case, name).shape)
         step = 1e-6 * direction
         ahead = loss(replace(case, **{name: getattr(case, name) + step}))
@@ -366,7 +386,7 @@ def test_reference_against_differences(reset_after):
 def draw_both(T: int, B: int, H: int, *, K: int = 0, dtype: type = np.float64) -> list[Case]:
     """A case for each direction, of the same tokens and lengths."""
     one, two = (draw(T, B, H, K=K, seed=seed).astype(dtype) for seed in (1, 2))
-    return [one, replace(two, tokens=one.tokens, lengths=one.lengths)]
+    return [one, replace(two, tokens=one.tokens, lengths=one.lengths, resets=one.resets)]
 
 
 BOTH_SIZES = [
@@ -391,10 +411,11 @@ def test_both_directions_at_once(size, shared, dtype, reset_after):
 
 @both
 @pytest.mark.parametrize(
-    "missing", ["lengths", "h0", "d_outputs", "d_h_last", "outputs", "backward"]
+    "missing",
+    ["lengths", "h0", "d_outputs", "d_h_last", "resets", "h_reset", "outputs", "backward"],
 )
 def test_what_may_be_missing(missing, reset_after):
-    case, how = draw(8, 6, 20, K=9), {}
+    case, how = draw(8, 5, 20, K=9), {}
     if missing in ("outputs", "backward"):
         how[missing] = False
     else:
@@ -671,5 +692,5 @@ def test_import_without_the_library():
 
 def test_structures_match_the_header():
     """An error in ctypes' picture of gru.h would be read as garbage, not reported."""
-    assert ctypes.sizeof(kernels.Problem) == 72
-    assert ctypes.sizeof(kernels.Direction) == 128
+    assert ctypes.sizeof(kernels.Problem) == 80
+    assert ctypes.sizeof(kernels.Direction) == 144

@@ -14,7 +14,7 @@ STRUCTURES = [(1, 1), (1, 2), (2, 1), (3, 2)]
 
 
 def draw(layers: int, directions: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Parameters, x and h0, everything non-zero and of order one."""
+    """Parameters, x, h0 and h_reset, everything non-zero and of order one."""
     rng = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(layers):
@@ -27,13 +27,16 @@ def draw(layers: int, directions: int, seed: int = 0) -> dict[str, np.ndarray]:
     shapes["head.weight"] = (C, H * directions)
     shapes["head.bias"] = (C,)
     shapes["x"] = (T, B, D)
-    shapes["h0"] = (layers * directions, B, H)
+    shapes["h0"] = shapes["h_reset"] = (layers * directions, B, H)
     return {name: rng.uniform(-1, 1, shape) for name, shape in shapes.items()}
 
 
-def run(values: dict[str, np.ndarray], reset_after: bool) -> oracle.Forward:
+def run(
+    values: dict[str, np.ndarray], reset_after: bool, resets: np.ndarray | None = None
+) -> oracle.Forward:
     parameters = {name: value for name, value in values.items() if "." in name}
-    return oracle.forward(parameters, values["x"], LENGTHS, values["h0"], reset_after=reset_after)
+    states = values["h0"], resets, values["h_reset"]
+    return oracle.forward(parameters, values["x"], LENGTHS, *states, reset_after=reset_after)
 
 
 @pytest.mark.parametrize("reset_after", [False, True])
@@ -41,12 +44,13 @@ def run(values: dict[str, np.ndarray], reset_after: bool) -> oracle.Forward:
 def test_gradients_are_central_differences(layers, directions, reset_after):
     values = draw(layers, directions)
     rng = np.random.default_rng(1)
-    first = run(values, reset_after)
+    resets = np.tile([False, True, False, False, True], (B, 1)).T  # one of them in a row's middle
+    first = run(values, reset_after, resets)
     d_outputs = rng.standard_normal(first.outputs.shape)
     d_h_last = rng.standard_normal(first.h_last.shape)
 
     def objective() -> float:
-        result = run(values, reset_after)
+        result = run(values, reset_after, resets)
         pulled = (result.outputs * d_outputs).sum() + (result.h_last * d_h_last).sum()
         return pulled + oracle.classify(result, LABELS).loss
 
@@ -67,6 +71,25 @@ def test_gradients_are_central_differences(layers, directions, reset_after):
             value.flat[place] = kept
             expected = (above - below) / (2 * epsilon)
             assert gradients[name].flat[place] == pytest.approx(expected, rel=1e-7, abs=2e-9), name
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_a_row_with_resets_is_its_sequences(reset_after):
+    """Each as a row of its own, from h_reset; the first in time, or the last, backward, from h0."""
+    values, (start, end) = draw(1, 2), (2, 4)
+    resets = np.zeros((T, B), bool)
+    resets[[start, end]] = True
+    whole = run(values, reset_after, resets)
+    row, parameters = 1, {name: value for name, value in values.items() if "." in name}
+    parts = [(0, start), (start, end), (end, T)]
+    for first, last in parts:
+        begins = values["h0" if first == 0 else "h_reset"][:1, row : row + 1]
+        ends = values["h0" if last == T else "h_reset"][1:, row : row + 1]
+        x = values["x"][first:last, row : row + 1]
+        h0 = np.concatenate([begins, ends])
+        one = oracle.forward(parameters, x, np.array([last - first]), h0, reset_after=reset_after)
+        same = np.allclose(whole.outputs[first:last, row], one.outputs[:, 0], rtol=0, atol=1e-14)
+        assert same
 
 
 @pytest.mark.parametrize("reset_after", [False, True])

@@ -2,6 +2,6 @@
 
 import common  # noqa: F401  before what takes long: see there, Ctrl-C
 from torch_impl.classifier import Classifier
-from torch_impl.gru import GRU
+from torch_impl.modules import GRU, GRUCell
 
-__all__ = ["GRU", "Classifier"]
+__all__ = ["GRU", "Classifier", "GRUCell"]

@@ -16,12 +16,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common import kernels
 from common.arguments import check_shape, dtype_name
-from torch_impl.layers import Found, Weights, forward_mode, parts_of, plain, project, transformed
+from torch_impl.layers import (
+    Found,
+    Weights,
+    forward_mode,
+    parts_of,
+    plain,
+    project,
+    transformed,
+)
 
 BUILT = kernels.available()  # asked once: torch.compile does not trace how
 
@@ -37,6 +45,8 @@ def recurrence(
     weights: Sequence[Weights],
     lengths: Int[Tensor, " B"],
     h0: Float[Tensor, "R B H"],
+    resets: Bool[Tensor, "T B"] | None = None,
+    h_reset: Float[Tensor, "R B H"] | None = None,
     *,
     reset_after: bool,
     return_sequences: bool,
@@ -47,14 +57,22 @@ def recurrence(
     not in 0..K-1, TypeError for a dtype that the kernel does not compute in.
     """
     arrays = (x, *(array for each in weights for array in each), h0)
-    if forward_mode():
-        return by_scan(tokens, lengths, reset_after, return_sequences)(*arrays)
+    if resets is not None and h_reset is not None:
+        arrays += (h_reset,)
+        resets = resets.contiguous()
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        raise RuntimeError(
+            "torch.jit.trace cannot record the fused GRU: torch.export can, and trace "
+            'implementation="scan", for as many time steps as there are'
+        )
+    if forward_mode() or (torch.compiler.is_compiling() and transformed()):
+        return by_scan(tokens, lengths, resets, reset_after, return_sequences)(*arrays)
     tokens = None if tokens is None else tokens.to(torch.int32).contiguous()
     lengths = lengths.to(torch.int32).contiguous()
-    in_memory = plain(tokens, lengths, *arrays)
+    in_memory = plain(tokens, lengths, resets, *arrays)
     # Whether torch.func will want a derivative cannot be seen from here.
     save = torch.is_grad_enabled() and (transformed() or any(each.requires_grad for each in arrays))
-    how = (tokens, lengths, reset_after, return_sequences, save)
+    how = (tokens, lengths, resets, reset_after, return_sequences, save)
     if (in_memory and not save) or torch.compiler.is_compiling():
         function = forward if in_memory else forward_operator
         outputs, h_last, _ = compute(function, *how, *arrays)
@@ -63,14 +81,17 @@ def recurrence(
     return outputs, h_last
 
 
-def operands(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """What the kernel reads: projections, weight_hh and bias_hh, each a list, and h0."""
-    x, weights, h0 = parts(arrays)
+def operands(
+    *arrays: Tensor,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor | None]:
+    """What the kernel reads: projections, weight_hh and bias_hh, each a list, h0 and h_reset."""
+    x, weights, h0, h_reset = parts(arrays)
     return (
         [dense(project(x, weight_ih, bias_ih)) for weight_ih, _, bias_ih, _ in weights],
         [dense(weight_hh) for _, weight_hh, _, _ in weights],
         [dense(bias_hh) for _, _, _, bias_hh in weights],
         dense(h0),
+        None if h_reset is None else dense(h_reset),
     )
 
 
@@ -90,10 +111,13 @@ def product_gradients(
     return d_weight, d_bias
 
 
-def parts(arrays: Sequence[Tensor]) -> tuple[Tensor, list[Weights], Tensor]:
-    """x, the weights of each direction and h0, from all of them in a row."""
-    x, *others, h0 = arrays
-    return x, [others[i : i + 4] for i in range(0, len(others), 4)], h0
+def parts(arrays: Sequence[Tensor]) -> tuple[Tensor, list[Weights], Tensor, Tensor | None]:
+    """x, the weights of each direction, h0 and h_reset (or None), from all of them in a row."""
+    x, *others = arrays
+    end = len(others) // 4 * 4
+    h0, *h_reset = others[end:]
+    weights: list[Weights] = [others[i : i + 4] for i in range(0, end, 4)]
+    return x, weights, h0, h_reset[0] if h_reset else None
 
 
 def batched(*arrays: Tensor | None) -> bool:
@@ -118,8 +142,10 @@ def forward(
     weight_hh: Sequence[Tensor],
     bias_hh: Sequence[Tensor],
     h0: Tensor,
+    h_reset: Tensor | None,
     tokens: Tensor | None,
     lengths: Tensor,
+    resets: Tensor | None,
     reverse: Sequence[bool],
     reset_after: bool,
     return_sequences: bool,
@@ -129,20 +155,24 @@ def forward(
     if forward_mode():  # an operator would silently leave the derivative out
         raise RuntimeError(f"gru::forward, the operator, has no derivative forward: {INSTEAD}")
     check_directions(reverse, projections=projections, weight_hh=weight_hh, bias_hh=bias_hh, h0=h0)
-    call, directions = describe(projections[0].shape[0], tokens, lengths, h0, reverse, reset_after)
+    rows = projections[0].shape[0]
+    call, directions = describe(rows, tokens, lengths, resets, h0, reverse, reset_after)
     outputs, h_last, saved = forward_shapes(
         projections,
         weight_hh,
         bias_hh,
         h0,
+        h_reset,
         tokens,
         lengths,
+        resets,
         reverse,
         reset_after,
         return_sequences,
         save,
     )
     of_h0 = address("h0", h0, h0.shape, h0.dtype)
+    of_h_reset = None if h_reset is None else address("h_reset", h_reset, h0.shape, h0.dtype)
     of_outputs, of_h_last, of_saved = (
         array.data_ptr() or None for array in (outputs, h_last, saved)
     )
@@ -152,6 +182,7 @@ def forward(
         direction.weight_hh = of_weights(f"weight_hh[{i}]", weight_hh[i], call, h0.dtype)
         direction.bias_hh = address(f"bias_hh[{i}]", bias_hh[i], (3 * call.hidden,), h0.dtype)
         direction.h0 = within_memory(of_h0, i * call.batch * row)
+        direction.h_reset = within_memory(of_h_reset, i * call.batch * row)
         direction.outputs = within_memory(of_outputs, i * row)
         direction.h_last = within_memory(of_h_last, i * call.batch * row)
         direction.saved = within_memory(of_saved, i * saved.stride(0) * saved.element_size())
@@ -161,7 +192,7 @@ def forward(
 
 def forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """What forward returns, not filled in, for the same arguments."""
-    projections, _, _, h0, tokens, _, _, reset_after, return_sequences, save = given
+    projections, _, _, h0, _, tokens, _, _, _, reset_after, return_sequences, save = given
     directions, batch, size = h0.shape
     steps = (projections[0] if tokens is None else tokens).shape[0]
     return (
@@ -180,13 +211,17 @@ def backward(
     saved: Tensor,
     tokens: Tensor | None,
     lengths: Tensor,
+    resets: Tensor | None,
     reverse: Sequence[bool],
     reset_after: bool,
     rows: int,
 ) -> list[Tensor]:
-    """The gradients of projections..., weight_hh..., bias_hh..., h0. rows: len(projections[0])."""
+    """The gradients of projections..., weight_hh..., bias_hh..., h0 and, with resets, h_reset.
+
+    rows: len(projections[0]).
+    """
     check_directions(reverse, weight_hh=weight_hh, d_h_last=d_h_last)
-    call, directions = describe(rows, tokens, lengths, d_h_last, reverse, reset_after)
+    call, directions = describe(rows, tokens, lengths, resets, d_h_last, reverse, reset_after)
     dtype, R = d_h_last.dtype, len(reverse)
     of_saved = address("saved", saved, (R, saved_size(call)), dtype)
     of_d_h_last = address("d_h_last", d_h_last, d_h_last.shape, dtype)
@@ -198,7 +233,7 @@ def backward(
     for i, direction in enumerate(directions):
         direction.weight_hh = of_weights(f"weight_hh[{i}]", weight_hh[i], call, dtype)
     gradients = backward_shapes(
-        weight_hh, d_outputs, d_h_last, saved, tokens, lengths, reverse, reset_after, rows
+        weight_hh, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse, reset_after, rows
     )
     places = [gradient.data_ptr() or None for gradient in gradients]
     row = call.hidden * d_h_last.element_size()
@@ -208,20 +243,22 @@ def backward(
         direction.d_h_last = within_memory(of_d_h_last, i * call.batch * row)
         direction.d_projections, direction.d_weight_hh, direction.d_bias_hh = places[i : 3 * R : R]
         direction.d_h0 = within_memory(places[3 * R], i * call.batch * row)
+        if resets is not None:
+            direction.d_h_reset = within_memory(places[-1], i * call.batch * row)
     kernels.backward(call, directions)
     return gradients
 
 
 def backward_shapes(*given: Any) -> list[Tensor]:
     """What backward returns, not filled in, for the same arguments."""
-    weight_hh, _, d_h_last, saved, tokens, *_, rows = given
+    weight_hh, _, d_h_last, saved, tokens, _, resets, *_, rows = given
     batch, size = d_h_last.shape[1:]
     shape = (rows, batch, 3 * size) if tokens is None else (rows, 3 * size)
     return [
         *(saved.new_empty(shape) for _ in weight_hh),
         *(torch.empty_like(each) for each in weight_hh),
         *(saved.new_empty(3 * size) for _ in weight_hh),
-        torch.empty_like(d_h_last),
+        *(torch.empty_like(d_h_last) for _ in range(1 if resets is None else 2)),
     ]
 
 
@@ -237,26 +274,26 @@ backward_operator.register_fake(backward_shapes)
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     """Saves for the operator's gradient, which needs no projections, biases and outputs."""
-    projections, weight_hh, _, _, tokens, lengths, reverse, reset_after, *_ = inputs
-    ctx.save_for_backward(*weight_hh, output[2], tokens, lengths)
+    projections, weight_hh, *_, tokens, lengths, resets, reverse, reset_after, _, _ = inputs
+    ctx.save_for_backward(*weight_hh, output[2], tokens, lengths, resets)
     ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as the forward
-    ctx.how = (reverse, reset_after, len(projections[0]))
+    ctx.how = (reverse, reset_after, projections[0].shape[0])  # len() would fix it for export
 
 
 def differentiate(
     ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
 ) -> tuple:
     """The gradients of the operator's arguments; None is a gradient of zero."""
-    *weight_hh, saved, tokens, lengths = ctx.saved_tensors
+    *weight_hh, saved, tokens, lengths, resets = ctx.saved_tensors
     if d_h_last is None:
-        d_h_last = saved.new_zeros(len(weight_hh), len(lengths), weight_hh[0].shape[-1])
+        d_h_last = saved.new_zeros(len(weight_hh), lengths.shape[0], weight_hh[0].shape[-1])
     d_outputs = None if d_outputs is None else d_outputs.contiguous()
     gradients = backward_operator(
-        weight_hh, d_outputs, d_h_last.contiguous(), saved, tokens, lengths, *ctx.how
+        weight_hh, d_outputs, d_h_last.contiguous(), saved, tokens, lengths, resets, *ctx.how
     )
     R = len(weight_hh)
     lists = [gradients[i : i + R] for i in (0, R, 2 * R)]
-    return *lists, gradients[3 * R], *[None] * 6
+    return *lists, gradients[3 * R], None if resets is None else gradients[-1], *[None] * 7
 
 
 def refuse(*_: Any) -> None:
@@ -275,6 +312,7 @@ def compute(
     function: Callable[..., tuple[Tensor, Tensor, Tensor]],
     tokens: Tensor | None,
     lengths: Tensor,
+    resets: Tensor | None,
     reset_after: bool,
     return_sequences: bool,
     save: bool,
@@ -283,7 +321,7 @@ def compute(
     """A layer by `forward` or its operator, without a gradient but that of the operator."""
     projections, *others = operands(*arrays)
     how = (directions_of(projections), reset_after, return_sequences, save)
-    return function(projections, *others, tokens, lengths, *how)
+    return function(projections, *others, tokens, lengths, resets, *how)
 
 
 class Forward(torch.autograd.Function):
@@ -291,13 +329,14 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        in_memory = plain(*inputs[:2], *inputs[5:])
+        in_memory = plain(*inputs[:3], *inputs[6:])
         return compute(forward if in_memory else forward_operator, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        tokens, lengths, *ctx.how, _ = inputs[:5]
-        ctx.save_for_backward(tokens, lengths, output[2], *inputs[5:])
+        *places, reset_after, return_sequences, _ = inputs[:6]
+        ctx.how = (reset_after, return_sequences)
+        ctx.save_for_backward(*places, output[2], *inputs[6:])
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as forward
 
@@ -305,19 +344,22 @@ class Forward(torch.autograd.Function):
     def backward(
         ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
     ) -> tuple:
-        tokens, lengths, saved, *arrays = ctx.saved_tensors
+        tokens, lengths, resets, saved, *arrays = (
+            ctx.saved_tensors
+        )  # once: see torch.utils.checkpoint
+        places = (tokens, lengths, resets)
         d_outputs = None if d_outputs is None else dense(d_outputs)
         d_h_last = torch.zeros_like(arrays[-1]) if d_h_last is None else dense(d_h_last)
         given = (saved, d_outputs, d_h_last, *arrays)
         if forward_mode() or batched(d_outputs, d_h_last):
-            function = by_scan(tokens, lengths, *ctx.how)
+            function = by_scan(*places, *ctx.how)
             gradients: tuple = gradients_of(function, d_outputs, d_h_last, *arrays)
         elif torch.is_grad_enabled() or transformed():
-            gradients = Backward.apply(tokens, lengths, *ctx.how, True, *given)
+            gradients = Backward.apply(*places, *ctx.how, True, *given)
         else:
-            of_x = ctx.needs_input_grad[5]
-            gradients = Backward.forward(tokens, lengths, *ctx.how, of_x, *given)
-        return *[None] * 5, *gradients
+            of_x = ctx.needs_input_grad[6]
+            gradients = Backward.forward(*places, *ctx.how, of_x, *given)
+        return *[None] * 6, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -344,8 +386,8 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
-        tokens, lengths, reset_after, _, of_x, saved, d_outputs, d_h_last, *arrays = inputs
-        x, weights, _ = parts(arrays)
+        tokens, lengths, resets, reset_after, _, of_x, saved, d_outputs, d_h_last = inputs[:9]
+        x, weights, *_ = parts(inputs[9:])
         function = backward if plain(saved, d_outputs, d_h_last, x) else backward_operator
         weight_hh, R, rows = [dense(each[1]) for each in weights], len(weights), x.shape[0]
         found = function(
@@ -355,6 +397,7 @@ class Backward(torch.autograd.Function):
             saved,
             tokens,
             lengths,
+            resets,
             directions_of(weights),
             reset_after,
             rows,
@@ -366,22 +409,23 @@ class Backward(torch.autograd.Function):
                 d_weights += [d_weight_ih, found[R + i], d_bias_ih, found[2 * R + i]]
             of_each = [d_a @ each[0] for d_a, each in zip(found, weights, strict=False) if of_x]
         d_x = sum(of_each[1:], of_each[0]) if of_x else None
-        return d_x, *d_weights, found[3 * R]
+        return d_x, *d_weights, *found[3 * R :]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        tokens, lengths, *ctx.how, _, _, d_outputs, d_h_last = inputs[:8]
-        ctx.save_for_backward(tokens, lengths, d_outputs, d_h_last, *inputs[8:])
+        *places, reset_after, return_sequences, _, _, d_outputs, d_h_last = inputs[:9]
+        ctx.how = (reset_after, return_sequences)
+        ctx.save_for_backward(*places, d_outputs, d_h_last, *inputs[9:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:
-        tokens, lengths, d_outputs, *arguments = ctx.saved_tensors
-        function = partial(gradients_of, by_scan(tokens, lengths, *ctx.how))
+        tokens, lengths, resets, d_outputs, *arguments = ctx.saved_tensors
+        function = partial(gradients_of, by_scan(tokens, lengths, resets, *ctx.how))
         if d_outputs is None:
             pull = torch.func.vjp(partial(function, None), *arguments)[1]
-            return *[None] * 7, *pull(cotangents)
+            return *[None] * 8, *pull(cotangents)
         pull = torch.func.vjp(function, d_outputs, *arguments)[1]
-        return *[None] * 6, *pull(cotangents)
+        return *[None] * 7, *pull(cotangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -394,16 +438,20 @@ def directions_of(entries: Sequence[Any]) -> list[bool]:
 
 
 def by_scan(
-    tokens: Tensor | None, lengths: Tensor, reset_after: bool, return_sequences: bool
+    tokens: Tensor | None,
+    lengths: Tensor,
+    resets: Tensor | None,
+    reset_after: bool,
+    return_sequences: bool,
 ) -> Callable[..., Found]:
     """The function of the arrays, in a row, that the kernel computes, written out by gru.py."""
     from torch_impl.gru import scan
 
     def run(*arrays: Tensor) -> Found:
-        x, weights, h0 = parts(arrays)
+        x, weights, h0, h_reset = parts(arrays)
         how = {"reset_after": reset_after, "return_sequences": return_sequences}
         with exactly():
-            return scan(x, tokens, weights, lengths, h0, **how)
+            return scan(x, tokens, weights, lengths, h0, resets, h_reset, **how)
 
     return run
 
@@ -455,6 +503,7 @@ def describe(
     rows: int,
     tokens: Tensor | None,
     lengths: Tensor,
+    resets: Tensor | None,
     h0: Tensor,
     reverse: Sequence[bool],
     reset_after: bool,
@@ -483,6 +532,7 @@ def describe(
         distinct=rows * (batch if tokens is None else 1),
         tokens=of_tokens,
         lengths=address("lengths", lengths, (batch,), torch.int32),
+        resets=None if resets is None else address("resets", resets, (steps, batch), torch.bool),
         is_double=h0.dtype == torch.float64,
         reset_after=reset_after,
         directions=R,

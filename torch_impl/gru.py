@@ -17,23 +17,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.arguments import check_shape, check_sizes
 from common.cells import Cell, Recurrence
-from common.params import init_gru
 from torch_impl import fused
-from torch_impl.layers import (
-    Weights,
-    as_array,
-    by_direction,
-    canonical,
-    gather,
-    loop,
-    project,
-    register,
-    run,
-)
+from torch_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
 
 
 def step(
@@ -57,34 +45,62 @@ def step(
     return h + z * (n - h), {"z": z, "r": r, "n": n}
 
 
+def hoisted_step(
+    a_zr: Float[Tensor, "B 2H"],
+    a_n: Float[Tensor, "B H"],
+    h: Float[Tensor, "B H"],
+    U_zr: Float[Tensor, "H 2H"],
+    U_n: Float[Tensor, "H H"],
+    c_n: Float[Tensor, " H"],
+    *,
+    reset_after: bool,
+) -> Float[Tensor, "B H"]:
+    """`step` without what can be done for all time steps at once: see `hoist`."""
+    z, r = torch.sigmoid(torch.addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
+    if reset_after:
+        n = torch.tanh(a_n + r * torch.addmm(c_n, h, U_n))
+    else:
+        n = torch.tanh(torch.addmm(a_n, r * h, U_n))
+    return torch.lerp(h, n, z)  # h + z * (n - h)
+
+
+def hoist(
+    weights: Weights, *, reset_after: bool
+) -> tuple[Float[Tensor, " 3H"], Float[Tensor, "H 2H"], Float[Tensor, "H H"], Float[Tensor, " H"]]:
+    """The bias of the inputs' share, with the hidden biases that are only added to it, U_zr', U_n'
+    and c_n."""
+    _, weight_hh, bias_ih, bias_hh = weights
+    size = weight_hh.shape[-1]
+    U_zr, U_n = weight_hh.split([2 * size, size])
+    c_n = bias_hh[2 * size :]
+    hidden = torch.cat([bias_hh[: 2 * size], torch.zeros_like(c_n)]) if reset_after else bias_hh
+    return bias_ih + hidden, U_zr.T, U_n.T, c_n
+
+
 def scan_direction(
     x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
     tokens: Int[Tensor, "T B"] | None,
     mask: Bool[Tensor, "T B 1"],
     weights: Weights,
     h: Float[Tensor, "B H"],
+    restart: Restart | None,
     *,
     reverse: bool,
     reset_after: bool,
 ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
-    """`step` in a loop over time, without what can be done for all time steps at once."""
-    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    """`hoisted_step` in a loop over time."""
     size = h.shape[-1]
-    U_zr, U_n = (U.T for U in weight_hh.split([2 * size, size]))
-    c_n = bias_hh[2 * size :]
-    # Hidden biases that are added to the inputs' share are added to its bias.
-    hidden = torch.cat([bias_hh[: 2 * size], torch.zeros_like(c_n)]) if reset_after else bias_hh
-    rows = project(x, weight_ih, bias_ih + hidden).split([2 * size, size], dim=-1)
+    bias, U_zr, U_n, c_n = hoist(weights, reset_after=reset_after)
+    rows = project(x, weights[0], bias).split([2 * size, size], dim=-1)
     inputs = [gather(each, tokens, mask) for each in rows]
     a_zr, a_n, live = (each.unbind() for each in (*inputs, mask))
+    begin = () if restart is None else restart[0].unbind()
     states = [h] * len(live)
     for t in reversed(range(len(live))) if reverse else range(len(live)):
-        z, r = torch.sigmoid(torch.addmm(a_zr[t], h, U_zr)).chunk(2, dim=-1)
-        if reset_after:
-            n = torch.tanh(a_n[t] + r * torch.addmm(c_n, h, U_n))
-        else:
-            n = torch.tanh(torch.addmm(a_n[t], r * h, U_n))
-        h = states[t] = torch.where(live[t], torch.lerp(h, n, z), h)  # lerp: h + z * (n - h)
+        if restart is not None:
+            h = torch.where(begin[t], restart[1], h)
+        after = hoisted_step(a_zr[t], a_n[t], h, U_zr, U_n, c_n, reset_after=reset_after)
+        h = states[t] = torch.where(live[t], after, h)
     return h, torch.stack(states) if states else h.new_zeros(0, *h.shape)
 
 
@@ -105,6 +121,8 @@ def gru(
     h0: Float[Tensor, "L*R B H"] | None = None,
     *,
     tokens: Int[Tensor, "T B"] | None = None,
+    resets: Bool[Tensor, "T B"] | None = None,
+    h_reset: Float[Tensor, "L*R B H"] | None = None,
     reset_after: bool = False,
     implementation: str = "auto",
     return_sequences: bool = True,
@@ -114,6 +132,10 @@ def gru(
     x holds the inputs [T, B, D], or, with tokens [T, B], the distinct inputs [K, D] that tokens
     points at. What is read at padding alone (t >= lengths) has no influence, even where it is not a
     number. A direction's first state is h0[layer * R + direction], or zero.
+
+    resets [T, B] are true where a new sequence begins within a row: no state crosses from the step
+    before to that one, in either direction; the state is h_reset again, or else h0, or zero. At
+    padding, they have no influence.
 
     Returns (outputs, h_last): the last layer's states, zero at padding, and the state of every
     layer and direction after its last time step (its first, for the backward direction). Without
@@ -127,61 +149,16 @@ def gru(
     dtype; their values are not looked at where they are not known: while torch.compile traces, and
     under torch.func.vmap. There, in scan and loop, a length beyond T counts as T, one below 0 as 0.
     """
-    how = (reset_after, implementation, return_sequences)
-    return run(CELL, parameters, x, lengths, h0, tokens, *how)
-
-
-class GRU(nn.Module):
-    """A drop-in for torch.nn.GRU(batch_first=True), with the equations above.
-
-    Example:
-        outputs, h_last = GRU(300, 128, bidirectional=True)(x, lengths)
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        bidirectional: bool = False,
-        reset_after: bool = False,
-        implementation: str = "auto",
-    ) -> None:
-        """Parameters are drawn with torch's generator, uniformly in ±1/sqrt(hidden_size).
-
-        Raises ValueError for a size below 1 and for an unknown implementation.
-        """
-        super().__init__()
-        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        CELL.resolve(implementation)
-        self.input_size = input_size
-        self.reset_after = reset_after
-        self.implementation = implementation
-        seed = int(torch.randint(2**31, ()))
-        drawn = init_gru(input_size, hidden_size, num_layers, bidirectional, seed)
-        self.names = register(self, drawn, torch.get_default_dtype())
-
-    def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        lengths: Int[Tensor, " B"] | None = None,
-        h0: Float[Tensor, "L*R B H"] | None = None,
-    ) -> tuple[Float[Tensor, "B T R*H"], Float[Tensor, "L*R B H"]]:
-        """As torch.nn.GRU(batch_first=True); lengths, in any order, counts each row's time steps.
-
-        Returns (outputs, h_last): the last layer's states, zero at padding, and the
-        state of every layer and direction after its last step. Raises as `gru` does.
-        """
-        check_shape("x", as_array("x", x), "B", "T", self.input_size)
-        if lengths is None:
-            lengths = torch.full(x.shape[:1], x.shape[1], dtype=torch.int32, device=x.device)
-        outputs, h_last = gru(
-            canonical(self, self.names),
-            x.transpose(0, 1),
-            lengths,
-            h0,
-            reset_after=self.reset_after,
-            implementation=self.implementation,
-        )
-        return outputs.transpose(0, 1), h_last
+    return run(
+        CELL,
+        parameters,
+        x,
+        lengths,
+        h0,
+        tokens,
+        resets,
+        h_reset,
+        reset_after=reset_after,
+        implementation=implementation,
+        return_sequences=return_sequences,
+    )

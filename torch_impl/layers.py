@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from common.arguments import check_cell, check_mapping, check_range
+from common.arguments import OPTIONAL, check_cell, check_mapping, check_range
 from common.cells import Cell
 from common.params import GRU_PARAMETERS
 
@@ -30,6 +30,8 @@ SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 Weights = Sequence[Tensor]
 Found = tuple[Float[Tensor, "T B R*H"], Float[Tensor, "R B H"]]
+Restart = tuple[Bool[Tensor, "T B 1"], Float[Tensor, "B H"]]
+"""The time steps before which a direction starts anew, and the state it then has."""
 
 
 def within(lengths: Int[Tensor, " B"], steps: int) -> Bool[Tensor, "T B"]:
@@ -52,6 +54,8 @@ def project(
 
 def parts_of(x: Float[Tensor, "*N D"]) -> int:
     """In how many parts `project` multiplies."""
+    if torch.compiler.is_exporting():  # for any number of inputs
+        return 1
     return max(min(x.shape[0] // 64, 4), 1)
 
 
@@ -66,7 +70,7 @@ def gather(
     """
     if tokens is None:
         return rows
-    return F.embedding(torch.where(mask[..., 0], tokens, len(rows)), F.pad(rows, (0, 0, 0, 1)))
+    return F.embedding(torch.where(mask[..., 0], tokens, rows.shape[0]), F.pad(rows, (0, 0, 0, 1)))
 
 
 def unroll(
@@ -76,6 +80,7 @@ def unroll(
     h: Float[Tensor, "B H"],
     weight_hh: Float[Tensor, "G*H H"],
     bias_hh: Float[Tensor, " G*H"],
+    restart: Restart | None = None,
     nudges: Float[Tensor, "T B H"] | None = None,
     *,
     reverse: bool,
@@ -88,8 +93,11 @@ def unroll(
     """
     # As a whole: a[t] would have a gradient as large as a.
     inputs, live, pushes = a.unbind(), mask.unbind(), () if nudges is None else nudges.unbind()
+    begin = () if restart is None else restart[0].unbind()
     found: list[dict[str, Tensor]] = [{}] * len(inputs)
     for t in reversed(range(len(inputs))) if reverse else range(len(inputs)):
+        if restart is not None:
+            h = torch.where(begin[t], restart[1], h)
         after, between = step(inputs[t], h, weight_hh, bias_hh, reset_after=reset_after)
         h = torch.where(live[t], after, h)
         if nudges is not None:
@@ -107,23 +115,37 @@ def by_direction(
     weights: Sequence[Weights],
     lengths: Int[Tensor, " B"],
     h0: Float[Tensor, "R B H"],
+    resets: Bool[Tensor, "T B"] | None = None,
+    h_reset: Float[Tensor, "R B H"] | None = None,
     *,
     reset_after: bool,
     return_sequences: bool,
 ) -> Found:
     """A recurrence from what computes one direction.
 
-    direction(x, tokens, mask, weights, h, *, reverse, reset_after) -> (last state, states).
+    direction(x, tokens, mask, weights, h, restart, *, reverse, reset_after) returns (last state,
+    states).
     """
     mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
+    restarts: list[Restart | None] = [None] * len(weights)
+    if resets is not None and h_reset is not None:
+        restarts = [(beginnings(resets, mask, reverse=i == 1), h) for i, h in enumerate(h_reset)]
     results = [
-        direction(x, tokens, mask, each, h0[i], reverse=i == 1, reset_after=reset_after)
-        for i, each in enumerate(weights)
+        direction(x, tokens, mask, each, h0[i], restart, reverse=i == 1, reset_after=reset_after)
+        for i, (each, restart) in enumerate(zip(weights, restarts, strict=True))
     ]
     h_last, states = zip(*results, strict=True)
     size = weights[0][1].shape[-1]
     outputs = torch.where(mask, torch.cat([each[..., :size] for each in states], dim=-1), 0)
     return outputs if return_sequences else outputs[:0], torch.stack(h_last)
+
+
+def beginnings(
+    resets: Bool[Tensor, "T B"], mask: Bool[Tensor, "T B 1"], *, reverse: bool
+) -> Bool[Tensor, "T B 1"]:
+    """The steps before which a direction starts anew: backward, a sequence's last is its first."""
+    begins = resets[..., None] & mask
+    return torch.cat([begins[1:], torch.zeros_like(begins[:1])]) if reverse else begins
 
 
 def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., Found]:
@@ -135,6 +157,7 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
         mask: Bool[Tensor, "T B 1"],
         weights: Weights,
         h: Float[Tensor, "B H"],
+        restart: Restart | None,
         *,
         reverse: bool,
         reset_after: bool,
@@ -142,7 +165,7 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
         weight_ih, weight_hh, bias_ih, bias_hh = weights
         a = gather(project(x, weight_ih, bias_ih), tokens, mask)
         how = {"reverse": reverse, "reset_after": reset_after}
-        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, None, **how)
+        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, restart, None, **how)
         return h, found["states"]
 
     return partial(by_direction, direction)
@@ -155,41 +178,59 @@ def run(
     lengths: Int[Tensor, " B"],
     h0: Float[Tensor, "L*R B H"] | None = None,
     tokens: Int[Tensor, "T B"] | None = None,
+    resets: Bool[Tensor, "T B"] | None = None,
+    h_reset: Float[Tensor, "L*R B H"] | None = None,
+    between: Callable[[Tensor], Tensor] | None = None,
+    *,
     reset_after: bool = False,
     implementation: str = "auto",
     return_sequences: bool = True,
 ) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
-    """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py."""
-    check_arrays(parameters, x=x, lengths=lengths, h0=h0, tokens=tokens)
+    """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py.
+
+    between is applied to what one layer hands to the next.
+    """
+    optional = {"h0": h0, "tokens": tokens, "resets": resets, "h_reset": h_reset}
+    check_arrays(parameters, x=x, lengths=lengths, **optional)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
-        low = torch.get_autocast_dtype(device)
-        own, x, h0 = in_dtype(low, cell, parameters, x, h0, only=(torch.float32, *HALF))
-        how = (reset_after, implementation, return_sequences)
+        low, only = torch.get_autocast_dtype(device), (torch.float32, *HALF)
+        own, (x, h0, h_reset) = in_dtype(low, cell, parameters, x, h0, h_reset, only=only)
+        rest = (lengths, h0, tokens, resets, h_reset, between)
+        how: dict[str, Any] = {"reset_after": reset_after, "return_sequences": return_sequences}
         with torch.autocast(device, enabled=False):
-            return run(cell, own, x, lengths, h0, tokens, *how)
-    layers, directions, size = check_cell(cell, parameters, x, lengths, h0, tokens)
+            return run(cell, own, x, *rest, implementation=implementation, **how)
+    fits = check_cell(cell, parameters, x, lengths, h0, tokens, resets, h_reset)
+    layers, directions, size = fits
     dtype = x.dtype
     if dtype in HALF:
-        parameters, x, h0 = in_dtype(torch.float32, cell, parameters, x, h0, only=HALF)
+        high = torch.float32
+        parameters, (x, h0, h_reset) = in_dtype(high, cell, parameters, x, h0, h_reset, only=HALF)
     recurrence = cell.recurrences[cell.resolve(implementation, device, x.dtype)]
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
     it_checks = recurrence.checks and not forward_mode()
     if not it_checks or lengths.dtype != torch.int32:
         lengths = in_range("lengths", lengths, steps, "T, the number of time steps")
     if tokens is not None and (not it_checks or tokens.dtype != torch.int32):
-        tokens = in_range("tokens", tokens, len(x) - 1, "K - 1, x having K rows")
+        tokens = in_range("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
     if h0 is None:
         h0 = x.new_zeros(layers * R, lengths.shape[0], cell.states * size)
+    if resets is not None and h_reset is None:
+        h_reset = h0
     x = without_padding(x, tokens, lengths)
     h_last = []
     for number in range(layers):
+        own_states = slice(number * R, (number + 1) * R)
+        if number and between is not None:
+            x = between(x)
         x, last = recurrence.compute(
             x,
             tokens,
             [layer_weights(cell, parameters, number, side) for side in directions],
             lengths,
-            h0[number * R : (number + 1) * R],
+            h0[own_states],
+            resets,
+            None if h_reset is None else h_reset[own_states],
             reset_after=reset_after,
             return_sequences=return_sequences or number < layers - 1,
         )
@@ -206,16 +247,16 @@ def layer_weights(
     return [parameters[f"{cell.name}.{layer}.{direction}.{name}"] for name in GRU_PARAMETERS]
 
 
-def check_arrays(parameters: Mapping[str, Tensor], **others: Tensor | None) -> None:
+def check_arrays(parameters: Mapping[str, Tensor], **others: Any) -> None:
     """Raise TypeError for what is no dense tensor, ValueError for one that is not where others are.
 
-    The others are named arguments; h0 and tokens may be None.
+    The others are arguments by name.
     """
     check_mapping(parameters)
     device = None
     for given in (others, parameters):
         for name, value in given.items():
-            if value is None and name in ("h0", "tokens") and given is others:
+            if value is None and name in OPTIONAL and given is others:
                 continue
             array = as_array(name, value)
             device = device or array.device
@@ -236,18 +277,16 @@ def in_dtype(
     dtype: torch.dtype,
     cell: Cell,
     parameters: Mapping[str, Tensor],
-    x: Tensor,
-    h0: Tensor | None,
-    *,
+    *arrays: Any,
     only: tuple[torch.dtype, ...],
-) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
-    """The cell's parameters, x and h0 in another dtype, if they are in one of `only`."""
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """The cell's parameters and arrays (or None) in another dtype, if they are in one of `only`."""
 
-    def convert(array: Tensor) -> Tensor:
-        return array.to(dtype) if array.dtype in only else array
+    def convert(array: Tensor | None) -> Any:
+        return array if array is None or array.dtype not in only else array.to(dtype)
 
     own = {n: convert(p) for n, p in parameters.items() if n.startswith(f"{cell.name}.")}
-    return own, convert(x), None if h0 is None else convert(h0)
+    return own, [convert(array) for array in arrays]
 
 
 def in_range(name: str, array: Int[Tensor, "..."], limit: int, what: str) -> Int[Tensor, "..."]:
@@ -267,10 +306,10 @@ def without_padding(
     if not torch.is_grad_enabled() or (plain(x) and math.isfinite(x.detach().sum())):
         return x  # 0 times it is 0, and only gradients have such products
     if tokens is None:
-        return torch.where(within(lengths, len(x))[..., None], x, 0)
-    mask = within(lengths, len(tokens))
-    read = torch.zeros(len(x) + 1, dtype=torch.bool, device=x.device)
-    places = torch.where(mask, tokens, len(x)).flatten().long().clamp(0, len(x))
+        return torch.where(within(lengths, x.shape[0])[..., None], x, 0)
+    mask, K = within(lengths, tokens.shape[0]), x.shape[0]
+    read = torch.zeros(K + 1, dtype=torch.bool, device=x.device)
+    places = torch.where(mask, tokens, K).flatten().long().clamp(0, K)
     read = read.scatter(0, places, True)
     return torch.where(read[:-1, None], x, 0)
 

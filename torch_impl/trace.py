@@ -39,12 +39,10 @@ def trace(
     mask = within(lengths, len(x))[..., None]
     found = []
     for i, direction in enumerate(directions):
-        weight_ih, weight_hh, bias_ih, bias_hh = layer_weights(
-            cell, parameters, layers - 1, direction
-        )
+        weight_ih, U, bias_ih, c = layer_weights(cell, parameters, layers - 1, direction)
         a, h0 = project(x, weight_ih, bias_ih), torch.zeros_like(nudges[i, 0])
         how = {"reverse": direction == "backward", "reset_after": reset_after}
-        found.append(unroll(cell.step, a, mask, h0, weight_hh, bias_hh, nudges[i], **how)[1])
+        found.append(unroll(cell.step, a, mask, h0, U, c, None, nudges[i], **how)[1])
     return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 

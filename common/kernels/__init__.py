@@ -25,6 +25,7 @@ class Problem(ctypes.Structure):
         ("distinct", ctypes.c_int64),
         ("tokens", ctypes.c_void_p),
         ("lengths", ctypes.c_void_p),
+        ("resets", ctypes.c_void_p),
         ("is_double", ctypes.c_int32),
         ("reset_after", ctypes.c_int32),
         ("directions", ctypes.c_int32),
@@ -47,6 +48,7 @@ class Direction(ctypes.Structure):
                 "weight_hh",
                 "bias_hh",
                 "h0",
+                "h_reset",
                 "outputs",
                 "h_last",
                 "saved",
@@ -56,6 +58,7 @@ class Direction(ctypes.Structure):
                 "d_weight_hh",
                 "d_bias_hh",
                 "d_h0",
+                "d_h_reset",
             )
         ),
     ]

@@ -9,7 +9,8 @@
        n = tanh(a_n + r * (h U_n' + c_n))           candidate, reset_after = 1
        h = h + z * (n - h)
 
-   and keeps its state at every other step. Matrices are dense and row-major, gates are in the order
+   and keeps its state at every other step. Before a step where a sequence begins within the row (see
+   resets), h is h_reset. Matrices are dense and row-major, gates are in the order
    z, r, n, and every pointer is to float, or to double where the problem says so. Nothing is copied
    on the way in or out. Results do not depend on the number of threads. Denormal numbers, too small
    for full precision, count as 0.
@@ -32,6 +33,8 @@ typedef struct {
   int64_t distinct;             /* K: T * B without tokens */
   const int32_t *tokens;  /* [T, B], rows of projections; NULL: step t of row b is row t * B + b */
   const int32_t *lengths; /* [B], in any order; NULL: every row has T steps */
+  const uint8_t *resets;  /* [T, B], not 0 where a sequence begins: no direction's state crosses from
+                             step t - 1 to t, or back; NULL: nowhere */
   int32_t is_double, reset_after;
   int32_t directions; /* 1 or 2 */
   int32_t threads;    /* at most this many, at least 1, and never more than gru_cores() */
@@ -46,7 +49,7 @@ typedef struct {
   int64_t ld_projections, ld_outputs; /* of the gradients, too */
   const void *projections;            /* [K, 3H] */
   const void *weight_hh, *bias_hh;    /* [3H, H], [3H] */
-  const void *h0;                     /* [B, H]; NULL: zeros */
+  const void *h0, *h_reset;           /* [B, H]; NULL: zeros */
   void *outputs;                      /* [T, B, H], 0 at padded steps; NULL: not wanted */
   void *h_last;                       /* [B, H] */
   void *saved;                        /* gru_saved_size(); NULL: there will be no backward */
@@ -54,6 +57,7 @@ typedef struct {
   const void *d_outputs, *d_h_last;     /* [T, B, H], [B, H]; NULL: zeros */
   void *d_projections;                  /* [K, 3H] */
   void *d_weight_hh, *d_bias_hh, *d_h0; /* [3H, H], [3H], [B, H] */
+  void *d_h_reset;                      /* [B, H]; NULL without resets */
 } gru_direction;
 
 enum { GRU_OK, GRU_BAD_LENGTH, GRU_BAD_TOKEN, GRU_OUT_OF_MEMORY };

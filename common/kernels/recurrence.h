@@ -209,6 +209,13 @@ INLINE const T *projections_of(const gru_problem &p, const gru_direction &d, int
   return (const T *)d.projections + (p.tokens ? p.tokens[at] : at) * d.ld_projections;
 }
 
+// Whether a direction starts anew before step t in the item's row i, which has that step.
+INLINE bool resets_at(const gru_problem &p, const gru_direction &d, const Item &item, int64_t t,
+                      int64_t i) {
+  const int64_t begin = t + (d.reverse ? 1 : 0);  // backward, it is the step after this that begins
+  return begin < p.steps && i < item.active[begin] && p.resets[begin * p.batch + item.row[i]];
+}
+
 // One item: some rows of the batch through all their steps in one direction.
 template <class T>
 FN void forward(const Call &call, const Item &item, const Scratch<T> &scratch) {
@@ -237,6 +244,9 @@ FN void forward(const Call &call, const Item &item, const Scratch<T> &scratch) {
     for (int64_t i = 0; i < rows; ++i) {
       scratch.source[i] = projections_of<T>(p, d, t, item.row[i]);
       scratch.next[i] = projections_of<T>(p, d, t + ahead, item.row[i]);
+      if (p.resets && resets_at(p, d, item, t, i))
+        for (int64_t u = 0; u < H; ++u)
+          h[i * stride + u] = d.h_reset ? ((const T *)d.h_reset)[item.row[i] * H + u] : T(0);
     }
 
     const T *weights = (const T *)call.packed[item.direction];
@@ -339,6 +349,8 @@ FN void backward(const Call &call, const Item &item, const Scratch<T> &scratch) 
     for (int64_t u = 0; u < stride; ++u)
       dh[i * stride + u] =
           u < H && d.d_h_last ? ((const T *)d.d_h_last)[item.row[i] * H + u] : T(0);
+  for (int64_t i = 0; d.d_h_reset && i < item.rows; ++i)
+    for (int64_t u = 0; u < H; ++u) ((T *)d.d_h_reset)[item.row[i] * H + u] = T(0);
 
   int64_t gathered = 0;
   for (int64_t step = 0; step < p.steps; ++step) {
@@ -421,6 +433,12 @@ FN void backward(const Call &call, const Item &item, const Scratch<T> &scratch) 
         }
       }
     }
+    for (int64_t i = 0; p.resets && i < rows; ++i)
+      if (resets_at(p, d, item, t, i))
+        for (int64_t u = 0; u < H; ++u) {
+          ((T *)d.d_h_reset)[item.row[i] * H + u] += dh[i * stride + u];
+          dh[i * stride + u] = T(0);
+        }
     gathered += rows;
   }
   flush<T>(call, item, scratch, gathered);

@@ -1,11 +1,11 @@
 // gru.h for JAX: XLA FFI handlers, where the compiler finds jaxlib's headers.
-//   gru_xla_forward:  projections..., weight_hh..., bias_hh..., h0, tokens, lengths
+//   gru_xla_forward:  projections..., weight_hh..., bias_hh..., h0, h_reset, tokens, lengths, resets
 //                     -> outputs, h_last, saved
-//   gru_xla_backward: weight_hh..., d_outputs, d_h_last, saved, tokens, lengths
-//                     -> d_projections..., d_weight_hh..., d_bias_hh..., d_h0
-// where "..." is one for each direction, h0, h_last, d_h0 [directions, B, H] and saved hold all
-// directions, and an empty vector stands for what is missing. Whoever calls, no array is taken to be
-// larger than it is. A length or a token out of range makes every result NaN: an error would come too
+//   gru_xla_backward: weight_hh..., d_outputs, d_h_last, saved, tokens, lengths, resets
+//                     -> d_projections..., d_weight_hh..., d_bias_hh..., d_h0, d_h_reset
+// where "..." is one for each direction, the states [directions, B, H] and saved hold all directions,
+// and an empty vector stands for what is missing. Whoever calls, no array is taken to be larger than
+// it is. A length or a token out of range makes every result NaN: an error would come too
 // late, since XLA runs ahead, and everything after it would fail as well.
 #if __has_include("xla/ffi/api/ffi.h")
 #include "xla/ffi/api/ffi.h"
@@ -51,8 +51,8 @@ ffi::Error check(const std::vector<Expected> &arrays) {
 
 ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool backward,
                        ffi::Span<const int64_t> reverse, bool reset_after, int32_t threads) {
-  const size_t R = reverse.size(), of_args = backward ? R + 5 : 3 * R + 3,
-               of_results = backward ? 3 * R + 1 : 3;
+  const size_t R = reverse.size(), of_args = backward ? R + 6 : 3 * R + 5,
+               of_results = backward ? 3 * R + 2 : 3;
   if (R < 1 || R > 2 || args.size() != of_args || results.size() != of_results)
     return ffi::Error::InvalidArgument("GRU: wrong number of arrays");
   auto arg = [&](size_t i) { return *args.get<ffi::AnyBuffer>(i); };
@@ -63,9 +63,9 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool
                ? (char *)buffer.untyped_data() + buffer.size_bytes() / directions * direction
                : nullptr;
   };
-  const auto tokens = arg(of_args - 2), lengths = arg(of_args - 1);
+  const auto tokens = arg(of_args - 3), lengths = arg(of_args - 2), resets = arg(of_args - 1);
   const auto weights = arg(backward ? 0 : R), projections = backward ? result(0) : arg(0);
-  const bool has_tokens = rank(tokens) == 2;
+  const bool has_tokens = rank(tokens) == 2, has_resets = rank(resets) == 2;
   const ffi::DataType type = weights.element_type();
   if (type != ffi::F32 && type != ffi::F64)
     return ffi::Error::InvalidArgument("GRU: float32 and float64 only");
@@ -78,6 +78,7 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool
   problem.distinct = has_tokens ? projections.dimensions()[0] : problem.steps * problem.batch;
   problem.tokens = has_tokens ? (const int32_t *)tokens.untyped_data() : nullptr;
   problem.lengths = (const int32_t *)lengths.untyped_data();
+  problem.resets = has_resets ? (const uint8_t *)resets.untyped_data() : nullptr;
   problem.is_double = type == ffi::F64;
   problem.reset_after = reset_after;
   problem.directions = (int32_t)R;
@@ -94,10 +95,13 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool
   std::vector<Expected> arrays = {
       {"tokens", tokens, has_tokens ? Sizes{T, B} : Sizes{0}, ffi::S32},
       {"lengths", lengths, {B}, ffi::S32},
+      {"resets", resets, has_resets ? Sizes{T, B} : Sizes{0}, ffi::PRED},
       {"outputs", outputs, {return_sequences ? T : 0, B, both * H}, type},
       {"saved", saved, {both, saves ? gru_saved_size(T, B, H, reset_after) : 0}, type},
       {"h_last", backward ? arg(R + 1) : result(1), of_states, type},
-      {"h0", backward ? result(3 * R) : arg(3 * R), of_states, type}};
+      {"h0", backward ? result(3 * R) : arg(3 * R), of_states, type},
+      {"h_reset", backward ? result(3 * R + 1) : arg(3 * R + 1), has_resets ? of_states : Sizes{0},
+       type}};
   for (size_t i = 0; i < R; ++i) {
     arrays.push_back({"projections", backward ? result(i) : arg(i), of_projections, type});
     arrays.push_back({"weight_hh", arg(backward ? i : R + i), of_weights, type});
@@ -123,10 +127,12 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool
       d.d_weight_hh = result(R + i).untyped_data();
       d.d_bias_hh = result(2 * R + i).untyped_data();
       d.d_h0 = offset(result(3 * R), i, R);
+      d.d_h_reset = offset(result(3 * R + 1), i, R);
     } else {
       d.projections = arg(i).untyped_data();
       d.bias_hh = arg(2 * R + i).untyped_data();
       d.h0 = offset(arg(3 * R), i, R);
+      d.h_reset = offset(arg(3 * R + 1), i, R);
       d.outputs = half;
       d.h_last = offset(result(1), i, R);
       d.saved = offset(saved, i, R);

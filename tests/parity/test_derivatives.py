@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,22 @@ def quick_compilation():
 def small(
     reset_after: bool, size: Size = SIZE, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The arguments to differentiate by (GRU parameters, x, h0), and the lengths."""
-    case = draw(size, reset_after, seed)
+    """The arguments to differentiate by (GRU parameters, x, h0), and the lengths.
+
+    With the reset gate after the product also h_reset, and sequences begin within rows.
+    """
+    case = draw(replace(size, resets=reset_after), reset_after, seed)
     leaves = {name: p for name, p in case.parameters.items() if name.startswith("gru.")}
-    return leaves | {"x": case.x, "h0": case.h0}, case.lengths
+    leaves |= {"x": case.x, "h0": case.h0}
+    return leaves | ({"h_reset": case.h_reset} if reset_after else {}), case.lengths
+
+
+def resets_of(leaves):
+    """Where sequences begin: at every third step and row or so."""
+    if "h_reset" not in leaves:
+        return None
+    T, B = leaves["x"].shape[:2]
+    return (np.arange(T)[:, None] + 2 * np.arange(B)) % 3 == 1
 
 
 def torch_function(names, lengths, reset_after, implementation):
@@ -54,6 +67,8 @@ def torch_function(names, lengths, reset_after, implementation):
             leaves["x"],
             torch.tensor(lengths),
             leaves["h0"],
+            resets=None if (resets := resets_of(leaves)) is None else torch.tensor(resets),
+            h_reset=leaves.get("h_reset"),
             reset_after=reset_after,
             implementation=implementation,
         )
@@ -68,6 +83,8 @@ def jax_function(lengths, reset_after, implementation):
             leaves["x"],
             jnp.asarray(lengths),
             leaves["h0"],
+            resets=resets_of(leaves),
+            h_reset=leaves.get("h_reset"),
             reset_after=reset_after,
             implementation=implementation,
         )
@@ -360,12 +377,12 @@ def test_second_derivatives_of_the_twins_agree(implementation, reset_after, x64)
 def test_torch_compile(backend, implementation, reset_after):
     torch.manual_seed(0)
     how = {"bidirectional": True, "reset_after": reset_after, "implementation": implementation}
-    layer = torch_impl.GRU(3, 4, **how).double()
+    layer = torch_impl.GRU(3, 4, batch_first=True, **how).double()
     x = torch.randn(5, 3, 3, dtype=torch.float64, requires_grad=True)
     lengths = torch.tensor([2, 3, 0, 1, 3])
 
     def run(layer):
-        outputs, h_last = layer(x, lengths)
+        outputs, h_last = layer(x, lengths=lengths)
         leaves = [x, *layer.parameters()]
         gradients = torch.autograd.grad(outputs.square().sum() + h_last.sum(), leaves)
         return [value.detach().numpy() for value in (outputs, h_last, *gradients)]

@@ -13,7 +13,7 @@ import torch_impl.gru
 from common.cells import Recurrence
 from comparison.implementations import Case, Implementation
 from comparison.jax_layers import jax_cell
-from comparison.parity import SIZES, check, draw
+from comparison.parity import RESETS, SIZES, check, draw
 from comparison.torch_layers import torch_cell
 from jax_impl.gru import CELL as JAX_GRU
 from torch_impl.gru import CELL as TORCH_GRU
@@ -93,9 +93,9 @@ def test_a_backward_direction_that_starts_at_the_padding_fails(
 ):
     correct = module.RECURRENCES[recurrence].compute
 
-    def faulty(x, tokens, weights, lengths, h0, **how):
-        outputs, h_last = correct(x, tokens, weights, lengths, h0, **how)
-        others, last = correct(x, tokens, weights, lengths * 0 + len(x), h0, **how)
+    def faulty(x, tokens, weights, lengths, h0, *resets, **how):
+        outputs, h_last = correct(x, tokens, weights, lengths, h0, *resets, **how)
+        others, last = correct(x, tokens, weights, lengths * 0 + len(x), h0, *resets, **how)
         H, mask = h0.shape[-1], layers.within(lengths, len(x))[..., None]
         outputs = join([outputs[..., :H], others[..., H:] * mask], -1)
         return outputs, join([h_last[:1], last[1:]], 0)
@@ -103,6 +103,24 @@ def test_a_backward_direction_that_starts_at_the_padding_fails(
     assert failed(make(recurrence), reset_after, dtype) == set()
     monkeypatch.setitem(module.RECURRENCES, recurrence, Recurrence(faulty))
     assert {"outputs", "h_last", "d x", "d h0"} <= failed(make(recurrence), reset_after, dtype)
+
+
+RESET_FAULTS = {
+    "resets ignored": lambda case: replace(case, resets=np.zeros_like(case.resets)),
+    "a step late": lambda case: replace(case, resets=np.roll(case.resets, 1, 0)),
+    "h0 for h_reset": lambda case: replace(case, h_reset=case.h0),
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("fault", RESET_FAULTS)
+@each_implementation
+def test_a_fault_in_resets_fails(implementation, fault, dtype):
+    draws = tuple(draw(RESETS[0], False, seed) for seed in range(4))
+    faulty = replace(implementation, run=lambda case: implementation.run(RESET_FAULTS[fault](case)))
+    assert [row for row in check(implementation, draws, dtype) if not row.passed] == []
+    wrong = {row.check for row in check(faulty, draws, dtype) if not row.passed}
+    assert {"outputs", "h_last", "d x", "d h_reset"} - wrong == set()
 
 
 TENSOR_FAULTS = {

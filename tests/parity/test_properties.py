@@ -50,9 +50,10 @@ def cases(
     draw_from: st.DrawFn,
     layers: int = 3,
     directions: tuple[int, ...] = (1, 2),
-    tokens: tuple[bool, ...] = (False,),
+    either: tuple[bool, ...] = (False,),
 ) -> Case:
-    """A random case: lengths with zeros and ties, in any order; h0 or none."""
+    """A random case: lengths with zeros and ties, in any order; h0 or none. Of either, tokens or
+    none, resets or none."""
     T = draw_from(st.integers(0, 40))
     size = Size(
         name="random",
@@ -63,7 +64,8 @@ def cases(
         directions=draw_from(st.sampled_from(directions)),
         lengths=draw_from(st.lists(st.integers(0, T), min_size=1, max_size=9)),
         h0=draw_from(st.booleans()),
-        distinct=draw_from(st.integers(1, 50)) if draw_from(st.sampled_from(tokens)) else None,
+        distinct=draw_from(st.integers(1, 50)) if draw_from(st.sampled_from(either)) else None,
+        resets=draw_from(st.sampled_from(either)),
     )
     return draw(size, draw_from(st.booleans()), draw_from(st.integers(0, 2**32 - 1)))
 
@@ -75,7 +77,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 @each_implementation
 @examples(100)
-@given(case=cases(tokens=(False, True)))
+@given(case=cases(either=(False, True)))
 def test_results_and_gradients_are_the_oracles(implementation, case):
     assert [row for row in check(implementation, (case,), np.float64) if not row.passed] == []
 

@@ -25,7 +25,7 @@ ONLY = {
     "jax": {
         *("vary_alike", "layer", "_", "saving", "pull", "directions_of", "push", "push_shapes"),
         *("push_again", "push_transposed", "push_batched", "here_lowered", "like"),
-        *("attributes", "or_empty"),
+        *("attributes", "or_empty", "spoil"),
     },
 }
 TRANSLATED = {"GRU.forward": "GRU.__call__", "Classifier.forward": "Classifier.__call__"}

@@ -1,0 +1,325 @@
+"""The GRU as modules of Flax: drop-ins for nnx.RNN(nnx.GRUCell(...)) and for nnx.GRUCell.
+
+Its counterpart is torch_impl/modules.py: what these two take is what their frameworks' own layers
+take, and docs/layer.md lays them side by side.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx.nn.recurrent import RNNCellBase, flip_sequences
+from jax import Array
+from jaxtyping import DTypeLike, Float
+
+from common.arguments import check_bool, check_canonical, check_shape, check_sizes
+from common.params import GRU_PARAMETERS, gru_shapes
+from jax_impl.gru import CELL, hoist, hoisted_step
+from jax_impl.layers import as_array, canonical, run
+
+Initializer = Callable[..., Array]
+
+
+class GRU(nnx.Module):
+    """A drop-in for nnx.RNN(nnx.GRUCell(...)) with the equations of gru.py: faster on a CPU, and of
+    several layers and both directions.
+
+    Example:
+        outputs, h_last = GRU(300, 128, bidirectional=True, rngs=nnx.Rngs(0))(x, lengths)
+        outputs = GRU(300, 128, return_carry=False, rngs=nnx.Rngs(0))(x, seq_lengths=lengths)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        reset_after: bool = True,
+        implementation: str = "auto",
+        time_major: bool = False,
+        return_carry: bool | None = None,
+        reverse: bool = False,
+        keep_order: bool = False,
+        kernel_init: Initializer | None = None,
+        recurrent_kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Arguments:
+            dropout          of what one layer hands to the next, drawn from rngs.dropout; eval()
+                             of the module turns it off
+            reset_after      whether the reset gate acts after the product with U_n: True, the
+                             default, as in nnx.GRUCell, or False as in Cho et al. (2014)
+            implementation   "auto", or one of "loop", "scan" and "fused": see RECURRENCES in gru.py
+            time_major, return_carry, reverse, keep_order    the defaults of the call's
+            kernel_init, recurrent_kernel_init, bias_init    of a gate, called with a key, a shape
+                             ([D, H], [H, H], [H]) and a dtype; otherwise uniform in ±1/sqrt(H)
+            dtype            what is computed in: everything is converted to it. None: the dtype of
+                             inputs and parameters, which has to be one
+            param_dtype      of the parameters
+            rngs             its stream params draws them
+
+        Raises ValueError and TypeError for what these cannot be.
+        """
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_bool(bidirectional=bidirectional, reset_after=reset_after)
+        check_bool(time_major=time_major, reverse=reverse, keep_order=keep_order)
+        CELL.resolve(implementation)
+        if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout: expected a number in 0..1, found {dropout!r}")
+        check_rngs(rngs)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
+        self.reset_after = reset_after
+        self.implementation = implementation
+        self.time_major = time_major
+        self.return_carry = return_carry
+        self.reverse = reverse
+        self.keep_order = keep_order
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        inits = dict(zip(GRU_PARAMETERS, (kernel_init, recurrent_kernel_init), strict=False))
+        shapes = gru_shapes(input_size, hidden_size, num_layers, bidirectional)
+        for name, shape in shapes.items():
+            init = inits.get(name.rpartition(".")[2], bias_init)
+            value = initial(init, rngs.params(), shape, hidden_size, param_dtype)
+            setattr(self, name.replace(".", "_"), nnx.Param(value))  # no dots in attributes
+        self.names = tuple(shapes)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    @classmethod
+    def from_canonical(
+        cls, parameters: Mapping[str, np.ndarray], *, reset_after: bool, **options: Any
+    ) -> Self:
+        """A GRU with these canonical parameters; what else is among them is left out.
+
+        reset_after: what they were trained with; it cannot be seen in them. The options are those
+        of the constructor but for sizes, layers and directions; of them, dropout wants rngs.
+
+        Raises ValueError for a parameter that is missing, unknown or of a wrong shape, TypeError
+        for mixed dtypes.
+        """
+        own = {n: as_array(n, p) for n, p in parameters.items() if n.startswith("gru.")}
+        *sizes, bidirectional = check_canonical(own)
+        if options.get("dropout") and "rngs" not in options:
+            raise ValueError("rngs: expected some to draw dropout with, found none")
+        first = own["gru.0.forward.weight_ih"]
+        options = {"param_dtype": first.dtype, "rngs": nnx.Rngs(0), **options}
+        gru = cls(*sizes, bidirectional=bidirectional, reset_after=reset_after, **options)
+        for name in gru.names:
+            parameter = getattr(gru, name.replace(".", "_"))
+            parameter[...] = own[name].astype(parameter.dtype)
+        return gru
+
+    def canonical(self) -> dict[str, Array]:
+        """The canonical parameters, as `gru` takes them."""
+        return canonical(self, self.names)
+
+    def __call__(
+        self,
+        inputs: Float[Array, "*B T D"],
+        lengths: Any = None,
+        h0: Float[Array, "L*R *B H"] | None = None,
+        *,
+        resets: Array | None = None,
+        h_reset: Float[Array, "L*R *B H"] | None = None,
+        initial_carry: Array | None = None,
+        seq_lengths: Any = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Any:
+        """(outputs [*B, T, R*H], h_last [L*R, *B, H]) of inputs [*B, T, D].
+
+        lengths [*B], in any order, count each row's time steps, after which the outputs are zero;
+        resets, bool [*B, T], say where a sequence begins within a row, at which the state is
+        h_reset again, or else h0, or zero: see `gru`.
+
+        What nnx.RNN takes: seq_lengths and initial_carry are other names of lengths and h0, the
+        latter [*B, H] where there is one layer and direction; time_major: inputs, resets and
+        outputs have their time steps first; reverse: each row is read from its end, and keep_order:
+        its outputs are put back in order. With return_carry=False it returns outputs alone, with
+        True (carry, outputs), as nnx.RNN; rngs are for dropout.
+
+        Raises as `gru`, and ValueError for two names of one argument and for resets with reverse.
+        """
+        lengths = one_of("lengths", lengths, "seq_lengths", seq_lengths)
+        own = (self.return_carry, self.time_major, self.reverse, self.keep_order)
+        given = (return_carry, time_major, reverse, keep_order)
+        return_carry, time_major, reverse, keep_order = (
+            mine if its is None else its for mine, its in zip(own, given, strict=True)
+        )
+        x = as_array("inputs", inputs)
+        if x.ndim < 2 or x.shape[-1] != self.input_size:
+            shape = f"[T, *B, {self.input_size}]" if time_major else f"[*B, T, {self.input_size}]"
+            raise ValueError(f"inputs: expected shape {shape}, found {list(x.shape)}")
+        if resets is not None:
+            resets = as_array("resets", resets)
+            check_shape("resets", resets, *x.shape[:-1])
+            if reverse:
+                raise ValueError("resets: expected none with reverse")
+            resets = resets if time_major else jnp.moveaxis(resets, -1, 0)
+        x = x if time_major else jnp.moveaxis(x, -2, 0)
+        steps, *batch, _ = x.shape
+        directions = self.num_layers * (2 if self.bidirectional else 1)
+        if initial_carry is not None and directions == 1:
+            check_shape("initial_carry", as_array("initial_carry", initial_carry), *batch, "H")
+            initial_carry = jnp.asarray(initial_carry)[None]
+        h0 = one_of("h0", h0, "initial_carry", initial_carry)
+        for name, state in (("h0", h0), ("h_reset", h_reset)):
+            if state is not None:
+                check_shape(name, as_array(name, state), directions, *batch, self.hidden_size)
+        if len(batch) != 1:  # one for all of them
+            B, (D, H) = math.prod(batch), (self.input_size, self.hidden_size)
+            sizes = ((steps, B, D), (steps, B), (directions, B, H), (directions, B, H), (B,))
+            x, resets, h0, h_reset, lengths = (
+                each if each is None else jnp.reshape(jnp.asarray(each), size)
+                for each, size in zip((x, resets, h0, h_reset, lengths), sizes, strict=True)
+            )
+        B = x.shape[1]
+        if lengths is None or len(lengths) == B == 0:
+            lengths = np.full(B, steps) if isinstance(B, int) else jnp.full(B, steps)
+
+        def turn(array: Array) -> Array:
+            return flip_sequences(array, jnp.asarray(lengths), 1, True) if reverse else array
+
+        between = None if self.dropout is None else partial(self.dropout, rngs=rngs)
+        outputs, h_last = self._run(turn(x), lengths, h0, resets, h_reset, between)
+        outputs = turn(outputs) if keep_order else outputs
+        if len(batch) != 1:
+            outputs, h_last = (a.reshape(len(a), *batch, a.shape[-1]) for a in (outputs, h_last))
+        outputs = outputs if time_major else jnp.moveaxis(outputs, 0, -2)
+        if return_carry is None:
+            return outputs, h_last
+        carry = h_last[0] if directions == 1 else h_last
+        return (carry, outputs) if return_carry else outputs
+
+    def _run(
+        self, x: Array, lengths: Any, h0: Any, resets: Any, h_reset: Any, between: Any
+    ) -> tuple[Array, Array]:
+        """`run`, from x [T, B, D] to between, in self.dtype."""
+        parameters = self.canonical()
+        if self.dtype is not None:
+            parameters, x, h0, h_reset = jax.tree.map(
+                lambda array: jnp.asarray(array, self.dtype), (parameters, x, h0, h_reset)
+            )
+        states = (h0, None, resets, h_reset, between)
+        how: dict[str, Any] = {"implementation": self.implementation}
+        return run(CELL, parameters, x, lengths, *states, reset_after=self.reset_after, **how)
+
+
+class GRUCell(RNNCellBase):
+    """A drop-in for nnx.GRUCell with the equations of gru.py: a single time step.
+
+    Its parameters are those of a GRU with one layer and direction, canonical names without their
+    beginning: weight_ih [3H, D], weight_hh [3H, H], bias_ih [3H], bias_hh [3H].
+
+    Example:
+        h, y = GRUCell(300, 128, rngs=nnx.Rngs(0))(h, x)
+    """
+
+    num_feature_axes = 1
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        reset_after: bool = True,
+        kernel_init: Initializer | None = None,
+        recurrent_kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """The arguments are those of GRU; raises as that."""
+        check_sizes(in_features=in_features, hidden_features=hidden_features)
+        check_bool(reset_after=reset_after)
+        check_rngs(rngs)
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.reset_after = reset_after
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        inits = (kernel_init, recurrent_kernel_init, bias_init, bias_init)
+        shapes = gru_shapes(in_features, hidden_features, 1, False).values()
+        for name, init, shape in zip(GRU_PARAMETERS, inits, shapes, strict=True):
+            value = initial(init, rngs.params(), shape, hidden_features, param_dtype)
+            setattr(self, name, nnx.Param(value))
+
+    def __call__(self, carry: Float[Array, "*B H"], inputs: Float[Array, "*B D"]) -> Any:
+        """(h, h), h being the next state [*B, H], in the dtype of the carry if that of computation
+        is given, or else in what inputs, carry and parameters promote to, as in nnx.GRUCell.
+
+        Raises ValueError for a wrong size, TypeError for what is no array.
+        """
+        x, h = as_array("inputs", inputs), as_array("carry", carry)
+        for name, array, size in (
+            ("inputs", x, self.in_features),
+            ("carry", h, self.hidden_features),
+        ):
+            if not array.ndim or array.shape[-1] != size:
+                raise ValueError(f"{name}: expected shape [*B, {size}], found {list(array.shape)}")
+        weights = [getattr(self, name)[...] for name in GRU_PARAMETERS]
+        dtype = h.dtype
+        if self.dtype is not None:
+            x, h, *weights = (a.astype(self.dtype) for a in (x, h, *weights))
+        bias, *hoisted = hoist(weights, reset_after=self.reset_after)
+        a_zr, a_n = jnp.split(x @ weights[0].T + bias, [2 * self.hidden_features], axis=-1)
+        h = hoisted_step(a_zr, a_n, h, *hoisted, reset_after=self.reset_after)
+        h = h if self.dtype is None else h.astype(dtype)
+        return h, h
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> Float[Array, "*B H"]:
+        """Zeros, or what carry_init makes with a key of rngs, for inputs of this shape."""
+        shape = (*input_shape[:-1], self.hidden_features)
+        if carry_init is None:
+            return jnp.zeros(shape, self.param_dtype)
+        if rngs is None:
+            raise ValueError("rngs: expected some beside carry_init, found None")
+        stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
+        return carry_init(stream(), shape, self.param_dtype)
+
+
+def one_of(name: str, value: Any, other: str, its: Any) -> Any:
+    """The value of an argument that has two names."""
+    if value is not None and its is not None:
+        raise ValueError(f"{name}, {other}: expected one of the two, found both")
+    return its if value is None else value
+
+
+def check_rngs(rngs: Any) -> None:
+    """Raise TypeError unless these are rngs."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs: expected nnx.Rngs, found {type(rngs).__name__}")
+
+
+def initial(
+    init: Initializer | None, key: Array, shape: tuple[int, ...], hidden_size: int, dtype: DTypeLike
+) -> Array:
+    """The initial values of a parameter, from an initializer of one gate's, or uniform."""
+    if init is None:
+        bound = hidden_size**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    gate = (*shape[1:], hidden_size)  # the initializers of JAX take [in, out]
+    return jnp.concatenate([init(each, gate, dtype).T for each in jax.random.split(key, 3)])

@@ -1,0 +1,338 @@
+"""The GRU as modules of PyTorch: drop-ins for torch.nn.GRU and torch.nn.GRUCell.
+
+Its counterpart is jax_impl/modules.py: what these two take is what their frameworks' own layers
+take, and docs/layer.md lays them side by side.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from common.arguments import check_bool, check_canonical, check_same_dtype, check_shape
+from common.params import DIRECTIONS, GRU_PARAMETERS
+from torch_impl.gru import CELL, hoist, hoisted_step
+from torch_impl.layers import as_array, run
+
+
+class GRU(nn.RNNBase):
+    """torch.nn.GRU with the equations of gru.py, faster on a CPU: its constructor, call and names.
+
+    Beside nn.GRU's arguments, in keywords:
+
+        reset_after     whether the reset gate acts after the product with U_n. True, the default,
+                        is nn.GRU: the parameters have its names, gates, signs and initial values,
+                        and a state_dict of one is that of the other. False is Cho et al. (2014),
+                        which nn.GRU cannot compute: the parameters are the canonical ones
+                        (common/params.py), with underscores for dots.
+        implementation  "auto", or one of "loop", "scan" and "fused": see RECURRENCES in gru.py.
+
+    Example:
+        outputs, h_n = GRU(300, 128, batch_first=True)(x, lengths=[7, 5, 2])
+    """
+
+    def __init__(
+        self, *args: Any, reset_after: bool = True, implementation: str = "auto", **kwargs: Any
+    ) -> None:
+        """Raises as nn.GRU, and InputError, a ValueError, for an unknown implementation."""
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        check_bool(reset_after=reset_after)
+        CELL.resolve(implementation)
+        super().__init__("GRU", *args, **kwargs)  # not nn.GRU's, which torch.compile refuses
+        self.reset_after = reset_after
+        self.implementation = implementation
+        sides = DIRECTIONS[: 2 if self.bidirectional else 1]
+        places = [f"gru.{i}.{side}." for i in range(self.num_layers) for side in sides]
+        self._canonical = [[place + name for name in GRU_PARAMETERS] for place in places]
+        if not reset_after:
+            for ours, own in zip(self._canonical, self._all_weights, strict=True):
+                named = zip(own, ours, strict=False)  # without biases, there are fewer of its own
+                own[:] = [rename(self, old, new.replace(".", "_")) for old, new in named]
+            self._flat_weights_names = [name for names in self._all_weights for name in names]
+            self._init_flat_weights()
+
+    @classmethod
+    def from_canonical(
+        cls,
+        parameters: Mapping[str, np.ndarray | Tensor],
+        *,
+        reset_after: bool,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        implementation: str = "auto",
+    ) -> Self:
+        """A GRU with these canonical parameters; what is not of the GRU among them is left out.
+
+        reset_after: what they were trained with; it cannot be seen in them. dtype: by default,
+        theirs.
+
+        Raises ValueError for a parameter that is missing, unknown or of a wrong shape, TypeError
+        for mixed dtypes.
+        """
+        D, H, layers, bidirectional = check_canonical(parameters)
+        values = {
+            name: p.detach() if isinstance(p, Tensor) else torch.from_numpy(np.array(p))
+            for name, p in parameters.items()
+        }
+        dtype = dtype or values["gru.0.forward.weight_ih"].dtype
+        how: dict[str, Any] = {"reset_after": reset_after, "implementation": implementation}
+        more = (True, batch_first, dropout, bidirectional)
+        gru = cls(D, H, layers, *more, device=device, dtype=dtype, **how)
+        with torch.no_grad():
+            for ours, own in zip(gru._canonical, gru._all_weights, strict=True):
+                for its, name in zip(ours, own, strict=True):
+                    value = values[its]
+                    getattr(gru, name).copy_(to_nn_gru(value) if reset_after else value)
+        return gru
+
+    def canonical(self) -> dict[str, Tensor]:
+        """The canonical parameters, as `gru` takes them; the module's own are differentiated."""
+        found: dict[str, Tensor] = {}
+        for ours, own in zip(self._canonical, self._all_weights, strict=True):
+            arrays = [getattr(self, name) for name in own]
+            if not self.bias:
+                arrays += [arrays[0].new_zeros(3 * self.hidden_size)] * 2
+            if self.reset_after:
+                arrays = list(map(from_nn_gru, arrays))
+            found.update(zip(ours, arrays, strict=True))
+        return found
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Float[Tensor, "L*R B H"] | None = None,
+        *,
+        lengths: Any = None,
+        resets: Tensor | None = None,
+        h_reset: Float[Tensor, "L*R B H"] | None = None,
+    ) -> tuple[Any, Tensor]:
+        """(outputs, h_n) of input [T, B, D], [B, T, D] if batch_first, or [T, D], or packed.
+
+        In keywords, beside nn.GRU's arguments: lengths [B], integers in any order (a list will do),
+        count each row's time steps, at the end of which the outputs are zero; resets, bool, of the
+        shape of input but for D, say where a sequence begins within a row, at which the state is
+        h_reset again, or else hx, or zero: see `gru`. A PackedSequence takes neither.
+
+        Raises as nn.GRU, RuntimeError and ValueError, and as `gru`.
+        """
+        if isinstance(input, PackedSequence):
+            if any(each is not None for each in (lengths, resets, h_reset)):
+                raise ValueError("lengths, resets, h_reset: expected none beside a PackedSequence")
+            return self._packed(input, hx)
+        x, batch = as_array("input", input), 0 if self.batch_first else 1
+        if x.dim() not in (2, 3):
+            raise ValueError(f"input: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        if resets is not None:
+            check_shape("resets", as_array("resets", resets), *x.shape[:-1])
+        if x.dim() == 2:  # a batch of one
+            states = []
+            for name, state in (("hx", hx), ("h_reset", h_reset)):
+                if state is not None and as_array(name, state).dim() != 2:
+                    raise RuntimeError(
+                        f"{name}: For unbatched 2-D input, hx should also be 2-D but got "
+                        f"{state.dim()}-D tensor"
+                    )
+                states.append(state if state is None else state.unsqueeze(1))
+            lengths = lengths if lengths is None else integers("lengths", lengths).reshape(-1)
+            resets = resets if resets is None else resets.unsqueeze(batch)
+            how = {"lengths": lengths, "resets": resets, "h_reset": states[1]}
+            outputs, h_n = self.forward(x.unsqueeze(batch), states[0], **how)
+            return outputs.squeeze(batch), h_n.squeeze(1)
+        self._check(x, None, hx=hx, h_reset=h_reset)
+        if self.batch_first:
+            x, resets = x.transpose(0, 1), resets if resets is None else resets.transpose(0, 1)
+        if lengths is None:
+            lengths = torch.full(x.shape[1:2], x.shape[0], device=x.device)
+        else:
+            lengths = integers("lengths", lengths).to(x.device)
+        outputs, h_n = self._run(x, lengths, hx, None, resets, h_reset, self._drop)
+        return outputs.transpose(0, 1) if self.batch_first else outputs, h_n
+
+    def _packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        """Its words are the distinct inputs, and each is pointed at once."""
+        sizes, device = packed.batch_sizes, packed.data.device
+        if (sizes.diff() > 0).any():
+            raise ValueError("input: expected a PackedSequence whose batch_sizes do not grow")
+        self._check(packed.data, sizes, hx=hx)
+
+        def drop(x: Tensor) -> Tensor:
+            """As nn.GRU does, without drawing for padding."""
+            return x.masked_scatter(there[..., None], self._drop(x[there]))
+
+        there = (torch.arange(int(sizes[0])) < sizes[:, None]).to(device)
+        tokens = (there.flatten().cumsum(0) - 1).clamp(min=0).view(there.shape)
+        hx = hx if hx is None else self.permute_hidden(hx, packed.sorted_indices)
+        outputs, h_n = self._run(packed.data, there.sum(dim=0), hx, tokens, None, None, drop)
+        h_n = self.permute_hidden(h_n, packed.unsorted_indices)
+        return PackedSequence(outputs[there], *packed[1:]), h_n
+
+    def _check(self, x: Tensor, sizes: Tensor | None, **states: Tensor | None) -> None:
+        """Raise what nn.GRU raises for these, with the name of the argument."""
+        weight = getattr(self, self._all_weights[0][0])
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                "input: input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {x.shape[-1]}"
+            )
+        if x.device != weight.device:
+            raise RuntimeError(
+                "input: Input and parameter tensors are not at the same device, found input tensor "
+                f"at {x.device} and parameter tensor at {weight.device}"
+            )
+        if x.dtype != weight.dtype and not autocast_at(x):
+            raise ValueError(
+                f"input: RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+            )
+        for name, state in states.items():
+            if state is not None:
+                expected = self.get_expected_hidden_size(x, sizes)
+                message = name + ": Expected hidden size {}, got {}"
+                self.check_hidden_size(as_array(name, state), expected, message)
+                if state.device != x.device:
+                    raise RuntimeError(
+                        f"{name}: Input and hidden tensors are not at the same device, found input "
+                        f"tensor at {x.device} and hidden tensor at {state.device}"
+                    )
+                if state.dtype != x.dtype and not autocast_at(x):
+                    check_same_dtype(name, state, "input", x)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """What one layer hands to the next."""
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
+
+    def _run(self, x: Tensor, lengths: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        """`run`, from x to between."""
+        how: dict[str, Any] = {"implementation": self.implementation}
+        return run(CELL, self.canonical(), x, lengths, *others, reset_after=self.reset_after, **how)
+
+    def extra_repr(self) -> str:
+        """As nn.GRU, and what is not the default."""
+        return super().extra_repr() + own_repr(self.reset_after, self.implementation)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if not of_other_kind(self.reset_after, "weight_ih_l0", state_dict, prefix, args[-1]):
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class GRUCell(nn.GRUCell):
+    """torch.nn.GRUCell with the equations of gru.py: a single time step.
+
+    With reset_after=True, the default, it is torch.nn.GRUCell. With reset_after=False, which that
+    cannot compute, its parameters are those of a GRU with one layer: each can load the other's.
+
+    Example:
+        h = GRUCell(300, 128)(x, h)
+    """
+
+    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+        """Raises as nn.GRUCell."""
+        check_bool(reset_after=reset_after)
+        super().__init__(*args, **kwargs)
+        self.reset_after = reset_after
+        if not reset_after:
+            for name in GRU_PARAMETERS:
+                rename(self, name, f"gru_0_forward_{name}")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next state [B, H], or [H], of input [B, D], or [D], and the state hx, or zero.
+
+        Raises as nn.GRUCell, or ValueError and TypeError, for what does not fit.
+        """
+        if self.reset_after:
+            return super().forward(input, hx)
+        x = as_array("input", input)
+        if x.dim() == 1:
+            return self.forward(x[None], hx if hx is None else as_array("hx", hx)[None])[0]
+        weights = [getattr(self, f"gru_0_forward_{name}") for name in GRU_PARAMETERS]
+        H, dtype = self.hidden_size, weights[0].dtype
+        h = x.new_zeros(x.shape[0], H) if hx is None else as_array("hx", hx)
+        if autocast_at(x):  # computed in the dtype of the parameters, as in nn.GRUCell
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x.to(dtype), h.to(dtype))
+        if x.dim() != 2 or x.shape[1] != self.input_size or h.shape != (x.shape[0], H):
+            check_shape("input", x, "B", self.input_size)
+            check_shape("hx", h, x.shape[0], H)
+        if not x.dtype == h.dtype == dtype:
+            check_same_dtype("input", x, "weight_ih", weights[0])
+            check_same_dtype("hx", h, "input", x)
+        if not self.bias:
+            weights[2:] = [x.new_zeros(3 * H)] * 2
+        bias, *hoisted = hoist(weights, reset_after=False)
+        a_zr, a_n = F.linear(x, weights[0], bias).split([2 * H, H], dim=-1)
+        return hoisted_step(a_zr, a_n, h, *hoisted, reset_after=False)
+
+    def extra_repr(self) -> str:
+        """As nn.GRUCell, and what is not the default."""
+        return super().extra_repr() + own_repr(self.reset_after)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if not of_other_kind(self.reset_after, "weight_ih", state_dict, prefix, args[-1]):
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def from_nn_gru(stacked: Float[Tensor, "3H *N"]) -> Float[Tensor, "3H *N"]:
+    """The gates z, r, n from nn.GRU's r, z, n, of which z says how much of the state is kept."""
+    r, z, n = stacked.chunk(3)
+    return torch.cat([-z, r, n])
+
+
+def to_nn_gru(stacked: Float[Tensor, "3H *N"]) -> Float[Tensor, "3H *N"]:
+    """The way back."""
+    z, r, n = stacked.chunk(3)
+    return torch.cat([r, -z, n])
+
+
+def autocast_at(x: Tensor) -> bool:
+    """Whether torch.autocast is on where a tensor is."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def integers(name: str, values: Any) -> Tensor:
+    """A tensor as it is; a list of integers, or what NumPy takes for one, as a tensor.
+
+    Raises TypeError for others.
+    """
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name}: expected integers, found {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def rename(module: nn.Module, name: str, new: str) -> str:
+    """Give a parameter another name, and return that."""
+    parameter = getattr(module, name)
+    delattr(module, name)
+    module.register_parameter(new, parameter)
+    return new
+
+
+def own_repr(reset_after: bool, implementation: str = "auto") -> str:
+    """What is said beside PyTorch's own."""
+    said = "" if reset_after else ", reset_after=False"
+    return said if implementation == "auto" else f"{said}, implementation={implementation}"
+
+
+def of_other_kind(
+    reset_after: bool, theirs: str, state_dict: Mapping[str, Any], prefix: str, errors: list[str]
+) -> bool:
+    """Whether these are parameters for the other reset_after; adds to load_state_dict's errors."""
+    names = ("gru_0_forward_weight_ih", theirs)
+    own, found = reversed(names) if reset_after else names
+    refused = prefix + found in state_dict and prefix + own not in state_dict
+    if refused:
+        errors.append(
+            f"{prefix}{found} is of a GRU with reset_after={not reset_after}, this one has "
+            f"reset_after={reset_after}: no choice of parameters makes the one compute the other."
+        )
+    return refused
