@@ -191,7 +191,7 @@ class GRU(nnx.Module):
                 for each, size in zip((x, resets, h0, h_reset, lengths), sizes, strict=True)
             )
         B = x.shape[1]
-        if lengths is None or len(lengths) == B == 0:
+        if lengths is None or (isinstance(lengths, list) and not lengths and B == 0):
             lengths = np.full(B, steps) if isinstance(B, int) else jnp.full(B, steps)
 
         def turn(array: Array) -> Array:

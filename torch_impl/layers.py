@@ -258,10 +258,11 @@ def check_arrays(parameters: Mapping[str, Tensor], **others: Any) -> None:
         for name, value in given.items():
             if value is None and name in OPTIONAL and given is others:
                 continue
-            array = as_array(name, value)
-            device = device or array.device
-            if array.device != device:
-                raise ValueError(f"{name}: expected it on {device}, found {array.device}")
+            if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                as_array(name, value)  # raises
+            device = device or value.device
+            if value.device != device:
+                raise ValueError(f"{name}: expected it on {device}, found {value.device}")
 
 
 def as_array(name: str, value: Any) -> Tensor:
