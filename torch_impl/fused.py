@@ -344,9 +344,8 @@ class Forward(torch.autograd.Function):
     def backward(
         ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
     ) -> tuple:
-        tokens, lengths, resets, saved, *arrays = (
-            ctx.saved_tensors
-        )  # once: see torch.utils.checkpoint
+        # Read once: torch.utils.checkpoint, which computes them again, allows no more.
+        tokens, lengths, resets, saved, *arrays = ctx.saved_tensors
         places = (tokens, lengths, resets)
         d_outputs = None if d_outputs is None else dense(d_outputs)
         d_h_last = torch.zeros_like(arrays[-1]) if d_h_last is None else dense(d_h_last)
