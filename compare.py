@@ -2,7 +2,7 @@
 
 python compare.py                        train all six models, check parity, write a report
 python compare.py parity                 every implementation against the float64 oracle
-python compare.py speed                  tokens a second of every GRU that runs here
+python compare.py speed                  every GRU that runs here: tokens a second, latencies
 python compare.py questions              does gating help, does reading both ways, handwriting?
 python compare.py report DIR             write the report again from DIR/results.json
 python compare.py --help
@@ -45,9 +45,9 @@ class CompareConfig(TrainConfig):
 
     all and accuracy train the models, each in a process of its own, and check the twins' parity on
     a real batch; all also checks what it trains against the oracle, on real reviews; parity checks
-    every implementation, on all cases of the parity suite; speed times every GRU that runs here;
-    questions trains the models with several seeds and answers the homework's questions; report
-    writes the report of an earlier comparison.
+    every implementation, on all cases of the parity suite; speed times every GRU that runs here, in
+    training and in inference; questions trains the models with several seeds and answers the
+    homework's questions; report writes the report of an earlier comparison.
     """
 
     part: tyro.conf.Positional[
@@ -127,7 +127,9 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
 
             tasks = speed.FULL if options.grid == "full" else speed.SHORT
             results.speed = found = speed.measure(tasks, console.print)
-            console.print(*tables.tasks(found), tables.lengths(found), tables.recipe(found))
+            console.print(*tables.tasks(found.rows, tables.TIMED))
+            console.print(tables.lengths(found), tables.recipe(found))
+            console.print(*tables.tasks(found.inference, tables.LATENCY), tables.calls(found))
         case "questions":
             answer_questions(options, results, console)
         case "all" | "accuracy":

@@ -4,6 +4,7 @@ Nothing in here imports torch or jax, but for what reads and writes .pt files, w
 when there is one (common/convert/files.py).
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -28,3 +29,11 @@ def starting() -> bool:
 # exit_on_input_error, around what it does, gives Python back its own handling.
 if starting() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# PyTorch's threads, OpenMP's, spin while they wait for work, 10 ms and more. On a machine where
+# others work, too, that takes the time away from the thread that they wait for: training takes two
+# to ten times as long. In a program of ours they go to sleep after half a millisecond, which is
+# enough for the short steps of nn.GRU. OpenMP reads this when it is loaded, along with PyTorch. Not
+# in compare.py, which measures PyTorch as it comes; what it trains is a program in turn.
+if starting() and sys.argv[:1] == ["-m"]:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

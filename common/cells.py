@@ -11,7 +11,8 @@ from common.errors import InputError
 class Recurrence:
     """A way to compute a layer, and where there is one.
 
-    compute(x, tokens, weights, lengths, h0, resets, h_reset, *, reset_after, return_sequences)
+    compute(x, tokens, weights, lengths, h0, resets, h_reset, *, reset_after, return_sequences, and
+    where it is available for bfloat16 that, whether what products multiply is rounded to bfloat16)
     takes inputs x [T, B, D], or distinct inputs [K, D] and tokens [T, B] that point at them, the
     weights of each direction, lengths [B], first states h0 [R, B, H] and, or None, resets [T, B]
     and the states h_reset [R, B, H] that they go back to; it returns (outputs [T, B, R*H], zero at
@@ -19,10 +20,13 @@ class Recurrence:
     """
 
     compute: Callable[..., tuple[Any, Any]]
-    available: Callable[[str, Any], bool] = lambda device, dtype: True
-    """Whether it computes on a kind of device ("cpu", "cuda"), in a dtype of the framework."""
+    available: Callable[[str, Any], bool] = lambda device, dtype: dtype != "bfloat16"
+    """Whether it computes on a kind of device ("cpu", "cuda"), in a dtype of the framework, or with
+    products in "bfloat16"."""
     checks: bool = False
     """Whether it raises for int32 lengths and tokens that are out of range itself."""
+    at_once: Callable[..., tuple[Any, Any] | None] | None = None
+    """What `run` asks first: all layers, if only their results are wanted and it can, or None."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,12 @@ class Cell:
     def resolve(self, implementation: str, device: str = "cpu", dtype: Any = "float32") -> str:
         """The recurrence that a name or "auto" stands for. Raises InputError for no such name."""
         here = self.implementations(device, dtype)
-        if implementation == "auto":
+        if implementation == "auto" and here:
             return here[-1]
         if implementation not in here:
+            place = f"{device} in bfloat16" if dtype == "bfloat16" else device
             raise InputError(
-                f"implementation {implementation}: on {device}, the {self.name} has auto, "
-                f"{', '.join(here)}"
+                f"implementation {implementation}: on {place}, the {self.name} has "
+                f"{', '.join(('auto', *here) if here else ['none'])}"
             )
         return implementation

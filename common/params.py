@@ -47,6 +47,8 @@ class ModelConfig:
     cell: Literal["gru", "rnn"] = "gru"
     """What recurs: the GRU, or the plain tanh RNN that it is measured against."""
     implementation: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the products of the recurrent layers multiply; everything else is float32."""
 
     @property
     def directions(self) -> int:

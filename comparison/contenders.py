@@ -25,7 +25,7 @@ from comparison.implementations import Layer, converted
 
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""
-PROCESSES = ("torch", "torch-default", "jax", "keras-torch", "keras-jax")
+PROCESSES = ("torch", "torch-default", "jax", "keras-torch", "keras-jax", "onnxruntime")
 ENOUGH_SECONDS = 0.2  # of runs in a row
 
 # What this process can time.
@@ -67,19 +67,22 @@ def ready(name: str, task: Task) -> Run:
     return run
 
 
-def seconds(name: str, task: Task) -> float:
-    """How long a contender takes for a task."""
-    return seconds_of(ready(name, task))
+def seconds(name: str, task: Task) -> list[float]:
+    """How long a contender takes for a task: one figure."""
+    return [seconds_of(ready(name, task))]
 
 
 @cache
-def batch_of(B: int, T: int) -> Batch:
-    """Real IMDB reviews of about T words, cut to their last T; the same in every process."""
+def batch_of(B: int, T: int, shortest: float = 0.75) -> Batch:
+    """Real IMDB reviews of about T words, cut to their last T; the same in every process.
+
+    shortest: that of which they have at least.
+    """
     texts = corpus.load("imdb")
     counts = texts.train.counts()
     kept = np.where(counts >= vectors.RANDOM_MIN_COUNT, np.arange(len(counts)), -1)
     split = texts.train.renumber(kept)
-    long_enough = np.flatnonzero(split.lengths >= 0.75 * T)
+    long_enough = np.flatnonzero(split.lengths >= shortest * T)
     rows = np.random.default_rng(T).choice(long_enough, B)
     rows = rows[np.argsort(-np.minimum(split.lengths[rows], T), kind="stable")]
     found = Batches(split, B, max_length=T).batch(rows)
@@ -95,6 +98,15 @@ def word_vectors(input_size: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(size, np.float32) * vectors.STANDARD_DEVIATION
 
 
+def weights_of(task: Task) -> dict[str, np.ndarray]:
+    """Canonical ones; flax.nnx has no hidden bias for n, so it is zero for all."""
+    config = params.ModelConfig(task.input_size, task.H, bidirectional=task.bidirectional)
+    return {
+        name: (0 if name.endswith("bias_hh") else 1) * value.astype(np.float32)
+        for name, value in params.init(config, 0, np.zeros(0)).items()
+    }
+
+
 def in_framework(
     framework: str, name: str, layer: Layer, layout: str, timed: Callable[..., Run], task: Task
 ) -> Run:
@@ -105,14 +117,8 @@ def in_framework(
     if task.training:
         ours = {"implementation": name.split()[1]} if layout == "canonical" else {"model": "nn.gru"}
         return training(framework, task, **ours)
-    config = params.ModelConfig(task.input_size, task.H, bidirectional=task.bidirectional)
-    drawn = params.init(config, 0, np.zeros(0))
-    weights = {  # flax.nnx has no hidden bias for n, so it is zero for all
-        each: (0 if each.endswith("bias_hh") else 1) * value.astype(np.float32)
-        for each, value in drawn.items()
-    }
     batch, table = batch_of(task.B, task.T), word_vectors(task.input_size)
-    how = layer, converted(layout, weights), task.backward, table
+    how = layer, converted(layout, weights_of(task)), task.backward, table
     if layout == "canonical":
         return timed(*how, batch.distinct, batch.lengths, None, batch.tokens)
     h0 = np.zeros((1 + task.bidirectional, task.B, task.H), np.float32)
@@ -134,23 +140,33 @@ def keras_gru(backend: str, task: Task) -> Run:
     import keras
 
     batch = batch_of(task.B, task.T)
-    steps = len(batch.tokens)
     layer = keras.layers.GRU(task.H)
     if task.bidirectional:
         layer = keras.layers.Bidirectional(layer)
-    layer.build((task.B, steps, task.input_size))
+    x = word_vectors(task.input_size)[batch.distinct[batch.tokens].T]
+    layer.build(x.shape)
+    return keras_timed(backend, layer, task.backward, x, batch.lengths)
+
+
+def keras_timed(
+    backend: str, layer: Any, backward: bool, x: np.ndarray, lengths: np.ndarray | None
+) -> Run:
+    """A layer of Keras, built, on x [B, T, D]; without lengths there is no padding to mask."""
+    import keras
+
     trained = layer.trainable_variables
     fixed = [variable.value for variable in layer.non_trainable_variables]
 
     def last(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> Any:
-        words = keras.ops.arange(steps) < keras.ops.expand_dims(lengths, 1)
+        words = None
+        if lengths is not None:
+            words = keras.ops.arange(x.shape[1]) < keras.ops.expand_dims(lengths, 1)
         named = [weights[variable.path] for variable in trained]
         return None, layer.stateless_call(named, fixed, x, mask=words)[0]
 
     weights = {v.path: keras.ops.convert_to_numpy(v) for v in trained}
-    x = word_vectors(task.input_size)[batch.distinct[batch.tokens].T]
     timed = import_module(f"comparison.{backend}_layers").timed
-    return timed(last, weights, task.backward, x, None, batch.lengths, None, None)
+    return timed(last, weights, backward, x, None, lengths, None, None)
 
 
 def seconds_of(run: Run) -> float:

@@ -24,8 +24,15 @@ Result = dict[str, np.ndarray]
 Layer = Callable[..., tuple[Any, Any]]
 """A GRU of a framework, called like our `gru`: (weights, x, lengths, h0, tokens=, reset_after=,
 return_sequences=) -> (outputs, h_last). The weights have the names of its layout."""
+Inference = Callable[[Mapping[str, np.ndarray], np.ndarray], Callable[[], object]]
+"""A GRU that resets after, as the users of a framework call it: (canonical weights, x [T, B, D]) ->
+a call that returns the last state when it is done."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EVERY = ("float64", "float32", "bfloat16")
+
+
+class Missing(Exception):
+    """What cannot be computed on this machine; says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +112,7 @@ def part(named: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {name: value for name, value in named.items() if name.startswith(prefix)}
 
 
-def converted(layout: str, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def converted(layout: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights of a classifier's GRU in a layout that resets after."""
     return part(to_format(layout, parameters, reset_after=True), "gru")
 

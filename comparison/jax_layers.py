@@ -20,8 +20,10 @@ from comparison.implementations import (
     EVERY,
     Case,
     Implementation,
+    Inference,
     Layer,
     Result,
+    converted,
     in_layout,
     objective,
     part,
@@ -33,11 +35,11 @@ Weights = Mapping[str, Array]
 FLAX_RNN: Any = {"time_major": True, "return_carry": True, "keep_order": True}
 
 # One layer and direction of other people's GRU: (its weights, reverse, x, h0, lengths) -> (last
-# state, outputs).
+# state, outputs). Without lengths, there is no padding.
 
 
 def linen_rnn(
-    cell: Any, weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array
+    cell: Any, weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array | None
 ) -> tuple[Array, Array]:
     """flax.linen.RNN of a cell of flax.linen."""
     params = {"params": {"cell": traverse_util.unflatten_dict(weights, sep="/")}}
@@ -52,7 +54,7 @@ def linen_simple(weights: Weights, *others: Any) -> tuple[Array, Array]:
 
 
 def nnx_rnn(
-    weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array
+    weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array | None
 ) -> tuple[Array, Array]:
     """flax.nnx.RNN of flax.nnx.GRUCell, which has no hidden bias for n: that has to be zero."""
     cell = nnx.GRUCell(x.shape[-1], h0.shape[-1], rngs=nnx.Rngs(0))
@@ -62,7 +64,7 @@ def nnx_rnn(
 
 
 def equinox_scan(
-    weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array
+    weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array | None
 ) -> tuple[Array, Array]:
     """equinox.nn.GRUCell in lax.scan, as Equinox's users write it."""
     import equinox as eqx
@@ -72,7 +74,8 @@ def equinox_scan(
 
     def step(h: Array, x_t: tuple[Array, Array]) -> tuple[Array, Array]:
         t, x = x_t
-        h = jnp.where((t < lengths)[:, None], jax.vmap(cell)(x, h), h)
+        after = jax.vmap(cell)(x, h)
+        h = after if lengths is None else jnp.where((t < lengths)[:, None], after, h)
         return h, h
 
     return jax.lax.scan(step, h0, (jnp.arange(len(x)), x), reverse=reverse)
@@ -86,13 +89,22 @@ def stacked(scope: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
     """
 
     def layer(
-        weights: Weights, x: Array, lengths: Array, h0: Array, *, tokens: Array | None, **_: Any
+        weights: Weights,
+        x: Array,
+        lengths: Array | None,
+        h0: Array,
+        *,
+        tokens: Array | None,
+        **_: Any,
     ) -> tuple[Array, Array]:
         layers, directions = structure(name.replace("/", ".") for name in weights)
         x = x if tokens is None else x[tokens]
         steps = len(x)
         x = x if steps else jnp.zeros((1, *x.shape[1:]), x.dtype)
-        words = jnp.arange(len(x))[:, None, None] < lengths[:, None]
+        at_least_one, words, stepped = None, jnp.array(True), jnp.array(True)
+        if lengths is not None:
+            at_least_one, words = jnp.maximum(lengths, 1), lengths[:, None] > 0
+            stepped = jnp.arange(len(x))[:, None, None] < lengths[:, None]
         h_last: list[Array] = []
         for number in range(layers):
             outputs = []
@@ -100,9 +112,9 @@ def stacked(scope: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
                 prefix = scope.format(layer=number, direction=direction)
                 cell = {n.removeprefix(prefix): v for n, v in part(weights, prefix).items()}
                 first, reverse = h0[len(h_last)], direction == "backward"
-                last, after = rnn(cell, reverse, x, first, jnp.maximum(lengths, 1))
-                h_last.append(jnp.where(lengths[:, None] > 0, last, first))
-                outputs.append(jnp.where(words, after, 0))
+                last, after = rnn(cell, reverse, x, first, at_least_one)
+                h_last.append(jnp.where(words, last, first))
+                outputs.append(jnp.where(stepped, after, 0))
             x = jnp.concatenate(outputs, axis=-1)
         return x[:steps], jnp.stack(h_last)
 
@@ -136,6 +148,26 @@ def timed(
     compiled = jax.jit(jax.grad(last) if backward else last)
     arguments = jax.device_put((weights, x, rows, lengths, *others))
     return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def inference(
+    layer: Layer, layout: str, weights: Mapping[str, np.ndarray], x: np.ndarray
+) -> Callable[[], object]:
+    """The last state of x [T, B, D], compiled. Lengths are for ours, which has to be given them."""
+    T, B, _ = x.shape
+    lengths = np.full(B, T, np.int32) if layout == "canonical" else None
+    h0 = np.zeros((1, B, weights["gru.0.forward.weight_hh"].shape[1]), x.dtype)
+    return timed(layer, converted(layout, weights), False, x, None, lengths, h0, None)
+
+
+INFERENCE: dict[str, Inference] = {
+    name: partial(inference, layer, layout)
+    for name, (layer, layout) in CONTENDERS.items()
+    if layout != "canonical"
+}
+INFERENCE["jax_impl.gru"] = partial(
+    inference, partial(jax_impl.gru.gru, reset_after=True), "canonical"
+)
 
 
 # The parity checks.

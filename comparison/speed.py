@@ -1,24 +1,28 @@
-"""`python compare.py speed`: tokens a second of every GRU that runs here, measured in one run.
+"""`python compare.py speed`: every GRU that runs here, training and inference, measured in one run.
 
 The frameworks live in processes of their own (see comparison.contenders), which take turns, so that
 a busy moment of the machine falls on all of them alike. Every figure is the median of repetitions,
-beside it the spread between the first and the third quartile.
+beside it the spread between the first and the third quartile; in inference, of single calls, the
+99th percentile.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
-from itertools import product
+from itertools import chain, product
 from multiprocessing import get_context
+from types import ModuleType
 
 import numpy as np
 from msgspec.structs import asdict
 
-from common.report.schema import REFERENCE, Length, Recipe, Speed, Task, Timed
-from comparison import contenders
+from common.report.schema import BUILT_IN, REFERENCE, Latency, Length, Recipe, Speed, Task, Timed
+from comparison import contenders, inference
 from comparison.contenders import PROCESSES, batch_of
+from comparison.implementations import Missing
 
+Owners = Mapping[str, Executor]
 REPETITIONS = 5
 SHORT = (
     Task(64, 200, 128),
@@ -37,10 +41,13 @@ LENGTHS = tuple(Task(64, T, 128, input_size=1) for T in (50, 200, 1000, 2000))
 # The homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews.
 RECIPE = Task(1, 200, 128, training=True)
 RECIPE_STEPS = 4 * 14_227
+INFERENCE = tuple(Task(B, T, 128, backward=False) for T, B in product((20, 200), (1, 8, 64)))
+# Next to nothing to compute: what is left is what stands around it.
+CALL = Task(1, 1, 1, backward=False, input_size=1)
 
 
 def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
-    """Time all contenders on all tasks and on the homework's recipe.
+    """Time all contenders on all tasks, on the homework's recipe and in inference.
 
     report is told, in a line of text, what is being measured.
     """
@@ -50,8 +57,7 @@ def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
             for name in PROCESSES
             if find_spec(name.partition("-")[0])
         }
-        there = {name: pool.submit(contenders.start, name) for name, pool in pools.items()}
-        owners = {name: pools[each] for each, found in there.items() for name in found.result()}
+        owners, inferring = (_owners(pools, part) for part in (contenders, inference))
         # The faster one: PyTorch's product, MKL's, takes twice as long as XLA's on AMD.
         peaks = [
             [pools[name].submit(contenders.peak, name).result() for name in ("torch", "jax")]
@@ -77,20 +83,55 @@ def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
             Recipe(name, float(1 / np.median(seconds)), float(np.median(seconds) * RECIPE_STEPS))
             for name, seconds in _time(owners, ours, RECIPE).items()
         ]
-    return Speed(rows, lengths, recipe, peak)
+        names = _there(inferring, report)
+        latencies = []
+        for task in (*INFERENCE, CALL):
+            report(f"measuring inference, B {task.B}, T {task.T}")
+            latencies.append(_latencies(task, _time(inferring, names, task, inference)))
+    *found, calls = latencies
+    return Speed(rows, lengths, recipe, peak, list(chain(*found)), calls)
+
+
+def _owners(pools: dict[str, ProcessPoolExecutor], part: ModuleType) -> Owners:
+    """By its name, where each contender of contenders or inference lives, once all are ready."""
+    there = {name: pool.submit(part.start, name) for name, pool in pools.items()}
+    return {name: pools[each] for each, found in there.items() for name in found.result()}
+
+
+def _there(owners: Owners, report: Callable[[str], object]) -> list[str]:
+    """Those that can be compiled here; report is told which cannot."""
+    names = []
+    for name, owner in owners.items():
+        try:
+            owner.submit(inference.check, name, CALL).result()
+        except Missing as error:
+            report(f"{name} is left out: {error}")
+        else:
+            names.append(name)
+    return names
 
 
 def _time(
-    owners: dict[str, ProcessPoolExecutor], names: Iterable[str], task: Task
+    owners: Owners, names: Iterable[str], task: Task, part: ModuleType = contenders
 ) -> dict[str, list[float]]:
-    """Seconds of each contender, REPETITIONS of them, interleaved."""
+    """Seconds of each contender of part, REPETITIONS rounds of them, interleaved."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(REPETITIONS):
         for name, found in seconds.items():
-            found.append(owners[name].submit(contenders.seconds, name, task).result())
+            found.extend(owners[name].submit(part.seconds, name, task).result())
     for pool in set(owners.values()):
-        pool.submit(contenders.ready.cache_clear).result()
+        pool.submit(part.ready.cache_clear).result()
     return seconds
+
+
+def _latencies(task: Task, seconds: dict[str, list[float]]) -> list[Latency]:
+    reference = float(np.median(seconds[BUILT_IN]))
+    rows = []
+    for name, found in seconds.items():
+        p50, p99 = np.quantile(found, [0.5, 0.99]).tolist()
+        speeds = {"tokens_per_second": task.B * task.T / p50, "ratio": reference / p50}
+        rows.append(Latency(**asdict(task), contender=name, p50=p50, p99=p99, **speeds))
+    return rows
 
 
 def _rows(task: Task, seconds: dict[str, list[float]], peak: float) -> list[Timed]:

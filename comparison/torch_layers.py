@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+import torch_impl
 import torch_impl.classifier
 import torch_impl.gru
 import torch_impl.layers
@@ -18,8 +19,11 @@ from comparison.implementations import (
     EVERY,
     Case,
     Implementation,
+    Inference,
     Layer,
+    Missing,
     Result,
+    converted,
     in_layout,
     objective,
     part,
@@ -90,14 +94,52 @@ def timed(
         None if array is None else torch.from_numpy(array) for array in (x, rows, lengths, *others)
     )
 
-    def run() -> None:
+    def run() -> object:
         with torch.set_grad_enabled(backward):
             read = x if rows is None else x[rows]
             h_last = layer(tensors, read, lengths, h0, tokens=tokens, return_sequences=False)[1]
-        if backward:
-            torch.autograd.grad(h_last.sum(), list(tensors.values()))
+        return torch.autograd.grad(h_last.sum(), list(tensors.values())) if backward else h_last
 
     return run
+
+
+# Inference: modules, called as they are.
+
+
+def own_module(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[], object]:
+    """torch_impl.GRU."""
+    return called(torch_impl.GRU.from_canonical(weights, reset_after=True), x)
+
+
+def nn_module(
+    weights: Mapping[str, np.ndarray], x: np.ndarray, *, compiled: bool = False
+) -> Callable[[], object]:
+    """torch.nn.GRU. Raises Missing where torch.compile cannot compile it."""
+    own = {n.removeprefix("gru."): torch.tensor(v) for n, v in converted("torch", weights).items()}
+    module = nn.GRU(x.shape[-1], own["weight_hh_l0"].shape[1])
+    module.load_state_dict(own)
+    if not compiled:
+        return called(module, x)
+    run = called(torch.compile(module), x)
+    try:
+        run()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise Missing(str(error).strip().partition("\n")[0]) from None
+    return run
+
+
+def called(module: Any, x: np.ndarray) -> Callable[[], object]:
+    """A call of a module on x [T, B, D]: its last state."""
+    module.eval()
+    read = torch.from_numpy(x)
+    return torch.inference_mode()(lambda: module(read)[1])
+
+
+INFERENCE: dict[str, Inference] = {
+    "torch_impl.GRU": own_module,
+    "nn.GRU": nn_module,
+    "nn.GRU compiled": partial(nn_module, compiled=True),
+}
 
 
 # The parity checks.

@@ -26,14 +26,18 @@ from jaxtyping import Bool, DTypeLike, Float, Int
 
 from common import kernels
 from common.arguments import dtype_name
-from jax_impl.layers import Found, Weights, parts_of, project
+from jax_impl.layers import Found, Weights
 
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
+DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
 
 
 def available(device: str = "cpu", dtype: Any = "float32") -> bool:
-    """Whether the kernel has been built, for this kind of device and dtype."""
-    return BUILT and device == "cpu" and dtype_name(dtype) in kernels.DTYPES
+    """Whether the kernel has been built, for this kind of device and dtype.
+
+    bfloat16 is that of the products: the processor has to have an instruction for it.
+    """
+    return BUILT and device == "cpu" and dtype_name(dtype) in DTYPES
 
 
 def recurrence(
@@ -47,6 +51,7 @@ def recurrence(
     *,
     reset_after: bool,
     return_sequences: bool,
+    bfloat16: bool = False,
 ) -> Found:
     """A layer: see Recurrence in common/cells.py. Outputs that are not wanted are not written.
 
@@ -56,6 +61,8 @@ def recurrence(
     Raises ValueError for shapes that do not fit, TypeError for a dtype that the kernel does not
     compute in.
     """
+    if bfloat16 and h0.dtype != jnp.float32:
+        raise TypeError(f"bfloat16: of float32 arrays only, found {h0.dtype}")
     if h0.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
             f"the fused GRU computes in float32 or float64, not {h0.dtype}: "
@@ -64,31 +71,12 @@ def recurrence(
     arrays = (x, tuple(map(tuple, weights)), h0, h_reset)
     tokens = None if tokens is None else tokens.astype(jnp.int32)
     places = (tokens, lengths.astype(jnp.int32), resets)
-    return layer(*vary_alike((arrays, places)), (reset_after, return_sequences))
+    return layer(*vary_alike((arrays, places)), (reset_after, return_sequences, bfloat16))
 
 
-def operands(
-    x: Array, weights: Sequence[Weights], h0: Array, h_reset: Array | None
-) -> tuple[list[Array], list[Array], list[Array], Array, Array | None]:
-    """What the kernel reads: projections, weight_hh and bias_hh, each a list, h0 and h_reset."""
-    return (
-        [project(x, weight_ih, bias_ih) for weight_ih, _, bias_ih, _ in weights],
-        [weight_hh for _, weight_hh, _, _ in weights],
-        [bias_hh for _, _, _, bias_hh in weights],
-        h0,
-        h_reset,
-    )
-
-
-def product_gradients(
-    x: Float[Array, "*N D"], d_a: Float[Array, "*N 3H"]
-) -> tuple[Float[Array, "3H D"], Float[Array, " 3H"]]:
-    """The gradients of W and b in `project`, given that of its result; W's in as many parts."""
-    number = parts_of(x)
-    x, d_a = x.reshape(-1, x.shape[-1]), d_a.reshape(-1, d_a.shape[-1])
-    parts = zip(jnp.array_split(d_a, number), jnp.array_split(x, number), strict=True)
-    first, *others = (d_part.T @ part for d_part, part in parts)
-    return sum(others, first), d_a.sum(axis=0)
+def operands(x: Array, weights: Sequence[Weights], *states: Array | None) -> tuple[Any, ...]:
+    """What the kernel reads: the weights by name, each a list, x, h0 and h_reset."""
+    return *map(list, zip(*weights, strict=True)), x, *states
 
 
 def vary_alike(tree: Any) -> Any:
@@ -103,9 +91,11 @@ def vary_alike(tree: Any) -> Any:
 
 
 def forward(
-    projections: Sequence[Array],
+    weight_ih: Sequence[Array],
     weight_hh: Sequence[Array],
+    bias_ih: Sequence[Array],
     bias_hh: Sequence[Array],
+    x: Array,
     h0: Array,
     h_reset: Array | None,
     tokens: Array | None,
@@ -115,12 +105,15 @@ def forward(
     reset_after: bool,
     return_sequences: bool,
     save: bool,
+    bfloat16: bool = False,
 ) -> Sequence[Array]:
     """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
     shapes = forward_shapes(
-        projections,
+        weight_ih,
         weight_hh,
+        bias_ih,
         bias_hh,
+        x,
         h0,
         h_reset,
         tokens,
@@ -134,15 +127,15 @@ def forward(
     call = jax.ffi.ffi_call("gru_forward", shapes, vmap_method="sequential")
     states = (h0, or_empty(h_reset, h0.dtype))
     places = (or_empty(tokens, jnp.int32), here(lengths), or_empty(resets, bool))
-    arguments = (*projections, *weight_hh, *bias_hh, *states, *places)
-    return call(*arguments, **attributes(reverse, reset_after))
+    arguments = (*weight_ih, *weight_hh, *bias_ih, *bias_hh, x, *states, *places)
+    return call(*arguments, **attributes(reverse, reset_after, bfloat16))
 
 
 def forward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
     """What forward returns, not filled in, for the same arguments."""
-    projections, _, _, h0, _, tokens, _, _, _, reset_after, return_sequences, save = given
+    _, _, _, _, x, h0, _, tokens, _, _, _, reset_after, return_sequences, save, *_ = given
     directions, batch, size = h0.shape
-    steps = len(projections[0]) if tokens is None else len(tokens)
+    steps = (x if tokens is None else tokens).shape[0]
     saved = kernels.saved_size(steps, batch, size, reset_after) if save else 0
     shape = like(h0)
     return [
@@ -153,7 +146,9 @@ def forward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
 
 
 def backward(
+    weight_ih: Sequence[Array],
     weight_hh: Sequence[Array],
+    x: Array,
     d_outputs: Array,
     d_h_last: Array,
     saved: Array,
@@ -162,47 +157,57 @@ def backward(
     resets: Array | None,
     reverse: Sequence[bool],
     reset_after: bool,
-    rows: int,
+    of_x: bool,
+    bfloat16: bool = False,
 ) -> Sequence[Array]:
-    """The gradients of projections..., weight_hh..., bias_hh..., h0 and h_reset, or an empty one.
-
-    rows: len(projections[0]).
-    """
+    """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and h_reset, or an
+    empty one; without of_x, that of x is empty."""
     shapes = backward_shapes(
-        weight_hh, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse, reset_after, rows
+        weight_ih,
+        weight_hh,
+        x,
+        d_outputs,
+        d_h_last,
+        saved,
+        tokens,
+        lengths,
+        resets,
+        reverse,
+        reset_after,
+        of_x,
     )
     call = jax.ffi.ffi_call("gru_backward", shapes, vmap_method="sequential")
     places = (or_empty(tokens, jnp.int32), here(lengths), or_empty(resets, bool))
-    arguments = (*weight_hh, d_outputs, d_h_last, saved, *places)
-    return call(*arguments, **attributes(reverse, reset_after))
+    arguments = (*weight_ih, *weight_hh, x, d_outputs, d_h_last, saved, *places)
+    return call(*arguments, **attributes(reverse, reset_after, bfloat16))
 
 
 def backward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
     """What backward returns, not filled in, for the same arguments."""
-    weight_hh, _, d_h_last, _, tokens, _, resets, *_, rows = given
-    batch, size = d_h_last.shape[1:]
-    of_projections = (rows, batch, 3 * size) if tokens is None else (rows, 3 * size)
+    weight_ih, weight_hh, x, _, d_h_last, _, _, _, resets, _, _, of_x, *_ = given
     shape = like(d_h_last)
     return [
-        *(shape(of_projections) for _ in weight_hh),
-        *(shape(each.shape) for each in weight_hh),
-        *(shape((3 * size,)) for _ in weight_hh),
+        *(shape(each.shape) for each in (*weight_ih, *weight_hh)),
+        *(shape((3 * d_h_last.shape[2],)) for _ in (*weight_ih, *weight_hh)),
+        shape(x.shape if of_x else (0,)),
         shape(d_h_last.shape),
         shape((0,) if resets is None else d_h_last.shape),
     ]
 
 
 # What follows tells JAX how to differentiate. `arrays` are x, the weights of each direction, h0 and
-# h_reset, `places` are tokens, lengths and resets, `how` is (reset_after, return_sequences).
+# h_reset, `places` are tokens, lengths and resets, `how` is (reset_after, return_sequences,
+# bfloat16).
 Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array, Array | None]
 Places = tuple[Array | None, Array, Array | None]
-How = tuple[bool, bool]
+How = tuple[bool, bool, bool]
 
 
 def compute(arrays: Arrays, places: Places, how: How, save: bool) -> tuple[Array, Array, Array]:
     """A layer, without a gradient; returns what `forward` does."""
-    given = operands(*arrays)
-    outputs, h_last, saved = forward(*given, *places, directions_of(given[0]), *how, save)
+    reverse = directions_of(arrays[1])
+    given: tuple = (*operands(*arrays), *places, reverse, *how[:2], save, how[2])
+    outputs, h_last, saved = forward(*given)
     return outputs, h_last, saved
 
 
@@ -237,34 +242,33 @@ def _(
     return (outputs, h_last, saved), (d_outputs, d_h_last, jnp.zeros_like(saved))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4,))
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def pull(
-    arrays: Arrays, places: Places, saved: Array, cotangents: tuple[Array, Array], how: How
+    arrays: Arrays,
+    places: Places,
+    saved: Array,
+    cotangents: tuple[Array, Array],
+    how: How,
+    of_x: bool,
 ) -> Arrays:
-    """The gradients of arrays."""
-    x, weights, _, h_reset = arrays
-    R, rows, weight_hh = len(weights), x.shape[0], [each[1] for each in weights]
-    reverse = directions_of(weights)
-    d_outputs, d_h_last = cotangents
-    found = backward(weight_hh, d_outputs, d_h_last, saved, *places, reverse, how[0], rows)
-    d_weights = []
-    for i in range(R):
-        d_weight_ih, d_bias_ih = product_gradients(x, found[i])
-        d_weights.append((d_weight_ih, found[R + i], d_bias_ih, found[2 * R + i]))
-    of_each = [d_a @ each[0] for d_a, each in zip(found, weights, strict=False)]
-    d_h_reset = None if h_reset is None else found[3 * R + 1]
-    return sum(of_each[1:], of_each[0]), tuple(d_weights), found[3 * R], d_h_reset
+    """The gradients of arrays; that of x is zero unless of_x says that it is wanted."""
+    (weight_ih, weight_hh, _, _, x, *_), R = operands(*arrays), len(arrays[1])
+    given = (weight_ih, weight_hh, x, *cotangents, saved, *places, directions_of(weight_ih))
+    found = backward(*given, how[0], of_x, how[2])
+    d_weights = tuple(tuple(found[i : 4 * R : R]) for i in range(R))
+    d_x = found[4 * R] if of_x else jnp.zeros_like(x)
+    return d_x, d_weights, found[4 * R + 1], None if arrays[3] is None else found[4 * R + 2]
 
 
 @pull.defjvp
-def _(how: How, primals: tuple, tangents: tuple) -> tuple[Arrays, Arrays]:
+def _(how: How, of_x: bool, primals: tuple, tangents: tuple) -> tuple[Arrays, Arrays]:
     arrays, places, _, cotangents = primals
 
     def gradients(arrays: Arrays, cotangents: tuple[Array, Array]) -> Arrays:
         return jax.vjp(by_scan(places, how), *arrays)[1](cotangents)
 
     _, along = jax.jvp(gradients, (arrays, cotangents), (tangents[0], tangents[3]))
-    return pull(*primals, how), along
+    return pull(*primals, how, of_x), along
 
 
 def directions_of(entries: Sequence[Any]) -> list[bool]:
@@ -276,11 +280,11 @@ def by_scan(places: Places, how: How) -> Callable[..., Found]:
     """The function of the arrays that the kernel computes, written out by gru.py."""
     from jax_impl.gru import scan
 
-    (tokens, lengths, resets), (reset_after, return_sequences) = places, how
+    (tokens, lengths, resets), (reset_after, return_sequences, bfloat16) = places, how
 
     def run(x: Array, weights: Sequence[Weights], h0: Array, h_reset: Array | None) -> Found:
         how = {"reset_after": reset_after, "return_sequences": return_sequences}
-        return scan(x, tokens, weights, lengths, h0, resets, h_reset, **how)
+        return scan(x, tokens, weights, lengths, h0, resets, h_reset, **how, bfloat16=bfloat16)
 
     return run
 
@@ -328,8 +332,9 @@ def push_transposed(cotangents: Sequence[Any], *leaves: Any, tree: Any, how: How
     """The gradients of the tangents."""
     arrays, places, saved = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
     given = tuple(map(ad.instantiate_zeros, cotangents))
-    gradients = jax.tree.leaves(pull(arrays, places, saved, given, how))
     linear = leaves[tree.num_leaves :]
+    of_x = ad.is_undefined_primal(linear[0])  # the vectors of words are often frozen
+    gradients = jax.tree.leaves(pull(arrays, places, saved, given, how, of_x))
     found = [
         gradient if ad.is_undefined_primal(each) else None
         for gradient, each in zip(gradients, linear, strict=True)
@@ -394,12 +399,15 @@ def like(array: Array) -> Callable[..., jax.ShapeDtypeStruct]:
     )
 
 
-def attributes(reverse: Sequence[bool], reset_after: bool) -> dict[str, Any]:
+def attributes(
+    reverse: Sequence[bool], reset_after: bool, bfloat16: bool = False
+) -> dict[str, Any]:
     """What a call is told besides its arrays."""
     threads = os.environ.get("GRU_NUM_THREADS")
     return {
         "reverse": np.array(reverse, np.int64),
         "reset_after": np.bool_(reset_after),
+        "bfloat16": np.bool_(bfloat16),
         "threads": np.int32(threads or os.cpu_count() or 1),
     }
 

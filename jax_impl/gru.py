@@ -22,7 +22,16 @@ from jaxtyping import Bool, Float, Int
 
 from common.cells import Cell, Recurrence
 from jax_impl import fused
-from jax_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
+from jax_impl.bfloat16 import rounded, rounded_back
+from jax_impl.layers import (
+    Restart,
+    Weights,
+    by_direction,
+    gather,
+    loop,
+    project,
+    run,
+)
 
 
 def step(
@@ -55,11 +64,20 @@ def hoisted_step(
     c_n: Float[Array, " H"],
     *,
     reset_after: bool,
+    bfloat16: bool = False,
 ) -> Float[Array, "B H"]:
     """`step` without what can be done for all time steps at once: see `hoist`."""
-    z, r = jnp.split(jax.nn.sigmoid(a_zr + h @ U_zr), 2, axis=-1)
-    a_n += r * (h @ U_n + c_n) if reset_after else (r * h) @ U_n
+    addmm = rounding if bfloat16 else lambda a, h, U: a + h @ U
+    z, r = jnp.split(jax.nn.sigmoid(addmm(a_zr, h, U_zr)), 2, axis=-1)
+    a_n = a_n + r * addmm(c_n, h, U_n) if reset_after else addmm(a_n, r * h, U_n)
     return h + z * (jnp.tanh(a_n) - h)
+
+
+def rounding(
+    a: Float[Array, "*N"], h: Float[Array, "B H"], U: Float[Array, "H N"]
+) -> Float[Array, "B N"]:
+    """a + h U, in bfloat16; U has been rounded."""
+    return a + rounded_back(rounded(h) @ U)
 
 
 def hoist(
@@ -85,12 +103,19 @@ def scan_direction(
     *,
     reverse: bool,
     reset_after: bool,
+    bfloat16: bool = False,
 ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
     """`hoisted_step` in a loop over time."""
     size = h.shape[-1]
     bias, U_zr, U_n, c_n = hoist(weights, reset_after=reset_after)
-    rows = jnp.split(project(x, weights[0], bias), [2 * size], axis=-1)
+    if bfloat16:
+        U_zr, U_n = rounded(U_zr), rounded(U_n)
+        a = bias + rounded_back(project(rounded(x), rounded(weights[0]), jnp.zeros_like(bias)))
+    else:
+        a = project(x, weights[0], bias)
+    rows = jnp.split(a, [2 * size], axis=-1)
     inputs = [gather(each, tokens, mask) for each in rows]
+    how = {"reset_after": reset_after, "bfloat16": bfloat16}
 
     # What is cheap is computed once more in the backward pass: to keep it costs more time.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
@@ -100,7 +125,7 @@ def scan_direction(
         a_zr, a_n, live, begin = at
         if restart is not None:
             h = jnp.where(begin, restart[1], h)
-        after = hoisted_step(a_zr, a_n, h, U_zr, U_n, c_n, reset_after=reset_after)
+        after = hoisted_step(a_zr, a_n, h, U_zr, U_n, c_n, **how)
         h = jnp.where(live, after, h)
         return h, h
 
@@ -112,7 +137,7 @@ scan = partial(by_direction, scan_direction)
 
 RECURRENCES = {
     "loop": Recurrence(loop(step)),
-    "scan": Recurrence(scan),
+    "scan": Recurrence(scan, lambda device, dtype: True),
     "fused": Recurrence(fused.recurrence, fused.available),
 }
 CELL = Cell("gru", step, RECURRENCES)
@@ -130,6 +155,7 @@ def gru(
     reset_after: bool = False,
     implementation: str = "auto",
     return_sequences: bool = True,
+    bfloat16: bool = False,
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
     """A GRU as a pure function of its canonical parameters (see common/params.py).
 
@@ -140,6 +166,9 @@ def gru(
     resets [T, B] are true where a new sequence begins within a row: no state crosses from the step
     before to that one, in either direction; the state is h_reset again, or else h0, or zero. At
     padding, they have no influence.
+
+    With bfloat16, the matrices that products multiply, forward and backward, are rounded to it (to
+    nearest, ties to even); the products are exact, their sums and everything else are float32.
 
     Returns (outputs, h_last): the last layer's states, zero at padding, and the state of every
     layer and direction after its last time step (its first, for the backward direction). Without
@@ -164,4 +193,5 @@ def gru(
         reset_after=reset_after,
         implementation=implementation,
         return_sequences=return_sequences,
+        bfloat16=bfloat16,
     )

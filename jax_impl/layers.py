@@ -112,20 +112,21 @@ def by_direction(
     resets: Bool[Array, "T B"] | None = None,
     h_reset: Float[Array, "R B H"] | None = None,
     *,
-    reset_after: bool,
     return_sequences: bool,
+    **how: bool,
 ) -> Found:
     """A recurrence from what computes one direction.
 
-    direction(x, tokens, mask, weights, h, restart, *, reverse, reset_after) returns (last state,
-    states).
+    direction(x, tokens, mask, weights, h, restart, *, reverse, **how) returns (last state, states);
+    how: see Recurrence in common/cells.py.
     """
+    x = without_padding(x, tokens, lengths)
     mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
     restarts: list[Restart | None] = [None] * len(weights)
     if resets is not None and h_reset is not None:
         restarts = [(beginnings(resets, mask, reverse=i == 1), h) for i, h in enumerate(h_reset)]
     results = [
-        direction(x, tokens, mask, each, h0[i], restart, reverse=i == 1, reset_after=reset_after)
+        direction(x, tokens, mask, each, h0[i], restart, reverse=i == 1, **how)
         for i, (each, restart) in enumerate(zip(weights, restarts, strict=True))
     ]
     h_last, states = zip(*results, strict=True)
@@ -179,6 +180,7 @@ def run(
     reset_after: bool = False,
     implementation: str = "auto",
     return_sequences: bool = True,
+    bfloat16: bool = False,
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
     """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py.
 
@@ -194,7 +196,10 @@ def run(
         parameters, (x, h0, h_reset) = in_dtype(jnp.float32, parameters, x, h0, h_reset)
     # Where a compiled function will run is not known here, so only "auto" depends on it.
     device = jax.default_backend() if implementation == "auto" else "cpu"
-    recurrence = cell.recurrences[cell.resolve(implementation, device, x.dtype)]
+    kind = "bfloat16" if bfloat16 else x.dtype
+    recurrence = cell.recurrences[cell.resolve(implementation, device, kind)]
+    if bfloat16 and x.dtype != jnp.float32:
+        raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
     if h0 is None:
         h0 = jnp.zeros((layers * R, lengths.shape[0], cell.states * size), x.dtype)
@@ -205,7 +210,7 @@ def run(
     if tokens is not None:
         tokens, wrong = in_range("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
         h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
-    x = without_padding(x, tokens, lengths)
+    how = {"reset_after": reset_after} | ({"bfloat16": True} if bfloat16 else {})
     h_last = []
     for number in range(layers):
         own_states = slice(number * R, (number + 1) * R)
@@ -219,8 +224,8 @@ def run(
             h0[own_states],
             resets,
             None if h_reset is None else h_reset[own_states],
-            reset_after=reset_after,
             return_sequences=return_sequences or number < layers - 1,
+            **how,
         )
         tokens = None
         h_last.append(last)

@@ -56,7 +56,7 @@ class Learner(learner.Learner):
     ) -> None:
         self.device = find_device(training.device)
         cell, device = CELLS[config.cell], self.device
-        self.implementation = cell.resolve(config.implementation, device.platform)
+        self.implementation = cell.resolve(config.implementation, device.platform, config.dtype)
         self.compilations = 0
         config = dataclasses.replace(config, implementation=self.implementation)
         parameters = parameters or init(config, training.seed, vectors)

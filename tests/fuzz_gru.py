@@ -95,15 +95,13 @@ def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
     outputs, h_last = np.zeros((call.T, call.B, call.R * H)), np.zeros_like(given["h0"])
     gradients: dict[str, Array] = {}
     for i, side in enumerate(map(int, call.options["reverse"])):
-        # The oracle multiplies by W and b, too, and goes both ways: W is the identity, b zero, and
-        # one way is looked at.
-        own = np.eye(3 * H), given[f"weight_hh.{i}"], np.zeros(3 * H), given[f"bias_hh.{i}"]
+        # The oracle goes both ways: one is looked at.
         parameters = {
-            f"gru.0.{direction}.{name}": value
+            f"gru.0.{direction}.{name}": given[f"{name}.{i}"]
             for direction in DIRECTIONS
-            for name, value in zip(GRU_PARAMETERS, own, strict=True)
+            for name in GRU_PARAMETERS
         }
-        x, h0 = given[f"projections.{i}"], np.stack([given["h0"][i]] * 2)
+        x, h0 = given["x"], np.stack([given["h0"][i]] * 2)
         x = x if call.K is None else x[given["tokens"]]
         reset_after = call.options["reset_after"]
         resets = given.get("resets")
@@ -124,9 +122,11 @@ def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
             gradients.setdefault(f"d_{name}", np.zeros_like(h_last))[i] = found[name][side]
         if call.K is not None:
             d_x = scatter(given["tokens"], d_x, call.K)
-        gradients[f"d_projections.{i}"] = d_x
-        for name in ("weight_hh", "bias_hh"):
+        gradients["d_x"] = gradients.get("d_x", 0) + d_x
+        for name in GRU_PARAMETERS:
             gradients[f"d_{name}.{i}"] = found[f"gru.0.{DIRECTIONS[side]}.{name}"]
+    if call.entry == "backward" and not call.options["of_x"]:
+        gradients["d_x"] = np.zeros(0)
     return {"outputs": outputs if return_sequences else outputs[:0], "h_last": h_last}, gradients
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.random import Generator, default_rng
 
 from common import kernels
-from common.params import gru_shapes
+from common.params import DIRECTIONS, GRU_PARAMETERS, gru_shapes
 
 if TYPE_CHECKING:
     from fuzz_gru_frameworks import Framework
 
 OPERATORS = ("forward", "backward")  # torch.ops.gru.forward and XLA's gru_forward, and so on
-LISTS = ("projections", "weight_hh", "bias_hh")  # their arguments with an entry a direction
+LISTS = GRU_PARAMETERS  # their arguments with an entry a direction
 FLOATS = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
@@ -95,8 +95,8 @@ def is_float(value: Any) -> bool:
 
 def result_names(call: Call) -> list[str]:
     if call.entry == "backward":
-        states = ["d_h0"] + ["d_h_reset"] * ("resets" in call.given)
-        return [f"d_{name}.{i}" for name in LISTS for i in range(call.R)] + states
+        others = ["d_x", "d_h0"] + ["d_h_reset"] * ("resets" in call.given)
+        return [f"d_{name}.{i}" for name in LISTS for i in range(call.R)] + others
     if call.entry == "classify":
         return ["logits"]
     return ["outputs", "h_last"] + ["saved"] * (call.entry == "forward")
@@ -113,6 +113,8 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     if framework.name == "jax" and operator:
         B = max(B, 1)  # XLA makes no call all results of which are empty
     D, H = int(rng.choice([1, 5])), int(rng.choice([1, 3, 8, 17]))
+    if rng.random() < 0.05:
+        T, B, H = 9, 70, 40  # so much that threads share the work
     R, L = int(rng.integers(1, 3)), 1 if operator else int(rng.integers(1, 3))
     tokens = entry == "classify" or (entry != "GRU" and rng.random() < 0.4)
     K = int(rng.integers(T * B > 0, 8)) if tokens else None
@@ -124,7 +126,7 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     if operator:
         options["reverse"] = [bool(each) for each in rng.integers(0, 2, R)]
         options |= {"save": bool(rng.integers(2)), "threads": int(rng.choice([-1, 0, 1, 2]))}
-        options["rows"] = rows[0]
+        options["of_x"] = bool(rng.integers(2))
     else:
         options["implementation"] = str(rng.choice(framework.implementations))
     gradients = bool(rng.random() < 1 / 3) and options.get("save", True) and entry != "backward"
@@ -160,15 +162,11 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
         arrays["resets"] = rng.random((B, T) if entry == "GRU" else (T, B)) < 0.3
     if own_reset:
         arrays["h_reset"] = normal(L * R, B, H)
-    if operator:
-        for i in range(R):
-            arrays[f"projections.{i}"] = normal(*rows, 3 * H)
-            arrays[f"weight_hh.{i}"] = normal(3 * H, H, scale=H**-0.5)
-            arrays[f"bias_hh.{i}"] = normal(3 * H)
-    else:
-        for name, shape in gru_shapes(D, H, L, R == 2).items():
-            arrays[name] = normal(*shape, scale=H**-0.5)
-    if entry == "gru":
+    for name, shape in gru_shapes(D, H, L, R == 2).items():
+        _, _, direction, own = name.split(".")
+        entry_of_list = f"{own}.{DIRECTIONS.index(direction)}"
+        arrays[entry_of_list if operator else name] = normal(*shape, scale=H**-0.5)
+    if entry in ("gru", *OPERATORS):
         arrays["x"] = normal(*rows, D)
     elif entry == "GRU":
         arrays["x"] = normal(B, T, D)
@@ -186,13 +184,12 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     call = Call(entry, dtype, T, B, D, H, L, R, K, gradients, jit, options, arrays, given)
     if holes:  # no number where no word reads
         call.holes = True
-        for name in arrays:
-            if name.partition(".")[0] in ("x", "vectors", "projections"):
-                arrays[name][unread(call, name)] = holes
+        name = "vectors" if entry == "classify" else "x"
+        arrays[name][unread(call, name)] = holes
     if entry == "backward":
         forward = replace(call, entry="forward", options=options | {"save": True})
         forward.options["results"] = operator_results(forward)
-        gone = ("projections", "bias_hh", "h0", "h_reset")
+        gone = ("bias_ih", "bias_hh", "h0", "h_reset")
         forgotten = [name for name in arrays if name.startswith(gone)]
         call.arrays = {name: value for name, value in arrays.items() if name not in forgotten}
         call.arrays |= results | {"saved": framework.run(forward)["saved"]}
@@ -213,9 +210,9 @@ def operator_results(call: Call) -> list[tuple[tuple[int, ...], np.dtype]]:
         saved = kernels.saved_size(T, B, H, call.options["reset_after"]) * call.options["save"]
         shapes = [(T * call.options["return_sequences"], B, R * H), (R, B, H), (R, saved)]
     else:
-        rows = (T, B) if call.K is None else (call.K,)
-        each: list[tuple[int, ...]] = [(*rows, 3 * H), (3 * H, H), (3 * H,)]
+        each: list[tuple[int, ...]] = [(3 * H, call.D), (3 * H, H), (3 * H,), (3 * H,)]
         shapes = [shape for shape in each for _ in range(R)]
+        shapes.append(call.given["x"].shape if call.options["of_x"] else (0,))
         shapes += [(R, B, H), (R, B, H) if "resets" in call.given else (0,)]
     return [(shape, dtype) for shape in shapes]
 
@@ -291,7 +288,7 @@ def spoil(
     if call.entry == "GRU":  # its parameters are its own
         names = [name for name in names if "." not in name]
     if call.operator:
-        names += ["lists", "reverse", *(["results"] if framework.name == "jax" else ["rows"])]
+        names += ["lists", "reverse", *(["results"] if framework.name == "jax" else [])]
     else:
         names += ["implementation"] + ["parameters"] * (call.entry != "GRU")
     if framework.name == "torch" and alone and rng.random() < 0.25:  # fake tensors take their time
@@ -389,7 +386,9 @@ def pinned(call: Call, name: str) -> tuple[int, ...]:
     match name.partition(".")[0]:
         case "x" if call.entry == "GRU":
             return (0, 2) if {"lengths", "h0"} & set(call.arrays) else (2,)
-        case "x" | "projections":
+        case "x" if call.entry == "backward" and call.K is None and call.B:
+            return (0, 1, 2)  # saved has as many steps
+        case "x":
             return (1, 2) if call.K is None else (1,)
         case "vectors" | "tokens":
             return (1,)
@@ -447,13 +446,6 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
                     what = f"{key} is {'missing' if value is None else value.dtype}"
                     ways.append(option(what, "type", attributes={key: value}))
             return ways
-        case "rows":
-            if call.entry == "forward":
-                return []
-            ways = [option("-1", "shape", rows=-1)]
-            if call.K is None and call.B:
-                ways.append(option("one more", "shape", rows=call.T + 1))
-            return ways
         case "results":
             return wrong_results(call, rng)
     fake = "fake tensors", "fake", {"expect": "fake"}
@@ -474,8 +466,6 @@ def wrong_results(call: Call, rng: Generator) -> list[Way]:
     other = FLOATS["float64" if call.dtype == "float32" else "float32"]
     others += [(shape, other, "another dtype"), (shape, FLOATS["bfloat16"], "bfloat16")]
     for axis, size in enumerate(shape):
-        if name.startswith("d_projections") and axis == 0:
-            continue  # there may be rows that no word reads
         if (name, axis, size + 1) != ("outputs", 0, call.T):
             longer = (*shape[:axis], size + 1, *shape[axis + 1 :])
             others.append((longer, dtype, f"axis {axis} longer"))

@@ -114,9 +114,9 @@ class Torch:
         how = (a.get("tokens"), a["lengths"], a.get("resets"), o["reverse"], o["reset_after"])
         if call.entry == "forward":
             how += (o["return_sequences"], o["save"])
-            return self.torch.ops.gru.forward(*lists, a["h0"], a.get("h_reset"), *how)
-        given = (a.get("d_outputs"), a["d_h_last"], a["saved"])
-        return self.torch.ops.gru.backward(lists[1], *given, *how, o["rows"])
+            return self.torch.ops.gru.forward(*lists, a["x"], a["h0"], a.get("h_reset"), *how)
+        given = (a["x"], a.get("d_outputs"), a["d_h_last"], a["saved"])
+        return self.torch.ops.gru.backward(*lists[:2], *given, *how, o["of_x"])
 
 
 class Jax:
@@ -217,9 +217,10 @@ class Jax:
         last += (a.get("resets", np.zeros(0, bool)),)
         if call.entry == "forward":
             none = np.zeros(0, FLOATS[call.dtype])
-            passed = [*lists[0], *lists[1], *lists[2], a["h0"], a.get("h_reset", none), *last]
+            lists.append([a["x"], a["h0"], a.get("h_reset", none), *last])
         else:
-            passed = [*lists[1], a["d_outputs"], a["d_h_last"], a["saved"], *last]
+            lists[2:] = [[a["x"], a["d_outputs"], a["d_h_last"], a["saved"], *last]]
+        passed = [each for some in lists for each in some]
         told = {
             "reverse": np.array(o["reverse"], np.int64),
             "reset_after": np.bool_(o["reset_after"]),

@@ -3,7 +3,8 @@
     python -m tests.speed_modules
 
 Prints microseconds, medians of repetitions that take turns: forward and backward of a layer of 300
-inputs and 128 units, and the single step of a cell of as many units at one row.
+inputs and 128 units, a single step of a cell of as many units at one row, and forward and backward
+of a layer of 256 units with its products in float32 and in bfloat16.
 """
 
 import statistics
@@ -18,6 +19,8 @@ from torch import nn
 
 import jax_impl
 import torch_impl
+import torch_impl.gru
+from common import kernels
 
 D, H = 300, 128
 
@@ -70,6 +73,18 @@ def main() -> None:
     calls = {name: jitted(kind(D, H, rngs=rngs), a, b) for name, kind in in_flax.items()}
     calls["reset_after=False"] = jitted(jax_impl.GRUCell(D, H, reset_after=False, rngs=rngs), a, b)
     print(f"a step under jax.jit: {medians(calls, 50)}")
+    lengths, layer = torch.full((64,), 100), torch_impl.GRU(D, 256, reset_after=False)
+    x, parameters = torch.randn(100, 64, D), layer.canonical()
+
+    def products(implementation: str, bfloat16: bool) -> None:
+        how = {"implementation": implementation, "bfloat16": bfloat16}
+        torch_impl.gru.gru(parameters, x, lengths, **how)[1].sum().backward()
+
+    ways = {"fused": ("fused", False), "scan, bfloat16": ("scan", True)}
+    if kernels.bfloat16():
+        ways["fused, bfloat16"] = ("fused", True)
+    calls = {name: lambda way=way: products(*way) for name, way in ways.items()}
+    print(f"64 rows of 100 steps, 256 units: {medians(calls, 1)}")
 
 
 if __name__ == "__main__":

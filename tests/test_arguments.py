@@ -276,7 +276,8 @@ def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, 
 @pytest.mark.parametrize("wrong", ["lengths", "tokens"])
 def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementation, wrong):
     """In that call alone: an error would have made every later call of the process fail."""
-    usual = arguments(tokens=TOKENS)
+    # The kernel multiplies one or two inputs in another order than many.
+    usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
     compiled = jax.jit(
         lambda lengths, tokens: jax_impl.gru.gru(
             **convert("jax", usual | {"lengths": lengths, "tokens": tokens}),
@@ -359,9 +360,11 @@ def test_torch_takes_tensors_without_numbers():
 
 def operator_arguments() -> dict[str, object]:
     return {
-        "projections": [torch.ones(T, B, 3 * H)],
+        "weight_ih": [torch.ones(3 * H, D)],
         "weight_hh": [torch.ones(3 * H, H)],
+        "bias_ih": [torch.ones(3 * H)],
         "bias_hh": [torch.ones(3 * H)],
+        "x": torch.ones(T, B, D),
         "h0": torch.ones(1, B, H),
         "h_reset": None,
         "tokens": None,
@@ -375,21 +378,38 @@ def operator_arguments() -> dict[str, object]:
 
 
 OPERATOR = {
-    "h0 of few rows": ("lengths", {"h0": torch.ones(1, 3, H)}),
-    "h0 of another state": ("h0|projections", {"h0": torch.ones(1, B, 64)}),
-    "h0 in float64": ("projections", {"h0": torch.ones(1, B, H, dtype=torch.float64)}),
+    "h0 of few rows": ("^x:", {"h0": torch.ones(1, 3, H)}),
+    "h0 of another state": ("weight_ih", {"h0": torch.ones(1, B, 64)}),
+    "h0 in float64": ("^x:", {"h0": torch.ones(1, B, H, dtype=torch.float64)}),
     "h0 in bfloat16": ("scan", {"h0": torch.ones(1, B, H, dtype=torch.bfloat16)}),
     "h0 not contiguous": ("h0", {"h0": torch.ones(1, H, B).mT}),
+    "weight_ih too small": ("weight_ih", {"weight_ih": [torch.ones(3 * H, D - 1)]}),
+    "weight_ih of few gates": ("weight_ih", {"weight_ih": [torch.ones(2 * H, D)]}),
+    "weight_ih not contiguous": ("weight_ih", {"weight_ih": [torch.ones(D, 3 * H).mT]}),
+    "weight_ih for two": ("weight_ih", {"weight_ih": [torch.ones(3 * H, D)] * 2}),
     "weight_hh too small": ("weight_hh", {"weight_hh": [torch.ones(3 * H, H - 1)]}),
     "weight_hh for two": ("weight_hh", {"weight_hh": [torch.ones(3 * H, H)] * 2}),
+    "bias_ih too small": ("bias_ih", {"bias_ih": [torch.ones(1)]}),
+    "bias_ih for two": ("bias_ih", {"bias_ih": [torch.ones(3 * H)] * 2}),
     "bias_hh too small": ("bias_hh", {"bias_hh": [torch.ones(1)]}),
-    "projections of few steps, and lengths": (
-        "lengths",
-        {"projections": [torch.ones(T - 1, B, 3 * H)]},
-    ),
+    "x of few steps, and lengths": ("lengths", {"x": torch.ones(T - 1, B, D)}),
+    "x of few rows": ("^x:", {"x": torch.ones(T, 3, D)}),
+    "x of another size": ("weight_ih", {"x": torch.ones(T, B, D + 1)}),
+    "x of two dimensions": ("^x:", {"x": torch.ones(T * B, D)}),
+    "x in float64": ("^x:", {"x": torch.ones(T, B, D, dtype=torch.float64)}),
+    "x not contiguous": ("^x:", {"x": torch.ones(T, D, B).mT}),
+    "x of three dimensions, and tokens": ("^x:", {"tokens": torch.zeros(T, B, dtype=torch.int32)}),
+    "no x": ("^x:", {"x": None}),
     "lengths in int64": ("lengths", {"lengths": torch.full((B,), T)}),
     "lengths beyond T": ("lengths", {"lengths": torch.full((B,), T + 1, dtype=torch.int32)}),
-    "tokens of few rows": ("tokens", {"tokens": torch.zeros(T, 3, dtype=torch.int32)}),
+    "tokens of few rows": (
+        "tokens",
+        {"x": torch.ones(K, D), "tokens": torch.zeros(T, 3, dtype=torch.int32)},
+    ),
+    "tokens beyond K": (
+        "tokens",
+        {"x": torch.ones(K, D), "tokens": torch.full((T, B), K, dtype=torch.int32)},
+    ),
     "three directions": ("reverse", {"reverse": [False] * 3}),
     "no direction": ("reverse", {"reverse": []}),
 }
@@ -412,29 +432,38 @@ def test_torch_operators_look_at_all_memory(wrong):
         ("saved", torch.ones(1, 10)),
         ("d_h_last", torch.ones(1, 3, H)),
         ("d_outputs", torch.ones(T, B, 2 * H)),
+        ("weight_ih", [torch.ones(3 * H, 2 * D)]),
         ("weight_hh", [torch.ones(3 * H, 2 * H)]),
-        ("rows", T + 1),
+        ("x", torch.ones(T + 1, B, D)),
+        ("x", torch.ones(T, B, D + 1)),
     ],
 )
 def test_torch_backward_operator_looks_at_all_memory(name, value):
     given = operator_arguments()
     _, h_last, saved = torch.ops.gru.forward(**given)
-    names = ("weight_hh", "tokens", "lengths", "resets", "reverse", "reset_after")
+    names = ("weight_ih", "weight_hh", "x", "tokens", "lengths", "resets", "reverse", "reset_after")
     backward = {name: given[name] for name in names}
-    backward |= {"d_outputs": None, "d_h_last": h_last, "saved": saved, "rows": T}
+    backward |= {"d_outputs": None, "d_h_last": h_last, "saved": saved, "of_x": True}
     torch.ops.gru.backward(**backward)
     with pytest.raises((ValueError, TypeError)):
         torch.ops.gru.backward(**backward | {name: value})
 
 
 FFI_SHAPES = [(T, B, H), (1, B, H), (1, 4 * T * B * H)]
+FFI_GRADIENTS = [(3 * H, D), (3 * H, H), (3 * H,), (3 * H,), (T, B, D), (1, B, H), (0,)]
 FFI = {
     "h0 of few rows": {"h0": (1, 3, H)},
     "h0 of another state": {"h0": (1, B, 64)},
+    "weight_ih too small": {"weight_ih": (3 * H, D - 1)},
+    "weight_ih of few gates": {"weight_ih": (2 * H, D)},
     "weight_hh too small": {"weight_hh": (3 * H, H - 1)},
     "weight_hh of one dimension": {"weight_hh": (3 * H,)},
+    "bias_ih too small": {"bias_ih": (3,)},
     "bias_hh too small": {"bias_hh": (3,)},
-    "projections of few rows": {"projections": (T, 3, 3 * H)},
+    "x of few rows": {"x": (T, 3, D)},
+    "x of few steps": {"x": (T - 1, B, D)},
+    "x of another size": {"x": (T, B, D + 1)},
+    "x of two dimensions": {"x": (T * B, D)},
     "resets without h_reset": {"resets": (T, B)},
     "resets too small": {"resets": (T, B - 1), "h_reset": (1, B, H)},
     "h_reset of another state": {"resets": (T, B), "h_reset": (1, B, 64)},
@@ -442,6 +471,12 @@ FFI = {
     "saved too small": {"results": [*FFI_SHAPES[:2], (1, 10)]},
     "a result too few": {"results": FFI_SHAPES[:2]},
     "lengths in float32": {"lengths": jnp.ones(B, jnp.float32)},
+    "d_weight_ih too small": {"gradients": [(3 * H, D - 1), *FFI_GRADIENTS[1:]]},
+    "d_bias_ih too small": {"gradients": [*FFI_GRADIENTS[:2], (3,), *FFI_GRADIENTS[3:]]},
+    "d_x too small": {"gradients": [*FFI_GRADIENTS[:4], (T, B, 1), *FFI_GRADIENTS[5:]]},
+    "d_x flat": {"gradients": [*FFI_GRADIENTS[:4], (T * B * D,), *FFI_GRADIENTS[5:]]},
+    "d_x of one number": {"gradients": [*FFI_GRADIENTS[:4], (1,), *FFI_GRADIENTS[5:]]},
+    "a gradient too few": {"gradients": FFI_GRADIENTS[:-1]},
 }
 
 
@@ -451,34 +486,43 @@ def test_jax_operators_look_at_all_memory(wrong):
     """Called through jax.ffi, they believe nobody; and later calls go well."""
     changes = FFI[wrong] if wrong else {}
 
-    def run(changes: dict) -> list:
+    def operate(name: str, results: list, *arrays: jax.Array) -> list:
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
+        told = jax_impl.fused.attributes((False,), False)
+        return jax.block_until_ready(jax.ffi.ffi_call(name, shapes)(*arrays, **told))
+
+    def run(changes: dict) -> tuple[list, list]:
         shapes = {
-            "projections": (T, B, 3 * H),
+            "weight_ih": (3 * H, D),
             "weight_hh": (3 * H, H),
+            "bias_ih": (3 * H,),
             "bias_hh": (3 * H,),
+            "x": (T, B, D),
             "h0": (1, B, H),
             "h_reset": (0,),
         } | changes
-        names = ("projections", "weight_hh", "bias_hh", "h0", "h_reset")
-        results = [
-            jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes.get("results", FFI_SHAPES)
-        ]
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "x", "h0", "h_reset")
+        arrays = {name: jnp.ones(shapes[name], jnp.float32) for name in names}
         lengths = changes.get("lengths", jnp.full(B, T, jnp.int32))
-        return jax.block_until_ready(
-            jax.ffi.ffi_call("gru_forward", results)(
-                *(jnp.ones(shapes[name], jnp.float32) for name in names),
-                jnp.zeros(0, jnp.int32),
-                lengths,
-                jnp.zeros(shapes.get("resets", 0), bool),
-                **jax_impl.fused.attributes((False,), False),
-            )
-        )
+        places = jnp.zeros(0, jnp.int32), lengths, jnp.zeros(shapes.get("resets", 0), bool)
+        results = shapes.get("results", FFI_SHAPES)
+        outputs, h_last, saved = operate("gru_forward", results, *arrays.values(), *places)
+        read = [arrays[name] for name in ("weight_ih", "weight_hh", "x")]
+        read += [outputs, h_last, saved, *places]
+        gradients = operate("gru_backward", shapes.get("gradients", FFI_GRADIENTS), *read)
+        return outputs, gradients
 
     if wrong:
         with pytest.raises(jax.errors.JaxRuntimeError, match="GRU"):
             run(changes)
-    want = torch.ops.gru.forward(**operator_arguments())[0]
-    np.testing.assert_array_equal(run({})[0], want)
+    outputs, h_last, saved = torch.ops.gru.forward(**operator_arguments())
+    given = operator_arguments()
+    read = (given["weight_ih"], given["weight_hh"], given["x"], outputs, h_last, saved)
+    how = (None, given["lengths"], None, [False], False, True)
+    want = [outputs, *torch.ops.gru.backward(*read, *how)]
+    found, gradients = run({})
+    for got, expected in zip([found, *gradients[:-1]], want, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 PROGRAMS = [

@@ -32,7 +32,9 @@ def double_precision():
         yield
 
 
-def draw(K: int, directions: int = 1, *, full: bool = False, resets: bool = False) -> dict:
+def draw(
+    K: int, directions: int = 1, *, H: int = H, full: bool = False, resets: bool = False
+) -> dict:
     """Arguments of a recurrence, in its order; `full` makes all rows as long as the batch."""
     rng = np.random.default_rng(K)
     weights = [
@@ -95,12 +97,12 @@ def test_torch_gradients(K, directions, reset_after):
     assert torch.autograd.gradcheck(function, differentiable(arguments))
 
 
-def operands(arguments: list, directions: int = 1) -> tuple[list, list, list, torch.Tensor]:
+def operands(arguments: list, directions: int = 1) -> list:
     """The operator's first arguments, as leaves that a gradient is wanted of."""
     x, _, weights, _, *states = arguments
     states = [torch.cat([state] * directions) for state in states[::2]]  # h0, h_reset
-    lists = torch_impl.fused.operands(x, *weights[0] * directions, *states)
-    return jax.tree.map(lambda each: each.detach().requires_grad_(), lists)
+    by_name, *others = torch_impl.fused.operands(x, *weights[0] * directions, *states)
+    return jax.tree.map(lambda each: each.detach().requires_grad_(), [*by_name, *others])
 
 
 @needs_torch
@@ -237,6 +239,37 @@ def test_jax_gradients(K, directions, reset_after):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
+@needs_torch
+@needs_jax
+@both
+@each_number
+@with_tokens
+def test_the_other_gradients_are_the_same_where_that_of_x_is_not_wanted(K, directions, reset_after):
+    drawn = draw(K, directions)
+    how = {**HOW, "reset_after": reset_after}
+
+    def torch_gradients(of_x: bool) -> list[torch.Tensor]:
+        x, tokens, weights, lengths, h0 = tensors(drawn)
+        x.requires_grad_(of_x)
+        results = torch_impl.fused.recurrence(x, tokens, weights, lengths, h0, **how)
+        loss = sum((result**2).sum() for result in results)
+        return list(torch.autograd.grad(loss, jax.tree.leaves((weights, h0))))
+
+    def jax_gradients(of_x: bool) -> list[jax.Array]:
+        x, tokens, weights, lengths, h0 = arrays(drawn)
+
+        def loss(weights, h0, x):
+            results = jax_impl.fused.recurrence(x, tokens, weights, lengths, h0, **how)
+            return sum((result**2).sum() for result in results)
+
+        gradients = jax.grad(loss, (0, 1, 2) if of_x else (0, 1))(weights, h0, x)
+        return jax.tree.leaves(gradients[:2])
+
+    for gradients in (torch_gradients, jax_gradients):
+        for got, want in zip(gradients(False), gradients(True), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 @needs_jax
 def test_jax_vmap():
     *others, h0 = arrays(draw(7))
@@ -301,7 +334,7 @@ def test_both_directions_are_each_direction(K, reset_after):
 @needs_jax
 def test_both_frameworks_at_once():
     """They share the kernel's threads: calls wait for one another, and nothing is mixed up."""
-    drawn = draw(7)
+    drawn = draw(7, H=200)  # so much that it is worth several threads
     torch_arguments, jax_arguments = tensors(drawn), arrays(drawn)
     wrong = []
 

@@ -1,18 +1,27 @@
 """The speed comparison: that it times everything there is, and that its arithmetic is right."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.util import find_spec
+
+import numpy as np
 import pytest
+import torch
 from msgspec.structs import asdict
 
+from common import oracle
 from common.report import tables
-from common.report.schema import Task
-from comparison import speed
+from common.report.schema import BUILT_IN, Task
+from comparison import inference, speed
 from comparison.contenders import batch_of
+from comparison.torch_layers import nn_module
 
 
 def test_every_contender_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "REPETITIONS", 2)
     monkeypatch.setattr(speed, "RECIPE", Task(1, 12, 8, training=True))
     monkeypatch.setattr(speed, "LENGTHS", (Task(3, 5, 8), Task(3, 12, 8)))
+    monkeypatch.setattr(speed, "INFERENCE", (Task(3, 5, 8, backward=False),))
     tasks = [Task(3, 12, 8), Task(3, 12, 8, bidirectional=True, backward=False)]
     found = speed.measure(tasks, lambda line: None)
     for task in tasks:
@@ -29,8 +38,20 @@ def test_every_contender_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         asked = {(name, T) for name in ("torch fused", "jax fused") for T in (5, 12)}
         assert {(row.contender, row.T) for row in found.lengths} == asked
     assert all(row.nanoseconds_per_token > 0 for row in found.lengths)
-    assert [len(table.rows) for table in tables.tasks(found)] == [len(found.rows) // 2] * 2
-    assert len(tables.all_tasks(found).rows) == len(found.rows)
+    shown = tables.tasks(found.rows, tables.TIMED)
+    assert [len(table.rows) for table in shown] == [len(found.rows) // 2] * 2
+    assert len(tables.all_tasks("all", found.rows, tables.TIMED).rows) == len(found.rows)
+    peers = {"keras": {"Keras on torch", "Keras on jax"}, "equinox": {"Equinox scan"}}
+    peers["onnxruntime"] = {"ONNX Runtime"}
+    inferring = {"torch_impl.GRU", "jax_impl.gru", BUILT_IN, "nn.GRU compiled"}
+    inferring |= {"flax.linen RNN", "flax.nnx RNN"}
+    inferring = inferring.union(*(names for peer, names in peers.items() if find_spec(peer)))
+    for B, T, latencies in ((3, 5, found.inference), (1, 1, found.calls)):
+        assert {row.contender for row in latencies} == inferring
+        for row in latencies:
+            assert 0 < row.p50 <= row.p99
+            assert row.tokens_per_second == pytest.approx(B * T / row.p50)
+            assert row.ratio == 1 or row.contender != BUILT_IN
 
 
 def test_rows_follow_from_the_seconds() -> None:
@@ -41,6 +62,41 @@ def test_rows_follow_from_the_seconds() -> None:
     assert ours.tokens_per_second == words
     assert ours.ratio == 3
     assert ours.quartiles == (pytest.approx(words / 5), words)
+
+
+def test_latencies_follow_from_the_seconds() -> None:
+    seconds = {BUILT_IN: [4.0, 2.0, 3.0], "ours": [1.0] * 99 + [2.0, 9.0]}
+    ours = next(r for r in speed._latencies(Task(4, 30, 16), seconds) if r.contender == "ours")
+    assert (ours.p50, ours.p99, ours.tokens_per_second, ours.ratio) == (1, 2, 120, 3)
+    assert ours.ratios == (1.5, 3)
+
+
+def test_a_wrong_last_state_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gru(weights: dict, x: np.ndarray, *, reset_after: bool) -> partial:
+        lengths = np.full(x.shape[1], len(x))
+        run = partial(oracle.forward, weights, x, lengths, reset_after=reset_after)
+        return partial(lambda: run().h_last)
+
+    kinds = {"right": partial(gru, reset_after=True), "wrong": partial(gru, reset_after=False)}
+    monkeypatch.setattr(inference, "_contenders", kinds)
+    task = Task(2, 5, 128, backward=False)
+    assert len(inference.seconds("right", task)) >= 20
+    with pytest.raises(ArithmeticError, match=r"wrong, B 2, T 5, H 128 .* off by"):
+        inference.seconds("wrong", task)
+
+
+def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*_: object) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no compiler\nfor a long story")
+
+    kinds = {BUILT_IN: nn_module, "compiled": partial(nn_module, compiled=True)}
+    monkeypatch.setattr(inference, "_contenders", kinds)
+    monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Identity())
+    monkeypatch.setattr(torch.nn.Identity, "forward", compiled)
+    lines: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        assert speed._there(dict.fromkeys(kinds, pool), lines.append) == [BUILT_IN]
+    assert lines == ["compiled is left out: no compiler"]
 
 
 def test_operations_of_the_products() -> None:
@@ -57,3 +113,4 @@ def test_a_batch_is_real_reviews_of_about_the_length_asked_for() -> None:
     assert batch.lengths.max() == 50
     assert batch.lengths.min() >= 37
     assert len(batch.distinct) < batch.words
+    assert (batch_of(16, 50, shortest=1).lengths == 50).all()

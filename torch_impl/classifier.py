@@ -37,10 +37,12 @@ def classify(
     *,
     reset_after: bool = False,
     implementation: str = "auto",
+    bfloat16: bool = False,
 ) -> Float[Tensor, "B C"]:
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
+    bfloat16: see `gru`; the head is float32.
 
     Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1.
     """
@@ -62,6 +64,7 @@ def classify(
         reset_after=reset_after,
         implementation=implementation,
         return_sequences=False,
+        bfloat16=bfloat16,
     )
     return head(parameters, h_last[-directions:])
 
@@ -99,4 +102,5 @@ class Classifier(nn.Module):
             lengths,
             reset_after=self.config.reset_after,
             implementation=self.config.implementation,
+            bfloat16=self.config.dtype == "bfloat16",
         )

@@ -10,6 +10,7 @@ than the cores this process may use. What a function needs for one direction, it
 with one entry a direction; those are forward, or forward and backward.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -21,22 +22,23 @@ from torch import Tensor
 
 from common import kernels
 from common.arguments import check_shape, dtype_name
-from torch_impl.layers import (
-    Found,
-    Weights,
-    forward_mode,
-    parts_of,
-    plain,
-    project,
-    transformed,
-)
+from common.params import GRU_PARAMETERS
+from torch_impl.layers import Found, Weights, forward_mode, plain, transformed
 
-BUILT = kernels.available()  # asked once: torch.compile does not trace how
+# Asked once: torch.compile does not trace how.
+BUILT = kernels.available()
+DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
+# Whether PyTorch's own threads spin for long while they wait for work: then the kernel takes those,
+# since threads of its own would have to share the cores with them.
+SPINNING = not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 
 
 def available(device: str = "cpu", dtype: Any = "float32") -> bool:
-    """Whether the kernel has been built, for this kind of device and dtype."""
-    return BUILT and device == "cpu" and dtype_name(dtype) in kernels.DTYPES
+    """Whether the kernel has been built, for this kind of device and dtype.
+
+    bfloat16 is that of the products: the processor has to have an instruction for it.
+    """
+    return BUILT and device == "cpu" and dtype_name(dtype) in DTYPES
 
 
 def recurrence(
@@ -50,6 +52,7 @@ def recurrence(
     *,
     reset_after: bool,
     return_sequences: bool,
+    bfloat16: bool = False,
 ) -> Found:
     """A layer: see Recurrence in common/cells.py. Outputs that are not wanted are not written.
 
@@ -66,13 +69,13 @@ def recurrence(
             'implementation="scan", for as many time steps as there are'
         )
     if forward_mode() or (torch.compiler.is_compiling() and transformed()):
-        return by_scan(tokens, lengths, resets, reset_after, return_sequences)(*arrays)
+        return by_scan(tokens, lengths, resets, reset_after, return_sequences, bfloat16)(*arrays)
     tokens = None if tokens is None else tokens.to(torch.int32).contiguous()
     lengths = lengths.to(torch.int32).contiguous()
     in_memory = plain(tokens, lengths, resets, *arrays)
     # Whether torch.func will want a derivative cannot be seen from here.
     save = torch.is_grad_enabled() and (transformed() or any(each.requires_grad for each in arrays))
-    how = (tokens, lengths, resets, reset_after, return_sequences, save)
+    how = (tokens, lengths, resets, reset_after, return_sequences, bfloat16, save)
     if (in_memory and not save) or torch.compiler.is_compiling():
         function = forward if in_memory else forward_operator
         outputs, h_last, _ = compute(function, *how, *arrays)
@@ -83,32 +86,11 @@ def recurrence(
 
 def operands(
     *arrays: Tensor,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor | None]:
-    """What the kernel reads: projections, weight_hh and bias_hh, each a list, h0 and h_reset."""
+) -> tuple[list[list[Tensor]], Tensor, Tensor, Tensor | None]:
+    """What the kernel reads: the weights by name, each a list, x, h0 and h_reset."""
     x, weights, h0, h_reset = parts(arrays)
-    return (
-        [dense(project(x, weight_ih, bias_ih)) for weight_ih, _, bias_ih, _ in weights],
-        [dense(weight_hh) for _, weight_hh, _, _ in weights],
-        [dense(bias_hh) for _, _, _, bias_hh in weights],
-        dense(h0),
-        None if h_reset is None else dense(h_reset),
-    )
-
-
-def product_gradients(
-    x: Float[Tensor, "*N D"], d_a: Float[Tensor, "*N 3H"]
-) -> tuple[Float[Tensor, "3H D"], Float[Tensor, " 3H"]]:
-    """The gradients of W and b in `project`, given that of its result; W's in as many parts."""
-    number = parts_of(x)
-    x, d_a = x.flatten(0, -2), d_a.flatten(0, -2)
-    d_bias = d_a.sum(dim=0)
-    if number == 1:
-        return d_a.T @ x, d_bias
-    first, *others = zip(d_a.chunk(number), x.chunk(number), strict=True)
-    d_weight = first[0].T @ first[1]
-    for d_part, part in others:  # in place: to get memory takes as long as the product
-        d_weight.addmm_(d_part.T, part)
-    return d_weight, d_bias
+    by_name = [list(map(dense, each)) for each in zip(*weights, strict=True)]
+    return by_name, dense(x), dense(h0), None if h_reset is None else dense(h_reset)
 
 
 def parts(arrays: Sequence[Tensor]) -> tuple[Tensor, list[Weights], Tensor, Tensor | None]:
@@ -138,9 +120,11 @@ def exactly() -> AbstractContextManager:
 
 
 def forward(
-    projections: Sequence[Tensor],
+    weight_ih: Sequence[Tensor],
     weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
     bias_hh: Sequence[Tensor],
+    x: Tensor,
     h0: Tensor,
     h_reset: Tensor | None,
     tokens: Tensor | None,
@@ -150,17 +134,22 @@ def forward(
     reset_after: bool,
     return_sequences: bool,
     save: bool,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
     if forward_mode():  # an operator would silently leave the derivative out
         raise RuntimeError(f"gru::forward, the operator, has no derivative forward: {INSTEAD}")
-    check_directions(reverse, projections=projections, weight_hh=weight_hh, bias_hh=bias_hh, h0=h0)
-    rows = projections[0].shape[0]
-    call, directions = describe(rows, tokens, lengths, resets, h0, reverse, reset_after)
+    biases = {"bias_ih": bias_ih, "bias_hh": bias_hh}
+    check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, **biases, h0=h0)
+    call, directions = describe(
+        weight_ih, weight_hh, x, tokens, lengths, resets, h0, reverse, reset_after, bfloat16
+    )
     outputs, h_last, saved = forward_shapes(
-        projections,
+        weight_ih,
         weight_hh,
+        bias_ih,
         bias_hh,
+        x,
         h0,
         h_reset,
         tokens,
@@ -178,9 +167,9 @@ def forward(
     )
     row = call.hidden * h0.element_size()
     for i, direction in enumerate(directions):
-        direction.projections = of_projections(f"projections[{i}]", projections[i], call, h0.dtype)
-        direction.weight_hh = of_weights(f"weight_hh[{i}]", weight_hh[i], call, h0.dtype)
-        direction.bias_hh = address(f"bias_hh[{i}]", bias_hh[i], (3 * call.hidden,), h0.dtype)
+        for name, each in biases.items():
+            bias = address(f"{name}[{i}]", each[i], (3 * call.hidden,), h0.dtype)
+            setattr(direction, name, bias)
         direction.h0 = within_memory(of_h0, i * call.batch * row)
         direction.h_reset = within_memory(of_h_reset, i * call.batch * row)
         direction.outputs = within_memory(of_outputs, i * row)
@@ -192,9 +181,9 @@ def forward(
 
 def forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """What forward returns, not filled in, for the same arguments."""
-    projections, _, _, h0, _, tokens, _, _, _, reset_after, return_sequences, save = given
+    _, _, _, _, x, h0, _, tokens, _, _, _, reset_after, return_sequences, save, *_ = given
     directions, batch, size = h0.shape
-    steps = (projections[0] if tokens is None else tokens).shape[0]
+    steps = (x if tokens is None else tokens).shape[0]
     return (
         h0.new_empty(steps if return_sequences else 0, batch, directions * size),
         torch.empty_like(h0),
@@ -205,7 +194,9 @@ def forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(
+    weight_ih: Sequence[Tensor],
     weight_hh: Sequence[Tensor],
+    x: Tensor,
     d_outputs: Tensor | None,
     d_h_last: Tensor,
     saved: Tensor,
@@ -214,50 +205,65 @@ def backward(
     resets: Tensor | None,
     reverse: Sequence[bool],
     reset_after: bool,
-    rows: int,
+    of_x: bool,
+    bfloat16: bool = False,
 ) -> list[Tensor]:
-    """The gradients of projections..., weight_hh..., bias_hh..., h0 and, with resets, h_reset.
-
-    rows: len(projections[0]).
-    """
-    check_directions(reverse, weight_hh=weight_hh, d_h_last=d_h_last)
-    call, directions = describe(rows, tokens, lengths, resets, d_h_last, reverse, reset_after)
+    """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and, with resets,
+    h_reset; without of_x, that of x is empty."""
+    check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, d_h_last=d_h_last)
+    call, directions = describe(
+        weight_ih, weight_hh, x, tokens, lengths, resets, d_h_last, reverse, reset_after, bfloat16
+    )
     dtype, R = d_h_last.dtype, len(reverse)
-    of_saved = address("saved", saved, (R, saved_size(call)), dtype)
+    size = kernels.saved_size(call.steps, call.batch, call.hidden, reset_after)
+    of_saved = address("saved", saved, (R, size), dtype)
     of_d_h_last = address("d_h_last", d_h_last, d_h_last.shape, dtype)
     of_d_outputs = None
     if d_outputs is not None:  # without return_sequences it has no time steps
         steps = 0 if d_outputs.shape[:1] == (0,) else call.steps
         shape = (steps, call.batch, R * call.hidden)
         of_d_outputs = address("d_outputs", d_outputs, shape, dtype)
-    for i, direction in enumerate(directions):
-        direction.weight_hh = of_weights(f"weight_hh[{i}]", weight_hh[i], call, dtype)
     gradients = backward_shapes(
-        weight_hh, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse, reset_after, rows
+        weight_ih,
+        weight_hh,
+        x,
+        d_outputs,
+        d_h_last,
+        saved,
+        tokens,
+        lengths,
+        resets,
+        reverse,
+        reset_after,
+        of_x,
     )
-    places = [gradient.data_ptr() or None for gradient in gradients]
+    *of_weights, of_d_x, of_d_h0 = (each.data_ptr() or None for each in gradients[: 4 * R + 2])
+    call.d_x = of_d_x
     row = call.hidden * d_h_last.element_size()
     for i, direction in enumerate(directions):
         direction.saved = within_memory(of_saved, i * saved.stride(0) * saved.element_size())
         direction.d_outputs = within_memory(of_d_outputs, i * row)
         direction.d_h_last = within_memory(of_d_h_last, i * call.batch * row)
-        direction.d_projections, direction.d_weight_hh, direction.d_bias_hh = places[i : 3 * R : R]
-        direction.d_h0 = within_memory(places[3 * R], i * call.batch * row)
+        for name, place in zip(GRU_PARAMETERS, of_weights[i::R], strict=True):
+            setattr(direction, f"d_{name}", place)
+        direction.d_h0 = within_memory(of_d_h0, i * call.batch * row)
         if resets is not None:
-            direction.d_h_reset = within_memory(places[-1], i * call.batch * row)
+            direction.d_h_reset = within_memory(
+                gradients[-1].data_ptr() or None, i * call.batch * row
+            )
     kernels.backward(call, directions)
     return gradients
 
 
 def backward_shapes(*given: Any) -> list[Tensor]:
     """What backward returns, not filled in, for the same arguments."""
-    weight_hh, _, d_h_last, saved, tokens, _, resets, *_, rows = given
-    batch, size = d_h_last.shape[1:]
-    shape = (rows, batch, 3 * size) if tokens is None else (rows, 3 * size)
+    weight_ih, weight_hh, x, _, d_h_last, saved, _, _, resets, _, _, of_x, *_ = given
+    biases = [saved.new_empty(3 * d_h_last.shape[2]) for _ in range(2 * len(weight_ih))]
     return [
-        *(saved.new_empty(shape) for _ in weight_hh),
-        *(torch.empty_like(each) for each in weight_hh),
-        *(saved.new_empty(3 * size) for _ in weight_hh),
+        *map(torch.empty_like, weight_ih),
+        *map(torch.empty_like, weight_hh),
+        *biases,
+        torch.empty_like(x) if of_x else saved.new_empty(0),
         *(torch.empty_like(d_h_last) for _ in range(1 if resets is None else 2)),
     ]
 
@@ -273,27 +279,28 @@ backward_operator.register_fake(backward_shapes)
 
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
-    """Saves for the operator's gradient, which needs no projections, biases and outputs."""
-    projections, weight_hh, *_, tokens, lengths, resets, reverse, reset_after, _, _ = inputs
-    ctx.save_for_backward(*weight_hh, output[2], tokens, lengths, resets)
+    """Saves for the operator's gradient, which needs no biases and outputs."""
+    weight_ih, weight_hh, _, _, x, _, _, *places, reverse, reset_after, _, _, bfloat16 = inputs
+    ctx.save_for_backward(*weight_ih, *weight_hh, x, output[2], *places)
     ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as the forward
-    ctx.how = (reverse, reset_after, projections[0].shape[0])  # len() would fix it for export
+    ctx.how = (reverse, reset_after, True, bfloat16)
 
 
 def differentiate(
     ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
 ) -> tuple:
     """The gradients of the operator's arguments; None is a gradient of zero."""
-    *weight_hh, saved, tokens, lengths, resets = ctx.saved_tensors
+    *weights, x, saved, tokens, lengths, resets = ctx.saved_tensors
+    R = len(weights) // 2
     if d_h_last is None:
-        d_h_last = saved.new_zeros(len(weight_hh), lengths.shape[0], weight_hh[0].shape[-1])
+        d_h_last = saved.new_zeros(R, lengths.shape[0], weights[R].shape[-1])
     d_outputs = None if d_outputs is None else d_outputs.contiguous()
-    gradients = backward_operator(
-        weight_hh, d_outputs, d_h_last.contiguous(), saved, tokens, lengths, resets, *ctx.how
-    )
-    R = len(weight_hh)
-    lists = [gradients[i : i + R] for i in (0, R, 2 * R)]
-    return *lists, gradients[3 * R], None if resets is None else gradients[-1], *[None] * 7
+    rest = (x, d_outputs, d_h_last.contiguous(), saved, tokens, lengths, resets, *ctx.how)
+    gradients = backward_operator(weights[:R], weights[R:], *rest)
+    lists = [gradients[i : i + R] for i in range(0, 4 * R, R)]
+    d_x, d_h0, *d_h_reset = gradients[4 * R :]
+    given = len(ctx.needs_input_grad)  # without bfloat16, where it has its default
+    return *lists, d_x, d_h0, d_h_reset[0] if d_h_reset else None, *[None] * (given - 7)
 
 
 def refuse(*_: Any) -> None:
@@ -315,13 +322,14 @@ def compute(
     resets: Tensor | None,
     reset_after: bool,
     return_sequences: bool,
+    bfloat16: bool,
     save: bool,
     *arrays: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A layer by `forward` or its operator, without a gradient but that of the operator."""
-    projections, *others = operands(*arrays)
-    how = (directions_of(projections), reset_after, return_sequences, save)
-    return function(projections, *others, tokens, lengths, resets, *how)
+    weights, *others = operands(*arrays)
+    how = (directions_of(weights[0]), reset_after, return_sequences, save, bfloat16)
+    return function(*weights, *others, tokens, lengths, resets, *how)
 
 
 class Forward(torch.autograd.Function):
@@ -329,14 +337,13 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        in_memory = plain(*inputs[:3], *inputs[6:])
+        in_memory = plain(*inputs[:3], *inputs[7:])
         return compute(forward if in_memory else forward_operator, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        *places, reset_after, return_sequences, _ = inputs[:6]
-        ctx.how = (reset_after, return_sequences)
-        ctx.save_for_backward(*places, output[2], *inputs[6:])
+        ctx.how = inputs[3:6]
+        ctx.save_for_backward(*inputs[:3], output[2], *inputs[7:])
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as forward
 
@@ -356,9 +363,9 @@ class Forward(torch.autograd.Function):
         elif torch.is_grad_enabled() or transformed():
             gradients = Backward.apply(*places, *ctx.how, True, *given)
         else:
-            of_x = ctx.needs_input_grad[6]
+            of_x = ctx.needs_input_grad[7]
             gradients = Backward.forward(*places, *ctx.how, of_x, *given)
-        return *[None] * 6, *gradients
+        return *[None] * 7, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -379,42 +386,39 @@ class Eager(torch.autograd.Function):
 
 
 class Backward(torch.autograd.Function):
-    """A layer's backward, to be differentiated again. Takes tokens to return_sequences, whether the
+    """A layer's backward, to be differentiated again. Takes tokens to bfloat16, whether the
     gradient of x is wanted, saved, the gradients of outputs (or None) and h_last, and the arrays
     that Forward takes; returns the gradients of those arrays."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
-        tokens, lengths, resets, reset_after, _, of_x, saved, d_outputs, d_h_last = inputs[:9]
-        x, weights, *_ = parts(inputs[9:])
+        tokens, lengths, resets, reset_after, _, bfloat16, of_x, *gradients = inputs[:10]
+        saved, d_outputs, d_h_last = gradients
+        (weight_ih, weight_hh, *_), x, *_ = operands(*inputs[10:])
         function = backward if plain(saved, d_outputs, d_h_last, x) else backward_operator
-        weight_hh, R, rows = [dense(each[1]) for each in weights], len(weights), x.shape[0]
+        R = len(weight_ih)
         found = function(
+            weight_ih,
             weight_hh,
+            x,
             d_outputs,
             d_h_last,
             saved,
             tokens,
             lengths,
             resets,
-            directions_of(weights),
+            directions_of(weight_ih),
             reset_after,
-            rows,
+            of_x,
+            bfloat16,
         )
-        d_weights: list[Tensor] = []
-        with exactly():
-            for i in range(R):
-                d_weight_ih, d_bias_ih = product_gradients(x, found[i])
-                d_weights += [d_weight_ih, found[R + i], d_bias_ih, found[2 * R + i]]
-            of_each = [d_a @ each[0] for d_a, each in zip(found, weights, strict=False) if of_x]
-        d_x = sum(of_each[1:], of_each[0]) if of_x else None
-        return d_x, *d_weights, *found[3 * R :]
+        d_weights = [each for i in range(R) for each in found[i : 4 * R : R]]
+        return found[4 * R] if of_x else None, *d_weights, *found[4 * R + 1 :]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        *places, reset_after, return_sequences, _, _, d_outputs, d_h_last = inputs[:9]
-        ctx.how = (reset_after, return_sequences)
-        ctx.save_for_backward(*places, d_outputs, d_h_last, *inputs[9:])
+        ctx.how = inputs[3:6]
+        ctx.save_for_backward(*inputs[:3], *inputs[8:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:
@@ -422,9 +426,9 @@ class Backward(torch.autograd.Function):
         function = partial(gradients_of, by_scan(tokens, lengths, resets, *ctx.how))
         if d_outputs is None:
             pull = torch.func.vjp(partial(function, None), *arguments)[1]
-            return *[None] * 8, *pull(cotangents)
+            return *[None] * 9, *pull(cotangents)
         pull = torch.func.vjp(function, d_outputs, *arguments)[1]
-        return *[None] * 7, *pull(cotangents)
+        return *[None] * 8, *pull(cotangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -442,6 +446,7 @@ def by_scan(
     resets: Tensor | None,
     reset_after: bool,
     return_sequences: bool,
+    bfloat16: bool = False,
 ) -> Callable[..., Found]:
     """The function of the arrays, in a row, that the kernel computes, written out by gru.py."""
     from torch_impl.gru import scan
@@ -450,7 +455,7 @@ def by_scan(
         x, weights, h0, h_reset = parts(arrays)
         how = {"reset_after": reset_after, "return_sequences": return_sequences}
         with exactly():
-            return scan(x, tokens, weights, lengths, h0, resets, h_reset, **how)
+            return scan(x, tokens, weights, lengths, h0, resets, h_reset, **how, bfloat16=bfloat16)
 
     return run
 
@@ -499,69 +504,66 @@ def check_directions(reverse: Sequence[bool], **given: Sequence[Tensor] | Tensor
 
 
 def describe(
-    rows: int,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    x: Tensor,
     tokens: Tensor | None,
     lengths: Tensor,
     resets: Tensor | None,
     h0: Tensor,
     reverse: Sequence[bool],
     reset_after: bool,
+    bfloat16: bool,
 ) -> tuple[kernels.Problem, Any]:
     """The kernel's picture of a call: sizes, and one description a direction.
 
-    rows: of the projections, or of their gradient. h0, or its gradient, has the other sizes.
+    h0, or its gradient, has the sizes that x and tokens do not have.
     """
-    if h0.dtype not in (torch.float32, torch.float64):
+    dtype = h0.dtype
+    if dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"the fused GRU computes in float32 or float64, not {h0.dtype}: "
-            'implementation="scan" does'
+            f'the fused GRU computes in float32 or float64, not {dtype}: implementation="scan" does'
         )
+    if bfloat16 and dtype != torch.float32:
+        raise TypeError(f"bfloat16: of float32 arrays only, found {dtype}")
     check_shape("h0", h0, "R", "B", "H")
     R, batch, size = h0.shape
-    of_tokens, steps = None, rows
-    if tokens is not None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, found {type(x).__name__}")
+    if tokens is None:
+        check_shape("x", x, "T", batch, "D")
+        of_tokens, steps = None, x.shape[0]
+    else:
+        check_shape("x", x, "K", "D")
         check_shape("tokens", tokens, "T", batch)
-        steps = tokens.shape[0]
         # An empty array has no address, yet NULL would say that there are no tokens.
         of_tokens = address("tokens", tokens, tokens.shape, torch.int32) or 1
+        steps = tokens.shape[0]
+    inputs = x.shape[-1]
     call = kernels.Problem(
         steps=steps,
         batch=batch,
+        inputs=inputs,
         hidden=size,
-        distinct=rows * (batch if tokens is None else 1),
+        distinct=x.shape[0] * (batch if tokens is None else 1),
+        x=address("x", x, x.shape, dtype),
         tokens=of_tokens,
         lengths=address("lengths", lengths, (batch,), torch.int32),
         resets=None if resets is None else address("resets", resets, (steps, batch), torch.bool),
-        is_double=h0.dtype == torch.float64,
+        is_double=dtype == torch.float64,
         reset_after=reset_after,
         directions=R,
         threads=torch.get_num_threads(),
-        openmp=True,
+        openmp=SPINNING,
+        bfloat16=bfloat16,
     )
     directions = (kernels.Direction * R)()
-    for direction, backwards in zip(directions, reverse, strict=True):
-        direction.reverse = backwards
-        direction.ld_projections = 3 * size
+    for i, direction in enumerate(directions):
+        direction.reverse = reverse[i]
         direction.ld_outputs = R * size
+        direction.weight_ih = address(f"weight_ih[{i}]", weight_ih[i], (3 * size, inputs), dtype)
+        direction.weight_hh = address(f"weight_hh[{i}]", weight_hh[i], (3 * size, size), dtype)
     return call, directions
-
-
-def of_projections(
-    name: str, array: Tensor, call: kernels.Problem, dtype: torch.dtype
-) -> int | None:
-    """The address of projections of a call: [T, B, 3H], or with tokens [K, 3H]."""
-    rows = (call.steps, call.batch) if call.tokens is None else (call.distinct,)
-    return address(name, array, (*rows, 3 * call.hidden), dtype)
-
-
-def of_weights(name: str, array: Tensor, call: kernels.Problem, dtype: torch.dtype) -> int | None:
-    """The address of the recurrent weights of a call."""
-    return address(name, array, (3 * call.hidden, call.hidden), dtype)
-
-
-def saved_size(call: kernels.Problem) -> int:
-    """How many elements the forward of a call saves for each direction."""
-    return kernels.saved_size(call.steps, call.batch, call.hidden, call.reset_after)
 
 
 def address(name: str, array: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:

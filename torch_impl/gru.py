@@ -20,8 +20,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.cells import Cell, Recurrence
-from torch_impl import fused
-from torch_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
+from torch_impl import fused, inference
+from torch_impl.bfloat16 import rounded, rounded_back
+from torch_impl.layers import (
+    Restart,
+    Weights,
+    by_direction,
+    gather,
+    loop,
+    project,
+    run,
+)
 
 
 def step(
@@ -54,14 +63,23 @@ def hoisted_step(
     c_n: Float[Tensor, " H"],
     *,
     reset_after: bool,
+    bfloat16: bool = False,
 ) -> Float[Tensor, "B H"]:
     """`step` without what can be done for all time steps at once: see `hoist`."""
-    z, r = torch.sigmoid(torch.addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
+    addmm = rounding if bfloat16 else torch.addmm
+    z, r = torch.sigmoid(addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
     if reset_after:
-        n = torch.tanh(a_n + r * torch.addmm(c_n, h, U_n))
+        n = torch.tanh(a_n + r * addmm(c_n, h, U_n))
     else:
-        n = torch.tanh(torch.addmm(a_n, r * h, U_n))
+        n = torch.tanh(addmm(a_n, r * h, U_n))
     return torch.lerp(h, n, z)  # h + z * (n - h)
+
+
+def rounding(
+    a: Float[Tensor, "*N"], h: Float[Tensor, "B H"], U: Float[Tensor, "H N"]
+) -> Float[Tensor, "B N"]:
+    """a + h U, in bfloat16; U has been rounded."""
+    return a + rounded_back(rounded(h) @ U)
 
 
 def hoist(
@@ -87,19 +105,26 @@ def scan_direction(
     *,
     reverse: bool,
     reset_after: bool,
+    bfloat16: bool = False,
 ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
     """`hoisted_step` in a loop over time."""
     size = h.shape[-1]
     bias, U_zr, U_n, c_n = hoist(weights, reset_after=reset_after)
-    rows = project(x, weights[0], bias).split([2 * size, size], dim=-1)
+    if bfloat16:
+        U_zr, U_n = rounded(U_zr), rounded(U_n)
+        a = bias + rounded_back(project(rounded(x), rounded(weights[0]), torch.zeros_like(bias)))
+    else:
+        a = project(x, weights[0], bias)
+    rows = a.split([2 * size, size], dim=-1)
     inputs = [gather(each, tokens, mask) for each in rows]
     a_zr, a_n, live = (each.unbind() for each in (*inputs, mask))
     begin = () if restart is None else restart[0].unbind()
     states = [h] * len(live)
+    how = {"reset_after": reset_after, "bfloat16": bfloat16}
     for t in reversed(range(len(live))) if reverse else range(len(live)):
         if restart is not None:
             h = torch.where(begin[t], restart[1], h)
-        after = hoisted_step(a_zr[t], a_n[t], h, U_zr, U_n, c_n, reset_after=reset_after)
+        after = hoisted_step(a_zr[t], a_n[t], h, U_zr, U_n, c_n, **how)
         h = states[t] = torch.where(live[t], after, h)
     return h, torch.stack(states) if states else h.new_zeros(0, *h.shape)
 
@@ -108,8 +133,8 @@ scan = partial(by_direction, scan_direction)
 
 RECURRENCES = {
     "loop": Recurrence(loop(step)),
-    "scan": Recurrence(scan),
-    "fused": Recurrence(fused.recurrence, fused.available, checks=True),
+    "scan": Recurrence(scan, lambda device, dtype: True),
+    "fused": Recurrence(fused.recurrence, fused.available, True, inference.of_parameters),
 }
 CELL = Cell("gru", step, RECURRENCES)
 
@@ -126,6 +151,7 @@ def gru(
     reset_after: bool = False,
     implementation: str = "auto",
     return_sequences: bool = True,
+    bfloat16: bool = False,
 ) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
     """A GRU as a pure function of its canonical parameters (see common/params.py).
 
@@ -136,6 +162,9 @@ def gru(
     resets [T, B] are true where a new sequence begins within a row: no state crosses from the step
     before to that one, in either direction; the state is h_reset again, or else h0, or zero. At
     padding, they have no influence.
+
+    With bfloat16, the matrices that products multiply, forward and backward, are rounded to it (to
+    nearest, ties to even); the products are exact, their sums and everything else are float32.
 
     Returns (outputs, h_last): the last layer's states, zero at padding, and the state of every
     layer and direction after its last time step (its first, for the backward direction). Without
@@ -161,4 +190,5 @@ def gru(
         reset_after=reset_after,
         implementation=implementation,
         return_sequences=return_sequences,
+        bfloat16=bfloat16,
     )

@@ -118,20 +118,21 @@ def by_direction(
     resets: Bool[Tensor, "T B"] | None = None,
     h_reset: Float[Tensor, "R B H"] | None = None,
     *,
-    reset_after: bool,
     return_sequences: bool,
+    **how: bool,
 ) -> Found:
     """A recurrence from what computes one direction.
 
-    direction(x, tokens, mask, weights, h, restart, *, reverse, reset_after) returns (last state,
-    states).
+    direction(x, tokens, mask, weights, h, restart, *, reverse, **how) returns (last state, states);
+    how: see Recurrence in common/cells.py.
     """
+    x = without_padding(x, tokens, lengths)
     mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
     restarts: list[Restart | None] = [None] * len(weights)
     if resets is not None and h_reset is not None:
         restarts = [(beginnings(resets, mask, reverse=i == 1), h) for i, h in enumerate(h_reset)]
     results = [
-        direction(x, tokens, mask, each, h0[i], restart, reverse=i == 1, reset_after=reset_after)
+        direction(x, tokens, mask, each, h0[i], restart, reverse=i == 1, **how)
         for i, (each, restart) in enumerate(zip(weights, restarts, strict=True))
     ]
     h_last, states = zip(*results, strict=True)
@@ -185,11 +186,18 @@ def run(
     reset_after: bool = False,
     implementation: str = "auto",
     return_sequences: bool = True,
+    bfloat16: bool = False,
 ) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
     """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py.
 
     between is applied to what one layer hands to the next.
     """
+    how: dict[str, Any] = {"reset_after": reset_after, "return_sequences": return_sequences}
+    fast = [*cell.recurrences.values()][-1].at_once
+    if fast is not None and between is None and implementation in ("auto", "fused"):
+        found = fast(parameters, x, lengths, h0, tokens, resets, h_reset, bfloat16=bfloat16, **how)
+        if found is not None:
+            return found
     optional = {"h0": h0, "tokens": tokens, "resets": resets, "h_reset": h_reset}
     check_arrays(parameters, x=x, lengths=lengths, **optional)
     device = x.device.type
@@ -197,16 +205,19 @@ def run(
         low, only = torch.get_autocast_dtype(device), (torch.float32, *HALF)
         own, (x, h0, h_reset) = in_dtype(low, cell, parameters, x, h0, h_reset, only=only)
         rest = (lengths, h0, tokens, resets, h_reset, between)
-        how: dict[str, Any] = {"reset_after": reset_after, "return_sequences": return_sequences}
+        how |= {"implementation": implementation, "bfloat16": bfloat16}
         with torch.autocast(device, enabled=False):
-            return run(cell, own, x, *rest, implementation=implementation, **how)
+            return run(cell, own, x, *rest, **how)
     fits = check_cell(cell, parameters, x, lengths, h0, tokens, resets, h_reset)
     layers, directions, size = fits
     dtype = x.dtype
     if dtype in HALF:
         high = torch.float32
         parameters, (x, h0, h_reset) = in_dtype(high, cell, parameters, x, h0, h_reset, only=HALF)
-    recurrence = cell.recurrences[cell.resolve(implementation, device, x.dtype)]
+    kind = "bfloat16" if bfloat16 else x.dtype
+    recurrence = cell.recurrences[cell.resolve(implementation, device, kind)]
+    if bfloat16 and x.dtype != torch.float32:
+        raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
     it_checks = recurrence.checks and not forward_mode()
     if not it_checks or lengths.dtype != torch.int32:
@@ -217,7 +228,7 @@ def run(
         h0 = x.new_zeros(layers * R, lengths.shape[0], cell.states * size)
     if resets is not None and h_reset is None:
         h_reset = h0
-    x = without_padding(x, tokens, lengths)
+    how = {"reset_after": reset_after} | ({"bfloat16": True} if bfloat16 else {})
     h_last = []
     for number in range(layers):
         own_states = slice(number * R, (number + 1) * R)
@@ -231,8 +242,8 @@ def run(
             h0[own_states],
             resets,
             None if h_reset is None else h_reset[own_states],
-            reset_after=reset_after,
             return_sequences=return_sequences or number < layers - 1,
+            **how,
         )
         tokens = None
         h_last.append(last)

@@ -56,13 +56,14 @@ class Learner(learner.Learner):
         dtype: str = "float32",
     ) -> None:
         self.device = find_device(training.device)
-        resolved = CELLS[config.cell].resolve(config.implementation, self.device.type)
+        cell, kind = CELLS[config.cell], self.device.type
+        resolved = cell.resolve(config.implementation, kind, config.dtype)
         self.implementation = "nn.GRU" if config.builtin else resolved
         self.compilations = 0
         config = dataclasses.replace(config, implementation=resolved)
         parameters = parameters or init(config, training.seed, vectors)
-        kind = BuiltinClassifier if config.builtin else Classifier
-        self.model = kind(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
+        make = BuiltinClassifier if config.builtin else Classifier
+        self.model = make(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
         self.leaves: list[Tensor] = list(self.model.parameters())
         self.training = training
         self.gradient_norm = torch.zeros((), device=self.device)

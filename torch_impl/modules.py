@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from common.arguments import check_bool, check_canonical, check_same_dtype, check_shape
 from common.params import DIRECTIONS, GRU_PARAMETERS
 from torch_impl.gru import CELL, hoist, hoisted_step
+from torch_impl.inference import at_once
 from torch_impl.layers import as_array, run
 
 
@@ -127,6 +128,10 @@ class GRU(nn.RNNBase):
             if any(each is not None for each in (lengths, resets, h_reset)):
                 raise ValueError("lengths, resets, h_reset: expected none beside a PackedSequence")
             return self._packed(input, hx)
+        if not self.batch_first and type(input) is Tensor and input.dim() == 3:
+            found = self._at_once(input, lengths, hx, None, resets, h_reset)
+            if found is not None:
+                return found
         x, batch = as_array("input", input), 0 if self.batch_first else 1
         if x.dim() not in (2, 3):
             raise ValueError(f"input: Expected input to be 2D or 3D, got {x.dim()}D instead")
@@ -149,9 +154,7 @@ class GRU(nn.RNNBase):
         self._check(x, None, hx=hx, h_reset=h_reset)
         if self.batch_first:
             x, resets = x.transpose(0, 1), resets if resets is None else resets.transpose(0, 1)
-        if lengths is None:
-            lengths = torch.full(x.shape[1:2], x.shape[0], device=x.device)
-        else:
+        if lengths is not None:
             lengths = integers("lengths", lengths).to(x.device)
         outputs, h_n = self._run(x, lengths, hx, None, resets, h_reset, self._drop)
         return outputs.transpose(0, 1) if self.batch_first else outputs, h_n
@@ -209,8 +212,28 @@ class GRU(nn.RNNBase):
         """What one layer hands to the next."""
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
-    def _run(self, x: Tensor, lengths: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        """`run`, from x to between."""
+    def _at_once(
+        self, x: Tensor, lengths: Tensor | None, *others: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """`at_once`, from x to h_reset, of the parameters as they are: to reorder them would take
+        longer than a short text does."""
+        if torch.is_grad_enabled() or not self.bias or (self.training and self.dropout):
+            return None
+        if self.implementation not in ("auto", "fused"):
+            return None
+        own, R = self._parameters, 2 if self.bidirectional else 1
+        weights = [[own.get(name) for name in names] for names in self._all_weights]
+        layers = [weights[i : i + R] for i in range(0, len(weights), R)]
+        after = self.reset_after
+        return at_once(layers, x, lengths, *others, reset_after=after, nn_order=after)
+
+    def _run(self, x: Tensor, lengths: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
+        """`run`, from x to between; without lengths, every row has all steps."""
+        found = self._at_once(x, lengths, *others[:-1])
+        if found is not None:
+            return found
+        if lengths is None:
+            lengths = torch.full(x.shape[1:2], x.shape[0], device=x.device)
         how: dict[str, Any] = {"implementation": self.implementation}
         return run(CELL, self.canonical(), x, lengths, *others, reset_after=self.reset_after, **how)
 

@@ -1,4 +1,4 @@
-"""The CPU kernel of the GRU recurrence (gru.h, gru.cpp), loaded through ctypes.
+"""The CPU kernel of the GRU layer (gru.h, gru.cpp), loaded through ctypes.
 
 `pip install` builds the library beside this file, and so does `python -m common.kernels.build`.
 Importing this package never fails for want of it: ask available().
@@ -21,16 +21,21 @@ class Problem(ctypes.Structure):
     _fields_ = [
         ("steps", ctypes.c_int64),
         ("batch", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
         ("hidden", ctypes.c_int64),
         ("distinct", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
         ("tokens", ctypes.c_void_p),
         ("lengths", ctypes.c_void_p),
         ("resets", ctypes.c_void_p),
         ("is_double", ctypes.c_int32),
         ("reset_after", ctypes.c_int32),
+        ("nn_order", ctypes.c_int32),
         ("directions", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("openmp", ctypes.c_int32),
+        ("bfloat16", ctypes.c_int32),
+        ("d_x", ctypes.c_void_p),
     ]
 
 
@@ -39,13 +44,13 @@ class Direction(ctypes.Structure):
 
     _fields_ = [
         ("reverse", ctypes.c_int32),
-        ("ld_projections", ctypes.c_int64),
         ("ld_outputs", ctypes.c_int64),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                "projections",
+                "weight_ih",
                 "weight_hh",
+                "bias_ih",
                 "bias_hh",
                 "h0",
                 "h_reset",
@@ -54,8 +59,9 @@ class Direction(ctypes.Structure):
                 "saved",
                 "d_outputs",
                 "d_h_last",
-                "d_projections",
+                "d_weight_ih",
                 "d_weight_hh",
+                "d_bias_ih",
                 "d_bias_hh",
                 "d_h0",
                 "d_h_reset",
@@ -90,6 +96,12 @@ def library() -> ctypes.CDLL | None:
 def available() -> bool:
     """Whether the kernel can be used in this process."""
     return library() is not None
+
+
+def bfloat16() -> bool:
+    """gru_bfloat16 of gru.h; false without the kernel."""
+    lib = library()
+    return lib is not None and bool(lib.gru_bfloat16())
 
 
 def forward(problem: Problem, directions: ctypes.Array[Direction]) -> None:

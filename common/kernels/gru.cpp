@@ -1,16 +1,20 @@
-// The GRU recurrence of gru.h. Each item of work, some rows of the batch in one direction, goes
-// through all its time steps in one thread that never waits for another; the recurrent weights are
-// packed once a call and stay in that core's cache. How rows are dealt into items, and the order in
-// which gradients are added up, depend on the sizes alone, so results do not depend on the threads.
+// The GRU layer of gru.h. First the input's share of the pre-activations, x W' + b, for all inputs.
+// Then the recurrence: each item of work, some rows of the batch in one direction, goes through all
+// its time steps in one thread that never waits for another; the recurrent weights stay in that
+// core's cache. Backward, the recurrence comes first. How work is cut, and the order in which
+// gradients are added up, depend on the sizes alone, so results do not depend on the threads.
 //
 // Plain flags will do: c++ -O3 -std=c++17 -fPIC -shared -pthread gru.cpp -o libgru.so. Whole
-// vectors are the compiler's own (GCC's and Clang's vector extensions); recurrence.h is compiled
-// once for each instruction set, and the processor is asked which to use.
+// vectors are the compiler's own (GCC's and Clang's vector extensions); instruction_set.h is
+// compiled once for each instruction set, and the processor is asked which to use.
 #include "gru.h"
 
 #include <string.h>
 #ifdef __linux__
 #include <sys/mman.h>
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
 #endif
 
 #include <algorithm>
@@ -18,6 +22,7 @@
 #include <mutex>
 #include <new>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "pool.h"
@@ -25,15 +30,20 @@
 namespace {
 
 // Rows of an item, at most. More rows read the weights from the cache less often; fewer give more
-// items to share out. Items are a power of two, so that they come out even on 2, 4, 8 ... cores.
-constexpr int64_t max_rows = 16;
+// items to share out. Items are a power of two, so that they come out even on 2, 4, 8 ... cores. An
+// item of fewer than min_rows takes nearly as long as one of twice as many.
+constexpr int64_t max_rows = 16, min_rows = 4;
 
 // Rows, over several steps, that the weights' gradient is computed from at once. With more, they and
 // the weights do not fit into a core's own cache together.
 constexpr int64_t chunk_rows = 64;
 
-// Elements to be copied or added up that are worth waking another thread for.
-constexpr int64_t worth_sharing = 1 << 19;
+// The same for the inputs of the input product; and panels of the columns of its result. Together,
+// and with the weights, they are what a core multiplies without waking another.
+constexpr int64_t input_rows = 96, input_panels = 4;
+
+// Elements to be copied or added up, and multiplications, that are worth waking another thread for.
+constexpr int64_t worth_sharing = 1 << 19, worth_multiplying = 1 << 21;
 
 struct Item {
   int direction;
@@ -44,15 +54,41 @@ struct Item {
   void *d_projections, *d_weights, *d_bias;  // this item's share, padded
 };
 
+// A part of a product: rows [from, to), panels [first, last).
+struct Part {
+  int direction;
+  int64_t from, to, first, last;
+};
+
 struct Call {
   const gru_problem *problem;
   const gru_direction *directions;
   const Item *items;  // directions * blocks of them
   int64_t blocks, chunk;
   // Distances in memory, padded to vectors: of the states' rows, the gates of a row, the rows of
-  // gates, the rows of the weights' gradient.
-  int64_t state_stride, gate_stride, gates_stride, weight_stride;
-  void *packed[2];
+  // gates, the rows of the weights' gradient, the rows of inputs.
+  int64_t state_stride, gate_stride, gates_stride, weight_stride, input_stride;
+  // The live rows of x, those that some step reads, are what the input product is of. Of each, which
+  // row of x it is, and of each row of x, which of them; NULL where all are.
+  int64_t live;
+  const int64_t *live_rows, *place;
+  void *packed[2], *packed_inputs[2];
+  void *projections[2];  // [live, 3 gates]; backward: their gradient
+  void *inputs;          // backward: the live rows in panels
+
+  // The first row of a gate's weights, and whether they are negated.
+  int64_t rows_of(int64_t gate) const {
+    return (problem->nn_order && gate < 2 ? 1 - gate : gate) * problem->hidden;
+  }
+  int sign_of(int64_t gate) const { return problem->nn_order && gate == 0 ? -1 : 1; }
+
+  int64_t row(int64_t i) const { return live_rows ? live_rows[i] : i; }
+  template <class T>
+  const T *input(int64_t i) const {
+    return (const T *)problem->x + row(i) * problem->inputs;
+  }
+  // How many panels of two vectors of width V that many columns have.
+  static int64_t panels(int64_t columns, int64_t V) { return (columns + 2 * V - 1) / (2 * V); }
 };
 
 // Hands out aligned pieces of memory; from nowhere, it measures how much is needed.
@@ -66,10 +102,32 @@ struct Arena {
   }
 };
 
+// What products multiply: numbers, or two bfloat16 numbers that follow one another in the sum, the
+// first in the lower half.
+struct __attribute__((may_alias)) Pair {
+  uint32_t bits;
+};
+
+template <class E>
+constexpr int64_t numbers = 1;
+template <>
+constexpr int64_t numbers<Pair> = 2;
+
+// What the elements are of, and what their products are added up in.
+template <class E>
+using Number = std::conditional_t<std::is_same_v<E, Pair>, float, E>;
+
+// Elements that a sum over n numbers has.
+template <class E>
+constexpr int64_t depth(int64_t n) {
+  return (n + numbers<E> - 1) / numbers<E>;
+}
+
 // What a thread works in.
 template <class T>
 struct Scratch {
-  T *h, *z, *r, *operand, *tile, *gates, *states, *operands;
+  T *h, *z, *r, *operand, *tile, *gates, *states, *operands, *inputs, *sums;
+  T *factor;                 // a product's left factor in pairs
   const T **source, **next;  // the projections of this step and the next
   Scratch(Arena &arena, const Call &call, int64_t rows, int64_t width, bool backward)
       : h(arena.take<T>(rows * call.state_stride)),
@@ -80,6 +138,10 @@ struct Scratch {
         gates(arena.take<T>(backward ? call.chunk * call.gates_stride : 0)),
         states(arena.take<T>(backward ? call.chunk * call.state_stride : 0)),
         operands(arena.take<T>(backward ? call.chunk * call.state_stride : 0)),
+        inputs(arena.take<T>(input_rows * (backward ? 1 : call.input_stride) + width)),
+        sums(arena.take<T>(backward ? input_rows * input_panels * 2 * width : 0)),
+        factor(arena.take<T>(
+            call.problem->bfloat16 ? call.problem->directions * input_rows * call.gates_stride : 0)),
         source(arena.take<const T *>(rows)),
         next(arena.take<const T *>(rows)) {}
 };
@@ -87,11 +149,17 @@ struct Scratch {
 template <class T>
 struct Kernels {
   int64_t width;
-  void (*pack)(const Call &, int direction, bool backward);
+  void (*pack_input_weights)(const Call &, int direction, bool backward);
+  void (*pack_weights)(const Call &, int direction, bool backward);
+  void (*project)(const Call &, const Scratch<T> &, const Part &);
   void (*forward)(const Call &, const Item &, const Scratch<T> &);
   void (*backward)(const Call &, const Item &, const Scratch<T> &);
   void (*reduce_weights)(const Call &, int direction, int64_t from, int64_t to);
   void (*reduce_projections)(const Call &, int direction, int64_t from, int64_t to);
+  void (*pack_inputs)(const Call &, int64_t from, int64_t to);
+  void (*input_weight_gradient)(const Call &, const Scratch<T> &, const Part &);
+  void (*input_gradient)(const Call &, const Scratch<T> &, const Part &);
+  uint64_t (*fingerprint)(const void *, int64_t);
 };
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -99,12 +167,18 @@ struct Kernels {
 #define TARGET __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
-#include "recurrence.h"
+#include "instruction_set.h"
+#define INSTRUCTION_SET avx512bf16
+#define TARGET __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,avx2,fma")))
+#define VECTOR_BYTES 64
+#define TILE_ROWS 12
+#define BFLOAT16_INSTRUCTION
+#include "instruction_set.h"
 #define INSTRUCTION_SET avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
-#include "recurrence.h"
+#include "instruction_set.h"
 #endif
 
 #define INSTRUCTION_SET baseline
@@ -115,39 +189,45 @@ struct Kernels {
 #else
 #define TILE_ROWS 6
 #endif
-#include "recurrence.h"
+#include "instruction_set.h"
 
 struct InstructionSet {
   const char *name;
   bool (*supported)();
   Kernels<float> of_float;
   Kernels<double> of_double;
+  Kernels<float> of_pairs;
   template <class T>
-  const Kernels<T> &of() const;
+  const Kernels<T> &of(bool bfloat16) const;
 };
 template <>
-const Kernels<float> &InstructionSet::of<float>() const {
-  return of_float;
+const Kernels<float> &InstructionSet::of<float>(bool bfloat16) const {
+  return bfloat16 ? of_pairs : of_float;
 }
 template <>
-const Kernels<double> &InstructionSet::of<double>() const {
+const Kernels<double> &InstructionSet::of<double>(bool) const {
   return of_double;
 }
+
+#if defined(__x86_64__) || defined(__i386__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("fma");
+}
+#endif
 
 const InstructionSet instruction_sets[] = {
 // best first
 #if defined(__x86_64__) || defined(__i386__)
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("fma");
-     },
-     avx512::kernels<float>, avx512::kernels<double>},
+    {"avx512bf16", [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); },
+     avx512::kernels<float>, avx512::kernels<double>, avx512bf16::kernels<Pair>},
+    {"avx512", has_avx512, avx512::kernels<float>, avx512::kernels<double>, avx512::kernels<Pair>},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     avx2::kernels<float>, avx2::kernels<double>},
+     avx2::kernels<float>, avx2::kernels<double>, avx2::kernels<Pair>},
 #endif
-    {"baseline", [] { return true; }, baseline::kernels<float>, baseline::kernels<double>},
+    {"baseline", [] { return true; }, baseline::kernels<float>, baseline::kernels<double>,
+     baseline::kernels<Pair>},
 };
 
 const InstructionSet *find_instruction_set(const char *name) {
@@ -191,6 +271,7 @@ struct Deal {
   std::vector<int32_t> row, active, slots;  // what the items point into
   std::vector<int64_t> distinct;            // tokens of each block: rows of its d_projections
   std::vector<Item> items;                  // [directions, blocks]
+  std::vector<int64_t> live_rows, place;    // see Call; empty where all rows of x are live
 
   Deal(const gru_problem &p, int64_t blocks, bool backward)
       : active(blocks * p.steps),
@@ -225,28 +306,81 @@ struct Deal {
         items[direction * blocks + block] = item;
       }
     }
+    find_live(p, blocks);
+  }
+
+ private:
+  void find_live(const gru_problem &p, int64_t blocks) {
+    bool ragged = p.tokens;
+    for (int64_t b = 0; b < p.batch && !ragged && p.lengths; ++b) ragged = p.lengths[b] < p.steps;
+    if (!ragged) return;
+    place.assign(p.distinct, 0);
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t t = 0; t < p.steps; ++t)
+        for (int64_t i = 0; i < items[block].active[t]; ++i) {
+          const int64_t at = t * p.batch + items[block].row[i];
+          place[p.tokens ? p.tokens[at] : at] = 1;
+        }
+    for (int64_t row = 0; row < p.distinct; ++row)
+      if (place[row]) {
+        place[row] = (int64_t)live_rows.size();
+        live_rows.push_back(row);
+      }
   }
 };
 
+// Cuts a product of so many rows, panels and directions into parts.
+std::vector<Part> cut(int directions, int64_t rows, int64_t panels) {
+  const int64_t across = (panels + input_panels - 1) / input_panels;
+  const int64_t down = (rows + input_rows - 1) / input_rows;
+  std::vector<Part> parts;
+  parts.reserve(directions * down * across);
+  for (int direction = 0; direction < directions; ++direction)
+    for (int64_t i = 0; i < down; ++i)
+      for (int64_t j = 0; j < across; ++j)
+        parts.push_back({direction, rows * i / down, rows * (i + 1) / down, panels * j / across,
+                         panels * (j + 1) / across});
+  return parts;
+}
+
+// Of all weights of a direction.
+template <class T>
+uint64_t fingerprint(const Kernels<T> &kernels, const gru_problem &p, const gru_direction &d) {
+  const int64_t rows = 3 * p.hidden * (int64_t)(sizeof(T) / 4);
+  uint64_t found = 0;
+  for (const auto &[weights, columns] :
+       {std::pair(d.weight_ih, p.inputs), {d.weight_hh, p.hidden}, {d.bias_ih, 1}, {d.bias_hh, 1}})
+    found = found * 0x9E3779B97F4A7C15u + kernels.fingerprint(weights, rows * columns);
+  return found;
+}
+
 template <class T>
 int execute(const gru_problem &p, const gru_direction *directions, bool backward) {
-  const Kernels<T> &kernels = instruction_set().of<T>();
-  const int64_t steps = p.steps, B = p.batch, H = p.hidden, V = kernels.width;
+  const Kernels<T> &kernels = instruction_set().of<T>(p.bfloat16);
+  const int64_t steps = p.steps, B = p.batch, D = p.inputs, H = p.hidden, V = kernels.width;
   for (int64_t b = 0; p.lengths && b < B; ++b)
     if (p.lengths[b] < 0 || p.lengths[b] > steps) return GRU_BAD_LENGTH;
   for (int64_t i = 0; p.tokens && i < steps * B; ++i)
     if (p.tokens[i] < 0 || p.tokens[i] >= p.distinct) return GRU_BAD_TOKEN;
 
-  Call call = {&p, directions, nullptr, 1, 0, 0, 0, 0, 0, {}};
-  while (call.blocks < B && (call.blocks < 2 || call.blocks * max_rows < B)) call.blocks *= 2;
-  call.blocks = std::min(call.blocks, std::max<int64_t>(B, 1));
+  Call call = {};
+  call.problem = &p;
+  call.directions = directions;
+  call.blocks = 1;
+  while (call.blocks * max_rows < B || (call.blocks < 2 && B >= 2 * min_rows)) call.blocks *= 2;
   const int64_t blocks = call.blocks, rows = (B + blocks - 1) / blocks;
   call.chunk = std::max(rows, chunk_rows);
   call.gate_stride = round_up(H, V);
   call.weight_stride = round_up(H, 2 * V);
   call.state_stride = odd_stride(call.weight_stride, V);
-  call.gates_stride = odd_stride(3 * call.gate_stride, V);
+  call.gates_stride = odd_stride(round_up(3 * call.gate_stride, 2 * V), V);
+  call.input_stride = odd_stride(round_up(D, V), V);
+  const int64_t columns = 3 * call.gate_stride;
+  // Where there are no inputs, there is a panel of none: their weights have no gradient, b has.
+  const int64_t panels = Call::panels(columns, V);
+  const int64_t panels_of_x = std::max<int64_t>(Call::panels(D, V), 1);
   const int threads = std::max(1, std::min(p.threads, count_cores()));
+  auto sharing = [&](int64_t work, int64_t worth) { return work > worth ? threads : 1; };
 
   Pool &pool = Pool::get();
   std::lock_guard<std::mutex> lock(pool.in_use);
@@ -255,12 +389,29 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
     Deal deal(p, blocks, backward);
     std::vector<Item> &items = deal.items;
     call.items = items.data();
+    call.live = deal.place.empty() ? p.distinct : (int64_t)deal.live_rows.size();
+    if (!deal.place.empty()) call.live_rows = deal.live_rows.data(), call.place = deal.place.data();
 
+    const int64_t of_input = backward ? p.d_x ? panels_of_x * columns : 0 : panels * (D + 1);
+    const int64_t packed = 3 * H * call.weight_stride + of_input * 2 * V;
+    bool inference = !backward;
+    for (int i = 0; i < p.directions; ++i) inference = inference && !directions[i].saved;
+    std::vector<Packed *> kept;
+    for (int i = 0; inference && i < p.directions; ++i) {
+      const gru_direction &d = directions[i];
+      kept.push_back(&pool.find({(int64_t)d.weight_ih, (int64_t)d.weight_hh, H, D, i, p.is_double,
+                                 p.bfloat16, p.reset_after, p.nn_order, V}));
+      call.packed[i] = kept[i]->memory.reserve(packed * sizeof(T));
+    }
     std::vector<Scratch<T>> scratch;
     auto lay_out = [&](Arena arena) {
       scratch.clear();
-      for (int direction = 0; direction < p.directions; ++direction)
-        call.packed[direction] = arena.take<T>(3 * H * call.weight_stride);
+      for (int direction = 0; direction < p.directions; ++direction) {
+        if (!inference) call.packed[direction] = arena.take<T>(packed);
+        call.packed_inputs[direction] = (T *)call.packed[direction] + 3 * H * call.weight_stride;
+        call.projections[direction] = arena.take<T>(call.live * call.gates_stride);
+      }
+      call.inputs = arena.take<T>(backward ? panels_of_x * call.live * 2 * V : 0);
       for (int thread = 0; thread < threads; ++thread)
         scratch.emplace_back(arena, call, rows, V, backward);
       for (size_t i = 0; backward && i < items.size(); ++i) {
@@ -271,35 +422,72 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
       return arena.at;
     };
     const size_t bytes = lay_out(Arena{});
-    lay_out(Arena{(uintptr_t)pool.memory(bytes)});
+    lay_out(Arena{(uintptr_t)pool.memory.reserve(bytes)});
 
     for (int direction = 0; !backward && direction < p.directions; ++direction)
       if (directions[direction].saved)
         want_huge_pages(directions[direction].saved,
                         gru_saved_size(steps, B, H, p.reset_after) * sizeof(T));
-    const int packers = p.directions * 3 * H * H > worth_sharing ? threads : 1;
-    pool.run(p.directions, packers, [&](int64_t i, int) { kernels.pack(call, (int)i, backward); });
-    pool.run((int64_t)items.size(), threads, [&](int64_t i, int thread) {
-      if (!backward) return kernels.forward(call, items[i], scratch[thread]);
-      memset(items[i].d_weights, 0, 3 * call.gate_stride * call.weight_stride * sizeof(T));
-      memset(items[i].d_bias, 0, 3 * call.gate_stride * sizeof(T));
-      memset(items[i].d_projections, 0,
-             deal.distinct[i % blocks] * 3 * call.gate_stride * sizeof(T));
-      kernels.backward(call, items[i], scratch[thread]);
-    });
-    if (backward) {
-      const int64_t some = 128, weights = (3 * H + some - 1) / some;
-      const int64_t projections = p.tokens ? (p.distinct + some - 1) / some : 0;
-      const int64_t elements = p.directions * blocks * 3 * H * (H + (p.tokens ? p.distinct : 0));
-      const int adders = elements > worth_sharing ? threads : 1;
-      pool.run(p.directions * (weights + projections), adders, [&](int64_t i, int) {
-        const int direction = (int)(i / (weights + projections));
-        const int64_t part = i % (weights + projections), from = part * some;
-        if (part < weights)
-          return kernels.reduce_weights(call, direction, from, std::min(from + some, 3 * H));
-        const int64_t token = from - weights * some;
-        kernels.reduce_projections(call, direction, token, std::min(token + some, p.distinct));
+    bool packed_before[2] = {};
+    for (int i = 0; inference && i < p.directions; ++i) packed_before[i] = kept[i]->filled;
+    auto pack = [&] {
+      const int64_t weights = p.directions * 3 * H * (H + D);
+      // Before: weights that somebody changes meanwhile do not pass for what was packed.
+      for (int i = 0; inference && i < p.directions; ++i)
+        if (!packed_before[i])
+          kept[i]->fingerprint = fingerprint(kernels, p, directions[i]), kept[i]->filled = true;
+      pool.run(2 * p.directions, sharing(weights, worth_sharing), [&](int64_t i, int) {
+        const int direction = (int)i / 2;
+        if (packed_before[direction]) return;
+        if (i % 2 && (!backward || p.d_x)) kernels.pack_input_weights(call, direction, backward);
+        if (i % 2 == 0) kernels.pack_weights(call, direction, backward);
       });
+    };
+    const int64_t multiplications = p.directions * call.live * 3 * H * D;
+    const int multiplying = sharing(multiplications, worth_multiplying);
+    auto multiply = [&](const std::vector<Part> &parts, auto product) {
+      pool.run((int64_t)parts.size(), multiplying,
+               [&](int64_t i, int thread) { product(call, scratch[thread], parts[i]); });
+    };
+    // What was packed before is taken to be right, and looked at beside the recurrence.
+    const int64_t looks = inference ? p.directions : 0, count = (int64_t)items.size() + looks;
+    const int64_t states = p.directions * steps * B * 3 * H * H + looks * 8 * 3 * H * (H + D);
+    std::atomic<bool> changed;
+    do {
+      changed = false;
+      pack();
+      if (!backward) multiply(cut(p.directions, call.live, panels), kernels.project);
+      pool.run(count, sharing(states, worth_multiplying), [&](int64_t i, int thread) {
+        if (const int64_t look = i - (int64_t)items.size(); look >= 0) {
+          if (packed_before[look] &&
+              fingerprint(kernels, p, directions[look]) != kept[look]->fingerprint)
+            packed_before[look] = false, changed = true;
+          return;
+        }
+        if (!backward) return kernels.forward(call, items[i], scratch[thread]);
+        memset(items[i].d_weights, 0, 3 * call.gate_stride * call.weight_stride * sizeof(T));
+        memset(items[i].d_bias, 0, 3 * call.gate_stride * sizeof(T));
+        memset(items[i].d_projections, 0,
+               deal.distinct[i % blocks] * 3 * call.gate_stride * sizeof(T));
+        kernels.backward(call, items[i], scratch[thread]);
+      });
+    } while (changed);
+    if (backward) {
+      const int64_t some = 128, of_weights = (3 * H + some - 1) / some;
+      const int64_t of_rows = (call.live + some - 1) / some;
+      const int64_t of_tokens = p.tokens ? of_rows : 0, each = of_weights + of_tokens;
+      const int64_t elements = p.directions * blocks * 3 * H * (H + call.live) + call.live * D;
+      pool.run(of_rows + p.directions * each, sharing(elements, worth_sharing), [&](int64_t i, int) {
+        auto up_to = [&](int64_t from, int64_t end) { return std::min(from + some, end); };
+        if (i < of_rows) return kernels.pack_inputs(call, i * some, up_to(i * some, call.live));
+        const int direction = (int)((i - of_rows) / each);
+        const int64_t part = (i - of_rows) % each, at = part * some, row = at - of_weights * some;
+        if (row < 0) return kernels.reduce_weights(call, direction, at, up_to(at, 3 * H));
+        kernels.reduce_projections(call, direction, row, up_to(row, call.live));
+      });
+      multiply(cut(p.directions, columns, panels_of_x), kernels.input_weight_gradient);
+      if (p.d_x && !deal.place.empty()) memset(p.d_x, 0, p.distinct * D * sizeof(T));
+      if (p.d_x) multiply(cut(1, call.live, panels_of_x), kernels.input_gradient);
     }
     pool.finish();
   } catch (const std::bad_alloc &) {
@@ -327,6 +515,8 @@ int64_t gru_saved_size(int64_t steps, int64_t batch, int64_t hidden, int32_t res
 }
 
 int gru_cores(void) { return count_cores(); }
+
+int gru_bfloat16(void) { return find_instruction_set("avx512bf16") != nullptr; }
 
 const char *gru_instruction_set(const char *name) {
   if (name) {

@@ -1,4 +1,4 @@
-// The threads that a call of gru.h shares its work out to, and the memory they work in.
+// The threads that a call of gru.h shares its work out to, and what is kept from call to call.
 #include <dlfcn.h>
 #include <pthread.h>
 #ifdef __linux__
@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <list>
 #include <mutex>
 #include <new>
 #include <system_error>
@@ -57,10 +59,47 @@ using OpenMP = void (*)(void (*)(void *), void *, unsigned threads, unsigned fla
 
 OpenMP find_openmp() { return (OpenMP)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
 
-// Threads that wait for work between calls, and the memory they work in. One call at a time.
+// Memory aligned for vectors.
+class Memory {
+ public:
+  Memory() = default;
+  Memory(const Memory &) = delete;
+  ~Memory() { release(); }
+  void *at = nullptr;
+  size_t capacity = 0;
+
+  // At least so many bytes; what was there is lost if they are more than before.
+  void *reserve(size_t bytes) {
+    if (bytes > capacity) {
+      release();
+      at = ::operator new(bytes, std::align_val_t(64));
+      capacity = bytes;
+    }
+    return at;
+  }
+  void release() {
+    ::operator delete(at, std::align_val_t(64));
+    at = nullptr;
+    capacity = 0;
+  }
+};
+
+// The weights of a direction as an inference packed them, for the next. Nobody says whether weights
+// have changed: PyTorch's count of versions misses what is written through .data, and JAX gives the
+// memory of one array to the next. Their fingerprint does.
+struct Packed {
+  std::vector<int64_t> key;  // where they lie, their sizes, how they are packed
+  Memory memory;
+  uint64_t fingerprint = 0;
+  bool filled = false;
+};
+
+// Threads that wait for work between calls, and what is kept for them. One call at a time.
 class Pool {
  public:
   std::mutex in_use;
+  Memory memory;             // what a call works in
+  std::list<Packed> packed;  // the one used last comes first
   OpenMP openmp = nullptr;  // if not null, its threads do this call's work
   static inline bool forked = false;
 
@@ -111,25 +150,32 @@ class Pool {
     }
     wake.notify_all();
     loop(0);
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      call = nullptr;  // who has not woken by now is not needed
+    }
+    spin([&] { return busy == 0; });
     std::unique_lock<std::mutex> lock(mutex);
-    call = nullptr;  // who has not woken by now is not needed
     done.wait(lock, [&] { return busy == 0; });
   }
 
-  // At least so many bytes, aligned for vectors; the contents do not survive a call.
-  void *memory(size_t bytes) {
-    if (bytes > capacity) {
-      release();
-      buffer = ::operator new(bytes, std::align_val_t(64));
-      capacity = bytes;
-    }
-    return buffer;
+  // The memory that a key had the last time, or else new memory.
+  Packed &find(const std::vector<int64_t> &key) {
+    auto found = std::find_if(packed.begin(), packed.end(),
+                              [&](const Packed &each) { return each.key == key; });
+    if (found == packed.end()) packed.emplace_front().key = key;
+    else packed.splice(packed.begin(), packed, found);
+    return packed.front();
   }
 
-  // Keeps the memory for the next call, which saves asking the system for it again, unless it is
-  // large.
+  // Keeps memory for the next call, which saves asking the system for it again, unless it is large.
   void finish() {
-    if (capacity > (size_t)64 << 20) release();
+    if (memory.capacity > large) memory.release();
+    size_t bytes = 0;
+    for (auto each = packed.begin(); each != packed.end();) {
+      bytes += each->memory.capacity;
+      each = bytes > large ? packed.erase(each) : std::next(each);
+    }
   }
 
  private:
@@ -138,15 +184,30 @@ class Pool {
   std::vector<std::thread> workers;
   void (*call)(void *, int) = nullptr;
   void *context = nullptr;
-  int invited = 0, busy = 0;
-  uint64_t generation = 0;
-  void *buffer = nullptr;
-  size_t capacity = 0;
+  int invited = 0;
+  std::atomic<int> busy{0};
+  std::atomic<uint64_t> generation{0};
+  static constexpr size_t large = (size_t)64 << 20;
+
+  // Waits for a moment: to put a thread to sleep and to wake it takes as long as a short text. No
+  // longer, for on a busy machine it takes the time away from those that are waited for.
+  template <class Condition>
+  static void spin(const Condition &met) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+    while (!met() && std::chrono::steady_clock::now() < end) {
+#ifdef __SSE__
+      _mm_pause();
+#endif
+    }
+  }
 
   void wait_for_work(int thread) {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
+      lock.unlock();
+      spin([&] { return generation != seen; });
+      lock.lock();
       wake.wait(lock, [&] { return generation != seen; });
       seen = generation;
       if (!call || thread > invited) continue;
@@ -158,12 +219,6 @@ class Pool {
       lock.lock();
       if (--busy == 0) done.notify_one();
     }
-  }
-
-  void release() {
-    ::operator delete(buffer, std::align_val_t(64));
-    buffer = nullptr;
-    capacity = 0;
   }
 };
 

@@ -1,10 +1,11 @@
 // gru.h for JAX: XLA FFI handlers, where the compiler finds jaxlib's headers.
-//   gru_xla_forward:  projections..., weight_hh..., bias_hh..., h0, h_reset, tokens, lengths, resets
-//                     -> outputs, h_last, saved
-//   gru_xla_backward: weight_hh..., d_outputs, d_h_last, saved, tokens, lengths, resets
-//                     -> d_projections..., d_weight_hh..., d_bias_hh..., d_h0, d_h_reset
+//   gru_xla_forward:  weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0, h_reset, tokens,
+//                     lengths, resets -> outputs, h_last, saved
+//   gru_xla_backward: weight_ih..., weight_hh..., x, d_outputs, d_h_last, saved, tokens, lengths,
+//                     resets -> d_weight_ih..., d_weight_hh..., d_bias_ih..., d_bias_hh..., d_x, d_h0,
+//                     d_h_reset
 // where "..." is one for each direction, the states [directions, B, H] and saved hold all directions,
-// and an empty vector stands for what is missing. Whoever calls, no array is taken to be larger than
+// and an empty vector stands for what is missing or, as d_x, not wanted. Whoever calls, no array is taken to be larger than
 // it is. A length or a token out of range makes every result NaN: an error would come too
 // late, since XLA runs ahead, and everything after it would fail as well.
 #if __has_include("xla/ffi/api/ffi.h")
@@ -50,9 +51,10 @@ ffi::Error check(const std::vector<Expected> &arrays) {
 }
 
 ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool backward,
-                       ffi::Span<const int64_t> reverse, bool reset_after, int32_t threads) {
-  const size_t R = reverse.size(), of_args = backward ? R + 6 : 3 * R + 5,
-               of_results = backward ? 3 * R + 2 : 3;
+                       ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
+                       int32_t threads) {
+  const size_t R = reverse.size(), of_args = backward ? 2 * R + 7 : 4 * R + 6,
+               of_results = backward ? 4 * R + 3 : 3;
   if (R < 1 || R > 2 || args.size() != of_args || results.size() != of_results)
     return ffi::Error::InvalidArgument("GRU: wrong number of arrays");
   auto arg = [&](size_t i) { return *args.get<ffi::AnyBuffer>(i); };
@@ -64,49 +66,61 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool
                : nullptr;
   };
   const auto tokens = arg(of_args - 3), lengths = arg(of_args - 2), resets = arg(of_args - 1);
-  const auto weights = arg(backward ? 0 : R), projections = backward ? result(0) : arg(0);
+  const auto weights = arg(R), x = arg(backward ? 2 * R : 4 * R);
   const bool has_tokens = rank(tokens) == 2, has_resets = rank(resets) == 2;
   const ffi::DataType type = weights.element_type();
   if (type != ffi::F32 && type != ffi::F64)
     return ffi::Error::InvalidArgument("GRU: float32 and float64 only");
-  if (rank(weights) != 2 || rank(lengths) != 1 || rank(projections) != (has_tokens ? 2 : 3))
+  if (bfloat16 && type != ffi::F32)
+    return ffi::Error::InvalidArgument("GRU: products in bfloat16 are of float32 only");
+  if (rank(weights) != 2 || rank(lengths) != 1 || rank(x) != (has_tokens ? 2 : 3))
     return ffi::Error::InvalidArgument("GRU: an array has the wrong number of dimensions");
   gru_problem problem = {};
-  problem.steps = has_tokens ? tokens.dimensions()[0] : projections.dimensions()[0];
+  problem.steps = (has_tokens ? tokens : x).dimensions()[0];
   problem.batch = lengths.dimensions()[0];
+  problem.inputs = x.dimensions().back();
   problem.hidden = weights.dimensions()[1];
-  problem.distinct = has_tokens ? projections.dimensions()[0] : problem.steps * problem.batch;
+  problem.distinct = has_tokens ? x.dimensions()[0] : problem.steps * problem.batch;
+  problem.x = x.untyped_data();
   problem.tokens = has_tokens ? (const int32_t *)tokens.untyped_data() : nullptr;
   problem.lengths = (const int32_t *)lengths.untyped_data();
   problem.resets = has_resets ? (const uint8_t *)resets.untyped_data() : nullptr;
   problem.is_double = type == ffi::F64;
   problem.reset_after = reset_after;
+  problem.bfloat16 = bfloat16;
   problem.directions = (int32_t)R;
   problem.threads = threads;
 
-  const int64_t T = problem.steps, B = problem.batch, H = problem.hidden, both = (int64_t)R;
-  const Sizes of_projections = has_tokens ? Sizes{problem.distinct, 3 * H} : Sizes{T, B, 3 * H};
-  const Sizes of_states = {both, B, H}, of_weights = {3 * H, H}, of_bias = {3 * H};
+  const int64_t T = problem.steps, B = problem.batch, D = problem.inputs, H = problem.hidden;
+  const int64_t both = (int64_t)R;
+  const Sizes of_x = has_tokens ? Sizes{problem.distinct, D} : Sizes{T, B, D};
+  const Sizes of_states = {both, B, H}, of_input = {3 * H, D}, of_hidden = {3 * H, H};
   // Outputs, or their gradient, may be left out: then they have no time steps. So may what forward
-  // saves.
-  const auto outputs = backward ? arg(R) : result(0), saved = backward ? arg(R + 2) : result(2);
+  // saves, and the gradient of x.
+  const auto outputs = backward ? arg(2 * R + 1) : result(0);
+  const auto saved = backward ? arg(2 * R + 3) : result(2);
   const bool return_sequences = rank(outputs) != 3 || outputs.dimensions()[0] != 0;
   const bool saves = backward || rank(saved) != 2 || saved.dimensions()[1] != 0;
   std::vector<Expected> arrays = {
+      {"x", x, of_x, type},
       {"tokens", tokens, has_tokens ? Sizes{T, B} : Sizes{0}, ffi::S32},
       {"lengths", lengths, {B}, ffi::S32},
       {"resets", resets, has_resets ? Sizes{T, B} : Sizes{0}, ffi::PRED},
       {"outputs", outputs, {return_sequences ? T : 0, B, both * H}, type},
       {"saved", saved, {both, saves ? gru_saved_size(T, B, H, reset_after) : 0}, type},
-      {"h_last", backward ? arg(R + 1) : result(1), of_states, type},
-      {"h0", backward ? result(3 * R) : arg(3 * R), of_states, type},
-      {"h_reset", backward ? result(3 * R + 1) : arg(3 * R + 1), has_resets ? of_states : Sizes{0},
-       type}};
+      {"h_last", backward ? arg(2 * R + 2) : result(1), of_states, type},
+      {"h0", backward ? result(4 * R + 1) : arg(4 * R + 1), of_states, type},
+      {"h_reset", backward ? result(4 * R + 2) : arg(4 * R + 2),
+       has_resets ? of_states : Sizes{0}, type}};
+  if (backward)
+    arrays.push_back({"d_x", result(4 * R), rank(result(4 * R)) > 1 ? of_x : Sizes{0}, type});
   for (size_t i = 0; i < R; ++i) {
-    arrays.push_back({"projections", backward ? result(i) : arg(i), of_projections, type});
-    arrays.push_back({"weight_hh", arg(backward ? i : R + i), of_weights, type});
-    arrays.push_back({"bias_hh", backward ? result(2 * R + i) : arg(2 * R + i), of_bias, type});
-    if (backward) arrays.push_back({"d_weight_hh", result(R + i), of_weights, type});
+    arrays.push_back({"weight_ih", arg(i), of_input, type});
+    arrays.push_back({"weight_hh", arg(R + i), of_hidden, type});
+    if (backward) arrays.push_back({"d_weight_ih", result(i), of_input, type});
+    if (backward) arrays.push_back({"d_weight_hh", result(R + i), of_hidden, type});
+    for (size_t at : {2 * R + i, 3 * R + i})
+      arrays.push_back({"bias", backward ? result(at) : arg(at), {3 * H}, type});
   }
   if (ffi::Error error = check(arrays); error.failure()) return error;
 
@@ -115,29 +129,31 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool
   for (size_t i = 0; i < R; ++i) {
     gru_direction &d = directions[i];
     d.reverse = reverse[i] != 0;
-    d.ld_projections = 3 * H;
     d.ld_outputs = both * H;
-    d.weight_hh = arg(backward ? i : R + i).untyped_data();
+    d.weight_ih = arg(i).untyped_data();
+    d.weight_hh = arg(R + i).untyped_data();
     char *const half = outputs.element_count() ? (char *)outputs.untyped_data() + i * H * size : nullptr;
     if (backward) {
       d.d_outputs = half;
-      d.d_h_last = offset(arg(R + 1), i, R);
+      d.d_h_last = offset(arg(2 * R + 2), i, R);
       d.saved = offset(saved, i, R);
-      d.d_projections = result(i).untyped_data();
+      d.d_weight_ih = result(i).untyped_data();
       d.d_weight_hh = result(R + i).untyped_data();
-      d.d_bias_hh = result(2 * R + i).untyped_data();
-      d.d_h0 = offset(result(3 * R), i, R);
-      d.d_h_reset = offset(result(3 * R + 1), i, R);
+      d.d_bias_ih = result(2 * R + i).untyped_data();
+      d.d_bias_hh = result(3 * R + i).untyped_data();
+      d.d_h0 = offset(result(4 * R + 1), i, R);
+      d.d_h_reset = offset(result(4 * R + 2), i, R);
     } else {
-      d.projections = arg(i).untyped_data();
-      d.bias_hh = arg(2 * R + i).untyped_data();
-      d.h0 = offset(arg(3 * R), i, R);
-      d.h_reset = offset(arg(3 * R + 1), i, R);
+      d.bias_ih = arg(2 * R + i).untyped_data();
+      d.bias_hh = arg(3 * R + i).untyped_data();
+      d.h0 = offset(arg(4 * R + 1), i, R);
+      d.h_reset = offset(arg(4 * R + 2), i, R);
       d.outputs = half;
       d.h_last = offset(result(1), i, R);
       d.saved = offset(saved, i, R);
     }
   }
+  if (backward && result(4 * R).element_count()) problem.d_x = result(4 * R).untyped_data();
   const int status = backward ? gru_backward(&problem, directions) : gru_forward(&problem, directions);
   if (status == GRU_OUT_OF_MEMORY)
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "GRU: out of memory");
@@ -147,13 +163,15 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool
 }
 
 ffi::Error xla_forward(ffi::RemainingArgs args, ffi::RemainingRets results,
-                       ffi::Span<const int64_t> reverse, bool reset_after, int32_t threads) {
-  return execute_xla(args, results, false, reverse, reset_after, threads);
+                       ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
+                       int32_t threads) {
+  return execute_xla(args, results, false, reverse, reset_after, bfloat16, threads);
 }
 
 ffi::Error xla_backward(ffi::RemainingArgs args, ffi::RemainingRets results,
-                        ffi::Span<const int64_t> reverse, bool reset_after, int32_t threads) {
-  return execute_xla(args, results, true, reverse, reset_after, threads);
+                        ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
+                       int32_t threads) {
+  return execute_xla(args, results, true, reverse, reset_after, bfloat16, threads);
 }
 
 auto binding() {
@@ -162,6 +180,7 @@ auto binding() {
       .RemainingRets()
       .Attr<ffi::Span<const int64_t>>("reverse")
       .Attr<bool>("reset_after")
+      .Attr<bool>("bfloat16")
       .Attr<int32_t>("threads");
 }
 

@@ -89,10 +89,24 @@ def _speed(speed: Speed) -> Iterator[Block]:
         "medians. Denormals: nn.GRU as PyTorch comes; all others take numbers below 1.2e-38, which "
         "are slow to compute with on Intel, for 0. The peak is that of a large matrix product.",
     )
-    yield "folded", tables.all_tasks(speed)
+    yield "folded", tables.all_tasks("Speed on every task", speed.rows, tables.TIMED)
     for table in (tables.lengths(speed), tables.recipe(speed)):
         yield "heading", table.title
         yield "table", table
+    if speed.inference:
+        yield "heading", "Inference"
+        yield "figures", [figures.inference(speed.inference)]
+        yield (
+            "note",
+            "A call at a time, forward only, on B reviews of T words without padding; what is "
+            "wanted is the last state. p50 and p99: the median and the 99th percentile of the "
+            "calls; tokens/s at the median. Modules and sessions are called as they are, JAX's "
+            "functions under jax.jit.",
+        )
+        yield "folded", tables.all_tasks("Inference", speed.inference, tables.LATENCY)
+        yield "heading", (table := tables.calls(speed)).title
+        yield "table", table
+        yield "note", "Of one word, one input dimension and one hidden unit."
 
 
 def _parity(checks: Sequence[Check]) -> Iterator[Block]:

@@ -16,7 +16,18 @@ import altair as alt
 import numpy as np
 import vl_convert
 
-from common.report.schema import REFERENCE, Group, Interval, Pair, Part, Run, Timed, Vanishing
+from common.report.schema import (
+    BUILT_IN,
+    REFERENCE,
+    Group,
+    Interval,
+    Latency,
+    Pair,
+    Part,
+    Run,
+    Timed,
+    Vanishing,
+)
 
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
@@ -291,30 +302,42 @@ def confusion(
 
 def speed(rows: Sequence[Timed]) -> Figure:
     """How many times as fast as REFERENCE everything is, on every task."""
+    return _ratios("speed", "", rows, REFERENCE, "quartiles")
+
+
+def inference(rows: Sequence[Latency]) -> Figure:
+    """How many times as fast as BUILT_IN everything is in inference, on every task."""
+    return _ratios("inference", "In inference, ", rows, BUILT_IN, "from p99 to p50")
+
+
+def _ratios(
+    name: str, start: str, rows: Sequence[Timed] | Sequence[Latency], reference: str, line: str
+) -> Figure:
+    """start: of the title; line: what the stroke stands for."""
     tasks = list(dict.fromkeys(row.name for row in rows))
     few = len(tasks) <= len(COLOURS)  # of many, those of one batch size stand together
     ratios: dict[str, list[float]] = {}
-    found: dict[tuple[str, str], list[Timed]] = {}
+    found: dict[tuple[str, str], list[Timed | Latency]] = {}
     for row in rows:
         ratios.setdefault(row.contender, []).append(row.ratio)
         found.setdefault((row.contender, row.name if few else f"B {row.B}"), []).append(row)
-    medians = {name: float(np.median(of_tasks)) for name, of_tasks in ratios.items()}
+    medians = {each: float(np.median(of_tasks)) for each, of_tasks in ratios.items()}
     values = []
-    for (name, group), timed in sorted(found.items(), key=lambda item: -medians[item[0][0]]):
+    for (each, group), timed in sorted(found.items(), key=lambda item: -medians[item[0][0]]):
         value = float(np.median([row.ratio for row in timed]))
-        ends = [row.ratio * q / row.tokens_per_second for row in timed for q in row.quartiles]
-        label = name.replace(", ", " · ")
+        ends = [end for row in timed for end in row.ratios]
+        label = each.replace(", ", " · ")
         values.append(_row(label, value, (min(ends), max(ends)), group=group))
-    best = max(medians, key=lambda name: medians[name])
-    title = f"{best} is the fastest: {medians[best]:.2f} times {REFERENCE}"
+    best = max(medians, key=lambda each: medians[each])
+    title = f"{start}{best} is the fastest: {medians[best]:.2f} times {reference}"
     if len(tasks) > 1:
         title += f", the median of {len(ratios[best])} tasks"
-    stroke = "line: quartiles" if few else "dot: median, line: all tasks of that B"
-    x = alt.X("low:Q", title=[f"times {REFERENCE} (logarithmic)", stroke])
+    stroke = f"line: {line}" if few else "dot: median, line: all tasks of that B"
+    x = alt.X("low:Q", title=[f"times {reference} (logarithmic)", stroke])
     x = x.scale(type="log", base=2, nice=False, padding=20)
     x = x.axis(format="~r", values=[2.0**n for n in range(-10, 11)])
     groups = list(dict.fromkeys(group for _, group in found))
-    return Figure("speed", title, _upright(1) + _intervals(values, x, ".2f", groups))
+    return Figure(name, title, _upright(1) + _intervals(values, x, ".2f", groups))
 
 
 def vanishing(found: Vanishing) -> Figure:

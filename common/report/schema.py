@@ -21,6 +21,7 @@ Numbers = Annotated[list[float], Meta(min_length=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 REFERENCE = "nn.GRU padded"  # what speeds are compared with
+BUILT_IN = "nn.GRU"  # the same of latencies, where there is no padding
 
 
 class Accuracy(Struct, kw_only=True):
@@ -149,6 +150,42 @@ class Timed(Task, frozen=True, kw_only=True):
     peak_fraction: float
     """Share of the speed of a large matrix product."""
 
+    @property
+    def ratios(self) -> Interval:
+        """The ratio at the quartiles."""
+        low, high = self.quartiles
+        return (
+            self.ratio * low / self.tokens_per_second,
+            self.ratio * high / self.tokens_per_second,
+        )
+
+
+class Latency(Task, frozen=True, kw_only=True):
+    """Seconds of a call of an implementation, forward only: the median and the 99th percentile."""
+
+    contender: str
+    p50: Positive
+    p99: Positive
+    tokens_per_second: Positive
+    """At p50."""
+    ratio: Positive
+    """How many times as fast as BUILT_IN, at p50."""
+
+    @property
+    def name(self) -> str:
+        """What the task is called in figures and tables."""
+        return f"Inference: B {self.B}, T {self.T}, H {self.H}"
+
+    @property
+    def ratios(self) -> Interval:
+        """The ratio at p99 and at p50."""
+        return self.ratio * self.p50 / self.p99, self.ratio
+
+    @property
+    def microseconds(self) -> tuple[float, float]:
+        """p50 and p99."""
+        return 1e6 * self.p50, 1e6 * self.p99
+
 
 class Length(Struct):
     """What a token costs the kernel alone in reviews of T words."""
@@ -173,6 +210,9 @@ class Speed(Struct):
     lengths: list[Length]
     recipe: list[Recipe]
     peak_flops: float | None = None
+    inference: list[Latency] = []
+    calls: list[Latency] = []
+    """Of a task with next to nothing to compute."""
 
 
 class Series(Struct):

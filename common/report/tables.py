@@ -12,7 +12,18 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from common.report.schema import REFERENCE, Check, Gates, Pair, Run, Speed, Vanishing
+from common.report.schema import (
+    BUILT_IN,
+    REFERENCE,
+    Check,
+    Gates,
+    Latency,
+    Pair,
+    Run,
+    Speed,
+    Timed,
+    Vanishing,
+)
 
 # The homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews; what its own report says.
 RECIPE_SECONDS = {"its own GRU": 6_415, "nn.GRU": 288}
@@ -98,20 +109,38 @@ TIMED = {
     f"x {REFERENCE}": "{0.ratio:.2f}",
     "of peak": "{0.peak_fraction:.0%}",
 }
+CALLED = {
+    "implementation": "{0.contender}",
+    "p50": "{0.microseconds[0]:,.0f} µs",
+    "p99": "{0.microseconds[1]:,.0f} µs",
+}
+LATENCY = {
+    **CALLED,
+    "tokens/s": "{0.tokens_per_second:,.0f}",
+    f"x {BUILT_IN}": "{0.ratio:.2f}",
+}
 
 
-def tasks(speed: Speed) -> list[Table]:
+def tasks(found: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, str]) -> list[Table]:
     """A table a task, the fastest first."""
-    rows = sorted(speed.rows, key=lambda row: -row.tokens_per_second)
+    rows = sorted(found, key=lambda row: -row.tokens_per_second)
     return [
-        Table.of(name, [row for row in rows if row.name == name], TIMED)
-        for name in dict.fromkeys(row.name for row in speed.rows)
+        Table.of(name, [row for row in rows if row.name == name], columns)
+        for name in dict.fromkeys(row.name for row in found)
     ]
 
 
-def all_tasks(speed: Speed) -> Table:
+def all_tasks(
+    title: str, found: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, str]
+) -> Table:
     """All of them in one."""
-    return Table.of("Speed on every task", speed.rows, {"task": "{0.name}", **TIMED}, names=2)
+    return Table.of(title, found, {"task": "{0.name}", **columns}, names=2)
+
+
+def calls(speed: Speed) -> Table:
+    """What a call costs where there is next to nothing to compute."""
+    rows = sorted(speed.calls, key=lambda row: row.p50)
+    return Table.of("What a call costs besides computing", rows, CALLED)
 
 
 def lengths(speed: Speed) -> Table:

@@ -42,7 +42,7 @@ def main(framework: Framework) -> None:
         if options.deterministic:
             framework.make_deterministic()
         framework.find_device(options.device)
-        framework.CELLS[options.cell].resolve(options.implementation)
+        framework.CELLS[options.cell].resolve(options.implementation, dtype=options.dtype)
         keep_freed_memory()
         train(framework, options)
 
@@ -121,11 +121,14 @@ class Trainer:
         self.started = time.perf_counter()  # as if it had not been interrupted
         self.learner = framework.Learner(model, options, data.vectors.matrix)
         implementation = self.learner.implementation
+        kind = "" if options.dtype == "float32" else f", {options.dtype}"
         say(
-            f"{framework.FRAMEWORK} {options.model} ({implementation}) on {data.name}: "
+            f"{framework.FRAMEWORK} {options.model} ({implementation}{kind}) on {data.name}: "
             f"{len(data.train.split):,} reviews to train on, {len(data.test.split):,} to test on, "
             f"{shape[0]:,} words with a vector"
         )
+        if options.dtype == "bfloat16" and implementation == "scan":
+            say("bfloat16: computed by scan, since no kernel here multiplies it")
         self.state = State(fingerprint, implementation)
         self.lines: list[LogLine] = []
         self.best: dict[str, np.ndarray] = {}  # parameters, by the loss on the validation reviews

@@ -81,6 +81,8 @@ class TrainConfig:
     """Where to compute; auto takes a GPU if there is one (mps: PyTorch only)."""
     implementation: str = "auto"
     """auto, fused (the CPU kernel), scan, or loop (the equations step by step: slow)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: multiply in it in the GRU's products; sums and everything else are float32."""
     deterministic: bool = False
     """On a GPU too, the same numbers each time; slower there (the CPU does so anyway)."""
     tensorboard: bool = False
@@ -110,6 +112,8 @@ class TrainConfig:
         vectors.check(self.vectors)
         if self.model == "rnn" and self.reset_after:
             raise InputError("--model rnn: has no reset gate")
+        if self.dtype == "bfloat16" and self.model not in ("gru", "bigru"):
+            raise InputError(f"--model {self.model}: has no --dtype bfloat16")
         try:
             msgspec.convert(vars(self), TrainConfig)
         except msgspec.ValidationError as error:
@@ -135,6 +139,7 @@ class TrainConfig:
             builtin=builtin,
             cell=self.cell,
             implementation=self.implementation,
+            dtype=self.dtype,
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = (
-    *("layers", "gru", "rnn", "fused", "classifier"),
+    *("layers", "bfloat16", "gru", "rnn", "fused", "classifier"),
     *("trace", "learner", "train", "predict", "explain"),
 )
 # What only one has: how autograd, torch.func and torch.compile are told of the kernel, and what
@@ -19,8 +19,12 @@ ONLY = {
     "torch": {
         *("plain", "transformed", "forward_mode", "batched", "exactly", "parts", "dense"),
         *("keep", "differentiate", "refuse", "gradients_of", "one_by_one", "directions_of"),
-        *("check_directions", "describe", "of_projections", "of_weights", "saved_size"),
-        *("address", "within_memory", "Forward", "Eager", "Backward"),
+        *("check_directions", "describe", "address", "within_memory"),
+        *(
+            "Rounded",
+            "RoundedAlong",
+        ),
+        *("Forward", "Eager", "Backward"),
     },
     "jax": {
         *("vary_alike", "layer", "_", "saving", "pull", "directions_of", "push", "push_shapes"),

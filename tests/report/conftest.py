@@ -9,12 +9,13 @@ import pytest
 from msgspec.structs import asdict
 
 from common.report.schema import Task
-from comparison.speed import FULL, SHORT
+from comparison.speed import CALL, FULL, INFERENCE, SHORT
 
 CATEGORIES = (("books", 0.02), ("<script>window.broken = 1</script>", -0.02))
 RATIOS = {"torch fused": 2.86, "jax fused": 2.61, "nn.GRU padded": 1.0, "torch loop": 0.66}
 PEERS = ("torch scan", "jax scan", "Keras on jax", "Keras on torch", "flax.nnx RNN")
 PEERS += ("flax.linen RNN", "Equinox scan", "nn.GRU packed", "nn.GRU packed, denormals")
+CALLED = {"torch_impl.GRU": 2.0, "ONNX Runtime": 1.6, "nn.GRU": 1.0, "Keras on torch": 0.1}
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +140,23 @@ def _speed(
         for name in ("torch fused", "jax fused")
         for T in (50, 2000)
     ]
-    return {"peak_flops": 1e11, "rows": rows, "lengths": lengths, "recipe": recipe}
+    inference, calls = (
+        [
+            {
+                **asdict(task),
+                "contender": name,
+                "p50": 2e-5 * task.B * task.T / ratio,
+                "p99": 3e-5 * task.B * task.T / ratio,
+                "tokens_per_second": 5e4 * ratio,
+                "ratio": ratio,
+            }
+            for task in tasks
+            for name, ratio in CALLED.items()
+        ]
+        for tasks in (INFERENCE, [CALL])
+    )
+    timed = {"rows": rows, "inference": inference, "calls": calls}
+    return {"peak_flops": 1e11, **timed, "lengths": lengths, "recipe": recipe}
 
 
 def _questions() -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_it_opens_fast_draws_every_chart_and_logs_nothing(
         ".length])"
     )
     names = dict(marks)
-    assert len(names) == 1 + 1 + len(results["runs"]) + 1 + 1 + 2 + 3 + 1
+    assert len(names) == 1 + 1 + len(results["runs"]) + 2 + 1 + 2 + 3 + 1
     assert all(names.values()), names
     assert names["comparisons"] == 7 + 7 * 5 + 2  # pairs, their seeds, and the legend
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0

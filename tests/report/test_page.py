@@ -100,6 +100,19 @@ def test_every_question_has_its_answer_in_a_sentence(
     assert 'data-chart="gates-z"' not in page and questions["gates"]["conclusion"] in page
 
 
+def test_latencies_are_shown_where_there_are_any(changed: dict[str, Any], tmp_path: Path) -> None:
+    headings = ["<h3>Inference</h3>", "<h3>What a call costs besides computing</h3>"]
+    page = page_of(changed, tmp_path)
+    assert all(heading in page for heading in headings)
+    assert "<td>ONNX Runtime</td>" in page
+    title = "In inference, torch_impl.GRU is the fastest: 2.00 times nn.GRU, the median of 6 tasks"
+    assert titles(changed)["inference"] == [title]
+    for name in ("inference", "calls"):  # as of an earlier version
+        del changed["speed"][name]
+    page = page_of(changed, tmp_path)
+    assert not any(heading in page for heading in headings) and 'id="speed"' in page
+
+
 def test_numbers_that_are_none_do_not_break_the_page(
     changed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -166,6 +179,7 @@ def review(results: dict[str, Any]) -> dict[str, Any]:
         (lambda results: results["parity"][3].update(error=None), "$.parity[3].error"),
         (lambda results: results["speed"]["rows"][2].update(quartiles=[1]), "rows[2].quartiles"),
         (lambda results: results["speed"].update(rows=[]), "$.speed"),
+        (lambda results: results["speed"]["inference"][3].update(p50=0), "inference[3].p50"),
         (lambda results: results["questions"]["vanishing"]["distances"].pop(), "vanishing"),
         (lambda results: results["questions"]["gates"].update(effects={}), "gates.effects"),
         (lambda results: results["questions"]["comparisons"].append("x"), "comparisons[7]"),

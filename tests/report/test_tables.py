@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from common.report import html, tables
 from common.report.content import introduction
-from common.report.schema import Check, Results
+from common.report.schema import Check, Results, Speed, convert
 
 HELD = Check.of(["torch fused", "oracle"], "outputs, reset before", "float64", 4e-13, 1e-12, 2e-16)
 BROKEN = Check.of(["jax [/red] fused", "oracle"], "loss, reset before", "float64", 2.0, 1e-12, 0)
@@ -39,6 +40,18 @@ def test_the_suite_in_short_names_the_bound_that_does_not_hold() -> None:
     assert table.header == ["model", "reset", "outputs", "loss"]
     assert table.rows[0] == ["torch fused", "before", "4e-13 (2000.0)", ""]
     assert table.rows[1] == ["jax [/red] fused", "before", "", "**2e+00 (2.0) > 1e-12**"]
+
+
+def test_latencies_are_told_task_by_task_the_fastest_first(results: dict[str, Any]) -> None:
+    found = convert(results["speed"], Speed, Path("results.json"))
+    by_task = tables.tasks(found.inference, tables.LATENCY)
+    assert [table.title.partition(", H")[0] for table in by_task] == [
+        f"Inference: B {B}, T {T}" for T in (20, 200) for B in (1, 8, 64)
+    ]
+    first, *_, last = by_task[1].rows
+    assert first == ["torch_impl.GRU", "1,600 µs", "2,400 µs", "100,000", "2.00"]
+    assert last == ["Keras on torch", "32,000 µs", "48,000 µs", "5,000", "0.10"]
+    assert tables.calls(found).rows[0] == ["torch_impl.GRU", "10 µs", "15 µs"]
 
 
 @pytest.mark.parametrize("error", [float("inf"), float("nan")])

@@ -1,0 +1,153 @@
+// The input's share of the pre-activations, a = x W' + b, and its gradients: included by
+// instruction_set.h. Only rows of x that are read at some time step take part.
+
+// C[M, 2 vectors] += A[M, K] B[K, 2 vectors] for any K, in parts of B that stay in the nearest cache.
+template <class E>
+INLINE void long_product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, Number<E> *c,
+                         int64_t ldc) {
+  constexpr int64_t V = Simd<E>::width, most = 24576 / (2 * VECTOR_BYTES);
+  const int64_t parts = (K + most - 1) / most;
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t from = K * i / parts, to = K * (i + 1) / parts;
+    product<E>(M, to - from, a + from, lda, b + from * 2 * V, 2 * V, c, ldc);
+  }
+}
+
+// W as the products read it, in panels of two vectors; a gate's rows begin at multiples of
+// gate_stride. Forward: panels [D, 2V rows of W], then b, and c where it is only added to it.
+// Backward: panels [rows of W, 2V columns]. The first of these sizes is in elements.
+template <class E>
+FN void pack_input_weights(const Call &call, int direction, bool backward) {
+  using T = Number<E>;
+  constexpr int64_t V = Simd<E>::width;
+  const gru_problem &p = *call.problem;
+  const gru_direction &d = call.directions[direction];
+  const int64_t H = p.hidden, D = p.inputs, Hv = call.gate_stride, columns = 3 * Hv;
+  const T *weights = (const T *)d.weight_ih;
+  E *at = (E *)call.packed_inputs[direction];
+  if (backward) {
+    for (int64_t u = 0; u < D; u += 2 * V)
+      for (int64_t row = 0; row < columns; row += numbers<E>, at += 2 * V) {
+        const T *from = weights + (row / Hv * H + row % Hv) * D + u;
+        store_rows(at, row % Hv < H ? from : nullptr, row % Hv + 1 < H ? from + D : nullptr, D - u);
+      }
+    return;
+  }
+  for (int64_t column = 0; column < columns; column += 2 * V, at += depth<E>(D) * 2 * V)
+    for (int64_t j = 0; j < 2 * V; j += V) {
+      const int64_t gate = (column + j) / Hv, u = (column + j) % Hv, n = gate < 3 ? H - u : 0;
+      transpose<E>(n, D, weights + (call.rows_of(gate) + u) * D, call.sign_of(gate), at + j);
+    }
+  T *bias = (T *)at;
+  for (int64_t column = 0; column < columns; column += V, bias += V) {
+    const int64_t gate = column / Hv, u = column % Hv, n = H - u;
+    const Vector<T> hidden = load((const T *)d.bias_hh + call.rows_of(gate) + u, n);
+    const Vector<T> input = load((const T *)d.bias_ih + call.rows_of(gate) + u, n);
+    store(bias, T(call.sign_of(gate)) * (gate == 2 && p.reset_after ? input : input + hidden));
+  }
+}
+
+// x W' + b for the live rows [from, to), in some panels of columns.
+template <class E>
+FN void project(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
+  using T = Number<E>;
+  constexpr int64_t V = Simd<E>::width;
+  const int64_t D = call.problem->inputs, stride = call.input_stride, rows = part.to - part.from;
+  const int64_t panel_size = depth<E>(D) * 2 * V;
+  const E *weights = (const E *)call.packed_inputs[part.direction];
+  const T *bias = (const T *)(weights + call.panels(3 * call.gate_stride, V) * panel_size);
+  E *inputs = (E *)scratch.inputs;
+  T *sums = (T *)call.projections[part.direction];
+  sums += part.from * call.gates_stride;
+  for (int64_t i = 0; i < rows; ++i)
+    copy_row(inputs + i * stride, call.input<T>(part.from + i), D);
+  for (int64_t panel = part.first; panel < part.last; ++panel) {
+    T *c = sums + panel * 2 * V;
+    const Vector<T> bias0 = load(bias + panel * 2 * V), bias1 = load(bias + panel * 2 * V + V);
+    for (int64_t i = 0; i < rows; ++i) {
+      store(c + i * call.gates_stride, bias0);
+      store(c + i * call.gates_stride + V, bias1);
+    }
+    long_product<E>(rows, depth<E>(D), inputs, stride, weights + panel * panel_size, c,
+                    call.gates_stride);
+  }
+}
+
+// The live rows [from, to) of x in panels of two vectors, padded with zeros.
+template <class E>
+FN void pack_inputs(const Call &call, int64_t from, int64_t to) {
+  using T = Number<E>;
+  constexpr int64_t V = Simd<E>::width;
+  const int64_t D = call.problem->inputs;
+  for (int64_t i = from; i < to; i += numbers<E>) {
+    const T *row = call.input<T>(i), *next = i + 1 < to ? call.input<T>(i + 1) : nullptr;
+    E *at = (E *)call.inputs + i / numbers<E> * 2 * V;
+    for (int64_t u = 0; u < D; u += 2 * V, at += depth<E>(call.live) * 2 * V)
+      store_rows(at, row + u, next ? next + u : next, D - u);
+  }
+}
+
+// The gradient of the rows [from, to) of W, padded as in pack_input_weights, in some panels of
+// columns, and with the first of them that of b: sums over the live rows.
+template <class E>
+FN void input_weight_gradient(const Call &call, const Scratch<Number<E>> &scratch,
+                              const Part &part) {
+  using T = Number<E>;
+  constexpr int64_t V = Simd<E>::width;
+  const gru_direction &d = call.directions[part.direction];
+  const int64_t H = call.problem->hidden, D = call.problem->inputs, Hv = call.gate_stride;
+  const int64_t rows = part.to - part.from, width = (part.last - part.first) * 2 * V;
+  const T *g = (const T *)call.projections[part.direction] + part.from;
+  T *sums = scratch.sums, *bias = scratch.inputs;
+  for (int64_t i = 0; i < rows * width; i += V) store(sums + i, Vector<T>{});
+  for (int64_t i = 0; i < rows; i += V) store(bias + i, Vector<T>{});
+  for (int64_t k = 0; k < call.live; k += chunk_rows) {
+    const int64_t some = call.live - k < chunk_rows ? call.live - k : chunk_rows;
+    const E *factor = as_sum(E{}, some, rows, g + k * call.gates_stride, call.gates_stride,
+                             scratch.factor);
+    for (int64_t panel = part.first; panel < part.last; ++panel)
+      product<E, true>(rows, depth<E>(some), factor, call.gates_stride,
+                       (const E *)call.inputs +
+                           (panel * depth<E>(call.live) + k / numbers<E>) * 2 * V, 2 * V,
+                       sums + (panel - part.first) * 2 * V, width);
+    for (int64_t u = 0; part.first == 0 && u < rows; u += V) {
+      Vector<T> sum = {};
+      for (int64_t i = k; i < k + some; ++i) sum += load(g + i * call.gates_stride + u);
+      store(bias + u, load(bias + u) + sum);
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t gate = (part.from + i) / Hv, unit = (part.from + i) % Hv, row = gate * H + unit;
+    if (unit >= H) continue;
+    for (int64_t u = 0; u < width; u += V)
+      store((T *)d.d_weight_ih + row * D + part.first * 2 * V + u, load(sums + i * width + u),
+            D - part.first * 2 * V - u);
+    if (part.first == 0) ((T *)d.d_bias_ih)[row] = bias[i];
+  }
+}
+
+// The gradient of the live rows [from, to) of x: a sum over the directions.
+template <class E>
+FN void input_gradient(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
+  using T = Number<E>;
+  constexpr int64_t V = Simd<E>::width;
+  const int64_t D = call.problem->inputs, K = 3 * call.gate_stride, rows = part.to - part.from;
+  const int64_t stride = call.gates_stride;
+  T *sums = scratch.sums;
+  const E *factor[2];
+  for (int direction = 0; direction < call.problem->directions; ++direction)
+    factor[direction] =
+        as_left(E{}, rows, K, (const T *)call.projections[direction] + part.from * stride, stride,
+                scratch.factor + direction * input_rows * stride);
+  for (int64_t panel = part.first; panel < part.last; ++panel) {
+    for (int64_t i = 0; i < rows * 2 * V; i += V) store(sums + i, Vector<T>{});
+    for (int direction = 0; direction < call.problem->directions; ++direction)
+      long_product<E>(rows, depth<E>(K), factor[direction], stride,
+                      (const E *)call.packed_inputs[direction] + panel * depth<E>(K) * 2 * V, sums,
+                      2 * V);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0, u = panel * 2 * V; j < 2 * V; j += V)
+        store((T *)call.problem->d_x + call.row(part.from + i) * D + u + j,
+              load(sums + i * 2 * V + j), D - u - j);
+  }
+}

@@ -1,0 +1,525 @@
+"""Products in bfloat16: the kernel, both twins and the command line."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import jax_impl.fused
+import jax_impl.gru
+import jax_impl.learner
+import torch_impl.fused
+import torch_impl.gru
+import torch_impl.learner
+from common import kernels, oracle
+from common.data.batches import Batches
+from common.inference import prediction
+from common.params import GRU_PARAMETERS
+from common.training import loop, run_directory
+from common.training.learner import predict
+
+Array = NDArray[np.floating]
+Arrays = dict[str, Array]
+SETS = (b"avx512bf16", b"avx512", b"avx2", b"baseline")
+# T, B, D, H, K. Without K there are no tokens, of an odd B there are resets, of an even D two
+# directions.
+SIZES = [
+    (1, 1, 1, 1, 0),
+    (1, 2, 4, 3, 2),
+    (2, 5, 7, 9, 0),
+    (3, 6, 34, 17, 11),
+    (4, 19, 20, 40, 0),
+    (5, 33, 41, 33, 101),
+    (9, 8, 10, 64, 150),
+]
+needs_kernel = pytest.mark.skipif(not kernels.available(), reason="the kernel has not been built")
+FUSED = {"torch": torch_impl.fused, "jax": jax_impl.fused}
+FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+HERE = [name for name, fused in FUSED.items() if fused.available("cpu", "bfloat16")]
+
+
+def low(array: Array) -> Array:
+    """To float32, which is what the kernel rounds, then to bfloat16."""
+    return array.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
+def product(a: Array, b: Array) -> Array:
+    """Of what is rounded; the identity stands where the oracle is given x W' as it is."""
+    if b.shape[0] == b.shape[1] and np.array_equal(b, np.eye(len(b))):
+        return a
+    return low(a) @ low(b)
+
+
+@cache
+def rounding_oracle() -> ModuleType:
+    """The oracle with `product` wherever it says @."""
+
+    class Replace(ast.NodeTransformer):
+        def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+            self.generic_visit(node)
+            if not isinstance(node.op, ast.MatMult):
+                return node
+            return ast.Call(ast.Name("product", ast.Load()), [node.left, node.right], [])
+
+    tree = ast.fix_missing_locations(Replace().visit(ast.parse(Path(oracle.__file__).read_text())))
+    module = ModuleType("rounding_oracle")
+    module.product = product
+    sys.modules[module.__name__] = module  # for its dataclasses
+    exec(compile(tree, oracle.__file__, "exec"), vars(module))
+    return module
+
+
+def draw(T: int, B: int, D: int, H: int, K: int, seed: int = 0) -> SimpleNamespace:
+    """A random layer's arguments, float32, and the gradients of what it returns."""
+    rng, R = np.random.default_rng([T, B, D, H, K, seed]), 2 - D % 2
+
+    def normal(*shape: int) -> Array:
+        return rng.normal(size=shape).astype(np.float32)
+
+    shapes = dict(zip(GRU_PARAMETERS, [(3 * H, D), (3 * H, H), (3 * H,), (3 * H,)], strict=True))
+    sides = ("forward", "backward")[:R]
+    lengths = rng.integers(0, T + 1, B).astype(np.int32)
+    lengths[0] = T
+    return SimpleNamespace(
+        steps=T,
+        sides=sides,
+        parameters={
+            f"gru.0.{side}.{name}": normal(*shape) / np.float32(shape[-1] ** 0.5)
+            for side in sides
+            for name, shape in shapes.items()
+        },
+        x=normal(K, D) if K else normal(T, B, D),
+        tokens=rng.integers(0, K, (T, B)).astype(np.int32) if K else None,
+        lengths=lengths,
+        h0=normal(R, B, H),
+        resets=rng.random((T, B)) < 1 / 3 if B % 2 else None,
+        h_reset=normal(R, B, H) if B % 2 else None,
+        d_outputs=normal(T, B, R * H),
+        d_h_last=normal(R, B, H),
+    )
+
+
+def reference(case: SimpleNamespace, reset_after: bool, bfloat16: bool) -> Arrays:
+    """The layer and its gradients in float64. The input product is of the rows of x, as are its
+    gradients: the oracle is given what comes out of it, and the identity for W."""
+    module, times = (rounding_oracle(), product) if bfloat16 else (oracle, np.matmul)
+    x = case.x.reshape(-1, case.x.shape[-1]).astype(np.float64)
+    T, B = case.d_outputs.shape[:2]
+    tokens = np.arange(T * B).reshape(T, B) if case.tokens is None else case.tokens
+    live = (np.arange(T)[:, None] < case.lengths)[..., None]
+    resets = np.zeros((T, B), bool) if case.resets is None else case.resets
+    begins = resets[..., None] & live
+    found: dict[str, list[Array]] = {"outputs": [], "h_last": [], "h0": [], "h_reset": []}
+    found["x"], gradients = [], {}
+    d_outputs = np.split(case.d_outputs.astype(np.float64), len(case.sides), axis=-1)
+    for i, side in enumerate(case.sides):
+        name = f"gru.0.{side}"
+        W, U, b, c = (case.parameters[f"{name}.{n}"].astype(np.float64) for n in GRU_PARAMETERS)
+        own = dict(zip(GRU_PARAMETERS, (np.eye(len(W)), U, np.zeros_like(b), c), strict=True))
+        parameters = {f"{name}.{part}": value for part, value in own.items()}
+        rows = np.where(live, (times(x, W.T) + b)[tokens], 0)
+        h_reset = case.h0[i] if case.h_reset is None else case.h_reset[i]
+        states = (case.h0[i].astype(np.float64), h_reset.astype(np.float64))
+        direction, outputs, h_last = module._forward_direction(
+            parameters, name, rows, live, begins, *states, reset_after=reset_after
+        )
+        run = module.Forward(None, None, parameters, live, begins, [], reset_after)
+        d_h_last = case.d_h_last[i].astype(np.float64)
+        d_a, d_h0, d_h_reset = module._backward_direction(
+            run, direction, d_outputs[i], d_h_last, gradients
+        )
+        d_rows = np.zeros((len(x), len(W)))
+        np.add.at(d_rows, tokens, d_a)
+        gradients[f"{name}.weight_ih"] = times(d_rows.T, x)
+        gradients[f"{name}.bias_ih"] = d_rows.sum(axis=0)
+        values = (outputs, h_last, d_h0, d_h_reset, times(d_rows, W))
+        for where, value in zip(found.values(), values, strict=True):
+            where.append(value)
+    outputs, h_last, d_h0, d_h_reset, d_x = found.values()
+    return {
+        "outputs": np.concatenate(outputs, axis=-1),
+        "h_last": np.stack(h_last),
+        "d_x": sum(d_x).reshape(case.x.shape),
+        "d_h0": np.stack(d_h0),
+        **({} if case.h_reset is None else {"d_h_reset": np.stack(d_h_reset)}),
+        **gradients,
+    }
+
+
+def by_torch(
+    case: SimpleNamespace, reset_after: bool, bfloat16: bool, implementation: str = "fused"
+) -> Arrays:
+    """The same by PyTorch."""
+    leaf: Callable[..., torch.Tensor] = partial(torch.tensor, requires_grad=True)
+    parameters = {name: leaf(value) for name, value in case.parameters.items()}
+    x, h0 = leaf(case.x), leaf(case.h0)
+    h_reset = None if case.h_reset is None else leaf(case.h_reset)
+    tokens = None if case.tokens is None else torch.tensor(case.tokens)
+    resets = None if case.resets is None else torch.tensor(case.resets)
+    outputs, h_last = torch_impl.gru.gru(
+        parameters,
+        x,
+        torch.tensor(case.lengths),
+        h0,
+        tokens=tokens,
+        resets=resets,
+        h_reset=h_reset,
+        reset_after=reset_after,
+        implementation=implementation,
+        bfloat16=bfloat16,
+    )
+    cotangents = torch.tensor(case.d_outputs), torch.tensor(case.d_h_last)
+    torch.autograd.backward((outputs, h_last), cotangents)
+    states = {"d_h0": h0} if h_reset is None else {"d_h0": h0, "d_h_reset": h_reset}
+    leaves = {"d_x": x, **states, **parameters}
+    found = {"outputs": outputs, "h_last": h_last} | {n: each.grad for n, each in leaves.items()}
+    return {name: value.detach().numpy() for name, value in found.items()}
+
+
+def by_jax(
+    case: SimpleNamespace, reset_after: bool, bfloat16: bool, implementation: str = "fused"
+) -> Arrays:
+    """The same by JAX."""
+
+    def layer(arrays: dict) -> tuple[jax.Array, jax.Array]:
+        return jax_impl.gru.gru(
+            {name: arrays[name] for name in case.parameters},
+            arrays["d_x"],
+            case.lengths,
+            arrays["d_h0"],
+            tokens=case.tokens,
+            resets=case.resets,
+            h_reset=arrays.get("d_h_reset"),
+            reset_after=reset_after,
+            implementation=implementation,
+            bfloat16=bfloat16,
+        )
+
+    states = {"d_h0": case.h0} | ({} if case.h_reset is None else {"d_h_reset": case.h_reset})
+
+    @jax.jit
+    def pulled(arrays: dict) -> dict:
+        (outputs, h_last), pull = jax.vjp(layer, arrays)
+        return {"outputs": outputs, "h_last": h_last, **pull((case.d_outputs, case.d_h_last))[0]}
+
+    found = pulled({"d_x": case.x, **states, **case.parameters})
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+TWINS = {"torch": by_torch, "jax": by_jax}
+MOST = 1 / 4
+"""How far two results may be apart, in what rounding to bfloat16 changes.
+
+Both round the same numbers but for their last bits in float32, relatively about 2^-23. So one in
+2^14 rounds to the neighbour, 2^-8 away: that is sqrt(12 * 2^-14) = 3 % of what all roundings
+change, at random, and in a gradient with some large entries several times that. Without one of the
+roundings it is all that this one changes. Several draws together keep one neighbour from deciding.
+"""
+
+
+def apart(got: list[Arrays], want: list[Arrays], exact: list[Arrays]) -> dict[str, float]:
+    """The distance of all draws together, for each quantity, as in MOST."""
+
+    def norm(draws: list[Arrays], others: list[Arrays], name: str) -> float:
+        pairs = zip(draws, others, strict=True)
+        return sum(float(np.square(a[name].astype(float) - b[name]).sum()) for a, b in pairs) ** 0.5
+
+    zeros = [dict.fromkeys(each, 0.0) for each in want]
+    assert got[0].keys() == want[0].keys() == exact[0].keys()
+    return {
+        # The second term: where nothing was rounded, or little, as in a layer of one number.
+        name: norm(got, want, name) / (norm(want, exact, name) + 2**-18 * norm(want, zeros, name))
+        for name in want[0]
+        if norm(want, zeros, name)
+    }
+
+
+def address(array: NDArray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def kernel(
+    case: SimpleNamespace, reset_after: bool, bfloat16: bool = True, threads: int = 1
+) -> Arrays:
+    """The kernel itself, with whatever instruction set is chosen."""
+    R, B, H = case.h0.shape
+    T, D = case.steps, case.x.shape[-1]
+    found = {"outputs": np.empty((T, B, R * H), np.float32), "h_last": np.empty_like(case.h0)}
+    found |= {"d_x": np.empty_like(case.x), "d_h0": np.empty_like(case.h0)}
+    found |= {} if case.h_reset is None else {"d_h_reset": np.empty_like(case.h0)}
+    found |= {name: np.empty_like(value) for name, value in case.parameters.items()}
+    saved = np.empty((R, kernels.saved_size(T, B, H, reset_after)), np.float32)
+    problem = kernels.Problem(
+        steps=T,
+        batch=B,
+        inputs=D,
+        hidden=H,
+        distinct=case.x.size // D,
+        x=address(case.x),
+        tokens=address(case.tokens),
+        lengths=address(case.lengths),
+        resets=address(case.resets),
+        reset_after=reset_after,
+        directions=R,
+        threads=threads,
+        bfloat16=bfloat16,
+        d_x=address(found["d_x"]),
+    )
+    directions = (kernels.Direction * R)()
+    for i, (side, direction) in enumerate(zip(case.sides, directions, strict=True)):
+        direction.reverse, direction.ld_outputs, direction.saved = i, R * H, address(saved[i])
+        for part in GRU_PARAMETERS:
+            setattr(direction, part, address(case.parameters[f"gru.0.{side}.{part}"]))
+            setattr(direction, f"d_{part}", address(found[f"gru.0.{side}.{part}"]))
+        for part in ("h0", "h_reset", "d_h_last"):
+            whole = getattr(case, part)
+            setattr(direction, part, None if whole is None else address(whole[i]))
+        for part in {"h_last", "d_h0", "d_h_reset"} & found.keys():
+            setattr(direction, part, address(found[part][i]))
+        direction.outputs = address(found["outputs"][..., i * H :])
+        direction.d_outputs = address(case.d_outputs[..., i * H :])
+    kernels.forward(problem, directions)
+    kernels.backward(problem, directions)
+    return found
+
+
+@pytest.fixture(params=SETS, ids=bytes.decode)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each that this processor has; all but the first with the arithmetic of its instruction."""
+    lib = kernels.library()
+    best = lib.gru_instruction_set(None)
+    if lib.gru_instruction_set(request.param) is None:
+        pytest.skip("this processor lacks it")
+    yield
+    lib.gru_instruction_set(best)
+
+
+@needs_kernel
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_kernel(size: tuple, reset_after: bool, instruction_set: None) -> None:
+    cases = [draw(*size, seed=seed) for seed in range(8)]
+    want, exact = (
+        [reference(case, reset_after, rounds) for case in cases] for rounds in (True, False)
+    )
+    found = apart([kernel(case, reset_after) for case in cases], want, exact)
+    assert max(found.values()) < MOST, found
+
+
+@needs_kernel
+def test_one_step_to_the_last_bits(instruction_set: None) -> None:
+    """Forward, with the reset after the product, all that is rounded is an input: so nothing rounds
+    to a neighbour, and what is left are the sums of D + H exact products, and the activations. Half
+    of the inputs are halfway between two bfloat16 numbers."""
+    case = draw(1, 7, 23, 45, 0)
+    rng = np.random.default_rng(0)
+    case.x = (1 + rng.integers(0, 256, case.x.shape) / 256).astype(np.float32)
+    case.x *= rng.choice(np.float32([-1, 1]), case.x.shape)
+    want = reference(case, True, True)["outputs"]
+    factors = [np.abs(case.parameters[f"gru.0.forward.{name}"]) for name in GRU_PARAMETERS]
+    W, U, b, c = factors
+    states = np.maximum(np.abs(case.h0[0]), np.abs(case.h_reset[0]))
+    terms = (np.abs(case.x[0]) @ W.T + states @ U.T + b + c).max()
+    error = np.abs(kernel(case, True)["outputs"] - want).max()
+    assert error < (23 + 45 + 8) * 2**-24 * terms < 2**-12
+
+
+@needs_kernel
+def test_the_instruction_rounds_as_its_emulation_does() -> None:
+    lib = kernels.library()
+    best = lib.gru_instruction_set(None)
+    if best != b"avx512bf16":
+        pytest.skip("this processor lacks it")
+    for size in SIZES:
+        found = []
+        for name in (b"avx512bf16", b"avx512"):
+            lib.gru_instruction_set(name)
+            found.append(kernel(draw(*size), False))
+        lib.gru_instruction_set(best)
+        assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@needs_kernel
+def test_threads_do_not_matter() -> None:
+    case = draw(20, 33, 64, 64, 600)
+    one, two = (kernel(case, False, threads=threads) for threads in (1, 2))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@needs_kernel
+def test_not_a_number_stays_one(instruction_set: None) -> None:
+    """Rounded up, the bits of this one would be those of -0."""
+    case = draw(3, 4, 5, 6, 0)
+    case.lengths[:] = 3
+    case.x[0, 1] = np.uint32(0x7FFFFFFF).view(np.float32)
+    outputs = kernel(case, False)["outputs"]
+    assert np.isnan(outputs[:, 1]).all()
+    assert np.isfinite(outputs[:, [0, 2, 3]]).all()
+
+
+@needs_kernel
+def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
+    case, arrays = draw(2, 3, 8, 8, 0), {}
+    parameters = {name: torch.tensor(value) for name, value in case.parameters.items()}
+    given = (parameters, torch.tensor(case.x), torch.tensor(case.lengths))
+    if not HERE:
+        pytest.skip("fused needs the instruction")
+    for bfloat16 in (False, True, False, True):
+        outputs, _ = torch_impl.gru.gru(*given, implementation="fused", bfloat16=bfloat16)
+        assert torch.equal(arrays.setdefault(bfloat16, outputs), outputs)
+    assert not torch.equal(arrays[False], arrays[True])
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("size", SIZES[2:])
+def test_twins(size: tuple, reset_after: bool) -> None:
+    """scan, in both, is what the equations say; fused, and the other twin, are what it is."""
+    cases = [draw(*size, seed=seed) for seed in range(3)]
+    want, exact = (
+        [reference(case, reset_after, rounds) for case in cases] for rounds in (True, False)
+    )
+    for name, twin in TWINS.items():
+        for implementation in ("scan", "fused")[: 1 + (name in HERE)]:
+            got = [twin(case, reset_after, True, implementation) for case in cases]
+            found = apart(got, want, exact)
+            assert max(found.values()) < MOST, (name, implementation, found)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_further_derivatives(implementation: str) -> None:
+    """Forward mode, and the gradient's gradient, differ from those in float32 by bfloat16's 2^-8,
+    give or take a factor for the way there; and PyTorch compiles them."""
+    if implementation == "fused" and len(HERE) < 2:
+        pytest.skip("fused needs the instruction")
+    case = draw(4, 3, 5, 6, 0)
+    lengths, along = case.lengths, np.ones_like(case.x)
+    parameters = {name: torch.tensor(value) for name, value in case.parameters.items()}
+
+    def by_torch(x: torch.Tensor, bfloat16: bool) -> torch.Tensor:
+        how = {"implementation": implementation, "bfloat16": bfloat16}
+        return torch_impl.gru.gru(parameters, x, torch.tensor(lengths), **how)[0].sin().sum()
+
+    def by_jax(x: jax.Array, bfloat16: bool) -> jax.Array:
+        how = {"implementation": implementation, "bfloat16": bfloat16}
+        return jnp.sin(jax_impl.gru.gru(case.parameters, x, lengths, **how)[0]).sum()
+
+    def derivatives(bfloat16: bool) -> list[Array]:
+        x, push = torch.tensor(case.x, requires_grad=True), torch.tensor(along)
+        f, g = partial(by_torch, bfloat16=bfloat16), partial(by_jax, bfloat16=bfloat16)
+        compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
+        return [
+            torch.func.jvp(f, (x.detach(),), (push,))[1].numpy(),
+            torch.autograd.functional.hvp(f, x, push)[1].numpy(),
+            torch.autograd.grad(compiled(x), x)[0].numpy(),
+            torch.func.vmap(torch.func.grad(f))(torch.stack([x, x]))[1].detach().numpy(),
+            jax.jvp(g, (case.x,), (along,))[1],
+            jax.jvp(jax.grad(g), (case.x,), (along,))[1],
+            jax.grad(lambda x: (jax.grad(g)(x) * along).sum())(case.x),
+            jax.vmap(jax.grad(g))(np.stack([case.x, case.x]))[1],
+        ]
+
+    for got, want in zip(derivatives(True), derivatives(False), strict=True):
+        error = np.linalg.norm(got - want) / np.linalg.norm(want)
+        assert 0 < error < 4 * 2**-8
+
+
+@pytest.mark.parametrize("implementation", ["auto", "scan"])
+def test_float64_is_refused(implementation: str) -> None:
+    case = draw(2, 2, 2, 2, 0)
+    how = {"implementation": implementation, "bfloat16": True}
+    doubles = {name: torch.tensor(value).double() for name, value in case.parameters.items()}
+    with pytest.raises(TypeError, match="float32 arrays only"):
+        torch_impl.gru.gru(doubles, torch.tensor(case.x).double(), torch.tensor([2, 2]), **how)
+    with jax.enable_x64(True), pytest.raises(TypeError, match="float32 arrays only"):
+        wide = {name: jnp.asarray(value, float) for name, value in case.parameters.items()}
+        jax_impl.gru.gru(wide, jnp.asarray(case.x, float), case.lengths, **how)
+
+
+def test_arrays_in_bfloat16_are_something_else() -> None:
+    """They are computed with in float32, as ever, unless products are to be in bfloat16, too."""
+    case = draw(3, 2, 4, 5, 0)
+    parameters = {name: torch.tensor(value).bfloat16() for name, value in case.parameters.items()}
+    given = (parameters, torch.tensor(case.x).bfloat16(), torch.tensor(case.lengths))
+    plain, low = (torch_impl.gru.gru(*given, bfloat16=rounds)[0] for rounds in (False, True))
+    assert plain.dtype == low.dtype == torch.bfloat16
+    floats = {name: value.float() for name, value in parameters.items()}
+    assert torch.equal(plain, torch_impl.gru.gru(floats, given[1].float(), given[2])[0].bfloat16())
+    assert not torch.equal(plain, low)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux")
+@needs_kernel
+def test_the_processor_is_asked() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert kernels.bfloat16() == ({"avx512_bf16", "avx512dq", "avx512vl"} <= set(flags))
+    for fused in FUSED.values():
+        assert fused.available("cpu", "bfloat16") == (fused.available() and kernels.bfloat16())
+
+
+def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None]:
+    return partial(tool.main, framework)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run(
+    name: str,
+    there: bool,
+    command: Callable[..., tuple[int, str, str]],
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From training to prediction, in both twins, with the instruction (if there) and without."""
+    if there and name not in HERE:
+        pytest.skip("fused needs the instruction")
+    if not there:
+        for fused in FUSED.values():
+            monkeypatch.setattr(fused, "DTYPES", kernels.DTYPES)
+    arguments = [*small, "--model", "bigru", "--epochs", 1, "--dtype", "bfloat16"]
+    status, output, error = command(main_of(FRAMEWORKS[name]), *arguments, "--out", tmp_path)
+    assert (status, error) == (0, "")
+    assert f"bigru ({'fused' if there else 'scan'}, bfloat16)" in output
+    assert ("computed by scan" in output) != there
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["options"]["dtype"] == config["model"]["dtype"] == "bfloat16"
+    texts = ["a moving and wonderful film", "dull , tired and boring"]
+    answers = [command(main_of(each, prediction), tmp_path, *texts) for each in FRAMEWORKS.values()]
+    assert [(answer[0], answer[2]) for answer in answers] == [(0, "")] * 2
+    # Two answers may be apart by what rounding changes: 2^-8, and less of a probability.
+    assert np.ptp([float(answer[1].split("\t")[1]) for answer in answers]) < 2**-8
+
+    run = run_directory.load_run(tmp_path)
+    plain = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype="float32"))
+    ids = prediction.encode(run, [text.split() for text in texts])
+    batches = Batches(prediction.join(ids, np.zeros(2)), 2, max_length=40, in_order=True)
+    logits, others = (
+        predict(prediction.load_learner(FRAMEWORKS[name], each), batches)[0]
+        for each in (run, plain)
+    )
+    assert 0 < np.abs(logits - others).max() < 2**-5
+
+
+@pytest.mark.parametrize("model", ["rnn", "nn.gru"])
+def test_models_without_it(
+    model: str, command: Callable[..., tuple[int, str, str]], small: list[str]
+) -> None:
+    arguments = [*small, "--model", model, "--dtype", "bfloat16"]
+    status, _, error = command(main_of(torch_impl.learner), *arguments)
+    assert status != 0
+    assert f"--model {model}: has no --dtype bfloat16" in error

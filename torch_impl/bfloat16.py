@@ -1,0 +1,49 @@
+"""Products in bfloat16, as `scan` computes them. Its twin is jax_impl/bfloat16.py.
+
+A product's factors are `rounded`, and so is the gradient of the result, which is a factor of the
+products in the backward pass: what is multiplied is bfloat16, what is added up is not.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_impl.layers import forward_mode
+
+
+class Rounded(torch.autograd.Function):
+    """What `rounded` and `rounded_back` do, forward and back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, forward: bool, back: bool) -> Tensor:
+        return x.bfloat16().to(x.dtype) if forward else x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.back = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple:
+        return rounded(gradient) if ctx.back else gradient, None, None
+
+
+class RoundedAlong(Rounded):
+    """The same in forward mode, with which torch.compile does not take it."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return rounded(tangent) if ctx.back else tangent.view_as(tangent)
+
+
+def rounded(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """x rounded to bfloat16; its gradient is passed on as it is."""
+    return (RoundedAlong if forward_mode() else Rounded).apply(x, True, False)
+
+
+def rounded_back(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """x, a product of what is rounded, as it is; its gradient, a factor of others, is rounded."""
+    return (RoundedAlong if forward_mode() else Rounded).apply(x, False, True)
