@@ -560,6 +560,21 @@ def test_nothing_is_left_of_an_earlier_call(K, dtype, reset_after):
         assert_right(got, case, False, reset_after)
 
 
+@both
+@each_dtype
+def test_an_infinite_gradient_stays_infinite(dtype, reset_after):
+    """Beside a unit, there is a vector's worth of none: infinity times 0 would be NaN."""
+    case = replace(draw(2, 1, 1, 1), lengths=None, resets=None).astype(dtype)
+    assert case.d_h_last is not None
+    case.d_h_last[0, 0] = np.inf
+    (got,) = run(case, False, reset_after)
+    (want,) = references([case], False, reset_after)
+    assert np.isinf(want["d_x"]).any()
+    for name, array in got.items():
+        np.testing.assert_array_equal(np.isnan(array), np.isnan(want[name]), err_msg=name)
+        np.testing.assert_array_equal(np.isinf(array), np.isinf(want[name]), err_msg=name)
+
+
 @each_dtype
 def test_many_words(dtype):
     """134,400 of them, more than fit 16 bits twice: each a token of its own, or all the same."""

@@ -283,7 +283,7 @@ def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     weight_ih, weight_hh, _, _, x, _, _, *places, reverse, reset_after, _, _, bfloat16 = inputs
     ctx.save_for_backward(*weight_ih, *weight_hh, x, output[2], *places)
     ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as the forward
-    ctx.how = (reverse, reset_after, True, bfloat16)
+    ctx.how = (reverse, reset_after, bfloat16)
 
 
 def differentiate(
@@ -295,10 +295,14 @@ def differentiate(
     if d_h_last is None:
         d_h_last = saved.new_zeros(R, lengths.shape[0], weights[R].shape[-1])
     d_outputs = None if d_outputs is None else d_outputs.contiguous()
-    rest = (x, d_outputs, d_h_last.contiguous(), saved, tokens, lengths, resets, *ctx.how)
+    reverse, reset_after, bfloat16 = ctx.how
+    of_x = ctx.needs_input_grad[4]  # the arguments as they were given: weight_ih is one of them
+    how = reverse, reset_after, of_x, bfloat16
+    rest = (x, d_outputs, d_h_last.contiguous(), saved, tokens, lengths, resets, *how)
     gradients = backward_operator(weights[:R], weights[R:], *rest)
     lists = [gradients[i : i + R] for i in range(0, 4 * R, R)]
     d_x, d_h0, *d_h_reset = gradients[4 * R :]
+    d_x = d_x if of_x else None
     given = len(ctx.needs_input_grad)  # without bfloat16, where it has its default
     return *lists, d_x, d_h0, d_h_reset[0] if d_h_reset else None, *[None] * (given - 7)
 

@@ -22,15 +22,7 @@ from torch import Tensor
 from common.cells import Cell, Recurrence
 from torch_impl import fused, inference
 from torch_impl.bfloat16 import rounded, rounded_back
-from torch_impl.layers import (
-    Restart,
-    Weights,
-    by_direction,
-    gather,
-    loop,
-    project,
-    run,
-)
+from torch_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
 
 
 def step(

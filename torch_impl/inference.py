@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from common import kernels
 from common.params import GRU_PARAMETERS, structure
-from torch_impl.fused import BUILT
+from torch_impl.fused import BUILT, available
 from torch_impl.layers import Found, forward_mode, transformed
 
-BFLOAT16 = kernels.bfloat16()
+BFLOAT16 = available(dtype="bfloat16")
 TYPES = {Tensor, nn.Parameter}
 OPTIONAL = {*TYPES, type(None)}
 STRIDED = torch.strided
@@ -86,6 +86,7 @@ def at_once(
         dtype not in (DTYPES[:1] if bfloat16 else DTYPES)
         or len(hidden) != 2
         or (len(read), x.dim()) not in DIMENSIONS
+        or x.layout is not STRIDED
     ):
         return None
     (steps, batch), H, size = read[:2], hidden[1], x.shape[-1]

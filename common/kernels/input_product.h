@@ -1,7 +1,8 @@
 // The input's share of the pre-activations, a = x W' + b, and its gradients: included by
 // instruction_set.h. Only rows of x that are read at some time step take part.
 
-// C[M, 2 vectors] += A[M, K] B[K, 2 vectors] for any K, in parts of B that stay in the nearest cache.
+// C[M, 2 vectors] += A[M, K] B[K, 2 vectors] for any K, in parts of B that stay in the nearest
+// cache.
 template <class E>
 INLINE void long_product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, Number<E> *c,
                          int64_t ldc) {

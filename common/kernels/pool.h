@@ -100,7 +100,7 @@ class Pool {
   std::mutex in_use;
   Memory memory;             // what a call works in
   std::list<Packed> packed;  // the one used last comes first
-  OpenMP openmp = nullptr;  // if not null, its threads do this call's work
+  OpenMP openmp = nullptr;   // if not null, its threads do this call's work
   static inline bool forked = false;
 
   static Pool &get() {

@@ -41,7 +41,8 @@ template <class T>
 INLINE T *projections_of(const Call &call, int direction, int64_t t, int64_t b) {
   const gru_problem &p = *call.problem;
   const int64_t at = t * p.batch + b, row = p.tokens ? p.tokens[at] : at;
-  return (T *)call.projections[direction] + (call.place ? call.place[row] : row) * call.gates_stride;
+  const int64_t place = call.place ? call.place[row] : row;
+  return (T *)call.projections[direction] + place * call.gates_stride;
 }
 
 // Whether a direction starts anew before step t in the item's row i, which has that step.
@@ -149,10 +150,10 @@ FN void forward(const Call &call, const Item &item, const Scratch<Number<E>> &sc
       store((T *)d.h_last + item.row[i] * H + u, load(h + i * stride + u), H - u);
 }
 
-// The weights' gradient over the rows gathered since the last time: one large product. They are lost.
+// The weights' gradient over the rows gathered since the last time, which are lost: one large
+// product.
 template <class E>
-FN void flush(const Call &call, const Item &item, const Scratch<Number<E>> &scratch,
-              int64_t rows) {
+FN void flush(const Call &call, const Item &item, const Scratch<Number<E>> &scratch, int64_t rows) {
   using T = Number<E>;
   constexpr int64_t V = Simd<E>::width;
   const int64_t H = call.problem->hidden, Hv = call.gate_stride;
@@ -227,7 +228,9 @@ FN void backward(const Call &call, const Item &item, const Scratch<Number<E>> &s
         const int64_t n = H - u, at = i * stride + u, to = i * gates + u;
         const Vector<T> z = load(s + u, n), r = load(s + H + u, n), c = load(s + 2 * H + u, n);
         const Vector<T> state = load(s + 3 * H + u, n);
-        const Vector<T> grad = d_output ? load(dh + at) + load(d_output + u, n) : load(dh + at);
+        // Units beyond H have no part: they may hold the product of an infinite gradient with 0.
+        Vector<T> grad = load(dh + at, n);
+        if (d_output) grad += load(d_output + u, n);
         const Vector<T> through = grad * z, d_candidate = through * (T(1) - c * c);
         store(dh + at, grad * (T(1) - z));
         store(g + to, through * (T(1) - z) * (c - state));
@@ -254,7 +257,7 @@ FN void backward(const Call &call, const Item &item, const Scratch<Number<E>> &s
       for (int64_t u = u0; u < u0 + 2 * V && u < H; u += V)
         for (int64_t i = 0; i < rows; ++i) {
           const int64_t at = i * stride + u;
-          const Vector<T> d_operand = load(sums + i * 2 * V + u - u0);
+          const Vector<T> d_operand = load(sums + i * 2 * V + u - u0, H - u);
           const Vector<T> r = load(saved + i * record + H + u, H - u);
           store(g + i * gates + Hv + u, d_operand * load(operands + at) * (T(1) - r));
           store(dh + at, load(dh + at) + d_operand * r);

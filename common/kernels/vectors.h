@@ -1,7 +1,4 @@
-// Vectors, what is computed of them, and products of matrices. With input.h and recurrence.h, this is
-// the vectorised part of gru.cpp, which includes the three once for each instruction set (instruction_set.h).
-// All functions carry TARGET: compilers lower vectors function by function, before inlining. No
-// lambdas and nothing from std, which would not carry it.
+// Vectors, what is computed of them, and products of matrices: included by instruction_set.h.
 
 template <class T>
 struct Simd;
@@ -112,8 +109,8 @@ INLINE Vector<T> tanh(Vector<T> x) {  // from e^2x - 1, precise near 0
   return e / (e + T(2));
 }
 
-// The bits of a float, or a vector of them, rounded to bfloat16, the upper half: to nearest, ties to
-// even.
+// The bits of a float, or a vector of them, rounded to bfloat16, the upper half: to nearest, ties
+// to even.
 template <class Bits>
 INLINE Bits rounded(Bits bits) {
   const auto is_nan = (bits & 0x7fffffff) > 0x7f800000;
@@ -276,7 +273,7 @@ FN void product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, int64
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t from = M * i / tiles, to = M * (i + 1) / tiles;
     tile_of<E, most, Transposed>(to - from, K, a + from * (Transposed ? 1 : lda), lda, b, ldb,
-                                      c + from * ldc, ldc);
+                                 c + from * ldc, ldc);
   }
 }
 

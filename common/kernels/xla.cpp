@@ -2,12 +2,13 @@
 //   gru_xla_forward:  weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0, h_reset, tokens,
 //                     lengths, resets -> outputs, h_last, saved
 //   gru_xla_backward: weight_ih..., weight_hh..., x, d_outputs, d_h_last, saved, tokens, lengths,
-//                     resets -> d_weight_ih..., d_weight_hh..., d_bias_ih..., d_bias_hh..., d_x, d_h0,
-//                     d_h_reset
-// where "..." is one for each direction, the states [directions, B, H] and saved hold all directions,
-// and an empty vector stands for what is missing or, as d_x, not wanted. Whoever calls, no array is taken to be larger than
-// it is. A length or a token out of range makes every result NaN: an error would come too
-// late, since XLA runs ahead, and everything after it would fail as well.
+//                     resets -> d_weight_ih..., d_weight_hh..., d_bias_ih..., d_bias_hh..., d_x,
+//                     d_h0, d_h_reset
+// where "..." is one for each direction, the states [directions, B, H] and saved hold all
+// directions, and an empty vector stands for what is missing or, as d_x, not wanted. Whoever calls,
+// no array is taken to be larger than it is. A length or a token out of range makes every result
+// NaN: an error would come too late, since XLA runs ahead, and everything after it would fail as
+// well.
 #if __has_include("xla/ffi/api/ffi.h")
 #include "xla/ffi/api/ffi.h"
 
@@ -170,7 +171,7 @@ ffi::Error xla_forward(ffi::RemainingArgs args, ffi::RemainingRets results,
 
 ffi::Error xla_backward(ffi::RemainingArgs args, ffi::RemainingRets results,
                         ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
-                       int32_t threads) {
+                        int32_t threads) {
   return execute_xla(args, results, true, reverse, reset_after, bfloat16, threads);
 }
 
