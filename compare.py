@@ -1,6 +1,6 @@
 """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
-python compare.py                        train all six models, check parity, write a report
+python compare.py                        train all models, check parity, write a report
 python compare.py parity                 every implementation against the float64 oracle
 python compare.py speed                  every GRU that runs here: tokens a second, latencies
 python compare.py questions              does gating help, does reading both ways, handwriting?
@@ -29,6 +29,7 @@ from rich.console import Console
 
 from common import files
 from common.errors import InputError, exit_on_input_error
+from common.linear import run as linear
 from common.report import content, html, markdown, schema, tables
 from common.report.schema import Check, Results, Run
 from common.training import run_directory
@@ -36,18 +37,20 @@ from common.training.options import MODELS, TrainConfig, parse_options, to_argum
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim")
 # The plain RNN is for the questions alone.
-COMPARED = {name: tuple(m for m in models if m != "rnn") for name, models in MODELS.items()}
+TWINS = {name: tuple(m for m in models if m != "rnn") for name, models in MODELS.items()}
+COMPARED = {**TWINS, linear.FRAMEWORK: (linear.NAME,)}
 
 
 @dataclass(frozen=True)
 class CompareConfig(TrainConfig):
     """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
-    all and accuracy train the models, each in a process of its own, and check the twins' parity on
-    a real batch; all also checks what it trains against the oracle, on real reviews; parity checks
-    every implementation, on all cases of the parity suite; speed times every GRU that runs here, in
-    training and in inference; questions trains the models with several seeds and answers the
-    homework's questions; report writes the report of an earlier comparison.
+    all and accuracy train the models, and a linear one to hold them against, each in a process of
+    its own, and check the twins' parity on a real batch; all also checks what it trains against the
+    oracle, on real reviews; parity checks every implementation, on all cases of the parity suite;
+    speed times every GRU that runs here, in training and in inference; questions trains the models
+    with several seeds and answers the homework's questions; report writes the report of an earlier
+    comparison.
     """
 
     part: tyro.conf.Positional[
@@ -58,10 +61,10 @@ class CompareConfig(TrainConfig):
     """For report: the folder, as --out."""
     model: tyro.conf.Suppress[str] = "gru"
     resume: tyro.conf.Suppress[Path | None] = None
-    frameworks: tuple[str, ...] = ("torch", "jax")
+    frameworks: tuple[str, ...] = tuple(COMPARED)
     """Which frameworks."""
-    models: tuple[str, ...] = COMPARED["torch"]
-    """Which models; the nn. ones are PyTorch's own layer."""
+    models: tuple[str, ...] = (linear.NAME, *TWINS["torch"])
+    """Which models; the nn. ones are PyTorch's own layer, linear is scikit-learn's."""
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
     jobs: int | None = None
@@ -81,7 +84,7 @@ class CompareConfig(TrainConfig):
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
             ("--frameworks", self.frameworks, tuple(COMPARED)),
-            ("--models", self.models, COMPARED["torch"]),
+            ("--models", self.models, CompareConfig.models),
         ):
             if not chosen or not {*chosen} <= {*known}:
                 some = ", ".join(known)
@@ -153,20 +156,17 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
 
     plain = options.plain()
     chosen = [
-        runs.Training(
-            framework,
-            dataclasses.replace(plain, model=model, out=out / f"{framework}-{model}"),
-            f"{framework} {model}",
-        )
+        runs.Training.of(framework, model, plain, out / f"{framework}-{model}")
         for model in options.models
         for framework in options.frameworks
         if model in COMPARED[framework]
     ]
     if not chosen:
-        there = ", ".join(COMPARED["jax"])
-        raise InputError(f"--models {' '.join(options.models)}: JAX has {there}")
+        there = "; ".join(f"{name} has {', '.join(COMPARED[name])}" for name in options.frameworks)
+        raise InputError(f"--models {' '.join(options.models)}: {there}")
     folders = {training.name: training.folder for training in chosen}
-    both = tuple(model for model in options.models if model in COMPARED["jax"])
+    twins = tuple(name for name in options.frameworks if name in TWINS)
+    both = tuple(model for model in options.models if model in TWINS["jax"]) if twins else ()
 
     def done(name: str, run: Run | None) -> None:
         if run:
@@ -176,27 +176,28 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
 
     with (
         tempfile.TemporaryDirectory(prefix=".parity-", dir=out) as name,
-        live.Board(console, [*folders, "parity"]) as board,
+        live.Board(console, [*folders, *(["parity"] if twins else [])]) as board,
     ):
         path = Path(name, "rows.json")
         arguments = [*to_arguments(dataclasses.replace(plain, out=path)), "--models", *both]
-        arguments += ["--frameworks", *options.frameworks]
+        arguments += ["--frameworks", *twins]
         arguments += ["--oracle" if options.part == "all" else "--no-oracle"]
         results.runs = runs.train(
             chosen,
             at_once(options),
             lambda name, line: board.say(name, folders.get(name, path), line),
             done,
-            beside=[Job("parity", "comparison.checks", tuple(arguments))],
+            beside=[Job("parity", "comparison.checks", tuple(arguments))] if twins else [],
         )
-        rows = schema.convert(files.read_json(path), list[Check], path)
-    results.data = chosen[-1].data()
+        rows = schema.convert(files.read_json(path), list[Check], path) if twins else []
+    # A GRU's, if there is one: it says more.
+    results.data = min(chosen, key=lambda each: each.framework == linear.FRAMEWORK).data()
+    if recurrent := [run for run in results.runs if run.framework in TWINS]:
+        from comparison import explorer
 
-    from comparison import explorer
-
-    console.print("explaining a few test reviews word by word")
-    results.explorer = explorer.explore(plain, results.runs, console.print)
-    if set(options.frameworks) == set(COMPARED):
+        console.print("explaining a few test reviews word by word")
+        results.explorer = explorer.explore(plain, recurrent, console.print)
+    if len(twins) == len(TWINS):
         if plain.learning_rate <= TrainConfig().learning_rate:
             rows += [runs.check_losses(out, model) for model in both]
         rows += [runs.check_accuracy(results.runs, model) for model in both]

@@ -129,12 +129,13 @@ def to_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 
 def parse_tensors(
-    content: bytes, path: Path, shapes: Mapping[str, tuple[int, ...]]
+    content: bytes, path: Path, shapes: Mapping[str, tuple[int | None, ...]]
 ) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, in the order of `shapes`.
+    """The arrays of a safetensors file, in the order of `shapes`, in which None is any size.
 
-    They are finite float32 or float64; one named "step" is int32 or int64. Raises InputError naming
-    the file, and the tensor that is missing, not expected, or of another shape or type.
+    They are finite float32 or float64; one named "step" or "codes.N" is int32 or int64. Raises
+    InputError naming the file, and the tensor that is missing, not expected, or of another shape or
+    type.
     """
     limit(int.from_bytes(content[:8], "little"), path, _LONGEST_HEADER)
     try:
@@ -146,9 +147,13 @@ def parse_tensors(
         raise InputError(f"{path}: the tensor {name} {problem}")
     for name, shape in shapes.items():
         value = tensors[name]
-        if value.shape != shape:
+        fits = len(value.shape) == len(shape) and all(
+            wanted in (None, size) for size, wanted in zip(value.shape, shape, strict=True)
+        )
+        if not fits:
             raise InputError(f"{path}: {name} has shape {value.shape}, expected {shape}")
-        kinds = ("int32", "int64") if name == "step" else ("float32", "float64")
+        whole = name == "step" or name.startswith("codes.")
+        kinds = ("int32", "int64") if whole else ("float32", "float64")
         if value.dtype not in kinds:
             raise InputError(f"{path}: {name} is {value.dtype}, expected {' or '.join(kinds)}")
         if not np.isfinite(value).all():

@@ -23,9 +23,10 @@ from common import params
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit
 from common.inference.prediction import load_learner
+from common.linear import run as linear
 from common.report import schema
 from common.training import run_directory
-from common.training.data import Data, load_data
+from common.training.data import Data, load_data, load_texts
 from common.training.learner import Framework, Learner, predict
 from common.training.options import TrainConfig
 from comparison import runs
@@ -33,6 +34,7 @@ from comparison import runs
 FRAMEWORKS: dict[str, Framework] = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 PAIRS = (
     ("Gates or none", "torch rnn", "torch gru"),
+    ("A GRU or n-grams", "sklearn linear", "torch gru"),
     ("Bidirectional or not", "torch gru", "torch bigru"),
     ("Bidirectional or not, built-in", "torch nn.gru", "torch nn.bigru"),
     ("Bidirectional or not, in JAX", "jax gru", "jax bigru"),
@@ -71,7 +73,8 @@ def measure(
     report("asking every model about the test reviews")
     correct, seconds = {}, {}
     for name, of_seeds in trained.items():
-        correct[name] = np.array([answers(run, data) for run in of_seeds])
+        found_right = np.array([answers(run, data, options) for run in of_seeds])
+        correct[name] = np.resize(found_right, (seeds, len(data.test.split)))
         seconds[name] = float(np.median([run.train_seconds for run in of_seeds]))
     found = schema.Questions(
         comparisons=[
@@ -94,14 +97,17 @@ def measure(
 def train(
     options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
 ) -> dict[str, list[schema.Run]]:
-    """Train what is not there yet; returns the runs of each model, a seed each."""
+    """Train what is not there yet; returns the runs of each model, a seed each; of linear, one."""
     assert options.out is not None
     trainings = []
     for seed, name in itertools.product(range(options.seed, options.seed + seeds), names):
         framework, model = name.split()
         folder = options.out / "questions" / f"seed-{seed}" / f"{framework}-{model}"
-        wanted = dataclasses.replace(options, model=model, seed=seed, out=folder)
-        trainings.append(runs.Training(framework, wanted, f"seed {seed}, {name}"))
+        wanted = dataclasses.replace(options, seed=seed)
+        if framework != linear.FRAMEWORK or seed == options.seed:  # it draws no numbers
+            trainings.append(
+                runs.Training.of(framework, model, wanted, folder, f"seed {seed}, {name}")
+            )
 
     def done(name: str, run: schema.Run | None) -> None:
         assert run is not None
@@ -116,8 +122,11 @@ def load(run: schema.Run) -> run_directory.Run:
     return run_directory.load_run(Path(run.run_dir))
 
 
-def answers(run: schema.Run, data: Data) -> Bool[np.ndarray, " N"]:
+def answers(run: schema.Run, data: Data, options: TrainConfig) -> Bool[np.ndarray, " N"]:
     """Which test reviews a trained model classifies correctly."""
+    if run.framework == linear.FRAMEWORK:  # it reads words that have no vector, too
+        texts = load_texts(options, lambda line: None)[2]
+        return linear.load(Path(run.run_dir)).model.logits(texts).argmax(axis=1) == texts.labels
     read = load(run)
     learner_of = FRAMEWORKS[run.framework].Learner
     learner = learner_of(read.model, read.options, read.vectors, read.parameters)

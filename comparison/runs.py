@@ -1,5 +1,6 @@
 """Train the models, each in a process of its own, and gather their results."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from common.linear import run as linear
+from common.linear.run import LinearConfig
 from common.report import schema
 from common.report.schema import Check, Data, Run
 from common.training import run_directory
-from common.training.options import TrainConfig, to_arguments
+from common.training.options import DataConfig, TrainConfig, to_arguments
 from comparison import processes
 from comparison.processes import Job
 
@@ -24,9 +27,26 @@ class Training:
     """One model to train; options.out says where."""
 
     framework: str
-    options: TrainConfig
+    options: DataConfig
     name: str
     """For people."""
+
+    @classmethod
+    def of(
+        cls, framework: str, model: str, options: TrainConfig, out: Path, name: str = ""
+    ) -> "Training":
+        """Of a model, by the options that it has in common with others."""
+        own: DataConfig = dataclasses.replace(options, model=model, out=out)
+        if framework == linear.FRAMEWORK:
+            known = {field.name for field in dataclasses.fields(DataConfig)}
+            own = LinearConfig(**{name: v for name, v in vars(own).items() if name in known})
+        return cls(framework, own, name or f"{framework} {model}")
+
+    @property
+    def module(self) -> str:
+        """The program that trains it."""
+        is_linear = self.framework == linear.FRAMEWORK
+        return "common.linear.train" if is_linear else f"{self.framework}_impl.train"
 
     @property
     def folder(self) -> Path:
@@ -36,6 +56,8 @@ class Training:
 
     def metrics(self) -> dict[str, Any]:
         """What metrics.json holds; nothing where the training is not finished."""
+        if isinstance(self.options, LinearConfig):
+            return linear.finished(self.folder, self.options) or {}
         return run_directory.finished(self.folder, self.framework, self.options) or {}
 
     def run(self) -> Run:
@@ -72,8 +94,8 @@ def train(
             say(training.name, f"finished before: {run.accuracy:.2%} {again}")
             done(training.name, run)
         else:
-            module, options = f"{training.framework}_impl.train", to_arguments(training.options)
-            jobs[Job(training.name, module, tuple(options))] = training
+            arguments = tuple(to_arguments(training.options))
+            jobs[Job(training.name, training.module, arguments)] = training
     processes.run(
         [*beside, *(jobs if at_once == 1 else reversed(jobs))],
         at_once,

@@ -72,7 +72,7 @@ class Learner(learner.Learner):
     def step(self, batch: Batch) -> Float[Tensor, ""]:
         loss = self._backward(batch)
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]  # all have one
-        # One after the other: for so few arrays, PyTorch's way of taking them all together is slower.
+        # One after the other: for so few, PyTorch's way of taking them all together is slower.
         self.gradient_norm = norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.training.clip_norm, norm)

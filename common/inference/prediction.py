@@ -1,8 +1,9 @@
-"""Classify texts with a trained model: the command line of both twins' predict."""
+"""Classify texts with trained models: the command line of every predict."""
 
 import dataclasses
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +15,46 @@ from common.data.batches import Batches
 from common.data.corpus import join
 from common.data.text import clean, tokenize
 from common.errors import InputError, exit_on_input_error
+from common.linear import run as linear
 from common.training.learner import Framework, Learner, predict
 from common.training.options import Device, parse_options
-from common.training.run_directory import Run, load_run
+from common.training.run_directory import CONFIG, Run, framework_of, load_run
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
-    """Print label and probability of texts, given here or as the lines of standard input."""
+    """Print label and probability of texts, given here or as the lines of standard input.
+
+    Of several run directories (RUN_DIR RUN_DIR ... TEXTS) the mean of their probabilities is taken:
+    an ensemble. They may be of either framework, or of common.linear.train.
+    """
 
     run_dir: tyro.conf.Positional[Path]
-    """The run directory of a trained model, of either framework."""
+    """The run directory of a trained model."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Texts to classify; none: each line of standard input is one."""
+    """Further run directories, then texts to classify; none: each line of standard input is one."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
 
 
-def main(framework: Framework) -> None:
-    """The command line of `python -m torch_impl.predict` and `python -m jax_impl.predict`."""
+def main(framework: Framework | None = None) -> None:
+    """The command line of `python -m torch_impl.predict`, and of jax_impl's and common.linear's.
+
+    Without a framework, it reads linear models alone.
+    """
     with exit_on_input_error():
-        program = f"python -m {framework.__name__.partition('.')[0]}.predict"
-        options = parse_options(PredictOptions, program)
-        run = load_run(options.run_dir)
-        texts = options.texts
+        package = framework.__name__.rpartition(".")[0] if framework else "common.linear"
+        options = parse_options(PredictOptions, f"python -m {package}.predict")
+        further = [*takewhile(is_run, options.texts)]
+        runs = [load(folder, framework) for folder in (options.run_dir, *map(Path, further))]
+        classes = runs[0].classes
+        for run, folder in zip(runs[1:], further, strict=True):
+            if sorted(run.classes) != sorted(classes):
+                raise InputError(
+                    f"{folder}: its classes are {', '.join(run.classes)}, those of "
+                    f"{options.run_dir} {', '.join(classes)}"
+                )
+        texts = options.texts[len(further) :]
         if not texts:
             if sys.stdin.isatty():
                 print("one text a line, end with Ctrl-D:", file=sys.stderr)
@@ -47,20 +64,45 @@ def main(framework: Framework) -> None:
         for number, text in enumerate(texts, 1):
             if not text.strip():
                 raise InputError(f"text {number} is empty")
-        answers = classify(framework, run, texts, options.device)
+        if further:
+            print(f"an ensemble of {len(runs)} runs: their mean probabilities", file=sys.stderr)
+        found = [classify(framework, run, texts, options.device) for run in runs]
+        orders = [[run.classes.index(name) for name in classes] for run in runs]
+        answers = np.mean([each[:, o] for each, o in zip(found, orders, strict=True)], axis=0)
         for probabilities, text in zip(answers, texts, strict=True):
             best = int(probabilities.argmax())
-            print(f"{run.classes[best]}\t{probabilities[best]:.4f}\t{text}")
+            print(f"{classes[best]}\t{probabilities[best]:.4f}\t{text}")
+
+
+def is_run(text: str) -> bool:
+    """Whether an argument names a run directory."""
+    try:
+        return (Path(text) / CONFIG).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
+
+
+def load(folder: Path, framework: Framework | None = None) -> Run | linear.Run:
+    """Read a run directory, of a framework or linear. Raises InputError as load_run does."""
+    if framework is None or framework_of(folder) == linear.FRAMEWORK:
+        return linear.load(folder)
+    return load_run(folder)
 
 
 def classify(
-    framework: Framework, run: Run, texts: tuple[str, ...], device: Device = "auto"
+    framework: Framework | None,
+    run: Run | linear.Run,
+    texts: tuple[str, ...],
+    device: Device = "auto",
 ) -> Float[np.ndarray, "N C"]:
-    """The probability of each class for each text.
+    """The probability of each class for each text; of a linear model, the softmax of its margins.
 
     A model of the built-in layer is computed by the handwritten GRU, which both frameworks have.
     Words without a vector are left out; a text of such words alone is legal.
     """
+    if isinstance(run, linear.Run):
+        return softmax(run.logits(texts).astype(np.float64), axis=1)
+    assert framework is not None
     known = encode(run, [tokenize(clean(text)) for text in texts])
     split, limit = join(known, np.zeros(len(texts))), run.options.max_length
     batches = Batches(split, min(len(texts), 32), max_length=limit, in_order=True)

@@ -37,15 +37,8 @@ def sections(results: Results) -> Sections:
     found: dict[str, Iterable[Block]] = {}
     if results.runs and (data := results.data):
         found["Summary"] = _summary(results.runs, data)
-        found["Loss"] = [
-            ("figures", [figures.losses(results.runs)]),
-            ("note", "Each point is the mean over the steps since the last; JAX is dashed."),
-            (
-                "hint",
-                "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, double-click "
-                "to see all again.",
-            ),
-        ]
+        if stepwise := [run for run in results.runs if run.losses]:
+            found["Loss"] = _loss(stepwise)
         matrices = [figures.confusion_of_run(run, data.classes) for run in results.runs]
         found["Confusion"] = [("grid", matrices)]
     if results.speed:
@@ -79,6 +72,16 @@ def _summary(runs: Sequence[Run], data: Data) -> Iterator[Block]:
     if runs[0].categories:
         yield "heading", "By category"
         yield "table", tables.categories(runs)
+
+
+def _loss(runs: Sequence[Run]) -> Iterator[Block]:
+    yield "figures", [figures.losses(runs)]
+    yield "note", "Each point is the mean over the steps since the last; JAX is dashed."
+    yield (
+        "hint",
+        "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, double-click to see "
+        "all again.",
+    )
 
 
 def _speed(speed: Speed) -> Iterator[Block]:

@@ -95,21 +95,22 @@ HOMEWORK_NAMES = {
 
 
 def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], preset: str) -> None:
-    """Draw loss.png and confusion.png of a run, from what metrics.json holds.
+    """Draw loss.png, if there are losses, and confusion.png of a run, from what metrics.json holds.
 
     With the preset `homework` they are titled and normalised as the homework's are
     (docs/homework.md).
     """
     model, homework = results["model"], preset == "homework"
     title = f"{results['framework']} {model} on {results['data']['name']}"
-    epochs, means = np.array(results["loss_epochs"]), np.array(results["losses"])
-    if homework:  # the mean of the few iterations left at the end of an epoch is mostly noise
-        whole = np.isclose(np.diff(epochs, prepend=0), epochs[0])
-        epochs, means = epochs[whole], means[whole]
-    name = HOMEWORK_NAMES.get(model, model)
-    title_of_loss = f"Loss (using {name})" if homework else f"Training loss: {title}"
-    curve = (epochs.tolist(), means.tolist())
-    loss_curves({model: curve}, title_of_loss).save(folder / "loss.png")
+    if "losses" in results:
+        epochs, means = np.array(results["loss_epochs"]), np.array(results["losses"])
+        if homework:  # the mean of the few iterations left at the end of an epoch is mostly noise
+            whole = np.isclose(np.diff(epochs, prepend=0), epochs[0])
+            epochs, means = epochs[whole], means[whole]
+        name = HOMEWORK_NAMES.get(model, model)
+        title_of_loss = f"Loss (using {name})" if homework else f"Training loss: {title}"
+        curve = (epochs.tolist(), means.tolist())
+        loss_curves({model: curve}, title_of_loss).save(folder / "loss.png")
     correct = "" if homework else f"{title}: {results['accuracy']:.2%} correct"
     matrix = confusion(
         "confusion", correct, results["confusion"], classes, "predicted" if homework else "true"

@@ -17,7 +17,6 @@ from common.errors import InputError
 
 T = TypeVar("T")
 Interval = tuple[float, float]
-Numbers = Annotated[list[float], Meta(min_length=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 REFERENCE = "nn.GRU padded"  # what speeds are compared with
@@ -49,14 +48,15 @@ class Run(Accuracy):
     model: str
     implementation: str
     confusion: list[list[int]]
-    losses: Numbers
-    loss_epochs: Annotated[list[Positive], Meta(min_length=1)]
     train_seconds: float
     tokens_per_second: float
-    first_step_seconds: float
     peak_memory_bytes: float
     categories: dict[str, Category]
     cores: int
+    losses: list[float] = []
+    """None where a model is not trained step by step."""
+    loss_epochs: list[Positive] = []
+    first_step_seconds: float | None = None
     roc_auc: float | None = None
     parameters: int | None = None
     compilations: int | None = None
@@ -70,6 +70,11 @@ class Run(Accuracy):
     def name(self) -> str:
         """What it is called in figures and tables: torch gru."""
         return f"{self.framework} {self.model}"
+
+    @property
+    def first_step(self) -> str:
+        """When the first step was done."""
+        return "" if self.first_step_seconds is None else f"{self.first_step_seconds:.2f} s"
 
     @property
     def peak_mib(self) -> float:

@@ -85,7 +85,7 @@ def summary(runs: Sequence[Run]) -> Table:
         "cores": "{0.cores}",
         "training": "{0.train_seconds:.1f} s",
         "tokens/s": "{0.tokens_per_second:,.0f}",
-        "first step": "{0.first_step_seconds:.2f} s",
+        "first step": "{0.first_step}",
         "peak memory": "{0.peak_mib:,.0f} MiB",
     }
     return Table.of("The trained models", runs, columns, names=3)

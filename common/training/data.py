@@ -10,8 +10,9 @@ import numpy as np
 
 from common.data import corpus, sources, vectors
 from common.data.batches import Batches
+from common.data.corpus import EncodedSplit
 from common.errors import InputError
-from common.training.options import TrainConfig
+from common.training.options import DataConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,7 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
 
     report is told, in a line of text, of work that takes seconds. Raises InputError.
     """
-    texts = corpus.load(options.data, report)
-    train, test = texts.train.subset(options.train_size), texts.test.subset(options.test_size)
-    if options.validation_size >= len(train):
-        raise InputError(
-            f"--validation-size {options.validation_size}: leaves nothing of {len(train)} reviews"
-        )
-    train, validation = train.hold_out(options.validation_size)
+    texts, train, test, validation = load_texts(options, report)
     found = vectors.load(
         options.vectors, texts, train, report, train_with_model=options.train_vectors
     )
@@ -52,6 +47,20 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     held_out = in_order(validation) if options.validation_size else None
     names = texts.name, texts.classes, texts.categories
     return Data(*names, found, to_train, in_order(test), held_out)
+
+
+def load_texts(
+    options: DataConfig, report: Callable[[str], None]
+) -> tuple[corpus.Corpus, EncodedSplit, EncodedSplit, EncodedSplit]:
+    """The data set, and what of it is to train, to test and to validate on. Raises InputError."""
+    texts = corpus.load(options.data, report)
+    train, test = texts.train.subset(options.train_size), texts.test.subset(options.test_size)
+    if options.validation_size >= len(train):
+        raise InputError(
+            f"--validation-size {options.validation_size}: leaves nothing of {len(train)} reviews"
+        )
+    train, validation = train.hold_out(options.validation_size)
+    return texts, train, test, validation
 
 
 def fingerprint_of(options: TrainConfig, data: Data) -> str:

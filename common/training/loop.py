@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import resource
 import sys
 import time
 from functools import partial
@@ -22,7 +21,7 @@ from common.training import checkpoint, run_directory
 from common.training.checkpoint import Checkpoint, LogLine, State
 from common.training.data import fingerprint_of, load_data
 from common.training.learner import Framework, predict, validate
-from common.training.memory import keep_freed_memory
+from common.training.memory import keep_freed_memory, peak_bytes
 from common.training.options import MODELS, TrainConfig, parse_options
 from common.training.run_directory import About
 
@@ -288,7 +287,6 @@ class Trainer:
         """What the test and the training came to."""
         data, state, lines, test = self.data, self.state, self.lines, self.data.test.split
         logits, labels = predict(self.learner, data.test)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "framework": self.about.framework,
             "model": self.options.model,
@@ -303,7 +301,7 @@ class Trainer:
             "first_step_seconds": state.first_step_seconds,
             "tokens_per_second": float(np.median([line.tokens_per_second for line in lines])),
             "compilations": self.learner.compilations,
-            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,  # KiB on Linux
+            "peak_memory_bytes": peak_bytes(),
             "parameters": sum(map(math.prod, params.shapes(self.about.model).values())),
             "data": {
                 "name": data.name,

@@ -1,6 +1,8 @@
-"""What a process does with memory that it no longer needs."""
+"""The memory of a process: how much it has needed, and what it does with what it frees."""
 
 import ctypes
+import resource
+import sys
 
 
 def keep_freed_memory() -> None:
@@ -12,3 +14,9 @@ def keep_freed_memory() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def peak_bytes() -> int:
+    """The most memory that the process has had so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux

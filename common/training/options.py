@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import re
 import sys
@@ -29,25 +30,48 @@ Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train a GRU text classifier."""
+class DataConfig:
+    """What every training reads, and where it writes."""
 
-    model: str = "gru"
-    """gru, bigru, rnn (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
     preset: str = "quick"
     """quick, full or homework (the homework's recipe); every other option overrides it."""
     data: str = "imdb"
     """The data set: imdb, rt, or KIND:PATH with one of the kinds amazon, dlstudio, csv, tsv, jsonl,
     parquet, text and hf (docs/data.md)."""
+    train_size: Count | None = 4_000
+    """Use only so many training reviews, balanced over the classes; None for all."""
+    test_size: Count | None = 1_000
+    """Use only so many test reviews, balanced over the classes; None for all."""
+    validation_size: Annotated[int, Meta(ge=0)] = 0
+    """Hold out so many training reviews, balanced over the classes. A model that is trained in
+    epochs reads them after each: the parameters with the lowest loss on them are the ones kept."""
+    out: Path | None = None
+    """The run directory to write; runs/FRAMEWORK-MODEL by default. If a run of the same options was
+    interrupted there, it goes on."""
+    restart: bool = False
+    """Train anew where the run directory holds a run already."""
+
+    def check(self) -> None:
+        """Raise InputError for the first value that makes no sense."""
+        sources.fingerprint(self.data)
+        try:
+            msgspec.convert(vars(self), type(self))
+        except msgspec.ValidationError as error:
+            [(rule, name)] = re.findall(r"(.+) - at `\$\.(\w+)", str(error).lower())
+            raise InputError(f"{option(name)} {getattr(self, name)}: {rule}") from None
+
+
+@dataclass(frozen=True)
+class TrainConfig(DataConfig):
+    """Train a GRU text classifier."""
+
+    model: str = "gru"
+    """gru, bigru, rnn (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
     vectors: str = "word2vec"
     """Word vectors: a file (word2vec .bin or text, gensim .kv, GloVe, fastText .vec, .safetensors;
     see docs/vectors.md), word2vec (trained on the training reviews) or random:DIM."""
     train_vectors: bool = False
     """Train the word vectors with the model instead of keeping them frozen (random: always)."""
-    train_size: Count | None = 4_000
-    """Use only so many training reviews, balanced over the classes; None for all."""
-    test_size: Count | None = 1_000
-    """Use only so many test reviews, balanced over the classes; None for all."""
     max_length: Count | None = 200
     """Keep only the last so many known words of a review; None for all."""
     epochs: Count = 3
@@ -68,9 +92,6 @@ class TrainConfig:
     """Adam's term against division by zero."""
     clip_norm: Positive | None = 1.0
     """Scale the gradient down to this norm, over all parameters together, where it is longer."""
-    validation_size: Annotated[int, Meta(ge=0)] = 0
-    """Hold out so many training reviews, balanced over the classes, and read them after each epoch:
-    the parameters with the lowest loss on them are the ones kept."""
     patience: Count | None = None
     """Stop after so many epochs without a lower loss on the validation reviews."""
     log_every: Annotated[int, Meta(ge=1, le=10_000)] = 25  # the losses are part of a checkpoint
@@ -87,13 +108,8 @@ class TrainConfig:
     """On a GPU too, the same numbers each time; slower there (the CPU does so anyway)."""
     tensorboard: bool = False
     """Write loss, tokens/s and test accuracy for TensorBoard, too, to OUT/tensorboard."""
-    out: Path | None = None
-    """The run directory to write; runs/FRAMEWORK-MODEL by default. If a run of the same options was
-    interrupted there, it goes on."""
     resume: Path | None = None
     """A run directory to go on with: its options are the defaults."""
-    restart: bool = False
-    """Train anew where the run directory holds a run already."""
     checkpoint_seconds: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 60.0
     """Seconds between two checkpoints; 0: after every step."""
     keep: Count = 3
@@ -108,17 +124,12 @@ class TrainConfig:
         """Raise InputError for the first value that makes no sense."""
         if self.tensorboard and find_spec("tensorboardX") is None:
             raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
-        sources.fingerprint(self.data)
+        super().check()
         vectors.check(self.vectors)
         if self.model == "rnn" and self.reset_after:
             raise InputError("--model rnn: has no reset gate")
         if self.dtype == "bfloat16" and self.model not in ("gru", "bigru"):
             raise InputError(f"--model {self.model}: has no --dtype bfloat16")
-        try:
-            msgspec.convert(vars(self), TrainConfig)
-        except msgspec.ValidationError as error:
-            [(rule, name)] = re.findall(r"(.+) - at `\$\.(\w+)", str(error).lower())
-            raise InputError(f"{option(name)} {getattr(self, name)}: {rule}") from None
         if self.patience is not None and not self.validation_size:
             raise InputError(f"--patience {self.patience}: needs a --validation-size")
 
@@ -164,17 +175,19 @@ C = TypeVar("C")
 def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
     """Read a dataclass of options from the command line with tyro.
 
-    The defaults are those of `default`; without it, those of a TrainConfig are its preset's, so
+    The defaults are those of `default`; without it, those of a DataConfig are its preset's, so
     --help --preset full shows them. Raises InputError, in one line, for what tyro cannot parse.
     """
-    if default is None and issubclass(options, TrainConfig):
+    if default is None and issubclass(options, DataConfig):
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--preset", nargs="?", default="quick", const="quick")
         preset = parser.parse_known_args()[0].preset
         if preset not in PRESETS:
             hint = " (once seed)" if preset == "seed" else ""
             raise InputError(f"--preset {preset}: expected one of {', '.join(PRESETS)}{hint}")
-        default = options(preset=preset, **PRESETS[preset])
+        known = {field.name for field in dataclasses.fields(options)}
+        chosen = {name: value for name, value in PRESETS[preset].items() if name in known}
+        default = options(preset=preset, **chosen)
     read = partial(tyro.cli, options, prog=prog)
     complaint = io.StringIO()
     try:
@@ -190,7 +203,7 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
         ) from None
 
 
-def to_arguments(options: TrainConfig) -> list[str]:
+def to_arguments(options: DataConfig) -> list[str]:
     """The command line that parses back to these options."""
     arguments = []
     for name, value in vars(options).items():

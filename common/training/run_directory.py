@@ -20,11 +20,12 @@ times the size of its files, thirty times that of vocabulary.txt (a short word a
 constant.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ from common.errors import InputError
 from common.files import SUMS
 from common.params import ModelConfig
 from common.training.learner import Arrays
-from common.training.options import TrainConfig, option
+from common.training.options import DataConfig, TrainConfig, option
 
 CONFIG, METRICS, VOCABULARY = "config.json", "metrics.json", "vocabulary.txt"
 VECTORS, MODEL = "vectors.safetensors", "model.safetensors"
@@ -54,6 +55,13 @@ _LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl
 _MOST_LAYERS = 1000
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Framework:
+    """What every config.json holds."""
+
+    framework: str
 
 
 @dataclass(frozen=True)
@@ -116,11 +124,30 @@ def finish(
     folder: Path, about: About, vectors: WordVectors, parameters: Arrays, metrics: dict[str, Any]
 ) -> None:
     """Write what a finished run leaves. Raises InputError where that fails."""
+    write(
+        folder,
+        about,
+        vectors.words,
+        metrics,
+        {VECTORS: {"vectors": vectors.matrix}, MODEL: parameters},
+    )
+
+
+def write(
+    folder: Path,
+    about: Any,
+    words: Sequence[str],
+    metrics: dict[str, Any],
+    tensors: Mapping[str, Arrays],
+) -> None:
+    """Write the files of a finished run, tensors by the name of the file, and their checksums last.
+
+    about: a dataclass. Raises InputError where that fails.
+    """
     contents = {
         CONFIG: files.to_json(dataclasses.asdict(about)),
-        VOCABULARY: "".join(f"{word}\n" for word in vectors.words).encode(),
-        VECTORS: files.to_tensors({"vectors": vectors.matrix}),
-        MODEL: files.to_tensors(parameters),
+        VOCABULARY: "".join(f"{word}\n" for word in words).encode(),
+        **{name: files.to_tensors(arrays) for name, arrays in tensors.items()},
         METRICS: files.to_json(metrics),
     }
     contents[SUMS] = files.checksums(contents)
@@ -129,11 +156,20 @@ def finish(
             files.replace(folder / name, content)
 
 
-def finished(folder: Path, framework: str, options: TrainConfig) -> dict[str, Any] | None:
-    """The metrics of the finished run of these very options in this folder, if there is one."""
+def finished(
+    folder: Path,
+    framework: str,
+    options: DataConfig,
+    names: tuple[str, ...] = RUN_FILES,
+    parse_config: Callable[[bytes, Path], Any] | None = None,
+) -> dict[str, Any] | None:
+    """The metrics of the finished run of these very options in this folder, if there is one.
+
+    names: its files. parse_config: reads config.json, as parse_about does.
+    """
     try:
-        contents = files.read_verified(folder, RUN_FILES)
-        about = parse_about(contents[CONFIG], folder / CONFIG)
+        contents = files.read_verified(folder, names)
+        about = (parse_config or parse_about)(contents[CONFIG], folder / CONFIG)
         metrics = files.parse_json(contents[METRICS], folder / METRICS, _LONGEST_METRICS)
     except InputError:
         return None
@@ -148,6 +184,8 @@ def load_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run directory")
+    if framework_of(folder) == "sklearn":
+        raise InputError(f"{folder}: holds a linear model, no GRU (common.linear.predict reads it)")
     if not (folder / SUMS).exists() and any(folder.glob("checkpoints/[0-9]*")):
         raise InputError(f"{folder}: this run is not finished: --resume {folder} goes on with it")
     contents = files.read_verified(folder, RUN_FILES)
@@ -159,7 +197,14 @@ def load_run(folder: Path) -> Run:
     return Run(**vars(about), vocabulary=words, vectors=vectors, parameters=parameters)
 
 
-def differences(was: TrainConfig, now: TrainConfig, free: Set[str] = MAY_CHANGE) -> list[str]:
+def framework_of(folder: Path) -> str:
+    """The framework that config.json names; nothing where it cannot be read."""
+    with contextlib.suppress(InputError):
+        return parse(_Framework, files.read(folder / CONFIG), folder / CONFIG).framework
+    return ""
+
+
+def differences(was: DataConfig, now: DataConfig, free: Set[str] = MAY_CHANGE) -> list[str]:
     """What, but for the free options, makes another run of them: "--seed was 0, is 7"."""
     return [
         f"{option(name)} was {value}, is {getattr(now, name)}"

@@ -1,0 +1,10 @@
+"""Classify texts with trained models, linear ones.
+
+python -m common.linear.predict RUN_DIR "what a film" "never again"
+python -m common.linear.predict RUN_DIR < one_text_a_line.txt
+"""
+
+from common.inference import prediction
+
+if __name__ == "__main__":
+    prediction.main()

@@ -1,0 +1,110 @@
+"""A linear model's run directory: as common/training/run_directory.py has it, without vectors.
+
+model.safetensors      what Linear in model.py holds: weight [R, F], bias [R], codes.1 to codes.n
+vocabulary.txt         every word of the data set, in training and test
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float
+from msgspec import Meta
+
+from common import files
+from common.data.corpus import join
+from common.data.text import clean, tokenize
+from common.errors import InputError
+from common.linear.model import Linear
+from common.training import run_directory
+from common.training.options import Count, DataConfig, Positive
+from common.training.run_directory import CONFIG, FORMAT, METRICS, MODEL, VOCABULARY
+
+FRAMEWORK, NAME = "sklearn", "linear"
+RUN_FILES = (CONFIG, VOCABULARY, MODEL, METRICS)
+
+
+@dataclass(frozen=True)
+class LinearConfig(DataConfig):
+    """Train the yardstick, NB-SVM: a support vector machine on which word n-grams a review has."""
+
+    ngrams: Annotated[int, Meta(ge=1, le=10)] = 3
+    """Words of an n-gram, at most."""
+    min_reviews: Count = 2
+    """Leave out an n-gram that fewer training reviews have."""
+    smoothing: Positive = 1.0
+    """Added to how many reviews of a class have an n-gram."""
+    c: Positive = 0.01
+    """What a training review on the wrong side costs, against the size of the weights."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What config.json holds."""
+
+    options: LinearConfig
+    classes: tuple[str, ...]
+    framework: str = field(default=FRAMEWORK, kw_only=True)
+    format: int = field(default=FORMAT, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Run(About):
+    """A run directory's model, read back."""
+
+    vocabulary: list[str]
+    model: Linear
+
+    def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "N C"]:
+        """A number for each class of each text."""
+        ids = {word: number for number, word in enumerate(self.vocabulary)}
+        read = [tokenize(clean(text)) for text in texts]
+        known = [np.array([ids.get(word, -1) for word in text], np.int32) for text in read]
+        return self.model.logits(join(known, np.zeros(len(texts))))
+
+
+def parse_about(content: bytes, path: Path) -> About:
+    """A config.json of a linear model. Raises InputError for any other."""
+    about = run_directory.parse(About, content, path)
+    if (about.framework, about.format) != (FRAMEWORK, FORMAT):
+        raise InputError(f"{path}: not that of a linear model of format {FORMAT}")
+    if len(about.classes) < 2 or not all(map(str.isprintable, about.classes)):
+        raise InputError(f"{path}: classes: expected the names of two or more")
+    return about
+
+
+def finished(folder: Path, options: LinearConfig) -> dict[str, Any] | None:
+    """The metrics of the finished run of these very options in this folder, if there is one."""
+    return run_directory.finished(folder, FRAMEWORK, options, RUN_FILES, parse_about)
+
+
+def write(
+    folder: Path, about: About, vocabulary: Sequence[str], model: Linear, metrics: dict[str, Any]
+) -> None:
+    """Write what a finished run leaves. Raises InputError where that fails."""
+    codes = {f"codes.{n}": each for n, each in enumerate(model.codes, 1)}
+    tensors = {"weight": model.weight, "bias": model.bias, **codes}
+    run_directory.write(folder, about, vocabulary, metrics, {MODEL: tensors})
+
+
+def load(folder: Path) -> Run:
+    """Read a finished run directory of a linear model.
+
+    Raises InputError naming the file that is missing or damaged, or does not fit the others.
+    """
+    if run_directory.framework_of(folder) not in ("", FRAMEWORK):
+        raise InputError(f"{folder}: holds no linear model: torch_impl and jax_impl read it")
+    contents = files.read_verified(folder, RUN_FILES)
+    about = parse_about(contents[CONFIG], folder / CONFIG)
+    vocabulary = contents[VOCABULARY].decode(errors="replace").split("\n")[:-1]
+    rows = 1 if len(about.classes) == 2 else len(about.classes)
+    names = [f"codes.{n}" for n in range(1, about.options.ngrams + 1)]
+    shapes = {"weight": (rows, None), "bias": (rows,), **{name: (None,) for name in names}}
+    tensors = files.parse_tensors(contents[MODEL], folder / MODEL, shapes)
+    weight, bias, *codes = tensors.values()
+    if weight.shape[1] != sum(map(len, codes)) or not all((np.diff(c) > 0).all() for c in codes):
+        raise InputError(f"{folder / MODEL}: expected ascending codes, and a weight for each")
+    model = Linear(len(vocabulary), codes, weight, bias)
+    return Run(**vars(about), vocabulary=vocabulary, model=model)

@@ -1,0 +1,109 @@
+"""Train the yardstick, a linear model of word n-grams, on the reviews that a GRU trains on.
+
+python -m common.linear.train --preset full --out runs/linear
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common import files, metrics
+from common.data.encoding import cores
+from common.errors import InputError, exit_on_input_error
+from common.linear import model, run
+from common.linear.run import FRAMEWORK, NAME, LinearConfig
+from common.training import run_directory
+from common.training.data import load_texts
+from common.training.memory import peak_bytes
+from common.training.options import parse_options
+
+say = partial(print, flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    with exit_on_input_error():
+        options = parse_options(LinearConfig, "python -m common.linear.train")
+        options.check()
+        train(options)
+
+
+def train(options: LinearConfig) -> dict[str, Any]:
+    """Train, test, and write the run directory; returns what metrics.json holds.
+
+    A run of the same options that is finished is left as it is. Raises InputError.
+    """
+    out = options.out or Path("runs") / f"{FRAMEWORK}-{NAME}"
+    with run_directory.lock(out):
+        if options.restart:
+            run_directory.clear(out)
+        elif done := run.finished(out, options):
+            say(f"Accuracy: {done['accuracy']:.2%}")
+            say(f"{out}: this run was finished before (--restart trains anew)")
+            return done
+        elif (out / run_directory.CONFIG).exists() or (out / "checkpoints").exists():
+            raise InputError(f"{out}: holds another run; --restart trains anew in its place")
+        results = _train(options, out)
+    low, high = results["accuracy_interval"]
+    say(f"Accuracy: {results['accuracy']:.2%}")
+    say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {out}")
+    return results
+
+
+def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
+    import sklearn.svm  # noqa: F401  so that the time of the training is not that of its import
+
+    texts, training, test, validation = load_texts(options, say)
+    say(
+        f"{FRAMEWORK} {NAME} (NB-SVM) on {texts.name}: {len(training):,} reviews to train on, "
+        f"{len(test):,} to test on"
+    )
+    started = time.perf_counter()
+    found = model.fit(
+        training,
+        len(texts.vocabulary),
+        texts.classes,
+        longest=options.ngrams,
+        fewest=options.min_reviews,
+        smoothing=options.smoothing,
+        c=options.c,
+    )
+    seconds = time.perf_counter() - started
+    say(f"Total training time: {seconds:.0f} secs, {found.weight.shape[1]:,} n-grams")
+    evaluated = metrics.evaluate(
+        found.logits(test), test.labels, texts.classes, test.categories, texts.categories
+    )
+    held_out = None
+    if len(validation):
+        held_out = float((found.logits(validation).argmax(1) == validation.labels).mean())
+        say(f"validation accuracy: {held_out:.2%}")
+    results = {
+        "framework": FRAMEWORK,
+        "model": NAME,
+        "implementation": "NB-SVM",
+        **evaluated,
+        "validation_accuracy": held_out,
+        "train_seconds": seconds,
+        "cores": cores(),
+        "tokens_per_second": float(training.lengths.sum() / seconds),
+        "peak_memory_bytes": peak_bytes(),
+        "parameters": found.weight.size + found.bias.size,
+        "data": {
+            "name": texts.name,
+            "train": len(training),
+            "test": len(test),
+            "vectors": "none",
+            "vocabulary": len(texts.vocabulary),
+        },
+    }
+    from common.report import figures  # Altair takes a second and a half to import
+
+    with files.writing(out / "figures"):
+        figures.of_run(out / "figures", results, texts.classes, options.preset)
+    run.write(out, run.About(options, texts.classes), texts.vocabulary, found, results)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The yardstick, NB-SVM, held to scikit-learn's own parts; its programs; ensembles."""
+
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.svm import LinearSVC
+
+import jax_impl.learner
+import torch_impl.learner
+from common import files
+from common.data.corpus import EncodedSplit, join
+from common.inference import explanation, prediction
+from common.linear import model, run, train
+from common.training import loop, run_directory
+
+Command = Callable[..., tuple[int, str, str]]
+HOW = {"longest": 3, "fewest": 2, "smoothing": 1.0, "c": 0.01}
+SMALL = ("--data", "rt", "--train-size", 192, "--test-size", 96)
+
+
+def spelt(split: EncodedSplit) -> list[str]:
+    """The texts, their words spelt so that scikit-learn tells n-grams of them apart."""
+    words = {-1: "unknown"}
+    return [
+        " ".join(words.get(token, f"w{token}") for token in split[i].tolist())
+        for i in range(len(split))
+    ]
+
+
+def counted(split: EncodedSplit, longest: int, fewest: int) -> tuple[list[str], np.ndarray]:
+    """What CountVectorizer finds: the n-grams in its order, and which texts have them."""
+    counter = CountVectorizer(ngram_range=(1, longest), min_df=fewest, binary=True)
+    features = counter.fit_transform(spelt(split)).toarray()
+    return counter.get_feature_names_out().tolist(), features
+
+
+def names_of(codes: list[model.Codes], words: int) -> list[str]:
+    """The n-grams that codes stand for, in their order, spelt as above."""
+    found: list[list[str]] = []
+    for n, each in enumerate(codes):
+        if n == 0:
+            found.append([f"w{code}" for code in each])
+        else:
+            before = found[-1]
+            found.append([f"{before[code // words]} w{code % words}" for code in each])
+    return [name for names in found for name in names]
+
+
+@pytest.fixture
+def repetitive() -> EncodedSplit:
+    """120 texts of 0 to 30 words out of 7, so that many n-grams are in several texts."""
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(0, 7, rng.integers(0, 31)).astype(np.int32) for _ in range(120)]
+    return join(texts, rng.integers(0, 3, 120))
+
+
+@pytest.mark.parametrize(("longest", "fewest"), [(1, 1), (2, 1), (3, 2), (4, 5)])
+def test_ngrams_are_those_of_scikit_learn(
+    repetitive: EncodedSplit, longest: int, fewest: int
+) -> None:
+    codes, features = model.ngrams(repetitive, 7, longest=longest, fewest=fewest)
+    names, expected = counted(repetitive, longest, fewest)
+    found = names_of(codes, 7)
+    assert sorted(found) == sorted(names)
+    order = [found.index(name) for name in names]
+    np.testing.assert_array_equal(features.toarray()[:, order], expected)
+
+
+def test_of_other_texts_the_known_ngrams_are_found(repetitive: EncodedSplit) -> None:
+    """What is not known, a word (-1) or an n-gram, is no feature, and no n-gram goes across it."""
+    first, second = (
+        join([repetitive[i] for i in rows], repetitive.labels[rows])
+        for rows in (range(60), range(60, 120))
+    )
+    codes, _ = model.ngrams(first, 7, longest=3, fewest=3)
+    counter = CountVectorizer(ngram_range=(1, 3), min_df=3, binary=True).fit(spelt(first))
+    order = [names_of(codes, 7).index(name) for name in counter.get_feature_names_out()]
+    unknown = [np.where(second[i] == 3, -1, second[i]) for i in range(60)]
+    for texts in (second, join(unknown, second.labels)):
+        _, found = model.ngrams(texts, 7, codes)
+        expected = counter.transform(spelt(texts)).toarray()
+        np.testing.assert_array_equal(found.toarray()[:, order], expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_model_is_nb_svm(repetitive: EncodedSplit, classes: int) -> None:
+    """Written out: the ratio of smoothed, normalised counts, and a machine on what it weights."""
+    split = join([repetitive[i] for i in range(120)], repetitive.labels % classes)
+    fitted = model.fit(split, 7, [str(i) for i in range(classes)], **HOW)
+    _, counts = counted(split, 3, 2)
+    margins = []
+    for number in range(classes):
+        own = split.labels == number
+        p, q = (1 + counts[rows].sum(0) for rows in (own, ~own))
+        ratio = np.log((p / p.sum()) / (q / q.sum()))
+        machine = LinearSVC(C=0.01, random_state=0, tol=1e-8, max_iter=100_000)
+        margins.append(machine.fit(counts * ratio, own).decision_function(counts * ratio))
+    expected = np.stack(margins, 1)
+    if classes == 2:
+        expected = np.stack([np.zeros(120), margins[1]], 1)
+    np.testing.assert_allclose(fitted.logits(split), expected, atol=2e-3)
+
+
+def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:
+    status, output, error = command(train.main, *SMALL, "--validation-size", 32, "--out", tmp_path)
+    assert (status, error) == (0, "")
+    assert re.search(r"^validation accuracy: \d+\.\d\d%$", output, re.MULTILINE)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["framework"], metrics["model"]) == ("sklearn", "linear")
+    assert metrics["data"]["train"] == 160
+    assert np.sum(metrics["confusion"]) == 96
+    assert f"Accuracy: {metrics['accuracy']:.2%}" in output
+    assert (tmp_path / "figures" / "confusion.png").is_file()
+
+    # What it says of the test reviews' texts is what it said of them in the test.
+    options = run.load(tmp_path).options
+    texts, _, test, _ = train.load_texts(options, print)
+    said = [" ".join(texts.vocabulary[token] for token in test[i]) for i in range(96)]
+    status, output, error = command(prediction.main, tmp_path, *said)
+    assert (status, error) == (0, "")
+    labels = [line.partition("\t")[0] for line in output.splitlines()]
+    right = np.equal(labels, [texts.classes[label] for label in test.labels])
+    assert right.mean() == metrics["accuracy"]
+
+    # Asked again, it is there; of other options, it is another's.
+    status, output, _ = command(train.main, *SMALL, "--validation-size", 32, "--out", tmp_path)
+    assert status == 0 and "finished before" in output
+    status, _, error = command(train.main, *SMALL, "--out", tmp_path)
+    assert status == 2 and "--restart trains anew" in error
+    assert command(train.main, *SMALL, "--out", tmp_path, "--restart")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--c", "0"], "--c 0.0"),
+        (["--ngrams", "0"], "--ngrams 0"),
+        (["--smoothing", "-1"], "--smoothing -1.0"),
+        (["--min-reviews", "1000"], "1,000 of 192"),
+        (["--validation-size", "192"], "--validation-size 192"),
+        (["--data", "imbd"], "imbd"),
+        (["--model", "gru"], "--model"),
+    ],
+)
+def test_bad_options_get_one_clear_line(
+    arguments: list[str], named: str, command: Command, tmp_path: Path
+) -> None:
+    status, _, error = command(train.main, *SMALL, "--out", tmp_path, *arguments)
+    assert status == 2
+    assert re.fullmatch(r"error: .+\n", error)
+    assert named in error
+    assert not (tmp_path / files.SUMS).exists()
+
+
+def test_a_class_without_a_text_is_said() -> None:
+    with pytest.raises(ValueError, match="class b: none of 2 texts"):
+        model.fit(join([np.array([1])] * 2, np.zeros(2)), 2, ["a", "b"], **HOW)
+
+
+@pytest.mark.parametrize("name", run.RUN_FILES)
+def test_a_damaged_file_is_refused(name: str, command: Command, tmp_path: Path) -> None:
+    assert command(train.main, *SMALL, "--out", tmp_path)[0] == 0
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-3] + b"???")
+    status, _, error = command(prediction.main, tmp_path, "text")
+    assert status == 2 and str(tmp_path / name) in error
+
+
+def test_codes_that_are_none_are_refused(command: Command, tmp_path: Path) -> None:
+    assert command(train.main, *SMALL, "--out", tmp_path)[0] == 0
+    found = run.load(tmp_path)
+    found.model.codes[0][:2] = found.model.codes[0][1::-1]
+    about = run.About(found.options, found.classes)
+    run.write(tmp_path, about, found.vocabulary, found.model, {})
+    status, _, error = command(prediction.main, tmp_path, "text")
+    assert status == 2 and "model.safetensors: expected ascending codes" in error
+
+
+def test_an_ensemble_is_the_mean_of_its_runs(
+    command: Command, small: list[str], tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("torch", "jax", "linear")]
+    for framework, folder in zip((torch_impl.learner, jax_impl.learner), folders, strict=False):
+        main = partial(loop.main, framework)
+        assert command(main, *small, "--epochs", 1, "--out", folder)[0] == 0
+    assert command(train.main, *SMALL, "--out", folders[2])[0] == 0
+    # Another order of the classes: the names count.
+    found = run.load(folders[2])
+    found.model.weight[:], found.model.bias[:] = -found.model.weight, -found.model.bias
+    about = run.About(found.options, found.classes[::-1])
+    run.write(folders[2], about, found.vocabulary, found.model, {})
+
+    predict = partial(prediction.main, torch_impl.learner)
+    texts = ("a charming and moving film", "flat and dull")
+    alone = [command(predict, folder, *texts) for folder in folders]
+    assert [error for _, _, error in alone] == ["", "", ""]
+    status, output, error = command(predict, *folders, *texts)
+    assert (status, error) == (0, "an ensemble of 3 runs: their mean probabilities\n")
+    for row, line in enumerate(output.splitlines()):
+        label, probability, _ = line.split("\t")
+        each = [output.splitlines()[row].split("\t") for _, output, _ in alone]
+        means = [float(p) if name == label else 1 - float(p) for name, p, _ in each]
+        assert float(probability) == pytest.approx(np.mean(means), abs=2e-4)
+        assert float(probability) >= 0.5
+
+    about = run.About(found.options, ("good", "bad"))
+    run.write(folders[2], about, found.vocabulary, found.model, {})
+    status, _, error = command(predict, *folders, *texts)
+    assert status == 2 and f"{folders[2]}: its classes are good, bad" in error
+
+
+def test_what_reads_a_gru_says_that_this_is_none(
+    command: Command, small: list[str], tmp_path: Path
+) -> None:
+    linear, gru = tmp_path / "linear", tmp_path / "gru"
+    assert command(train.main, *SMALL, "--out", linear)[0] == 0
+    main = partial(loop.main, torch_impl.learner)
+    assert command(main, *small, "--epochs", 1, "--out", gru)[0] == 0
+    explain = partial(explanation.main, torch_impl.learner)
+    for status, _, error in (
+        command(explain, linear, "text"),
+        command(prediction.main, gru, "text"),
+        command(main, *small, "--out", linear),
+    ):
+        assert status == 2
+        assert re.fullmatch(r"error: .+\n", error)
+    with pytest.raises(ValueError, match="holds a linear model"):
+        run_directory.load_run(linear)
