@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from common.cells import Cell
-from common.params import BLOCKS, cell_of, gru_shapes, structure
+from common.params import BLOCKS, POOLING, cell_of, gru_shapes, structure
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 OPTIONAL = ("h0", "tokens", "resets", "h_reset")
@@ -85,12 +85,16 @@ def check_cell(
 
 
 def check_classify(
-    parameters: Mapping[str, Any], vectors: Any, distinct: Any, tokens: Any
-) -> tuple[str, int]:
-    """(cell, directions) of the parameters of a classifier that these arguments of `classify` fit.
+    parameters: Mapping[str, Any], vectors: Any, distinct: Any, tokens: Any, pooling: str = "last"
+) -> tuple[str, int, int]:
+    """(cell, directions, H) of a classifier's parameters that these arguments of `classify` fit.
 
-    Raises as check_cell, but for what `gru` checks itself.
+    Raises as check_cell, but for what `gru` checks itself, and ValueError for a way of pooling that
+    there is not.
     """
+    ways = pooling.split("+")
+    if not {*ways} <= {*POOLING}:
+        raise ValueError(f"pooling: expected some of {'+'.join(POOLING)}, found {pooling}")
     names = tuple(parameters)
     cell, directions = cell_of(names), len(structure(names)[1])
     layer = f"{cell}.0.forward"
@@ -103,13 +107,13 @@ def check_classify(
     check_shape("distinct", distinct, "K")
     check_dtype("distinct", distinct, INTEGERS)
     check_shape("tokens", tokens, "T", "B")
-    check_shape("head.weight", weight, "C", directions * H)
+    check_shape("head.weight", weight, "C", directions * H * len(ways))
     if bias.shape != weight.shape[:1]:
         check_shape("head.bias", bias, weight.shape[0])
     for name, array in (("vectors", vectors), ("head.bias", bias)):
         if array.dtype != weight.dtype:
             check_same_dtype(name, array, "head.weight", weight)
-    return cell, directions
+    return cell, directions, H
 
 
 def check_canonical(parameters: Mapping[str, Any]) -> tuple[int, int, int, bool]:

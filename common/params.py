@@ -1,25 +1,28 @@
 """The canonical parameters: one flat dict of NumPy arrays, the same for both frameworks.
 
     gru.{layer}.{forward|backward}.weight_ih  [3H, D]   weight_hh [3H, H]   bias_ih, bias_hh [3H]
-    head.weight [C, H * directions]           head.bias [C]
+    head.weight [C, F]                        head.bias [C]
     vectors.weight [V, D]                     only where the word vectors are trained
 
 A plain tanh RNN has rnn.{layer}.… in place of gru.{layer}.…, with H rows in place of 3H.
 
 The three gates of a GRU stand in the order z (update), r (reset), n (candidate). In layers after
-the first, D is H * directions.
+the first, D is H * directions; F is that for each way of pooling.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
 DIRECTIONS = ("forward", "backward")
 NO_LABEL = -1  # the label of a row that only fills up a batch; the loss leaves it out
 GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+NO_MASKS: Mapping[str, Any] = MappingProxyType({})  # where nothing is dropped
+POOLING = ("last", "max", "mean")
 BLOCKS = {"gru": 3, "rnn": 1}
 """cell -> how many blocks of H rows its parameters have: one for each pre-activation."""
 
@@ -44,6 +47,10 @@ class ModelConfig:
     train_vectors: bool = False
     builtin: bool = False
     """Use the framework's own GRU layer (the baselines nn.gru and nn.bigru)."""
+    pooling: str = "last"
+    """What the head reads of the outputs: some of last, max and mean, joined by "+"."""
+    relu: bool = True
+    """Apply ReLU to what the head reads."""
     cell: Literal["gru", "rnn"] = "gru"
     """What recurs: the GRU, or the plain tanh RNN that it is measured against."""
     implementation: str = "auto"
@@ -53,6 +60,11 @@ class ModelConfig:
     @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    @property
+    def features(self) -> int:
+        """F, what the head reads."""
+        return self.hidden_size * self.directions * len(self.pooling.split("+"))
 
 
 def gru_shapes(
@@ -74,11 +86,10 @@ def gru_shapes(
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a classifier, in canonical order."""
-    features = config.hidden_size * config.directions
     found = gru_shapes(
         config.input_size, config.hidden_size, config.num_layers, config.bidirectional, config.cell
     )
-    found |= {"head.weight": (config.classes, features), "head.bias": (config.classes,)}
+    found |= {"head.weight": (config.classes, config.features), "head.bias": (config.classes,)}
     if config.train_vectors:
         found["vectors.weight"] = (config.vocabulary_size, config.input_size)
     return found
@@ -104,7 +115,7 @@ def init(config: ModelConfig, seed: int, vectors: np.ndarray) -> dict[str, np.nd
     in_cell = {name: shape for name, shape in found.items() if name.startswith(config.cell)}
     in_head = {name: shape for name, shape in found.items() if name.startswith("head.")}
     values = _draw(in_cell, rng, config.hidden_size)
-    values |= _draw(in_head, rng, config.hidden_size * config.directions)
+    values |= _draw(in_head, rng, config.features)
     if config.train_vectors:
         values["vectors.weight"] = vectors.astype(np.float64)
     return values

@@ -1,4 +1,4 @@
-"""The classifier in JAX/Flax: word vectors, recurrent layers, last states, ReLU, linear, logits.
+"""The classifier in JAX/Flax: word vectors, recurrent layers, pooling, ReLU, linear, logits.
 
 Its twin is torch_impl/classifier.py: the same names in the same order.
 """
@@ -14,17 +14,45 @@ from jax import Array
 from jaxtyping import DTypeLike, Float, Int
 
 from common.arguments import check_classify, check_mapping
-from common.params import NO_LABEL, ModelConfig
+from common.params import NO_LABEL, NO_MASKS, ModelConfig
 from jax_impl import gru, rnn
-from jax_impl.layers import as_array, canonical, in_range, register, run
+from jax_impl.layers import as_array, canonical, in_range, register, run, within
 
 CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
-def head(parameters: Mapping[str, Array], h_last: Float[Array, "R B S*H"]) -> Float[Array, "B C"]:
-    """Logits from the last output of each direction: ReLU, then one linear layer."""
-    size = parameters["head.weight"].shape[1] // len(h_last)
-    features = jax.nn.relu(jnp.concatenate(list(h_last[..., :size]), axis=-1))
+def pool(
+    outputs: Float[Array, "T B R*H"],
+    h_last: Float[Array, "R B H"],
+    lengths: Int[Array, " B"],
+    pooling: str,
+) -> Float[Array, "B F"]:
+    """What the head reads, for each way: the last output of each direction, or the max or the mean
+    of the outputs at words; of a row without words, zeros."""
+    found = []
+    for way in pooling.split("+"):
+        if way == "last":
+            pooled = jnp.concatenate(list(h_last), axis=-1)
+        elif way == "mean":
+            pooled = outputs.sum(0) / jnp.maximum(lengths, 1)[:, None].astype(outputs.dtype)
+        else:
+            words = within(lengths, len(outputs))[..., None]
+            most = jnp.where(words, outputs, -jnp.inf).max(0, initial=-jnp.inf)
+            pooled = jnp.where(lengths[:, None] > 0, most, 0)
+        found.append(pooled)
+    return jnp.concatenate(found, axis=-1)
+
+
+def head(
+    parameters: Mapping[str, Array],
+    features: Float[Array, "B F"],
+    mask: Float[Array, "B F"] | None = None,
+    *,
+    relu: bool,
+) -> Float[Array, "B C"]:
+    """Logits from what `pool` returns: ReLU, if that is wanted, dropout, one linear layer."""
+    features = jax.nn.relu(features) if relu else features
+    features = features if mask is None else features * mask
     return features @ parameters["head.weight"].T + parameters["head.bias"]
 
 
@@ -34,15 +62,19 @@ def classify(
     distinct: Int[Array, " K"],
     tokens: Int[Array, "T B"],
     lengths: Int[Array, " B"],
+    masks: Mapping[str, Array] = NO_MASKS,
     *,
     reset_after: bool = False,
+    pooling: str = "last",
+    relu: bool = True,
     implementation: str = "auto",
     bfloat16: bool = False,
 ) -> Float[Array, "B C"]:
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
-    bfloat16: see `gru`; the head is float32.
+    masks: what dropout multiplies by (common/training/dropout.py). pooling, relu: see ModelConfig
+    in common/params.py. bfloat16: see `gru`; the head is float32.
 
     Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1; under jax.jit, the
     rows of the batch that read it have NaN.
@@ -54,31 +86,50 @@ def classify(
         as_array(name, array, np.asarray)
         for name, array in (("distinct", distinct), ("tokens", tokens), ("lengths", lengths))
     )
-    cell, directions = check_classify(parameters, vectors, distinct, tokens)
+    cell, directions, size = check_classify(parameters, vectors, distinct, tokens, pooling)
     distinct, wrong = in_range(
         "distinct", distinct, len(vectors) - 1, "V - 1, there being V vectors"
     )
     embedded = vectors[distinct]
     if wrong is not None:
         embedded = jnp.where(wrong[:, None], jnp.nan, embedded)
-    _, h_last = run(
+    for name in {"elements", "words"} & masks.keys():
+        embedded = embedded * masks[name]
+    between = iter(masks.get("layers", ()))
+    outputs, h_last = run(
         CELLS[cell],
         parameters,
         embedded,
         lengths,
         tokens=tokens,
+        between=(lambda x: x * next(between)) if "layers" in masks else None,
         reset_after=reset_after,
         implementation=implementation,
-        return_sequences=False,
+        return_sequences=pooling != "last",
         bfloat16=bfloat16,
     )
-    return head(parameters, h_last[-directions:])
+    features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)
+    return head(parameters, features, masks.get("features"), relu=relu)
 
 
-def cross_entropy(logits: Float[Array, "B C"], labels: Int[Array, " B"]) -> Float[Array, ""]:
-    """The mean over the rows that are reviews."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    return losses.mean(where=labels != NO_LABEL)
+def cross_entropy(
+    logits: Float[Array, "B C"],
+    labels: Int[Array, " B"],
+    class_weights: Float[Array, " C"] | None = None,
+    smoothing: float = 0.0,
+) -> Float[Array, ""]:
+    """The mean over the rows that are reviews, each with the weight of its class.
+
+    smoothing: the share of the target that is spread evenly over all classes (Szegedy et al. 2016).
+    """
+    own, is_review = jnp.maximum(labels, 0), labels != NO_LABEL
+    if class_weights is None and not smoothing:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, own)
+        return losses.mean(where=is_review)
+    weights = jnp.ones(logits.shape[1]) if class_weights is None else class_weights
+    targets = optax.smooth_labels(jax.nn.one_hot(own, len(weights), dtype=logits.dtype), smoothing)
+    losses = optax.softmax_cross_entropy(logits, targets * weights)
+    return losses.sum(where=is_review) / weights[own].sum(where=is_review)
 
 
 class Classifier(nnx.Module):
@@ -96,7 +147,11 @@ class Classifier(nnx.Module):
         self.vectors = nnx.Variable(jnp.array(vectors, dtype))
 
     def __call__(
-        self, distinct: Int[Array, " K"], tokens: Int[Array, "T B"], lengths: Int[Array, " B"]
+        self,
+        distinct: Int[Array, " K"],
+        tokens: Int[Array, "T B"],
+        lengths: Int[Array, " B"],
+        masks: Mapping[str, Array] = NO_MASKS,
     ) -> Float[Array, "B C"]:
         """The logits of a batch."""
         return classify(
@@ -105,7 +160,10 @@ class Classifier(nnx.Module):
             distinct,
             tokens,
             lengths,
+            masks,
             reset_after=self.config.reset_after,
+            pooling=self.config.pooling,
+            relu=self.config.relu,
             implementation=self.config.implementation,
             bfloat16=self.config.dtype == "bfloat16",
         )

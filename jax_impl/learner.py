@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,10 @@ from common.data.batches import Batch
 from common.errors import InputError
 from common.params import ModelConfig, init
 from common.training import learner
+from common.training.dropout import masks
 from common.training.learner import Arrays
 from common.training.options import TrainConfig
+from common.training.recipe import PLAIN, Recipe, learning_rate
 from jax_impl.classifier import CELLS, Classifier, cross_entropy
 from jax_impl.layers import canonical, register
 from jax_impl.trace import explain
@@ -53,6 +56,7 @@ class Learner(learner.Learner):
         vectors: Float[np.ndarray, "V D"],
         parameters: Arrays | None = None,
         dtype: str = "float32",
+        recipe: Recipe = PLAIN,
     ) -> None:
         self.device = find_device(training.device)
         cell, device = CELLS[config.cell], self.device
@@ -65,83 +69,129 @@ class Learner(learner.Learner):
         self.graph, *states = nnx.split(model, nnx.Param, ...)
         # Where a step leaves them: otherwise JAX compiles the first step twice.
         self.state, self.frozen = jax.device_put(states, device)
-        self.optimizer = optax.adam(training.learning_rate, *training.betas, training.eps)
-        self.moments = jax.device_put(self.optimizer.init(self.state), device)
-        self.training = training
+        self.config, self.training, self.recipe, self.taken = config, training, recipe, 0
+        self.moments = jax.device_put(self._optimizer().init(self.state), device)
+        weights = recipe.class_weights
+        self.class_weights = None if weights is None else self._array(np.array(weights))
+        self.average = jax.tree.map(jnp.copy, self.state) if training.ema else None
         self.gradient_norm = jnp.zeros(())
 
     def step(self, batch: Batch) -> Float[Array, ""]:
-        loss, gradients = self._backward(self.state, self.frozen, *self._arrays(batch))
-        updated = self._update(self.state, self.moments, gradients)
-        self.state, self.moments, self.gradient_norm = updated
+        dropped = masks(self.config, self.training, batch, self.taken)
+        found = {name: self._array(mask) for name, mask in dropped.items()}
+        loss, gradients = self._backward(self.state, self.frozen, found, *self._arrays(batch))
+        rate = None
+        if self.training.schedule != "constant" or self.training.warmup:
+            rate = self._array(np.array(learning_rate(self.training, self.recipe, self.taken)))
+        updated = self._update(self.state, self.moments, self.average, gradients, rate)
+        self.state, self.moments, self.average, self.gradient_norm = updated
+        self.taken += 1
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
         return np.asarray(self._logits(self.state, self.frozen, *self._arrays(batch)[:3]))
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-        loss, gradients = self._backward(self.state, self.frozen, *self._arrays(batch))
+        loss, gradients = self._backward(self.state, self.frozen, {}, *self._arrays(batch))
         return float(loss), self._read(gradients)
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
         model = nnx.merge(self.graph, self.state, self.frozen)
         parameters = canonical(model, model.names)
         arrays = model.vectors[...], *self._arrays(batch)
-        found = explain(parameters, *arrays, reset_after=model.config.reset_after)
+        config = self.config
+        found = explain(
+            parameters,
+            *arrays,
+            reset_after=config.reset_after,
+            pooling=config.pooling,
+            relu=config.relu,
+        )
         return {name: np.asarray(value) for name, value in found.items()}
 
     def parameters(self) -> dict[str, np.ndarray]:
         return self._read(self.state)
+
+    def averaged(self) -> dict[str, np.ndarray]:
+        return self._read(self.state if self.average is None else self.average)
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         state = {"step": np.array(int(optax.tree.get(self.moments, "count")))}
         for ours, theirs in MOMENTS.items():
             values = self._read(optax.tree.get(self.moments, theirs))
             state |= {f"{ours}.{name}": value for name, value in values.items()}
+        if self.average is not None:
+            state |= {f"average.{name}": value for name, value in self.averaged().items()}
         return state
 
     def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
         self.state = self._written(parameters)
+        self.average = None if self.average is None else self._written(parameters)
         if optimizer_state is None:
             return
+        self.taken = int(optimizer_state["step"])
+        if self.average is not None:
+            named = {name: optimizer_state[f"average.{name}"] for name in parameters}
+            self.average = self._written(named)
         for ours, theirs in MOMENTS.items():
             values = {name: optimizer_state[f"{ours}.{name}"] for name in parameters}
             self.moments = optax.tree.set(self.moments, **{theirs: self._written(values)})
         count = jnp.asarray(optimizer_state["step"], jnp.int32)
         self.moments = optax.tree.set(self.moments, count=count)
 
+    def _optimizer(self, rate: Any = None) -> optax.GradientTransformation:
+        """With steps of another size than --learning-rate, if that is given."""
+        rate = self.training.learning_rate if rate is None else rate
+        decay = self.training.weight_decay
+        kind = partial(optax.adamw, weight_decay=decay) if decay else optax.adam
+        return kind(rate, *self.training.betas, self.training.eps)
+
+    def _array(self, array: np.ndarray) -> Array:
+        """In the dtype of the parameters."""
+        return jax.device_put(array.astype(jax.tree.leaves(self.state)[0].dtype), self.device)
+
     def _arrays(self, batch: Batch) -> tuple[Array, ...]:
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
         return tuple(jax.device_put(arrays, self.device))
 
     @partial(jax.jit, static_argnums=0)
-    def _logits(self, state: nnx.State, frozen: nnx.State, *inputs: Array) -> Float[Array, "B C"]:
+    def _logits(self, state: nnx.State, frozen: nnx.State, *inputs: Any) -> Float[Array, "B C"]:
         return nnx.merge(self.graph, state, frozen)(*inputs)
 
     @partial(jax.jit, static_argnums=0)
     def _backward(
-        self, state: nnx.State, frozen: nnx.State, *arrays: Array
+        self, state: nnx.State, frozen: nnx.State, dropped: dict[str, Array], *arrays: Array
     ) -> tuple[Float[Array, ""], nnx.State]:
         self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
 
         def loss(state: nnx.State) -> Float[Array, ""]:
             *inputs, labels = arrays
-            return cross_entropy(self._logits(state, frozen, *inputs), labels)
+            logits = self._logits(state, frozen, *inputs, dropped)
+            how = self.class_weights, self.training.label_smoothing
+            return cross_entropy(logits, labels, *how)
 
         return jax.value_and_grad(loss)(state)
 
     # Apart from the gradients, so that it is compiled once, and not for each shape of a batch.
-    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
     def _update(
-        self, state: nnx.State, moments: optax.OptState, gradients: nnx.State
-    ) -> tuple[nnx.State, optax.OptState, Float[Array, ""]]:
+        self,
+        state: nnx.State,
+        moments: optax.OptState,
+        average: nnx.State | None,
+        gradients: nnx.State,
+        rate: Float[Array, ""] | None,
+    ) -> tuple[nnx.State, optax.OptState, nnx.State | None, Float[Array, ""]]:
         norm = optax.tree.norm(gradients)
         if (clip_norm := self.training.clip_norm) is not None:
             # As torch.nn.utils.clip_grads_with_norm_ does; optax.clip_by_global_norm has no 1e-6.
             scale = jnp.minimum(clip_norm / (norm + 1e-6), 1)
             gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
-        updates, moments = self.optimizer.update(gradients, moments, state)
-        return optax.apply_updates(state, updates), moments, norm
+        updates, moments = self._optimizer(rate).update(gradients, moments, state)
+        state = optax.apply_updates(state, updates)
+        if average is not None:
+            average = optax.incremental_update(state, average, 1 - self.training.ema)
+        return state, moments, average, norm
 
     def _read(self, state: nnx.State) -> dict[str, np.ndarray]:
         model = nnx.merge(self.graph, state, self.frozen)

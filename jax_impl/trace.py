@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from common.params import cell_of, structure
-from jax_impl.classifier import CELLS, head
+from jax_impl.classifier import CELLS, head, pool
 from jax_impl.layers import layer_weights, project, run, unroll, within
 
 
@@ -47,7 +47,7 @@ def trace(
     return {name: jnp.stack([each[name] for each in found]) for name in found[0]}
 
 
-@partial(jax.jit, static_argnames="reset_after")
+@partial(jax.jit, static_argnames=("reset_after", "pooling", "relu"))
 def explain(
     parameters: Mapping[str, Array],
     vectors: Float[Array, "V D"],
@@ -57,6 +57,8 @@ def explain(
     labels: Int[Array, " B"],
     *,
     reset_after: bool,
+    pooling: str = "last",
+    relu: bool = True,
 ) -> dict[str, Array]:
     """How a classifier comes to its answers on a batch, step by step; every layer counts.
 
@@ -69,18 +71,20 @@ def explain(
     """
     x = parameters.get("vectors.weight", vectors)[distinct][tokens]
     _, directions = structure(parameters)
-    states = CELLS[cell_of(parameters)].states
-    size = states * parameters["head.weight"].shape[1] // len(directions)
-    nudges = jnp.zeros((len(directions), *tokens.shape, size), x.dtype)
+    cell = CELLS[cell_of(parameters)]
+    size = parameters[f"{cell.name}.0.forward.weight_hh"].shape[1]
+    nudges = jnp.zeros((len(directions), *tokens.shape, cell.states * size), x.dtype)
 
     def asked_about(
         x: Float[Array, "T B D"], nudges: Float[Array, "R T B H"]
     ) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], dict[str, Array]]:
         found = trace(parameters, x, lengths, nudges, reset_after=reset_after)
-        h_last = jnp.stack(
-            [states[end] for states, end in zip(found["states"], (-1, 0), strict=False)]
-        )
-        logits = head(parameters, h_last)
+        states = found["states"][..., :size]
+        h_last = jnp.stack([each[end] for each, end in zip(states, (-1, 0), strict=False)])
+        outputs = jnp.concatenate(list(states), -1)
+        outputs = jnp.where(within(lengths, len(outputs))[..., None], outputs, 0)
+        features = pool(outputs, h_last, lengths, pooling)
+        logits = head(parameters, features, relu=relu)
         asked = labels[:, None] == jnp.arange(logits.shape[1])
         loss = -(asked * jax.nn.log_softmax(logits)).sum()
         return ((asked * logits).sum(), loss), {**found, "logits": logits}

@@ -269,15 +269,26 @@ def test_the_message_for_a_wrong_shape():
 def test_wrong_shapes_are_named(name, reset_after):
     tensors = to_format(name, draw(name), reset_after=reset_after)
     for key, value in tensors.items():
-        for wrong in (value[..., None], np.concatenate([value, value, value], axis=-1)):
+        for wrong in (value[..., None], np.concatenate([value] * 5, axis=-1)):
             with pytest.raises(InputError) as caught:
                 from_format(name, tensors | {key: wrong}, reset_after=reset_after)
-            # A whole axis three times as long may as well be the right one: then its first
+            # A whole axis five times as long may as well be the right one: then its first
             # disagreement with another tensor is what is reported.
             message = str(caught.value)
             assert "has shape [" in message and "expected [" in message
             if wrong.ndim != value.ndim:
                 assert message.startswith(f"{key} has shape [{', '.join(map(str, wrong.shape))}]")
+
+
+def test_a_head_that_reads_several_ways_of_pooling():
+    for name, reset_after in [*KINDS, ("canonical", False)]:
+        parameters = draw(name)
+        if "head.weight" not in parameters:
+            continue
+        parameters["head.weight"] = np.tile(parameters["head.weight"], 3)
+        there = to_format(name, parameters, reset_after=reset_after)
+        back = from_format(name, there, reset_after=reset_after)
+        np.testing.assert_array_equal(back["head.weight"], parameters["head.weight"], err_msg=name)
 
 
 @pytest.mark.parametrize("shape", [(), (0, 0), (15,), (15, 4), (3, 15, 5)])

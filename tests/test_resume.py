@@ -22,6 +22,7 @@ import jax_impl.learner
 import torch_impl.learner
 from common import files
 from common.errors import InputError
+from common.inference import explanation, prediction
 from common.report.schema import Run
 from common.training import checkpoint, loop, run_directory
 from common.training.data import Data, load_data
@@ -86,6 +87,62 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         timed = ("train_seconds", "tokens_per_second", "first_step_seconds", "peak_memory_bytes")
         for key in whole.keys() - {*timed, "compilations"}:
             assert again[key] == whole[key], key
+
+
+EVERYTHING: dict[str, Any] = {
+    "num_layers": 2,
+    "pooling": "last+max+mean",
+    "relu": False,
+    "weight_decay": 0.1,
+    "warmup": 0.3,
+    "schedule": "linear",
+    "word_dropout": 0.1,
+    "vector_dropout": 0.1,
+    "layer_dropout": 0.2,
+    "feature_dropout": 0.3,
+    "label_smoothing": 0.1,
+    "class_weights": "balanced",
+    "ema": 0.8,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("torch", "bigru"), ("torch", "nn.bigru"), ("jax", "gru")]
+)
+def test_so_does_one_with_every_option(
+    name: str, model: str, command: Command, tmp_path: Path
+) -> None:
+    """What is kept is the average; and with it, one predicts and explains."""
+    whole = train(name, tmp_path / "whole", model=model, **EVERYTHING)
+    run = Path(shutil.copytree(tmp_path / "whole", tmp_path / "cut"))
+    cut_back(run, 5)
+    saved = checkpoint.load_checkpoint(run / "checkpoints" / "000000005")
+    for parameter, value in saved.parameters.items():
+        assert not np.array_equal(value, saved.optimizer_state[f"average.{parameter}"]), parameter
+    assert train(name, run, model=model, **EVERYTHING)["losses"] == whole["losses"]
+    assert endurance.outcome(run) == endurance.outcome(tmp_path / "whole")
+    kept = run_directory.load_run(run).parameters
+    last = checkpoint.newest(run, print)
+    assert last is not None
+    assert not np.array_equal(kept["head.weight"], last.parameters["head.weight"])
+
+    answers = []
+    for framework in FRAMEWORKS.values():
+        predict = partial(prediction.main, framework)
+        status, output, error = command(predict, run, "a fine film", "zzz")
+        assert (status, error) == (0, "")
+        answers.append([float(line.split("\t")[1]) for line in output.splitlines()[-2:]])
+        status, output, error = command(partial(explanation.main, framework), run, "the film is")
+        assert (status, error) == (0, "")
+    np.testing.assert_allclose(*answers, atol=1.1e-4)
+
+
+def test_the_schedule_forbids_another_number_of_epochs(command: Command, tmp_path: Path) -> None:
+    main = main_of(torch_impl.learner)
+    assert command(main, *ARGUMENTS, "--schedule", "linear", "--out", tmp_path)[0] == 0
+    status, _, error = command(main, "--resume", tmp_path, "--epochs", 3)
+    assert status == 2
+    assert "--epochs was 2, is 3" in error
 
 
 @each_framework

@@ -143,6 +143,17 @@ BAD_OPTIONS = {
     "implementation": (["--implementation", "magic"], "magic"),
     "unknown": (["--bathc-size", "3"], "--bathc-size"),
     "out": (["--out", "/proc/nowhere"], "/proc/nowhere"),
+    "pooling": (["--pooling", "first"], "--pooling first"),
+    "pooling twice": (["--pooling", "max+max"], "--pooling max+max"),
+    "dropout": (["--word-dropout", "1"], "--word-dropout 1.0"),
+    "negative": (["--feature-dropout", "-0.1"], "--feature-dropout -0.1"),
+    "one layer": (["--layer-dropout", "0.1"], "--layer-dropout 0.1"),
+    "schedule": (["--schedule", "step"], "step"),
+    "warmup": (["--warmup", "1.5"], "--warmup 1.5"),
+    "smoothing": (["--label-smoothing", "nan"], "--label-smoothing nan"),
+    "decay": (["--weight-decay", "-1"], "--weight-decay -1.0"),
+    "weights": (["--class-weights", "1,x"], "--class-weights 1,x"),
+    "average": (["--ema", "1"], "--ema 1.0"),
 }
 
 

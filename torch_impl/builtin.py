@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.params import GRU_PARAMETERS, ModelConfig
-from torch_impl.classifier import Classifier, head
+from common.params import GRU_PARAMETERS, NO_MASKS, ModelConfig
+from torch_impl.classifier import Classifier, head, pool
 from torch_impl.layers import canonical, within
 
 SIDES = ("", "_reverse")  # as in the names of nn.GRU's parameters
@@ -39,24 +39,39 @@ class BuiltinClassifier(Classifier):
                 self.cells[f"l{layer}{side}"] = nn.GRU(H * R if layer else D, H, dtype=dtype)
 
     def forward(
-        self, distinct: Int[Tensor, " K"], tokens: Int[Tensor, "T B"], lengths: Int[Tensor, " B"]
+        self,
+        distinct: Int[Tensor, " K"],
+        tokens: Int[Tensor, "T B"],
+        lengths: Int[Tensor, " B"],
+        masks: Mapping[str, Tensor] = NO_MASKS,
     ) -> Float[Tensor, "B C"]:
         parameters = canonical(self, self.names)
         x = F.embedding(distinct, parameters.get("vectors.weight", self.vectors))
+        for name in {"elements", "words"} & masks.keys():
+            x = x.mul_(masks[name])
         (T, B), R = tokens.shape, self.config.directions
         steps, rows = torch.arange(T, device=x.device)[:, None], torch.arange(B, device=x.device)
         turned = torch.where(within(lengths, T), lengths - 1 - steps, 0), rows
+
+        def both(outputs: list[Tensor]) -> Tensor:
+            """What one nn.GRU would return."""
+            return torch.cat([outputs[0], *(out[turned] for out in outputs[1:])], dim=-1)
+
         inputs = [x[read] for read in (tokens, tokens[turned])[:R]]  # of each direction
         outputs: list[Tensor] = []
         for layer in range(self.config.num_layers):
             if outputs:
-                x = torch.cat([outputs[0], *(out[turned] for out in outputs[1:])], dim=-1)
+                x = both(outputs)
+                x = x * masks["layers"][layer - 1] if "layers" in masks else x
                 inputs = [x, x[turned]] if R == 2 else [x]
             cells = [self.cells[f"l{layer}{side}"] for side in SIDES[:R]]
             outputs = [cell(x)[0] for cell, x in zip(cells, inputs, strict=True)]
         last = (lengths - 1).clamp(min=0), rows
         h_last = [torch.where((lengths > 0)[:, None], out[last], 0) for out in outputs]
-        return head(parameters, torch.stack(h_last))
+        if (pooling := self.config.pooling) != "last":  # which reads no more than that
+            x = torch.where(within(lengths, T)[..., None], both(outputs), 0)
+        features = pool(x, torch.stack(h_last), lengths, pooling)
+        return head(parameters, features, masks.get("features"), relu=self.config.relu)
 
     def builtin_names(self) -> dict[str, nn.Parameter]:
         """The GRU's parameters under the names that one nn.GRU of this size would give them."""

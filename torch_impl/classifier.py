@@ -1,4 +1,4 @@
-"""The classifier in PyTorch: word vectors, recurrent layers, last states, ReLU, linear, logits.
+"""The classifier in PyTorch: word vectors, recurrent layers, pooling, ReLU, linear, logits.
 
 Its twin is jax_impl/classifier.py: the same names in the same order.
 """
@@ -12,19 +12,46 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.arguments import check_classify, check_mapping
-from common.params import NO_LABEL, ModelConfig
+from common.params import NO_LABEL, NO_MASKS, ModelConfig
 from torch_impl import gru, rnn
-from torch_impl.layers import canonical, check_arrays, in_range, register, run
+from torch_impl.layers import canonical, check_arrays, in_range, register, run, within
 
 CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
+def pool(
+    outputs: Float[Tensor, "T B R*H"],
+    h_last: Float[Tensor, "R B H"],
+    lengths: Int[Tensor, " B"],
+    pooling: str,
+) -> Float[Tensor, "B F"]:
+    """What the head reads, for each way: the last output of each direction, or the max or the mean
+    of the outputs at words; of a row without words, zeros."""
+    found = []
+    for way in pooling.split("+"):
+        if way == "last":
+            pooled = h_last.transpose(0, 1).flatten(1)
+        elif way == "mean":
+            pooled = outputs.sum(0) / lengths.clamp(min=1)[:, None]
+        else:
+            words = within(lengths, len(outputs))[..., None]
+            most = torch.where(words, outputs, -torch.inf)
+            most = most.amax(0) if len(outputs) else outputs.sum(0)
+            pooled = torch.where(lengths[:, None] > 0, most, 0)
+        found.append(pooled)
+    return torch.cat(found, dim=-1) if len(found) > 1 else found[0]
+
+
 def head(
-    parameters: Mapping[str, Tensor], h_last: Float[Tensor, "R B S*H"]
+    parameters: Mapping[str, Tensor],
+    features: Float[Tensor, "B F"],
+    mask: Float[Tensor, "B F"] | None = None,
+    *,
+    relu: bool,
 ) -> Float[Tensor, "B C"]:
-    """Logits from the last output of each direction: ReLU, then one linear layer."""
-    size = parameters["head.weight"].shape[1] // len(h_last)
-    features = torch.relu(h_last[..., :size].transpose(0, 1).flatten(1))
+    """Logits from what `pool` returns: ReLU, if that is wanted, dropout, one linear layer."""
+    features = torch.relu(features) if relu else features
+    features = features if mask is None else features * mask
     return F.linear(features, parameters["head.weight"], parameters["head.bias"])
 
 
@@ -34,44 +61,63 @@ def classify(
     distinct: Int[Tensor, " K"],
     tokens: Int[Tensor, "T B"],
     lengths: Int[Tensor, " B"],
+    masks: Mapping[str, Tensor] = NO_MASKS,
     *,
     reset_after: bool = False,
+    pooling: str = "last",
+    relu: bool = True,
     implementation: str = "auto",
     bfloat16: bool = False,
 ) -> Float[Tensor, "B C"]:
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
-    bfloat16: see `gru`; the head is float32.
+    masks: what dropout multiplies by (common/training/dropout.py). pooling, relu: see ModelConfig
+    in common/params.py. bfloat16: see `gru`; the head is float32.
 
     Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1.
     """
     check_mapping(parameters)
     vectors = parameters.get("vectors.weight", vectors)
     check_arrays({**parameters, "vectors": vectors, "distinct": distinct, "tokens": tokens})
-    cell, directions = check_classify(parameters, vectors, distinct, tokens)
+    cell, directions, size = check_classify(parameters, vectors, distinct, tokens, pooling)
     try:
         embedded = F.embedding(distinct, vectors)
     except (IndexError, RuntimeError):  # out of range, or of another integer dtype
         what = "V - 1, there being V vectors"
         embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
-    _, h_last = run(
+    for name in {"elements", "words"} & masks.keys():
+        embedded = embedded.mul_(masks[name])
+    between = iter(masks.get("layers", ()))
+    outputs, h_last = run(
         CELLS[cell],
         parameters,
         embedded,
         lengths,
         tokens=tokens,
+        between=(lambda x: x * next(between)) if "layers" in masks else None,
         reset_after=reset_after,
         implementation=implementation,
-        return_sequences=False,
+        return_sequences=pooling != "last",
         bfloat16=bfloat16,
     )
-    return head(parameters, h_last[-directions:])
+    features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)
+    return head(parameters, features, masks.get("features"), relu=relu)
 
 
-def cross_entropy(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-    """The mean over the rows that are reviews."""
-    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL)
+def cross_entropy(
+    logits: Float[Tensor, "B C"],
+    labels: Int[Tensor, " B"],
+    class_weights: Float[Tensor, " C"] | None = None,
+    smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """The mean over the rows that are reviews, each with the weight of its class.
+
+    smoothing: the share of the target that is spread evenly over all classes (Szegedy et al. 2016).
+    """
+    return F.cross_entropy(
+        logits, labels, class_weights, ignore_index=NO_LABEL, label_smoothing=smoothing
+    )
 
 
 class Classifier(nn.Module):
@@ -91,7 +137,11 @@ class Classifier(nn.Module):
         self.register_buffer("vectors", torch.tensor(vectors, dtype=dtype))
 
     def forward(
-        self, distinct: Int[Tensor, " K"], tokens: Int[Tensor, "T B"], lengths: Int[Tensor, " B"]
+        self,
+        distinct: Int[Tensor, " K"],
+        tokens: Int[Tensor, "T B"],
+        lengths: Int[Tensor, " B"],
+        masks: Mapping[str, Tensor] = NO_MASKS,
     ) -> Float[Tensor, "B C"]:
         """The logits of a batch."""
         return classify(
@@ -100,7 +150,10 @@ class Classifier(nn.Module):
             distinct,
             tokens,
             lengths,
+            masks,
             reset_after=self.config.reset_after,
+            pooling=self.config.pooling,
+            relu=self.config.relu,
             implementation=self.config.implementation,
             bfloat16=self.config.dtype == "bfloat16",
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from common import convert
 from common.data.batches import Batch
 from common.errors import InputError
-from common.params import ModelConfig, init
+from common.params import NO_MASKS, ModelConfig, init
 from common.training import learner
+from common.training.dropout import masks
 from common.training.learner import Arrays
 from common.training.options import TrainConfig
+from common.training.recipe import PLAIN, Recipe, learning_rate
 from torch_impl.builtin import BuiltinClassifier
 from torch_impl.classifier import CELLS, Classifier, cross_entropy
 from torch_impl.layers import canonical
@@ -54,6 +56,7 @@ class Learner(learner.Learner):
         vectors: Float[np.ndarray, "V D"],
         parameters: Arrays | None = None,
         dtype: str = "float32",
+        recipe: Recipe = PLAIN,
     ) -> None:
         self.device = find_device(training.device)
         cell, kind = CELLS[config.cell], self.device.type
@@ -65,18 +68,27 @@ class Learner(learner.Learner):
         make = BuiltinClassifier if config.builtin else Classifier
         self.model = make(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
         self.leaves: list[Tensor] = list(self.model.parameters())
-        self.training = training
+        self.training, self.recipe, self.taken = training, recipe, 0
+        weights = recipe.class_weights
+        self.class_weights = None if weights is None else self._tensor(np.array(weights))
+        self.average = [leaf.detach().clone() for leaf in self.leaves if training.ema]
         self.gradient_norm = torch.zeros((), device=self.device)
         self.load(parameters)
 
     def step(self, batch: Batch) -> Float[Tensor, ""]:
-        loss = self._backward(batch)
+        loss = self._backward(batch, masks(self.model.config, self.training, batch, self.taken))
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]  # all have one
         # One after the other: for so few, PyTorch's way of taking them all together is slower.
         self.gradient_norm = norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.training.clip_norm, norm)
+        if self.training.schedule != "constant" or self.training.warmup:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(self.training, self.recipe, self.taken)
         self._optimizer.step()
+        self.taken += 1
+        for average, leaf in zip(self.average, self.leaves, strict=False):
+            average.lerp_(leaf.detach(), 1 - self.training.ema)
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
@@ -91,23 +103,40 @@ class Learner(learner.Learner):
         values = self.parameters().items()
         parameters = {name: torch.from_numpy(value).to(self.device) for name, value in values}
         arrays = self.model.vectors, *self._arrays(batch)
-        found = explain(parameters, *arrays, reset_after=self.model.config.reset_after)
+        config = self.model.config
+        found = explain(
+            parameters,
+            *arrays,
+            reset_after=config.reset_after,
+            pooling=config.pooling,
+            relu=config.relu,
+        )
         return {name: value.detach().cpu().numpy() for name, value in found.items()}
 
     def parameters(self) -> dict[str, np.ndarray]:
         return self._read("data")
+
+    def averaged(self) -> dict[str, np.ndarray]:
+        return self._read("average" if self.average else "data")
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         step = next(iter(self._optimizer.state.values()))["step"]
         state = {"step": np.array(int(step))}
         for ours, theirs in MOMENTS.items():
             state |= {f"{ours}.{name}": value for name, value in self._read(theirs).items()}
+        if self.average:
+            state |= {f"average.{name}": value for name, value in self.averaged().items()}
         return state
 
     def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
         self._write("data", parameters)
+        self._write("average", parameters)
         if optimizer_state is None:
             return
+        self.taken = int(optimizer_state["step"])
+        if self.average:
+            named = {name: optimizer_state[f"average.{name}"] for name in parameters}
+            self._write("average", named)
         for ours, theirs in MOMENTS.items():
             self._write(theirs, {name: optimizer_state[f"{ours}.{name}"] for name in parameters})
         for state in self._optimizer.state.values():
@@ -117,7 +146,9 @@ class Learner(learner.Learner):
     def _optimizer(self) -> torch.optim.Adam:
         """Made on first use: it imports torch's compiler, for a second that predicting saves."""
         rate, betas, eps = self.training.learning_rate, self.training.betas, self.training.eps
-        optimizer = torch.optim.Adam(self.leaves, rate, betas, eps, fused=True)
+        decay = self.training.weight_decay
+        kind = partial(torch.optim.AdamW, weight_decay=decay) if decay else torch.optim.Adam
+        optimizer = kind(self.leaves, rate, betas, eps, fused=True)
         for leaf in self.leaves:  # as the first step would
             optimizer.state[leaf] = {
                 "step": torch.zeros((), device=self.device),
@@ -125,18 +156,25 @@ class Learner(learner.Learner):
             }
         return optimizer
 
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        """In the dtype of the parameters."""
+        return torch.from_numpy(array).to(self.device, self.leaves[0].dtype)
+
     def _arrays(self, batch: Batch) -> tuple[Tensor, ...]:
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
         return tuple(torch.from_numpy(array).to(self.device) for array in arrays)
 
-    def _backward(self, batch: Batch) -> Float[Tensor, ""]:
+    def _backward(self, batch: Batch, dropped: Arrays = NO_MASKS) -> Float[Tensor, ""]:
         *inputs, labels = self._arrays(batch)
         self.model.zero_grad()
-        loss = cross_entropy(self.model(*inputs), labels.long())
+        logits = self.model(*inputs, {name: self._tensor(mask) for name, mask in dropped.items()})
+        how = self.class_weights, self.training.label_smoothing
+        loss = cross_entropy(logits, labels.long(), *how)
         loss.backward()
         return loss.detach()
 
-    # What is read and written: "data" or "grad" of the parameters, or one of Adam's moments.
+    # What is read and written: "data" or "grad" of the parameters, their "average", or one of
+    # Adam's moments.
     # nn.GRU's are converted; where the sign of its layout differs from ours, the conversion
     # negates, but squares have none.
 
@@ -159,4 +197,7 @@ class Learner(learner.Learner):
             named |= self.model.builtin_names()
         if what in ("data", "grad"):
             return {name: getattr(parameter, what) for name, parameter in named.items()}
+        if what == "average":
+            of = {id(leaf): each for leaf, each in zip(self.leaves, self.average, strict=False)}
+            return {n: of[id(parameter)] for n, parameter in named.items() if of}
         return {name: self._optimizer.state[parameter][what] for name, parameter in named.items()}

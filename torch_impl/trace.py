@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from common.params import cell_of, structure
-from torch_impl.classifier import CELLS, head
+from torch_impl.classifier import CELLS, head, pool
 from torch_impl.layers import layer_weights, project, run, unroll, within
 
 
@@ -55,6 +55,8 @@ def explain(
     labels: Int[Tensor, " B"],
     *,
     reset_after: bool,
+    pooling: str = "last",
+    relu: bool = True,
 ) -> dict[str, Tensor]:
     """How a classifier comes to its answers on a batch, step by step; every layer counts.
 
@@ -68,14 +70,16 @@ def explain(
     x = F.embedding(distinct, parameters.get("vectors.weight", vectors))[tokens]
     x = x.detach().requires_grad_()
     _, directions = structure(parameters)
-    states = CELLS[cell_of(parameters)].states
-    size = states * parameters["head.weight"].shape[1] // len(directions)
-    nudges = x.new_zeros(len(directions), *tokens.shape, size, requires_grad=True)
+    cell = CELLS[cell_of(parameters)]
+    size = parameters[f"{cell.name}.0.forward.weight_hh"].shape[1]
+    nudges = x.new_zeros(len(directions), *tokens.shape, cell.states * size, requires_grad=True)
     found = trace(parameters, x, lengths, nudges, reset_after=reset_after)
-    h_last = torch.stack(
-        [states[end] for states, end in zip(found["states"], (-1, 0), strict=False)]
-    )
-    logits = head(parameters, h_last)
+    states = found["states"][..., :size]
+    h_last = torch.stack([each[end] for each, end in zip(states, (-1, 0), strict=False)])
+    outputs = torch.cat(list(states), -1)
+    outputs = torch.where(within(lengths, len(outputs))[..., None], outputs, 0)
+    features = pool(outputs, h_last, lengths, pooling)
+    logits = head(parameters, features, relu=relu)
     asked = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
     loss = -(asked * torch.log_softmax(logits, dim=-1)).sum()
     (d_x,) = torch.autograd.grad((asked * logits).sum(), x, retain_graph=True)

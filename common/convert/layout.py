@@ -19,12 +19,12 @@ from itertools import count, product
 import numpy as np
 
 from common.errors import InputError
-from common.params import DIRECTIONS, GRU_PARAMETERS, structure
+from common.params import DIRECTIONS, GRU_PARAMETERS, POOLING, structure
 
 FLOATS = ("float16", "float32", "float64")
 GATES = "zrn"
 KINDS = dict(zip("WUbc", GRU_PARAMETERS, strict=True))
-OTHERS = {"head.weight": ["C", "D"], "head.bias": ["C"], "vectors.weight": ["V", "D"]}
+OTHERS = {"head.weight": ["C", "F"], "head.bias": ["C"], "vectors.weight": ["V", "D"]}
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -134,6 +134,7 @@ class Layout:
                     values = [self._signed(g, pieces.get(kind + g, zero)) for g in GATES]
                     parameters[f"gru.{layer}.{direction}.{name}"] = np.concatenate(values)
             reader.sizes["D"] = reader.sizes["H"] * len(directions)
+        reader.sizes["F"] = reader.sizes["D"] * reader.ways()
         parameters |= reader.others("head.weight", "head.bias")
         for key in tensors:
             if key not in reader.taken:
@@ -194,7 +195,7 @@ def _axes(held: str) -> list[str]:
 class _Reader:
     """Hands out the tensors of a file one by one, each of them checked.
 
-    The size of an axis (C, D, H, V) is what the first tensor that has it says.
+    The size of an axis (C, D, F, H, V) is what the first tensor that has it says.
     """
 
     def __init__(self, layout: Layout, tensors: Tensors) -> None:
@@ -223,7 +224,7 @@ class _Reader:
                     self.sizes.setdefault(axis, size)
         expected: list[int | str] = []
         for axis in axes:  # one whose size is not known yet stays a symbol
-            factor, symbol = axis.rstrip("CDHV") or "1", axis.lstrip("0123456789")
+            factor, symbol = axis.rstrip("CDFHV") or "1", axis.lstrip("0123456789")
             expected.append(int(factor) * self.sizes[symbol] if symbol in self.sizes else axis)
         if list(value.shape) != expected:
             raise InputError(
@@ -231,6 +232,14 @@ class _Reader:
                 f"in the {self.layout.name} layout {_show(axes)}"
             )
         return value.T if transposed else value
+
+    def ways(self) -> int:
+        """Of how many ways of pooling the head reads the outputs; 1 where its size is of none."""
+        key, axis = self.layout.others[0], 0 if self.layout.is_transposed("head.weight") else -1
+        shape = np.shape(self.tensors[key]) if key in self.tensors else ()
+        columns = shape[axis] if shape else 0
+        whole, rest = divmod(columns, max(self.sizes["D"], 1))
+        return whole if not rest and 1 <= whole <= len(POOLING) else 1
 
     def others(self, *names: str) -> dict[str, np.ndarray]:
         """These parts of the model: all of them, or none where none of their keys is there."""

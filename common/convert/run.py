@@ -37,6 +37,10 @@ def write_run(
         raise InputError("has word vectors of its own, and does not say of which words")
     layers, directions = params.structure(parameters)
     H = parameters["gru.0.forward.weight_hh"].shape[1]
+    if parameters["head.weight"].shape[1] != H * len(directions):
+        raise InputError(
+            "its classifier reads more than the last states, in a way that is not said"
+        )
     options = TrainConfig(
         model="gru" if len(directions) == 1 else "bigru",
         preset="homework",

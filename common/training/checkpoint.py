@@ -2,7 +2,7 @@
 
 config.json            as in the run directory
 model.safetensors      the parameters
-optimizer.safetensors  Adam's state under canonical names
+optimizer.safetensors  Adam's state, and with --ema the average, under canonical names
 best.safetensors       the best parameters so far, where there is a validation split
 state.json             the place in the run and what has been measured since the last log line
 log.jsonl              the log until then
@@ -159,7 +159,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path / STATE}: is that of step {state.step}")
     shapes = params.shapes(about.model)
     moments: dict[str, tuple[int, ...]] = {"step": ()}
-    for moment in ("first_moment", "second_moment"):
+    for moment in ("first_moment", "second_moment", *(["average"] if about.options.ema else [])):
         moments |= {f"{moment}.{name}": shape for name, shape in shapes.items()}
     tensors = {
         name: files.parse_tensors(contents[name], path / name, expected)

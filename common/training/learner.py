@@ -1,6 +1,7 @@
 """What a twin gives to the one training loop, and what is asked of it outside of training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol, SupportsFloat
 
 import numpy as np
@@ -11,6 +12,7 @@ from common.data.batches import Batch, Batches
 from common.errors import NotFiniteError
 from common.params import ModelConfig
 from common.training.options import TrainConfig
+from common.training.recipe import PLAIN, Recipe
 
 Arrays = Mapping[str, np.ndarray]  # by the names of parameters
 
@@ -36,6 +38,7 @@ class Learner(Protocol):
         vectors: Float[np.ndarray, "V D"],
         parameters: Arrays | None = None,
         dtype: str = "float32",
+        recipe: Recipe = PLAIN,
     ) -> None:
         """parameters: by default drawn from the seed. In JAX, float64 needs its x64 mode."""
 
@@ -45,7 +48,7 @@ class Learner(Protocol):
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]: ...
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss of a batch and its gradient with respect to every parameter."""
+        """The loss of a batch and its gradient with respect to every parameter, without dropout."""
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
         """How the model comes to its answers: see `explain` in the twins' trace.py."""
@@ -53,8 +56,12 @@ class Learner(Protocol):
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters."""
 
+    def averaged(self) -> dict[str, np.ndarray]:
+        """A copy of the moving average of the parameters; without --ema, of the parameters."""
+
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
+        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME; with --ema, of
+        average.NAME, too."""
 
     def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
         """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
@@ -78,6 +85,20 @@ class Framework(Protocol):
 
     def find_device(self, name: str) -> object:
         """The device of this name. Raises InputError where the machine has none."""
+
+
+@contextmanager
+def as_tested(learner: Learner, training: TrainConfig) -> Iterator[None]:
+    """Within, the learner has the parameters that are to be tested: with --ema, their average."""
+    if not training.ema:
+        yield
+        return
+    kept = learner.parameters(), learner.optimizer_state()
+    learner.load(learner.averaged())
+    try:
+        yield
+    finally:
+        learner.load(*kept)
 
 
 def predict(

@@ -20,9 +20,10 @@ from common.signals import stop_requests
 from common.training import checkpoint, run_directory
 from common.training.checkpoint import Checkpoint, LogLine, State
 from common.training.data import fingerprint_of, load_data
-from common.training.learner import Framework, predict, validate
+from common.training.learner import Framework, as_tested, predict, validate
 from common.training.memory import keep_freed_memory, peak_bytes
 from common.training.options import MODELS, TrainConfig, parse_options
+from common.training.recipe import recipe_of
 from common.training.run_directory import About
 
 say = partial(print, flush=True)
@@ -82,7 +83,10 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
     """Why a run of these options must not go on from there, if it must not."""
     if saved is None:
         return "holds a run without checkpoints" if (out / run_directory.CONFIG).exists() else ""
-    if different := run_directory.differences(saved.about.options, options):
+    free = run_directory.MAY_CHANGE
+    if options.schedule != "constant" or options.warmup:
+        free = free - {"epochs"}  # all steps hang on how many there are
+    if different := run_directory.differences(saved.about.options, options, free):
         return f"holds another run: {', '.join(different)}"
     if options.resume is None and saved.about.framework != framework:
         was = saved.about.framework
@@ -118,7 +122,9 @@ class Trainer:
             raise InputError(f"{saved.path}: is of other data or word vectors than there are now")
 
         self.started = time.perf_counter()  # as if it had not been interrupted
-        self.learner = framework.Learner(model, options, data.vectors.matrix)
+        steps, labels = options.epochs * len(data.train), data.train.split.labels
+        recipe = recipe_of(options, steps, labels, classes)
+        self.learner = framework.Learner(model, options, data.vectors.matrix, recipe=recipe)
         implementation = self.learner.implementation
         kind = "" if options.dtype == "float32" else f", {options.dtype}"
         say(
@@ -232,13 +238,14 @@ class Trainer:
             f"elapsed time:{line.seconds:4.0f} secs   loss: {line.loss:.5f}"
         )
         if ended and self.data.validation:
-            loss, accuracy = validate(self.learner, self.data.validation)
+            with as_tested(self.learner, self.options):
+                loss, accuracy = validate(self.learner, self.data.validation)
             line = dataclasses.replace(line, validation_loss=loss, validation_accuracy=accuracy)
             say(f"validation loss: {loss:.5f}   accuracy: {accuracy:.2%}")
             state.epochs_since_best += 1
             if state.best_loss is None or loss < state.best_loss:
                 state.best_loss, state.epochs_since_best = loss, 0
-                self.best = self.learner.parameters()
+                self.best = self.learner.averaged()
         self.lines.append(line)
         path = self.out / "log.jsonl"
         with files.writing(path), path.open("a") as file:
@@ -266,8 +273,8 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Test, and write what a finished run leaves; returns what metrics.json holds."""
-        if self.best:
-            self.learner.load(self.best)
+        if self.best or self.options.ema:
+            self.learner.load(self.best or self.learner.averaged())
         results, vectors = self.results(), self.data.vectors
         from common.report import figures  # Altair takes a second and a half to import
 

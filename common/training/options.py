@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from common.data import sources, vectors
 from common.errors import InputError
-from common.params import ModelConfig
+from common.params import POOLING, ModelConfig
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru", "rnn"), "jax": ("gru", "bigru", "rnn")}
@@ -84,12 +84,39 @@ class TrainConfig(DataConfig):
     """GRU layers on top of each other."""
     reset_after: bool = False
     """Apply the reset gate after the product with the recurrent weights, as nn.GRU does."""
+    pooling: str = "last"
+    """What the last linear layer reads of the GRU's outputs: the last of each direction, the max or
+    the mean over all words; or some of them, as in last+max+mean."""
+    relu: bool = True
+    """Apply ReLU to that."""
     learning_rate: Positive = 5e-4
     """Adam's step size."""
     betas: tuple[Decay, Decay] = (0.85, 0.9)
     """Adam's decay rates of the two moments."""
     eps: Positive = 1e-8
     """Adam's term against division by zero."""
+    weight_decay: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 0.0
+    """Shrink all parameters by this share of the step size (AdamW)."""
+    warmup: Decay = 0.0
+    """The share of all steps in which the step size grows from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the step size falls to zero after that, if it does."""
+    word_dropout: Decay = 0.0
+    """Leave out this share of a batch's distinct words, each wherever it stands in the batch."""
+    vector_dropout: Decay = 0.0
+    """Set this share of the elements of a batch's word vectors to zero."""
+    layer_dropout: Decay = 0.0
+    """The same of what one GRU layer hands to the next; for a review, the same at every word."""
+    feature_dropout: Decay = 0.0
+    """The same of what the last linear layer reads."""
+    label_smoothing: Decay = 0.0
+    """The share of the loss's target that is spread evenly over all classes."""
+    class_weights: str = "none"
+    """How much a review of each class counts in the loss: none (all the same), balanced (against
+    how often it occurs), or numbers in the order of the classes: 1,2.5."""
+    ema: Decay = 0.0
+    """Keep, and test, a moving average of the parameters that decays at this rate, as 0.999; 0 for
+    the parameters themselves."""
     clip_norm: Positive | None = 1.0
     """Scale the gradient down to this norm, over all parameters together, where it is longer."""
     patience: Count | None = None
@@ -130,6 +157,17 @@ class TrainConfig(DataConfig):
             raise InputError("--model rnn: has no reset gate")
         if self.dtype == "bfloat16" and self.model not in ("gru", "bigru"):
             raise InputError(f"--model {self.model}: has no --dtype bfloat16")
+        ways = self.pooling.split("+")
+        if not {*ways} <= {*POOLING} or len({*ways}) < len(ways):
+            raise InputError(f"--pooling {self.pooling}: expected some of {'+'.join(POOLING)}")
+        if self.class_weights not in ("none", "balanced") and not re.fullmatch(
+            r"(\d*\.?\d+(e[+-]?\d+)?)(,\d*\.?\d+(e[+-]?\d+)?)*", self.class_weights
+        ):
+            raise InputError(
+                f"--class-weights {self.class_weights}: expected none, balanced, or numbers: 1,2.5"
+            )
+        if self.layer_dropout and self.num_layers == 1:
+            raise InputError(f"--layer-dropout {self.layer_dropout}: needs --num-layers 2 or more")
         if self.patience is not None and not self.validation_size:
             raise InputError(f"--patience {self.patience}: needs a --validation-size")
 
@@ -148,6 +186,8 @@ class TrainConfig(DataConfig):
             vocabulary_size=vectors[0],
             train_vectors=train_vectors,
             builtin=builtin,
+            pooling=self.pooling,
+            relu=self.relu,
             cell=self.cell,
             implementation=self.implementation,
             dtype=self.dtype,

@@ -1,0 +1,64 @@
+"""Dropout: what a training step leaves out, the same elements in both frameworks.
+
+Philox (Salmon et al. 2011) is a generator without a state: its numbers are a function of a key and
+a counter. Here they are those of (seed, step, purpose), so a run that was interrupted drops what it
+would have dropped, in whichever framework it goes on. Rates are rounded to a 256th: a byte an
+element, and a step takes hardly longer.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool
+
+from common.data.batches import Batch
+from common.params import ModelConfig
+from common.training.options import TrainConfig
+
+_LEVELS = 256
+WORDS, ELEMENTS, LAYERS, FEATURES = range(4)  # the purposes
+
+
+def masks(
+    model: ModelConfig, options: TrainConfig, batch: Batch, step: int
+) -> dict[str, np.ndarray]:
+    """What a step multiplies by, float32; nothing where nothing is dropped.
+
+    elements [K, D]: of the vectors of the batch's distinct words, wherever they stand; 0 or 1.
+    words [K, 1]: of these vectors, too: 0, or what makes up for all that is dropped of them, which
+        costs next to nothing.
+    layers [L - 1, B, R*H]: of the outputs of each layer but the last, the same at every time step
+        (Gal and Ghahramani 2016).
+    features [B, F]: of what the last linear layer reads.
+    """
+    K, B = len(batch.distinct), len(batch.lengths)
+
+    def kept(rate: float, purpose: int, *shape: int) -> Bool[np.ndarray, "..."]:
+        generator = np.random.Philox(key=[options.seed, purpose], counter=[0, 0, 0, step])
+        count = math.prod(shape)
+        drawn = generator.random_raw(-(-count // 8)).astype("<u8", copy=False).view(np.uint8)
+        return (drawn[:count] >= _dropped(rate)).reshape(shape)
+
+    found = {}
+    if rate := options.vector_dropout:
+        found["elements"] = kept(rate, ELEMENTS, K, model.input_size).astype(np.float32)
+        found["words"] = np.full((K, 1), _scale(rate))
+    if rate := options.word_dropout:
+        words = kept(rate, WORDS, K, 1) * _scale(rate)
+        found["words"] = words * found.get("words", np.float32(1))
+    if rate := options.layer_dropout:
+        shape = model.num_layers - 1, B, model.hidden_size * model.directions
+        found["layers"] = kept(rate, LAYERS, *shape) * _scale(rate)
+    if rate := options.feature_dropout:
+        found["features"] = kept(rate, FEATURES, B, model.features) * _scale(rate)
+    return found
+
+
+def _dropped(rate: float) -> int:
+    """Of _LEVELS."""
+    return min(round(rate * _LEVELS), _LEVELS - 1)
+
+
+def _scale(rate: float) -> np.float32:
+    """What keeps the mean as it was."""
+    return np.float32(_LEVELS / (_LEVELS - _dropped(rate)))
