@@ -26,6 +26,7 @@ from jaxtyping import Bool, DTypeLike, Float, Int
 
 from common import kernels
 from common.arguments import dtype_name
+from common.errors import InputError
 from jax_impl.layers import Found, Weights
 
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
@@ -403,13 +404,20 @@ def attributes(
     reverse: Sequence[bool], reset_after: bool, bfloat16: bool = False
 ) -> dict[str, Any]:
     """What a call is told besides its arrays."""
-    threads = os.environ.get("GRU_NUM_THREADS")
     return {
         "reverse": np.array(reverse, np.int64),
         "reset_after": np.bool_(reset_after),
         "bfloat16": np.bool_(bfloat16),
-        "threads": np.int32(threads or os.cpu_count() or 1),
+        "threads": np.int32(threads()),
     }
+
+
+def threads() -> int:
+    """GRU_NUM_THREADS, or else as many as there are cores. Raises InputError for what is none."""
+    said = os.environ.get("GRU_NUM_THREADS") or str(os.cpu_count() or 1)
+    if not (said.isdecimal() and 0 < int(said) < 2**16):
+        raise InputError(f"GRU_NUM_THREADS: expected a number of threads, found {said}")
+    return int(said)
 
 
 def or_empty(array: Array | None, dtype: DTypeLike) -> Array:

@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, DTypeLike, Float, Int
 
-from common.arguments import FLOATS, OPTIONAL, check_cell, check_mapping, check_range
+from common.arguments import FLOATS, OPTIONAL, check_bool, check_cell, check_mapping, check_range
 from common.cells import Cell
 from common.params import GRU_PARAMETERS
 
@@ -186,6 +186,7 @@ def run(
 
     between is applied to what one layer hands to the next.
     """
+    check_bool(bfloat16=bfloat16)
     optional = {"h0": h0, "tokens": tokens, "resets": resets, "h_reset": h_reset}
     parameters, arrays = check_arrays(cell, parameters, x=x, lengths=lengths, **optional)
     x, lengths, h0, tokens, resets, h_reset = arrays

@@ -354,8 +354,18 @@ def test_torch_takes_tensors_without_numbers():
     assert outputs.shape == (B, T, H) and outputs.is_meta
     with pytest.raises(RuntimeError, match="hx: Input and hidden tensors are not at the same dev"):
         gru(torch.empty(B, T, D), torch.empty(1, T, H, device="meta"))
+    with pytest.raises(ValueError, match="lengths: expected it on cpu, found meta"):
+        gru(torch.empty(T, B, D), lengths=torch.ones(B, dtype=torch.int64, device="meta"))
     with pytest.raises(TypeError, match="dense"):
         gru(torch.empty(B, T, D).to_sparse())
+
+
+@pytest.mark.parametrize("wrong", ["abc", "0", "-1", "1.5", "99999999999"])
+def test_a_number_of_threads_that_is_none(wrong, monkeypatch):
+    monkeypatch.setenv("GRU_NUM_THREADS", wrong)
+    layer = jax_impl.GRU(D, H, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=f"GRU_NUM_THREADS: .* found {wrong}"):
+        layer(jnp.zeros((T, B, D), jnp.float32))
 
 
 def operator_arguments() -> dict[str, object]:

@@ -28,7 +28,7 @@ import torch_impl.learner
 from common import kernels, oracle
 from common.data.batches import Batches
 from common.inference import prediction
-from common.params import GRU_PARAMETERS
+from common.params import GRU_PARAMETERS, ModelConfig, init
 from common.training import loop, run_directory
 from common.training.learner import predict
 
@@ -523,3 +523,16 @@ def test_models_without_it(
     status, _, error = command(main_of(torch_impl.learner), *arguments)
     assert status != 0
     assert f"--model {model}: has no --dtype bfloat16" in error
+
+
+@pytest.mark.parametrize("wrong", ["float32", 1, None, np.True_])
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_it_is_true_or_false(name: str, wrong: object) -> None:
+    convert = {"torch": torch.from_numpy, "jax": jnp.asarray}[name]
+    gru = {"torch": torch_impl.gru.gru, "jax": jax_impl.gru.gru}[name]
+    config = ModelConfig(3, 4)
+    values = init(config, 0, np.zeros(0)).items()
+    parameters = {n: convert(v.astype(np.float32)) for n, v in values if n.startswith("gru.")}
+    x, lengths = convert(np.zeros((2, 1, 3), np.float32)), convert(np.array([2], np.int32))
+    with pytest.raises(TypeError, match="bfloat16: expected True or False"):
+        gru(parameters, x, lengths, bfloat16=wrong)

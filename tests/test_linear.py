@@ -158,6 +158,20 @@ def test_bad_options_get_one_clear_line(
     assert not (tmp_path / files.SUMS).exists()
 
 
+def test_a_temperature_changes_the_probabilities_alone(command: Command, tmp_path: Path) -> None:
+    options = (*SMALL, "--validation-size", 64)
+    assert command(train.main, *options, "--out", tmp_path / "plain")[0] == 0
+    assert command(train.main, *options, "--temperature", "--out", tmp_path / "tempered")[0] == 0
+    plain, tempered = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "tempered")
+    )
+    assert plain["temperature"] == 1 != tempered["temperature"]
+    assert tempered["confusion"] == plain["confusion"]
+    before, after = (run.load(tmp_path / name).model for name in ("plain", "tempered"))
+    expected = before.weight / tempered["temperature"]
+    np.testing.assert_allclose(after.weight, expected, rtol=1e-6)
+
+
 def test_a_class_without_a_text_is_said() -> None:
     with pytest.raises(ValueError, match="class b: none of 2 texts"):
         model.fit(join([np.array([1])] * 2, np.zeros(2)), 2, ["a", "b"], **HOW)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from common.metrics import evaluate
+from common.metrics import evaluate, fit_temperature, reliability
 
 
 def test_two_classes_against_numbers_worked_out_by_hand() -> None:
@@ -38,3 +38,30 @@ def test_accuracy_of_each_category_that_occurs() -> None:
     interval = found["categories"]["toys"]["accuracy_interval"]
     assert interval == pytest.approx([0.2065, 1], abs=1e-4)
     assert evaluate(logits, labels, ("bad", "good"))["categories"] == {}
+
+
+def test_reliability_is_what_its_bins_say():
+    confidence = np.array([0.5, 0.52, 0.71, 0.72, 0.99, 1.0])
+    correct = np.array([True, False, True, True, True, False])
+    error, bins = reliability(confidence, correct, bins=10)
+    assert [each["count"] for each in bins] == [2, 2, 2]
+    assert [each["confidence"] for each in bins] == pytest.approx([0.51, 0.715, 0.995])
+    assert [each["accuracy"] for each in bins] == [0.5, 1.0, 0.5]
+    assert error == pytest.approx((2 * 0.01 + 2 * 0.285 + 2 * 0.495) / 6)
+
+
+def test_the_temperature_makes_probabilities_mean_what_they_say():
+    """Answers drawn from the softmax of logits, which are then three times as large."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((40_000, 3))
+    odds = np.exp(logits)
+    drawn = (odds / odds.sum(1, keepdims=True)).cumsum(1) < rng.random((40_000, 1))
+    labels = drawn.sum(1)
+    temperature = fit_temperature(3 * logits, labels)
+    assert temperature == pytest.approx(3, rel=0.03)
+    names = ("a", "b", "c")
+    before, after = (
+        evaluate(3 * logits / by, labels, names)["calibration_error"]
+        for by in (1, temperature)
+    )
+    assert after < 0.01 < 0.1 < before

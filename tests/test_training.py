@@ -129,6 +129,28 @@ def test_predictions_are_those_of_the_test_run(
     np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_temperature_changes_the_probabilities_alone(
+    name: str, command: Command, small: list[str], tmp_path: Path
+) -> None:
+    """The head takes it in: so every program that reads the run gives the same."""
+    options = [*small, "--epochs", 2, "--validation-size", 32]
+    runs = []
+    for folder, more in ((tmp_path / "plain", ()), (tmp_path / "tempered", ("--temperature",))):
+        status, output, error = command(main_of(FRAMEWORKS[name]), *options, *more, "--out", folder)
+        assert (status, error) == (0, "")
+        assert ("temperature: " in output) == bool(more)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        runs.append((metrics, run_directory.load_run(folder).parameters))
+    (plain, before), (tempered, after) = runs
+    assert plain["temperature"] == 1 != tempered["temperature"]
+    assert tempered["confusion"] == plain["confusion"]
+    assert tempered["reliability"] != plain["reliability"]
+    for parameter, value in before.items():
+        by = tempered["temperature"] if parameter.startswith("head.") else 1
+        np.testing.assert_allclose(after[parameter], value / by, rtol=1e-6, err_msg=parameter)
+
+
 BAD_OPTIONS = {
     "data": (["--data", "imbd"], "imbd"),
     "preset": (["--preset", "quik"], "quik"),
@@ -154,6 +176,7 @@ BAD_OPTIONS = {
     "decay": (["--weight-decay", "-1"], "--weight-decay -1.0"),
     "weights": (["--class-weights", "1,x"], "--class-weights 1,x"),
     "average": (["--ema", "1"], "--ema 1.0"),
+    "temperature": (["--temperature"], "--validation-size"),
 }
 
 

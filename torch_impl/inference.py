@@ -72,7 +72,9 @@ def at_once(
 
     Raises ValueError for lengths and tokens that are out of range.
     """
-    if torch.compiler.is_compiling() or not BUILT or observed() or (bfloat16 and not BFLOAT16):
+    if torch.compiler.is_compiling() or not BUILT or observed():
+        return None
+    if bfloat16 is not False and not (bfloat16 is True and BFLOAT16):
         return None
     given = (x, *chain.from_iterable(chain(*layers)))
     optional = (h0, lengths, tokens, resets, h_reset)

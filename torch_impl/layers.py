@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from common.arguments import OPTIONAL, check_cell, check_mapping, check_range
+from common.arguments import OPTIONAL, check_bool, check_cell, check_mapping, check_range
 from common.cells import Cell
 from common.params import GRU_PARAMETERS
 
@@ -198,6 +198,7 @@ def run(
         found = fast(parameters, x, lengths, h0, tokens, resets, h_reset, bfloat16=bfloat16, **how)
         if found is not None:
             return found
+    check_bool(bfloat16=bfloat16)
     optional = {"h0": h0, "tokens": tokens, "resets": resets, "h_reset": h_reset}
     check_arrays(parameters, x=x, lengths=lengths, **optional)
     device = x.device.type

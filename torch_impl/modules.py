@@ -155,7 +155,10 @@ class GRU(nn.RNNBase):
         if self.batch_first:
             x, resets = x.transpose(0, 1), resets if resets is None else resets.transpose(0, 1)
         if lengths is not None:
-            lengths = integers("lengths", lengths).to(x.device)
+            lengths = integers("lengths", lengths)
+            if lengths.is_meta and not x.is_meta:  # any other device will do
+                raise ValueError(f"lengths: expected it on {x.device}, found meta")
+            lengths = lengths.to(x.device)
         outputs, h_n = self._run(x, lengths, hx, None, resets, h_reset, self._drop)
         return outputs.transpose(0, 1) if self.batch_first else outputs, h_n
 

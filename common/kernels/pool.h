@@ -168,13 +168,15 @@ class Pool {
     return packed.front();
   }
 
-  // Keeps memory for the next call, which saves asking the system for it again, unless it is large.
+  // Keeps memory for the next call, which saves asking the system for it again, unless it is large;
+  // and of packed weights those that were used last, the very last however large they are.
   void finish() {
     if (memory.capacity > large) memory.release();
     size_t bytes = 0;
     for (auto each = packed.begin(); each != packed.end();) {
       bytes += each->memory.capacity;
-      each = bytes > large ? packed.erase(each) : std::next(each);
+      const bool dropped = bytes > most_packed && each != packed.begin();
+      each = dropped ? packed.erase(each) : std::next(each);
     }
   }
 
@@ -187,7 +189,7 @@ class Pool {
   int invited = 0;
   std::atomic<int> busy{0};
   std::atomic<uint64_t> generation{0};
-  static constexpr size_t large = (size_t)64 << 20;
+  static constexpr size_t large = (size_t)64 << 20, most_packed = (size_t)256 << 20;
 
   // Waits for a moment: to put a thread to sleep and to wake it takes as long as a short text. No
   // longer, for on a busy machine it takes the time away from those that are waited for.

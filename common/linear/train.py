@@ -8,10 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common import files, metrics
 from common.data.encoding import cores
 from common.errors import InputError, exit_on_input_error
 from common.linear import model, run
+from common.linear.model import Linear
 from common.linear.run import FRAMEWORK, NAME, LinearConfig
 from common.training import run_directory
 from common.training.data import load_texts
@@ -71,19 +74,26 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - started
     say(f"Total training time: {seconds:.0f} secs, {found.weight.shape[1]:,} n-grams")
+    held_out = temperature = None
+    if len(validation):
+        logits = found.logits(validation)
+        held_out = float((logits.argmax(1) == validation.labels).mean())
+        say(f"validation accuracy: {held_out:.2%}")
+        if options.temperature:
+            temperature = metrics.fit_temperature(logits, validation.labels)
+            say(f"temperature: {temperature:.3f}")
+            weights = (each / np.float32(temperature) for each in (found.weight, found.bias))
+            found = Linear(found.words, found.codes, *weights)
     evaluated = metrics.evaluate(
         found.logits(test), test.labels, texts.classes, test.categories, texts.categories
     )
-    held_out = None
-    if len(validation):
-        held_out = float((found.logits(validation).argmax(1) == validation.labels).mean())
-        say(f"validation accuracy: {held_out:.2%}")
     results = {
         "framework": FRAMEWORK,
         "model": NAME,
         "implementation": "NB-SVM",
         **evaluated,
         "validation_accuracy": held_out,
+        "temperature": temperature or 1.0,
         "train_seconds": seconds,
         "cores": cores(),
         "tokens_per_second": float(training.lengths.sum() / seconds),

@@ -41,6 +41,8 @@ def sections(results: Results) -> Sections:
             found["Loss"] = _loss(stepwise)
         matrices = [figures.confusion_of_run(run, data.classes) for run in results.runs]
         found["Confusion"] = [("grid", matrices)]
+        if calibrated := [run for run in results.runs if run.reliability]:
+            found["Calibration"] = _calibration(calibrated)
     if results.speed:
         found["Speed"] = _speed(results.speed)
     if results.parity:
@@ -63,7 +65,9 @@ def _summary(runs: Sequence[Run], data: Data) -> Iterator[Block]:
     yield "table", tables.summary(runs)
     yield (
         "note",
-        "Accuracy ± half of its 95 % interval (Wilson). Cores: how many a training could use. "
+        "Accuracy ± half of its 95 % interval (Wilson). ECE: the expected calibration error, how "
+        "far probabilities are from shares of right answers, in points. Cores: how many a training "
+        "could use. "
         "Training: the wall time of all epochs, compilation included. tokens/s: the median over "
         "the stretches between two log lines. First step: from building the model to its first "
         "update. Peak memory: of the process.",
@@ -81,6 +85,16 @@ def _loss(runs: Sequence[Run]) -> Iterator[Block]:
         "hint",
         "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, double-click to see "
         "all again.",
+    )
+
+
+def _calibration(runs: Sequence[Run]) -> Iterator[Block]:
+    yield "figures", [figures.reliability(runs)]
+    yield (
+        "note",
+        "Of answers of about the same probability, the share that is right: on the line, "
+        "probabilities mean what they say; below it, they are too sure. The larger a dot, the more "
+        "answers.",
     )
 
 

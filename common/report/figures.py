@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import altair as alt
+import msgspec
 import numpy as np
 import vl_convert
 
@@ -205,11 +206,7 @@ def loss_curves(
         for x, y in zip(*points, strict=True)
     ]
     names, end = list(curves), round(max(x[-1] for x, _ in curves.values()))
-    models = [name.rpartition(" ")[2] for name in names]
-    colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
-    scale = alt.Scale(domain=names, range=[colours[model] for model in models])
-    # The framework twins lie on top of each other: one is dashed so that both show.
-    dashes = [[5, 3] if name.startswith("jax") else [1, 0] for name in names]
+    scale, dashes = _styles(names)
     several = len(curves) > 1
     legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
     zoom = alt.selection_interval(
@@ -223,7 +220,7 @@ def loss_curves(
         y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
         color=alt.Color("name:N", scale=scale, legend=legend),
     )
-    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=dashes), legend=legend)
+    dash = alt.StrokeDash("name:N", scale=dashes, legend=legend)
     line = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash).add_params(zoom)
     point = base.mark_point(filled=True, size=70, clip=True).add_params(nearest)
     point = point.encode(
@@ -239,6 +236,54 @@ def loss_curves(
         shown = [f"(datum.name === {json.dumps(n)} && show_{i})" for i, n in enumerate(names)]
         chart = chart.add_params(*switches).transform_filter(" || ".join(shown))
     return Figure("loss", title, chart)
+
+
+def _styles(names: Sequence[str]) -> tuple[alt.Scale, alt.Scale]:
+    """The colour of each run's model, and how its line is drawn.
+
+    The framework twins lie on top of each other: one is dashed so that both show.
+    """
+    models = [name.rpartition(" ")[2] for name in names]
+    colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
+    dashes = [[5, 3] if name.startswith("jax") else [1, 0] for name in names]
+    return (
+        alt.Scale(domain=list(names), range=[colours[model] for model in models]),
+        alt.Scale(domain=list(names), range=dashes),
+    )
+
+
+def reliability(runs: Sequence[Run]) -> Figure:
+    """How often the runs' answers are right, by their probability."""
+    rows = [
+        {"name": run.name, **msgspec.to_builtins(each)} for run in runs for each in run.reliability
+    ]
+    best, worst = (of(runs, key=lambda run: run.calibration_error or 0) for of in (min, max))
+    title = f"The probabilities of {best.name} are off by {best.miscalibration} points"
+    title += f", those of {worst.name} by {worst.miscalibration}" if len(runs) > 1 else ""
+    low = min(min(row["confidence"], row["accuracy"]) for row in rows)
+    scale = alt.Scale(domain=[math.floor(10 * low) / 10, 1], nice=False)
+    colours, dashes = _styles([run.name for run in runs])
+    legend = alt.Legend(title=None, symbolType="stroke", columns=2)
+    base = alt.Chart(alt.Data(values=rows), height=340).encode(
+        x=alt.X("confidence:Q", title="probability of the answer", scale=scale).axis(format="~%"),
+        y=alt.Y("accuracy:Q", title="share that is right", scale=scale).axis(format="~%"),
+        color=alt.Color("name:N", scale=colours, legend=legend),
+    )
+    line = base.mark_line(strokeWidth=2).encode(
+        strokeDash=alt.StrokeDash("name:N", scale=dashes, legend=legend)
+    )
+    point = base.mark_point(filled=True, opacity=0.8).encode(
+        size=alt.Size("count:Q", legend=None),
+        tooltip=[
+            "name:N",
+            *_numbers(".1%", "confidence", "accuracy"),
+            *_numbers(",", "count"),
+        ],
+    )
+    ends = [{"confidence": end, "accuracy": end} for end in scale.domain]
+    right = alt.Chart(alt.Data(values=ends)).mark_line(strokeDash=[2, 4], color=INK, opacity=0.6)
+    right = right.encode(x="confidence:Q", y="accuracy:Q")
+    return Figure("reliability", title, right + line + point)
 
 
 def confusion_of_run(run: Run, classes: Sequence[str]) -> Figure:

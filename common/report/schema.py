@@ -41,6 +41,14 @@ class Category(Accuracy):
     support: int
 
 
+class Bin(Struct):
+    """Answers of about the same probability; their mean, and how many of them are right."""
+
+    count: int
+    confidence: Share
+    accuracy: Share
+
+
 class Run(Accuracy):
     """One trained model: what is kept of its metrics.json."""
 
@@ -58,6 +66,8 @@ class Run(Accuracy):
     loss_epochs: list[Positive] = []
     first_step_seconds: float | None = None
     roc_auc: float | None = None
+    calibration_error: float | None = None
+    reliability: list[Bin] = []
     parameters: int | None = None
     compilations: int | None = None
     run_dir: str = ""
@@ -70,6 +80,11 @@ class Run(Accuracy):
     def name(self) -> str:
         """What it is called in figures and tables: torch gru."""
         return f"{self.framework} {self.model}"
+
+    @property
+    def miscalibration(self) -> str:
+        """The expected calibration error, in points."""
+        return "" if self.calibration_error is None else f"{100 * self.calibration_error:.1f}"
 
     @property
     def first_step(self) -> str:

@@ -82,6 +82,7 @@ def summary(runs: Sequence[Run]) -> Table:
         "model": "{0.model}",
         "implementation": "{0.implementation}",
         "accuracy": "{0.accuracy:.2%} ± {0.half:.2%}",
+        "ECE": "{0.miscalibration}",
         "cores": "{0.cores}",
         "training": "{0.train_seconds:.1f} s",
         "tokens/s": "{0.tokens_per_second:,.0f}",

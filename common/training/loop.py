@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
+from jaxtyping import Float, Int
 from rich.progress import MofNCompleteColumn, Progress
 
 from common import files, metrics, params
@@ -132,9 +133,11 @@ class Trainer:
             f"{len(data.train.split):,} reviews to train on, {len(data.test.split):,} to test on, "
             f"{shape[0]:,} words with a vector"
         )
-        if options.dtype == "bfloat16" and implementation == "scan":
+        wanted = options.dtype == "bfloat16" and options.implementation == "auto"
+        if wanted and implementation == "scan":
             say("bfloat16: computed by scan, since no kernel here multiplies it")
         self.state = State(fingerprint, implementation)
+        self.temperature = 1.0
         self.lines: list[LogLine] = []
         self.best: dict[str, np.ndarray] = {}  # parameters, by the loss on the validation reviews
         self.pending: list[tuple[SupportsFloat, SupportsFloat]] = []  # see step
@@ -275,6 +278,8 @@ class Trainer:
         """Test, and write what a finished run leaves; returns what metrics.json holds."""
         if self.best or self.options.ema:
             self.learner.load(self.best or self.learner.averaged())
+        if self.options.temperature and self.data.validation:
+            self.temper(*predict(self.learner, self.data.validation))
         results, vectors = self.results(), self.data.vectors
         from common.report import figures  # Altair takes a second and a half to import
 
@@ -290,6 +295,15 @@ class Trainer:
             self.scalars.close()
         return results
 
+    def temper(self, logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> None:
+        """Divide the logits by the temperature that suits these best: the head takes it in."""
+        self.temperature = metrics.fit_temperature(logits, labels)
+        say(f"temperature: {self.temperature:.3f}")
+        parameters = self.learner.parameters()
+        for name in ("head.weight", "head.bias"):
+            parameters[name] = parameters[name] / np.float32(self.temperature)
+        self.learner.load(parameters)
+
     def results(self) -> dict[str, Any]:
         """What the test and the training came to."""
         data, state, lines, test = self.data, self.state, self.lines, self.data.test.split
@@ -303,6 +317,7 @@ class Trainer:
             "loss_epochs": [line.epoch - 1 + line.iteration / len(data.train) for line in lines],
             "epochs": state.epoch,
             "validation_loss": state.best_loss,
+            "temperature": self.temperature,
             "train_seconds": state.seconds,
             "cores": cores(),
             "first_step_seconds": state.first_step_seconds,

@@ -45,6 +45,9 @@ class DataConfig:
     validation_size: Annotated[int, Meta(ge=0)] = 0
     """Hold out so many training reviews, balanced over the classes. A model that is trained in
     epochs reads them after each: the parameters with the lowest loss on them are the ones kept."""
+    temperature: bool = False
+    """At the end, divide the logits by the temperature that suits the validation reviews best: so
+    that the probabilities mean what they say. The answers stay the same."""
     out: Path | None = None
     """The run directory to write; runs/FRAMEWORK-MODEL by default. If a run of the same options was
     interrupted there, it goes on."""
@@ -54,6 +57,8 @@ class DataConfig:
     def check(self) -> None:
         """Raise InputError for the first value that makes no sense."""
         sources.fingerprint(self.data)
+        if self.temperature and not self.validation_size:
+            raise InputError("--temperature: needs a --validation-size")
         try:
             msgspec.convert(vars(self), type(self))
         except msgspec.ValidationError as error:

@@ -142,6 +142,17 @@ def test_a_model_that_is_not_trained_step_by_step(changed: dict[str, Any], tmp_p
     assert 'id="loss"' not in page_of(changed, tmp_path)
 
 
+def test_the_calibration(changed: dict[str, Any], tmp_path: Path) -> None:
+    assert 'id="calibration"' not in page_of(changed, tmp_path)  # as of an earlier version
+    bins = [{"count": 400, "confidence": 0.6, "accuracy": 0.55}]
+    bins += [{"count": 600, "confidence": 0.95, "accuracy": 0.9}]
+    for run, error in zip(changed["runs"], (0.05, 0.021), strict=True):
+        run.update(calibration_error=error, reliability=bins)
+    assert 'id="calibration"' in page_of(changed, tmp_path)
+    title = "The probabilities of jax gru are off by 2.1 points, those of torch gru by 5.0"
+    assert titles(changed)["reliability"] == [title]
+
+
 def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     first, second = changed["runs"]
     first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])
