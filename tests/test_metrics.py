@@ -61,7 +61,6 @@ def test_the_temperature_makes_probabilities_mean_what_they_say():
     assert temperature == pytest.approx(3, rel=0.03)
     names = ("a", "b", "c")
     before, after = (
-        evaluate(3 * logits / by, labels, names)["calibration_error"]
-        for by in (1, temperature)
+        evaluate(3 * logits / by, labels, names)["calibration_error"] for by in (1, temperature)
     )
     assert after < 0.01 < 0.1 < before

@@ -261,29 +261,22 @@ def reliability(runs: Sequence[Run]) -> Figure:
     title = f"The probabilities of {best.name} are off by {best.miscalibration} points"
     title += f", those of {worst.name} by {worst.miscalibration}" if len(runs) > 1 else ""
     low = min(min(row["confidence"], row["accuracy"]) for row in rows)
-    scale = alt.Scale(domain=[math.floor(10 * low) / 10, 1], nice=False)
+    ends = [math.floor(10 * low) / 10, 1]
+    scale = alt.Scale(domain=ends, nice=False, zero=False)
+    x = alt.X("confidence:Q", title="probability of the answer", scale=scale).axis(format="~%")
+    y = alt.Y("accuracy:Q", title="share that is right", scale=scale).axis(format="~%")
     colours, dashes = _styles([run.name for run in runs])
     legend = alt.Legend(title=None, symbolType="stroke", columns=2)
-    base = alt.Chart(alt.Data(values=rows), height=340).encode(
-        x=alt.X("confidence:Q", title="probability of the answer", scale=scale).axis(format="~%"),
-        y=alt.Y("accuracy:Q", title="share that is right", scale=scale).axis(format="~%"),
-        color=alt.Color("name:N", scale=colours, legend=legend),
-    )
-    line = base.mark_line(strokeWidth=2).encode(
-        strokeDash=alt.StrokeDash("name:N", scale=dashes, legend=legend)
-    )
-    point = base.mark_point(filled=True, opacity=0.8).encode(
-        size=alt.Size("count:Q", legend=None),
-        tooltip=[
-            "name:N",
-            *_numbers(".1%", "confidence", "accuracy"),
-            *_numbers(",", "count"),
-        ],
-    )
-    ends = [{"confidence": end, "accuracy": end} for end in scale.domain]
-    right = alt.Chart(alt.Data(values=ends)).mark_line(strokeDash=[2, 4], color=INK, opacity=0.6)
-    right = right.encode(x="confidence:Q", y="accuracy:Q")
-    return Figure("reliability", title, right + line + point)
+    base = alt.Chart(alt.Data(values=rows), height=340)
+    base = base.encode(x=x, y=y, color=alt.Color("name:N", scale=colours, legend=legend))
+    dash = alt.StrokeDash("name:N", scale=dashes, legend=legend)
+    line = base.mark_line(strokeWidth=2).encode(strokeDash=dash)
+    tooltip = ["name:N", *_numbers(".1%", "confidence", "accuracy"), *_numbers(",", "count")]
+    point = base.mark_point(filled=True, opacity=0.8)
+    point = point.encode(size=alt.Size("count:Q", legend=None), tooltip=tooltip)
+    perfect = alt.Chart(alt.Data(values=[{"confidence": e, "accuracy": e} for e in ends]))
+    perfect = perfect.mark_line(strokeDash=[2, 4], color=INK, opacity=0.6).encode(x=x, y=y)
+    return Figure("reliability", title, perfect + line + point)
 
 
 def confusion_of_run(run: Run, classes: Sequence[str]) -> Figure:
