@@ -34,7 +34,8 @@ class DataConfig:
     """What every training reads, and where it writes."""
 
     preset: str = "quick"
-    """quick, full or homework (the homework's recipe); every other option overrides it."""
+    """quick, full, best (the best that was found; docs/recipes.md) or homework (the homework's
+    recipe); every other option overrides it."""
     data: str = "imdb"
     """The data set: imdb, rt, or KIND:PATH with one of the kinds amazon, dlstudio, csv, tsv, jsonl,
     parquet, text and hf (docs/data.md)."""
@@ -211,6 +212,20 @@ _FULL = dict(
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "full": _FULL,
+    "best": {
+        **_FULL,
+        "epochs": 3,
+        "train_vectors": True,
+        "pooling": "last+max+mean",
+        "relu": False,
+        "learning_rate": 2e-3,
+        "betas": (0.9, 0.99),
+        "warmup": 0.1,
+        "schedule": "linear",
+        "word_dropout": 0.3,
+        "vector_dropout": 0.3,
+        "feature_dropout": 0.5,
+    },
     "homework": {**_FULL, "max_length": None, "batch_size": 1, "log_every": 200},
 }
 
