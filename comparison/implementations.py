@@ -137,7 +137,8 @@ def objective(
     if resets is not None:
         how |= {"resets": resets, "h_reset": leaves.get("h_reset")}
     outputs, h_last = layer(leaves, leaves["x"], lengths, leaves.get("h0"), **how)
-    logits = classifier.head(leaves, h_last[-(d_outputs.shape[-1] // h_last.shape[-1]) :])
+    last = h_last[-(d_outputs.shape[-1] // h_last.shape[-1]) :]
+    logits = classifier.head(leaves, classifier.pool(outputs, last, lengths, "last"), relu=True)
     loss = classifier.cross_entropy(logits, labels)
     value = loss + (outputs * d_outputs).sum() + (h_last * d_h_last).sum()
     return value, {"outputs": outputs, "h_last": h_last, "logits": logits, "loss": loss}

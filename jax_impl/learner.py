@@ -81,7 +81,7 @@ class Learner(learner.Learner):
         found = {name: self._array(mask) for name, mask in dropped.items()}
         loss, gradients = self._backward(self.state, self.frozen, found, *self._arrays(batch))
         rate = None
-        if self.training.schedule != "constant" or self.training.warmup:
+        if self.training.scheduled:
             rate = self._array(np.array(learning_rate(self.training, self.recipe, self.taken)))
         updated = self._update(self.state, self.moments, self.average, gradients, rate)
         self.state, self.moments, self.average, self.gradient_norm = updated

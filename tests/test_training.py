@@ -175,6 +175,8 @@ BAD_OPTIONS = {
     "smoothing": (["--label-smoothing", "nan"], "--label-smoothing nan"),
     "decay": (["--weight-decay", "-1"], "--weight-decay -1.0"),
     "weights": (["--class-weights", "1,x"], "--class-weights 1,x"),
+    "no weight": (["--class-weights", "0,1"], "--class-weights 0,1"),
+    "infinite weight": (["--class-weights", "1,inf"], "--class-weights 1,inf"),
     "average": (["--ema", "1"], "--ema 1.0"),
     "temperature": (["--temperature"], "--validation-size"),
 }

@@ -82,7 +82,7 @@ class Learner(learner.Learner):
         self.gradient_norm = norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.training.clip_norm, norm)
-        if self.training.schedule != "constant" or self.training.warmup:
+        if self.training.scheduled:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(self.training, self.recipe, self.taken)
         self._optimizer.step()

@@ -85,7 +85,7 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
     if saved is None:
         return "holds a run without checkpoints" if (out / run_directory.CONFIG).exists() else ""
     free = run_directory.MAY_CHANGE
-    if options.schedule != "constant" or options.warmup:
+    if options.scheduled:
         free = free - {"epochs"}  # all steps hang on how many there are
     if different := run_directory.differences(saved.about.options, options, free):
         return f"holds another run: {', '.join(different)}"

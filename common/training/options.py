@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -153,8 +154,12 @@ class TrainConfig(DataConfig):
         """What recurs in the model."""
         return "rnn" if self.model == "rnn" else "gru"
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether the size of a step hangs on how many have been taken, and how many there are."""
+        return self.schedule != "constant" or self.warmup > 0
+
     def check(self) -> None:
-        """Raise InputError for the first value that makes no sense."""
         if self.tensorboard and find_spec("tensorboardX") is None:
             raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
         super().check()
@@ -166,12 +171,16 @@ class TrainConfig(DataConfig):
         ways = self.pooling.split("+")
         if not {*ways} <= {*POOLING} or len({*ways}) < len(ways):
             raise InputError(f"--pooling {self.pooling}: expected some of {'+'.join(POOLING)}")
-        if self.class_weights not in ("none", "balanced") and not re.fullmatch(
-            r"(\d*\.?\d+(e[+-]?\d+)?)(,\d*\.?\d+(e[+-]?\d+)?)*", self.class_weights
-        ):
-            raise InputError(
-                f"--class-weights {self.class_weights}: expected none, balanced, or numbers: 1,2.5"
-            )
+        if self.class_weights not in ("none", "balanced"):
+            try:
+                sensible = all(0 < float(n) < math.inf for n in self.class_weights.split(","))
+            except ValueError:
+                sensible = False
+            if not sensible:
+                raise InputError(
+                    f"--class-weights {self.class_weights}: expected none, balanced, or numbers "
+                    "above 0: 1,2.5"
+                )
         if self.layer_dropout and self.num_layers == 1:
             raise InputError(f"--layer-dropout {self.layer_dropout}: needs --num-layers 2 or more")
         if self.patience is not None and not self.validation_size:
