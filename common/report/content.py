@@ -65,9 +65,7 @@ def _summary(runs: Sequence[Run], data: Data) -> Iterator[Block]:
     yield "table", tables.summary(runs)
     yield (
         "note",
-        "Accuracy ± half of its 95 % interval (Wilson). ECE: the expected calibration error, how "
-        "far probabilities are from shares of right answers, in points. Cores: how many a training "
-        "could use. "
+        "Accuracy ± half of its 95 % interval (Wilson). Cores: how many a training could use. "
         "Training: the wall time of all epochs, compilation included. tokens/s: the median over "
         "the stretches between two log lines. First step: from building the model to its first "
         "update. Peak memory: of the process.",
@@ -94,8 +92,9 @@ def _calibration(runs: Sequence[Run]) -> Iterator[Block]:
         "note",
         "Of answers of about the same probability, the share that is right: on the line, "
         "probabilities mean what they say; below it, they are too sure. The larger a dot, the more "
-        "answers.",
+        "answers. The expected calibration error is the mean distance (Guo et al. 2017).",
     )
+    yield "table", tables.calibration(runs)
 
 
 def _speed(speed: Speed) -> Iterator[Block]:

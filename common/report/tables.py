@@ -82,7 +82,6 @@ def summary(runs: Sequence[Run]) -> Table:
         "model": "{0.model}",
         "implementation": "{0.implementation}",
         "accuracy": "{0.accuracy:.2%} ± {0.half:.2%}",
-        "ECE": "{0.miscalibration}",
         "cores": "{0.cores}",
         "training": "{0.train_seconds:.1f} s",
         "tokens/s": "{0.tokens_per_second:,.0f}",
@@ -90,6 +89,12 @@ def summary(runs: Sequence[Run]) -> Table:
         "peak memory": "{0.peak_mib:,.0f} MiB",
     }
     return Table.of("The trained models", runs, columns, names=3)
+
+
+def calibration(runs: Sequence[Run]) -> Table:
+    """How far the runs' probabilities are from what they say."""
+    columns = {"model": "{0.name}", "expected calibration error": "{0.miscalibration} points"}
+    return Table.of("Calibration", runs, columns)
 
 
 def categories(runs: Sequence[Run]) -> Table:
