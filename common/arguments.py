@@ -92,7 +92,7 @@ def check_classify(
     Raises as check_cell, but for what `gru` checks itself, and ValueError for a way of pooling that
     there is not.
     """
-    ways = pooling.split("+")
+    ways = str(pooling).split("+")
     if not {*ways} <= {*POOLING}:
         raise ValueError(f"pooling: expected some of {'+'.join(POOLING)}, found {pooling}")
     names = tuple(parameters)
