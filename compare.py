@@ -35,7 +35,7 @@ from common.report.schema import Check, Results, Run
 from common.training import run_directory
 from common.training.options import MODELS, TrainConfig, parse_options, to_arguments
 
-PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim")
+PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim", "scikit-learn")
 # The plain RNN is for the questions alone.
 TWINS = {name: tuple(m for m in models if m != "rnn") for name, models in MODELS.items()}
 COMPARED = {**TWINS, linear.FRAMEWORK: (linear.NAME,)}
@@ -164,9 +164,13 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     if not chosen:
         there = "; ".join(f"{name} has {', '.join(COMPARED[name])}" for name in options.frameworks)
         raise InputError(f"--models {' '.join(options.models)}: {there}")
+    missing = [m for m in options.models if not any(m in COMPARED[f] for f in options.frameworks)]
+    if missing:
+        console.print(f"left out, for want of their framework: {', '.join(missing)}")
     folders = {training.name: training.folder for training in chosen}
     twins = tuple(name for name in options.frameworks if name in TWINS)
     both = tuple(model for model in options.models if model in TWINS["jax"]) if twins else ()
+    checked = twins and (both or options.part == "all")
 
     def done(name: str, run: Run | None) -> None:
         if run:
@@ -176,7 +180,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
 
     with (
         tempfile.TemporaryDirectory(prefix=".parity-", dir=out) as name,
-        live.Board(console, [*folders, *(["parity"] if twins else [])]) as board,
+        live.Board(console, [*folders, *(["parity"] if checked else [])]) as board,
     ):
         path = Path(name, "rows.json")
         arguments = [*to_arguments(dataclasses.replace(plain, out=path)), "--models", *both]
@@ -187,9 +191,9 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
             at_once(options),
             lambda name, line: board.say(name, folders.get(name, path), line),
             done,
-            beside=[Job("parity", "comparison.checks", tuple(arguments))] if twins else [],
+            beside=[Job("parity", "comparison.checks", tuple(arguments))] if checked else [],
         )
-        rows = schema.convert(files.read_json(path), list[Check], path) if twins else []
+        rows = schema.convert(files.read_json(path), list[Check], path) if checked else []
     # A GRU's, if there is one: it says more.
     results.data = min(chosen, key=lambda each: each.framework == linear.FRAMEWORK).data()
     if recurrent := [run for run in results.runs if run.framework in TWINS]:

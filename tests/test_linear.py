@@ -131,8 +131,14 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:
     # Asked again, it is there; of other options, it is another's.
     status, output, _ = command(train.main, *SMALL, "--validation-size", 32, "--out", tmp_path)
     assert status == 0 and "finished before" in output
-    status, _, error = command(train.main, *SMALL, "--out", tmp_path)
-    assert status == 2 and "--restart trains anew" in error
+    status, _, error = command(train.main, *SMALL, "--c", 0.02, "--out", tmp_path)
+    assert status == 2 and "--c was 0.01, is 0.02; --restart trains anew" in error
+    # What a crash has left of it is trained again.
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "SHA256SUMS").unlink()
+    (tmp_path / "model.safetensors").write_bytes(whole[:100])
+    assert command(train.main, *SMALL, "--validation-size", 32, "--out", tmp_path)[0] == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == whole
     assert command(train.main, *SMALL, "--out", tmp_path, "--restart")[0] == 0
 
 
@@ -142,6 +148,8 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:
         (["--c", "0"], "--c 0.0"),
         (["--ngrams", "0"], "--ngrams 0"),
         (["--smoothing", "-1"], "--smoothing -1.0"),
+        (["--smoothing", "1e308"], "--smoothing 1e+308"),
+        (["--c", "1e300"], "--c 1e+300"),
         (["--min-reviews", "1000"], "1,000 of 192"),
         (["--validation-size", "192"], "--validation-size 192"),
         (["--data", "imbd"], "imbd"),
@@ -194,6 +202,10 @@ def test_codes_that_are_none_are_refused(command: Command, tmp_path: Path) -> No
     run.write(tmp_path, about, found.vocabulary, found.model, {})
     status, _, error = command(prediction.main, tmp_path, "text")
     assert status == 2 and "model.safetensors: expected ascending codes" in error
+    found.model.codes[0][:2] = found.model.codes[0][1::-1]
+    run.write(tmp_path, about, found.vocabulary[:5], found.model, {})
+    status, _, error = command(prediction.main, tmp_path, "text")
+    assert status == 2 and "vocabulary.txt: has fewer words" in error
 
 
 def test_an_ensemble_is_the_mean_of_its_runs(
@@ -223,6 +235,8 @@ def test_an_ensemble_is_the_mean_of_its_runs(
         assert float(probability) == pytest.approx(np.mean(means), abs=2e-4)
         assert float(probability) >= 0.5
 
+    status, _, error = command(predict, folders[0], tmp_path, "text")
+    assert status == 2 and re.fullmatch(r"error: .+\n", error) and str(tmp_path) in error
     about = run.About(found.options, ("good", "bad"))
     run.write(folders[2], about, found.vocabulary, found.model, {})
     status, _, error = command(predict, *folders, *texts)

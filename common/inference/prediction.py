@@ -18,7 +18,7 @@ from common.errors import InputError, exit_on_input_error
 from common.linear import run as linear
 from common.training.learner import Framework, Learner, predict
 from common.training.options import Device, parse_options
-from common.training.run_directory import CONFIG, Run, framework_of, load_run
+from common.training.run_directory import Run, framework_of, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class PredictOptions:
     """Print label and probability of texts, given here or as the lines of standard input.
 
     Of several run directories (RUN_DIR RUN_DIR ... TEXTS) the mean of their probabilities is taken:
-    an ensemble. They may be of either framework, or of common.linear.train.
+    an ensemble. They may be of either framework, or of common.linear.train; common.linear.predict,
+    which has no framework, reads those alone.
     """
 
     run_dir: tyro.conf.Positional[Path]
@@ -45,7 +46,7 @@ def main(framework: Framework | None = None) -> None:
     with exit_on_input_error():
         package = framework.__name__.rpartition(".")[0] if framework else "common.linear"
         options = parse_options(PredictOptions, f"python -m {package}.predict")
-        further = [*takewhile(is_run, options.texts)]
+        further = [*takewhile(is_folder, options.texts)]
         runs = [load(folder, framework) for folder in (options.run_dir, *map(Path, further))]
         classes = runs[0].classes
         for run, folder in zip(runs[1:], further, strict=True):
@@ -74,10 +75,10 @@ def main(framework: Framework | None = None) -> None:
             print(f"{classes[best]}\t{probabilities[best]:.4f}\t{text}")
 
 
-def is_run(text: str) -> bool:
-    """Whether an argument names a run directory."""
+def is_folder(text: str) -> bool:
+    """Whether an argument is the name of a folder, and so no text."""
     try:
-        return (Path(text) / CONFIG).is_file()
+        return Path(text).is_dir()
     except (OSError, ValueError):  # too long for a name, or with a zero byte
         return False
 

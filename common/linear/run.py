@@ -19,7 +19,7 @@ from common.data.text import clean, tokenize
 from common.errors import InputError
 from common.linear.model import Linear
 from common.training import run_directory
-from common.training.options import Count, DataConfig, Positive
+from common.training.options import Count, DataConfig
 from common.training.run_directory import CONFIG, FORMAT, METRICS, MODEL, VOCABULARY
 
 FRAMEWORK, NAME = "sklearn", "linear"
@@ -28,15 +28,19 @@ RUN_FILES = (CONFIG, VOCABULARY, MODEL, METRICS)
 
 @dataclass(frozen=True)
 class LinearConfig(DataConfig):
-    """Train the yardstick, NB-SVM: a support vector machine on which word n-grams a review has."""
+    """Train the yardstick, NB-SVM: a support vector machine on which word n-grams a review has.
+
+    A preset says which reviews, and nothing else. A run takes seconds and is not saved before its
+    end: one that was interrupted begins again.
+    """
 
     ngrams: Annotated[int, Meta(ge=1, le=10)] = 3
     """Words of an n-gram, at most."""
     min_reviews: Count = 2
     """Leave out an n-gram that fewer training reviews have."""
-    smoothing: Positive = 1.0
+    smoothing: Annotated[float, Meta(ge=1e-6, le=1e6)] = 1.0
     """Added to how many reviews of a class have an n-gram."""
-    c: Positive = 0.01
+    c: Annotated[float, Meta(ge=1e-6, le=1e3)] = 0.01
     """What a training review on the wrong side costs, against the size of the weights."""
 
 
@@ -106,5 +110,11 @@ def load(folder: Path) -> Run:
     weight, bias, *codes = tensors.values()
     if weight.shape[1] != sum(map(len, codes)) or not all((np.diff(c) > 0).all() for c in codes):
         raise InputError(f"{folder / MODEL}: expected ascending codes, and a weight for each")
+    before = [1, *map(len, codes)]  # places that what comes before the last word can have
+    if any(
+        len(c) and not 0 <= c[0] <= c[-1] < places * len(vocabulary)
+        for places, c in zip(before, codes, strict=False)
+    ):
+        raise InputError(f"{folder / VOCABULARY}: has fewer words than {MODEL} knows")
     model = Linear(len(vocabulary), codes, weight, bias)
     return Run(**vars(about), vocabulary=vocabulary, model=model)

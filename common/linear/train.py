@@ -45,13 +45,23 @@ def train(options: LinearConfig) -> dict[str, Any]:
             say(f"Accuracy: {done['accuracy']:.2%}")
             say(f"{out}: this run was finished before (--restart trains anew)")
             return done
-        elif (out / run_directory.CONFIG).exists() or (out / "checkpoints").exists():
-            raise InputError(f"{out}: holds another run; --restart trains anew in its place")
+        elif problem := _problem(out, options):
+            raise InputError(f"{out}: {problem}; --restart trains anew in its place")
         results = _train(options, out)
     low, high = results["accuracy_interval"]
     say(f"Accuracy: {results['accuracy']:.2%}")
     say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {out}")
     return results
+
+
+def _problem(out: Path, options: LinearConfig) -> str:
+    """Why a run of these options must not be written there, if it must not."""
+    if run_directory.framework_of(out) == FRAMEWORK:  # perhaps not whole, as after a crash
+        about = run.parse_about(files.read(out / run_directory.CONFIG), out / run_directory.CONFIG)
+        different = run_directory.differences(about.options, options)
+        return f"holds another run: {', '.join(different)}" if different else ""
+    there = (out / run_directory.CONFIG).exists() or (out / "checkpoints").exists()
+    return "holds another run" if there else ""
 
 
 def _train(options: LinearConfig, out: Path) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def _summary(runs: Sequence[Run], data: Data) -> Iterator[Block]:
         "note",
         "Accuracy ± half of its 95 % interval (Wilson). Cores: how many a training could use. "
         "Training: the wall time of all epochs, compilation included. tokens/s: the median over "
-        "the stretches between two log lines. First step: from building the model to its first "
+        "the stretches between two log lines; of the linear model, over its whole training. First "
+        "step: from building the model to its first "
         "update. Peak memory: of the process.",
     )
     yield "figures", [figures.accuracy(runs, data.test)]

@@ -67,6 +67,8 @@ class Run(Accuracy):
     first_step_seconds: float | None = None
     roc_auc: float | None = None
     calibration_error: float | None = None
+    temperature: float | None = None
+    """What its logits have been divided by."""
     reliability: list[Bin] = []
     parameters: int | None = None
     compilations: int | None = None

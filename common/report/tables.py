@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -93,7 +94,12 @@ def summary(runs: Sequence[Run]) -> Table:
 
 def calibration(runs: Sequence[Run]) -> Table:
     """How far the runs' probabilities are from what they say."""
-    columns = {"model": "{0.name}", "expected calibration error": "{0.miscalibration} points"}
+    columns = {
+        "model": "{0.name}",
+        "expected calibration error": "{0.miscalibration} points",
+        "temperature": "{0.temperature:.3f}",
+    }
+    runs = [msgspec.structs.replace(run, temperature=run.temperature or 1) for run in runs]
     return Table.of("Calibration", runs, columns)
 
 

@@ -88,7 +88,8 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
     if options.scheduled:
         free = free - {"epochs"}  # all steps hang on how many there are
     if different := run_directory.differences(saved.about.options, options, free):
-        return f"holds another run: {', '.join(different)}"
+        hangs = " (its --schedule hangs on that)" if "epochs" not in free else ""
+        return f"holds another run: {', '.join(different)}{hangs}"
     if options.resume is None and saved.about.framework != framework:
         was = saved.about.framework
         return f"holds a run of {was}; --resume {out} goes on with it in {framework}"
