@@ -10,7 +10,6 @@ may use. What a function needs for one direction, it takes as a sequence with on
 those are forward, or forward and backward.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +25,6 @@ from jaxtyping import Bool, DTypeLike, Float, Int
 
 from common import kernels
 from common.arguments import dtype_name
-from common.errors import InputError
 from jax_impl.layers import Found, Weights
 
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
@@ -408,16 +406,8 @@ def attributes(
         "reverse": np.array(reverse, np.int64),
         "reset_after": np.bool_(reset_after),
         "bfloat16": np.bool_(bfloat16),
-        "threads": np.int32(threads()),
+        "threads": np.int32(kernels.threads()),
     }
-
-
-def threads() -> int:
-    """GRU_NUM_THREADS, or else as many as there are cores. Raises InputError for what is none."""
-    said = os.environ.get("GRU_NUM_THREADS") or str(os.cpu_count() or 1)
-    if not (said.isdecimal() and 0 < int(said) < 2**16):
-        raise InputError(f"GRU_NUM_THREADS: expected a number of threads, found {said}")
-    return int(said)
 
 
 def or_empty(array: Array | None, dtype: DTypeLike) -> Array:

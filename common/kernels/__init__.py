@@ -7,9 +7,12 @@ Importing this package never fails for want of it: ask available().
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from functools import cache
 from pathlib import Path
+
+from common.errors import InputError
 
 DTYPES = ("float32", "float64")
 LIBRARY = "libgru.dylib" if sys.platform == "darwin" else "libgru.so"
@@ -102,6 +105,14 @@ def bfloat16() -> bool:
     """gru_bfloat16 of gru.h; false without the kernel."""
     lib = library()
     return lib is not None and bool(lib.gru_bfloat16())
+
+
+def threads() -> int:
+    """GRU_NUM_THREADS, or else as many as there are cores. Raises InputError for what is none."""
+    said = os.environ.get("GRU_NUM_THREADS") or str(os.cpu_count() or 1)
+    if not (said.isdecimal() and 0 < int(said) < 2**16):
+        raise InputError(f"GRU_NUM_THREADS: expected a number of threads, found {said}")
+    return int(said)
 
 
 def forward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
