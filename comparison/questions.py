@@ -74,7 +74,8 @@ def measure(
     correct, seconds = {}, {}
     for name, of_seeds in trained.items():
         found_right = np.array([answers(run, data, options) for run in of_seeds])
-        correct[name] = np.resize(found_right, (seeds, len(data.test.split)))
+        # The one run of the linear model stands for every seed.
+        correct[name] = np.broadcast_to(found_right, (seeds, len(data.test.split)))
         seconds[name] = float(np.median([run.train_seconds for run in of_seeds]))
     found = schema.Questions(
         comparisons=[

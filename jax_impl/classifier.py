@@ -21,6 +21,14 @@ from jax_impl.layers import as_array, canonical, in_range, register, run, within
 CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
+def drop(embedded: Float[Array, "K D"], masks: Mapping[str, Array]) -> Float[Array, "K D"]:
+    """The vectors of distinct words, without what dropout leaves out."""
+    for name in ("elements", "words"):
+        if name in masks:
+            embedded = embedded * masks[name]
+    return embedded
+
+
 def pool(
     outputs: Float[Array, "T B R*H"],
     h_last: Float[Array, "R B H"],
@@ -93,8 +101,7 @@ def classify(
     embedded = vectors[distinct]
     if wrong is not None:
         embedded = jnp.where(wrong[:, None], jnp.nan, embedded)
-    for name in {"elements", "words"} & masks.keys():
-        embedded = embedded * masks[name]
+    embedded = drop(embedded, masks)
     between = iter(masks.get("layers", ()))
     outputs, h_last = run(
         CELLS[cell],

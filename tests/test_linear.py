@@ -104,7 +104,7 @@ def test_the_model_is_nb_svm(repetitive: EncodedSplit, classes: int) -> None:
     expected = np.stack(margins, 1)
     if classes == 2:
         expected = np.stack([np.zeros(120), margins[1]], 1)
-    np.testing.assert_allclose(fitted.logits(split), expected, atol=2e-3)
+    np.testing.assert_allclose(fitted.logits(split), expected, atol=2e-5)
 
 
 def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.params import GRU_PARAMETERS, NO_MASKS, ModelConfig
-from torch_impl.classifier import Classifier, head, pool
+from torch_impl.classifier import Classifier, drop, head, pool
 from torch_impl.layers import canonical, within
 
 SIDES = ("", "_reverse")  # as in the names of nn.GRU's parameters
@@ -47,8 +47,7 @@ class BuiltinClassifier(Classifier):
     ) -> Float[Tensor, "B C"]:
         parameters = canonical(self, self.names)
         x = F.embedding(distinct, parameters.get("vectors.weight", self.vectors))
-        for name in {"elements", "words"} & masks.keys():
-            x = x.mul_(masks[name])
+        x = drop(x, masks)
         (T, B), R = tokens.shape, self.config.directions
         steps, rows = torch.arange(T, device=x.device)[:, None], torch.arange(B, device=x.device)
         turned = torch.where(within(lengths, T), lengths - 1 - steps, 0), rows

@@ -19,6 +19,14 @@ from torch_impl.layers import canonical, check_arrays, in_range, register, run, 
 CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
+def drop(embedded: Float[Tensor, "K D"], masks: Mapping[str, Tensor]) -> Float[Tensor, "K D"]:
+    """The vectors of distinct words, changed in place: without what dropout leaves out."""
+    for name in ("elements", "words"):
+        if name in masks:
+            embedded = embedded.mul_(masks[name])
+    return embedded
+
+
 def pool(
     outputs: Float[Tensor, "T B R*H"],
     h_last: Float[Tensor, "R B H"],
@@ -86,8 +94,7 @@ def classify(
     except (IndexError, RuntimeError):  # out of range, or of another integer dtype
         what = "V - 1, there being V vectors"
         embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
-    for name in {"elements", "words"} & masks.keys():
-        embedded = embedded.mul_(masks[name])
+    embedded = drop(embedded, masks)
     between = iter(masks.get("layers", ()))
     outputs, h_last = run(
         CELLS[cell],

@@ -78,7 +78,7 @@ def main(framework: Framework | None = None) -> None:
 def is_folder(text: str) -> bool:
     """Whether an argument is the name of a folder, and so no text."""
     try:
-        return Path(text).is_dir()
+        return bool(text) and Path(text).is_dir()
     except (OSError, ValueError):  # too long for a name, or with a zero byte
         return False
 

@@ -2,20 +2,23 @@
 
 Wang and Manning (2012), Baselines and Bigrams: each n-gram counts as much as the logarithm of how
 much more frequent it is in the texts of a class than in all others. scikit-learn fits the machine.
-Its CountVectorizer, which makes a str of every n-gram, takes ten times as long as all else here, so
-n-grams are numbers: a word is its id in the vocabulary, V words long; a longer n-gram has the code
+Its CountVectorizer makes a str of every n-gram, which takes longer than all else here; so n-grams
+are numbers: a word is its id in the vocabulary, V words long; a longer n-gram has the code
 p V + i, where i is its last word and p the place of what comes before among the codes that count.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
-from scipy.sparse import csr_array
 
 from common.data.corpus import EncodedSplit
 from common.errors import InputError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Codes = Int64[np.ndarray, " codes"]
 
@@ -59,7 +62,8 @@ def fit(
 
     Raises InputError where a class has no text, or no n-gram counts.
     """
-    from sklearn.svm import LinearSVC  # slow to import
+    from scipy.sparse import csr_array  # slow to import
+    from sklearn.svm import LinearSVC
 
     for number, name in enumerate(classes):
         if not (split.labels == number).any():
@@ -87,11 +91,13 @@ def ngrams(
     *,
     longest: int = 0,
     fewest: int = 0,
-) -> tuple[list[Codes], csr_array]:
+) -> tuple[list[Codes], "csr_array"]:
     """Which n-grams the texts have, ones in [N, F]: those of the codes, or of the codes found.
 
     An n-gram that `fewest` texts have is found among those whose first words are one, too.
     """
+    from scipy.sparse import csr_array  # slow to import
+
     tokens = np.concatenate([np.zeros(0, np.int64), *(tokens for _, tokens in split.blocks())])
     texts = np.repeat(np.arange(len(split), dtype=np.int32), split.lengths)
     place = tokens  # of what begins at each word

@@ -41,7 +41,7 @@ from common.errors import InputError
 from common.files import SUMS
 from common.params import ModelConfig
 from common.training.learner import Arrays
-from common.training.options import DataConfig, TrainConfig, option
+from common.training.options import MODELS, DataConfig, TrainConfig, option
 
 CONFIG, METRICS, VOCABULARY = "config.json", "metrics.json", "vocabulary.txt"
 VECTORS, MODEL = "vectors.safetensors", "model.safetensors"
@@ -184,7 +184,7 @@ def load_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run directory")
-    if framework_of(folder) == "sklearn":
+    if framework_of(folder) not in ("", *MODELS):
         raise InputError(f"{folder}: holds a linear model, no GRU (common.linear.predict reads it)")
     if not (folder / SUMS).exists() and any(folder.glob("checkpoints/[0-9]*")):
         raise InputError(f"{folder}: this run is not finished: --resume {folder} goes on with it")
