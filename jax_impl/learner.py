@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from common.data.batches import Batch
 from common.errors import InputError
@@ -27,6 +27,7 @@ from jax_impl.trace import explain
 
 FRAMEWORK = "jax"
 MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam
+VECTORS = "vectors_weight"  # the word vectors that are trained, in the state
 
 
 def make_deterministic() -> None:
@@ -83,7 +84,8 @@ class Learner(learner.Learner):
         rate = None
         if self.training.scheduled:
             rate = self._array(np.array(learning_rate(self.training, self.recipe, self.taken)))
-        updated = self._update(self.state, self.moments, self.average, gradients, rate)
+        rows = self._rows(batch)
+        updated = self._update(self.state, self.moments, self.average, gradients, rate, rows)
         self.state, self.moments, self.average, self.gradient_norm = updated
         self.taken += 1
         return loss
@@ -93,6 +95,8 @@ class Learner(learner.Learner):
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
         loss, gradients = self._backward(self.state, self.frozen, {}, *self._arrays(batch))
+        if (rows := self._rows(batch)) is not None:
+            gradients = _put(jax.tree.map(jnp.zeros_like, self.state), gradients, rows)
         return float(loss), self._read(gradients)
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -154,6 +158,14 @@ class Learner(learner.Learner):
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
         return tuple(jax.device_put(arrays, self.device))
 
+    def _rows(self, batch: Batch) -> Int[Array, " K"] | None:
+        """Where the rows of the word vectors that a step changes belong; past the end: nowhere."""
+        if not self.config.train_vectors:
+            return None
+        padding = np.arange(len(batch.distinct)) >= batch.named
+        rows = np.where(padding, self.config.vocabulary_size, batch.distinct)
+        return jax.device_put(rows, self.device)
+
     @partial(jax.jit, static_argnums=0)
     def _logits(self, state: nnx.State, frozen: nnx.State, *inputs: Any) -> Float[Array, "B C"]:
         return nnx.merge(self.graph, state, frozen)(*inputs)
@@ -162,17 +174,20 @@ class Learner(learner.Learner):
     def _backward(
         self, state: nnx.State, frozen: nnx.State, dropped: dict[str, Array], *arrays: Array
     ) -> tuple[Float[Array, ""], nnx.State]:
+        """The loss, and its gradient: of word vectors that are trained, for the batch's rows."""
         self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
+        distinct, *inputs, labels = arrays
+        if self.config.train_vectors:
+            state, distinct = _take(state, distinct), jnp.arange(len(distinct))
 
         def loss(state: nnx.State) -> Float[Array, ""]:
-            *inputs, labels = arrays
-            logits = self._logits(state, frozen, *inputs, dropped)
+            logits = self._logits(state, frozen, distinct, *inputs, dropped)
             how = self.class_weights, self.training.label_smoothing
             return cross_entropy(logits, labels, *how)
 
         return jax.value_and_grad(loss)(state)
 
-    # Apart from the gradients, so that it is compiled once, and not for each shape of a batch.
+    # Apart from the gradients, so that it is not compiled for each shape of a batch, or faster.
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
     def _update(
         self,
@@ -181,14 +196,21 @@ class Learner(learner.Learner):
         average: nnx.State | None,
         gradients: nnx.State,
         rate: Float[Array, ""] | None,
+        rows: Int[Array, " K"] | None,
     ) -> tuple[nnx.State, optax.OptState, nnx.State | None, Float[Array, ""]]:
         norm = optax.tree.norm(gradients)
         if (clip_norm := self.training.clip_norm) is not None:
             # As torch.nn.utils.clip_grads_with_norm_ does; optax.clip_by_global_norm has no 1e-6.
             scale = jnp.minimum(clip_norm / (norm + 1e-6), 1)
             gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
-        updates, moments = self._optimizer(rate).update(gradients, moments, state)
+        optimizer, whole = self._optimizer(rate), (state, moments)
+        if rows is not None:
+            state, moments = jax.tree.map(partial(_take, rows=rows), whole, is_leaf=_is_state)
+        updates, moments = optimizer.update(gradients, moments, state)
         state = optax.apply_updates(state, updates)
+        if rows is not None:
+            put = partial(_put, rows=rows)
+            state, moments = jax.tree.map(put, whole, (state, moments), is_leaf=_is_state)
         if average is not None:
             average = optax.incremental_update(state, average, 1 - self.training.ema)
         return state, moments, average, norm
@@ -201,3 +223,24 @@ class Learner(learner.Learner):
         model = nnx.merge(self.graph, self.state, self.frozen)
         register(model, values, model.vectors[...].dtype)
         return jax.device_put(nnx.state(model, nnx.Param), self.device)
+
+
+def _is_state(tree: Any) -> bool:
+    return isinstance(tree, nnx.State)
+
+
+def _take(state: Any, rows: Int[Array, " K"]) -> Any:
+    """The state with these rows alone of the word vectors; what is no state as it is."""
+    if not _is_state(state):
+        return state
+    vectors = state[VECTORS]
+    return nnx.State({**state, VECTORS: vectors.replace(vectors[...].at[rows].get(mode="clip"))})
+
+
+def _put(state: Any, changed: Any, rows: Int[Array, " K"]) -> Any:
+    """`changed`, but of the word vectors all those of the state, in which these rows changed."""
+    if not _is_state(state):
+        return changed
+    vectors = state[VECTORS]
+    found = vectors[...].at[rows].set(changed[VECTORS][...], mode="drop")
+    return nnx.State({**changed, VECTORS: vectors.replace(found)})

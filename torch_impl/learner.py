@@ -6,8 +6,9 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from common import convert
 from common.data.batches import Batch
@@ -67,11 +68,16 @@ class Learner(learner.Learner):
         parameters = parameters or init(config, training.seed, vectors)
         make = BuiltinClassifier if config.builtin else Classifier
         self.model = make(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
-        self.leaves: list[Tensor] = list(self.model.parameters())
+        # Word vectors that are trained: all of them, and the rows that a step is about.
+        self.vectors: nn.Parameter | None = getattr(self.model, "vectors_weight", None)
+        self.rows = nn.Parameter()
+        self.leaves: list[Tensor] = [
+            self.rows if leaf is self.vectors else leaf for leaf in self.model.parameters()
+        ]
         self.training, self.recipe, self.taken = training, recipe, 0
         weights = recipe.class_weights
         self.class_weights = None if weights is None else self._tensor(np.array(weights))
-        self.average = [leaf.detach().clone() for leaf in self.leaves if training.ema]
+        self.average = [p.detach().clone() for p in self.model.parameters() if training.ema]
         self.gradient_norm = torch.zeros((), device=self.device)
         self.load(parameters)
 
@@ -85,10 +91,14 @@ class Learner(learner.Learner):
         if self.training.scheduled:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(self.training, self.recipe, self.taken)
-        self._optimizer.step()
+        if self.vectors is None:
+            self._optimizer.step()
+        else:
+            rows = torch.from_numpy(batch.distinct).long().to(self.device)
+            self._step_rows(self.vectors, rows, batch.named)
         self.taken += 1
-        for average, leaf in zip(self.average, self.leaves, strict=False):
-            average.lerp_(leaf.detach(), 1 - self.training.ema)
+        for average, parameter in zip(self.average, self.model.parameters(), strict=False):
+            average.lerp_(parameter.detach(), 1 - self.training.ema)
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
@@ -97,6 +107,11 @@ class Learner(learner.Learner):
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
         loss = self._backward(batch)
+        if self.vectors is not None and self.rows.grad is not None:
+            rows = torch.from_numpy(batch.distinct[: batch.named]).long().to(self.device)
+            gradient = torch.zeros_like(self.vectors)
+            gradient[rows] = self.rows.grad[: batch.named]
+            self.vectors.grad = gradient
         return loss.item(), self._read("grad")
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -149,7 +164,8 @@ class Learner(learner.Learner):
         decay = self.training.weight_decay
         kind = partial(torch.optim.AdamW, weight_decay=decay) if decay else torch.optim.Adam
         optimizer = kind(self.leaves, rate, betas, eps, fused=True)
-        for leaf in self.leaves:  # as the first step would
+        # As the first step would.
+        for leaf in [*self.leaves, *(() if self.vectors is None else (self.vectors,))]:
             optimizer.state[leaf] = {
                 "step": torch.zeros((), device=self.device),
                 **{moment: torch.zeros_like(leaf) for moment in MOMENTS.values()},
@@ -165,13 +181,33 @@ class Learner(learner.Learner):
         return tuple(torch.from_numpy(array).to(self.device) for array in arrays)
 
     def _backward(self, batch: Batch, dropped: Arrays = NO_MASKS) -> Float[Tensor, ""]:
-        *inputs, labels = self._arrays(batch)
-        self.model.zero_grad()
-        logits = self.model(*inputs, {name: self._tensor(mask) for name, mask in dropped.items()})
+        distinct, *inputs, labels = self._arrays(batch)
+        for leaf in self.leaves:
+            leaf.grad = None
+        given = *inputs, {name: self._tensor(mask) for name, mask in dropped.items()}
+        if self.vectors is None:
+            logits = self.model(distinct, *given)
+        else:
+            self.rows.data = self.vectors.detach()[distinct]
+            instead: dict[str, Tensor] = {"vectors_weight": self.rows}
+            distinct = torch.arange(len(distinct), device=self.device)
+            logits = functional_call(self.model, instead, (distinct, *given))
         how = self.class_weights, self.training.label_smoothing
         loss = cross_entropy(logits, labels.long(), *how)
         loss.backward()
         return loss.detach()
+
+    def _step_rows(self, vectors: Tensor, rows: Int[Tensor, " K"], named: int) -> None:
+        """A step that changes these rows alone of the word vectors, and of their moments: the first
+        `named`, since the others are padding."""
+        whole, part = self._optimizer.state[vectors], self._optimizer.state[self.rows]
+        for moment in MOMENTS.values():
+            part[moment] = whole[moment][rows]
+        self._optimizer.step()
+        rows = rows[:named]
+        vectors.detach()[rows] = self.rows.detach()[:named]
+        for moment in MOMENTS.values():
+            whole[moment][rows] = part[moment][:named]
 
     # What is read and written: "data" or "grad" of the parameters, their "average", or one of
     # Adam's moments.
@@ -198,6 +234,7 @@ class Learner(learner.Learner):
         if what in ("data", "grad"):
             return {name: getattr(parameter, what) for name, parameter in named.items()}
         if what == "average":
-            of = {id(leaf): each for leaf, each in zip(self.leaves, self.average, strict=False)}
+            pairs = zip(self.model.parameters(), self.average, strict=False)
+            of = {id(parameter): each for parameter, each in pairs}
             return {n: of[id(parameter)] for n, parameter in named.items() if of}
         return {name: self._optimizer.state[parameter][what] for name, parameter in named.items()}

@@ -42,6 +42,11 @@ class Batch:
         """How many words are in the batch, padding not counted."""
         return int(self.lengths.sum())
 
+    @property
+    def named(self) -> int:
+        """How many of `distinct` are ids that occur, padding not counted: they come first."""
+        return int(np.count_nonzero(self.distinct[1:])) + (self.words > 0)
+
 
 @dataclass(frozen=True, order=True)
 class Shape:

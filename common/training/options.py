@@ -78,7 +78,8 @@ class TrainConfig(DataConfig):
     """Word vectors: a file (word2vec .bin or text, gensim .kv, GloVe, fastText .vec, .safetensors;
     see docs/vectors.md), word2vec (trained on the training reviews) or random:DIM."""
     train_vectors: bool = False
-    """Train the word vectors with the model instead of keeping them frozen (random: always)."""
+    """Train the word vectors with the model instead of keeping them frozen (random: always). A step
+    changes those of the batch's words alone, as a sparse Adam does."""
     max_length: Count | None = 200
     """Keep only the last so many known words of a review; None for all."""
     epochs: Count = 3

@@ -3,12 +3,14 @@
 All of it through the learners, on batches of real reviews, in float64.
 """
 
+import dataclasses
 from functools import cache
 from itertools import chain, count, islice
 
 import jax
 import numpy as np
 import pytest
+import torch
 
 import jax_impl.learner
 import torch_impl.learner
@@ -120,6 +122,42 @@ def test_the_gradient_is_clipped_alike():
             length = np.sqrt(sum(np.square(moment).sum() for moment in moments))
             assert length / (1 - training.betas[0]) == pytest.approx(clip, rel=1e-4)
     assert_within(1e-10, in_torch, in_jax)
+
+
+@pytest.mark.parametrize("twin", [0, 1], ids=["torch", "jax"])
+def test_word_vectors_take_the_step_of_sparse_adam(twin):
+    """torch.optim.SparseAdam's, on the same gradients: words not in a batch stay as they are.
+
+    So does word 0, which the padding of `distinct` names, where the batch has not got it. eps is
+    too small to matter: torch.optim.Adam and optax add it to another number than SparseAdam.
+    """
+    training = TrainConfig(device="cpu", clip_norm=None, eps=1e-30)
+    learner = learners(True, False, True, training)[twin]
+    name = "vectors.weight"
+    weight = torch.nn.Parameter(torch.from_numpy(learner.parameters()[name]))
+    theirs = torch.optim.SparseAdam([weight], training.learning_rate, training.betas, training.eps)
+    assert max(len(batch.distinct) - batch.named for batch in reviews(12)) > 0
+    for number, read in enumerate(reviews(12)):
+        there = np.arange(len(read.distinct)) < read.named
+        shifted = np.where(there, read.distinct + number % 2, 0)
+        batch = dataclasses.replace(read, distinct=shifted.astype(np.int32))
+        rows = torch.from_numpy(batch.distinct[there]).long()
+        gradient = torch.from_numpy(learner.gradients(batch)[1][name])
+        assert torch.count_nonzero(gradient.abs().sum(1)) == len(rows)
+        values = rows[None], gradient[rows], gradient.shape
+        weight.grad = torch.sparse_coo_tensor(*values, check_invariants=True)
+        theirs.step()
+        before = learner.parameters()[name]
+        learner.step(batch)
+        others = np.setdiff1d(np.arange(len(before)), rows.numpy())
+        np.testing.assert_array_equal(learner.parameters()[name][others], before[others])
+    found = learner.optimizer_state()
+    for ours, value in (
+        (learner.parameters()[name], weight.detach()),
+        (found[f"first_moment.{name}"], theirs.state[weight]["exp_avg"]),
+        (found[f"second_moment.{name}"], theirs.state[weight]["exp_avg_sq"]),
+    ):
+        np.testing.assert_allclose(ours, value.numpy(), rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("torch_first", [True, False])
