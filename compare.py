@@ -4,6 +4,7 @@ python compare.py                        train all models, check parity, write a
 python compare.py parity                 every implementation against the float64 oracle
 python compare.py speed                  every GRU that runs here: tokens a second, latencies
 python compare.py questions              does gating help, does reading both ways, handwriting?
+python compare.py tune                   search for better options, on held-out reviews
 python compare.py report DIR             write the report again from DIR/results.json
 python compare.py --help
 """
@@ -49,12 +50,13 @@ class CompareConfig(TrainConfig):
     its own, and check the twins' parity on a real batch; all also checks what it trains against the
     oracle, on real reviews; parity checks every implementation, on all cases of the parity suite;
     speed times every GRU that runs here, in training and in inference; questions trains the models
-    with several seeds and answers the homework's questions; report writes the report of an earlier
-    comparison.
+    with several seeds and answers the homework's questions; tune searches for the learning rate,
+    sizes and rates of dropout with the lowest loss on held-out training reviews, of the first of
+    --frameworks and --models; report writes the report of an earlier comparison.
     """
 
     part: tyro.conf.Positional[
-        Literal["all", "accuracy", "parity", "speed", "questions", "report"]
+        Literal["all", "accuracy", "parity", "speed", "questions", "tune", "report"]
     ] = "all"
     """What to do."""
     folder: tyro.conf.Positional[Path | None] = None
@@ -72,12 +74,21 @@ class CompareConfig(TrainConfig):
     (on a GPU, and where cores cannot be shared out, one). 1 for times that all cores give."""
     seeds: int = 5
     """For questions: with how many seeds each model is trained, --seed and the ones after it."""
+    trials: int = 20
+    """For tune: how many trials there shall be; the same command with more goes on."""
+    storage: str | None = None
+    """For tune: where the trials are kept, a URL of a database as Optuna has it; OUT/trials.sqlite3
+    by default. Processes and machines that name the same one share the work."""
     out: Path | None = Path("results")
     """The folder for results.json, report.html, report.md, figures and run directories."""
 
     def check(self) -> None:
         super().check()
-        for name, number in (("--seeds", self.seeds), ("--jobs", self.jobs)):
+        for name, number in (
+            ("--seeds", self.seeds),
+            ("--jobs", self.jobs),
+            ("--trials", self.trials),
+        ):
             if number is not None and number < 1:
                 raise InputError(f"{name} {number}: must be at least 1")
         if self.folder is not None and self.part != "report":
@@ -135,6 +146,8 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
             console.print(*tables.tasks(found.inference, tables.LATENCY), tables.calls(found))
         case "questions":
             answer_questions(options, results, console)
+        case "tune":
+            tune(options, out, results, console)
         case "all" | "accuracy":
             accuracy(options, out, results, console)
     schema.write(path, results)
@@ -246,6 +259,26 @@ def answer_questions(options: CompareConfig, results: Results, console: Console)
         console.print(tables.vanishing(found.vanishing), *tables.gates(found.gates))
         say(f"Vanishing gradients: {found.vanishing.conclusion}")
         say(f"Irrelevant words: {found.gates.conclusion}")
+
+
+def tune(options: CompareConfig, out: Path, results: Results, console: Console) -> None:
+    """Search for better options; fills in results."""
+    from comparison import tuning
+
+    framework = options.frameworks[0]
+    model = next((m for m in options.models if m != linear.NAME), linear.NAME)
+    if model not in TWINS.get(framework, ()):
+        raise InputError(f"tune: {framework} {model}: expected a GRU of torch or jax")
+    plain = dataclasses.replace(options.plain(), model=model)
+    storage = options.storage or f"sqlite:///{out / 'trials.sqlite3'}"
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    found = tuning.tune(framework, plain, storage, options.trials, at_once(options), say)
+    results.tuning = found
+    console.print(tables.trials(found))
+    say(found.command or "no trial was completed")
 
 
 def write_report(folder: Path, results: Results) -> Path:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from common.report import figures, tables
 from common.report.figures import Figure
-from common.report.schema import Check, Data, Questions, Results, Run, Speed
+from common.report.schema import Check, Data, Questions, Results, Run, Speed, Tuning
 
 Text = Literal["heading", "finding", "note", "hint", "code"]
 Kind = Text | Literal["table", "folded", "figures", "grid", "explorer", "facts"]
@@ -45,6 +45,8 @@ def sections(results: Results) -> Sections:
             found["Calibration"] = _calibration(calibrated)
     if results.speed:
         found["Speed"] = _speed(results.speed)
+    if results.tuning:
+        found["Tuning"] = _tuning(results.tuning)
     if results.parity:
         found["Parity"] = _parity(results.parity)
     if results.questions:
@@ -124,6 +126,20 @@ def _speed(speed: Speed) -> Iterator[Block]:
         yield "heading", (table := tables.calls(speed)).title
         yield "table", table
         yield "note", "Of one word, one input dimension and one hidden unit."
+
+
+def _tuning(tuning: Tuning) -> Iterator[Block]:
+    yield "figures", [figures.trials(tuning)]
+    if tuning.command:
+        yield "code", tuning.command
+    yield (
+        "note",
+        "Each trial trains with other options; the loss is that on the validation reviews, the "
+        "lowest after any epoch. Optuna chooses the options, and gives a trial up where most "
+        "others had been better after as many epochs. No test review was read.",
+    )
+    yield "grid", figures.searched(tuning)
+    yield "folded", tables.trials(tuning)
 
 
 def _parity(checks: Sequence[Check]) -> Iterator[Block]:

@@ -27,6 +27,8 @@ from common.report.schema import (
     Part,
     Run,
     Timed,
+    Trial,
+    Tuning,
     Vanishing,
 )
 
@@ -377,6 +379,73 @@ def _ratios(
     x = x.axis(format="~r", values=[2.0**n for n in range(-10, 11)])
     groups = list(dict.fromkeys(group for _, group in found))
     return Figure(name, title, _upright(1) + _intervals(values, x, ".2f", groups))
+
+
+def trials(tuning: Tuning) -> Figure:
+    """The trials in their order, and the lowest loss up to each."""
+    rows, lowest = [], math.inf
+    for each in sorted(tuning.trials, key=lambda each: each.number):
+        lowest = min(lowest, each.loss if each.state == "complete" else math.inf)
+        rows.append({**_tried(each), "lowest": lowest if lowest < math.inf else None})
+    pruned, failed = (
+        sum(t.state == state for t in tuning.trials) for state in ("pruned", "failed")
+    )
+    title = f"No trial of {len(rows)} came to its end"
+    if best := tuning.best:
+        title = (
+            f"Trial {best.number} of {len(rows)} has the lowest validation loss, {best.loss:.4g}"
+        )
+        begun = next((t for t in tuning.trials if t.number == 0 and t is not best), None)
+        if begun and begun.state == "complete":
+            title += f"; the options it began with have {begun.loss:.4g}"
+    title += f"; {pruned} were given up" if pruned else ""
+    title += f"; {failed} failed" if failed else ""
+    x = alt.X("number:Q", title="trial", axis=alt.Axis(tickMinStep=1, format="d"))
+    point = _loss_points(rows).encode(x=x)
+    line = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="step-after", color=COLOURS[1])
+    line = line.encode(x=x, y=alt.Y("lowest:Q", scale=alt.Scale(zero=False)))
+    return Figure("tuning", title, line + point)
+
+
+def searched(tuning: Tuning) -> list[Figure]:
+    """The loss by each option that was searched."""
+    found = []
+    for name in tuning.trials[0].options:
+        what = name.replace("_", " ")
+        title = what.capitalize()
+        if best := tuning.best:
+            title += f": {best.options[name]:.3g} in the best trial"
+        scale = alt.Scale(type="log") if name == "learning_rate" else alt.Scale(zero=False)
+        axis = alt.Axis(tickCount=5, format="~g" if name == "learning_rate" else "~r")
+        x = alt.X(f"{name}:Q", title=what, scale=scale, axis=axis)
+        chart = _loss_points([_tried(each) for each in tuning.trials]).encode(x=x)
+        found.append(Figure(f"tuning-{name.replace('_', '-')}", title, chart, width=420))
+    return found
+
+
+def _tried(trial: Trial) -> dict[str, Any]:
+    loss = trial.loss if trial.losses else None
+    return {"number": trial.number, "state": trial.state, "loss": loss, **trial.options}
+
+
+def _loss_points(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    """A mark for each trial. Those that are far worse than most stand at the upper edge."""
+    losses = sorted(row["loss"] for row in rows if row["loss"] is not None) or [0.0, 1.0]
+    most = losses[0] + 4 * (losses[len(losses) // 2] - losses[0]) or losses[-1]
+    domain = [losses[0] - 0.05 * (min(most, losses[-1]) - losses[0]), min(most, losses[-1])]
+    scale = alt.Scale(zero=False, domain=domain, clamp=True, nice=False)
+    states = alt.Scale(domain=["complete", "pruned"], range=["circle", "triangle-up"])
+    numbers = [name for name in rows[0] if name not in ("state", "loss")]
+    return (
+        alt.Chart(alt.Data(values=[row for row in rows if row["loss"] is not None]), height=220)
+        .mark_point(size=60, opacity=0.9, strokeWidth=2)
+        .encode(
+            y=alt.Y("loss:Q", title="validation loss", scale=scale),
+            shape=alt.Shape("state:N", scale=states, legend=alt.Legend(title=None, symbolSize=80)),
+            color=alt.value(COLOURS[0]),
+            tooltip=["state:N", *_numbers(".4~g", *numbers), *_numbers(".4~g", "loss")],
+        )
+    )
 
 
 def vanishing(found: Vanishing) -> Figure:

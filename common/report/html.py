@@ -20,7 +20,7 @@ from common.report.schema import Results
 
 HERE = Path(__file__).parent
 # Of these figures the first that is there gives the page its title.
-HEADLINES = ("accuracy", "comparisons", "speed")
+HEADLINES = ("accuracy", "comparisons", "speed", "tuning")
 
 
 def write(folder: Path, results: Results, sections: content.Sections) -> Path:

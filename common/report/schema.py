@@ -237,6 +237,46 @@ class Speed(Struct):
     """Of a task with next to nothing to compute."""
 
 
+class Trial(Struct):
+    """A set of options, tried on the validation reviews."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed"]
+    """Pruned: given up after an epoch. Failed: a number was not finite."""
+    options: dict[str, int | float]
+    losses: list[float]
+    """On the validation reviews, after each epoch."""
+    seconds: float
+    accuracy: Share | None = None
+    """On them, where the loss is lowest."""
+    error: str = ""
+
+    @property
+    def loss(self) -> float:
+        """The lowest of the losses."""
+        return min(self.losses, default=math.inf)
+
+
+class Tuning(Struct):
+    """What `compare.py tune` tried."""
+
+    study: str
+    command: str
+    """That trains with the best options; empty, where no trial was completed."""
+    trials: Annotated[list[Trial], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        for number, trial in enumerate(self.trials):
+            if trial.options.keys() != self.trials[0].options.keys():
+                raise ValueError(f"trials[{number}].options: not those of trials[0]")
+
+    @property
+    def best(self) -> Trial | None:
+        """The completed trial with the lowest loss."""
+        complete = [trial for trial in self.trials if trial.state == "complete"]
+        return min(complete, key=lambda trial: trial.loss, default=None)
+
+
 class Series(Struct):
     """The norm of the gradient at each distance: quartiles over the reviews."""
 
@@ -398,6 +438,7 @@ class Results(Struct):
     speed: Speed | UnsetType = UNSET
     questions: Questions | UnsetType = UNSET
     explorer: Explorer | UnsetType = UNSET
+    tuning: Tuning | UnsetType = UNSET
     schema: Literal[1] = 1
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from common.report.schema import (
     Run,
     Speed,
     Timed,
+    Tuning,
     Vanishing,
 )
 
@@ -177,6 +178,23 @@ def recipe(speed: Speed) -> Table:
     table = Table.of(title, speed.recipe, columns)
     said = [[f"the homework's report: {n}", "", f"{s:,} s"] for n, s in RECIPE_SECONDS.items()]
     return replace(table, rows=[*table.rows, *said])
+
+
+def trials(tuning: Tuning) -> Table:
+    """What was tried, the best first."""
+    rows = [
+        [
+            *(str(each.number), each.state if each.state != "failed" else f"**{each.state}**"),
+            f"{each.loss:.4g}" if each.losses else "",
+            "" if each.accuracy is None else f"{each.accuracy:.2%}",
+            *(str(len(each.losses)), f"{each.seconds:.0f} s"),
+            *(f"{value:.3g}" for value in each.options.values()),
+        ]
+        for each in sorted(tuning.trials, key=lambda each: (each.state != "complete", each.loss))
+    ]
+    options = [name.replace("_", " ") for name in tuning.trials[0].options]
+    header = ["trial", "state", "loss", "accuracy", "epochs", "time", *options]
+    return Table("Trials, by the lowest loss on the validation reviews", header, rows, names=2)
 
 
 def parity(checks: Sequence[Check]) -> Table:

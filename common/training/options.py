@@ -273,10 +273,12 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
         ) from None
 
 
-def to_arguments(options: DataConfig) -> list[str]:
-    """The command line that parses back to these options."""
+def to_arguments(options: DataConfig, default: DataConfig | None = None) -> list[str]:
+    """The command line that parses back to these options; without those that are the default's."""
     arguments = []
     for name, value in vars(options).items():
+        if default is not None and value == getattr(default, name):
+            continue
         if isinstance(value, bool):
             arguments.append(option(name if value else f"no_{name}"))
         else:

@@ -58,6 +58,7 @@ def results() -> dict[str, Any]:
         "speed": _speed(rng, RATIOS, SHORT[:3]),
         "questions": _questions(),
         "explorer": _explorer(rng),
+        "tuning": _tuning(rng),
     }
 
 
@@ -157,6 +158,19 @@ def _speed(
     )
     timed = {"rows": rows, "inference": inference, "calls": calls}
     return {"peak_flops": 1e11, **timed, "lengths": lengths, "recipe": recipe}
+
+
+def _tuning(rng: np.random.Generator) -> dict[str, Any]:
+    trials = []
+    for number, state in enumerate(["complete", "complete", "pruned", "failed", "complete"] * 4):
+        options = {"learning_rate": 10 ** rng.uniform(-4, -2), "hidden_size": 128}
+        options |= {"batch_size": 32, "word_dropout": rng.uniform(0, 0.5)}
+        count = {"complete": 3, "pruned": 1, "failed": 0}[state]
+        losses = rng.uniform(0.3, 0.7, count).tolist()
+        known = {"accuracy": 0.85} if losses else {"error": "the loss is nan <script>"}
+        trial = {"number": number, "state": state, "options": options, "losses": losses, **known}
+        trials.append({**trial, "seconds": 12.3})
+    return {"study": "torch gru", "command": "python -m torch_impl.train", "trials": trials}
 
 
 def _questions() -> dict[str, Any]:

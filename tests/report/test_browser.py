@@ -121,7 +121,8 @@ def test_it_opens_fast_draws_every_chart_and_logs_nothing(
         ".length])"
     )
     names = dict(marks)
-    assert len(names) == 1 + 1 + len(results["runs"]) + 2 + 1 + 2 + 3 + 1
+    tuning = 1 + len(results["tuning"]["trials"][0]["options"])
+    assert len(names) == 1 + 1 + len(results["runs"]) + 2 + 1 + 2 + 3 + 1 + tuning
     assert all(names.values()), names
     assert names["comparisons"] == 7 + 7 * 5 + 2  # pairs, their seeds, and the legend
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0

@@ -72,7 +72,7 @@ def test_a_bar_in_a_name_ends_no_cell_of_report_md(
     assert row.startswith(r"| a\|b | 250 |")
 
 
-@pytest.mark.parametrize("key", ["runs", "parity", "speed", "questions", "explorer"])
+@pytest.mark.parametrize("key", ["runs", "parity", "speed", "questions", "explorer", "tuning"])
 def test_what_is_missing_is_left_out(changed: dict[str, Any], key: str, tmp_path: Path) -> None:
     def sections() -> set[str]:
         page = page_of(changed, tmp_path)
@@ -85,6 +85,17 @@ def test_what_is_missing_is_left_out(changed: dict[str, Any], key: str, tmp_path
         del changed[key]
     gone = {"summary", "loss", "confusion"} if key == "runs" else {key}
     assert everything - sections() == gone
+
+
+def test_the_best_trial_is_named(changed: dict[str, Any]) -> None:
+    trials = changed["tuning"]["trials"]
+    trials[4].update(losses=[0.5, 0.25, 0.3])
+    trials[2].update(losses=[0.2])  # pruned
+    (title,) = (t for t in titles(changed)["tuning"] if t.startswith("Trial"))
+    assert title.startswith("Trial 4 of 20 has the lowest validation loss, 0.25; the options it")
+    assert title.endswith("; 4 were given up; 4 failed")
+    changed["tuning"]["trials"] = [trials[3]]
+    assert "No trial of 1 came to its end; 1 failed" in titles(changed)["tuning"]
 
 
 def test_every_question_has_its_answer_in_a_sentence(
@@ -221,6 +232,12 @@ def review(results: dict[str, Any]) -> dict[str, Any]:
             "models.jax bigru.z: not a number for each word - at `$.explorer.reviews[1]`",
         ),
         (lambda results: review(results).update(text="\ud800"), "surrogates"),
+        (lambda results: results["tuning"]["trials"].clear(), "$.tuning.trials"),
+        (lambda results: results["tuning"]["trials"][2].update(state="good"), "trials[2].state"),
+        (
+            lambda results: results["tuning"]["trials"][1]["options"].popitem(),
+            "trials[1].options: not those of trials[0] - at `$.tuning`",
+        ),
     ],
 )
 def test_bad_results_get_one_clear_line_and_leave_nothing(
