@@ -151,8 +151,10 @@ class Learner(learner.Learner):
         return kind(rate, *self.training.betas, self.training.eps)
 
     def _array(self, array: np.ndarray) -> Array:
-        """In the dtype of the parameters."""
-        return jax.device_put(array.astype(jax.tree.leaves(self.state)[0].dtype), self.device)
+        """In the dtype of the parameters; bytes as they are."""
+        if array.dtype != np.uint8:
+            array = array.astype(jax.tree.leaves(self.state)[0].dtype, copy=False)
+        return jax.device_put(array, self.device)
 
     def _arrays(self, batch: Batch) -> tuple[Array, ...]:
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)

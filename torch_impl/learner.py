@@ -173,8 +173,9 @@ class Learner(learner.Learner):
         return optimizer
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        """In the dtype of the parameters."""
-        return torch.from_numpy(array).to(self.device, self.leaves[0].dtype)
+        """In the dtype of the parameters; bytes as they are."""
+        tensor = torch.from_numpy(array).to(self.device)
+        return tensor if array.dtype == np.uint8 else tensor.to(self.leaves[0].dtype)
 
     def _arrays(self, batch: Batch) -> tuple[Tensor, ...]:
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)

@@ -22,9 +22,9 @@ WORDS, ELEMENTS, LAYERS, FEATURES = range(4)  # the purposes
 def masks(
     model: ModelConfig, options: TrainConfig, batch: Batch, step: int
 ) -> dict[str, np.ndarray]:
-    """What a step multiplies by, float32; nothing where nothing is dropped.
+    """What a step multiplies by, float32 but for the first; nothing where nothing is dropped.
 
-    elements [K, D]: of the vectors of the batch's distinct words, wherever they stand; 0 or 1.
+    elements [K, D], uint8: of the vectors of the batch's distinct words, wherever they stand; 0, 1.
     words [K, 1]: of these vectors, too: 0, or what makes up for all that is dropped of them, which
         costs next to nothing.
     layers [L - 1, B, R*H]: of the outputs of each layer but the last, the same at every time step
@@ -39,9 +39,10 @@ def masks(
         drawn = generator.random_raw(-(-count // 8)).astype("<u8", copy=False).view(np.uint8)
         return (drawn[:count] >= _dropped(rate)).reshape(shape)
 
-    found = {}
+    found: dict[str, np.ndarray] = {}
     if rate := options.vector_dropout:
-        found["elements"] = kept(rate, ELEMENTS, K, model.input_size).astype(np.float32)
+        found["elements"] = np.zeros((K, model.input_size), np.uint8)
+        found["elements"][: batch.named] = kept(rate, ELEMENTS, batch.named, model.input_size)
         found["words"] = np.full((K, 1), _scale(rate))
     if rate := options.word_dropout:
         words = kept(rate, WORDS, K, 1) * _scale(rate)

@@ -200,8 +200,8 @@ def test_the_builtin_layer_is_pooled_alike(model, pooling):
 
 
 def batch_of(K: int, B: int) -> Batch:
-    of = np.zeros(B, np.int32)
-    return Batch(np.zeros(K, np.int32), np.zeros((2, B), np.int32), of, of, of.astype(np.int64))
+    of = np.ones(B, np.int32)
+    return Batch(np.arange(K, dtype=np.int32), np.zeros((2, B), np.int32), of, of, of.astype(int))
 
 
 def drop(step: int, seed: int = 0, **rates: float) -> dict[str, np.ndarray]:
@@ -219,7 +219,8 @@ def test_masks_have_their_rates_and_keep_the_mean():
     times = {"elements": 1, "words": scale[0.2] * scale[0.25], "layers": 2, "features": scale[0.4]}
     assert found.keys() == shapes.keys()
     for name, mask in found.items():
-        assert mask.shape == shapes[name] and mask.dtype == np.float32
+        dtype = np.uint8 if name == "elements" else np.float32
+        assert mask.shape == shapes[name] and mask.dtype == dtype
         # A rate is rounded to a 256th.
         allowed = 1 / 512 + 4 * (0.25 / mask.size) ** 0.5
         assert (mask == 0).mean() == pytest.approx(rates[name], abs=allowed)
