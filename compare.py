@@ -83,7 +83,9 @@ class CompareConfig(TrainConfig):
     """The folder for results.json, report.html, report.md, figures and run directories."""
 
     def check(self) -> None:
-        super().check()
+        # tune holds out reviews by itself.
+        held_out = self.validation_size or int(self.part == "tune")
+        super(CompareConfig, dataclasses.replace(self, validation_size=held_out)).check()
         for name, number in (
             ("--seeds", self.seeds),
             ("--jobs", self.jobs),
@@ -266,9 +268,11 @@ def tune(options: CompareConfig, out: Path, results: Results, console: Console) 
     from comparison import tuning
 
     framework = options.frameworks[0]
+    if framework not in TWINS:
+        raise InputError(f"--frameworks {framework}: tune is for {' and '.join(TWINS)}")
     model = next((m for m in options.models if m != linear.NAME), linear.NAME)
-    if model not in TWINS.get(framework, ()):
-        raise InputError(f"tune: {framework} {model}: expected a GRU of torch or jax")
+    if model not in TWINS[framework]:
+        raise InputError(f"--models {model}: tune is for {', '.join(TWINS[framework])}")
     plain = dataclasses.replace(options.plain(), model=model)
     storage = options.storage or f"sqlite:///{out / 'trials.sqlite3'}"
 
@@ -311,7 +315,8 @@ def environment() -> dict[str, str | int]:
         cpuinfo = ""
     processor = re.search("^model name.*: (.+)", cpuinfo, re.MULTILINE)
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        # Without the password that a --storage may have.
+        "command": re.sub(r"://[^/@\s]+@", "://***@", shlex.join(["python", *sys.argv])),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor[1] if processor else platform.processor(),

@@ -85,7 +85,12 @@ def check_cell(
 
 
 def check_classify(
-    parameters: Mapping[str, Any], vectors: Any, distinct: Any, tokens: Any, pooling: str = "last"
+    parameters: Mapping[str, Any],
+    vectors: Any,
+    distinct: Any,
+    tokens: Any,
+    ratios: Any | None = None,
+    pooling: str = "last",
 ) -> tuple[str, int, int]:
     """(cell, directions, H) of a classifier's parameters that these arguments of `classify` fit.
 
@@ -103,10 +108,14 @@ def check_classify(
             raise ValueError(f"parameters: expected {name}, found none")
     weight, bias = parameters["head.weight"], parameters["head.bias"]
     D, H = (parameters[f"{layer}.{name}"].shape[-1] for name in ("weight_ih", "weight_hh"))
-    check_shape("vectors", vectors, "V", D)
     check_shape("distinct", distinct, "K")
     check_dtype("distinct", distinct, INTEGERS)
     check_shape("tokens", tokens, "T", "B")
+    if ratios is not None:
+        check_shape("ratios", ratios, *tokens.shape, "E")
+        check_same_dtype("ratios", ratios, "head.weight", weight)
+        D -= ratios.shape[2]
+    check_shape("vectors", vectors, "V", D)
     check_shape("head.weight", weight, "C", directions * H * len(ways))
     if bias.shape != weight.shape[:1]:
         check_shape("head.bias", bias, weight.shape[0])

@@ -7,7 +7,8 @@
 A plain tanh RNN has rnn.{layer}.… in place of gru.{layer}.…, with H rows in place of 3H.
 
 The three gates of a GRU stand in the order z (update), r (reset), n (candidate). In layers after
-the first, D is H * directions; F is that for each way of pooling.
+the first, D is H * directions; F is that for each way of pooling. In the first, D is the dimension
+of the word vectors, and E more where a model reads log-count ratios of n-grams beside them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -51,6 +52,8 @@ class ModelConfig:
     """What the head reads of the outputs: some of last, max and mean, joined by "+"."""
     relu: bool = True
     """Apply ReLU to what the head reads."""
+    ngrams: int = 0
+    """N: beside the vectors, the first layer reads the log-count ratios of 1- to N-grams."""
     cell: Literal["gru", "rnn"] = "gru"
     """What recurs: the GRU, or the plain tanh RNN that it is measured against."""
     implementation: str = "auto"
@@ -62,9 +65,19 @@ class ModelConfig:
         return 2 if self.bidirectional else 1
 
     @property
+    def ratios(self) -> int:
+        """E, how many log-count ratios the first layer reads at each word."""
+        return self.ngrams * ratio_columns(self.classes)
+
+    @property
     def features(self) -> int:
         """F, what the head reads."""
         return self.hidden_size * self.directions * len(self.pooling.split("+"))
+
+
+def ratio_columns(classes: int) -> int:
+    """How many numbers an n-gram's ratio is: of two classes that of the second, else of each."""
+    return 1 if classes == 2 else classes
 
 
 def gru_shapes(
@@ -87,7 +100,11 @@ def gru_shapes(
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a classifier, in canonical order."""
     found = gru_shapes(
-        config.input_size, config.hidden_size, config.num_layers, config.bidirectional, config.cell
+        config.input_size + config.ratios,
+        config.hidden_size,
+        config.num_layers,
+        config.bidirectional,
+        config.cell,
     )
     found |= {"head.weight": (config.classes, config.features), "head.bias": (config.classes,)}
     if config.train_vectors:

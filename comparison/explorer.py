@@ -9,10 +9,8 @@ from jaxtyping import Bool, Int
 
 import torch_impl.learner
 from common.data import corpus
-from common.data.batches import Batches
-from common.data.corpus import join
 from common.inference import explanation
-from common.inference.prediction import load_learner
+from common.inference.prediction import load_learner, questions
 from common.report.schema import Explained, Explorer, Review, Run
 from common.training import run_directory
 from common.training.data import load_data
@@ -33,12 +31,12 @@ def explore(options: TrainConfig, runs: Sequence[Run], report: Callable[[str], N
     data = load_data(options, report)
     split = data.test.split
     short = candidates(data.test.lengths)
-    asked = join([split[number] for number in short], split.labels[short])
-    questions = Batches(asked, ROWS, max_length=options.max_length, in_order=True)
+    asked, limit = [split[number] for number in short], options.max_length
     trained = {run.name: run_directory.load_run(Path(run.run_dir)) for run in runs}
     correct = []
     for run in trained.values():
-        logits, labels = predict(load_learner(torch_impl.learner, run, options.device), questions)
+        batches = questions(run, asked, ROWS, split.labels[short], max_length=limit)
+        logits, labels = predict(load_learner(torch_impl.learner, run, options.device), batches)
         correct.append(logits.argmax(axis=1) == labels)
     chosen = short[choose(np.array(correct))]
     ids = [split[number] for number in chosen]

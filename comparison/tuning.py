@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 import shlex
 import tempfile
 import time
@@ -30,6 +31,7 @@ from common.training.learner import Framework
 from common.training.loop import Trainer
 from common.training.memory import keep_freed_memory
 from common.training.options import PRESETS, TrainConfig, option, parse_options, to_arguments
+from common.training.recipe import recipe_of
 from common.training.run_directory import MAY_CHANGE
 from comparison import processes
 from comparison.processes import Job
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 SIZES = {"hidden_size": (64, 128, 192, 256), "batch_size": (16, 32, 64)}
 DROPOUT = {"word_dropout": 0.5, "vector_dropout": 0.5, "feature_dropout": 0.7}  # at most
 LEARNING_RATES = (2e-4, 1e-2)
-HEARTBEAT = 60  # seconds; a trial that was silent for twice as long is tried again
+HEARTBEAT = 60  # seconds; a trial that was silent for twice as long is given up
 DONE = "trial "  # how a line for people begins
 say = partial(print, flush=True)
 
@@ -54,6 +56,8 @@ class TrialConfig(TrainConfig):
     study: str = ""
     trials: int = 0
     """No more, if the study has so many."""
+    given: bool = False
+    """Try the options as they are, and none that Optuna chooses."""
 
 
 def main() -> None:
@@ -64,16 +68,19 @@ def main() -> None:
         keep_freed_memory()
         with opened(options.storage) as optuna:
             storage, pruner = _storage(options.storage), optuna.pruners.MedianPruner()
-            study = optuna.load_study(study_name=options.study, storage=storage, pruner=pruner)
+            sampler = optuna.samplers.TPESampler()
+            if options.given:
+                sampler = optuna.samplers.PartialFixedSampler(_searched(options), sampler)
+            study = optuna.load_study(
+                study_name=options.study, storage=storage, sampler=sampler, pruner=pruner
+            )
             optuna.storages.fail_stale_trials(study)
             if len(counted(study, running=True)) < options.trials:
-                objective = partial(_try, options, framework, study)
+                objective = partial(_try, options, framework)
                 study.optimize(objective, n_trials=1, catch=(NotFiniteError,))
 
 
-def _try(
-    options: TrialConfig, framework: Framework, study: "optuna.Study", trial: "optuna.Trial"
-) -> float:
+def _try(options: TrialConfig, framework: Framework, trial: "optuna.Trial") -> float:
     """Train with what Optuna suggests; the lowest loss on the validation reviews."""
     from optuna import TrialPruned
 
@@ -82,6 +89,7 @@ def _try(
     )
     number, begun = trial.number, time.perf_counter()
     chosen = suggest(trial, plain)
+    trial.set_user_attr("given", options.given)
     what = " ".join(f"{option(name)} {value}" for name, value in rounded(trial.params).items())
     say(f"{DONE}{number}: {what}")
 
@@ -116,9 +124,6 @@ def _try(
     except NotFiniteError as error:
         say(f"{DONE}{number}: failed: {error}")
         trial.set_user_attr("error", str(error))
-        raise
-    except Stopped:
-        study.enqueue_trial(trial.params)  # for the next one to take
         raise
     finally:
         trial.set_user_attr("seconds", time.perf_counter() - begun)
@@ -160,35 +165,48 @@ def tune(
     if find_spec("optuna") is None:
         raise InputError('tune: needs Optuna: pip install -e ".[tune]"')
     if not options.validation_size:
-        train = len(load_texts(options, say)[1])
-        options = dataclasses.replace(options, validation_size=max(train // 10, 1))
+        reviews = len(load_texts(options, say)[1])
+        options = dataclasses.replace(options, validation_size=max(reviews // 10, 1))
     options.check()
-    load_texts(options, say)
+    texts, train, *_ = load_texts(options, say)
+    recipe_of(options, 1, train.labels, len(texts.classes))
+    learner = import_module(f"{framework}_impl.learner")
+    learner.find_device(options.device)
+    learner.CELLS[options.cell].resolve(options.implementation, dtype=options.dtype)
     name = f"{framework} {options.model} on {options.data}, {_digest(options)}"
     with opened(storage) as optuna:
         place = _storage(storage)
         if options.restart and name in optuna.get_all_study_names(place):
             optuna.delete_study(study_name=name, storage=place)
         study = optuna.create_study(study_name=name, storage=place, load_if_exists=True)
-        own = {each: getattr(options, each) for each in ("learning_rate", *SIZES, *DROPOUT)}
-        if not study.get_trials(deepcopy=False):
-            study.enqueue_trial(own)
+        optuna.storages.fail_stale_trials(study)
     there = counted(study)
-    say(f"{name}: {len(there)} of {trials} trials are there, in {storage}")
+    say(f"{name}: {len(there)} of {trials} trials are there, in {masked(storage)}")
     arguments = to_arguments(dataclasses.replace(options, restart=False))
     arguments += ["--framework", framework, "--storage", storage, "--study", name]
     arguments += ["--trials", str(trials)]
     jobs = [
-        Job(f"{number}", "comparison.tuning", tuple(arguments))
+        Job(f"job {number}", "comparison.tuning", tuple(arguments))
         for number in range(len(there), trials)
     ]
-    processes.run(
-        jobs,
-        at_once,
-        lambda job, line: say(line) if line.startswith(DONE) else None,
-        lambda job: None,
-    )
+    if jobs and not any(trial.user_attrs.get("given") for trial in counted(study, running=True)):
+        jobs[0] = dataclasses.replace(jobs[0], arguments=(*arguments, "--given"))
+    try:
+        processes.run(
+            jobs,
+            at_once,
+            lambda job, line: say(line) if line.startswith(DONE) else None,
+            lambda job: None,
+        )
+    except Stopped as stopped:
+        lost = "; the same command goes on, with others in place of the trials at work"
+        raise Stopped(stopped.status - 128, lost) from None
     return gather(study, framework, options)
+
+
+def masked(text: str) -> str:
+    """Without the user and the password of a URL in it."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def counted(study: "optuna.Study", running: bool = False) -> list["optuna.trial.FrozenTrial"]:
@@ -217,6 +235,7 @@ def gather(study: "optuna.Study", framework: str, options: TrainConfig) -> Tunin
                 accuracy=about.get("accuracy"),
                 seconds=about["seconds"],
                 error=about.get("error", ""),
+                given=about.get("given", False),
             )
         )
     complete = [trial for trial in found if trial.state == "complete"]
@@ -241,16 +260,14 @@ def opened(storage: str) -> Iterator[Any]:
         yield optuna
     except (SQLAlchemyError, ImportError) as error:
         problem = str(error).splitlines()[0]
-        raise InputError(f"--storage {storage}: cannot be opened: {problem}") from None
+        raise InputError(f"--storage {masked(storage)}: cannot be opened: {problem}") from None
 
 
 def _storage(url: str) -> "optuna.storages.RDBStorage":
-    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
-    again = RetryHeartbeatStaleTrialCallback()
-    how: dict[str, Any] = {"heartbeat_interval": HEARTBEAT, "heartbeat_stale_trial_callback": again}
-    connect = partial(RDBStorage, url, **how)
+    connect = partial(RDBStorage, url, heartbeat_interval=HEARTBEAT)
     # Of two that make the tables of a new storage at once, one finds some there already and fails.
     for patience in (0.2, 1, 2):
         try:
@@ -258,6 +275,10 @@ def _storage(url: str) -> "optuna.storages.RDBStorage":
         except SQLAlchemyError:
             time.sleep(patience)
     return connect()
+
+
+def _searched(options: TrainConfig) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("learning_rate", *SIZES, *DROPOUT)}
 
 
 def _digest(options: TrainConfig) -> str:

@@ -29,6 +29,21 @@ def drop(embedded: Float[Array, "K D"], masks: Mapping[str, Array]) -> Float[Arr
     return embedded
 
 
+def beside(
+    embedded: Float[Array, "K D"],
+    tokens: Int[Array, "T B"],
+    lengths: Int[Array, " B"],
+    ratios: Float[Array, "T B E"] | None,
+) -> tuple[Array, Array, None, Array | None]:
+    """x, lengths, h0 and tokens of the layers: at each word its vector and, beside it, its ratios.
+
+    These differ wherever a word stands, so that it is no longer multiplied only once.
+    """
+    if ratios is None:
+        return embedded, lengths, None, tokens
+    return jnp.concatenate([embedded[tokens], ratios], -1), lengths, None, None
+
+
 def pool(
     outputs: Float[Array, "T B R*H"],
     h_last: Float[Array, "R B H"],
@@ -71,6 +86,7 @@ def classify(
     tokens: Int[Array, "T B"],
     lengths: Int[Array, " B"],
     masks: Mapping[str, Array] = NO_MASKS,
+    ratios: Float[Array, "T B E"] | None = None,
     *,
     reset_after: bool = False,
     pooling: str = "last",
@@ -81,8 +97,9 @@ def classify(
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
-    masks: what dropout multiplies by (common/training/dropout.py). pooling, relu: see ModelConfig
-    in common/params.py. bfloat16: see `gru`; the head is float32.
+    masks: what dropout multiplies by (common/training/dropout.py). ratios: what the first layer
+    reads beside the vectors. pooling, relu: see ModelConfig in common/params.py. bfloat16: see
+    `gru`; the head is float32.
 
     Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1; under jax.jit, the
     rows of the batch that read it have NaN.
@@ -94,7 +111,7 @@ def classify(
         as_array(name, array, np.asarray)
         for name, array in (("distinct", distinct), ("tokens", tokens), ("lengths", lengths))
     )
-    cell, directions, size = check_classify(parameters, vectors, distinct, tokens, pooling)
+    cell, directions, size = check_classify(parameters, vectors, distinct, tokens, ratios, pooling)
     distinct, wrong = in_range(
         "distinct", distinct, len(vectors) - 1, "V - 1, there being V vectors"
     )
@@ -106,9 +123,7 @@ def classify(
     outputs, h_last = run(
         CELLS[cell],
         parameters,
-        embedded,
-        lengths,
-        tokens=tokens,
+        *beside(embedded, tokens, lengths, ratios),
         between=(lambda x: x * next(between)) if "layers" in masks else None,
         reset_after=reset_after,
         implementation=implementation,
@@ -159,6 +174,7 @@ class Classifier(nnx.Module):
         tokens: Int[Array, "T B"],
         lengths: Int[Array, " B"],
         masks: Mapping[str, Array] = NO_MASKS,
+        ratios: Float[Array, "T B E"] | None = None,
     ) -> Float[Array, "B C"]:
         """The logits of a batch."""
         return classify(
@@ -168,6 +184,7 @@ class Classifier(nnx.Module):
             tokens,
             lengths,
             masks,
+            ratios,
             reset_after=self.config.reset_after,
             pooling=self.config.pooling,
             relu=self.config.relu,

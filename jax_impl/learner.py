@@ -80,7 +80,8 @@ class Learner(learner.Learner):
     def step(self, batch: Batch) -> Float[Array, ""]:
         dropped = masks(self.config, self.training, batch, self.taken)
         found = {name: self._array(mask) for name, mask in dropped.items()}
-        loss, gradients = self._backward(self.state, self.frozen, found, *self._arrays(batch))
+        ratios, arrays = self._ratios(batch), self._arrays(batch)
+        loss, gradients = self._backward(self.state, self.frozen, found, ratios, *arrays)
         rate = None
         if self.training.scheduled:
             rate = self._array(np.array(learning_rate(self.training, self.recipe, self.taken)))
@@ -91,10 +92,14 @@ class Learner(learner.Learner):
         return loss
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
-        return np.asarray(self._logits(self.state, self.frozen, *self._arrays(batch)[:3]))
+        distinct, tokens, lengths, _ = self._arrays(batch)
+        inputs = distinct, tokens, lengths
+        ratios = self._ratios(batch)
+        return np.asarray(self._logits(self.state, self.frozen, *inputs, {}, ratios))
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-        loss, gradients = self._backward(self.state, self.frozen, {}, *self._arrays(batch))
+        ratios, arrays = self._ratios(batch), self._arrays(batch)
+        loss, gradients = self._backward(self.state, self.frozen, {}, ratios, *arrays)
         if (rows := self._rows(batch)) is not None:
             gradients = _put(jax.tree.map(jnp.zeros_like, self.state), gradients, rows)
         return float(loss), self._read(gradients)
@@ -102,11 +107,16 @@ class Learner(learner.Learner):
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
         model = nnx.merge(self.graph, self.state, self.frozen)
         parameters = canonical(model, model.names)
-        arrays = model.vectors[...], *self._arrays(batch)
+        distinct, tokens, lengths, labels = self._arrays(batch)
         config = self.config
         found = explain(
             parameters,
-            *arrays,
+            model.vectors[...],
+            distinct,
+            tokens,
+            lengths,
+            labels,
+            self._ratios(batch),
             reset_after=config.reset_after,
             pooling=config.pooling,
             relu=config.relu,
@@ -160,6 +170,9 @@ class Learner(learner.Learner):
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
         return tuple(jax.device_put(arrays, self.device))
 
+    def _ratios(self, batch: Batch) -> Float[Array, "T B E"] | None:
+        return None if batch.ratios is None else self._array(batch.ratios)
+
     def _rows(self, batch: Batch) -> Int[Array, " K"] | None:
         """Where the rows of the word vectors that a step changes belong; past the end: nowhere."""
         if not self.config.train_vectors:
@@ -174,7 +187,12 @@ class Learner(learner.Learner):
 
     @partial(jax.jit, static_argnums=0)
     def _backward(
-        self, state: nnx.State, frozen: nnx.State, dropped: dict[str, Array], *arrays: Array
+        self,
+        state: nnx.State,
+        frozen: nnx.State,
+        dropped: dict[str, Array],
+        ratios: Float[Array, "T B E"] | None,
+        *arrays: Array,
     ) -> tuple[Float[Array, ""], nnx.State]:
         """The loss, and its gradient: of word vectors that are trained, for the batch's rows."""
         self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
@@ -183,7 +201,7 @@ class Learner(learner.Learner):
             state, distinct = _take(state, distinct), jnp.arange(len(distinct))
 
         def loss(state: nnx.State) -> Float[Array, ""]:
-            logits = self._logits(state, frozen, distinct, *inputs, dropped)
+            logits = self._logits(state, frozen, distinct, *inputs, dropped, ratios)
             how = self.class_weights, self.training.label_smoothing
             return cross_entropy(logits, labels, *how)
 

@@ -55,6 +55,7 @@ def explain(
     tokens: Int[Array, "T B"],
     lengths: Int[Array, " B"],
     labels: Int[Array, " B"],
+    ratios: Float[Array, "T B E"] | None = None,
     *,
     reset_after: bool,
     pooling: str = "last",
@@ -65,11 +66,12 @@ def explain(
     Returns the last layer's states, z, r and n as `trace` does, logits [B, C], and two gradients
     that ask about the class in labels (where that is NO_LABEL, they are zero):
         influence [T, B]       gradient x input: of that class's logit with respect to each word's
-                               vector, times the vector
+                               vector (and ratios), times these
         d_states [R, T, B, H]  of each review's own cross-entropy with respect to the states
     Both are zero at padding.
     """
     x = parameters.get("vectors.weight", vectors)[distinct][tokens]
+    x = x if ratios is None else jnp.concatenate([x, ratios], -1)
     _, directions = structure(parameters)
     cell = CELLS[cell_of(parameters)]
     size = parameters[f"{cell.name}.0.forward.weight_hh"].shape[1]

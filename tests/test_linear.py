@@ -14,6 +14,7 @@ from sklearn.svm import LinearSVC
 import jax_impl.learner
 import torch_impl.learner
 from common import files
+from common.data import ngrams
 from common.data.corpus import EncodedSplit, join
 from common.inference import explanation, prediction
 from common.linear import model, run, train
@@ -64,7 +65,7 @@ def repetitive() -> EncodedSplit:
 def test_ngrams_are_those_of_scikit_learn(
     repetitive: EncodedSplit, longest: int, fewest: int
 ) -> None:
-    codes, features = model.ngrams(repetitive, 7, longest=longest, fewest=fewest)
+    codes, features = ngrams.matrix(repetitive, 7, longest=longest, fewest=fewest)
     names, expected = counted(repetitive, longest, fewest)
     found = names_of(codes, 7)
     assert sorted(found) == sorted(names)
@@ -78,12 +79,12 @@ def test_of_other_texts_the_known_ngrams_are_found(repetitive: EncodedSplit) -> 
         join([repetitive[i] for i in rows], repetitive.labels[rows])
         for rows in (range(60), range(60, 120))
     )
-    codes, _ = model.ngrams(first, 7, longest=3, fewest=3)
+    codes, _ = ngrams.matrix(first, 7, longest=3, fewest=3)
     counter = CountVectorizer(ngram_range=(1, 3), min_df=3, binary=True).fit(spelt(first))
     order = [names_of(codes, 7).index(name) for name in counter.get_feature_names_out()]
     unknown = [np.where(second[i] == 3, -1, second[i]) for i in range(60)]
     for texts in (second, join(unknown, second.labels)):
-        _, found = model.ngrams(texts, 7, codes)
+        _, found = ngrams.matrix(texts, 7, codes)
         expected = counter.transform(spelt(texts)).toarray()
         np.testing.assert_array_equal(found.toarray()[:, order], expected)
 
@@ -205,7 +206,7 @@ def test_codes_that_are_none_are_refused(command: Command, tmp_path: Path) -> No
     found.model.codes[0][:2] = found.model.codes[0][1::-1]
     run.write(tmp_path, about, found.vocabulary[:5], found.model, {})
     status, _, error = command(prediction.main, tmp_path, "text")
-    assert status == 2 and "vocabulary.txt: has fewer words" in error
+    assert status == 2 and "more words than vocabulary.txt" in error
 
 
 def test_an_ensemble_is_the_mean_of_its_runs(

@@ -100,7 +100,7 @@ def test_no_test_review_is_read_and_the_bad_are_given_up(
     study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=1.0))
 
     def objective(trial: optuna.Trial) -> float:
-        return tuning._try(options, torch_impl.learner, study, trial)
+        return tuning._try(options, torch_impl.learner, trial)
 
     study.enqueue_trial({"learning_rate": 1e-3})
     study.enqueue_trial({"learning_rate": 10.0})
@@ -124,7 +124,7 @@ def test_what_is_stopped_is_taken_up_again(small: list[str], tmp_path: Path) -> 
     running.communicate(timeout=60)
     assert running.returncode == 143
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'trials.sqlite3'}")
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
+    assert [trial.state.name for trial in study.trials] == ["FAIL"]
     assert tuning.counted(study) == []
     assert not list(tmp_path.glob(".trial-*"))
 
@@ -156,10 +156,14 @@ def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
         (("--storage", "trials"), "--storage trials: cannot be opened"),
         (("--storage", f"sqlite:///{__file__}"), "cannot be opened"),
         (("--trials", 0), "--trials 0: must be at least 1"),
-        (("--frameworks", "sklearn"), "tune: sklearn gru: expected a GRU of torch or jax"),
-        (("--models", "linear"), "tune: torch linear: expected a GRU of torch or jax"),
+        (("--frameworks", "sklearn"), "--frameworks sklearn: tune is for torch and jax"),
+        (("--models", "linear"), "--models linear: tune is for gru, bigru"),
         (("--validation-size", 500), "--validation-size 500: leaves nothing of 192 reviews"),
         (("--pooling", "median"), "--pooling median"),
+        (("--device", "cuda"), "--device cuda: PyTorch finds no such device"),
+        (("--class-weights", "1,2,3"), "--class-weights 1,2,3: 3 numbers for 2 classes"),
+        (("--implementation", "none"), "implementation none"),
+        (("--storage", "postgresql://me:secret@localhost/db"), "--storage postgresql://***@local"),
     ],
 )
 def test_bad_input(
@@ -168,6 +172,7 @@ def test_bad_input(
     options = (*small, *QUICKLY, "--out", tmp_path, *given)
     status, _, error = command(compare.main, "tune", *options)
     assert status == 2 and problem in error and error.count("\n") == 1
+    assert "secret" not in error
     assert not (tmp_path / "results.json").exists()
 
 

@@ -32,7 +32,7 @@ class BuiltinClassifier(Classifier):
     ) -> None:
         others = {name: value for name, value in parameters.items() if name[:4] != "gru."}
         super().__init__(config, others, vectors, dtype)
-        D, H, R = config.input_size, config.hidden_size, config.directions
+        D, H, R = config.input_size + config.ratios, config.hidden_size, config.directions
         self.cells = nn.ModuleDict()
         for layer in range(config.num_layers):
             for side in SIDES[:R]:
@@ -44,6 +44,7 @@ class BuiltinClassifier(Classifier):
         tokens: Int[Tensor, "T B"],
         lengths: Int[Tensor, " B"],
         masks: Mapping[str, Tensor] = NO_MASKS,
+        ratios: Float[Tensor, "T B E"] | None = None,
     ) -> Float[Tensor, "B C"]:
         parameters = canonical(self, self.names)
         x = F.embedding(distinct, parameters.get("vectors.weight", self.vectors))
@@ -56,7 +57,8 @@ class BuiltinClassifier(Classifier):
             """What one nn.GRU would return."""
             return torch.cat([outputs[0], *(out[turned] for out in outputs[1:])], dim=-1)
 
-        inputs = [x[read] for read in (tokens, tokens[turned])[:R]]  # of each direction
+        x = x[tokens] if ratios is None else torch.cat([x[tokens], ratios], -1)
+        inputs = [x, x[turned]][:R]  # of each direction
         outputs: list[Tensor] = []
         for layer in range(self.config.num_layers):
             if outputs:

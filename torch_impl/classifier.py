@@ -27,6 +27,21 @@ def drop(embedded: Float[Tensor, "K D"], masks: Mapping[str, Tensor]) -> Float[T
     return embedded
 
 
+def beside(
+    embedded: Float[Tensor, "K D"],
+    tokens: Int[Tensor, "T B"],
+    lengths: Int[Tensor, " B"],
+    ratios: Float[Tensor, "T B E"] | None,
+) -> tuple[Tensor, Tensor, None, Tensor | None]:
+    """x, lengths, h0 and tokens of the layers: at each word its vector and, beside it, its ratios.
+
+    These differ wherever a word stands, so that it is no longer multiplied only once.
+    """
+    if ratios is None:
+        return embedded, lengths, None, tokens
+    return torch.cat([F.embedding(tokens, embedded), ratios], -1), lengths, None, None
+
+
 def pool(
     outputs: Float[Tensor, "T B R*H"],
     h_last: Float[Tensor, "R B H"],
@@ -70,6 +85,7 @@ def classify(
     tokens: Int[Tensor, "T B"],
     lengths: Int[Tensor, " B"],
     masks: Mapping[str, Tensor] = NO_MASKS,
+    ratios: Float[Tensor, "T B E"] | None = None,
     *,
     reset_after: bool = False,
     pooling: str = "last",
@@ -80,15 +96,16 @@ def classify(
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
-    masks: what dropout multiplies by (common/training/dropout.py). pooling, relu: see ModelConfig
-    in common/params.py. bfloat16: see `gru`; the head is float32.
+    masks: what dropout multiplies by (common/training/dropout.py). ratios: what the first layer
+    reads beside the vectors. pooling, relu: see ModelConfig in common/params.py. bfloat16: see
+    `gru`; the head is float32.
 
     Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1.
     """
     check_mapping(parameters)
     vectors = parameters.get("vectors.weight", vectors)
     check_arrays({**parameters, "vectors": vectors, "distinct": distinct, "tokens": tokens})
-    cell, directions, size = check_classify(parameters, vectors, distinct, tokens, pooling)
+    cell, directions, size = check_classify(parameters, vectors, distinct, tokens, ratios, pooling)
     try:
         embedded = F.embedding(distinct, vectors)
     except (IndexError, RuntimeError):  # out of range, or of another integer dtype
@@ -99,9 +116,7 @@ def classify(
     outputs, h_last = run(
         CELLS[cell],
         parameters,
-        embedded,
-        lengths,
-        tokens=tokens,
+        *beside(embedded, tokens, lengths, ratios),
         between=(lambda x: x * next(between)) if "layers" in masks else None,
         reset_after=reset_after,
         implementation=implementation,
@@ -149,6 +164,7 @@ class Classifier(nn.Module):
         tokens: Int[Tensor, "T B"],
         lengths: Int[Tensor, " B"],
         masks: Mapping[str, Tensor] = NO_MASKS,
+        ratios: Float[Tensor, "T B E"] | None = None,
     ) -> Float[Tensor, "B C"]:
         """The logits of a batch."""
         return classify(
@@ -158,6 +174,7 @@ class Classifier(nn.Module):
             tokens,
             lengths,
             masks,
+            ratios,
             reset_after=self.config.reset_after,
             pooling=self.config.pooling,
             relu=self.config.relu,

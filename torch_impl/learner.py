@@ -103,7 +103,8 @@ class Learner(learner.Learner):
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
         with torch.no_grad():
-            return self.model(*self._arrays(batch)[:3]).cpu().numpy()
+            distinct, tokens, lengths, _ = self._arrays(batch)
+            return self.model(distinct, tokens, lengths, {}, self._ratios(batch)).cpu().numpy()
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
         loss = self._backward(batch)
@@ -117,11 +118,16 @@ class Learner(learner.Learner):
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
         values = self.parameters().items()
         parameters = {name: torch.from_numpy(value).to(self.device) for name, value in values}
-        arrays = self.model.vectors, *self._arrays(batch)
+        distinct, tokens, lengths, labels = self._arrays(batch)
         config = self.model.config
         found = explain(
             parameters,
-            *arrays,
+            self.model.vectors,
+            distinct,
+            tokens,
+            lengths,
+            labels,
+            self._ratios(batch),
             reset_after=config.reset_after,
             pooling=config.pooling,
             relu=config.relu,
@@ -181,11 +187,15 @@ class Learner(learner.Learner):
         arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
         return tuple(torch.from_numpy(array).to(self.device) for array in arrays)
 
+    def _ratios(self, batch: Batch) -> Float[Tensor, "T B E"] | None:
+        return None if batch.ratios is None else self._tensor(batch.ratios)
+
     def _backward(self, batch: Batch, dropped: Arrays = NO_MASKS) -> Float[Tensor, ""]:
         distinct, *inputs, labels = self._arrays(batch)
         for leaf in self.leaves:
             leaf.grad = None
-        given = *inputs, {name: self._tensor(mask) for name, mask in dropped.items()}
+        dropping = {name: self._tensor(mask) for name, mask in dropped.items()}
+        given = *inputs, dropping, self._ratios(batch)
         if self.vectors is None:
             logits = self.model(distinct, *given)
         else:

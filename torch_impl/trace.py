@@ -53,6 +53,7 @@ def explain(
     tokens: Int[Tensor, "T B"],
     lengths: Int[Tensor, " B"],
     labels: Int[Tensor, " B"],
+    ratios: Float[Tensor, "T B E"] | None = None,
     *,
     reset_after: bool,
     pooling: str = "last",
@@ -63,11 +64,12 @@ def explain(
     Returns the last layer's states, z, r and n as `trace` does, logits [B, C], and two gradients
     that ask about the class in labels (where that is NO_LABEL, they are zero):
         influence [T, B]       gradient x input: of that class's logit with respect to each word's
-                               vector, times the vector
+                               vector (and ratios), times these
         d_states [R, T, B, H]  of each review's own cross-entropy with respect to the states
     Both are zero at padding.
     """
     x = F.embedding(distinct, parameters.get("vectors.weight", vectors))[tokens]
+    x = x if ratios is None else torch.cat([x, ratios], -1)
     x = x.detach().requires_grad_()
     _, directions = structure(parameters)
     cell = CELLS[cell_of(parameters)]

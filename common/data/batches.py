@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from common.data.corpus import EncodedSplit
 from common.params import NO_LABEL
@@ -29,6 +29,8 @@ class Batch:
     lengths: words in each review, longest first; 0 is legal.
     labels: index of the class, or NO_LABEL for a row that is no review.
     reviews: index of each review in its split, -1 for a row that is no review.
+    ratios: of the n-grams that end at each word (common/data/ngrams.py), zeros in the padding; an
+        n-gram that begins before what is read of a review has 0.
     """
 
     distinct: Int32[np.ndarray, " K"]
@@ -36,6 +38,7 @@ class Batch:
     lengths: Int32[np.ndarray, " B"]
     labels: Int32[np.ndarray, " B"]
     reviews: Int64[np.ndarray, " B"]
+    ratios: Float32[np.ndarray, "T B E"] | None = None
 
     @property
     def words(self) -> int:
@@ -73,12 +76,15 @@ class Batches:
         in_order: bool = False,
         shapes: Sequence[Shape] | None = None,
         longest: int = 0,
+        ngrams: int = 0,
     ) -> None:
-        """longest: the shapes shall fit reviews of up to so many words (the other split's)."""
+        """longest: the shapes shall fit reviews of up to so many words (the other split's). ngrams:
+        up to how many words those are that the split has ratios of."""
         self.split = split
         self.batch_size = batch_size
         self.seed = seed
         self.in_order = in_order
+        self.ngrams = ngrams
         self.limit = max_length
         self.lengths = np.minimum(split.lengths, max_length or np.inf).astype(np.int64)
         self._position = np.zeros(split.vocabulary_size, np.int32)
@@ -120,16 +126,31 @@ class Batches:
             tokens[: len(text), column] = self._position[text]
         labels = np.where(rows >= 0, self.split.labels[rows], NO_LABEL)
         distinct = np.pad(distinct, (0, shape.distinct - K))
-        return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows)
+        ratios = self._ratios(rows, shape.steps) if self.ngrams else None
+        return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows, ratios)
 
-    def _texts(self, rows: Int64[np.ndarray, " B"]) -> list[Int64[np.ndarray, " words"]]:
+    def _ranges(self, rows: Int64[np.ndarray, " B"]) -> list[tuple[int, int]]:
+        """What is read of each review; nothing where there is none."""
         ends = self.split.starts[rows] + self.split.lengths[rows]
         starts = ends - np.where(rows >= 0, self.lengths[rows], 0)
-        ranges = zip(starts.tolist(), ends.tolist(), strict=True)
+        return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+    def _texts(self, rows: Int64[np.ndarray, " B"]) -> list[Int64[np.ndarray, " words"]]:
         # Twice they are used as indices, which NumPy would convert each time.
+        ranges = self._ranges(rows)
         texts = [self.split.tokens[start:end].astype(np.intp) for start, end in ranges]
         self.split.release()
         return texts
+
+    def _ratios(self, rows: Int64[np.ndarray, " B"], steps: int) -> Float32[np.ndarray, "T B E"]:
+        assert self.split.ratios is not None
+        found = np.zeros((steps, len(rows), self.split.ratios.shape[1]), np.float32)
+        for column, (start, end) in enumerate(self._ranges(rows)):
+            found[: end - start, column] = self.split.ratios[start:end]
+        by_order = found.reshape(*found.shape[:2], self.ngrams, -1)
+        for n in range(1, self.ngrams):
+            by_order[:n, :, n] = 0  # those that began before
+        return found
 
     def _choose_shapes(self, longest: int) -> list[Shape]:
         """At most MAX_SHAPES, ascending: the last holds any batch, the others what is usual."""

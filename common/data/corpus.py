@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, Int64, UInt64
+from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt64
 from safetensors.numpy import load_file, save_file
 
 from common.data import sources
@@ -45,6 +45,7 @@ class EncodedSplit:
     labels, categories: index of the class and, where there are categories, of the category.
     vocabulary_size: every id is smaller.
     name: other texts have another; part of the key of what is made from them and cached.
+    ratios: of each token, what `Ratios.read` in ngrams.py says.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -54,6 +55,7 @@ class EncodedSplit:
     vocabulary_size: int
     categories: Int32[np.ndarray, " N"] | None = None
     name: str = ""
+    ratios: Float32[np.ndarray, "tokens E"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,8 +80,8 @@ class EncodedSplit:
             share[members] = np.arange(len(members)) / len(members)
         order = np.argsort(share, kind="stable")
         return (
-            self._take(np.sort(order[size:]), f"{self.name}-but-{size}"),
-            self._take(np.sort(order[:size]), f"{self.name}-{size}"),
+            self.take(np.sort(order[size:]), f"{self.name}-but-{size}"),
+            self.take(np.sort(order[:size]), f"{self.name}-{size}"),
         )
 
     def strata(self) -> Int32[np.ndarray, " N"]:
@@ -87,9 +89,10 @@ class EncodedSplit:
         classes = self.labels.max(initial=0) + 1
         return self.labels + (0 if self.categories is None else self.categories * classes)
 
-    def _take(
+    def take(
         self, texts: Int[np.ndarray, " n"] | Bool[np.ndarray, " N"], name: str
     ) -> "EncodedSplit":
+        """These texts alone, under a name of their own."""
         return dataclasses.replace(
             self,
             starts=self.starts[texts],
@@ -224,8 +227,8 @@ def encoded(read: Callable[[], Dataset], fingerprint: dict[str, str | int]) -> C
         tuple(about["classes"]),
         tuple(about["categories"]),
         vocabulary,
-        texts._take(~in_test, f"{folder.name}-train"),
-        texts._take(in_test, f"{folder.name}-test"),
+        texts.take(~in_test, f"{folder.name}-train"),
+        texts.take(in_test, f"{folder.name}-test"),
     )
 
 
@@ -246,7 +249,7 @@ def _write(dataset: Dataset, folder: Path) -> None:
     texts = _texts(folder, len(words), columns)
     in_test = _in_test(dataset, texts, splits, hashes, classes)
 
-    counts = texts._take(~in_test, "")._count().tolist()
+    counts = texts.take(~in_test, "")._count().tolist()
     if not any(counts):
         raise InputError(f"{name}: no text to train on has a word")
     by_word = sorted(range(len(words)), key=words.__getitem__)

@@ -20,11 +20,10 @@ from rich.text import Text
 from scipy.special import softmax
 
 from common import files
-from common.data.batches import Batches, Shape
-from common.data.corpus import join
+from common.data.batches import Shape
 from common.data.text import clean, tokenize
 from common.errors import InputError, exit_on_input_error
-from common.inference.prediction import encode, load_learner
+from common.inference.prediction import encode, load_learner, questions
 from common.params import DIRECTIONS
 from common.training.learner import Framework, Learner, predict
 from common.training.options import Device, parse_options
@@ -119,12 +118,12 @@ def _explain(
     n = len(text)
     without = (np.delete(text, i) for i in range(n))
     up_to = (text[: i + 1] for i in range(n))
-    logits = _logits(learner, chain([text], without, up_to), 2 * n + 1, shape)
+    logits = _logits(learner, run, chain([text], without, up_to), 2 * n + 1, shape)
     probabilities = softmax(logits.astype(np.float64), axis=1)
     best = int(logits[0].argmax())
     running = 1 if len(run.classes) == 2 else best
 
-    batch = Batches(join([text], np.array([best])), 1, shapes=[shape]).batch(np.array([0]))
+    (batch,) = questions(run, [text], 1, np.array([best]), shapes=[shape]).epoch()
     insides = learner.explain(batch)
     layer = {name: insides[name][:, :n, 0].mean(axis=-1) for name in "zr" if name in insides}
     states, start = insides["states"][:, :n, 0], insides["states"].dtype.type(0)
@@ -148,7 +147,11 @@ def _explain(
 
 
 def _logits(
-    learner: Learner, texts: Iterator[Int[np.ndarray, " words"]], count: int, shape: Shape
+    learner: Learner,
+    run: Run,
+    texts: Iterator[Int[np.ndarray, " words"]],
+    count: int,
+    shape: Shape,
 ) -> Float[np.ndarray, "count C"]:
     """The logits of many texts, never all of them in memory; a progress bar where it takes long."""
     found = []
@@ -161,8 +164,7 @@ def _logits(
     )
     for start in bar:
         chunk = list(islice(texts, min(ROWS, count - start)))
-        batches = Batches(join(chunk, np.zeros(len(chunk))), ROWS, in_order=True, shapes=[shape])
-        found.append(predict(learner, batches)[0])
+        found.append(predict(learner, questions(run, chunk, ROWS, shapes=[shape]))[0])
     return np.concatenate(found)
 
 

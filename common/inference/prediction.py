@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int, Int32
 from scipy.special import softmax
 
 from common.data.batches import Batches
@@ -105,8 +106,8 @@ def classify(
         return softmax(run.logits(texts).astype(np.float64), axis=1)
     assert framework is not None
     known = encode(run, [tokenize(clean(text)) for text in texts])
-    split, limit = join(known, np.zeros(len(texts))), run.options.max_length
-    batches = Batches(split, min(len(texts), 32), max_length=limit, in_order=True)
+    rows, limit = min(len(texts), 32), run.options.max_length
+    batches = questions(run, known, rows, max_length=limit)
     logits, _ = predict(load_learner(framework, run, device), batches)
     return softmax(logits.astype(np.float64), axis=1)
 
@@ -115,6 +116,19 @@ def encode(run: Run, texts: Sequence[list[str]]) -> list[Int32[np.ndarray, " kno
     """The ids of each text's words, in their order, without those that have no vector."""
     ids = {word: number for number, word in enumerate(run.vocabulary)}
     return [np.array([ids[word] for word in text if word in ids], np.int32) for text in texts]
+
+
+def questions(
+    run: Run,
+    texts: Sequence[Int[np.ndarray, " words"]],
+    rows: int,
+    labels: Int[np.ndarray, " N"] | None = None,
+    **how: Any,
+) -> Batches:
+    """Texts, as ids of words in run.vocabulary, in batches that a model of the run can read."""
+    split = join(texts, np.zeros(len(texts)) if labels is None else labels)
+    split = run.ratios.beside(split) if run.ratios else split
+    return Batches(split, rows, in_order=True, ngrams=run.model.ngrams, **how)
 
 
 def load_learner(

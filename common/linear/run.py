@@ -14,6 +14,7 @@ from jaxtyping import Float
 from msgspec import Meta
 
 from common import files
+from common.data import ngrams
 from common.data.corpus import join
 from common.data.text import clean, tokenize
 from common.errors import InputError
@@ -108,13 +109,9 @@ def load(folder: Path) -> Run:
     shapes = {"weight": (rows, None), "bias": (rows,), **{name: (None,) for name in names}}
     tensors = files.parse_tensors(contents[MODEL], folder / MODEL, shapes)
     weight, bias, *codes = tensors.values()
-    if weight.shape[1] != sum(map(len, codes)) or not all((np.diff(c) > 0).all() for c in codes):
-        raise InputError(f"{folder / MODEL}: expected ascending codes, and a weight for each")
-    before = [1, *map(len, codes)]  # places that what comes before the last word can have
-    if any(
-        len(c) and not 0 <= c[0] <= c[-1] < places * len(vocabulary)
-        for places, c in zip(before, codes, strict=False)
-    ):
-        raise InputError(f"{folder / VOCABULARY}: has fewer words than {MODEL} knows")
+    if weight.shape[1] != sum(map(len, codes)):
+        raise InputError(f"{folder / MODEL}: expected a weight for each code")
+    if problem := ngrams.fit_vocabulary(codes, len(vocabulary)):
+        raise InputError(f"{folder / MODEL}: {problem}")
     model = Linear(len(vocabulary), codes, weight, bias)
     return Run(**vars(about), vocabulary=vocabulary, model=model)

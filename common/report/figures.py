@@ -393,11 +393,11 @@ def trials(tuning: Tuning) -> Figure:
     title = f"No trial of {len(rows)} came to its end"
     if best := tuning.best:
         title = (
-            f"Trial {best.number} of {len(rows)} has the lowest validation loss, {best.loss:.4g}"
+            f"Of {len(rows)} trials, {best.number} has the lowest validation loss, {best.loss:.4g}"
         )
-        begun = next((t for t in tuning.trials if t.number == 0 and t is not best), None)
+        begun = next((t for t in tuning.trials if t.given and t is not best), None)
         if begun and begun.state == "complete":
-            title += f"; the options it began with have {begun.loss:.4g}"
+            title += f"; the options that were given have {begun.loss:.4g}"
     title += f"; {pruned} were given up" if pruned else ""
     title += f"; {failed} failed" if failed else ""
     x = alt.X("number:Q", title="trial", axis=alt.Axis(tickMinStep=1, format="d"))

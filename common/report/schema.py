@@ -250,6 +250,8 @@ class Trial(Struct):
     accuracy: Share | None = None
     """On them, where the loss is lowest."""
     error: str = ""
+    given: bool = False
+    """Whether the options are those that the search began with."""
 
     @property
     def loss(self) -> float:

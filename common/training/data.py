@@ -3,14 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
-from common.data import corpus, sources, vectors
+from common.data import corpus, ngrams, sources, vectors
 from common.data.batches import Batches
-from common.data.corpus import EncodedSplit
+from common.data.cache import cached
+from common.data.corpus import LAYOUT_VERSION, EncodedSplit
+from common.data.ngrams import Ratios
 from common.errors import InputError
 from common.training.options import DataConfig, TrainConfig
 
@@ -26,6 +30,7 @@ class Data:
     train: Batches
     test: Batches
     validation: Batches | None = None
+    ratios: Ratios | None = None
 
 
 def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
@@ -40,13 +45,42 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     ids = {word: number for number, word in enumerate(found.words)}
     new_ids = np.array([ids.get(word, -1) for word in texts.vocabulary], np.int32)
     train, test, validation = (split.renumber(new_ids) for split in (train, test, validation))
-    batches = partial(Batches, batch_size=options.batch_size, max_length=options.max_length)
+    ratios = None
+    if options.ngrams:
+        size = len(found.words), len(texts.classes), options.ngrams
+        ratios, train = _with_ratios(train, size, report)
+        test, validation = ratios.beside(test), ratios.beside(validation)
+    batches = partial(
+        Batches,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        ngrams=options.ngrams,
+    )
     longest = int(max(split.lengths.max(initial=0) for split in (test, validation)))
     to_train = batches(train, seed=options.seed, longest=longest)
     in_order = partial(batches, in_order=True, shapes=to_train.shapes)
     held_out = in_order(validation) if options.validation_size else None
     names = texts.name, texts.classes, texts.categories
-    return Data(*names, found, to_train, in_order(test), held_out)
+    return Data(*names, found, to_train, in_order(test), held_out, ratios)
+
+
+def _with_ratios(
+    train: EncodedSplit, size: tuple[int, int, int], report: Callable[[str], None]
+) -> tuple[Ratios, EncodedSplit]:
+    """The log-count ratios of n-grams, and the reviews to train on with theirs, out of fold.
+
+    size: words, classes, and up to how many words an n-gram has. Counted once, then cached.
+    """
+
+    def build(folder: Path) -> None:
+        report(f"counting n-grams of {len(train):,} reviews (once; then cached)")
+        save_file(ngrams.fit(train, *size).tensors(), folder / "ratios.safetensors")
+        np.save(folder / "train.npy", ngrams.read_out_of_fold(train, *size))
+
+    key = {"texts": train.name, "size": size, "layout": LAYOUT_VERSION, "scale": ngrams.SCALE}
+    folder = cached("ratios", key, build)
+    ratios = Ratios.of(size[0], load_file(folder / "ratios.safetensors"))
+    return ratios, replace(train, ratios=np.load(folder / "train.npy", mmap_mode="r"))
 
 
 def load_texts(

@@ -287,7 +287,8 @@ class Trainer:
         with files.writing(self.out / "figures"):
             figures.of_run(self.out / "figures", results, self.data.classes, self.options.preset)
         parameters = self.learner.parameters()
-        run_directory.finish(self.out, self.about, vectors, parameters, results)
+        found = vectors, parameters, results, self.data.ratios
+        run_directory.finish(self.out, self.about, *found)
         low, high = results["accuracy_interval"]
         say(f"Accuracy: {results['accuracy']:.2%}")
         say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {self.out}")

@@ -117,6 +117,9 @@ class TrainConfig(DataConfig):
     """The same of what one GRU layer hands to the next; for a review, the same at every word."""
     feature_dropout: Decay = 0.0
     """The same of what the last linear layer reads."""
+    ngrams: Annotated[int, Meta(ge=0, le=10)] = 0
+    """Read, beside each word's vector, how much the n-grams that end there speak for a class: those
+    of one word, of two, and of up to so many (log-count ratios; Wang and Manning 2012). 0: none."""
     label_smoothing: Decay = 0.0
     """The share of the loss's target that is spread evenly over all classes."""
     class_weights: str = "none"
@@ -204,6 +207,7 @@ class TrainConfig(DataConfig):
             builtin=builtin,
             pooling=self.pooling,
             relu=self.relu,
+            ngrams=self.ngrams,
             cell=self.cell,
             implementation=self.implementation,
             dtype=self.dtype,
@@ -224,7 +228,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": _FULL,
     "best": {
         **_FULL,
-        "epochs": 3,
+        "epochs": 2,
+        "hidden_size": 256,
+        "ngrams": 3,
         "train_vectors": True,
         "pooling": "last+max+mean",
         "relu": False,
@@ -232,9 +238,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "betas": (0.9, 0.99),
         "warmup": 0.1,
         "schedule": "linear",
-        "word_dropout": 0.3,
-        "vector_dropout": 0.3,
-        "feature_dropout": 0.5,
+        "word_dropout": 0.2,
+        "vector_dropout": 0.2,
+        "feature_dropout": 0.4,
     },
     "homework": {**_FULL, "max_length": None, "batch_size": 1, "log_every": 200},
 }

@@ -2,7 +2,7 @@
 
 config.json            the options, the model's sizes, the data's classes, the framework
 vocabulary.txt         a word a line; the line number is the word's id
-vectors.safetensors    vectors [V, D]: the word vectors
+vectors.safetensors    vectors [V, D]: the word vectors; with --ngrams, codes.N and ratios.N, too
 model.safetensors      the canonical parameters: the best ones, or the last
 metrics.json           the results on the test split
 SHA256SUMS             the checksums of these five, written last: with it, the run is finished
@@ -36,6 +36,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common import files, params
+from common.data.ngrams import Ratios
 from common.data.vectors import WordVectors
 from common.errors import InputError
 from common.files import SUMS
@@ -52,7 +53,7 @@ MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep", "te
 MAY_CHANGE |= {"out", "resume", "restart"}
 _LONGEST_METRICS = 2 * 2**20  # as Python objects, twenty times as long
 _LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl
-_MOST_LAYERS = 1000
+_MOST_LAYERS, _MOST_NGRAMS = 1000, 10
 
 T = TypeVar("T")
 
@@ -82,6 +83,7 @@ class Run(About):
     vocabulary: list[str]
     vectors: Float[np.ndarray, "V D"]
     parameters: dict[str, np.ndarray]
+    ratios: Ratios | None = None
 
 
 @contextmanager
@@ -121,15 +123,21 @@ def clear(folder: Path) -> None:
 
 
 def finish(
-    folder: Path, about: About, vectors: WordVectors, parameters: Arrays, metrics: dict[str, Any]
+    folder: Path,
+    about: About,
+    vectors: WordVectors,
+    parameters: Arrays,
+    metrics: dict[str, Any],
+    ratios: Ratios | None = None,
 ) -> None:
     """Write what a finished run leaves. Raises InputError where that fails."""
+    beside = ratios.tensors() if ratios else {}
     write(
         folder,
         about,
         vectors.words,
         metrics,
-        {VECTORS: {"vectors": vectors.matrix}, MODEL: parameters},
+        {VECTORS: {"vectors": vectors.matrix, **beside}, MODEL: parameters},
     )
 
 
@@ -191,10 +199,22 @@ def load_run(folder: Path) -> Run:
     contents = files.read_verified(folder, RUN_FILES)
     about = parse_about(contents[CONFIG], folder / CONFIG)
     words = contents[VOCABULARY].decode(errors="replace").split("\n")[:-1]
-    shapes = {"vectors": (len(words), about.model.input_size)}
-    vectors = files.parse_tensors(contents[VECTORS], folder / VECTORS, shapes)["vectors"]
+    orders, width = range(1, about.model.ngrams + 1), params.ratio_columns(about.model.classes)
+    shapes: dict[str, tuple[int | None, ...]] = {"vectors": (len(words), about.model.input_size)}
+    shapes |= {f"codes.{n}": (None,) for n in orders}
+    shapes |= {f"ratios.{n}": (None, width) for n in orders}
+    tensors = files.parse_tensors(contents[VECTORS], folder / VECTORS, shapes)
+    ratios = Ratios.of(len(words), tensors) if about.model.ngrams else None
+    if ratios and (problem := ratios.problem()):
+        raise InputError(f"{folder / VECTORS}: {problem}")
     parameters = files.parse_tensors(contents[MODEL], folder / MODEL, params.shapes(about.model))
-    return Run(**vars(about), vocabulary=words, vectors=vectors, parameters=parameters)
+    return Run(
+        **vars(about),
+        vocabulary=words,
+        vectors=tensors["vectors"],
+        parameters=parameters,
+        ratios=ratios,
+    )
 
 
 def framework_of(folder: Path) -> str:
@@ -233,6 +253,8 @@ def parse_about(content: bytes, path: Path) -> About:
         raise InputError(f"{path}: format {about.format}, this program knows {FORMAT}")
     if len(about.classes) != model.classes or not all(map(str.isprintable, about.classes)):
         raise InputError(f"{path}: classes: expected the names of {model.classes} classes")
+    if not 0 <= model.ngrams <= _MOST_NGRAMS:
+        raise InputError(f"{path}: model.ngrams {model.ngrams}: not from 0 to {_MOST_NGRAMS}")
     for name in ("input_size", "hidden_size", "num_layers", "classes"):
         if getattr(model, name) < 1:
             raise InputError(f"{path}: model.{name} {getattr(model, name)}: must be at least 1")

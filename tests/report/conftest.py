@@ -168,6 +168,7 @@ def _tuning(rng: np.random.Generator) -> dict[str, Any]:
         count = {"complete": 3, "pruned": 1, "failed": 0}[state]
         losses = rng.uniform(0.3, 0.7, count).tolist()
         known = {"accuracy": 0.85} if losses else {"error": "the loss is nan <script>"}
+        known["given"] = number == 0
         trial = {"number": number, "state": state, "options": options, "losses": losses, **known}
         trials.append({**trial, "seconds": 12.3})
     return {"study": "torch gru", "command": "python -m torch_impl.train", "trials": trials}

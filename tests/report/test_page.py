@@ -91,8 +91,9 @@ def test_the_best_trial_is_named(changed: dict[str, Any]) -> None:
     trials = changed["tuning"]["trials"]
     trials[4].update(losses=[0.5, 0.25, 0.3])
     trials[2].update(losses=[0.2])  # pruned
-    (title,) = (t for t in titles(changed)["tuning"] if t.startswith("Trial"))
-    assert title.startswith("Trial 4 of 20 has the lowest validation loss, 0.25; the options it")
+    (title,) = (t for t in titles(changed)["tuning"] if t.startswith("Of"))
+    start = "Of 20 trials, 4 has the lowest validation loss, 0.25; the options that were given have"
+    assert title.startswith(start)
     assert title.endswith("; 4 were given up; 4 failed")
     changed["tuning"]["trials"] = [trials[3]]
     assert "No trial of 1 came to its end; 1 failed" in titles(changed)["tuning"]

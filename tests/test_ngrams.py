@@ -1,0 +1,222 @@
+"""Log-count ratios of n-grams: what they are, that they leak no label, and where they are read."""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jax_impl.learner
+import torch_impl.learner
+from common import files, oracle, params
+from common.data import corpus, ngrams
+from common.data.batches import Batch, Batches
+from common.data.corpus import EncodedSplit, join
+from common.inference import explanation, prediction
+from common.training import loop
+from common.training.options import TrainConfig
+from common.training.run_directory import load_run
+
+Command = Callable[..., tuple[int, str, str]]
+TWINS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+V = 7
+
+
+@pytest.fixture
+def split() -> EncodedSplit:
+    """90 texts of 0 to 20 words out of V, so that many n-grams are in several texts."""
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(0, V, rng.integers(0, 21)).astype(np.int32) for _ in range(90)]
+    return join(texts, rng.integers(0, 3, 90))
+
+
+def of_classes(split: EncodedSplit, classes: int) -> EncodedSplit:
+    return dataclasses.replace(split, labels=split.labels % classes)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_ratios_are_those_of_counting_by_hand(split: EncodedSplit, classes: int) -> None:
+    split, longest = of_classes(split, classes), 3
+    having: dict[tuple, set[int]] = defaultdict(set)
+    for number in range(len(split)):
+        words = split[number].tolist()
+        for n in range(1, longest + 1):
+            for start in range(len(words) - n + 1):
+                having[tuple(words[start : start + n])].add(number)
+    having = {gram: texts for gram, texts in having.items() if len(texts) >= 2}
+    expected = {gram: [] for gram in having}
+    for label in [1] if classes == 2 else range(classes):
+        own = {gram: 1 + sum(split.labels[i] == label for i in t) for gram, t in having.items()}
+        rest = {gram: 1 + sum(split.labels[i] != label for i in t) for gram, t in having.items()}
+        totals = sum(own.values()), sum(rest.values())
+        for gram in having:
+            ratio = np.log(own[gram] / totals[0]) - np.log(rest[gram] / totals[1])
+            expected[gram].append(0.3 * ratio)
+    found = ngrams.fit(split, V, classes, longest).read(split)
+    nothing, row = [0.0] * (1 if classes == 2 else classes), 0
+    for number in range(len(split)):
+        words = split[number].tolist()
+        for end in range(1, len(words) + 1):
+            grams = [tuple(words[end - n : end]) if n <= end else () for n in (1, 2, 3)]
+            want = [number for gram in grams for number in expected.get(gram, nothing)]
+            np.testing.assert_allclose(found[row], want, atol=1e-6)
+            row += 1
+    assert row == len(found)
+
+
+def test_a_text_has_no_part_in_its_own_ratios(split: EncodedSplit) -> None:
+    """With another label its own stay as they are, while others' change."""
+    split = of_classes(split, 2)
+    before = ngrams.read_out_of_fold(split, V, 2, 3)
+    of_text = np.repeat(np.arange(len(split)), split.lengths)
+    changed = 0
+    for number in range(0, len(split), 7):
+        labels = split.labels.copy()
+        labels[number] = 1 - labels[number]
+        other = dataclasses.replace(split, labels=labels)
+        after = ngrams.read_out_of_fold(other, V, 2, 3)
+        np.testing.assert_array_equal(after[of_text == number], before[of_text == number])
+        changed += np.any(after != before)
+        assert split.lengths[number] == 0 or np.any(
+            ngrams.fit(other, V, 2, 3).read(other)[of_text == number]
+            != ngrams.fit(split, V, 2, 3).read(split)[of_text == number]
+        )
+    assert changed > 10
+
+
+def test_a_batch_has_them_at_their_words(split: EncodedSplit) -> None:
+    """What began before the words that are read is not read; nor is padding."""
+    read = ngrams.fit(of_classes(split, 2), V, 2, 3).beside(of_classes(split, 2))
+    whole, cut = (
+        Batches(read, 8, max_length=limit, in_order=True, ngrams=3) for limit in (None, 5)
+    )
+    for batches in (whole, cut):
+        for batch in batches.epoch():
+            assert batch.ratios is not None and batch.ratios.shape == (*batch.tokens.shape, 3)
+            for column, (review, n) in enumerate(zip(batch.reviews, batch.lengths, strict=True)):
+                end = read.starts[review] + read.lengths[review]
+                expected = read.ratios[end - n : end].copy() if n else np.zeros((0, 3))
+                expected[:1, 1], expected[:2, 2] = 0, 0
+                np.testing.assert_array_equal(batch.ratios[:n, column], expected)
+                assert not batch.ratios[n:, column].any()
+
+
+def batches_of(steps: int) -> list[Batch]:
+    """Batches of real reviews, with ratios out of fold."""
+    few = corpus.load("imdb").train.subset(256)
+    split = join([few[i] for i in range(256)], few.labels)
+    read = ngrams.read_out_of_fold(split, few.vocabulary_size, 2, 2)
+    batches = Batches(dataclasses.replace(split, ratios=read), 8, max_length=20, ngrams=2)
+    return list(islice(chain.from_iterable(map(batches.epoch, range(99))), steps))
+
+
+@pytest.mark.parametrize("train_vectors", [False, True])
+@pytest.mark.parametrize("model", ["gru", "bigru", "rnn"])
+def test_both_twins_take_the_same_steps(model: str, train_vectors: bool) -> None:
+    """100 in float64; and the first logits are the oracle's on vectors and ratios side by side."""
+    words = len(corpus.load("imdb").vocabulary)
+    vectors = np.random.default_rng(0).standard_normal((words, 8))
+    training = TrainConfig(device="cpu", hidden_size=12, model=model, ngrams=2, word_dropout=0.2)
+    config = training.model_config(vectors.shape, 2, train_vectors)
+    values = params.init(config, 1, vectors)
+    batches = batches_of(100)
+    with jax.enable_x64(True):
+        in_torch, in_jax = (
+            twin.Learner(config, training, vectors, values, "float64") for twin in TWINS.values()
+        )
+        first = batches[0]
+        x = np.concatenate([vectors[first.distinct][first.tokens], first.ratios], -1)
+        if model != "rnn":
+            found = oracle.forward(values, x, first.lengths, reset_after=False)
+            expected = oracle.classify(found, first.labels).logits
+            for learner in (in_torch, in_jax):
+                np.testing.assert_allclose(learner.logits(first), expected, atol=1e-12)
+        for batch in batches:
+            losses = float(in_torch.step(batch)), float(in_jax.step(batch))
+            assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+        for name, value in in_torch.parameters().items():
+            np.testing.assert_allclose(value, in_jax.parameters()[name], atol=1e-9)
+
+
+def test_the_builtin_layer_reads_them_too() -> None:
+    words = len(corpus.load("imdb").vocabulary)
+    vectors = np.random.default_rng(0).standard_normal((words, 8))
+    found = []
+    for model in ("bigru", "nn.bigru"):
+        training = TrainConfig(device="cpu", hidden_size=12, model=model, ngrams=2)
+        training = dataclasses.replace(training, reset_after=True)
+        config = training.model_config(vectors.shape, 2, False)
+        values = params.init(config, 1, vectors)
+        learner = torch_impl.learner.Learner(config, training, vectors, values, "float64")
+        found.append([float(learner.step(batch)) for batch in batches_of(5)])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    sizes = {"train_size": 192, "test_size": 96, "max_length": 12, "hidden_size": 8, "epochs": 1}
+    options = TrainConfig(data="rt", ngrams=3, vectors="random:6", out=folder, **sizes)
+    loop.train(torch_impl.learner, options)
+    return folder
+
+
+def test_from_training_to_prediction(trained: Path, command: Command) -> None:
+    """Test reviews, as texts, get the answers that they had in the test; in both frameworks."""
+    run = load_run(trained)
+    metrics = json.loads((trained / "metrics.json").read_text())
+    data = corpus.load("rt")
+    test = data.test.subset(96)
+    texts = tuple(" ".join(data.vocabulary[token] for token in test[i]) for i in range(96))
+    found = [prediction.classify(twin, run, texts) for twin in TWINS.values()]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    right = (found[0].argmax(1) == test.labels).mean()
+    assert right == pytest.approx(metrics["accuracy"])
+    for twin, probabilities in zip(TWINS.values(), found, strict=True):
+        for text in (0, 3):
+            (known,) = prediction.encode(run, [texts[text].split()])
+            (answer,) = explanation.explain(twin, run, [known])
+            assert answer["probability"] == pytest.approx(probabilities[text].max(), abs=1e-5)
+    predict = partial(prediction.main, torch_impl.learner)
+    status, output, error = command(predict, trained, texts[0])
+    assert (status, error) == (0, "") and output.split("\t")[0] == run.classes[found[0][0].argmax()]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda t: t.update({"codes.2": t["codes.2"][::-1].copy()}), "expected ascending codes"),
+        (lambda t: t.update({"ratios.2": t["ratios.2"][1:]}), "expected ratios for each code"),
+        (lambda t: t.update({"codes.1": t["codes.1"] + 10**6}), "codes of more words than vocab"),
+        (lambda t: t.pop("ratios.3"), "the tensor ratios.3 is missing"),
+        (lambda t: t["ratios.1"].__setitem__(0, np.nan), "ratios.1 is not all finite"),
+    ],
+)
+def test_damaged_ratios_are_refused(
+    trained: Path, damage: Callable, problem: str, tmp_path: Path, command: Command
+) -> None:
+    for path in trained.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "vectors.safetensors")
+    damage(tensors)
+    save_file(tensors, tmp_path / "vectors.safetensors")
+    names = ("config.json", "vocabulary.txt", "vectors.safetensors", "model.safetensors")
+    contents = {n: (tmp_path / n).read_bytes() for n in (*names, "metrics.json")}
+    (tmp_path / "SHA256SUMS").write_bytes(files.checksums(contents))
+    status, _, error = command(partial(prediction.main, torch_impl.learner), tmp_path, "text")
+    assert status == 2 and problem in error and "vectors.safetensors" in error
+
+
+@pytest.mark.parametrize("number", [-1, 11])
+def test_a_length_that_is_none_is_refused(number: int, command: Command, tmp_path: Path) -> None:
+    main = partial(loop.main, torch_impl.learner)
+    status, _, error = command(main, "--ngrams", number, "--out", tmp_path / "run")
+    assert status == 2 and f"--ngrams {number}" in error and error.count("\n") == 1
