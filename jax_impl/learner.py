@@ -101,7 +101,7 @@ class Learner(learner.Learner):
         ratios, arrays = self._ratios(batch), self._arrays(batch)
         loss, gradients = self._backward(self.state, self.frozen, {}, ratios, *arrays)
         if (rows := self._rows(batch)) is not None:
-            gradients = _put(jax.tree.map(jnp.zeros_like, self.state), gradients, rows)
+            gradients = self._put(jax.tree.map(jnp.zeros_like, self.state), gradients, rows)
         return float(loss), self._read(gradients)
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -198,7 +198,7 @@ class Learner(learner.Learner):
         self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
         distinct, *inputs, labels = arrays
         if self.config.train_vectors:
-            state, distinct = _take(state, distinct), jnp.arange(len(distinct))
+            state, distinct = self._take(state, distinct), jnp.arange(len(distinct))
 
         def loss(state: nnx.State) -> Float[Array, ""]:
             logits = self._logits(state, frozen, distinct, *inputs, dropped, ratios)
@@ -207,7 +207,7 @@ class Learner(learner.Learner):
 
         return jax.value_and_grad(loss)(state)
 
-    # Apart from the gradients, so that it is not compiled for each shape of a batch, or faster.
+    # Apart from the gradients, so that it is compiled once, or, with trained vectors, for each K.
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
     def _update(
         self,
@@ -225,12 +225,13 @@ class Learner(learner.Learner):
             gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
         optimizer, whole = self._optimizer(rate), (state, moments)
         if rows is not None:
-            state, moments = jax.tree.map(partial(_take, rows=rows), whole, is_leaf=_is_state)
+            take = partial(self._take, rows=rows)
+            state, moments = jax.tree.map(take, whole, is_leaf=self._is_state)
         updates, moments = optimizer.update(gradients, moments, state)
         state = optax.apply_updates(state, updates)
         if rows is not None:
-            put = partial(_put, rows=rows)
-            state, moments = jax.tree.map(put, whole, (state, moments), is_leaf=_is_state)
+            put = partial(self._put, rows=rows)
+            state, moments = jax.tree.map(put, whole, (state, moments), is_leaf=self._is_state)
         if average is not None:
             average = optax.incremental_update(state, average, 1 - self.training.ema)
         return state, moments, average, norm
@@ -244,23 +245,24 @@ class Learner(learner.Learner):
         register(model, values, model.vectors[...].dtype)
         return jax.device_put(nnx.state(model, nnx.Param), self.device)
 
+    @staticmethod
+    def _is_state(tree: Any) -> bool:
+        return isinstance(tree, nnx.State)
 
-def _is_state(tree: Any) -> bool:
-    return isinstance(tree, nnx.State)
+    @staticmethod
+    def _take(state: Any, rows: Int[Array, " K"]) -> Any:
+        """The state with these rows alone of the word vectors; what is no state as it is."""
+        if not Learner._is_state(state):
+            return state
+        vectors = state[VECTORS]
+        taken = vectors[...].at[rows].get(mode="clip")
+        return nnx.State({**state, VECTORS: vectors.replace(taken)})
 
-
-def _take(state: Any, rows: Int[Array, " K"]) -> Any:
-    """The state with these rows alone of the word vectors; what is no state as it is."""
-    if not _is_state(state):
-        return state
-    vectors = state[VECTORS]
-    return nnx.State({**state, VECTORS: vectors.replace(vectors[...].at[rows].get(mode="clip"))})
-
-
-def _put(state: Any, changed: Any, rows: Int[Array, " K"]) -> Any:
-    """`changed`, but of the word vectors all those of the state, in which these rows changed."""
-    if not _is_state(state):
-        return changed
-    vectors = state[VECTORS]
-    found = vectors[...].at[rows].set(changed[VECTORS][...], mode="drop")
-    return nnx.State({**changed, VECTORS: vectors.replace(found)})
+    @staticmethod
+    def _put(state: Any, changed: Any, rows: Int[Array, " K"]) -> Any:
+        """`changed`, but of the word vectors all of the state's, in which these rows changed."""
+        if not Learner._is_state(state):
+            return changed
+        vectors = state[VECTORS]
+        found = vectors[...].at[rows].set(changed[VECTORS][...], mode="drop")
+        return nnx.State({**changed, VECTORS: vectors.replace(found)})

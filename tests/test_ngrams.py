@@ -15,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 import jax_impl.learner
 import torch_impl.learner
-from common import files, oracle, params
+from common import convert, files, oracle, params
 from common.data import corpus, ngrams
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
+from common.errors import InputError
 from common.inference import explanation, prediction
 from common.training import loop
 from common.training.options import TrainConfig
@@ -145,14 +146,15 @@ def test_both_twins_take_the_same_steps(model: str, train_vectors: bool) -> None
             np.testing.assert_allclose(value, in_jax.parameters()[name], atol=1e-9)
 
 
-def test_the_builtin_layer_reads_them_too() -> None:
+@pytest.mark.parametrize("train_vectors", [False, True])
+def test_the_builtin_layer_reads_them_too(train_vectors: bool) -> None:
     words = len(corpus.load("imdb").vocabulary)
     vectors = np.random.default_rng(0).standard_normal((words, 8))
     found = []
     for model in ("bigru", "nn.bigru"):
         training = TrainConfig(device="cpu", hidden_size=12, model=model, ngrams=2)
         training = dataclasses.replace(training, reset_after=True)
-        config = training.model_config(vectors.shape, 2, False)
+        config = training.model_config(vectors.shape, 2, train_vectors)
         values = params.init(config, 1, vectors)
         learner = torch_impl.learner.Learner(config, training, vectors, values, "float64")
         found.append([float(learner.step(batch)) for batch in batches_of(5)])
@@ -220,3 +222,17 @@ def test_a_length_that_is_none_is_refused(number: int, command: Command, tmp_pat
     main = partial(loop.main, torch_impl.learner)
     status, _, error = command(main, "--ngrams", number, "--out", tmp_path / "run")
     assert status == 2 and f"--ngrams {number}" in error and error.count("\n") == 1
+
+
+def test_a_model_is_converted_there_and_back(trained: Path, tmp_path: Path) -> None:
+    """Its word vectors have fewer dimensions than its first layer reads."""
+    tensors = load_file(trained / "model.safetensors")
+    for name in ("keras", "homework"):
+        there = convert.convert(tensors, "canonical", name, reset_after=False, ngrams=3)
+        back = convert.convert(there, name, "canonical", reset_after=False, ngrams=3)
+        assert back.keys() == tensors.keys()
+        for key, value in tensors.items():
+            if "bias" not in key:  # of two, keras has one
+                np.testing.assert_array_equal(back[key], value)
+    with pytest.raises(InputError, match="weight_ih has shape"):
+        convert.convert(tensors, "canonical", "keras", reset_after=False)

@@ -45,8 +45,9 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     first = trials(tmp_path)
     assert [trial["number"] for trial in first] == [0, 1]
     # It begins with the options that are given.
-    assert first[0]["options"]["hidden_size"] == 64
-    assert first[0]["options"]["learning_rate"] == TrainConfig().learning_rate
+    (given,) = (trial["options"] for trial in first if trial["given"])
+    assert given["hidden_size"] == 64
+    assert given["learning_rate"] == TrainConfig().learning_rate
     status, output, error = command(compare.main, *options, "--trials", 3)
     assert (status, error) == (0, "")
     assert trials(tmp_path)[:2] == first and len(trials(tmp_path)) == 3

@@ -228,12 +228,14 @@ class Learner(learner.Learner):
     def _read(self, what: str) -> dict[str, np.ndarray]:
         values = {name: value.cpu().numpy().copy() for name, value in self._tensors(what).items()}
         if self.model.config.builtin:
-            values = convert.from_format("torch", values, reset_after=True)
+            ngrams = self.model.config.ngrams
+            values = convert.from_format("torch", values, reset_after=True, ngrams=ngrams)
         return {name: abs(v) for name, v in values.items()} if what == "exp_avg_sq" else values
 
     def _write(self, what: str, values: Arrays) -> None:
         if self.model.config.builtin:
-            values = convert.to_format("torch", values, reset_after=True)
+            ngrams = self.model.config.ngrams
+            values = convert.to_format("torch", values, reset_after=True, ngrams=ngrams)
         for name, tensor in self._tensors(what).items():
             value = torch.from_numpy(values[name])
             tensor.copy_(value.abs() if what == "exp_avg_sq" else value)

@@ -18,7 +18,7 @@ __all__ = ["FORMATS", "convert", "from_format", "to_format"]
 
 
 def convert(
-    tensors: Tensors, source: str, target: str, *, reset_after: bool
+    tensors: Tensors, source: str, target: str, *, reset_after: bool, ngrams: int = 0
 ) -> dict[str, np.ndarray]:
     """The tensors of a GRU in one layout as those of another; dtypes are kept, nothing is shared.
 
@@ -26,7 +26,8 @@ def convert(
     other way round the two are added, where that leaves the function the same.
 
     Arguments: the tensors as a flat dict; the names of their layout and of the one wanted (keys of
-    FORMATS); whether this GRU applies the reset gate after the product with the recurrent weights.
+    FORMATS); whether this GRU applies the reset gate after the product with the recurrent weights;
+    --ngrams of a model that was trained with it, and with its word vectors.
 
     Raises InputError for a name that is no layout; for tensors that do not fit their layout,
     naming the key and, where it is the shape, both shapes; for a GRU that the target cannot
@@ -35,15 +36,19 @@ def convert(
     for name in (source, target):
         if name not in FORMATS:
             raise InputError(f"unknown format {name!r}: expected one of {', '.join(FORMATS)}")
-    parameters = FORMATS[source].read(tensors, reset_after=reset_after)
+    parameters = FORMATS[source].read(tensors, reset_after=reset_after, ngrams=ngrams)
     return FORMATS[target].write(parameters, reset_after=reset_after)
 
 
-def to_format(name: str, parameters: Tensors, *, reset_after: bool) -> dict[str, np.ndarray]:
+def to_format(
+    name: str, parameters: Tensors, *, reset_after: bool, ngrams: int = 0
+) -> dict[str, np.ndarray]:
     """Canonical parameters in the named layout; raises InputError as `convert` does."""
-    return convert(parameters, "canonical", name, reset_after=reset_after)
+    return convert(parameters, "canonical", name, reset_after=reset_after, ngrams=ngrams)
 
 
-def from_format(name: str, tensors: Tensors, *, reset_after: bool) -> dict[str, np.ndarray]:
+def from_format(
+    name: str, tensors: Tensors, *, reset_after: bool, ngrams: int = 0
+) -> dict[str, np.ndarray]:
     """Tensors of the named layout as canonical parameters; raises InputError as `convert` does."""
-    return convert(tensors, name, "canonical", reset_after=reset_after)
+    return convert(tensors, name, "canonical", reset_after=reset_after, ngrams=ngrams)

@@ -42,6 +42,8 @@ class Options:
     """Whether this GRU applies the reset gate after the product with the recurrent weights, which
     no file tells. None stands for what --from computes by default: False for canonical, homework,
     haiku and onnx, True for torch, homework-nn, linen, nnx, keras and equinox."""
+    ngrams: int = 0
+    """Of a model trained with --ngrams and its word vectors: what --ngrams was."""
     data: str | None = None
     """With --to run: the data set it was trained on, as for training. Its words are kept."""
     vectors: str | None = None
@@ -59,12 +61,16 @@ def main() -> None:
     tensors = read_tensors(options.from_file)
     try:
         wanted = "canonical" if target == "run" else target
-        result = convert(tensors, options.source, wanted, reset_after=reset_after)
+        result = convert(
+            tensors, options.source, wanted, reset_after=reset_after, ngrams=options.ngrams
+        )
         if target == "run":
             from common.convert.run import write_run  # imports the training loop
 
             if options.data is None or options.vectors is None:
                 raise InputError("--to run: needs --data and --vectors, which it does not hold")
+            if options.ngrams:
+                raise InputError("--to run: a model with --ngrams reads counts it does not hold")
             write_run(to_file, result, reset_after, options.data, options.vectors, options.classes)
             print(f"{to_file}: a run directory; python -m torch_impl.predict {to_file}")
             return

@@ -19,7 +19,7 @@ from itertools import count, product
 import numpy as np
 
 from common.errors import InputError
-from common.params import DIRECTIONS, GRU_PARAMETERS, POOLING, structure
+from common.params import DIRECTIONS, GRU_PARAMETERS, POOLING, ratio_columns, structure
 
 FLOATS = ("float16", "float32", "float64")
 GATES = "zrn"
@@ -108,8 +108,10 @@ class Layout:
         gru = {key: np.stack(v) if self.stacks_directions else v[0] for key, v in stacks.items()}
         return {key: np.array(value, order="C") for key, value in (gru | others).items()}
 
-    def read(self, tensors: Tensors, *, reset_after: bool) -> dict[str, np.ndarray]:
-        """The canonical parameters in these tensors.
+    def read(
+        self, tensors: Tensors, *, reset_after: bool, ngrams: int = 0
+    ) -> dict[str, np.ndarray]:
+        """The canonical parameters in these tensors. ngrams: see ModelConfig in common/params.py.
 
         Raises InputError for the wrong kind of reset, and, naming the key, for a tensor that is
         missing, not expected, not of floating-point numbers or (naming both shapes) does not fit.
@@ -118,6 +120,9 @@ class Layout:
         scope, layers, directions = self._structure(tensors, cell)
         reader = _Reader(self, tensors)
         parameters = reader.others("vectors.weight")
+        if ngrams and "D" in reader.sizes:  # beside them, the first layer reads ratios
+            classes = np.size(tensors.get(self.others[1], ()))
+            reader.sizes["D"] += ngrams * ratio_columns(classes)
         for layer in range(layers):
             for place, direction in enumerate(directions):
                 pieces: dict[str, np.ndarray] = {}

@@ -42,7 +42,8 @@ class Ratios:
     ratios: list[Float32[np.ndarray, "codes C"]]
 
     def beside(self, split: EncodedSplit) -> EncodedSplit:
-        """The texts, each word with what `read` says."""
+        """The texts, which lie end to end, each word with what `read` says."""
+        assert np.array_equal(np.cumsum(split.lengths)[:-1], split.starts[1:])
         return dataclasses.replace(split, ratios=self.read(split))
 
     def read(self, split: EncodedSplit) -> Float32[np.ndarray, "tokens E"]:
