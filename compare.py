@@ -29,7 +29,7 @@ import tyro
 from rich.console import Console
 
 from common import files
-from common.errors import InputError, exit_on_input_error
+from common.errors import InputError, exit_on_input_error, masked
 from common.linear import run as linear
 from common.report import content, html, markdown, schema, tables
 from common.report.schema import Check, Results, Run
@@ -102,11 +102,6 @@ class CompareConfig(TrainConfig):
             if not chosen or not {*chosen} <= {*known}:
                 some = ", ".join(known)
                 raise InputError(f"{name} {' '.join(chosen)}: expected some of {some}")
-
-    def plain(self) -> TrainConfig:
-        """The options that a training takes, too."""
-        fields = dataclasses.fields(TrainConfig)
-        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields})
 
 
 def main() -> None:
@@ -315,8 +310,7 @@ def environment() -> dict[str, str | int]:
         cpuinfo = ""
     processor = re.search("^model name.*: (.+)", cpuinfo, re.MULTILINE)
     return {
-        # Without the password that a --storage may have.
-        "command": re.sub(r"://[^/@\s]+@", "://***@", shlex.join(["python", *sys.argv])),
+        "command": masked(shlex.join(["python", *sys.argv])),  # a --storage may have a password
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor[1] if processor else platform.processor(),

@@ -4,6 +4,7 @@ Exit status 2: bad input, or a file that cannot be read or written. 3: numbers t
 128 and the number of the signal (130, 143): stopped by Ctrl-C or SIGTERM.
 """
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ class Stopped(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}{message}")
         self.status = 128 + number
+
+
+def masked(text: str) -> str:
+    """Without the users and passwords of the URLs in it."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 @contextmanager

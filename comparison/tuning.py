@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 import shlex
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data import sources
-from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error
+from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error, masked
 from common.report.schema import Trial, Tuning
 from common.training.data import load_texts
 from common.training.learner import Framework
@@ -84,11 +83,8 @@ def _try(options: TrialConfig, framework: Framework, trial: "optuna.Trial") -> f
     """Train with what Optuna suggests; the lowest loss on the validation reviews."""
     from optuna import TrialPruned
 
-    plain = TrainConfig(
-        **{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
-    )
     number, begun = trial.number, time.perf_counter()
-    chosen = suggest(trial, plain)
+    chosen = suggest(trial, options.plain())
     trial.set_user_attr("given", options.given)
     what = " ".join(f"{option(name)} {value}" for name, value in rounded(trial.params).items())
     say(f"{DONE}{number}: {what}")
@@ -164,11 +160,9 @@ def tune(
     """
     if find_spec("optuna") is None:
         raise InputError('tune: needs Optuna: pip install -e ".[tune]"')
-    if not options.validation_size:
-        reviews = len(load_texts(options, say)[1])
-        options = dataclasses.replace(options, validation_size=max(reviews // 10, 1))
-    options.check()
     texts, train, *_ = load_texts(options, say)
+    if not options.validation_size:
+        options = dataclasses.replace(options, validation_size=max(len(train) // 10, 1))
     recipe_of(options, 1, train.labels, len(texts.classes))
     learner = import_module(f"{framework}_impl.learner")
     learner.find_device(options.device)
@@ -202,11 +196,6 @@ def tune(
         lost = "; the same command goes on, with others in place of the trials at work"
         raise Stopped(stopped.status - 128, lost) from None
     return gather(study, framework, options)
-
-
-def masked(text: str) -> str:
-    """Without the user and the password of a URL in it."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def counted(study: "optuna.Study", running: bool = False) -> list["optuna.trial.FrozenTrial"]:

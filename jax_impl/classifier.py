@@ -111,6 +111,7 @@ def classify(
         as_array(name, array, np.asarray)
         for name, array in (("distinct", distinct), ("tokens", tokens), ("lengths", lengths))
     )
+    ratios = None if ratios is None else as_array("ratios", ratios)
     cell, directions, size = check_classify(parameters, vectors, distinct, tokens, ratios, pooling)
     distinct, wrong = in_range(
         "distinct", distinct, len(vectors) - 1, "V - 1, there being V vectors"

@@ -11,9 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
+import jax_impl.classifier
 import jax_impl.learner
+import torch_impl.classifier
 import torch_impl.learner
 from common import convert, files, oracle, params
 from common.data import corpus, ngrams
@@ -236,3 +239,25 @@ def test_a_model_is_converted_there_and_back(trained: Path, tmp_path: Path) -> N
                 np.testing.assert_array_equal(back[key], value)
     with pytest.raises(InputError, match="weight_ih has shape"):
         convert.convert(tensors, "canonical", "keras", reset_after=False)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_ratios_that_do_not_fit_are_refused(name: str) -> None:
+    config = TrainConfig(hidden_size=4, ngrams=2).model_config((9, 3), 2, False)
+    module = {"torch": torch_impl.classifier, "jax": jax_impl.classifier}[name]
+    array = {"torch": torch.from_numpy, "jax": np.asarray}[name]
+    vectors = np.zeros((9, 3))
+    parameters = {n: array(v) for n, v in params.init(config, 0, vectors).items()}
+    tokens, lengths = np.zeros((5, 2), np.int32), np.array([5, 2], np.int32)
+    batch = [array(each) for each in (vectors, np.arange(9, dtype=np.int32), tokens, lengths)]
+    with jax.enable_x64(True):
+        assert module.classify(parameters, *batch, {}, array(np.zeros((5, 2, 2)))).shape == (2, 2)
+        for ratios, kind, problem in (
+            (array(np.zeros((4, 2, 2))), ValueError, "ratios: expected shape"),
+            (array(np.zeros((5, 2, 3))), ValueError, "vectors: expected shape"),
+            (array(np.zeros((5, 2, 2), np.float32)), TypeError, "ratios: expected"),
+            # JAX takes a list for an array, as it does elsewhere.
+            ([[0.0]], TypeError if name == "torch" else ValueError, "ratios: expected"),
+        ):
+            with pytest.raises(kind, match=problem):
+                module.classify(parameters, *batch, {}, ratios)

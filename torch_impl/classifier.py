@@ -104,7 +104,9 @@ def classify(
     """
     check_mapping(parameters)
     vectors = parameters.get("vectors.weight", vectors)
-    check_arrays({**parameters, "vectors": vectors, "distinct": distinct, "tokens": tokens})
+    given = {"vectors": vectors, "distinct": distinct, "tokens": tokens}
+    given |= {} if ratios is None else {"ratios": ratios}
+    check_arrays({**parameters, **given})
     cell, directions, size = check_classify(parameters, vectors, distinct, tokens, ratios, pooling)
     try:
         embedded = F.embedding(distinct, vectors)

@@ -62,7 +62,7 @@ class Ratios:
         """What is wrong with numbers from a file, if something is."""
         if [*map(len, self.codes)] != [*map(len, self.ratios)]:
             return "expected ratios for each code"
-        return fit_vocabulary(self.codes, self.words)
+        return problem_of(self.codes, self.words)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """By the names that they have in a file."""
@@ -179,7 +179,7 @@ def _frequent(
     return found[count >= fewest]
 
 
-def fit_vocabulary(codes: Sequence[Codes], words: int) -> str:
+def problem_of(codes: Sequence[Codes], words: int) -> str:
     """Why these cannot be the codes of n-grams of so many words, if they cannot."""
     if not all((np.diff(each) > 0).all() for each in codes):
         return "expected ascending codes"

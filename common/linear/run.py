@@ -111,7 +111,7 @@ def load(folder: Path) -> Run:
     weight, bias, *codes = tensors.values()
     if weight.shape[1] != sum(map(len, codes)):
         raise InputError(f"{folder / MODEL}: expected a weight for each code")
-    if problem := ngrams.fit_vocabulary(codes, len(vocabulary)):
+    if problem := ngrams.problem_of(codes, len(vocabulary)):
         raise InputError(f"{folder / MODEL}: {problem}")
     model = Linear(len(vocabulary), codes, weight, bias)
     return Run(**vars(about), vocabulary=vocabulary, model=model)

@@ -77,7 +77,8 @@ def _with_ratios(
         save_file(ngrams.fit(train, *size).tensors(), folder / "ratios.safetensors")
         np.save(folder / "train.npy", ngrams.read_out_of_fold(train, *size))
 
-    key = {"texts": train.name, "size": size, "layout": LAYOUT_VERSION, "scale": ngrams.SCALE}
+    how = {"fewest": ngrams.FEWEST, "folds": ngrams.FOLDS, "scale": ngrams.SCALE}
+    key = {"texts": train.name, "size": size, "layout": LAYOUT_VERSION, **how}
     folder = cached("ratios", key, build)
     ratios = Ratios.of(size[0], load_file(folder / "ratios.safetensors"))
     return ratios, replace(train, ratios=np.load(folder / "train.npy", mmap_mode="r"))

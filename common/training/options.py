@@ -163,6 +163,11 @@ class TrainConfig(DataConfig):
         """Whether the size of a step hangs on how many have been taken, and how many there are."""
         return self.schedule != "constant" or self.warmup > 0
 
+    def plain(self) -> "TrainConfig":
+        """Of what has more options: those that a training takes."""
+        fields = dataclasses.fields(TrainConfig)
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields})
+
     def check(self) -> None:
         if self.tensorboard and find_spec("tensorboardX") is None:
             raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
