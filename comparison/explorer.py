@@ -7,18 +7,13 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Int
 
-import torch_impl.learner
 from common.data import corpus
-from common.inference import explanation
-from common.inference.prediction import load_learner, questions
 from common.report.schema import Explained, Explorer, Review, Run
-from common.training import run_directory
 from common.training.data import load_data
-from common.training.learner import predict
 from common.training.options import TrainConfig
+from torch_impl.predict import load
 
 REVIEWS = 12
-ROWS = 64  # reviews in a batch
 LONGEST = 120  # words: what one takes in at a glance
 
 
@@ -29,29 +24,20 @@ def explore(options: TrainConfig, runs: Sequence[Run], report: Callable[[str], N
     predict, and need not be compiled.
     """
     data = load_data(options, report)
-    split = data.test.split
-    short = candidates(data.test.lengths)
-    asked, limit = [split[number] for number in short], options.max_length
-    trained = {run.name: run_directory.load_run(Path(run.run_dir)) for run in runs}
-    correct = []
-    for run in trained.values():
-        batches = questions(run, asked, ROWS, split.labels[short], max_length=limit)
-        logits, labels = predict(load_learner(torch_impl.learner, run, options.device), batches)
-        correct.append(logits.argmax(axis=1) == labels)
-    chosen = short[choose(np.array(correct))]
-    ids = [split[number] for number in chosen]
-    explained = {
-        name: explanation.explain(torch_impl.learner, run, ids, options.device)
-        for name, run in trained.items()
-    }
+    labels = data.test.split.labels
     words = corpus.load(options.data)
-    texts = words.test.subset(options.test_size)
+    split = words.test.subset(options.test_size)
+    short = candidates(data.test.lengths)
+    texts = [" ".join(words.vocabulary[word] for word in split[number]) for number in short]
+    trained = {run.name: load(Path(run.run_dir), options.device) for run in runs}
+    answers = [model.logits(texts).argmax(axis=1) for model in trained.values()]
     reviews = []
-    for number, *found in zip(chosen, *explained.values(), strict=True):
-        models = dict(zip(explained, msgspec.convert(found, list[Explained]), strict=True))
-        text = " ".join(words.vocabulary[token] for token in texts[number])
-        true = data.classes[split.labels[number]]
-        reviews.append(Review(text, found[0]["words"], true, models))
+    for number in choose(np.array(answers) == labels[short]):
+        found = {name: model.explain(texts[number]) for name, model in trained.items()}
+        models = msgspec.convert(found, dict[str, Explained])
+        true = data.classes[labels[short[number]]]
+        read = next(iter(found.values()))["words"]
+        reviews.append(Review(texts[number], read, true, models))
     return Explorer(list(data.classes), reviews)
 
 

@@ -22,7 +22,7 @@ import torch_impl.learner
 from common import params
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit
-from common.inference.prediction import load_learner
+from common.inference.model import Model
 from common.linear import run as linear
 from common.report import schema
 from common.training import run_directory
@@ -283,7 +283,7 @@ def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> schema.Va
     series = []
     for name, run in trained.items():
         for state, model in (("untrained", untrained(run)), ("trained", run)):
-            learner = load_learner(torch_impl.learner, model, "cpu", "float64")
+            learner = Model(torch_impl.learner, model, "cpu", "float64").learner
             norms = np.concatenate([gradient_norms(learner, batch, reach) for batch in batches])
             low, median, high = np.quantile(norms, [0.25, 0.5, 0.75], axis=0).tolist()
             series.append(schema.Series(f"{name}, {state}", median, low, high))
@@ -328,7 +328,7 @@ def gates(trained: Sequence[run_directory.Run], data: Data) -> schema.Gates:
 
     def read(models: Iterable[run_directory.Run]) -> dict[str, Sums]:
         """The sums of each quantity, of all models."""
-        learners = (load_learner(torch_impl.learner, run, "cpu") for run in models)
+        learners = (Model(torch_impl.learner, run, "cpu").learner for run in models)
         found = [read_words(learner, test, groups) for learner in learners]
         where = found[0]["group"], found[0]["review"], count
         return {name: resample(np.stack([f[name] for f in found]), *where) for name in QUANTITIES}

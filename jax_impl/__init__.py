@@ -1,7 +1,20 @@
 """The GRU text classifier in JAX/Flax; torch_impl is its twin."""
 
+from typing import TYPE_CHECKING, Any
+
 import common  # noqa: F401  before what takes long: see there, Ctrl-C
 from jax_impl.classifier import Classifier
 from jax_impl.modules import GRU, GRUCell
 
-__all__ = ["GRU", "Classifier", "GRUCell"]
+if TYPE_CHECKING:
+    from jax_impl.predict import load
+
+__all__ = ["GRU", "Classifier", "GRUCell", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jax_impl.predict import load  # a layer alone need not bring the whole program
+
+    return load

@@ -26,11 +26,10 @@ import torch_impl.fused
 import torch_impl.gru
 import torch_impl.learner
 from common import kernels, oracle
-from common.data.batches import Batches
 from common.inference import prediction
+from common.inference.model import Model
 from common.params import GRU_PARAMETERS, ModelConfig, init
 from common.training import loop, run_directory
-from common.training.learner import predict
 
 Array = NDArray[np.floating]
 Arrays = dict[str, Array]
@@ -506,12 +505,7 @@ def test_a_run(
 
     run = run_directory.load_run(tmp_path)
     plain = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype="float32"))
-    ids = prediction.encode(run, [text.split() for text in texts])
-    batches = Batches(prediction.join(ids, np.zeros(2)), 2, max_length=40, in_order=True)
-    logits, others = (
-        predict(prediction.load_learner(FRAMEWORKS[name], each), batches)[0]
-        for each in (run, plain)
-    )
+    logits, others = (Model(FRAMEWORKS[name], each).logits(texts) for each in (run, plain))
     assert 0 < np.abs(logits - others).max() < 2**-5
 
 

@@ -15,9 +15,10 @@ import torch_impl.learner
 from common.convert import __main__ as convert
 from common.data import corpus
 from common.data.text import clean, tokenize
-from common.inference import prediction
+from common.inference.model import Model
 from common.training import checkpoint, run_directory
 from common.training.data import load_data
+from common.training.learner import Framework
 
 D, H = 6, 5
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -93,6 +94,12 @@ def test_a_checkpoint_of_the_homework_predicts_as_it_did(
     assert_predicts(file.with_name("run"), net)
 
 
+def probabilities(framework: Framework, run: run_directory.Run) -> np.ndarray:
+    return np.array(
+        [[*each.probabilities.values()] for each in Model(framework, run).predict(TEXTS)]
+    )
+
+
 def assert_predicts(folder: Path, net: nn.Module) -> None:
     """Both twins predict from this run directory what the network does."""
     run = run_directory.load_run(folder)
@@ -105,7 +112,7 @@ def assert_predicts(folder: Path, net: nn.Module) -> None:
             for words in map(tokenize, map(clean, TEXTS))
         ]
     for framework in FRAMEWORKS.values():
-        found = prediction.classify(framework, run, TEXTS)
+        found = probabilities(framework, run)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -163,7 +170,7 @@ def test_classes_in_another_order_are_put_into_that_of_the_data(
         assert to_run(command, file, vector_file, *more)[0] == 0
         run = run_directory.load_run(file.with_name("run"))
         assert run.classes == ("negative", "positive")
-        found.append(prediction.classify(torch_impl.learner, run, TEXTS))
+        found.append(probabilities(torch_impl.learner, run))
         shutil.rmtree(file.with_name("run"))
     np.testing.assert_allclose(found[0], found[1][:, ::-1])
 

@@ -22,6 +22,7 @@ from common import files, oracle, params
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
 from common.inference import explanation, prediction
+from common.inference.model import Model
 from common.params import ModelConfig
 from common.report.schema import Run, convert
 from common.training import run_directory
@@ -198,8 +199,10 @@ def test_explain_says_what_the_oracle_says(framework: str, kind: str) -> None:
     config = replace(CONFIGS[kind], classes=2)
     run = run_of(config, max_length=6)
     given = [np.array([3, 4, 2, 0, 3, 3, 1]), np.array([1]), np.zeros(0, np.int32)]
+    texts = [" ".join(WORDS[token] for token in ids) for ids in given]
     with jax.enable_x64(True):
-        found = explanation.explain(FRAMEWORKS[framework], run, given, "cpu", "float64")
+        model = Model(FRAMEWORKS[framework], run, "cpu", "float64")
+        found = [model.explain(text, units=True) for text in texts]
     for ids, answer in zip(given, found, strict=True):
         text = list(ids[-6:])
         logits = logits_of(run, text)
@@ -221,7 +224,7 @@ def test_explain_says_what_the_oracle_says(framework: str, kind: str) -> None:
         for direction in layer:
             side = direction.name.rpartition(".")[2]
 
-            def of(name: str, side: str = side, answer: dict = answer) -> list[float]:
+            def of(name: str, answer: dict = answer, side: str = side) -> list[float]:
                 return answer[name][side] if config.bidirectional else answer[name]
 
             z, r, n, h = (direction.between[name][:, 0] for name in "zrnh")
@@ -229,6 +232,9 @@ def test_explain_says_what_the_oracle_says(framework: str, kind: str) -> None:
             np.testing.assert_allclose(of("r"), r.mean(axis=1), rtol=1e-11)
             moved = np.linalg.norm(z * (n - h), axis=1)  # what a word adds to the state
             np.testing.assert_allclose(of("change"), moved, rtol=1e-10)
+            for name, value in {"z": z, "r": r, "state": h + z * (n - h)}.items():
+                units = np.reshape(of(name, answer["units"]), value.shape)
+                np.testing.assert_allclose(units, value, rtol=1e-10)
 
 
 def test_a_linear_model_is_explained_exactly() -> None:
@@ -241,7 +247,8 @@ def test_a_linear_model_is_explained_exactly() -> None:
     p["gru.0.forward.weight_ih"][2 * H :] = 0.1
     p["head.weight"][:] = [[1.0], [-1.0]]
     run = replace(run, parameters=p)
-    (found,) = explanation.explain(torch_impl.learner, run, [np.array([0, 1, 2])], "cpu", "float64")
+    model = Model(torch_impl.learner, run, "cpu", "float64")
+    found = model.explain(" ".join(WORDS[:3]))
     assert found["z"] == pytest.approx([1, 1, 1])
     assert np.all(np.array(found["gradient"])[:2] == 0)
     assert found["leave_out"][:2] == pytest.approx([0, 0])
@@ -317,20 +324,19 @@ def test_texts_of_unknown_words_and_of_ten_thousand(
     assert status == 0
     assert "2 words, 2 of them without a vector" in output
     assert "no word to explain" in output
+    assert "0 words" in command(explain_main(framework), trained, " ")[1]
     status, output, _ = command(explain_main(framework), trained, "good film " * 5_000)
     assert status == 0
     assert "10,000 words, 0 of them without a vector and so left out; read: the last 20" in output
 
 
 def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_directory.load_run(trained)
+    model = torch_impl.load(trained)
     screen = io.StringIO()
     terminal = partial(Console, file=screen, force_terminal=True, color_system="truecolor")
     monkeypatch.setattr(explanation, "Console", lambda **how: terminal(width=100))
-    ids = {word: number for number, word in enumerate(run.vocabulary)}
-    text = np.array([ids[word] for word in ("a", "good", "film")])
-    (found,) = explanation.explain(torch_impl.learner, run, [text])
-    explanation._print(run, found, "gradient", 3, 3)
+    found = model.explain("a good film")
+    explanation._print(model.classes, found, "gradient", 3, 3)
     tinted = re.findall(r"\x1b\[[\d;]*48;2;(\d+);(\d+);(\d+)m(\w+)", screen.getvalue())
     assert [word for *_, word in tinted][-3:] == ["a", "good", "film"]
     strongest = int(np.abs(found["gradient"]).argmax())
@@ -343,7 +349,6 @@ def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPat
     ("arguments", "named"),
     [
         (["nowhere", "text"], "nowhere"),
-        (["RUN", " "], "text is empty"),
         (["RUN", "text", "--by", "magic"], "--by"),
         (["RUN", "text", "--json", "/proc/nowhere/a.json"], "/proc/nowhere/a.json"),
         (["RUN"], "text"),
@@ -363,7 +368,9 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
     command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rnn = run_of(replace(RNNS["rnn"], classes=2))
-    monkeypatch.setattr(explanation, "load_run", lambda folder: rnn)
+    model = Model(torch_impl.learner, rnn)
+    monkeypatch.setattr(explanation, "load", lambda *_: model)
+    assert model.explain("a good film", units=True)["units"].keys() == {"state"}
     status, _, error = command(explain_main("torch"), "run", "a good film")
     assert status == 2
     assert "--by z" in error

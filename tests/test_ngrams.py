@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from scipy.special import softmax
 
 import jax_impl.classifier
 import jax_impl.learner
@@ -23,7 +24,8 @@ from common.data import corpus, ngrams
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
 from common.errors import InputError
-from common.inference import explanation, prediction
+from common.inference import prediction
+from common.inference.model import Model
 from common.training import loop
 from common.training.options import TrainConfig
 from common.training.run_directory import load_run
@@ -180,14 +182,14 @@ def test_from_training_to_prediction(trained: Path, command: Command) -> None:
     data = corpus.load("rt")
     test = data.test.subset(96)
     texts = tuple(" ".join(data.vocabulary[token] for token in test[i]) for i in range(96))
-    found = [prediction.classify(twin, run, texts) for twin in TWINS.values()]
+    models = [Model(twin, run) for twin in TWINS.values()]
+    found = [softmax(model.logits(texts), axis=1) for model in models]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
     right = (found[0].argmax(1) == test.labels).mean()
     assert right == pytest.approx(metrics["accuracy"])
-    for twin, probabilities in zip(TWINS.values(), found, strict=True):
+    for model, probabilities in zip(models, found, strict=True):
         for text in (0, 3):
-            (known,) = prediction.encode(run, [texts[text].split()])
-            (answer,) = explanation.explain(twin, run, [known])
+            answer = model.explain(texts[text])
             assert answer["probability"] == pytest.approx(probabilities[text].max(), abs=1e-5)
     predict = partial(prediction.main, torch_impl.learner)
     status, output, error = command(predict, trained, texts[0])

@@ -17,6 +17,7 @@ import torch_impl.learner
 from common import files
 from common.data.batches import MAX_SHAPES
 from common.inference import prediction
+from common.inference.model import Model
 from common.training import checkpoint, loop, run_directory
 from common.training.data import load_data
 from common.training.learner import predict
@@ -95,7 +96,7 @@ def test_each_framework_predicts_with_what_the_other_trained(
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
         assert command(main_of(framework, prediction), tmp_path) == given
         assert given[0] == 0
-        answers.append([line.split("\t") for line in given[1].splitlines()])
+        answers.append([line.split("\t")[:3] for line in given[1].splitlines()])
     ours, theirs = answers
     assert [(label, text) for label, _, text in ours] == [
         (label, text) for label, _, text in theirs
@@ -121,7 +122,8 @@ def test_predictions_are_those_of_the_test_run(
     run = run_directory.load_run(tmp_path)
     texts = corpus.load("rt")
     chosen = tuple(" ".join(texts.vocabulary[i] for i in texts.test[row]) for row in range(64))
-    probabilities = prediction.classify(torch_impl.learner, run, chosen)
+    found = Model(torch_impl.learner, run).predict(chosen)
+    probabilities = [list(each.probabilities.values()) for each in found]
     data = load_data(run.options, print)
     learner = torch_impl.learner.Learner(run.model, TrainConfig(), run.vectors, run.parameters)
     logits, _ = predict(learner, data.test)
@@ -220,7 +222,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", FRAMEWORKS)
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["nowhere", "text"], "nowhere"), (["RUN", "fine", " "], "text 2"), ([], "run directory")],
+    [
+        (["nowhere", "text"], "nowhere"),
+        (["RUN", "--strict", " "], "text 1"),
+        ([], "run directory"),
+    ],
 )
 def test_bad_prediction_input_gets_one_clear_line(
     name: str, arguments: list[str], named: str, command: Command, trained: Path

@@ -1,7 +1,20 @@
 """The GRU text classifier in PyTorch; jax_impl is its twin."""
 
+from typing import TYPE_CHECKING, Any
+
 import common  # noqa: F401  before what takes long: see there, Ctrl-C
 from torch_impl.classifier import Classifier
 from torch_impl.modules import GRU, GRUCell
 
-__all__ = ["GRU", "Classifier", "GRUCell"]
+if TYPE_CHECKING:
+    from torch_impl.predict import load
+
+__all__ = ["GRU", "Classifier", "GRUCell", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from torch_impl.predict import load  # a layer alone need not bring the whole program
+
+    return load

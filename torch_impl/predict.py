@@ -4,8 +4,28 @@ python -m torch_impl.predict RUN_DIR "what a film" "never again"
 python -m torch_impl.predict RUN_DIR < one_text_a_line.txt
 """
 
-from common.inference import prediction
+from pathlib import Path
+
+from common.inference import model, prediction
+from common.inference.model import Model, Saved
+from common.training.options import Device
 from torch_impl import learner
+
+
+def load(run_dir: Path | str, device: Device = "auto", checkpoint: Saved | None = None) -> Model:
+    """Read a trained model, of either framework, to compute it in PyTorch.
+
+    run_dir: its run directory.
+    device: auto, cpu, cuda or mps.
+    checkpoint: by default, the run has to be finished. "last" takes the parameters of its last
+        checkpoint, finished or not; "best" the best ones, by the validation reviews, that this
+        checkpoint knows.
+
+    Raises InputError (a ValueError), in one line, for what is no such run, is damaged or does not
+    fit together, for a device that is not there, and for a checkpoint whose data have changed.
+    """
+    return model.load(learner, run_dir, device, checkpoint)
+
 
 if __name__ == "__main__":
     prediction.main(learner)

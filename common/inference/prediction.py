@@ -1,25 +1,24 @@
 """Classify texts with trained models: the command line of every predict."""
 
 import dataclasses
+import json
 import sys
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
-from jaxtyping import Float, Int, Int32
-from scipy.special import softmax
 
-from common.data.batches import Batches
-from common.data.corpus import join
-from common.data.text import clean, tokenize
 from common.errors import InputError, exit_on_input_error
+from common.inference import model
+from common.inference.model import Model, Prediction, Saved
 from common.linear import run as linear
-from common.training.learner import Framework, Learner, predict
+from common.training.learner import Framework
 from common.training.options import Device, parse_options
-from common.training.run_directory import Run, framework_of, load_run
+from common.training.run_directory import framework_of
+
+TOGETHER = 1024  # texts that are answered before the next ones are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,16 @@ class PredictOptions:
     run_dir: tyro.conf.Positional[Path]
     """The run directory of a trained model."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Further run directories, then texts to classify; none: each line of standard input is one."""
+    """Further run directories, then texts to classify. -, and no text at all, is standard input:
+    each of its lines is one."""
+    json: bool = False
+    """Print a JSON object a line: text, label, probabilities of all classes, known_words."""
+    strict: bool = False
+    """End with an error at a text without a word that the model knows, instead of saying what it
+    answers to an empty text."""
+    checkpoint: Saved | None = None
+    """Of runs that are not finished, too: the last parameters, or the best ones by the validation
+    reviews, that their last checkpoint knows."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
 
@@ -48,32 +56,26 @@ def main(framework: Framework | None = None) -> None:
         package = framework.__name__.rpartition(".")[0] if framework else "common.linear"
         options = parse_options(PredictOptions, f"python -m {package}.predict")
         further = [*takewhile(is_folder, options.texts)]
-        runs = [load(folder, framework) for folder in (options.run_dir, *map(Path, further))]
-        classes = runs[0].classes
-        for run, folder in zip(runs[1:], further, strict=True):
-            if sorted(run.classes) != sorted(classes):
+        folders = [options.run_dir, *map(Path, further)]
+        models = [load(framework, folder, options) for folder in folders]
+        for each, folder in zip(models, folders, strict=True):
+            if sorted(each.classes) != sorted(models[0].classes):
                 raise InputError(
-                    f"{folder}: its classes are {', '.join(run.classes)}, those of "
-                    f"{options.run_dir} {', '.join(classes)}"
+                    f"{folder}: its classes are {', '.join(each.classes)}, those of "
+                    f"{folders[0]} {', '.join(models[0].classes)}"
                 )
-        texts = options.texts[len(further) :]
-        if not texts:
-            if sys.stdin.isatty():
-                print("one text a line, end with Ctrl-D:", file=sys.stderr)
-            texts = tuple(sys.stdin.buffer.read().decode("utf-8", "replace").splitlines())
-        if not texts:
-            raise InputError("no text: give some as arguments, or as lines of standard input")
-        for number, text in enumerate(texts, 1):
-            if not text.strip():
-                raise InputError(f"text {number} is empty")
         if further:
-            print(f"an ensemble of {len(runs)} runs: their mean probabilities", file=sys.stderr)
-        found = [classify(framework, run, texts, options.device) for run in runs]
-        orders = [[run.classes.index(name) for name in classes] for run in runs]
-        answers = np.mean([each[:, o] for each, o in zip(found, orders, strict=True)], axis=0)
-        for probabilities, text in zip(answers, texts, strict=True):
-            best = int(probabilities.argmax())
-            print(f"{classes[best]}\t{probabilities[best]:.4f}\t{text}")
+            print(f"an ensemble of {len(models)} runs: their mean probabilities", file=sys.stderr)
+        texts = chain.from_iterable(map(_lines, options.texts[len(further) :] or ["-"]))
+        number = 0
+        while chunk := list(islice(texts, TOGETHER)):
+            for text, answer in zip(chunk, predict(models, chunk), strict=True):
+                number += 1
+                if options.strict and not answer.known_words:
+                    raise InputError(f"text {number}: has no word that the model knows: {text!r}")
+                print(_line(text, answer, as_json=options.json))
+        if not number:
+            raise InputError("no text: give some as arguments, or as lines of standard input")
 
 
 def is_folder(text: str) -> bool:
@@ -84,58 +86,37 @@ def is_folder(text: str) -> bool:
         return False
 
 
-def load(folder: Path, framework: Framework | None = None) -> Run | linear.Run:
-    """Read a run directory, of a framework or linear. Raises InputError as load_run does."""
+def load(framework: Framework | None, folder: Path, options: PredictOptions) -> Model | linear.Run:
+    """Read a run directory, of a framework or linear. Raises InputError as they do."""
     if framework is None or framework_of(folder) == linear.FRAMEWORK:
         return linear.load(folder)
-    return load_run(folder)
+    return model.load(framework, folder, options.device, options.checkpoint)
 
 
-def classify(
-    framework: Framework | None,
-    run: Run | linear.Run,
-    texts: tuple[str, ...],
-    device: Device = "auto",
-) -> Float[np.ndarray, "N C"]:
-    """The probability of each class for each text; of a linear model, the softmax of its margins.
-
-    A model of the built-in layer is computed by the handwritten GRU, which both frameworks have.
-    Words without a vector are left out; a text of such words alone is legal.
-    """
-    if isinstance(run, linear.Run):
-        return softmax(run.logits(texts).astype(np.float64), axis=1)
-    assert framework is not None
-    known = encode(run, [tokenize(clean(text)) for text in texts])
-    rows, limit = min(len(texts), 32), run.options.max_length
-    batches = questions(run, known, rows, max_length=limit)
-    logits, _ = predict(load_learner(framework, run, device), batches)
-    return softmax(logits.astype(np.float64), axis=1)
+def predict(models: Sequence[Model | linear.Run], texts: Sequence[str]) -> list[Prediction]:
+    """The answers of several models together: their mean probabilities."""
+    found = []
+    for each in zip(*(one.predict(texts) for one in models), strict=True):
+        names = each[0].probabilities
+        mean = {name: float(np.mean([one.probabilities[name] for one in each])) for name in names}
+        known = max(one.known_words for one in each)
+        found.append(Prediction(max(mean, key=mean.__getitem__), mean, known))
+    return found
 
 
-def encode(run: Run, texts: Sequence[list[str]]) -> list[Int32[np.ndarray, " known"]]:
-    """The ids of each text's words, in their order, without those that have no vector."""
-    ids = {word: number for number, word in enumerate(run.vocabulary)}
-    return [np.array([ids[word] for word in text if word in ids], np.int32) for text in texts]
+def _lines(text: str) -> Iterator[str]:
+    """A text of the command line, or those of standard input."""
+    if text != "-":
+        yield text
+        return
+    if sys.stdin.isatty():
+        print("one text a line, end with Ctrl-D:", file=sys.stderr)
+    for line in sys.stdin.buffer:
+        yield from line.decode("utf-8", "replace").splitlines()
 
 
-def questions(
-    run: Run,
-    texts: Sequence[Int[np.ndarray, " words"]],
-    rows: int,
-    labels: Int[np.ndarray, " N"] | None = None,
-    **how: Any,
-) -> Batches:
-    """Texts, as ids of words in run.vocabulary, in batches that a model of the run can read."""
-    split = join(texts, np.zeros(len(texts)) if labels is None else labels)
-    split = run.ratios.beside(split) if run.ratios else split
-    return Batches(split, rows, in_order=True, ngrams=run.model.ngrams, **how)
-
-
-def load_learner(
-    framework: Framework, run: Run, device: Device = "auto", dtype: str = "float32"
-) -> Learner:
-    """The trained model, ready to answer; a built-in layer is computed by the handwritten GRU."""
-    model = dataclasses.replace(run.model, builtin=False, implementation="auto")
-    options = dataclasses.replace(run.options, device=device)
-    parameters = {name: value.astype(dtype) for name, value in run.parameters.items()}
-    return framework.Learner(model, options, run.vectors, parameters, dtype=dtype)
+def _line(text: str, answer: Prediction, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"text": text, **vars(answer)}, ensure_ascii=False)
+    unknown = "" if answer.known_words else "\t(no known word: the answer to an empty text)"
+    return f"{answer.label}\t{answer.probability:.4f}\t{text}{unknown}"

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from msgspec import Meta
 
 from common import files
 from common.data import ngrams
 from common.data.corpus import join
-from common.data.text import clean, tokenize
 from common.errors import InputError
+from common.inference.model import Prediction, answers, words_of
 from common.linear.model import Linear
 from common.training import run_directory
 from common.training.options import Count, DataConfig
@@ -64,10 +64,19 @@ class Run(About):
 
     def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "N C"]:
         """A number for each class of each text."""
+        return self.model.logits(join(self.encode(texts), np.zeros(len(texts))))
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """The answer to each text; its probabilities are the softmax of the margins."""
+        encoded = self.encode(texts)
+        logits = self.model.logits(join(encoded, np.zeros(len(texts))))
+        return answers(self.classes, logits, ((ids >= 0).sum() for ids in encoded))
+
+    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " words"]]:
+        """The ids of each text's words; -1 is a word that was not seen."""
         ids = {word: number for number, word in enumerate(self.vocabulary)}
-        read = [tokenize(clean(text)) for text in texts]
-        known = [np.array([ids.get(word, -1) for word in text], np.int32) for text in read]
-        return self.model.logits(join(known, np.zeros(len(texts))))
+        read = map(words_of, texts)
+        return [np.array([ids.get(word, -1) for word in words], np.int32) for words in read]
 
 
 def parse_about(content: bytes, path: Path) -> About:

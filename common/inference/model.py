@@ -1,0 +1,271 @@
+"""A trained model and what it is asked: what `load` of both twins returns."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int, Int32
+from scipy.special import softmax
+
+from common.data.batches import Batches, Shape
+from common.data.corpus import join
+from common.data.text import clean, tokenize
+from common.errors import InputError
+from common.params import DIRECTIONS
+from common.training import checkpoint
+from common.training.data import fingerprint_of, load_data
+from common.training.learner import Framework
+from common.training.options import Device
+from common.training.run_directory import Run, load_run
+
+ROWS = (1, 8, 32)  # of texts that are read together
+STEPS = 16  # in the shortest padded length; each next one has twice as many
+
+Saved = Literal["last", "best"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The answer to a text."""
+
+    label: str
+    """The most probable class."""
+    probabilities: dict[str, float]
+    """Of every class, in the order of `classes`."""
+    known_words: int
+    """Words of the text that the model has a vector for (of a linear model: has seen). Where there
+    are none, this is the answer to an empty text."""
+
+    @property
+    def probability(self) -> float:
+        """That of the label."""
+        return self.probabilities[self.label]
+
+
+class Model:
+    """A trained model, ready to answer. Threads may share it.
+
+    Texts are read as training read them: markup is removed, words without a vector are left out,
+    and of the others the last max_length are read. Lengths and numbers of texts are padded to a
+    few, so that JAX compiles once for each of these.
+    """
+
+    classes: tuple[str, ...]
+    """Their names, in the order of logits and probabilities."""
+
+    def __init__(
+        self, framework: Framework, run: Run, device: Device = "auto", dtype: str = "float32"
+    ) -> None:
+        """A built-in layer is computed by the handwritten GRU, which both frameworks have."""
+        self.run, self.classes = run, run.classes
+        self.learner = framework.Learner(
+            dataclasses.replace(run.model, builtin=False, implementation="auto"),
+            dataclasses.replace(run.options, device=device),
+            run.vectors,
+            {name: value.astype(dtype) for name, value in run.parameters.items()},
+            dtype=dtype,
+        )
+        self._ids = {word: number for number, word in enumerate(run.vocabulary)}
+        self._lock = Lock()
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """The answer to each text. Raises TypeError for what is no list of str."""
+        known = self.encode(texts)
+        return answers(self.classes, self._logits(known), map(len, known))
+
+    def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "N C"]:
+        """The logits of each text's classes. Raises TypeError for what is no list of str."""
+        return self._logits(self.encode(texts))
+
+    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " known"]]:
+        """The ids, in run.vocabulary, of each text's words that have a vector."""
+        ids = self._ids
+        return [
+            np.array([ids[word] for word in words if word in ids], np.int32)
+            for words in map(words_of, texts_of(texts))
+        ]
+
+    def explain(
+        self,
+        text: str,
+        *,
+        units: bool = False,
+        track: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, count: batches,
+    ) -> dict[str, Any]:
+        """Explain the answer to a text, word by word, ready for JSON:
+
+        words        those that the model reads: the last max_length of the known ones
+        predicted    the class, probability that class's probability
+        z, r         of a GRU: the mean over the units of update and reset gate at each word
+        change       the norm of the difference that the word makes to the state
+        gradient     gradient x input of the predicted class's logit
+        leave_out    how much that logit falls when the word is left out
+        running      the probability of the second class (of more than two classes: of the
+                     predicted one), had the text ended with this word
+        units        if asked for: each unit's state, and of a GRU its z and r, a list at each word
+
+        z, r, change and units are of the last layer; with two directions they are dicts, forward
+        and backward. All others are lists with an entry a word, so empty where no word is known.
+
+        track: told of the batches that are read, and how many they are, as rich.progress.track.
+        """
+        (known,) = self.encode([text])
+        limit = self.run.options.max_length
+        ids = known[-limit:] if limit else known
+        n = len(ids)
+        without = (np.delete(ids, i) for i in range(n))
+        up_to = (ids[: i + 1] for i in range(n))
+        # One shape fits all that is asked, so that JAX compiles once.
+        shape = self._shapes(1, n)[-1:]
+        logits = self._logits([*chain([ids], without, up_to)], shape, track)
+        probabilities = softmax(logits.astype(np.float64), axis=1)
+        best = int(logits[0].argmax())
+        running = 1 if len(self.classes) == 2 else best
+
+        (batch,) = self._batches([ids], np.array([best]), shape).epoch()
+        with self._lock:
+            insides = self.learner.explain(batch)
+        inside = {name: insides[name][:, :n, 0] for name in "zr" if name in insides}
+        states = insides["states"][:, :n, 0]
+        start = states.dtype.type(0)
+        moves = [np.diff(states[0], axis=0, prepend=start)]
+        moves += [np.diff(backward, axis=0, append=start) for backward in states[1:]]
+        gates = {name: gate.mean(axis=-1) for name, gate in inside.items()}
+        found = {
+            "words": [self.run.vocabulary[word] for word in ids.tolist()],
+            "predicted": self.classes[best],
+            "probability": float(probabilities[0, best]),
+            **_by_direction({**gates, "change": np.linalg.norm(moves, axis=-1)}),
+            "gradient": insides["influence"][:n, 0].tolist(),
+            "leave_out": (logits[0, best] - logits[1 : n + 1, best]).tolist(),
+            "running": probabilities[n + 1 :, running].tolist(),
+        }
+        return found | ({"units": _by_direction({**inside, "state": states})} if units else {})
+
+    def _logits(
+        self,
+        texts: Sequence[Int[np.ndarray, " words"]],
+        shapes: Sequence[Shape] | None = None,
+        track: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, count: batches,
+    ) -> Float[np.ndarray, "N C"]:
+        found = np.zeros((len(texts), len(self.classes)), np.float32)
+        if not texts:
+            return found
+        batches = self._batches(texts, shapes=shapes)
+        for batch in track(batches.epoch(), len(batches)):
+            with self._lock:
+                logits = self.learner.logits(batch)
+            found = found.astype(logits.dtype, copy=False)
+            own = batch.reviews >= 0
+            found[batch.reviews[own]] = logits[own]
+        return found
+
+    def _batches(
+        self,
+        texts: Sequence[Int[np.ndarray, " words"]],
+        labels: Int[np.ndarray, " N"] | None = None,
+        shapes: Sequence[Shape] | None = None,
+    ) -> Batches:
+        run, limit = self.run, self.run.options.max_length
+        split = join(texts, np.zeros(len(texts)) if labels is None else labels)
+        split = run.ratios.beside(split) if run.ratios else split
+        rows = next(size for size in ROWS if size >= min(len(texts), ROWS[-1]))
+        shapes = shapes or self._shapes(rows, max(map(len, texts)))
+        ngrams = run.model.ngrams
+        return Batches(split, rows, max_length=limit, in_order=True, shapes=shapes, ngrams=ngrams)
+
+    def _shapes(self, rows: int, longest: int) -> list[Shape]:
+        """Padded sizes of batches of so many texts, the last of which fits `longest` words."""
+        limit = self.run.options.max_length or np.inf
+        longest, steps = int(min(longest, limit)), STEPS
+        found = []
+        while True:
+            edge = int(min(steps, limit))
+            found += [Shape(edge, edge * 2**i) for i in range(rows.bit_length())]
+            if edge >= longest:
+                return found
+            steps *= 2
+
+
+def load(
+    framework: Framework,
+    run_dir: Path | str,
+    device: Device = "auto",
+    checkpoint: Saved | None = None,
+) -> Model:
+    """Read a run directory: see `load` in the twins' predict.py."""
+    folder = Path(run_dir)
+    run = read_checkpoint(folder, checkpoint) if checkpoint else load_run(folder)
+    return Model(framework, run, device)
+
+
+def read_checkpoint(folder: Path, which: Saved) -> Run:
+    """A run as its last checkpoint has it. Words and vectors are those of its data set, read anew.
+
+    Raises InputError where there is none, and where the data are no longer the same.
+    """
+    saved = checkpoint.newest(folder, warn=lambda line: None)
+    if saved is None:
+        raise InputError(f"{folder}: has no checkpoint")
+    options, parameters = saved.about.options, saved.parameters
+    if which == "best":
+        if not (parameters := saved.best):
+            raise InputError(
+                f"{saved.path}: knows no best parameters: they need validation reviews"
+            )
+    elif options.ema:
+        moments = saved.optimizer_state
+        parameters = {name: moments[f"average.{name}"] for name in parameters}
+    data = load_data(options, report=lambda line: None)
+    if saved.state.data != fingerprint_of(options, data):
+        raise InputError(f"{saved.path}: is of other data or word vectors than there are now")
+    vectors = data.vectors
+    return Run(
+        **vars(saved.about),
+        vocabulary=vectors.words,
+        vectors=vectors.matrix,
+        parameters=parameters,
+        ratios=data.ratios,
+    )
+
+
+def answers(
+    classes: Sequence[str], logits: Float[np.ndarray, "N C"], known: Iterable[int]
+) -> list[Prediction]:
+    """What logits say, of texts of which so many words are known."""
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    return [
+        Prediction(classes[best], dict(zip(classes, row, strict=True)), words)
+        for best, row, words in zip(
+            probabilities.argmax(axis=1).tolist(), probabilities.tolist(), known, strict=True
+        )
+    ]
+
+
+def texts_of(texts: Sequence[str]) -> Sequence[str]:
+    """The texts. Raises TypeError for one str, which is no list of them, and for what is no str."""
+    if isinstance(texts, str):
+        raise TypeError("texts: expected a list of str, found one str")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{number}]: expected a str, found {type(text).__name__}")
+    return texts
+
+
+def words_of(text: str) -> list[str]:
+    """A text's words."""
+    return tokenize(clean(text))
+
+
+def _by_direction(layer: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What is [R, ...]: of one direction that, of two a dict of them."""
+    return {
+        name: values[0].tolist()
+        if len(values) == 1
+        else dict(zip(DIRECTIONS, values.tolist(), strict=True))
+        for name, values in layer.items()
+    }

@@ -1,0 +1,165 @@
+"""What `load` returns, and the command line over it, in both twins."""
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jax_impl
+import jax_impl.learner
+import torch_impl
+import torch_impl.learner
+from common.inference import explanation, prediction
+from common.inference.model import ROWS, Model
+from common.training import checkpoint, loop, run_directory
+from common.training.options import TrainConfig
+
+Command = Callable[..., tuple[int, str, str]]
+TWINS = {"torch": torch_impl, "jax": jax_impl}
+TEXTS = ["a moving and wonderful film", "", "dull, tired and boring", "xyzzy", "film " * 90, "  \t"]
+SIZES = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a moving average, and the best parameters by validation reviews."""
+    folder = tmp_path_factory.mktemp("run")
+    more = {"ema": 0.5, "validation_size": 16}
+    loop.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **SIZES, **more))
+    return folder
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def model(request: pytest.FixtureRequest, trained: Path) -> Model:
+    return TWINS[request.param].load(trained)
+
+
+def test_predictions_say_everything(model: Model) -> None:
+    found, logits = model.predict(TEXTS), model.logits(TEXTS)
+    assert model.classes == ("negative", "positive")
+    for answer, row in zip(found, logits, strict=True):
+        assert answer.label == model.classes[row.argmax()]
+        assert list(answer.probabilities) == list(model.classes)
+        odds = np.exp(row.astype(float))
+        np.testing.assert_allclose(list(answer.probabilities.values()), odds / odds.sum())
+        assert answer.probability == max(answer.probabilities.values())
+    assert [answer.known_words for answer in found] == [3, 0, 1, 0, 90, 0]
+    assert found[1].probabilities == found[3].probabilities == found[5].probabilities
+    assert model.predict([]) == [] and model.logits([]).shape == (0, 2)
+
+
+def test_an_answer_hangs_on_its_text_alone(model: Model) -> None:
+    """However many texts are asked about together, and however long the others are."""
+    alone = np.concatenate([model.logits([text]) for text in TEXTS])
+    for count in (*ROWS, 2 * ROWS[-1] + 3):
+        texts = [*itertools.islice(itertools.cycle(TEXTS), count)]
+        expected = alone[np.arange(count) % len(TEXTS)]
+        np.testing.assert_allclose(model.logits(texts), expected, rtol=0, atol=1e-6)
+
+
+def test_it_is_compiled_once(trained: Path) -> None:
+    model = jax_impl.load(trained)
+    compiled = type(model.learner)._logits._cache_size  # type: ignore[attr-defined]
+    model.predict(["one film"])
+    before = compiled()
+    for text in ("a film", "", "the good and the bad and the ugly", "xyzzy"):
+        model.predict([text])
+    assert compiled() == before
+    model.predict(["film " * 30])
+    assert compiled() == before + 1
+
+
+def test_threads_share_it(model: Model) -> None:
+    texts = [" ".join(TEXTS[0].split()[: n % 5 + 1]) for n in range(40)]
+    expected = [model.predict([text]) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(lambda text: model.predict([text]), texts * 5)] == expected * 5
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"), [("a film", "found one str"), (["a", None], r"texts\[1\]: .* NoneType")]
+)
+def test_what_is_no_list_of_texts_is_refused(model: Model, texts: list[str], problem: str) -> None:
+    for ask in (model.predict, model.logits):
+        with pytest.raises(TypeError, match=problem):
+            ask(texts)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_checkpoints_are_asked_before_the_run_is_finished(
+    name: str, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    load = TWINS[name].load
+    best = load(trained).logits(TEXTS)
+    assert np.array_equal(load(trained, checkpoint="best").logits(TEXTS), best)
+    last = load(trained, checkpoint="last").logits(TEXTS)
+    saved = checkpoint.newest(trained, print)
+    assert saved is not None
+    plain = Model(TWINS[name].learner, run_directory.load_run(trained))
+    plain.learner.load({n: saved.optimizer_state[f"average.{n}"] for n in saved.parameters})
+    assert np.array_equal(plain.logits(TEXTS), last)
+
+    unfinished = tmp_path / "run"
+    folder = checkpoint.last(trained)
+    assert folder is not None
+    (unfinished / "checkpoints").mkdir(parents=True)
+    folder.rename(moved := unfinished / "checkpoints" / folder.name)
+    try:
+        with pytest.raises(ValueError, match="not finished"):
+            load(unfinished)
+        assert np.array_equal(load(unfinished, checkpoint="last").logits(TEXTS), last)
+        for tool in (prediction, explanation):
+            main = partial(tool.main, TWINS[name].learner)
+            status, output, _ = command(main, unfinished, "a film", "--checkpoint", "best")
+            assert status == 0 and output.startswith(("negative", "positive"))
+    finally:
+        moved.rename(folder)
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        load(unfinished, checkpoint="last")
+
+
+def test_a_checkpoint_without_a_best_one_says_so(tmp_path: Path) -> None:
+    options = TrainConfig(data="rt", out=tmp_path, **SIZES)
+    loop.train(torch_impl.learner, options)
+    with pytest.raises(ValueError, match="validation reviews"):
+        torch_impl.load(tmp_path, checkpoint="best")
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_command_line(
+    name: str, trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = partial(prediction.main, TWINS[name].learner)
+    status, output, error = command(predict, trained, "--json", *TEXTS)
+    assert (status, error) == (0, "")
+    answers = TWINS[name].load(trained).predict(TEXTS)
+    for line, text, answer in zip(output.splitlines(), TEXTS, answers, strict=True):
+        assert json.loads(line) == {"text": text, **vars(answer)}
+
+    def read(*arguments: str) -> tuple[int, str, str]:
+        lines = io.BytesIO("film\n\nxyzzy\na wonderful \xe9t\xe9".encode())
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
+        return command(predict, trained, *arguments)
+
+    status, output, error = read()
+    assert (status, error) == (0, "")
+    said = [line.split("\t")[2:] for line in output.splitlines()]
+    unknown = "(no known word: the answer to an empty text)"
+    assert said == [["film"], ["", unknown], ["xyzzy", unknown], ["a wonderful \xe9t\xe9"]]
+    assert read("-") == (status, output, error)
+    assert read("dull", "-", "film")[1].count("\n") == 6
+    for texts, number in ((("--strict",), 2), (("--strict", "film", "xyzzy"), 2)):
+        status, _, error = read(*texts)
+        assert status == 2 and re.fullmatch(rf"error: text {number}: has no word .+\n", error)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    assert command(predict, trained)[::2] == (
+        2,
+        "error: no text: give some as arguments, or as lines of standard input\n",
+    )
