@@ -68,8 +68,8 @@ def measure(
     Run directories are OUT/questions/seed-N/FRAMEWORK-MODEL; what is there, trained with the same
     options, is not trained again.
     """
-    trained = train(options, names, seeds, at_once, report)
     data = load_data(options, report)
+    trained = train(options, names, seeds, at_once, report)
     report("asking every model about the test reviews")
     correct, seconds = {}, {}
     for name, of_seeds in trained.items():

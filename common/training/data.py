@@ -87,9 +87,18 @@ def _with_ratios(
 def load_texts(
     options: DataConfig, report: Callable[[str], None]
 ) -> tuple[corpus.Corpus, EncodedSplit, EncodedSplit, EncodedSplit]:
-    """The data set, and what of it is to train, to test and to validate on. Raises InputError."""
+    """The data set, and what of it is to train, to test and to validate on. Raises InputError.
+
+    report is told, too, where the options leave reviews out.
+    """
     texts = corpus.load(options.data, report)
     train, test = texts.train.subset(options.train_size), texts.test.subset(options.test_size)
+    if less := [
+        f"{len(part):,} of {len(whole):,} reviews to {use} on (--{use}-size None for all)"
+        for use, part, whole in (("train", train, texts.train), ("test", test, texts.test))
+        if len(part) < len(whole)
+    ]:
+        report(f"{texts.name}: {', '.join(less)}")
     if options.validation_size >= len(train):
         raise InputError(
             f"--validation-size {options.validation_size}: leaves nothing of {len(train)} reviews"
