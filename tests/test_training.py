@@ -66,8 +66,10 @@ def test_reviews_that_are_left_out_are_said_first() -> None:
     corpus.load("rt")
     said: list[str] = []
     load_data(TrainConfig(data="rt", train_size=192, vectors="random:4"), said.append)
-    line = "rt: 192 of 6,824 reviews to train on (--train-size None for all), 1,000 of 1,706 reviews "
-    assert said[0] == line + "to test on (--test-size None for all)"
+    assert said[0] == (
+        "rt: 192 of 6,824 reviews to train on (--train-size None for all), "
+        "1,000 of 1,706 reviews to test on (--test-size None for all)"
+    )
     said.clear()
     load_texts(TrainConfig(data="rt", train_size=6_824, test_size=None), said.append)
     assert said == []
