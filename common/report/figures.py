@@ -176,7 +176,7 @@ def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
     ]
     ends = dict.fromkeys(f"{row['label']} ({row['name']})" for row in (rows[-1], rows[0]))
     title = f"{' to '.join(ends)} of {reviews:,} reviews right"
-    title += "; one seed each, too few seeds to tell which model is better" if rows[1:] else ""
+    title += "; too few seeds to tell which is better" if rows[1:] else ""
     x = alt.X("low:Q", title="accuracy, 95 % interval (Wilson)")
     x = x.axis(format="~%", tickCount=8).scale(zero=False, padding=20)
     label = alt.Chart(alt.Data(values=rows)).mark_text(dy=-11)
@@ -462,7 +462,7 @@ def vanishing(found: Vanishing) -> Figure:
         "distance to the end of the review (words)",
         f"line: median, band: quartiles, of {found.reviews:,} reviews",
     ]
-    legend = alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1)
+    legend = alt.Legend(title=None, columns=1, symbolType="stroke", symbolOpacity=1)
     scale = alt.Scale(domain=[series.name for series in found.series])
     base = alt.Chart(alt.Data(values=rows), height=340).encode(
         x=alt.X("distance:Q", title=what), color=alt.Color("name:N", scale=scale, legend=legend)
@@ -554,7 +554,8 @@ def _differences_by(
 ) -> Iterator[Figure]:
     """All pairs on parts of the reviews, each with its name; none where there are no parts."""
     rows = [
-        _in_points(name, part, group=f"{pair.b} - {pair.a}", n=part.n) for pair, part, name in parts
+        _in_points(name, part, group=f"{pair.b} · - {pair.a}", n=part.n)
+        for pair, part, name in parts
     ]
     if rows:
         told = sum(not row["low"] <= 0 <= row["high"] for row in rows)

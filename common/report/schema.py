@@ -157,7 +157,7 @@ class Task(Struct, frozen=True):
     @property
     def name(self) -> str:
         """What it is called in figures and tables."""
-        directions = ", bidirectional" if self.bidirectional else ""
+        directions = " · bidirectional" if self.bidirectional else ""
         kind = "forward and backward" if self.backward else "forward only"
         return f"B {self.B}, T {self.T}, H {self.H} · {kind}{directions}"
 

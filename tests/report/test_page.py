@@ -147,7 +147,7 @@ def test_a_model_that_is_not_trained_step_by_step(changed: dict[str, Any], tmp_p
     for name in ("losses", "loss_epochs", "first_step_seconds"):
         del linear[name]
     assert "sklearn linear" in page_of(changed, tmp_path)
-    assert titles(changed)["loss"][0].startswith("jax gru ends")
+    assert titles(changed)["loss"][0].endswith("(jax gru)")
     assert "sklearn linear" in titles(changed)["confusion"][0]
     changed["runs"] = [linear]
     assert "loss" not in titles(changed)
@@ -170,7 +170,7 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])
     second.update(accuracy=0.8, accuracy_interval=[0.78, 0.82])
     found = "80.00% (jax gru) to 90.00% (torch gru) of 1,000 reviews right"
-    few = "one seed each, too few seeds to tell which model is better"
+    few = "too few seeds to tell which is better"
     assert titles(changed)["accuracy"] == [f"{found}; {few}"]
     first["confusion"] = [[450, 50], [100, 400]]
     assert titles(changed)["confusion"][0].endswith("100 of 500 positive taken for negative")
