@@ -360,15 +360,17 @@ def _in_test(
         size = math.ceil(size * total)
     _, text, copies = np.unique(hashes, return_inverse=True, return_counts=True)
     single, strata = np.flatnonzero(copies[text] == 1), texts.strata()
+    repeated = total - len(single)
     single = single[np.bincount(strata[single])[strata[single]] > 1]
     try:
         _, drawn = train_test_split(
             single, test_size=size, stratify=strata[single], random_state=SPLIT_SEED
         )
     except ValueError:
+        why = "; a text with copies stays in training, so that none is both trained and tested on"
         raise InputError(
             f"{name}: cannot draw {size:,} texts to test on, some of each class, "
-            f"from the {len(single):,} of {total:,} that occur once"
+            f"from the {len(single):,} of {total:,} that occur once{why if repeated else ''}"
         ) from None
     return np.isin(np.arange(total), drawn)
 
