@@ -8,12 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 import torch_impl.learner
-from common.data import corpus
 from common.inference import explanation
 from common.inference.prediction import load_learner, questions
 from common.report.schema import Explained, Explorer, Review, Run
 from common.training import run_directory
-from common.training.data import load_data
+from common.training.data import load_data, load_texts
 from common.training.learner import predict
 from common.training.options import TrainConfig
 
@@ -44,8 +43,7 @@ def explore(options: TrainConfig, runs: Sequence[Run]) -> Explorer:
         name: explanation.explain(torch_impl.learner, run, ids, options.device)
         for name, run in trained.items()
     }
-    words = corpus.load(options.data)
-    texts = words.test.subset(options.test_size)
+    words, _, texts, _ = load_texts(options, lambda line: None)
     reviews = []
     for number, *found in zip(chosen, *explained.values(), strict=True):
         models = dict(zip(explained, msgspec.convert(found, list[Explained]), strict=True))

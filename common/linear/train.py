@@ -113,6 +113,7 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
             "name": texts.name,
             "train": len(training),
             "test": len(test),
+            "left_out": texts.left_out,
             "vectors": "none",
             "vocabulary": len(texts.vocabulary),
         },

@@ -331,6 +331,7 @@ class Trainer:
                 "name": data.name,
                 "train": len(data.train.split),
                 "test": len(test),
+                "left_out": data.left_out,
                 "vectors": self.options.vectors,
                 "vocabulary": len(data.vectors.words),
             },
