@@ -446,6 +446,12 @@ def test_pt_files_of_modules_and_other_things_are_refused(tmp_path):
     save_pt(tmp_path / "list.pt", [torch.ones(1)])
     with pytest.raises(InputError, match="holds a list, expected a dict of tensors"):
         read_tensors(tmp_path / "list.pt")
+    endless: dict = {"epoch": 3}
+    save_pt(tmp_path / "endless.pt", endless | {"model": endless, "again": endless})
+    assert read_tensors(tmp_path / "endless.pt") == {}
+    endless["state"] = endless
+    save_pt(tmp_path / "endless.pt", endless)
+    assert read_tensors(tmp_path / "endless.pt") == {}
 
 
 @pytest.mark.parametrize("numpy_1", [True, False])

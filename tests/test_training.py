@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+import compare
 import jax_impl.learner
 import torch_impl.learner
 from common import files
 from common.data import corpus
 from common.data.batches import MAX_SHAPES
 from common.inference import prediction
+from common.linear import train as linear
 from common.training import checkpoint, loop, run_directory
 from common.training.data import load_data, load_texts
 from common.training.learner import predict
@@ -73,6 +75,23 @@ def test_reviews_that_are_left_out_are_said_first() -> None:
     said.clear()
     load_texts(TrainConfig(data="rt", train_size=6_824, test_size=None), said.append)
     assert said == []
+
+
+@pytest.mark.parametrize(
+    "main", [partial(loop.main, torch_impl.learner), linear.main, compare.main]
+)
+def test_a_refused_call_leaves_nothing(
+    main: Callable[[], None], command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "table").write_text("text,label\na,b\n,c\n")
+    arguments = ("--data", f"csv:{tmp_path}/table", "--out")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "note").touch()
+    for out in ("new/deep/run", "notes"):
+        status, _, error = command(main, *arguments, tmp_path / out)
+        assert (status, error) == (2, f"error: {tmp_path}/table: line 3: no text\n")
+    left = {path.name for path in tmp_path.rglob("*")}
+    assert left == {"table", "notes", "note"}
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
