@@ -121,7 +121,7 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:
 
     # What it says of the test reviews' texts is what it said of them in the test.
     options = run.load(tmp_path).options
-    texts, _, test, _ = train.load_texts(options, print)
+    texts, _, test, _ = train.load_texts(options, lambda line: None)
     said = [" ".join(texts.vocabulary[token] for token in test[i]) for i in range(96)]
     status, output, error = command(prediction.main, tmp_path, *said)
     assert (status, error) == (0, "")
