@@ -54,6 +54,10 @@ class Options:
     """With --to run: the word vectors it was trained on, as for training."""
     classes: tuple[str, ...] = ()
     """With --to run: the classes in the order of the outputs, by default that of the data set."""
+    pooling: str = "last"
+    """With --to run: what its classifier reads, as for training."""
+    relu: bool = True
+    """With --to run: whether it applies ReLU to that."""
 
 
 @exit_on_input_error()
@@ -85,7 +89,8 @@ def main() -> None:
                 raise InputError("--to run: needs --data and --vectors, which it does not hold")
             if options.ngrams:
                 raise InputError("--to run: a model with --ngrams reads counts it does not hold")
-            write_run(to_file, result, reset_after, options.data, options.vectors, options.classes)
+            how = options.classes, options.pooling, options.relu
+            write_run(to_file, result, reset_after, options.data, options.vectors, *how)
             print(f"{to_file}: a run directory; python -m torch_impl.predict {to_file}")
             return
     except InputError as error:
