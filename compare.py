@@ -20,6 +20,7 @@ import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -161,6 +162,7 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
 
 def accuracy(options: CompareConfig, out: Path, results: Results, console: Console) -> None:
     """Train the models and check parity; fills in results."""
+    from common.training.data import load_texts
     from comparison import live, runs
     from comparison.processes import Job
 
@@ -177,6 +179,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     missing = [m for m in options.models if not any(m in COMPARED[f] for f in options.frameworks)]
     if missing:
         console.print(f"left out, for want of their framework: {', '.join(missing)}")
+    load_texts(plain, partial(console.print, markup=False, soft_wrap=True))
     folders = {training.name: training.folder for training in chosen}
     twins = tuple(name for name in options.frameworks if name in TWINS)
     both = tuple(model for model in options.models if model in TWINS["jax"]) if twins else ()
@@ -210,7 +213,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
         from comparison import explorer
 
         console.print("explaining a few test reviews word by word")
-        results.explorer = explorer.explore(plain, recurrent, console.print)
+        results.explorer = explorer.explore(plain, recurrent)
     if len(twins) == len(TWINS):
         if plain.learning_rate <= TrainConfig().learning_rate:
             rows += [runs.check_losses(out, model) for model in both]

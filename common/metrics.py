@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+_LIMIT = 5  # of a temperature's logarithm
+
 
 def evaluate(
     logits: Float[np.ndarray, "N C"],
@@ -86,7 +88,20 @@ def fit_temperature(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " 
         scaled = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
         return float(-scaled[np.arange(len(labels)), labels].mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
+    limits = -_LIMIT, _LIMIT
+    inside = minimize_scalar(loss, bounds=limits, method="bounded").x
+    return float(np.exp(min(*limits, inside, key=loss)))
+
+
+def temperature_said(temperature: float) -> str:
+    """The line for a temperature that was fitted: whether it is one, too."""
+    why = ""
+    if abs(np.log(temperature)) > _LIMIT - 1e-6:
+        why = "they tell nothing of the validation reviews' classes"
+        if temperature < 1:
+            why = "all validation reviews are answered right, and say no more"
+        why = f", the limit, which is no fit: {why}"
+    return f"temperature: {temperature:.3f}{why}"
 
 
 def _accuracy(correct: Bool[np.ndarray, " N"]) -> dict[str, Any]:

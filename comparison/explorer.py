@@ -1,15 +1,14 @@
 """The reviews of the gate explorer: some that models get wrong and some that none does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from jaxtyping import Bool, Int
 
-from common.data import corpus
 from common.report.schema import Explained, Explorer, Review, Run
-from common.training.data import load_data
+from common.training.data import load_data, load_texts
 from common.training.options import TrainConfig
 from torch_impl.predict import load
 
@@ -17,16 +16,15 @@ REVIEWS = 12
 LONGEST = 120  # words: what one takes in at a glance
 
 
-def explore(options: TrainConfig, runs: Sequence[Run], report: Callable[[str], None]) -> Explorer:
+def explore(options: TrainConfig, runs: Sequence[Run]) -> Explorer:
     """Explain REVIEWS test reviews with every trained model.
 
     All are computed by PyTorch's handwritten GRU, which reads what either framework trained, as in
     predict, and need not be compiled.
     """
-    data = load_data(options, report)
+    data = load_data(options, lambda line: None)  # the runs have said it
     labels = data.test.split.labels
-    words = corpus.load(options.data)
-    split = words.test.subset(options.test_size)
+    words, _, split, _ = load_texts(options, lambda line: None)
     short = candidates(data.test.lengths)
     texts = [" ".join(words.vocabulary[word] for word in split[number]) for number in short]
     trained = {run.name: load(Path(run.run_dir), options.device) for run in runs}

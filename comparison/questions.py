@@ -68,8 +68,8 @@ def measure(
     Run directories are OUT/questions/seed-N/FRAMEWORK-MODEL; what is there, trained with the same
     options, is not trained again.
     """
-    trained = train(options, names, seeds, at_once, report)
     data = load_data(options, report)
+    trained = train(options, names, seeds, at_once, report)
     report("asking every model about the test reviews")
     correct, seconds = {}, {}
     for name, of_seeds in trained.items():
@@ -254,12 +254,16 @@ def _interval(
 
 def _conclusion(found: schema.Pair) -> str:
     low, high = found.interval
-    if low > 0 or high < 0:
-        verdict = f"{found.b} is {'better' if low > 0 else 'worse'} than {found.a}"
+    verdict = f"With {found.seeds} seeds, "
+    if found.seeds < schema.FEWEST_SEEDS:
+        few = f"{found.seeds}, of at least {schema.FEWEST_SEEDS}"
+        verdict = f"Too few seeds to tell {found.b} and {found.a} apart ({few})"
+    elif low > 0 or high < 0:
+        verdict += f"{found.b} is {'better' if low > 0 else 'worse'} than {found.a}"
     else:
-        verdict = f"no difference between {found.b} and {found.a} can be told"
+        verdict += f"no difference between {found.b} and {found.a} can be told"
     return (
-        f"With {found.seeds} seeds, {verdict}: {100 * found.difference:+.2f} points of accuracy "
+        f"{verdict}: {100 * found.difference:+.2f} points of accuracy "
         f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {found.mcnemar_p:.2g} for "
         f"these very models); {found.b} takes {found.seconds_b / found.seconds_a:.2f} times as "
         "long to train."
@@ -462,6 +466,8 @@ def _gates_conclusion(found: schema.Gates) -> str:
     moved = {each.group: each.change for each in found.groups}
     low, high = trained["change"].interval
     less = "less" if low > 0 else "more" if high < 0 else "by no amount that can be told apart"
+    if found.seeds < schema.FEWEST_SEEDS:
+        less = "(too few seeds to tell whether less)"
     return (
         f"A stop word moves the state {less}: by {moved['stop words']:.0%} of its norm, a "
         f"sentiment word by {moved['sentiment words']:.0%} ({_effect(trained['change'])}; before "

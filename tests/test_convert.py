@@ -224,7 +224,7 @@ def test_the_other_kind_of_reset_is_refused(name):
 
 
 def test_nnx_refuses_a_hidden_bias_of_n():
-    with pytest.raises(InputError, match=r"gru\.0\.forward\.bias_hh, gate n, .* nnx"):
+    with pytest.raises(InputError, match=r"gru\.0\.forward\.bias_hh, gate n, .* jax_impl\.GRU"):
         to_format("nnx", draw(), reset_after=True)
 
 
@@ -244,7 +244,8 @@ def test_unknown_format(names):
 def test_wrong_keys_are_named(name, reset_after):
     tensors = to_format(name, draw(name), reset_after=reset_after)
     for key in tensors:
-        if key.startswith("vectors"):  # may be missing
+        only_bias = re.fullmatch(r"gru.*(dense_i/bias|forward/bias|/b|\.B)", key) is not None
+        if key.startswith("vectors") or only_bias:  # may be missing
             continue
         fewer = {other: value for other, value in tensors.items() if other != key}
         with pytest.raises(InputError, match=f"no key {key}, "):
@@ -253,6 +254,65 @@ def test_wrong_keys_are_named(name, reset_after):
         from_format(name, tensors | {"encoder.weight": np.ones(3)}, reset_after=reset_after)
     with pytest.raises(InputError, match=r"no key .*0 keys: none"):
         from_format(name, {}, reset_after=reset_after)
+
+
+@pytest.mark.parametrize("before", ["net.", "a/b.", "{layer}/"])
+@pytest.mark.parametrize(("name", "reset_after"), [*KINDS, ("canonical", False)])
+def test_anything_may_stand_before_the_keys(name, reset_after, before):
+    layers = 1 if name == "homework" else 2
+    parameters = draw(name, layers, layers)
+    tensors = to_format(name, parameters, reset_after=reset_after)
+    expected = from_format(name, tensors, reset_after=reset_after)
+    moved = {before + key: value for key, value in tensors.items()}
+    found = from_format(name, moved, reset_after=reset_after)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value)
+    left_out: list[str] = []
+    others = {"norm.steps": np.int64(3), "fc2/b": np.ones(2), f"{before}out.weight": np.ones(1)}
+    from_format(name, {**others, **moved}, reset_after=reset_after, left_out=left_out)
+    assert left_out == list(others)
+
+
+@pytest.mark.parametrize(("name", "reset_after"), KINDS)
+def test_a_gru_without_biases_has_zeros(name, reset_after):
+    parameters = draw(name, alone=True)
+    for key in parameters:
+        if "bias" in key:
+            parameters[key][:] = 0
+    tensors = to_format(name, parameters, reset_after=reset_after)
+    without = {key: value for key, value in tensors.items() if value.any()}
+    assert len(without) < len(tensors)
+    found = from_format(name, without, reset_after=reset_after)
+    for key, value in parameters.items():
+        np.testing.assert_array_equal(found[key], value, strict=True)
+
+
+def test_of_several_grus_one_has_to_be_chosen():
+    one, two = (to_format("torch", draw(layers=n, alone=True), reset_after=True) for n in (1, 2))
+    lstm = {"lstm.weight_hh_l0": np.ones((4 * H, H)), "lstm.weight_ih_l0": np.ones((4 * H, D))}
+    both = {f"encoder.gru.{key}": value for key, value in one.items()} | lstm
+    assert len(from_format("torch", both, reset_after=True, left_out=[])) == 4
+    both |= {f"decoder.{key}": value for key, value in two.items()}
+    there = "there are 2 GRUs in the torch layout, at 'encoder.gru', 'decoder': choose by --prefix"
+    for prefix in (None, "gru"):
+        with pytest.raises(InputError, match=there):
+            from_format("torch", both, reset_after=True, prefix=prefix, left_out=[])
+    for prefix, size in (("encoder.gru", 4), ("decoder.", 8)):
+        left_out: list[str] = []
+        found = from_format("torch", both, reset_after=True, prefix=prefix, left_out=left_out)
+        assert (len(found), len(left_out)) == (size, len(both) - size)
+
+
+def test_one_layout_is_not_taken_for_another_of_the_same_names():
+    """nn.GRUCell's four are called as ours, in another order, and as two of Equinox's."""
+    for name in ("canonical", "equinox"):
+        tensors = to_format(name, draw(), reset_after=True)
+        with pytest.raises(InputError, match="no key gru"):
+            from_format("torch", tensors, reset_after=True, left_out=[])
+    alone = to_format("equinox", draw(alone=True), reset_after=True)
+    with pytest.raises(InputError, match="unexpected key bias"):
+        from_format("torch", alone, reset_after=True, left_out=[])
 
 
 def test_the_message_for_a_wrong_shape():
@@ -386,9 +446,12 @@ def test_pt_files_of_modules_and_other_things_are_refused(tmp_path):
     save_pt(tmp_path / "list.pt", [torch.ones(1)])
     with pytest.raises(InputError, match="holds a list, expected a dict of tensors"):
         read_tensors(tmp_path / "list.pt")
-    save_pt(tmp_path / "nested.pt", {"state_dict": {"a": torch.ones(1)}})
-    with pytest.raises(InputError, match="state_dict is a dict, expected a tensor"):
-        read_tensors(tmp_path / "nested.pt")
+    endless: dict = {"epoch": 3}
+    save_pt(tmp_path / "endless.pt", endless | {"model": endless, "again": endless})
+    assert read_tensors(tmp_path / "endless.pt") == {}
+    endless["state"] = endless
+    save_pt(tmp_path / "endless.pt", endless)
+    assert read_tensors(tmp_path / "endless.pt") == {}
 
 
 @pytest.mark.parametrize("numpy_1", [True, False])
@@ -415,6 +478,57 @@ def test_pt_files_of_parameters_and_of_a_state_dict(tmp_path):
             to_format("torch", back, reset_after=True)["weight_hh_l0"],
             gru.weight_hh_l0.detach().numpy(),
         )
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_bfloat16_becomes_float32(tmp_path, extension):
+    import ml_dtypes
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = to_format("torch", draw(dtype="float32"), reset_after=True)
+    rounded = {key: value.astype(ml_dtypes.bfloat16) for key, value in tensors.items()}
+    path = tmp_path / f"half{extension}"
+    if extension == ".npz":
+        np.savez(path, **rounded)
+    else:
+        save = save_file if extension == ".safetensors" else torch.save
+        save({key: torch.tensor(value).bfloat16() for key, value in tensors.items()}, path)
+    for found in (read_tensors(path), from_format("torch", rounded, reset_after=True)):
+        assert {value.dtype.name for value in found.values()} == {"float32"}
+    for key, value in read_tensors(path).items():
+        np.testing.assert_array_equal(value, rounded[key].astype(np.float32))
+
+
+@pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", None])
+@pytest.mark.parametrize("layer", ["GRU", "GRU without biases", "GRU both ways", "GRUCell"])
+def test_checkpoints_as_people_have_them(tmp_path, monkeypatch, capsys, layer, wrapper):
+    import torch
+    from torch import nn
+
+    monkeypatch.chdir(tmp_path)
+    kind, how = nn.GRUCell if layer == "GRUCell" else nn.GRU, {}
+    how |= {"bias": False} if "without" in layer else {}
+    how |= {"bidirectional": True, "num_layers": 2} if "both" in layer else {}
+    gru = kind(D, H, **how)
+    parts = {"embedding": nn.Embedding(V, D), "rnn": gru, "norm": nn.BatchNorm1d(H)}
+    net = nn.ModuleDict({"module": nn.ModuleDict({**parts, "classifier": nn.Linear(H, C)})})
+    state = net.state_dict()
+    save_pt("net.pth", {wrapper: state, "epoch": 3, "args": {"lr": 0.1}} if wrapper else state)
+    command(monkeypatch, "net.pth", "found.npz", "--from", "torch", "--to", "canonical")
+    before = f"{wrapper}.module" if wrapper else "module"
+    layers = ", ".join(f"{before}.{name}" for name in ("embedding", "norm", "classifier"))
+    assert f"left out, being no part of the GRU: {layers}\n" in capsys.readouterr().out
+
+    x = np.random.default_rng(1).uniform(-1, 1, (T, B, D))
+    found = oracle.forward(read_tensors(tmp_path / "found.npz"), x, np.full(B, T), reset_after=True)
+    with torch.no_grad():
+        steps, h = torch.tensor(x, dtype=torch.float32), torch.zeros(B, H)
+        if layer == "GRUCell":
+            expected = torch.stack([h := gru(step, h) for step in steps])
+        else:
+            expected, _ = gru(steps)
+    np.testing.assert_allclose(found.outputs, expected, atol=1e-6)
 
 
 def command(monkeypatch, *arguments) -> None:

@@ -119,24 +119,34 @@ def assert_predicts(folder: Path, net: nn.Module) -> None:
 class BuiltinNet(nn.Module):
     """The homework's networks with nn.GRU: the last state of each direction to the classifier."""
 
-    def __init__(self, bidirectional: bool) -> None:
+    def __init__(self, bidirectional: bool, ways: int = 1) -> None:
         super().__init__()
         self.gru = nn.GRU(D, H, batch_first=True, bidirectional=bidirectional)
-        self.fc = nn.Linear(H * (1 + bidirectional), 2)
+        self.fc = nn.Linear(H * (1 + bidirectional) * ways, 2)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
         return self.fc(torch.relu(self.gru(words[None])[1].flatten()))
 
 
+class PoolingNet(BuiltinNet):
+    """One that reads the maximum and the mean of the outputs, without ReLU."""
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        outputs = self.gru(words[None])[0][0]
+        return self.fc(torch.cat([outputs.max(0).values, outputs.mean(0)]))
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
 def test_its_networks_with_the_builtin_gru_predict_as_they_did(
-    bidirectional: bool, vector_file: Path, command: Command
+    bidirectional: bool, pooled: bool, vector_file: Path, command: Command
 ) -> None:
     torch.manual_seed(0)
-    net = BuiltinNet(bidirectional)
+    net = PoolingNet(bidirectional, 2) if pooled else BuiltinNet(bidirectional)
     file = vector_file.with_name("net.pt")
     torch.save(net.state_dict(), file)
-    assert to_run(command, file, vector_file, "--from", "homework-nn")[0] == 0
+    how = ["--from", "homework-nn", *(["--pooling", "max+mean", "--no-relu"] if pooled else [])]
+    assert to_run(command, file, vector_file, *how)[0] == 0
     assert_predicts(file.with_name("run"), net)
 
 
@@ -184,6 +194,8 @@ def test_classes_in_another_order_are_put_into_that_of_the_data(
             (),
             "vectors of 9 dimensions, .* 6",
         ),
+        ({}, ("--pooling", "max+mean"), "reads 5 numbers, --pooling max.mean gives 10"),
+        ({}, ("--pooling", "max+min"), "--pooling max.min: expected some of last.max.mean"),
         ({"vectors.weight": torch.ones(20, D)}, (), "word vectors of its own"),
         ({}, ("--classes", "bad", "good"), "--classes bad good: the data has negative positive"),
         ({}, ("--vectors", "gone.bin"), "--vectors gone.bin: no such file"),

@@ -159,8 +159,12 @@ UNUSABLE = {
     "no test": (some(5, "a", "train") + some(5, "b", "train"), {}, "the test split is empty"),
     "no train": (some(5, "a", "test") + some(5, "b", "test"), {}, "the train split is empty"),
     "half split": (some(5, "a", "train") + some(5, "b"), {}, "5 of 10 texts are in neither"),
-    "too few": (some(5, "a") + some(5, "b"), {"test_size": 10}, "cannot draw 10 texts"),
-    "all the same": ([Example("same", "ab"[i % 2]) for i in range(9)], {}, "from the 0 of 9"),
+    "too few": (some(5, "a") + some(5, "b"), {"test_size": 10}, "the 10 of 10 that occur once$"),
+    "all the same": (
+        [Example("same", "ab"[i % 2]) for i in range(9)],
+        {},
+        "from the 0 of 9 that occur once; a text with copies stays in training",
+    ),
     "no word to train on": (
         [Example("?", "a", "", "train"), Example("word", "b", "", "test")],
         {},

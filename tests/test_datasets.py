@@ -66,6 +66,7 @@ def test_specs_that_mean_nothing(tmp_path: Path) -> None:
     assert "encoding=x: expected OPTION=" in refused(f"jsonl:{table}?encoding=x")
     assert "text: expected OPTION=VALUE" in refused(f"csv:{table}?text")
     assert "header=maybe: expected yes or no" in refused(f"csv:{table}?header=maybe")
+    assert "sep=;;: expected a character, or tab" in refused(f"csv:{table}?sep=;;")
     assert "unknown encoding: utf-88" in refused(f"csv:{table}?encoding=utf-88")
     assert "Is a directory" in refused(f"csv:{tmp_path}")
 
@@ -379,6 +380,54 @@ def test_csv_dialects(tmp_path: Path) -> None:
     path.write_bytes(b"text,label\na,1")
     path.write_bytes("text,label\né,1".encode("utf-16-le"))
     assert "is not utf-16" in refused(f"csv:{path}?encoding=ascii").replace("ascii", "utf-16")
+    path.write_bytes(b"\xef\xbb\xbf")
+    assert "no column for the text" in refused(f"csv:{path}")
+
+
+def test_what_separates_the_columns_of_a_csv_file(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    for sep, name in ((",", ","), (";", ";"), ("\t", "tab"), ("|", "|")):
+        path.write_text(f'"review, so; to | say"{sep}text{sep}label\n1{sep}"a{sep}b"{sep}c\n')
+        assert read(f"csv:{path}") == [Example(f"a{sep}b", "c")]
+        assert read(f"csv:{path}?sep={name}") == [Example(f"a{sep}b", "c")]
+        assert read(f"csv:{path}?text=label&label=text") == [Example("c", f"a{sep}b")]
+    path.write_text("text;note,label\n1;2;a,b\n")
+    assert "there are: text;note, label" in refused(f"csv:{path}?sep=,")
+    assert "no column for the label" in refused(f"csv:{path}?sep=;")
+    assert read(f"csv:{path}?text=text;note") == [Example("1;2;a", "b")]
+    # Without names both could be meant: it is not guessed.
+    path.write_text("5,fine; really\n")
+    spec = f"csv:{path}?header=no&label=1&text=2"
+    assert refused(spec) == f"{path}: are its columns separated by , or ;? Say ?sep=..."
+    assert read(f"{spec}&sep=,") == [Example("fine; really", "5")]
+    path.write_text("Urteil;Note\nfine;1\n")
+    assert "there are: Urteil, Note" in refused(f"csv:{path}")
+
+
+def left_out(spec: str) -> tuple[list[str], dict[str, int]]:
+    """The texts that can be used, and how many rows cannot, by the kind of problem."""
+    counts = Counter[str]()
+    return [example.text for example in sources.load(spec).examples(counts)], counts
+
+
+@KINDS
+def test_bad_rows_can_be_left_out_and_are_counted(kind: str, tmp_path: Path) -> None:
+    rows = [("a", "1", "train"), (" ", "1", "test"), ("b", "", "test"), ("c", "1", "fold")]
+    rows += [("", "", "x"), ("d", "2", "test")]
+    spec = write_table(kind, tmp_path / "table", ["text", "label", "split"], rows)
+    assert left_out(spec) == (["a", "d"], {"no text": 2, "no label": 1, "an unknown split": 1})
+
+
+def test_lines_that_are_no_rows_can_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_text('text,label\n1,2,3\n"a "b" c",1\n"one,1\ntwo,1\n"x",1\nfine,1\n4\n')
+    found = {"another number of columns": 2, "a quotation mark that is not closed?": 4}
+    assert left_out(f"csv:{path}") == (["fine"], found)
+    path.write_text('text,label\nfine,1\n"lost,1\nmore,1\n')  # who knows where it should end
+    with pytest.raises(InputError, match="line 3: unexpected end of data"):
+        left_out(f"csv:{path}")
+    path.write_text('[]\n{"text"\n{"text": "fine", "label": 1}\n')
+    assert left_out(f"jsonl:{path}") == (["fine"], {"not a JSON object": 2})
 
 
 @pytest.mark.parametrize(

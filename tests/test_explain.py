@@ -385,8 +385,8 @@ def test_the_explorer_holds_right_and_wrong_reviews_of_every_model(trained: Path
     metrics = files.read_json(trained / "metrics.json")
     metrics |= {"model": "bigru", "run_dir": str(trained)}
     runs = [convert({**metrics, "framework": name}, Run, trained) for name in FRAMEWORKS]
-    explored = explorer.explore(options, runs, print)
-    assert explored == explorer.explore(options, runs, print), "the same reviews every time"
+    explored = explorer.explore(options, runs)
+    assert explored == explorer.explore(options, runs), "the same reviews every time"
     found = to_builtins(explored)
     assert found["classes"] == ["negative", "positive"]
     assert len(found["reviews"]) == explorer.REVIEWS

@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def test_of_two_that_fill_the_cache_the_first_wins(
 
     assert (cached("kind", {}, slow) / "content").read_text() == "of the first"
     assert len(list(cache_folder().iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut content", "cut key.json", "remove content"])
+def test_what_was_cut_short_is_made_anew(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))
+    how, _, name = damage.partition(" ")
+    damaged = cached("kind", {}, fill) / name
+    whole = damaged.read_bytes()
+    cached("kind", {}, lambda folder: pytest.fail("filled again"))
+    damaged.unlink() if how == "remove" else os.truncate(damaged, len(whole) // 2)
+    assert cached("kind", {}, fill) == damaged.parent
+    assert damaged.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written_gets_one_clear_line(

@@ -121,7 +121,7 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:
 
     # What it says of the test reviews' texts is what it said of them in the test.
     options = run.load(tmp_path).options
-    texts, _, test, _ = train.load_texts(options, print)
+    texts, _, test, _ = train.load_texts(options, lambda line: None)
     said = [" ".join(texts.vocabulary[token] for token in test[i]) for i in range(96)]
     status, output, error = command(prediction.main, tmp_path, *said)
     assert (status, error) == (0, "")
@@ -141,6 +141,23 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:
     assert command(train.main, *SMALL, "--validation-size", 32, "--out", tmp_path)[0] == 0
     assert (tmp_path / "model.safetensors").read_bytes() == whole
     assert command(train.main, *SMALL, "--out", tmp_path, "--restart")[0] == 0
+
+
+def test_bad_rows_are_left_out_and_reported(command: Command, tmp_path: Path) -> None:
+    rows = [f"{kind} film {i},{kind}" for kind in ("good", "bad") for i in range(30)]
+    path, out = tmp_path / "table", tmp_path / "out"
+    path.write_text("\n".join(["text,label", *rows, "no label,", "a,b,c", ",good"]))
+    arguments = ("--data", f"csv:{path}", "--out", out)
+    status, _, error = command(train.main, *arguments)
+    assert (status, error) == (2, f"error: {path}: line 62: no label\n")
+    for restart in ((), ("--restart",)):  # the second from the cache
+        status, output, _ = command(train.main, *arguments, "--skip-bad-rows", *restart)
+        counted = "1 no label, 1 another number of columns, 1 no text"
+        assert status == 0
+        assert f"csv:{path}: 3 bad rows left out (--skip-bad-rows): {counted}\n" in output
+    data = json.loads((out / "metrics.json").read_text())["data"]
+    assert (data["train"], data["test"], sum(data["left_out"].values())) == (48, 12, 3)
+    assert command(train.main, *arguments, "--restart")[0] == 2
 
 
 @pytest.mark.parametrize(

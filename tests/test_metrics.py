@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from common.metrics import evaluate, fit_temperature, reliability
+from common.metrics import evaluate, fit_temperature, reliability, temperature_said
 
 
 def test_two_classes_against_numbers_worked_out_by_hand() -> None:
@@ -64,3 +64,11 @@ def test_the_temperature_makes_probabilities_mean_what_they_say():
         evaluate(3 * logits / by, labels, names)["calibration_error"] for by in (1, temperature)
     )
     assert after < 0.01 < 0.1 < before
+
+
+def test_a_temperature_at_its_limit_is_said_to_be_none():
+    logits, labels = np.array([[1.0, 0], [0, 1]] * 3), np.array([0, 1] * 3)
+    assert temperature_said(1.234) == "temperature: 1.234"
+    for each, start in ((labels, "0.007"), (1 - labels, "148.413")):
+        said = temperature_said(fit_temperature(logits, each))
+        assert said.startswith(f"temperature: {start}, the limit, which is no fit: ")

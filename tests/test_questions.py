@@ -248,6 +248,18 @@ def test_two_models_are_compared_by_category_under_its_name() -> None:
     assert by_category == {"books": 1.0, "films": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [(4, "Too few seeds to tell b and a apart (4, "), (5, "With 5 seeds, b is better than a: +50")],
+)
+def test_fewer_than_five_seeds_are_too_few_to_tell(seeds: int, says: str) -> None:
+    a, b = (np.tile(answer, (seeds, 1)) for answer in answers(0, 60, 60))
+    test = join([np.arange(3)] * 120, np.zeros(120))
+    found = questions.compare("x", "a", "b", {"a": a, "b": b}, {"a": 1.0, "b": 1.0}, test)
+    assert found.interval[0] > 0.3
+    assert found.conclusion.startswith(says)
+
+
 def test_compare_answers_the_questions_and_trains_only_once(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

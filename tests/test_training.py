@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+import compare
 import jax_impl.learner
 import torch_impl.learner
 from common import files
+from common.data import corpus
 from common.data.batches import MAX_SHAPES
 from common.inference import prediction
 from common.inference.model import Model
+from common.linear import train as linear
 from common.training import checkpoint, loop, run_directory
-from common.training.data import load_data
+from common.training.data import load_data, load_texts
 from common.training.learner import predict
-from common.training.options import MODELS
+from common.training.options import MODELS, TrainConfig
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -60,6 +63,36 @@ def test_a_run_prints_the_homeworks_lines_and_leaves_a_run_directory(
     saved = checkpoint.newest(tmp_path, pytest.fail)
     assert saved.state.step == saved.optimizer_state["step"] == 2 * 6
     assert all(np.array_equal(run.parameters[n], p) for n, p in saved.parameters.items())
+
+
+def test_reviews_that_are_left_out_are_said_first() -> None:
+    corpus.load("rt")
+    said: list[str] = []
+    load_data(TrainConfig(data="rt", train_size=192, vectors="random:4"), said.append)
+    assert said[0] == (
+        "rt: 192 of 6,824 reviews to train on (--train-size None for all), "
+        "1,000 of 1,706 reviews to test on (--test-size None for all)"
+    )
+    said.clear()
+    load_texts(TrainConfig(data="rt", train_size=6_824, test_size=None), said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    "main", [partial(loop.main, torch_impl.learner), linear.main, compare.main]
+)
+def test_a_refused_call_leaves_nothing(
+    main: Callable[[], None], command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "table").write_text("text,label\na,b\n,c\n")
+    arguments = ("--data", f"csv:{tmp_path}/table", "--out")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "note").touch()
+    for out in ("new/deep/run", "notes"):
+        status, _, error = command(main, *arguments, tmp_path / out)
+        assert (status, error) == (2, f"error: {tmp_path}/table: line 3: no text\n")
+    left = {path.name for path in tmp_path.rglob("*")}
+    assert left == {"table", "notes", "note"}
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
@@ -114,9 +147,6 @@ def test_predictions_are_those_of_the_test_run(
     command: Command, small: list[str], tmp_path: Path
 ) -> None:
     """predict reads a text as training did: same words, same cut, same model."""
-    from common.data import corpus
-    from common.training.options import TrainConfig
-
     arguments = [*small, "--test-size", "None", "--epochs", 1, "--out", tmp_path]
     assert command(main_of(torch_impl.learner), *arguments)[0] == 0
     run = run_directory.load_run(tmp_path)

@@ -44,6 +44,7 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     assert (status, error) == (0, "")
     first = trials(tmp_path)
     assert [trial["number"] for trial in first] == [0, 1]
+    assert "19 validation reviews are few: " in output
     # It begins with the options that are given.
     (given,) = (trial["options"] for trial in first if trial["given"])
     assert given["hidden_size"] == 64

@@ -1,7 +1,7 @@
 """Explain a model's answer word by word, of either framework. Its twin is jax_impl/explain.py.
 
-python -m torch_impl.explain RUN_DIR "not a good film" --by leave_out
-python -m torch_impl.explain RUN_DIR "not a good film" --json answer.json
+python -m torch_impl.explain RUN_DIR "not a good film: the acting is terrible" --by leave_out
+python -m torch_impl.explain RUN_DIR "not a good film: the acting is terrible" --json answer.json
 """
 
 from common.inference import explanation

@@ -1,6 +1,6 @@
 """Classify texts with a trained model of either framework. Its twin is jax_impl/predict.py.
 
-python -m torch_impl.predict RUN_DIR "what a film" "never again"
+python -m torch_impl.predict RUN_DIR "a wonderful film, beautifully acted" "what a waste of time"
 python -m torch_impl.predict RUN_DIR < one_text_a_line.txt
 """
 

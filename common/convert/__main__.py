@@ -1,5 +1,6 @@
 """Convert a file of GRU parameters from one layout to another: python -m common.convert --help"""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +20,9 @@ TARGETS = tyro.extras.literal_type_from_choices([*FORMATS, "run"])
 class Options:
     """Convert the parameters of a GRU from one framework's layout to another's.
 
-    Files are .safetensors, .npz or .pt, as their suffix says. The layouts, and which key becomes
-    which, are described in docs/layouts.md. Example:
+    Files are .safetensors, .npz or .pt, as their suffix says. What is no part of the GRU or of its
+    classifier is left out, and listed. The layouts, and which key becomes which, are described in
+    docs/layouts.md. Example:
 
     python -m common.convert model.safetensors mygru.pt --from canonical --to homework
 
@@ -42,6 +44,8 @@ class Options:
     """Whether this GRU applies the reset gate after the product with the recurrent weights, which
     no file tells. None stands for what --from computes by default: False for canonical, homework,
     haiku and onnx, True for torch, homework-nn, linen, nnx, keras and equinox."""
+    prefix: str | None = None
+    """Of several GRUs in the file, the one whose keys begin so, as in encoder.gru."""
     ngrams: int = 0
     """Of a model trained with --ngrams and its word vectors: what --ngrams was."""
     data: str | None = None
@@ -50,6 +54,10 @@ class Options:
     """With --to run: the word vectors it was trained on, as for training."""
     classes: tuple[str, ...] = ()
     """With --to run: the classes in the order of the outputs, by default that of the data set."""
+    pooling: str = "last"
+    """With --to run: what its classifier reads, as for training."""
+    relu: bool = True
+    """With --to run: whether it applies ReLU to that."""
 
 
 @exit_on_input_error()
@@ -61,9 +69,19 @@ def main() -> None:
     tensors = read_tensors(options.from_file)
     try:
         wanted = "canonical" if target == "run" else target
+        left_out: list[str] = []
         result = convert(
-            tensors, options.source, wanted, reset_after=reset_after, ngrams=options.ngrams
+            tensors,
+            options.source,
+            wanted,
+            reset_after=reset_after,
+            ngrams=options.ngrams,
+            prefix=options.prefix,
+            left_out=left_out,
         )
+        if left_out:
+            layers = dict.fromkeys(re.sub("[./][^./]*$", "", key) for key in left_out)
+            print(f"left out, being no part of the GRU: {', '.join(layers)}")
         if target == "run":
             from common.convert.run import write_run  # imports the training loop
 
@@ -71,7 +89,8 @@ def main() -> None:
                 raise InputError("--to run: needs --data and --vectors, which it does not hold")
             if options.ngrams:
                 raise InputError("--to run: a model with --ngrams reads counts it does not hold")
-            write_run(to_file, result, reset_after, options.data, options.vectors, options.classes)
+            how = options.classes, options.pooling, options.relu
+            write_run(to_file, result, reset_after, options.data, options.vectors, *how)
             print(f"{to_file}: a run directory; python -m torch_impl.predict {to_file}")
             return
     except InputError as error:

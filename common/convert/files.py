@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from common import files
+from common.convert.layout import FLOATS
 from common.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -20,21 +21,27 @@ SUFFIXES = (".safetensors", ".npz", ".pt")
 def read_tensors(path: Path) -> Arrays:
     """The tensors in a file, whose format its suffix says; nothing in it is ever executed.
 
-    A file without any suffix is taken for one of torch.save, which does not ask for one.
+    A file without any suffix is taken for one of torch.save, which does not ask for one, as are
+    .pth, .ckpt and .bin.
+
+    Dicts in a .pt file's dict are unpacked, as {"state_dict": {"a": …}} to "state_dict.a"; what
+    else there is beside tensors and NumPy arrays is skipped. bfloat16, which NumPy does not have,
+    becomes float32.
 
     Raises InputError, naming the file, if it is missing, damaged or has another suffix, or if a .pt
-    file holds anything but tensors and NumPy arrays under names.
+    file holds no dict, or wants anything loaded but plain data.
     """
-    suffix = path.suffix or ".pt"
+    suffix = ".pt" if path.suffix in ("", ".pth", ".ckpt", ".bin") else path.suffix
     _check(path, suffix)
     try:
         content = path.read_bytes()
         if suffix == ".pt":
             return _parse_pt(content)
         if suffix == ".safetensors":
-            return safetensors.numpy.load(content)
+            return _parse_safetensors(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return dict(archive)
+            # "V2" is what an array of JAX's bfloat16 is saved as.
+            return {name: _widened(v) if v.dtype == "V2" else v for name, v in archive.items()}
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except InputError as error:
@@ -93,9 +100,36 @@ def _parse_pt(content: bytes) -> Arrays:
         ) from error
     if not isinstance(state, Mapping):
         raise InputError(f"holds a {type(state).__name__}, expected a dict of tensors")
-    tensors = {}
-    for key, value in state.items():
-        if not isinstance(value, torch.Tensor | np.ndarray):
-            raise InputError(f"{key} is a {type(value).__name__}, expected a tensor")
-        tensors[str(key)] = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+    tensors: Arrays = {}
+    seen = {id(state)}
+
+    def unpack(content: Mapping[Any, Any], before: str) -> None:
+        for key, value in content.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{before}{key}"] = _to_numpy(value)
+            elif isinstance(value, np.ndarray):
+                tensors[f"{before}{key}"] = value
+            elif isinstance(value, Mapping) and id(value) not in seen:  # else without an end
+                seen.add(id(value))
+                unpack(value, f"{before}{key}.")
+
+    unpack(state, "")
     return tensors
+
+
+def _parse_safetensors(content: bytes) -> Arrays:
+    try:
+        return safetensors.numpy.load(content)
+    except KeyError:  # a type that NumPy does not have
+        from safetensors.torch import load
+
+        return {name: _to_numpy(value) for name, value in load(content).items()}
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    known = not tensor.is_floating_point() or str(tensor.dtype).removeprefix("torch.") in FLOATS
+    return (tensor if known else tensor.float()).detach().numpy()
+
+
+def _widened(bits: np.ndarray) -> np.ndarray:
+    return (bits.view("<u2").astype("<u4") << 16).view("<f4")

@@ -33,6 +33,7 @@ TORCH = Layout(
         "bias_hh_l{layer}{direction}": "cr cz cn",
     },
     directions=("", "_reverse"),
+    ending="_l{layer}{direction}",
 )
 
 # The homework's MyGRU: an nn.Linear, with a bias, for each gate and operand.

@@ -12,9 +12,11 @@ In z and r, b and c are only ever added to each other; in n too, for reset_after
 reset_after=True c of n is multiplied by r and has to stay apart.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count, product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +31,14 @@ OTHERS = {"head.weight": ["C", "F"], "head.bias": ["C"], "vectors.weight": ["V",
 Tensors = Mapping[str, np.ndarray]
 
 
+class _Place(NamedTuple):
+    """Where a GRU stands: what is before it, before each tensor's name, and those names."""
+
+    before: str
+    scope: str
+    cell: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Layout:
     """One framework's names, shapes and conventions for the parameters of a GRU.
@@ -36,7 +46,7 @@ class Layout:
     The defaults are cuDNN's and nn.GRU's conventions, which most frameworks share.
 
     A GRU that stands alone (no head, no word vectors, a single scope) is written without the scope,
-    under the library's own names; both can be read.
+    under the library's own names. Both can be read, with anything before them ("encoder.").
     """
 
     name: str
@@ -56,6 +66,8 @@ class Layout:
     """Whether weights are [in, out], those of the head too, and not [out, in]."""
     stacks_directions: bool = False
     """Whether the directions of a layer share each tensor, along a new first axis."""
+    ending: str = ""
+    """How names end that those of a single cell, as nn.GRUCell, do not."""
     others: tuple[str, ...] = tuple(OTHERS)
     """Its keys of what is not the GRU: the head's weight and bias, the word vectors."""
 
@@ -91,7 +103,8 @@ class Layout:
                 raise InputError(
                     f"{prefix}bias_hh, gate n, is not zero (up to {abs(pieces['cn']).max():.3g}): "
                     f"{self.name} has no hidden bias for n, and with reset_after=True no other "
-                    "bias can stand in for it"
+                    "bias can stand in for it; jax_impl.GRU, a flax.nnx module, holds it (--to "
+                    "canonical), and so does flax.linen.GRUCell (--to linen)"
                 )
             for gate in GATES:
                 pieces[f"b{gate}+c{gate}"] = pieces[f"b{gate}"] + pieces[f"c{gate}"]
@@ -109,64 +122,117 @@ class Layout:
         return {key: np.array(value, order="C") for key, value in (gru | others).items()}
 
     def read(
-        self, tensors: Tensors, *, reset_after: bool, ngrams: int = 0
+        self,
+        tensors: Tensors,
+        *,
+        reset_after: bool,
+        ngrams: int = 0,
+        prefix: str | None = None,
+        left_out: list[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The canonical parameters in these tensors. ngrams: see ModelConfig in common/params.py.
+        """The canonical parameters in these tensors: zeros for biases if there are none.
 
-        Raises InputError for the wrong kind of reset, and, naming the key, for a tensor that is
-        missing, not expected, not of floating-point numbers or (naming both shapes) does not fit.
+        ngrams: see ModelConfig in common/params.py. prefix: which GRU, where there are several.
+        left_out: a list that the keys of other layers are added to; without it, they are refused.
+
+        Raises InputError for the wrong kind of reset, where there are several GRUs and none is
+        chosen, and, naming the key, for a tensor that is missing, not expected, not of
+        floating-point numbers or (naming both shapes) does not fit.
         """
-        cell = self._cell(reset_after)
-        scope, layers, directions = self._structure(tensors, cell)
-        reader = _Reader(self, tensors)
+        gru = self._place(tensors, self._cell(reset_after), prefix)
+        layers, directions = self._structure(tensors, gru)
+        reader = _Reader(self, tensors, gru.before)
+        names = sorted(gru.cell, key=lambda name: gru.cell[name][0] != "U")  # U tells H
+        places = list(product(layers, directions))
+        biases = [name for name in names if gru.cell[name][0] in "bc"]
+        keys = {self._key(gru.scope + name, *place) for name in biases for place in places}
+        if keys.isdisjoint(tensors):
+            names = [name for name in names if name not in biases]
         parameters = reader.others("vectors.weight")
         if ngrams and "D" in reader.sizes:  # beside them, the first layer reads ratios
-            classes = np.size(tensors.get(self.others[1], ()))
+            classes = np.size(tensors.get(reader.key("head.bias"), ()))
             reader.sizes["D"] += ngrams * ratio_columns(classes)
-        for layer in range(layers):
-            for place, direction in enumerate(directions):
+        for layer in layers:
+            for number, direction in enumerate(directions):
                 pieces: dict[str, np.ndarray] = {}
-                for name in sorted(cell, key=lambda name: cell[name][0] != "U"):  # U tells H
-                    held = cell[name]
+                for name in names:
+                    held = gru.cell[name]
                     axes = [str(len(directions))] * self.stacks_directions + _axes(held)
-                    value = reader.take(self._key(scope + name, layer, direction), held, axes)
-                    value = value[place] if self.stacks_directions else value
+                    value = reader.take(self._key(gru.scope + name, layer, direction), held, axes)
+                    value = value[number] if self.stacks_directions else value
                     value = value.ravel() if "," in held else value
                     found = [piece.partition("+")[0] for piece in _pieces(held)]
                     pieces |= zip(found, np.split(value, len(found)), strict=True)
-                zero = np.zeros_like(pieces["bn"])
+                zero = np.zeros_like(pieces["Un"][:, 0])
                 for kind, name in KINDS.items():
                     values = [self._signed(g, pieces.get(kind + g, zero)) for g in GATES]
                     parameters[f"gru.{layer}.{direction}.{name}"] = np.concatenate(values)
             reader.sizes["D"] = reader.sizes["H"] * len(directions)
         reader.sizes["F"] = reader.sizes["D"] * reader.ways()
         parameters |= reader.others("head.weight", "head.bias")
+        scopes = {self._key(gru.scope, *place) for place in places}
         for key in tensors:
-            if key not in reader.taken:
+            if key in reader.taken:
+                continue
+            # One more tensor of the GRU's own would be that of another layout, or another layer.
+            if left_out is None or re.sub("[^./]*$", "", key) in scopes:
                 raise InputError(f"unexpected key {key}: no place in this {self.name} layout")
+            left_out.append(key)
         return parameters
 
-    def _structure(
-        self, tensors: Tensors, cell: Mapping[str, str]
-    ) -> tuple[str, int, tuple[str, ...]]:
-        """The scope under which the GRU in these tensors stands, its layers and directions."""
+    def _place(self, tensors: Tensors, cell: Mapping[str, str], prefix: str | None) -> _Place:
+        """Where the GRU stands in these tensors; where it would, if there is none."""
+        single = {name.removesuffix(self.ending): held for name, held in cell.items()}
+        found: dict[str, _Place] = {}
+        fitting, taken = {}, set[str]()
+        for names, inner in ((cell, self.scope), (cell, ""), (single, "")):
+            name, held = next(item for item in names.items() if item[1][0] == "U")
+            end = self._key(inner + name, 0, "forward")
+            for key in tensors:
+                outer = key.removesuffix(end)
+                if key in taken or not key.endswith(end) or outer[-1:] not in ("", ".", "/"):
+                    continue
+                if names is single and outer.endswith(tuple(f"{each}." for each in DIRECTIONS)):
+                    continue  # not nn.GRUCell: canonical or equinox, which have the same names
+                place = _Place(
+                    outer + inner.partition("{")[0],
+                    outer.replace("{", "{{").replace("}", "}}") + inner,
+                    names,
+                )
+                places = product(*self._structure(tensors, place))
+                taken |= {self._key(place.scope + name, *each) for each in places}
+                found[place.before.rstrip("./")] = place
+                *_, rows, columns = 0, 0, *np.shape(tensors[key])
+                rows, columns = (columns, rows) if self.is_transposed(held) else (rows, columns)
+                if rows == len(_pieces(held)) * columns:  # or else an LSTM
+                    fitting[place.before.rstrip("./")] = place
+        found = fitting or found
+        if prefix is None and len(found) < 2:
+            return next(iter(found.values()), _Place("", self.scope, cell))
+        if prefix is not None and prefix.rstrip("./") in found:
+            return found[prefix.rstrip("./")]
+        there = ", ".join(map(repr, found)) or "nowhere"
+        raise InputError(
+            f"there are {len(found)} GRUs in the {self.name} layout, at {there}: choose by --prefix"
+        )
 
-        def keys(scope: str, layer: int = 0, direction: str = "forward") -> set[str]:
-            return {self._key(scope + name, layer, direction) for name in cell}
+    def _structure(self, tensors: Tensors, place: _Place) -> tuple[range, tuple[str, ...]]:
+        """The layers and directions of the GRU that stands there."""
 
-        alone = keys(self.scope).isdisjoint(tensors) and not keys("").isdisjoint(tensors)
-        scope = "" if alone else self.scope
-        first = keys(scope)
+        def keys(layer: int = 0, direction: str = "forward") -> set[str]:
+            return {self._key(place.scope + name, layer, direction) for name in place.cell}
+
+        first = keys()
 
         def has(layer: int, direction: str) -> bool:
-            return not (keys(scope, layer, direction) - first).isdisjoint(tensors)
+            return not (keys(layer, direction) - first).isdisjoint(tensors)
 
         if self.stacks_directions:
             both = any(np.shape(tensors[key])[:1] == (2,) for key in first & tensors.keys())
         else:
             both = has(0, "backward")
         layers = next(layer for layer in count(1) if not has(layer, "forward"))
-        return scope, layers, DIRECTIONS[: 1 + both]
+        return range(layers), DIRECTIONS[: 1 + both]
 
     def _cell(self, reset_after: bool) -> Mapping[str, str]:
         if reset_after not in self.reset_kinds:
@@ -203,9 +269,12 @@ class _Reader:
     The size of an axis (C, D, F, H, V) is what the first tensor that has it says.
     """
 
-    def __init__(self, layout: Layout, tensors: Tensors) -> None:
+    def __init__(self, layout: Layout, tensors: Tensors, before: str) -> None:
         self.layout = layout
         self.tensors = tensors
+        # What is not the GRU may stand beside it, or further out.
+        steps = re.split(r"(?<=[./])", before)
+        self.outer = ["".join(steps[:end]) for end in range(len(steps), -1, -1)]
         self.taken: set[str] = set()
         self.sizes = {"": 1}
 
@@ -219,6 +288,8 @@ class _Reader:
             )
         self.taken.add(key)
         value = np.asarray(self.tensors[key])
+        if value.dtype.name == "bfloat16":  # NumPy has none of its own
+            value = value.astype(np.float32)
         if value.dtype.name not in FLOATS:
             raise InputError(f"{key} holds {value.dtype}, expected one of {', '.join(FLOATS)}")
         transposed = self.layout.is_transposed(held)
@@ -238,9 +309,14 @@ class _Reader:
             )
         return value.T if transposed else value
 
+    def key(self, name: str) -> str:
+        """What a part of the model that is not the GRU is called in this file."""
+        own = dict(zip(OTHERS, self.layout.others, strict=True))[name]
+        return next((outer + own for outer in self.outer if outer + own in self.tensors), own)
+
     def ways(self) -> int:
         """Of how many ways of pooling the head reads the outputs; 1 where its size is of none."""
-        key, axis = self.layout.others[0], 0 if self.layout.is_transposed("head.weight") else -1
+        key, axis = self.key("head.weight"), 0 if self.layout.is_transposed("head.weight") else -1
         shape = np.shape(self.tensors[key]) if key in self.tensors else ()
         columns = shape[axis] if shape else 0
         whole, rest = divmod(columns, max(self.sizes["D"], 1))
@@ -248,10 +324,9 @@ class _Reader:
 
     def others(self, *names: str) -> dict[str, np.ndarray]:
         """These parts of the model: all of them, or none where none of their keys is there."""
-        keys = dict(zip(OTHERS, self.layout.others, strict=True))
-        if not any(keys[name] in self.tensors for name in names):
+        if not any(self.key(name) in self.tensors for name in names):
             return {}
-        return {name: self.take(keys[name], name, OTHERS[name]) for name in names}
+        return {name: self.take(self.key(name), name, OTHERS[name]) for name in names}
 
 
 def _show(shape: Iterable[int | str]) -> str:

@@ -23,13 +23,15 @@ def write_run(
     data: str,
     vectors: str,
     classes: Sequence[str] = (),
+    pooling: str = "last",
+    relu: bool = True,
 ) -> None:
     """Write the run directory of canonical parameters, as if it had taken no step yet.
 
     Its options are those of the preset `homework`. `classes` are the names of the outputs in their
-    order, where that is not the data set's. Raises InputError where the parameters do not fit the
-    word vectors or the classes, for data and vectors that cannot be read, and where the folder is
-    not new.
+    order, where that is not the data set's; `pooling` and `relu` say what the classifier reads.
+    Raises InputError where the parameters do not fit that, the word vectors or the classes, for
+    data and vectors that cannot be read, and where the folder is not new.
     """
     if "head.weight" not in parameters:
         raise InputError("a GRU without a classifier: a run needs both")
@@ -37,20 +39,22 @@ def write_run(
         raise InputError("has word vectors of its own, and does not say of which words")
     layers, directions = params.structure(parameters)
     H = parameters["gru.0.forward.weight_hh"].shape[1]
-    if parameters["head.weight"].shape[1] != H * len(directions):
-        raise InputError(
-            "its classifier reads more than the last states, in a way that is not said"
-        )
     options = TrainConfig(
         model="gru" if len(directions) == 1 else "bigru",
         preset="homework",
         **PRESETS["homework"] | {"hidden_size": H, "num_layers": layers},
         reset_after=reset_after,
+        pooling=pooling,
+        relu=relu,
         data=data,
         vectors=vectors,
         out=folder,
     )
     options.check()
+    reads = parameters["head.weight"].shape[1]
+    gives = H * len(directions) * len(pooling.split("+"))
+    if reads != gives:
+        raise InputError(f"its classifier reads {reads} numbers, --pooling {pooling} gives {gives}")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is there already, and not empty")
     found = load_data(options, print)

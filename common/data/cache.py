@@ -11,6 +11,8 @@ import platformdirs
 from common import files
 from common.errors import InputError
 
+_ABOUT = "key.json"
+
 
 def cache_folder() -> Path:
     """Where results are kept: $GRU_TWINS_CACHE, or the user's cache folder."""
@@ -20,19 +22,23 @@ def cache_folder() -> Path:
 def cached(kind: str, key: Mapping[str, object], build: Callable[[Path], None]) -> Path:
     """The folder that `build(folder)` once filled for this key, filling it now if need be.
 
-    It appears whole or not at all. Of two processes that build the same, the first wins. Raises
-    InputError where the cache cannot be written.
+    It appears whole or not at all, and is filled anew where a file in it is gone or of another size
+    since. Of two processes that build the same, the first wins. Raises InputError where the cache
+    cannot be written.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{kind}-{digest}"
-    if folder.is_dir():
+    if _whole(folder):
         return folder
     try:
+        files.remove(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with files.aside(folder, f"{folder.name}-{os.getpid()}.partial") as partial:
             partial.mkdir()
             build(partial)
-            (partial / "key.json").write_text(json.dumps(key, indent=1, sort_keys=True))
+            sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
+            about = {"key": key, "sizes": sizes}
+            (partial / _ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True))
     except BrokenPipeError:  # about standard output
         raise
     except OSError as error:
@@ -42,3 +48,12 @@ def cached(kind: str, key: Mapping[str, object], build: Callable[[Path], None]) 
                 "set GRU_TWINS_CACHE to another folder"
             ) from None
     return folder
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the folder is there, as it was filled: a full disk or a crash may cut files short."""
+    try:
+        sizes = json.loads((folder / _ABOUT).read_bytes())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False

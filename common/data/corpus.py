@@ -11,9 +11,10 @@ import math
 import mmap
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,8 @@ class Corpus:
     vocabulary: list[str]
     train: EncodedSplit
     test: EncodedSplit
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many rows could not be used, by what was wrong with them."""
 
 
 def join(texts: Sequence[np.ndarray], labels: np.ndarray) -> EncodedSplit:
@@ -195,28 +198,41 @@ def join(texts: Sequence[np.ndarray], labels: np.ndarray) -> EncodedSplit:
     return EncodedSplit(tokens, _offsets(lengths)[:-1], lengths, labels, size, name=name)
 
 
-def load(spec: str, report: Callable[[str], None] = lambda line: None) -> Corpus:
+def load(
+    spec: str, report: Callable[[str], None] = lambda line: None, skip_bad_rows: bool = False
+) -> Corpus:
     """The data set `spec`, encoded; computed once, then memory-mapped from the cache.
 
-    report is told, in a line of text, of work that takes seconds. Raises InputError as
-    sources.load does.
+    report is told, in a line of text, of work that takes seconds, and of rows that were left out.
+    Raises InputError as sources.load does.
     """
 
     def read() -> Dataset:
         report(f"reading and encoding {spec} (once; then cached)")
         return sources.load(spec)
 
-    return encoded(read, sources.fingerprint(spec))
+    found = encoded(read, sources.fingerprint(spec), skip_bad_rows)
+    if found.left_out:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.left_out.items())
+        total = sum(found.left_out.values())
+        report(f"{spec}: {total:,} bad rows left out (--skip-bad-rows): {kinds}")
+    return found
 
 
-def encoded(read: Callable[[], Dataset], fingerprint: dict[str, str | int]) -> Corpus:
+def encoded(
+    read: Callable[[], Dataset], fingerprint: dict[str, str | int], skip_bad_rows: bool = False
+) -> Corpus:
     """The data set that read() gives, encoded, and kept under its fingerprint.
+
+    skip_bad_rows: leave out, and count, what BadRow in sources/dataset.py stands for.
 
     Raises InputError as its examples() does, and for a data set that cannot be trained and tested
     on: no text, no word, fewer than two classes, an empty split, or too few texts to split.
     """
     versions = {"tokenizer": TOKENIZER_VERSION, "split": SPLIT_SEED, "layout": LAYOUT_VERSION}
-    folder = cached("corpus", {**fingerprint, **versions}, lambda to: _write(read(), to))
+    key = {**fingerprint, **versions, **({"skip_bad_rows": True} if skip_bad_rows else {})}
+    left_out = Counter[str]() if skip_bad_rows else None
+    folder = cached("corpus", key, lambda to: _write(read(), to, left_out))
     about = json.loads((folder / "about.json").read_text())
     vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
     columns = load_file(folder / "columns.safetensors")
@@ -229,12 +245,13 @@ def encoded(read: Callable[[], Dataset], fingerprint: dict[str, str | int]) -> C
         vocabulary,
         texts.take(~in_test, f"{folder.name}-train"),
         texts.take(in_test, f"{folder.name}-test"),
+        about.get("left_out", {}),  # which older ones do not have
     )
 
 
-def _write(dataset: Dataset, folder: Path) -> None:
+def _write(dataset: Dataset, folder: Path, left_out: Counter[str] | None) -> None:
     name, path = dataset.name, folder / "tokens.int32"
-    words, labels, categories, columns = _encode(dataset, path)
+    words, labels, categories, columns = _encode(dataset, path, left_out)
     hashes, splits = columns.pop("hashes"), columns.pop("splits")
     if not len(splits):
         raise InputError(f"{name}: no text at all")
@@ -263,11 +280,14 @@ def _write(dataset: Dataset, folder: Path) -> None:
     with (folder / "vocabulary.txt").open("w", encoding="utf-8") as text:
         text.writelines(f"{words[i]}\n" for i in order)
     save_file({**columns, "in_test": in_test}, folder / "columns.safetensors")
-    about = {"name": name, "classes": classes, "categories": names}
+    about: dict[str, Any] = {"name": name, "classes": classes, "categories": names}
+    about["left_out"] = left_out or {}
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _encode(dataset: Dataset, path: Path) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
+def _encode(
+    dataset: Dataset, path: Path, left_out: Counter[str] | None
+) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
     """Write the words' numbers to `path`; returns words, labels and categories by their number.
 
     And what is known of each example: lengths, labels, categories, splits and hashes.
@@ -278,7 +298,7 @@ def _encode(dataset: Dataset, path: Path) -> tuple[list[str], list[str], list[st
 
     def chunks() -> Iterator[list[str]]:
         texts, size = [], 0
-        for text, label, category, split in dataset.examples():
+        for text, label, category, split in dataset.examples(left_out):
             columns["labels"].append(labels[label])
             columns["categories"].append(categories[category])
             columns["splits"].append(_SPLITS.index(split))
@@ -360,15 +380,17 @@ def _in_test(
         size = math.ceil(size * total)
     _, text, copies = np.unique(hashes, return_inverse=True, return_counts=True)
     single, strata = np.flatnonzero(copies[text] == 1), texts.strata()
+    repeated = total - len(single)
     single = single[np.bincount(strata[single])[strata[single]] > 1]
     try:
         _, drawn = train_test_split(
             single, test_size=size, stratify=strata[single], random_state=SPLIT_SEED
         )
     except ValueError:
+        why = "; a text with copies stays in training, so that none is both trained and tested on"
         raise InputError(
             f"{name}: cannot draw {size:,} texts to test on, some of each class, "
-            f"from the {len(single):,} of {total:,} that occur once"
+            f"from the {len(single):,} of {total:,} that occur once{why if repeated else ''}"
         ) from None
     return np.isin(np.arange(total), drawn)
 

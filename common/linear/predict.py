@@ -1,6 +1,6 @@
 """Classify texts with trained models, linear ones.
 
-python -m common.linear.predict RUN_DIR "what a film" "never again"
+python -m common.linear.predict RUN_DIR "a wonderful film, beautifully acted" "what a waste of time"
 python -m common.linear.predict RUN_DIR < one_text_a_line.txt
 """
 

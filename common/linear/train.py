@@ -91,7 +91,7 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
         say(f"validation accuracy: {held_out:.2%}")
         if options.temperature:
             temperature = metrics.fit_temperature(logits, validation.labels)
-            say(f"temperature: {temperature:.3f}")
+            say(metrics.temperature_said(temperature))
             weights = (each / np.float32(temperature) for each in (found.weight, found.bias))
             found = Linear(found.words, found.codes, *weights)
     evaluated = metrics.evaluate(
@@ -113,6 +113,7 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
             "name": texts.name,
             "train": len(training),
             "test": len(test),
+            "left_out": texts.left_out,
             "vectors": "none",
             "vocabulary": len(texts.vocabulary),
         },

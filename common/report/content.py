@@ -168,7 +168,7 @@ def _questions(questions: Questions) -> Iterator[Block]:
     if gates := questions.gates:
         yield "heading", "Does the state change less at words that do not matter?"
         yield "finding", gates.conclusion
-        yield "grid", figures.gates(gates.groups)
+        yield "grid", figures.gates(gates)
         yield from (("table", table) for table in tables.gates(gates))
     if pairs := questions.comparisons:
         yield "heading", "Which of two models is better?"

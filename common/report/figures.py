@@ -19,8 +19,9 @@ import vl_convert
 
 from common.report.schema import (
     BUILT_IN,
+    FEWEST_SEEDS,
     REFERENCE,
-    Group,
+    Gates,
     Interval,
     Latency,
     Pair,
@@ -173,14 +174,9 @@ def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
         _row(run.name, run.accuracy, run.accuracy_interval, label=f"{run.accuracy:.2%}")
         for run in sorted(runs, key=lambda run: -run.accuracy)
     ]
-    best = [row["name"] for row in rows if row["value"] == rows[0]["value"]]
-    title = f"{_listed(best)} {'is' if len(best) == 1 else 'are'} the most accurate: "
-    title += f"{rows[0]['label']} of {reviews:,} reviews"
-    if rest := rows[len(best) :]:
-        overlapping = sum(row["high"] >= rows[0]["low"] for row in rest)
-        every = overlapping == len(rest)
-        others = "all others" if every else f"{overlapping} of {len(rest)} others"
-        title += f"; the intervals of {others} overlap" if overlapping else "; no interval overlaps"
+    ends = dict.fromkeys(f"{row['label']} ({row['name']})" for row in (rows[-1], rows[0]))
+    title = f"{' to '.join(ends)} of {reviews:,} reviews right"
+    title += "; too few seeds to tell which is better" if rows[1:] else ""
     x = alt.X("low:Q", title="accuracy, 95 % interval (Wilson)")
     x = x.axis(format="~%", tickCount=8).scale(zero=False, padding=20)
     label = alt.Chart(alt.Data(values=rows)).mark_text(dy=-11)
@@ -190,8 +186,9 @@ def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
 
 def losses(runs: Sequence[Run]) -> Figure:
     """The runs' training losses."""
-    best = min(runs, key=lambda run: run.losses[-1])
-    title = f"{best.name} ends with the lowest training loss, {best.losses[-1]:.3f}"
+    order = sorted(runs, key=lambda run: run.losses[-1])
+    ends = dict.fromkeys(f"{run.losses[-1]:.3f} ({run.name})" for run in (order[0], order[-1]))
+    title = f"Training ends at a loss of {' to '.join(ends)}"
     return loss_curves({run.name: (run.loss_epochs, run.losses) for run in runs}, title)
 
 
@@ -465,7 +462,7 @@ def vanishing(found: Vanishing) -> Figure:
         "distance to the end of the review (words)",
         f"line: median, band: quartiles, of {found.reviews:,} reviews",
     ]
-    legend = alt.Legend(title=None, columns=2, symbolType="stroke", symbolOpacity=1)
+    legend = alt.Legend(title=None, columns=1, symbolType="stroke", symbolOpacity=1)
     scale = alt.Scale(domain=[series.name for series in found.series])
     base = alt.Chart(alt.Data(values=rows), height=340).encode(
         x=alt.X("distance:Q", title=what), color=alt.Color("name:N", scale=scale, legend=legend)
@@ -485,25 +482,27 @@ def _fold(first: float, last: float) -> str:
     return f"{factor:.3g}-fold" if factor < 1000 else f"10^{math.log10(factor):.0f}-fold"
 
 
-def gates(groups: Sequence[Group]) -> list[Figure]:
+def gates(found: Gates) -> list[Figure]:
     """What the gates do at each group of words; none of a language without our stop words."""
-    if not groups:
+    if not found.groups:
         return []
     return [
-        _gate(groups, "z", "update gate z", "mean of z"),
-        _gate(groups, "change", "change of the state", "change relative to the state's norm"),
+        _gate(found, "z", "update gate z", "mean of z"),
+        _gate(found, "change", "change of the state", "change relative to the state's norm"),
     ]
 
 
-def _gate(groups: Sequence[Group], quantity: str, what: str, axis_title: str) -> Figure:
+def _gate(found: Gates, quantity: str, what: str, axis_title: str) -> Figure:
     rows = [
         _row(each.group, getattr(each, quantity), getattr(each, f"{quantity}_interval"), n=each.n)
-        for each in groups
+        for each in found.groups
     ]
     order = sorted(rows, key=lambda row: row["value"])
     bottom, top = order[0], order[-1]
     title = f"The {what} is largest at {top['name']} ({top['value']:.3g}) "
     title += f"and smallest at {bottom['name']} ({bottom['value']:.3g})"
+    if found.seeds < FEWEST_SEEDS:
+        title = f"The {what}: too few seeds to tell where it is largest"
     x = alt.X("low:Q", title=[axis_title, "line: 95 % interval"]).scale(zero=False, padding=20)
     return Figure(f"gates-{quantity}", title, _intervals(rows, x, ".4f"))
 
@@ -535,6 +534,8 @@ def differences(pairs: Sequence[Pair]) -> list[Figure]:
     ]
     title = f"A difference can be told in {len(told)} of {len(pairs)} pairs"
     title += f": {_listed(told)}" if told else ""
+    if _too_few(pairs):
+        title = "Too few seeds to tell differences in accuracy"
     lengths = [
         (pair, part, f"{part.start:,} to {part.to - 1:,} words")
         for pair in pairs
@@ -553,14 +554,21 @@ def _differences_by(
 ) -> Iterator[Figure]:
     """All pairs on parts of the reviews, each with its name; none where there are no parts."""
     rows = [
-        _in_points(name, part, group=f"{pair.b} - {pair.a}", n=part.n) for pair, part, name in parts
+        _in_points(name, part, group=f"{pair.b} · - {pair.a}", n=part.n)
+        for pair, part, name in parts
     ]
     if rows:
         told = sum(not row["low"] <= 0 <= row["high"] for row in rows)
         title = f"{what}, {told} of {len(rows)} intervals exclude zero; "
         title += f"by chance alone {len(rows) / 20:.2g} would"
+        if _too_few([pair for pair, *_ in parts]):
+            title = f"{what}: too few seeds to tell"
         groups = list(dict.fromkeys(row["group"] for row in rows))
         yield Figure(f"comparisons-by-{key}", title, _apart(rows, groups))
+
+
+def _too_few(pairs: Sequence[Pair]) -> bool:
+    return min(pair.seeds for pair in pairs) < FEWEST_SEEDS
 
 
 def _in_points(name: str, found: Pair | Part, **more: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 REFERENCE = "nn.GRU padded"  # what speeds are compared with
 BUILT_IN = "nn.GRU"  # the same of latencies, where there is no padding
+FEWEST_SEEDS = 5  # of fewer, no finding and no headline says that models or words differ
 
 
 class Accuracy(Struct, kw_only=True):
@@ -156,7 +157,7 @@ class Task(Struct, frozen=True):
     @property
     def name(self) -> str:
         """What it is called in figures and tables."""
-        directions = ", bidirectional" if self.bidirectional else ""
+        directions = " · bidirectional" if self.bidirectional else ""
         kind = "forward and backward" if self.backward else "forward only"
         return f"B {self.B}, T {self.T}, H {self.H} · {kind}{directions}"
 
@@ -332,6 +333,11 @@ class Gates(Struct):
     effects: list[Effect]
     conclusion: str
     effects_untrained: list[Effect] = []
+
+    @property
+    def seeds(self) -> int:
+        """Of how many models these are the means."""
+        return max((len(effect.by_seed) for effect in self.effects), default=0)
 
 
 class Part(Struct):

@@ -82,15 +82,15 @@ def summary(runs: Sequence[Run]) -> Table:
     columns = {
         "framework": "{0.framework}",
         "model": "{0.model}",
-        "implementation": "{0.implementation}",
         "accuracy": "{0.accuracy:.2%} ± {0.half:.2%}",
+        "implementation": "{0.implementation}",
         "cores": "{0.cores}",
         "training": "{0.train_seconds:.1f} s",
         "tokens/s": "{0.tokens_per_second:,.0f}",
         "first step": "{0.first_step}",
         "peak memory": "{0.peak_mib:,.0f} MiB",
     }
-    return Table.of("The trained models", runs, columns, names=3)
+    return Table.of("The trained models", runs, columns, names=2)
 
 
 def calibration(runs: Sequence[Run]) -> Table:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Data:
     test: Batches
     validation: Batches | None = None
     ratios: Ratios | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
@@ -61,7 +62,7 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     in_order = partial(batches, in_order=True, shapes=to_train.shapes)
     held_out = in_order(validation) if options.validation_size else None
     names = texts.name, texts.classes, texts.categories
-    return Data(*names, found, to_train, in_order(test), held_out, ratios)
+    return Data(*names, found, to_train, in_order(test), held_out, ratios, texts.left_out)
 
 
 def _with_ratios(
@@ -87,9 +88,18 @@ def _with_ratios(
 def load_texts(
     options: DataConfig, report: Callable[[str], None]
 ) -> tuple[corpus.Corpus, EncodedSplit, EncodedSplit, EncodedSplit]:
-    """The data set, and what of it is to train, to test and to validate on. Raises InputError."""
-    texts = corpus.load(options.data, report)
+    """The data set, and what of it is to train, to test and to validate on. Raises InputError.
+
+    report is told, too, where the options leave reviews out.
+    """
+    texts = corpus.load(options.data, report, options.skip_bad_rows)
     train, test = texts.train.subset(options.train_size), texts.test.subset(options.test_size)
+    if less := [
+        f"{len(part):,} of {len(whole):,} reviews to {use} on (--{use}-size None for all)"
+        for use, part, whole in (("train", train, texts.train), ("test", test, texts.test))
+        if len(part) < len(whole)
+    ]:
+        report(f"{texts.name}: {', '.join(less)}")
     if options.validation_size >= len(train):
         raise InputError(
             f"--validation-size {options.validation_size}: leaves nothing of {len(train)} reviews"

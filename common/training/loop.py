@@ -300,7 +300,7 @@ class Trainer:
     def temper(self, logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> None:
         """Divide the logits by the temperature that suits these best: the head takes it in."""
         self.temperature = metrics.fit_temperature(logits, labels)
-        say(f"temperature: {self.temperature:.3f}")
+        say(metrics.temperature_said(self.temperature))
         parameters = self.learner.parameters()
         for name in ("head.weight", "head.bias"):
             parameters[name] = parameters[name] / np.float32(self.temperature)
@@ -331,6 +331,7 @@ class Trainer:
                 "name": data.name,
                 "train": len(data.train.split),
                 "test": len(test),
+                "left_out": data.left_out,
                 "vectors": self.options.vectors,
                 "vocabulary": len(data.vectors.words),
             },

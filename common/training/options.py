@@ -40,6 +40,9 @@ class DataConfig:
     data: str = "imdb"
     """The data set: imdb, rt, or KIND:PATH with one of the kinds amazon, dlstudio, csv, tsv, jsonl,
     parquet, text and hf (docs/data.md)."""
+    skip_bad_rows: bool = False
+    """Leave out, count and report the rows of a table (csv, tsv, jsonl, parquet, hf) that cannot be
+    used, in place of ending with the first."""
     train_size: Count | None = 4_000
     """Use only so many training reviews, balanced over the classes; None for all."""
     test_size: Count | None = 1_000

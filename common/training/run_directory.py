@@ -90,16 +90,19 @@ class Run(About):
 def lock(folder: Path) -> Iterator[None]:
     """Make a run's folder, and keep other processes from working there; a crash lets go of it.
 
+    Where nothing was written in it, what was made here goes again, folders above it included.
     Raises InputError where it cannot be written, where a symbolic link in it would have us write
     somewhere else, and where another process is at it.
     """
+    path, figures = folder / ".lock", folder / "figures"
     with files.writing(folder):
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        new = [each for each in (path, figures, folder, *folder.parents) if not each.exists()]
+        figures.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            raise InputError(f"{path}: is a symbolic link, which is not followed")
-    path = folder / ".lock"
+    there = {path, *folder.rglob("*")}
+    for each in there:
+        if each.is_symlink():
+            raise InputError(f"{each}: is a symbolic link, which is not followed")
     with files.writing(path):
         file = path.open("a+")
     with file:
@@ -112,7 +115,13 @@ def lock(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            # Another process may have put something beside it.
+            with contextlib.suppress(OSError):
+                for each in new if there.issuperset(folder.rglob("*")) else ():
+                    each.unlink() if each == path else each.rmdir()
 
 
 def clear(folder: Path) -> None:

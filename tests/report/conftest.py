@@ -210,6 +210,7 @@ def _questions() -> dict[str, Any]:
                     "quantity": "z",
                     "cohens_d": 0.8,
                     "interval": [0.7, 0.9],
+                    "by_seed": [0.7, 0.75, 0.8, 0.85, 0.9],
                 }
             ],
             "conclusion": "Made up: stop words change the state less.",

@@ -144,7 +144,27 @@ def test_nothing_is_wider_than_the_screen(
         ".map((text) => text.textContent)"
     )
     assert cut == []
+    legends = browser.execute_script(
+        "return [...document.querySelectorAll('.chart .role-legend')].map((legend) => {"
+        "const [own, box] = [legend, legend.closest('.chart')].map(e => e.getBoundingClientRect());"
+        "return [legend.textContent, own.left - box.left, box.right - own.right]; })"
+    )
+    assert len(legends) > 15
+    assert [legend for legend in legends if min(legend[1:]) < 0] == []
     assert logged(browser) == []
+
+
+def test_on_a_phone_the_summary_begins_with_how_well_each_model_does(
+    browser: WebDriver, page: Path
+) -> None:
+    show(browser, page, PHONE)
+    seen = browser.execute_script(
+        "const table = document.querySelector('#summary .scroll');"
+        "const edge = table.getBoundingClientRect().right;"
+        "return [...table.querySelectorAll('thead th')]"
+        ".filter((cell) => cell.getBoundingClientRect().right <= edge).map((c) => c.textContent)"
+    )
+    assert seen[:3] == ["framework", "model", "accuracy"]
 
 
 def test_the_loss_chart_hides_series_and_zooms(browser: WebDriver, page: Path) -> None:

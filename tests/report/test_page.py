@@ -147,7 +147,7 @@ def test_a_model_that_is_not_trained_step_by_step(changed: dict[str, Any], tmp_p
     for name in ("losses", "loss_epochs", "first_step_seconds"):
         del linear[name]
     assert "sklearn linear" in page_of(changed, tmp_path)
-    assert titles(changed)["loss"][0].startswith("jax gru ends")
+    assert titles(changed)["loss"][0].endswith("(jax gru)")
     assert "sklearn linear" in titles(changed)["confusion"][0]
     changed["runs"] = [linear]
     assert "loss" not in titles(changed)
@@ -169,14 +169,14 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     first, second = changed["runs"]
     first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])
     second.update(accuracy=0.8, accuracy_interval=[0.78, 0.82])
-    best = "torch gru is the most accurate: 90.00% of 1,000 reviews"
-    assert titles(changed)["accuracy"] == [f"{best}; no interval overlaps"]
-    second["accuracy_interval"][1] = 0.881
-    assert titles(changed)["accuracy"] == [f"{best}; the intervals of all others overlap"]
+    found = "80.00% (jax gru) to 90.00% (torch gru) of 1,000 reviews right"
+    few = "too few seeds to tell which is better"
+    assert titles(changed)["accuracy"] == [f"{found}; {few}"]
     first["confusion"] = [[450, 50], [100, 400]]
     assert titles(changed)["confusion"][0].endswith("100 of 500 positive taken for negative")
     second["losses"][-1] = 0.01
-    assert titles(changed)["loss"] == ["jax gru ends with the lowest training loss, 0.010"]
+    ends = f"0.010 (jax gru) to {first['losses'][-1]:.3f} (torch gru)"
+    assert titles(changed)["loss"] == [f"Training ends at a loss of {ends}"]
     series = changed["questions"]["vanishing"]["series"][0]
     series["median"][-1] = series["median"][0] / 250
     assert "250-fold in the tanh RNN, untrained" in titles(changed)["vanishing"][0]
@@ -188,7 +188,14 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
         "By the length of the review, 3 of 21 intervals exclude zero; by chance alone 1.1 would",
         "By category, 2 of 14 intervals exclude zero; by chance alone 0.7 would",
     ]
-    last = changed["questions"]["comparisons"][-1]
+    first, *_, last = changed["questions"]["comparisons"]
+    first["seeds"] = 4
+    for title in titles(changed)["comparisons"]:
+        assert re.search("too few seeds to tell", title, re.IGNORECASE)
+    first["seeds"] = 5
+    assert titles(changed)["gates"][0].startswith("The update gate z is largest at sentiment words")
+    changed["questions"]["gates"]["effects"][0]["by_seed"] = [0.8]
+    assert all("too few seeds to tell" in title for title in titles(changed)["gates"])
     last["interval"] = [-0.02, -0.001]
     assert titles(changed)["comparisons"][0].endswith(
         f"in 2 of 7 pairs: {told} and jax gru -1.00 points against torch gru"

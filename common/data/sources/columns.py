@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from common.data.sources.dataset import Example
+from common.data.sources.dataset import BadRow, Example
 from common.errors import InputError
 
 # The usual names, the most telling first; case, blanks, - and _ do not matter.
@@ -54,13 +54,20 @@ def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Colu
     return chosen
 
 
-def labelled(rows: Callable[[], Iterator[Row]], where: str, given: str = "") -> Iterator[Example]:
+def labelled(
+    rows: Callable[[], Iterator[Row | BadRow]], where: object, unit: str, given: str = ""
+) -> Iterator[Example | BadRow]:
     """The examples in `rows()`; the split is `given`, or what their rows say.
 
-    `where`, followed by the number of the row, is the place that errors name.
+    `where`, and the number of the unit (row or line), is the place that errors name.
     """
     tested = "test" if given else _tested(rows())
-    for text, label_value, split_value, category, number in rows():
+    for row in rows():
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        text, label_value, split_value, category, number = row
+        kind = ""
         label = _label(label_value)
         split = given if given or split_value is None else _split(split_value)
         if not isinstance(text, str):
@@ -71,17 +78,19 @@ def labelled(rows: Callable[[], Iterator[Row]], where: str, given: str = "") -> 
             problem = "no label"
         elif split is None:
             problem = f"the split is {split_value!r}; expected one of {', '.join(SPLITS)}"
+            kind = "an unknown split"
         else:
             if split in ("", "train", tested):
                 split = "test" if split == tested else split
                 yield Example(text, label, "" if category is None else str(category).strip(), split)
             continue
-        raise InputError(f"{where} {number:,}: {problem}")
+        yield BadRow(where, f"{unit} {number:,}", problem, kind)
 
 
-def _tested(rows: Iterator[Row]) -> str:
+def _tested(rows: Iterator[Row | BadRow]) -> str:
     """Which split is tested on: the one for validation only where there is no other."""
-    found = any(split is None or _split(split) == "test" for _, _, split, _, _ in rows)
+    splits = (row[2] for row in rows if not isinstance(row, BadRow))
+    found = any(split is None or _split(split) == "test" for split in splits)
     return "test" if found else "validation"
 
 

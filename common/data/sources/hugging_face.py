@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from common.data.sources import columns, files, tables
-from common.data.sources.dataset import Dataset, Example
+from common.data.sources.dataset import BadRow, Dataset, Example
 from common.errors import InputError
 
 OPTIONS = (*columns.OPTIONS, "config", "train", "test")
@@ -26,7 +26,7 @@ def load(spec: str) -> Dataset:
         raise InputError(f'--data {spec}: needs the extra hf: pip install -e ".[hf]"')
     (path,), options = files.parse(spec, OPTIONS, must_exist=False)
 
-    def examples() -> Iterator[Example]:
+    def rows() -> Iterator[Example | BadRow]:
         try:
             import datasets  # slow to import
 
@@ -38,8 +38,9 @@ def load(spec: str) -> Dataset:
             for name, split in _splits(list(found), options, spec):
                 place = f"{path}: split {name}" if name else str(path)
                 chosen = columns.choose(found[name].column_names, options, place)
-                rows = partial(_rows, found[name], chosen)
-                yield from columns.labelled(rows, f"{place}: row", split)
+                yield from columns.labelled(
+                    partial(_rows, found[name], chosen), place, "row", split
+                )
         except InputError:
             raise
         except Exception as error:  # the library, and those that it uses, have no common one
@@ -47,7 +48,7 @@ def load(spec: str) -> Dataset:
             raise InputError(f"hf:{path}: {type(error).__name__}: {first_line}") from None
 
     on_disk = sorted(file for file in path.rglob("*") if file.is_file())
-    return Dataset(spec, examples, state=files.state(on_disk) if path.is_dir() else {})
+    return Dataset(spec, rows, state=files.state(on_disk) if path.is_dir() else {})
 
 
 def _splits(found: list[str], options: dict[str, str], spec: str) -> list[tuple[str, str]]:

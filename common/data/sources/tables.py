@@ -18,11 +18,12 @@ from typing import Any
 
 from common.data.sources import delimited, files
 from common.data.sources.columns import OPTIONS, Choose, Columns, Row, choose, labelled
-from common.data.sources.dataset import Dataset, Example
+from common.data.sources.dataset import BadRow, Dataset, Example
 from common.errors import InputError
 
 # Rows of Arrow tables at a time: with texts of 10 kB, 10 MB in memory.
 BATCH = 1_000
+_NO_OBJECT = "not a JSON object"
 
 
 def load(spec: str) -> Dataset:
@@ -33,32 +34,35 @@ def load(spec: str) -> Dataset:
     paths, options = files.parse(spec, (*OPTIONS, *of_its_own), most=2)
     delimited.check(spec, options)
 
-    def examples() -> Iterator[Example]:
+    def rows() -> Iterator[Example | BadRow]:
         for path, split in zip(paths, ("train", "test") if paths[1:] else ("",), strict=True):
             columns = partial(choose, options=options, place=str(path))
-            yield from labelled(partial(reader, path, options, columns), f"{path}: {unit}", split)
+            yield from labelled(partial(reader, path, options, columns), path, unit, split)
 
-    return Dataset(spec, examples, state=files.state(paths))
+    return Dataset(spec, rows, state=files.state(paths))
 
 
-def _json_lines(path: Path, options: Mapping[str, str], choose: Choose) -> Iterator[Row]:
+def _json_lines(path: Path, options: Mapping[str, str], choose: Choose) -> Iterator[Row | BadRow]:
     """An object a line; the columns are the keys of the first, and one that is missing is empty."""
-    columns = None
+    columns, rows = None, 0
     with files.open_file(path) as file:
         for number, line in files.lines(file, path):
             if line.isspace():
                 continue
+            rows += 1
             try:
                 # pyarrow.json counts rows within a block, and refuses labels of several types.
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number:,}: {error}") from None
+                yield BadRow(path, f"line {number:,}", str(error), _NO_OBJECT)
+                continue
             if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number:,}: not a JSON object")
+                yield BadRow(path, f"line {number:,}", _NO_OBJECT)
+                continue
             columns = columns or choose(list(row))
             values = [row.get(name, "") if name else None for name in columns]
             yield (*map(files.without_surrogates, values), number)
-    if columns is None:
+    if not rows:
         raise InputError(f"{path}: no row in it")
 
 
@@ -98,8 +102,8 @@ def arrow_rows(tables: Iterable[Any], columns: Columns) -> Iterator[Row]:
 
 # kind -> (reader of rows, what it counts)
 _READERS: Mapping[str, tuple[Callable, str]] = {
-    "csv": (partial(delimited.rows, delimiter=","), "line"),
-    "tsv": (partial(delimited.rows, delimiter="\t"), "line"),
+    "csv": (partial(delimited.rows, delimiters=",;\t|"), "line"),
+    "tsv": (partial(delimited.rows, delimiters="\t"), "line"),
     "jsonl": (_json_lines, "line"),
     "parquet": (_parquet, "row"),
 }
