@@ -285,6 +285,8 @@ def write_report(folder: Path, results: Results) -> Path:
 
     All is drawn before anything in the folder is replaced, so that what goes wrong leaves no half.
     """
+    from comparison import twins
+
     sections = content.sections(results)
     with (
         files.writing(folder),
@@ -295,7 +297,7 @@ def write_report(folder: Path, results: Results) -> Path:
         for figure in content.shown(sections):
             figure.save(new / "figures" / f"{figure.name}.png")
         markdown.write(new, results, sections)
-        html.write(new, results, sections)
+        html.write(new, results, {**sections, "Twins": twins.section()})
         (folder / "figures").mkdir(exist_ok=True)
         for path in new.rglob("*.*"):
             path.replace(folder / path.relative_to(new))
