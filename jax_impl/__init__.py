@@ -1,7 +1,7 @@
 """The GRU text classifier in JAX/Flax; torch_impl is its twin."""
 
-import common  # noqa: F401  before what takes long: see there, Ctrl-C
+from common import __version__  # before what takes long: see there, Ctrl-C
 from jax_impl.classifier import Classifier
 from jax_impl.modules import GRU, GRUCell
 
-__all__ = ["GRU", "Classifier", "GRUCell"]
+__all__ = ["GRU", "Classifier", "GRUCell", "__version__"]

@@ -346,7 +346,7 @@ def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPat
         (["RUN", " "], "text is empty"),
         (["RUN", "text", "--by", "magic"], "--by"),
         (["RUN", "text", "--json", "/proc/nowhere/a.json"], "/proc/nowhere/a.json"),
-        (["RUN"], "text"),
+        (["RUN"], "missing: TEXT"),
     ],
 )
 def test_bad_input_gets_one_clear_line(

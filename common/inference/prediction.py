@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -31,11 +31,15 @@ class PredictOptions:
     which has no framework, reads those alone.
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """The run directory of a trained model."""
-    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    texts: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[TEXT ...]", help_behavior_hint=""),
+    ] = ()
     """Further run directories, then texts to classify; none: each line of standard input is one."""
-    device: Device = "auto"
+    device: Annotated[Device, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
 
 
