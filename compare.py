@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import tyro
@@ -35,7 +35,7 @@ from common.linear import run as linear
 from common.report import content, html, markdown, schema, tables
 from common.report.schema import Check, Results, Run
 from common.training import run_directory
-from common.training.options import MODELS, TrainConfig, parse_options, to_arguments
+from common.training.options import MODELS, TrainConfig, parse_options, program, to_arguments
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim", "scikit-learn")
 # The plain RNN is for the questions alone.
@@ -56,11 +56,13 @@ class CompareConfig(TrainConfig):
     --frameworks and --models; report writes the report of an earlier comparison.
     """
 
-    part: tyro.conf.Positional[
-        Literal["all", "accuracy", "parity", "speed", "questions", "tune", "report"]
+    part: Annotated[
+        Literal["all", "accuracy", "parity", "speed", "questions", "tune", "report"],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[PART]"),
     ] = "all"
-    """What to do."""
-    folder: tyro.conf.Positional[Path | None] = None
+    """What to do: all, accuracy, parity, speed, questions, tune or report."""
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
     """For report: the folder, as --out."""
     model: tyro.conf.Suppress[str] = "gru"
     resume: tyro.conf.Suppress[Path | None] = None
@@ -288,6 +290,8 @@ def write_report(folder: Path, results: Results) -> Path:
 
     All is drawn before anything in the folder is replaced, so that what goes wrong leaves no half.
     """
+    from comparison import twins
+
     sections = content.sections(results)
     with (
         files.writing(folder),
@@ -298,7 +302,7 @@ def write_report(folder: Path, results: Results) -> Path:
         for figure in content.shown(sections):
             figure.save(new / "figures" / f"{figure.name}.png")
         markdown.write(new, results, sections)
-        html.write(new, results, sections)
+        html.write(new, results, {**sections, "Twins": twins.section()})
         (folder / "figures").mkdir(exist_ok=True)
         for path in new.rglob("*.*"):
             path.replace(folder / path.relative_to(new))
@@ -313,7 +317,8 @@ def environment() -> dict[str, str | int]:
         cpuinfo = ""
     processor = re.search("^model name.*: (.+)", cpuinfo, re.MULTILINE)
     return {
-        "command": masked(shlex.join(["python", *sys.argv])),  # a --storage may have a password
+        # A --storage may have a password.
+        "command": masked(shlex.join([*program("python compare.py").split(), *sys.argv[1:]])),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor[1] if processor else platform.processor(),

@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+__version__ = "0.1.0"
 PROGRAMS = ("common", "comparison", "jax_impl", "torch_impl")
 
 

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-import common  # noqa: F401  before what takes long: see there, Ctrl-C
+from common import __version__  # before what takes long: see there, Ctrl-C
 from jax_impl.classifier import Classifier
 from jax_impl.modules import GRU, GRUCell
 
 if TYPE_CHECKING:
     from jax_impl.predict import load
 
-__all__ = ["GRU", "Classifier", "GRUCell", "load"]
+__all__ = ["GRU", "Classifier", "GRUCell", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -351,7 +351,7 @@ def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPat
         (["nowhere", "text"], "nowhere"),
         (["RUN", "text", "--by", "magic"], "--by"),
         (["RUN", "text", "--json", "/proc/nowhere/a.json"], "/proc/nowhere/a.json"),
-        (["RUN"], "text"),
+        (["RUN"], "missing: TEXT"),
     ],
 )
 def test_bad_input_gets_one_clear_line(

@@ -246,7 +246,7 @@ def test_the_end_waits_for_what_was_asked(trained: dict[str, Path]) -> None:
     ("arguments", "named"),
     [
         (["nowhere"], "nowhere"),
-        ([], "RUN"),
+        ([], "RUN_DIR"),
         (["GRU", "--port", "70000"], "--port 70000"),
         (["GRU", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
         (["GRU", "--port", "TAKEN"], "in use"),

@@ -252,11 +252,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", FRAMEWORKS)
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [
-        (["nowhere", "text"], "nowhere"),
-        (["RUN", "--strict", " "], "text 1"),
-        ([], "run directory"),
-    ],
+    [(["nowhere", "x"], "nowhere"), (["RUN", "--strict", " "], "text 1"), ([], "RUN_DIR")],
 )
 def test_bad_prediction_input_gets_one_clear_line(
     name: str, arguments: list[str], named: str, command: Command, trained: Path

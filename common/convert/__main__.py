@@ -24,7 +24,7 @@ class Options:
     classifier is left out, and listed. The layouts, and which key becomes which, are described in
     docs/layouts.md. Example:
 
-    python -m common.convert model.safetensors mygru.pt --from canonical --to homework
+    python -m common.convert model.safetensors my.pt --from canonical --to torch
 
     With --to run, TO_FILE is a run directory, in which both twins predict and train on:
 
@@ -36,10 +36,11 @@ class Options:
     """The file to read."""
     to_file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TO_FILE")]
     """The file to write; an existing one is replaced."""
-    source: Annotated[str, tyro.conf.arg(name="from", constructor=NAMES)]
-    """The layout of the file to read."""
-    target: Annotated[str, tyro.conf.arg(name="to", constructor=TARGETS)]
-    """The layout of the file to write, or run."""
+    source: Annotated[str, tyro.conf.arg(name="from", constructor=NAMES, metavar="LAYOUT")]
+    """The layout of the file to read: canonical, torch, homework, homework-nn, linen, nnx, keras,
+    equinox, haiku or onnx."""
+    target: Annotated[str, tyro.conf.arg(name="to", constructor=TARGETS, metavar="LAYOUT")]
+    """The layout of the file to write: one of these, or run."""
     reset_after: bool | None = None
     """Whether this GRU applies the reset gate after the product with the recurrent weights, which
     no file tells. None stands for what --from computes by default: False for canonical, homework,
@@ -52,7 +53,7 @@ class Options:
     """With --to run: the data set it was trained on, as for training. Its words are kept."""
     vectors: str | None = None
     """With --to run: the word vectors it was trained on, as for training."""
-    classes: tuple[str, ...] = ()
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """With --to run: the classes in the order of the outputs, by default that of the data set."""
     pooling: str = "last"
     """With --to run: what its classifier reads, as for training."""

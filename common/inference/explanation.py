@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -42,9 +42,9 @@ class ExplainOptions:
     Of a model with several layers, the gates and states are those of the last one.
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """The run directory of a trained model, of either framework."""
-    text: tyro.conf.Positional[str]
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """The text to classify."""
     by: Literal["z", "change", "gradient", "leave_out"] = "z"
     """What the words are tinted by: z (mean update gate), change (of the state), gradient (x input,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, takewhile
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -30,9 +31,13 @@ class PredictOptions:
     which has no framework, reads those alone.
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """The run directory of a trained model."""
-    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    texts: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[TEXT ...]", help_behavior_hint=""),
+    ] = ()
     """Further run directories, then texts to classify. -, and no text at all, is standard input:
     each of its lines is one."""
     json: bool = False
@@ -43,7 +48,7 @@ class PredictOptions:
     checkpoint: Saved | None = None
     """Of runs that are not finished, too: the last parameters, or the best ones by the validation
     reviews, that their last checkpoint knows."""
-    device: Device = "auto"
+    device: Annotated[Device, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
 
 

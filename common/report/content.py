@@ -9,12 +9,13 @@ from common.report.figures import Figure
 from common.report.schema import Check, Data, Questions, Results, Run, Speed, Tuning
 
 Text = Literal["heading", "finding", "note", "hint", "code"]
-Kind = Text | Literal["table", "folded", "figures", "grid", "explorer", "facts"]
+Kind = Text | Literal["table", "folded", "figures", "grid", "explorer", "facts", "twins"]
 Block = tuple[Kind, Any]
 Sections = Mapping[str, Sequence[Block]]
 """heading, finding (what was found, in a sentence), note (how to read it), hint (how to use the
 page) and code: text; table, and folded, on the page: a Table; figures and grid, on the page side by
-side: a list of Figure; explorer, on the page alone: nothing; facts: a dict."""
+side: a list of Figure; explorer, on the page alone: nothing; facts: a dict; twins, on the page
+alone: see comparison/twins.py."""
 
 
 def introduction(results: Results) -> list[str]:

@@ -1,4 +1,5 @@
-"""report.html, made from results.json alone: one file that needs no network and nothing beside it.
+"""report.html, made from results.json and what its caller adds to the sections, as the twins' code:
+one file that needs no network and nothing beside it.
 
 Everything that came from data is text: the template escapes it, and what the script needs is JSON
 in which <, > and & are escaped, from which it builds text nodes. The page's security policy lets

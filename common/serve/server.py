@@ -20,7 +20,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -29,6 +28,7 @@ import msgspec
 import tyro
 from msgspec import Meta
 
+from common import __version__
 from common.errors import InputError, Stopped, exit_on_input_error
 from common.inference import model
 from common.inference.model import ROWS, Model, Prediction, Saved
@@ -69,7 +69,11 @@ REFUSALS = {
 class ServeOptions:
     """Answer over HTTP with trained models, and show on a page how they come to their answers."""
 
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    run_dirs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]", help_behavior_hint=""),
+    ] = ()
     """Their run directories, of either framework."""
     host: str = "127.0.0.1"
     """The address to listen on: by default, only this machine reaches it; 0.0.0.0: every one."""
@@ -86,7 +90,7 @@ class ServeOptions:
     checkpoint: Saved | None = None
     """Of runs that are not finished, too: the last parameters, or the best ones by the validation
     reviews, that their last checkpoint knows."""
-    device: Device = "auto"
+    device: Annotated[Device, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
 
 
@@ -298,7 +302,7 @@ class Server:
                 paths[path] = {
                     "get": {"summary": summary, "responses": {"200": {"description": ""}}}
                 }
-        info = {"title": "GRU twins", "version": version("gru-twins")}
+        info = {"title": "GRU twins", "version": __version__}
         return as_json(
             {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}}
         )
@@ -339,7 +343,7 @@ def main(framework: Framework) -> None:
         options = parse_options(ServeOptions, f"python -m {package}.serve")
         check_numbers(options)
         if not options.run_dirs:
-            raise InputError("RUN-DIRS: give a run directory, at least")
+            raise InputError("RUN_DIR: give one run directory, at least")
         listener = listen(options.host, options.port)
         runs = []
         for name, folder in names(options.run_dirs).items():

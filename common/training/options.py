@@ -3,20 +3,26 @@
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import io
 import math
 import re
+import shutil
 import sys
+import textwrap
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import tyro
+from docstring_parser import parse_from_object
 from msgspec import Meta
 
+from common import __version__
 from common.data import sources, vectors
 from common.errors import InputError
 from common.params import POOLING, ModelConfig
@@ -256,8 +262,13 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
     """Read a dataclass of options from the command line with tyro.
 
     The defaults are those of `default`; without it, those of a DataConfig are its preset's, so
-    --help --preset full shows them. Raises InputError, in one line, for what tyro cannot parse.
+    --help --preset full shows them. --version alone prints it. Raises InputError, in one line, for
+    what tyro cannot parse.
     """
+    if sys.argv[1:] == ["--version"]:
+        print(f"gru-twins {__version__}")
+        sys.exit()
+    prog = program(prog)
     if default is None and issubclass(options, DataConfig):
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--preset", nargs="?", default="quick", const="quick")
@@ -268,7 +279,7 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
         known = {field.name for field in dataclasses.fields(options)}
         chosen = {name: value for name, value in PRESETS[preset].items() if name in known}
         default = options(preset=preset, **chosen)
-    read = partial(tyro.cli, options, prog=prog)
+    read = partial(tyro.cli, options, prog=prog, description=_about(options))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -276,11 +287,45 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        # tyro draws a box: a title, the complaint and hints, with a rule after each.
-        _, message, *_ = re.split("[─-]{5,}", complaint.getvalue())
-        raise InputError(
-            f"{' '.join(re.sub('[│╮]', ' ', message).split())} (see {prog} --help)"
-        ) from None
+        # tyro draws a box: a title, the complaint and hints, with a rule after each. Indented by
+        # four is what is missing, unknown or perhaps meant.
+        _, message, *hints = re.split("[─-]{5,}", re.sub("[│╮]", " ", complaint.getvalue()))
+        line = " ".join(message.split())
+        others = re.findall(r"^ {6}(--[\w.-]+)", "".join(hints), re.MULTILINE)
+        if line.startswith("Missing from"):
+            missing = re.findall(r"^ {6}(\S+)", message, re.MULTILINE)
+            line = f"missing: {', '.join(missing)}"
+            line += f"; unrecognized: {', '.join(others)}" if others else ""
+        elif line.startswith("Unrecognized") and others:
+            line += f"; did you mean {' or '.join(others)}?"
+        raise InputError(f"{line} (see {prog} --help)") from None
+
+
+def program(otherwise: str) -> str:
+    """What a program is called on the command line: gru-twins NAME, or else."""
+    return str(sys._xoptions.get("gru_twins", otherwise))
+
+
+class _Lines(str):
+    """Text that tyro leaves in the lines it has."""
+
+    def split(self, *_: Any) -> list[str]:
+        return [str(self)]
+
+
+def _about(options: type) -> _Lines:
+    """The description for --help, in lines that fit; and those of the options, each in one line.
+
+    tyro would begin a line where an option's docstring does, and break the description nowhere.
+    """
+    for each in filter(dataclasses.is_dataclass, options.__mro__):
+        fields = each.__dataclass_fields__
+        for found in parse_from_object(each).params:
+            text = " ".join(str(found.description).split())
+            fields[found.arg_name].metadata = MappingProxyType({"help": text})
+    fold = textwrap.TextWrapper(min(shutil.get_terminal_size().columns, 100))
+    fold.break_on_hyphens = False
+    return _Lines("\n\n".join(map(fold.fill, str(inspect.getdoc(options)).split("\n\n"))))
 
 
 def check_numbers(options: Any) -> None:

@@ -1,12 +1,19 @@
-"""The twins stay twins: the same files with the same names in the same order."""
+"""The twins stay twins: the same files with the same names in the same order.
+
+And docs/twins.md shows how they differ.
+"""
 
 import ast
 import difflib
+import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
+
+from comparison import twins
 
 ROOT = Path(__file__).parents[2]
 FILES = (
@@ -38,7 +45,7 @@ TRANSLATED = {"GRU.forward": "GRU.__call__", "Classifier.forward": "Classifier._
 def names(twin: str, file: str) -> list[str]:
     """Public functions, classes and public methods, in their order."""
     found = []
-    for node in ast.parse((ROOT / f"{twin}_impl" / f"{file}.py").read_text()).body:
+    for node in ast.parse(twins.source(twin, file)).body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name in ONLY[twin]:
             continue
         found.append(node.name)
@@ -57,12 +64,52 @@ def test_same_names_in_the_same_order(file: str) -> None:
 @pytest.mark.parametrize(("file", "most"), [("gru", 110), ("layers", 240), ("rnn", 15)])
 def test_most_lines_are_the_same(file: str, most: int) -> None:
     """Those of one alone and those of the other, once Array is called Tensor."""
-    ours, theirs = (
-        (ROOT / f"{twin}_impl" / f"{file}.py").read_text().replace("Array", "Tensor").splitlines()
-        for twin in ("torch", "jax")
-    )
+    ours, theirs = (twins.neutral(twins.source(twin, file)).splitlines() for twin in twins.TWINS)
     differing = [line for line in difflib.ndiff(ours, theirs) if line[0] in "+-"]
     assert len(differing) <= most, f"{len(differing)} lines differ"
+
+
+def columns(table: str) -> list[str]:
+    """What stands in the columns of a table of docs/twins.md, marks and all."""
+    return re.findall("<pre>(.*?)</pre>", table, re.DOTALL)
+
+
+def plain(html: str) -> str:
+    """Without what is between marks, tags, white space."""
+    return "".join(unescape(re.sub("<mark>.*?</mark>|<.*?>", "", html)).split())
+
+
+def test_the_page_is_what_the_command_writes() -> None:
+    assert twins.PAGE.read_text() == twins.markdown(), "run python -m comparison.twins"
+
+
+def test_the_page_shows_all_but_docstrings() -> None:
+    tables = [columns(part.table) for part in twins.parts()]
+    for number, twin in enumerate(twins.TWINS):
+        shown = "".join(unescape(re.sub("</?mark>", "", each[number])) for each in tables)
+        written = re.sub('""".*?"""', "", twins.source(twin), flags=re.DOTALL)
+        assert "".join(shown.split()) == "".join(written.split())
+
+
+def test_what_is_not_marked_is_the_same_in_both() -> None:
+    for part in twins.parts():
+        ours, theirs = map(plain, columns(part.table))
+        assert twins.neutral(ours) == twins.neutral(theirs)
+        assert len(ours) > 0.35 * max(map(len, columns(part.table))), f"{part.name}: all is marked"
+
+
+def test_lines_that_are_alike_stand_opposite_each_other() -> None:
+    ours = ["a = torch.f(b)", "return a"]
+    theirs = ["# why", "a = jnp.f(b)", "return a"]
+    left, right = (column[1:-1].split("\n") for column in columns(twins.table(ours, theirs)))
+    assert left == ["", "a = <mark>torch.f</mark>(b)", "return a"]
+    assert right == ["<mark># why</mark>", "a = <mark>jnp.f</mark>(b)", "return a"]
+
+
+def test_what_the_page_translates_stands_in_the_twins() -> None:
+    for *codes, _ in twins.DIFFERENCES:
+        for twin, code in zip(twins.TWINS, codes, strict=True):
+            assert code == twins.NOTHING or code in twins.source(twin)
 
 
 def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:

@@ -280,7 +280,7 @@ CONTRAST = """
         .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
       return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
-    return [...document.querySelectorAll("#words > *")].map((word) => {
+    return [...document.querySelectorAll(arguments[0])].map((word) => {
       const { color, backgroundColor } = getComputedStyle(word);
       const [a, b] = [light(color), light(backgroundColor)].sort();
       return (b + 0.05) / (a + 0.05);
@@ -289,11 +289,36 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("metrics", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_twins_are_side_by_side(
+    browser: WebDriver, page: Path, metrics: dict, scheme: str
+) -> None:
+    show(browser, page, metrics, scheme)
+    fold = browser.find_element(By.XPATH, "//details[summary='scan_direction']")
+    fold.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+    cells = fold.find_elements(By.TAG_NAME, "pre")
+    assert ["jax.lax.scan" in cell.text for cell in cells] == [False, True]
+    boxes = [cell.rect for cell in cells]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["height"] == boxes[1]["height"]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    contrasts = browser.execute_script(CONTRAST, "#twins mark")
+    assert len(contrasts) > 50 and min(contrasts) >= 4.5
+    plain = cells[0].value_of_css_property("background-color")
+    assert fold.find_element(By.TAG_NAME, "mark").value_of_css_property("background-color") != plain
+    scroll = fold.find_element(By.CLASS_NAME, "scroll")
+    scroll.send_keys(Keys.ARROW_RIGHT * 3)
+    moved = "return arguments[0].scrollLeft > 0"
+    wait = WebDriverWait(browser, 5)
+    assert metrics is DESKTOP or wait.until(lambda _: browser.execute_script(moved, scroll))
+    assert logged(browser) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_tinted_words_can_be_read(browser: WebDriver, page: Path, scheme: str) -> None:
     show(browser, page, scheme=scheme)
     for tint in ("z", "change", "gradient", "leave_out"):
         Select(browser.find_element(By.ID, "tint")).select_by_value(tint)
-        contrasts = browser.execute_script(CONTRAST)
+        contrasts = browser.execute_script(CONTRAST, "#words > *")
         assert min(contrasts) >= 4.5, tint
         assert max(contrasts) > 1.3 * min(contrasts), "the words are not tinted"
 
