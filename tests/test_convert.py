@@ -313,6 +313,10 @@ def test_one_layout_is_not_taken_for_another_of_the_same_names():
     alone = to_format("equinox", draw(alone=True), reset_after=True)
     with pytest.raises(InputError, match="unexpected key bias"):
         from_format("torch", alone, reset_after=True, left_out=[])
+    more = to_format("nnx", draw("nnx"), reset_after=True)
+    more["gru/0/forward/dense_h/bias"] = np.ones(3 * H)
+    with pytest.raises(InputError, match="unexpected key gru/0/forward/dense_h/bias"):
+        from_format("nnx", more, reset_after=True, left_out=[])
 
 
 def test_the_message_for_a_wrong_shape():

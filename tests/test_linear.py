@@ -152,7 +152,7 @@ def test_bad_rows_are_left_out_and_reported(command: Command, tmp_path: Path) ->
     assert (status, error) == (2, f"error: {path}: line 62: no label\n")
     for restart in ((), ("--restart",)):  # the second from the cache
         status, output, _ = command(train.main, *arguments, "--skip-bad-rows", *restart)
-        counted = "1 no label, 1 another number of columns, 1 no text"
+        counted = "no label (1), another number of columns (1), no text (1)"
         assert status == 0
         assert f"csv:{path}: 3 bad rows left out (--skip-bad-rows): {counted}\n" in output
     data = json.loads((out / "metrics.json").read_text())["data"]

@@ -142,12 +142,14 @@ class Layout:
         gru = self._place(tensors, self._cell(reset_after), prefix)
         layers, directions = self._structure(tensors, gru)
         reader = _Reader(self, tensors, gru.before)
+        own = {
+            self._key(gru.scope + name, *place): held[0] in "bc"
+            for place in product(layers, directions)
+            for name, held in gru.cell.items()
+        }
         names = sorted(gru.cell, key=lambda name: gru.cell[name][0] != "U")  # U tells H
-        places = list(product(layers, directions))
-        biases = [name for name in names if gru.cell[name][0] in "bc"]
-        keys = {self._key(gru.scope + name, *place) for name in biases for place in places}
-        if keys.isdisjoint(tensors):
-            names = [name for name in names if name not in biases]
+        if not any(is_bias for key, is_bias in own.items() if key in tensors):
+            names = [name for name in names if gru.cell[name][0] not in "bc"]
         parameters = reader.others("vectors.weight")
         if ngrams and "D" in reader.sizes:  # beside them, the first layer reads ratios
             classes = np.size(tensors.get(reader.key("head.bias"), ()))
@@ -170,12 +172,12 @@ class Layout:
             reader.sizes["D"] = reader.sizes["H"] * len(directions)
         reader.sizes["F"] = reader.sizes["D"] * reader.ways()
         parameters |= reader.others("head.weight", "head.bias")
-        scopes = {self._key(gru.scope, *place) for place in places}
+        beside = {_outer(key) for key in own}
         for key in tensors:
             if key in reader.taken:
                 continue
-            # One more tensor of the GRU's own would be that of another layout, or another layer.
-            if left_out is None or re.sub("[^./]*$", "", key) in scopes:
+            # One more tensor among the GRU's own: it is of another layout, or no GRU.
+            if left_out is None or _outer(key) in beside:
                 raise InputError(f"unexpected key {key}: no place in this {self.name} layout")
             left_out.append(key)
         return parameters
@@ -250,6 +252,11 @@ class Layout:
     def _signed(self, gate: str, value: np.ndarray) -> np.ndarray:
         """1 - sigmoid(a) = sigmoid(-a): negating all that z is computed from swaps its meaning."""
         return -value if gate == "z" and self.z_keeps else value
+
+
+def _outer(key: str) -> str:
+    """What stands before the last part of a key."""
+    return re.sub("[^./]*$", "", key)
 
 
 def _pieces(held: str) -> list[str]:

@@ -213,7 +213,7 @@ def load(
 
     found = encoded(read, sources.fingerprint(spec), skip_bad_rows)
     if found.left_out:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.left_out.items())
+        kinds = ", ".join(f"{kind} ({count:,})" for kind, count in found.left_out.items())
         total = sum(found.left_out.values())
         report(f"{spec}: {total:,} bad rows left out (--skip-bad-rows): {kinds}")
     return found
