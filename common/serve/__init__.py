@@ -1,0 +1,1 @@
+"""Trained models over HTTP: an API, and a page to look into them."""
