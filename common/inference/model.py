@@ -1,6 +1,7 @@
 """A trained model and what it is asked: what `load` of both twins returns."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,8 +23,8 @@ from common.training.learner import Framework
 from common.training.options import Device
 from common.training.run_directory import Run, load_run
 
-ROWS = (1, 8, 32)  # of texts that are read together
-STEPS = 16  # in the shortest padded length; each next one has twice as many
+ROWS = (1, 8, 32)  # texts that are read together
+LEAST = 32  # of padded lengths and numbers of distinct words: each next one is twice, or four times
 
 Saved = Literal["last", "best"]
 
@@ -180,13 +181,15 @@ class Model:
 
     def _shapes(self, rows: int, longest: int) -> list[Shape]:
         """Padded sizes of batches of so many texts, the last of which fits `longest` words."""
-        limit = self.run.options.max_length or np.inf
-        longest, steps = int(min(longest, limit)), STEPS
-        found = []
+        limit = self.run.options.max_length or sys.maxsize
+        found, steps = [], LEAST
         while True:
-            edge = int(min(steps, limit))
-            found += [Shape(edge, edge * 2**i) for i in range(rows.bit_length())]
-            if edge >= longest:
+            distinct, most = LEAST, min(steps, limit) * rows
+            while distinct < most:
+                found.append(Shape(min(steps, limit), distinct))
+                distinct *= 4
+            found.append(Shape(min(steps, limit), most))
+            if steps >= min(longest, limit):
                 return found
             steps *= 2
 

@@ -61,11 +61,7 @@ class DataConfig:
         sources.fingerprint(self.data)
         if self.temperature and not self.validation_size:
             raise InputError("--temperature: needs a --validation-size")
-        try:
-            msgspec.convert(vars(self), type(self))
-        except msgspec.ValidationError as error:
-            [(rule, name)] = re.findall(r"(.+) - at `\$\.(\w+)", str(error).lower())
-            raise InputError(f"{option(name)} {getattr(self, name)}: {rule}") from None
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -282,6 +278,15 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
         raise InputError(
             f"{' '.join(re.sub('[│╮]', ' ', message).split())} (see {prog} --help)"
         ) from None
+
+
+def check_numbers(options: Any) -> None:
+    """Raise InputError for the first value that is not what its type says a number may be."""
+    try:
+        msgspec.convert(vars(options), type(options))
+    except msgspec.ValidationError as error:
+        [(rule, name)] = re.findall(r"(.+) - at `\$\.(\w+)", str(error).lower())
+        raise InputError(f"{option(name)} {getattr(options, name)}: {rule}") from None
 
 
 def to_arguments(options: DataConfig, default: DataConfig | None = None) -> list[str]:

@@ -1,0 +1,380 @@
+"""The server: what is asked over HTTP is put to trained models, many requests at a time.
+
+POST /predict       {"texts": [...], "run": the name of a run, by default the first}
+POST /explain       the same, and "units": true for the gates and states of every unit
+GET /runs           what is served
+GET /healthz        says that it works
+GET /metrics        for Prometheus
+GET /openapi.json   all of this, for programs
+GET /               a page to look into the runs
+
+What cannot be answered gets a 4xx and {"error": a line}.
+"""
+
+import asyncio
+import dataclasses
+import gc
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import tyro
+from msgspec import Meta
+
+from common.errors import InputError, Stopped, exit_on_input_error
+from common.inference import model
+from common.inference.model import ROWS, Model, Prediction, Saved
+from common.serve.assets import assets
+from common.signals import stop_requests
+from common.training.learner import Framework
+from common.training.options import Count, Device, check_numbers, parse_options
+
+try:
+    import uvicorn
+    from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+except ImportError as error:
+    sys.exit(f"error: {error}: pip install 'gru-twins[serve]' brings it")
+
+TOGETHER = 256  # texts that are predicted together, unless one request has more
+CONNECTIONS = 1000
+BODY_SECONDS = 30
+# The page loads nothing from elsewhere, and no script but its own files.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
+REFUSALS = {
+    404: "No such run.",
+    408: "It took too long to arrive.",
+    413: "More than a limit, which is named.",
+    422: "Not what is expected.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeOptions:
+    """Answer over HTTP with trained models, and show on a page how they come to their answers."""
+
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Their run directories, of either framework."""
+    host: str = "127.0.0.1"
+    """The address to listen on: by default, only this machine reaches it; 0.0.0.0: every one."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    """The port to listen on; 0 for one that is free."""
+    max_texts: Count = 256
+    """Refuse a request of more texts."""
+    max_characters: Count = 20_000
+    """Refuse a longer text."""
+    max_explained: Count = 500
+    """Refuse to explain more words in a request: each takes reading all of them twice."""
+    max_bytes: Count = 2_000_000
+    """Refuse a larger request."""
+    checkpoint: Saved | None = None
+    """Of runs that are not finished, too: the last parameters, or the best ones by the validation
+    reviews, that their last checkpoint knows."""
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda or mps."""
+
+
+class Question(msgspec.Struct, forbid_unknown_fields=True):
+    """Texts to predict. run: the name of a run, by default the first one's."""
+
+    texts: list[str]
+    run: str | None = None
+
+
+class Explain(Question, forbid_unknown_fields=True):
+    """Texts to explain. units: with the gates and states of every unit."""
+
+    units: bool = False
+
+
+class Predictions(msgspec.Struct):
+    """Answers, in the order of the texts."""
+
+    run: str
+    predictions: list[Prediction]
+
+
+class Explanations(msgspec.Struct):
+    """What Model.explain says of each text."""
+
+    run: str
+    explanations: list[dict[str, Any]]
+
+
+class Problem(msgspec.Struct):
+    """Why a request is refused."""
+
+    error: str
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+Q = TypeVar("Q", bound=Question)
+
+
+class Served:
+    """A run that is served. What comes while it is at work is read together, as soon as it is free.
+
+    To wait for more, a millisecond or three, makes it slower: 5,600 texts a second became 5,200 and
+    4,300 (python -m tests.speed_serve).
+    """
+
+    def __init__(self, name: str, model: Model) -> None:
+        self.name, self.model = name, model
+        self.worker = ThreadPoolExecutor(1)
+        self.waiting: list[tuple[list[str], asyncio.Future[list[Prediction]]]] = []
+        self.task: asyncio.Task[None] | None = None
+        for rows in ROWS:  # what is compiled on the way need not be when somebody waits
+            model.predict([""] * rows)
+
+    async def predict(self, texts: list[str]) -> list[Prediction]:
+        future: asyncio.Future[list[Prediction]] = asyncio.get_running_loop().create_future()
+        self.waiting.append((texts, future))
+        self.task = self.task or asyncio.create_task(self._answer())
+        return await future
+
+    async def _answer(self) -> None:
+        """Answer until nobody waits."""
+        loop = asyncio.get_running_loop()
+        while self.waiting:
+            sizes = accumulate(len(texts) for texts, _ in self.waiting)
+            end = 1 + sum(size <= TOGETHER for size in islice(sizes, 1, None))
+            taken, self.waiting = self.waiting[:end], self.waiting[end:]
+            texts = [text for asked, _ in taken for text in asked]
+            try:
+                answers = iter(await loop.run_in_executor(self.worker, self.model.predict, texts))
+                for asked, future in taken:
+                    future.set_result([*islice(answers, len(asked))])
+            except Exception as error:
+                for _, future in taken:
+                    future.set_exception(error)
+        self.task = None
+
+
+class Server:
+    """The application, which uvicorn or another ASGI server runs."""
+
+    def __init__(self, runs: Sequence[Served], options: ServeOptions) -> None:
+        self.runs, self.options = {run.name: run for run in runs}, options
+        self.explaining = ThreadPoolExecutor(1)
+        registry = self.registry = CollectorRegistry()
+        count, of = partial(Counter, registry=registry), "gru_twins_"
+        self.answered = count(f"{of}requests", "By path and status.", ["path", "status"])
+        self.texts = count(f"{of}texts", "That were answered, by path.", ["path"])
+        seconds = f"{of}request_seconds"
+        self.seconds = Histogram(seconds, "By path.", ["path"], registry=registry)
+        pages = {path: partial(self.asset, *asset) for path, asset in assets().items()}
+        self.get = {"/runs": self.about, "/healthz": self.healthz, "/metrics": self.metrics}
+        self.get |= {"/openapi.json": self.openapi, **pages}
+        self.post = {"/predict": self.predict, "/explain": self.explain}
+        self.app = Starlette(
+            routes=[
+                Route(path, self.timed(path, handler), methods=[method])
+                for method, handlers in (("GET", self.get), ("POST", self.post))
+                for path, handler in handlers.items()
+            ],
+            exception_handlers={HTTPException: refused},
+        )
+
+    def timed(self, path: str, handler: Handler) -> Handler:
+        """The handler, counted and timed."""
+
+        async def endpoint(request: Request) -> Response:
+            started, status = time.perf_counter(), 500
+            try:
+                response = await handler(request)
+                status = response.status_code
+                return response
+            except HTTPException as problem:
+                status = problem.status_code
+                raise
+            finally:
+                self.answered.labels(path, status).inc()
+                self.seconds.labels(path).observe(time.perf_counter() - started)
+
+        return endpoint
+
+    async def predict(self, request: Request) -> Response:
+        """The most probable class of each text, and the probabilities of all."""
+        question, run = await self.read(request, Question)
+        answers = await run.predict(question.texts)
+        self.texts.labels("/predict").inc(len(answers))
+        return as_json(Predictions(run.name, answers))
+
+    async def explain(self, request: Request) -> Response:
+        """Gates, changes of the state and influence of each word of each text."""
+        question, run = await self.read(request, Explain)
+        limit = run.model.run.options.max_length or sys.maxsize
+        words = sum(min(len(known), limit) for known in run.model.encode(question.texts))
+        if words > (most := self.options.max_explained):
+            raise HTTPException(
+                413, f"{words:,} words to explain, more than --max-explained {most:,}"
+            )
+        loop, explain = asyncio.get_running_loop(), partial(run.model.explain, units=question.units)
+        found = [
+            await loop.run_in_executor(self.explaining, explain, text) for text in question.texts
+        ]
+        self.texts.labels("/explain").inc(len(found))
+        return as_json(Explanations(run.name, found))
+
+    async def read(self, request: Request, kind: type[Q]) -> tuple[Q, Served]:
+        """What is asked, and which run. Raises HTTPException for what cannot be answered."""
+        limits, body = self.options, bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limits.max_bytes:
+                        raise HTTPException(413, f"larger than --max-bytes {limits.max_bytes:,}")
+        except TimeoutError:
+            raise HTTPException(408, f"not complete after {BODY_SECONDS} seconds") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "not complete") from None
+        try:
+            question = msgspec.json.decode(body, type=kind)
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(422, f"not what is expected: {error}") from None
+        if len(question.texts) > limits.max_texts:
+            many = f"{len(question.texts):,} texts, more than --max-texts {limits.max_texts:,}"
+            raise HTTPException(413, many)
+        if (longest := max(map(len, question.texts), default=0)) > limits.max_characters:
+            many = f"a text of {longest:,} characters, more than --max-characters"
+            raise HTTPException(413, f"{many} {limits.max_characters:,}")
+        name = question.run or next(iter(self.runs))
+        if name not in self.runs:
+            raise HTTPException(404, f"run {name!r}: there are {', '.join(self.runs)}")
+        return question, self.runs[name]
+
+    async def about(self, request: Request) -> Response:
+        """The runs that are served."""
+        return as_json({"runs": [about(run) for run in self.runs.values()]})
+
+    async def healthz(self, request: Request) -> Response:
+        """That it works."""
+        return as_json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Requests, seconds and texts, for Prometheus."""
+        return Response(
+            exposition.generate_latest(self.registry), media_type=exposition.CONTENT_TYPE_LATEST
+        )
+
+    async def openapi(self, request: Request) -> Response:
+        """This interface, for programs."""
+        kinds = [Question, Explain, Predictions, Explanations, Problem]
+        place = "#/components/schemas/{name}"
+        refs, schemas = msgspec.json.schema_components(kinds, ref_template=place)
+        question, explain, predictions, explanations, problem = refs
+        asked = {"/predict": (question, predictions), "/explain": (explain, explanations)}
+        refusals = {str(code): content(what, problem) for code, what in REFUSALS.items()}
+        paths: dict[str, Any] = {
+            path: {
+                "post": {
+                    "summary": self.post[path].__doc__,
+                    "requestBody": {**content("", takes), "required": True},
+                    "responses": {"200": content("The answers.", gives), **refusals},
+                }
+            }
+            for path, (takes, gives) in asked.items()
+        }
+        for path, handler in self.get.items():
+            if path not in assets():
+                summary = handler.__doc__
+                paths[path] = {
+                    "get": {"summary": summary, "responses": {"200": {"description": ""}}}
+                }
+        info = {"title": "GRU twins", "version": version("gru-twins")}
+        return as_json(
+            {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}}
+        )
+
+    async def asset(self, body: bytes, media_type: str, request: Request) -> Response:
+        return Response(body, media_type=media_type, headers=HEADERS)
+
+
+def as_json(answer: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")
+
+
+async def refused(request: Request, problem: Exception) -> Response:
+    """What cannot be answered, in a line."""
+    assert isinstance(problem, HTTPException)
+    line = " ".join(problem.detail.split())
+    return as_json(Problem(f"{request.method} {request.url.path}: {line}"), problem.status_code)
+
+
+def content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A request or an answer, as OpenAPI has it."""
+    described = {"description": description} if description else {}
+    return {**described, "content": {"application/json": {"schema": schema}}}
+
+
+def about(served: Served) -> dict[str, Any]:
+    """What is to know of a run before it is asked."""
+    run = served.model.run
+    sizes = {name: getattr(run.model, name) for name in ("hidden_size", "num_layers")}
+    named = {"name": served.name, "framework": run.framework, "model": run.options.model}
+    return named | sizes | {"bidirectional": run.model.bidirectional, "classes": run.classes}
+
+
+def main(framework: Framework) -> None:
+    """The command line of `python -m torch_impl.serve` and `python -m jax_impl.serve`."""
+    with exit_on_input_error():
+        package = framework.__name__.partition(".")[0]
+        options = parse_options(ServeOptions, f"python -m {package}.serve")
+        check_numbers(options)
+        if not options.run_dirs:
+            raise InputError("RUN-DIRS: give a run directory, at least")
+        listener = listen(options.host, options.port)
+        runs = []
+        for name, folder in names(options.run_dirs).items():
+            found = model.load(framework, folder, options.device, options.checkpoint)
+            runs.append(Served(name, found))
+        # Else garbage collection looks at all of PyTorch now and then, for a tenth of a second.
+        gc.collect()
+        gc.freeze()
+        host, port = listener.getsockname()[:2]
+        print(f"serving {', '.join(run.name for run in runs)} on http://{host}:{port}", flush=True)
+        config = uvicorn.Config(
+            Server(runs, options).app,
+            log_level="error",
+            access_log=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=30,
+        )
+        with listener, stop_requests() as asked:
+            uvicorn.Server(config).run(sockets=[listener])
+        if asked:
+            raise Stopped(asked[0], "; what was asked before is answered")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises InputError where that cannot be."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: {error.strerror}") from None
+
+
+def names(folders: Sequence[Path]) -> dict[str, Path]:
+    """The folders by their own names, or as they are given where two have the same."""
+    short = [folder.resolve().name for folder in folders]
+    return dict(
+        zip(short if len({*short}) == len(short) else map(str, folders), folders, strict=True)
+    )

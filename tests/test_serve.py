@@ -1,0 +1,264 @@
+"""The server, as a program of its own, in both twins."""
+
+import http.client
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jax_impl
+import torch_impl
+import torch_impl.learner
+from common.serve import server
+from common.training import loop
+from common.training.options import TrainConfig
+
+Command = Callable[..., tuple[int, str, str]]
+TWINS = {"torch": torch_impl, "jax": jax_impl}
+TEXTS = ["a moving and wonderful film", "", "xyzzy", "film " * 60]
+SIZES = {"train_size": 64, "test_size": 32, "max_length": 60, "hidden_size": 4, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run directories."""
+    folder = tmp_path_factory.mktemp("runs")
+    for model in ("gru", "rnn"):
+        options = TrainConfig(data="rt", model=model, out=folder / model, **SIZES)
+        loop.train(torch_impl.learner, options)
+    return {model: folder / model for model in ("gru", "rnn")}
+
+
+class Client:
+    """A server and a connection to it."""
+
+    def __init__(self, framework: str, *arguments: object) -> None:
+        command = [sys.executable, "-m", f"{framework}_impl.serve", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        assert self.said, self.process.communicate()[1]
+        self.port = int(self.said.rpartition(":")[2])
+        self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and answer; what is no bytes is asked as JSON."""
+        method = "GET" if body is None else "POST"
+        body = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        self.connection.request(method, path, body)
+        answer = self.connection.getresponse()
+        content = answer.read()
+        is_json = answer.headers["content-type"] == "application/json"
+        return answer.status, json.loads(content) if is_json else content.decode()
+
+    def end(self) -> tuple[int, str]:
+        """End it as a container's manager does: its status, and what it said of what went wrong."""
+        self.process.send_signal(signal.SIGTERM)
+        error = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, error
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def client(request: pytest.FixtureRequest, trained: dict[str, Path]) -> Iterator[Client]:
+    found = Client(request.param, *trained.values(), "--max-bytes", 50_000)
+    yield found
+    status, error = found.end()
+    assert (status, error) == (143, "stopped by SIGTERM; what was asked before is answered\n")
+
+
+def test_it_answers_as_the_model_does(client: Client, trained: dict[str, Path]) -> None:
+    assert re.fullmatch(r"serving gru, rnn on http://127\.0\.0\.1:\d+\n", client.said)
+    for name, folder in trained.items():
+        model = torch_impl.load(folder)
+        status, found = client.ask("/predict", {"texts": TEXTS, "run": name})
+        assert (status, found["run"]) == (200, name)
+        for answer, expected in zip(found["predictions"], model.predict(TEXTS), strict=True):
+            assert answer["label"] == expected.label
+            assert answer["known_words"] == expected.known_words
+            assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+        question = {"texts": TEXTS[:3], "run": name, "units": True}
+        status, found = client.ask("/explain", question)
+        assert status == 200
+        for text, answer in zip(TEXTS, found["explanations"], strict=False):
+            expected = model.explain(text, units=True)
+            assert answer.keys() == expected.keys()
+            assert answer["words"] == expected["words"]
+            assert answer["change"] == pytest.approx(expected["change"], abs=1e-5)
+            assert len(answer["units"]["state"]) == len(answer["words"])
+    assert client.ask("/predict", {"texts": []}) == (200, {"run": "gru", "predictions": []})
+
+
+def test_what_is_served(client: Client) -> None:
+    status, found = client.ask("/runs")
+    assert status == 200
+    gru, rnn = found["runs"]
+    assert (gru["name"], gru["model"], gru["hidden_size"], rnn["model"]) == ("gru", "gru", 4, "rnn")
+    assert gru["classes"] == ["negative", "positive"]
+    assert client.ask("/healthz") == (200, {"status": "ok"})
+    status, page = client.ask("/")
+    assert status == 200 and page.startswith("<!doctype html>")
+
+
+def test_metrics_count(client: Client) -> None:
+    def count() -> float:
+        metrics = client.ask("/metrics")[1]
+        found = re.search(r'^gru_twins_texts_total{path="/predict"} (\S+)$', metrics, re.M)
+        return float(found[1]) if found else 0
+
+    before = count()
+    client.ask("/predict", {"texts": TEXTS})
+    assert count() == before + len(TEXTS)
+    assert 'gru_twins_requests_total{path="/predict",status="200"}' in client.ask("/metrics")[1]
+
+
+def test_the_interface_describes_itself(client: Client) -> None:
+    status, found = client.ask("/openapi.json")
+    assert status == 200
+    assert {"/predict", "/explain", "/runs", "/healthz", "/metrics"} <= found["paths"].keys()
+    question = found["components"]["schemas"]["Question"]
+    assert question["required"] == ["texts"]
+    assert question["properties"]["texts"] == {"type": "array", "items": {"type": "string"}}
+    references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(found))
+    assert {*references} == found["components"]["schemas"].keys()
+
+
+REFUSED = {
+    "no JSON": ("/predict", b"texts", 422, "not what is expected"),
+    "no texts": ("/predict", {}, 422, "texts"),
+    "a number": ("/predict", {"texts": [1]}, 422, "$.texts[0]"),
+    "a text": ("/predict", {"texts": "film"}, 422, "$.texts"),
+    "misspelt": ("/predict", {"texts": [], "runs": "gru"}, 422, "runs"),
+    "no run": ("/predict", {"texts": [], "run": "lstm"}, 404, "there are gru, rnn"),
+    "texts": ("/predict", {"texts": ["a"] * 257}, 413, "257 texts, more than --max-texts 256"),
+    "characters": ("/explain", {"texts": ["a" * 20_001]}, 413, "--max-characters 20,000"),
+    "bytes": ("/predict", {"texts": ["a" * 10_000] * 6}, 413, "--max-bytes 50,000"),
+    "words": ("/explain", {"texts": ["film " * 60] * 9}, 413, "540 words to explain, more than"),
+    "a place": ("/classify", {"texts": []}, 404, "POST /classify: Not Found"),
+    "a method": ("/predict", None, 405, "Method Not Allowed"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_it_cannot_answer_gets_a_line(case: str, client: Client) -> None:
+    path, body, expected, named = REFUSED[case]
+    status, found = client.ask(path, body)
+    assert status == expected
+    assert found.keys() == {"error"} and named in found["error"] and "\n" not in found["error"]
+
+
+def test_ten_thousand_malformed_bodies(client: Client) -> None:
+    """Each gets a 4xx; that nothing is written to standard error is seen when the server ends."""
+    rng = random.Random(0)
+    good = json.dumps({"texts": ["film \u00e9", "\U0001f600"], "run": "gru"}).encode()
+    pieces = [b"[", b"]", b"{", b"}", b'"', b"\\", b"\xff", b"\\ud800", b"null", b"1e999", b","]
+    for number in range(10_000):
+        body = bytearray(good)
+        kind = number % 4
+        if kind == 0:
+            body = body[: rng.randrange(len(good))]
+        elif kind == 1:
+            body[rng.randrange(len(good))] = 0xFF  # which UTF-8 has nowhere
+        elif kind == 2:
+            body = bytearray(rng.choice(pieces) * rng.randrange(1, 5_000))
+        else:
+            body = bytearray(b'{"texts": [[%s]]}' % (rng.choice(pieces) * rng.randrange(20)))
+        status, found = client.ask("/explain" if number % 2 else "/predict", bytes(body))
+        assert status == 422 and found["error"], body
+    assert client.ask("/predict", {"texts": ["film"]})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"nonsense\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(head: bytes, client: Client) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+        connection.sendall(head)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    assert client.ask("/healthz")[0] == 200
+
+
+def test_who_goes_away_is_forgotten(client: Client) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
+    for _ in range(50):
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            connection.sendall(head)
+    assert client.ask("/healthz")[0] == 200
+
+
+def test_many_at_a_time_each_get_their_own(client: Client) -> None:
+    answers: dict[int, list[float]] = {}
+
+    def ask(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+        for _ in range(20):
+            texts = ["film " * (number + 1)] * (number % 3 + 1)
+            connection.request("POST", "/predict", json.dumps({"texts": texts}))
+            found = json.loads(connection.getresponse().read())["predictions"]
+            assert [each["known_words"] for each in found] == [number + 1] * len(texts)
+            answers.setdefault(number, []).extend(
+                each["probabilities"]["positive"] for each in found
+            )
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [*range(16)]
+    assert all(len(found) == 20 * (number % 3 + 1) for number, found in answers.items())
+    for found in answers.values():
+        assert found == pytest.approx([found[0]] * len(found), abs=1e-6)
+
+
+def test_the_end_waits_for_what_was_asked(trained: dict[str, Path]) -> None:
+    client = Client("torch", trained["gru"], "--max-explained", 10_000)
+    found: list[tuple[int, Any]] = []
+    question = {"texts": ["film " * 60] * 60}
+    thread = threading.Thread(target=lambda: found.append(client.ask("/explain", question)))
+    thread.start()
+    time.sleep(0.5)
+    assert not found, "it was too fast for this test"
+    status, error = client.end()
+    thread.join()
+    assert found[0][0] == 200 and len(found[0][1]["explanations"]) == 60
+    assert (status, error) == (143, "stopped by SIGTERM; what was asked before is answered\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nowhere"], "nowhere"),
+        ([], "RUN"),
+        (["GRU", "--port", "70000"], "--port 70000"),
+        (["GRU", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+        (["GRU", "--port", "TAKEN"], "in use"),
+        (["GRU", "--max-texts", "0"], "--max-texts 0"),
+    ],
+)
+def test_bad_options_get_one_clear_line(
+    arguments: list[str], named: str, trained: dict[str, Path], command: Command
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = {"GRU": str(trained["gru"]), "TAKEN": str(taken.getsockname()[1])}
+        arguments = [words.get(word, word) for word in arguments]
+        status, output, error = command(partial(server.main, torch_impl.learner), *arguments)
+    assert (status, output) == (2, "")
+    assert re.fullmatch(r"error: .+\n", error) and named in error

@@ -1,0 +1,11 @@
+"""Answer over HTTP with trained models of either framework. Its twin is jax_impl/serve.py.
+
+python -m torch_impl.serve RUN_DIR
+python -m torch_impl.serve RUN_DIR RUN_DIR --port 8080
+"""
+
+from common.serve import server
+from torch_impl import learner
+
+if __name__ == "__main__":
+    server.main(learner)
