@@ -33,6 +33,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from common.serve.assets import assets
+from common.serve.server import HEADERS
 
 BROKEN = "<img src=x onerror='window.broken = 1'>"
 RUNS = [
@@ -44,14 +45,9 @@ RUNS = [
         "hidden_size": 8,
         "num_layers": 1,
         "bidirectional": model == "bigru",
-        "accuracy": 0.8,
     }
     for name, model in (("mine", "gru"), (BROKEN, "bigru"), ("plain", "rnn"), ("same", "nn.gru"))
 ]
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'"
-)
 
 
 def explain(text: str, model: str) -> dict[str, Any]:
@@ -111,7 +107,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
         self.send_header("content-type", kind)
-        self.send_header("content-security-policy", POLICY)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const element = (tag, textContent = "", properties = {}) =>
   Object.assign(document.createElement(tag), { textContent, ...properties });
-const number = (value) => (value === null ? "not a number" : value.toFixed(3));
+const number = (value) => (value == null ? "not a number" : value.toFixed(3));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
 // ast: Vega interprets its expressions, so that the page's security policy need not allow eval.
@@ -173,7 +173,8 @@ function panel(place, onselect = () => {}) {
   words.onpointerover = words.onclick = ({ target }) => {
     if (target !== words) select([...words.children].indexOf(target));
   };
-  // What is chosen is told to those who listen, of the panel they are in.
-  words.onfocus = words.onblur = ({ type }) => { facts.ariaLive = type === "focus" ? "polite" : "off"; };
+  // Screen readers say it of the panel whose words have the focus, not of those beside it.
+  words.onfocus = () => { facts.ariaLive = "polite"; };
+  words.onblur = () => { facts.ariaLive = "off"; };
   return { show, refresh, select };
 }

@@ -97,7 +97,6 @@ function served(run, onselect, onanswer) {
   const place = element("section", "", { className: "empty" }), output = element("output");
   const about = [`${run.framework} ${run.model}`, `${run.hidden_size} units`];
   if (run.num_layers > 1) about.push(`the last of ${run.num_layers} layers`);
-  if (run.accuracy) about.push(`accuracy ${percent(run.accuracy)}`);
   place.append(element("h2", run.name), element("p", about.join(", "), { className: "note" }));
   const { show, refresh, select } = panel(place, (index) => {
     it.index = index;
