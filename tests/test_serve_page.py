@@ -140,10 +140,12 @@ def box(browser: WebDriver) -> WebElement:
 
 
 def write(browser: WebDriver, *texts: str) -> None:
-    """Have each of them in the box, as fast as nobody types."""
-    browser.execute_script(
-        "for (const text of arguments[1]) {"
-        "  arguments[0].value = text; arguments[0].dispatchEvent(new Event('input')); }",
+    """Have each of them in the box, one soon after the other."""
+    browser.execute_async_script(
+        "const [box, texts, done] = arguments;"
+        "texts.forEach((text, i) => setTimeout(() => {"
+        "  box.value = text; box.dispatchEvent(new Event('input')); }, 20 * i));"
+        "setTimeout(done, 20 * texts.length);",
         box(browser),
         texts,
     )
