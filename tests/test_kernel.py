@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -780,6 +782,29 @@ def test_calls_at_once(how):
         thread.join(60)
     assert not wrong
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_calls_of_one_thread_each_run_side_by_side(monkeypatch):
+    """Short calls begin and end in the middle of a long one, instead of waiting for its end."""
+    forward = kernels.forward
+    spans: list[tuple[float, float]] = []
+
+    def timed(*arguments: Any) -> None:
+        started = time.perf_counter()
+        forward(*arguments)
+        spans.append((started, time.perf_counter()))
+
+    monkeypatch.setattr(kernels, "forward", timed)
+    long, short = draw(200, 64, 8, 256), draw(2, 2, 3, 4)
+    how = {"threads": 1, "backward": False}
+    thread = threading.Thread(target=run, args=([long], False, False), kwargs=how)
+    thread.start()
+    while thread.is_alive():
+        run([short], False, False, **how)
+    thread.join()
+    start, end = max(spans, key=lambda span: span[1] - span[0])
+    margin = (end - start) / 10  # it may take a moment to begin
+    assert any(start + margin < begun and ended < end - margin for begun, ended in spans)
 
 
 def child_fails(case: Case, want: dict[str, Array], **how: bool) -> bool:

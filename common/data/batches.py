@@ -125,7 +125,7 @@ class Batches:
         for column, text in enumerate(texts):
             tokens[: len(text), column] = self._position[text]
         labels = np.where(rows >= 0, self.split.labels[rows], NO_LABEL)
-        distinct = np.pad(distinct, (0, shape.distinct - K))
+        distinct = np.append(distinct, np.zeros(shape.distinct - K, np.int32))
         ratios = self._ratios(rows, shape.steps) if self.ngrams else None
         return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows, ratios)
 

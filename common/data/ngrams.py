@@ -162,8 +162,9 @@ def find(
             of, code = texts, tokens
         found = _frequent(code, of, fewest) if codes is None else codes[n - 1]
         place = np.searchsorted(found, code)
-        known = np.append(found, -1)[place] == code
-        place = np.where(known & (code >= 0), place, -1)
+        known = place < len(found)
+        known[known] = found[place[known]] == code[known]
+        place = np.where(known, place, -1)
         yield found, of, place
 
 

@@ -382,8 +382,8 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
   const int threads = std::max(1, std::min(p.threads, count_cores()));
   auto sharing = [&](int64_t work, int64_t worth) { return work > worth ? threads : 1; };
 
-  Pool &pool = Pool::get();
-  std::lock_guard<std::mutex> lock(pool.in_use);
+  Pool &pool = Pool::lock(threads);
+  std::lock_guard<std::mutex> lock(pool.in_use, std::adopt_lock);
   pool.openmp = p.openmp ? find_openmp() : nullptr;
   try {
     Deal deal(p, blocks, backward);

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <system_error>
@@ -94,7 +95,8 @@ struct Packed {
   bool filled = false;
 };
 
-// Threads that wait for work between calls, and what is kept for them. One call at a time.
+// Threads that wait for work between calls, and what is kept for them. One call at a time: but calls
+// that want one thread each, as of several devices of a process, run side by side, on pools of theirs.
 class Pool {
  public:
   std::mutex in_use;
@@ -115,6 +117,16 @@ class Pool {
       return new (place) Pool;
     }();
     return *std::launder(pool);
+  }
+
+  // The pool of a call, locked: the first, so that what is kept is found again, or, of a call of one
+  // thread, the first that is free.
+  static Pool &lock(int threads) {
+    Pool *pool = &get();
+    if (threads > 1) pool->in_use.lock();
+    else
+      while (!pool->in_use.try_lock()) pool = &pool->next();
+    return *pool;
   }
 
   // Calls work(i, thread) for each i below count, thread 0 being the caller's.
@@ -183,6 +195,7 @@ class Pool {
  private:
   std::mutex mutex;
   std::condition_variable wake, done;
+  std::unique_ptr<Pool> following;
   std::vector<std::thread> workers;
   void (*call)(void *, int) = nullptr;
   void *context = nullptr;
@@ -190,6 +203,12 @@ class Pool {
   std::atomic<int> busy{0};
   std::atomic<uint64_t> generation{0};
   static constexpr size_t large = (size_t)64 << 20, most_packed = (size_t)256 << 20;
+
+  Pool &next() {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (!following) following = std::make_unique<Pool>();
+    return *following;
+  }
 
   // Waits for a moment: to put a thread to sleep and to wake it takes as long as a short text. No
   // longer, for on a busy machine it takes the time away from those that are waited for.

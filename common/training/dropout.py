@@ -33,16 +33,21 @@ def masks(
     """
     K, B = len(batch.distinct), len(batch.lengths)
 
-    def kept(rate: float, purpose: int, *shape: int) -> Bool[np.ndarray, "..."]:
+    def kept(
+        rate: float, purpose: int, *shape: int, rows: int | None = None
+    ) -> Bool[np.ndarray, "..."]:
+        """rows: nothing is kept of those after the first so many."""
         generator = np.random.Philox(key=[options.seed, purpose], counter=[0, 0, 0, step])
-        count = math.prod(shape)
+        count = math.prod(shape if rows is None else (rows, *shape[1:]))
         drawn = generator.random_raw(-(-count // 8)).astype("<u8", copy=False).view(np.uint8)
-        return (drawn[:count] >= _dropped(rate)).reshape(shape)
+        found = np.zeros(math.prod(shape), bool)  # filled in place: a copy takes as long as Philox
+        np.greater_equal(drawn[:count], _dropped(rate), out=found[:count])
+        return found.reshape(shape)
 
     found: dict[str, np.ndarray] = {}
     if rate := options.vector_dropout:
-        found["elements"] = np.zeros((K, model.input_size), np.uint8)
-        found["elements"][: batch.named] = kept(rate, ELEMENTS, batch.named, model.input_size)
+        elements = kept(rate, ELEMENTS, K, model.input_size, rows=batch.named)
+        found["elements"] = elements.view(np.uint8)
         found["words"] = np.full((K, 1), _scale(rate))
     if rate := options.word_dropout:
         words = kept(rate, WORDS, K, 1) * _scale(rate)
