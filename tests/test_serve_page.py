@@ -1,4 +1,5 @@
-"""The page of the server, in a real browser. What a server answers is made up here.
+"""The page of the server, in a real browser. What the server answers is made up here,
+but for one test.
 
 The screenshots are for people: `pytest tests/test_serve_page.py --basetemp=DIR` leaves them in DIR.
 """
@@ -24,6 +25,7 @@ from chromium import (
     needs_axe,
     screenshot,
     show,
+    words,
 )
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -31,9 +33,14 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
+from test_serve import SIZES, Client
 
+import torch_impl
+import torch_impl.learner
 from common.serve.assets import assets
 from common.serve.server import HEADERS
+from common.training import loop
+from common.training.options import TrainConfig
 
 BROKEN = "<img src=x onerror='window.broken = 1'>"
 RUNS = [
@@ -206,6 +213,29 @@ def test_what_is_typed_is_shown_by_every_run(browser: WebDriver, server: Server)
         "return performance.getEntriesByType('resource').map(({ name }) => new URL(name).host)"
     )
     assert {*names} == {f"127.0.0.1:{server.server_port}"}
+
+
+def test_it_shows_what_the_real_server_says(
+    browser: WebDriver, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    for model in ("bigru", "rnn"):
+        options = TrainConfig(data="rt", model=model, out=tmp_path / model, **SIZES)
+        loop.train(torch_impl.learner, options)
+    client = Client("torch", tmp_path / "bigru", tmp_path / "rnn")
+    request.addfinalizer(client.end)
+    show(browser, f"http://127.0.0.1:{client.port}/")
+    bigru, rnn = panels(browser)
+    found = torch_impl.load(tmp_path / "bigru").explain(box(browser).get_property("value"))
+    assert [word.text for word in words(bigru)] == found["words"]
+    z = float(facts(bigru)["update gate z (forward)"])
+    assert z == pytest.approx(found["z"]["forward"][-1], abs=6e-4)
+    told = f"{found['predicted']} {found['probability']:.1%} · {len(found['words'])} known words"
+    verdict = bigru.find_element(By.CLASS_NAME, "verdict").text
+    assert verdict.replace(" %", "%") == told
+    assert pixels(browser, bigru).shape == (SIZES["hidden_size"], len(found["words"]), 4)
+    choose(browser, "inside", "state")
+    assert pixels(browser, rnn).any()
+    assert logged(browser) == []
 
 
 def test_a_link_brings_text_and_runs_back(browser: WebDriver, server: Server) -> None:
