@@ -35,7 +35,7 @@ def write(folder: Path, results: Results, sections: content.Sections) -> Path:
         explorer = json.loads(
             msgspec.json.encode(results.explorer), parse_float=lambda x: float(f"{float(x):.4g}")
         )
-    scripts = [_vega(), (HERE / "page.js").read_text(encoding="utf-8")]
+    scripts = [vega(), together(HERE / "explorer.js", HERE / "page.js")]
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
     template = _environment().get_template("page.html")
     path = folder / "report.html"
@@ -44,7 +44,7 @@ def write(folder: Path, results: Results, sections: content.Sections) -> Path:
         introduction=content.introduction(results),
         sections=sections,
         data={"charts": charts, "explorer": explorer},
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        style=together(HERE / "page.css"),
         scripts=scripts,
         hashes=[base64.b64encode(digest).decode() for digest in digests],
     )
@@ -52,8 +52,13 @@ def write(folder: Path, results: Results, sections: content.Sections) -> Path:
     return path
 
 
+def together(*paths: Path) -> str:
+    """What stands in these files."""
+    return "".join(path.read_text(encoding="utf-8") for path in paths)
+
+
 @cache  # it takes a second
-def _vega() -> str:
+def vega() -> str:
     """Vega-Lite and all that it needs."""
     bundle = "window.vegaEmbed = vegaEmbed;"
     return vl_convert.javascript_bundle(bundle, vl_version=figures.VEGA_LITE)

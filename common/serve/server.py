@@ -32,7 +32,7 @@ from common import __version__
 from common.errors import InputError, Stopped, exit_on_input_error
 from common.inference import model
 from common.inference.model import ROWS, Model, Prediction, Saved
-from common.serve.assets import assets
+from common.serve.assets import PATHS, assets
 from common.signals import stop_requests
 from common.training.learner import Framework
 from common.training.options import Count, Device, check_numbers, parse_options
@@ -182,7 +182,7 @@ class Server:
         self.texts = count(f"{of}texts", "That were answered, by path.", ["path"])
         seconds = f"{of}request_seconds"
         self.seconds = Histogram(seconds, "By path.", ["path"], registry=registry)
-        pages = {path: partial(self.asset, *asset) for path, asset in assets().items()}
+        pages = {path: partial(self.asset, path) for path in PATHS}
         self.get = {"/runs": self.about, "/healthz": self.healthz, "/metrics": self.metrics}
         self.get |= {"/openapi.json": self.openapi, **pages}
         self.post = {"/predict": self.predict, "/explain": self.explain}
@@ -297,7 +297,7 @@ class Server:
             for path, (takes, gives) in asked.items()
         }
         for path, handler in self.get.items():
-            if path not in assets():
+            if path not in PATHS:
                 summary = handler.__doc__
                 paths[path] = {
                     "get": {"summary": summary, "responses": {"200": {"description": ""}}}
@@ -307,7 +307,8 @@ class Server:
             {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}}
         )
 
-    async def asset(self, body: bytes, media_type: str, request: Request) -> Response:
+    async def asset(self, path: str, request: Request) -> Response:
+        body, media_type = (await asyncio.to_thread(assets))[path]
         return Response(body, media_type=media_type, headers=HEADERS)
 
 

@@ -1,0 +1,180 @@
+// A text as a model reads it, word by word: what the report's gate explorer and the server's page
+// have in common. It comes before their own code, in the same script. What came from data is only
+// ever put into text nodes.
+const $ = (id) => document.getElementById(id);
+const element = (tag, textContent = "", properties = {}) =>
+  Object.assign(document.createElement(tag), { textContent, ...properties });
+const number = (value) => (value == null ? "not a number" : value.toFixed(3));
+const percent = (value) => `${(100 * value).toFixed(1)} %`;
+
+// ast: Vega interprets its expressions, so that the page's security policy need not allow eval.
+async function draw(place, charts) {
+  const options = { ast: true, renderer: "svg", actions: false };
+  place.view = (await vegaEmbed(place, charts[place.dataset.chart], options)).view;
+}
+
+function theme() {
+  const select = $("theme");
+  const apply = () => { document.documentElement.style.colorScheme = select.value; };
+  // Some browsers have no storage for files.
+  try { select.value = localStorage.getItem("theme") ?? ""; } catch { /* as said */ }
+  if (select.selectedIndex < 0) select.value = "";
+  apply();
+  select.onchange = () => {
+    apply();
+    try { localStorage.setItem("theme", select.value); } catch { /* as said */ }
+  };
+}
+
+const CHOICES = `
+<label>Tint <select id="tint"><option value="z">update gate z: how much is let in</option><option value="change">change of the state</option><option value="gradient">influence: gradient × input</option><option value="leave_out">influence: left out</option></select></label>
+<label id="directions">Direction <select id="direction"><option value="forward">forward</option><option value="backward">backward</option></select></label>`;
+
+const MEANINGS = {
+  z: "Mean of the update gate z over the hidden units: 0 keeps the state, 1 replaces it by the candidate.",
+  change: "Norm of the change of the state that the word causes.",
+  gradient: "Gradient × input of the predicted class's logit. Blue speaks for the prediction, orange against it.",
+  leave_out: "How far the predicted class's logit falls when the word is left out. Blue speaks for the prediction, orange against it.",
+};
+
+// Adds, to the page's controls, what is chosen for all panels.
+function choices(onchange) {
+  const place = document.querySelector(".controls"), meaning = element("p", "", { className: "note" });
+  place.insertAdjacentHTML("beforeend", CHOICES);
+  place.after(meaning);
+  const show = () => {
+    meaning.textContent = MEANINGS[$("tint").value];
+    onchange();
+  };
+  $("tint").onchange = $("direction").onchange = show;
+  show();
+}
+
+// What is a value per word, or in each of two directions one.
+const directed = (found) => (!found || Array.isArray(found) ? found : found[$("direction").value]);
+
+const PANEL = `
+<p class="verdict"></p>
+<div class="legend" aria-hidden="true"><span class="low"></span><span class="scale"></span><span class="high"></span></div>
+<div class="words" role="listbox" tabindex="0" aria-label="words that are read" dir="auto"></div>
+<dl class="word facts"></dl>
+<figure>
+<figcaption></figcaption>
+<div class="chart" data-chart="running"></div>
+</figure>`;
+
+let panels = 0;
+
+// Adds to the place what shows a text that a model read. onselect is told which word is chosen.
+function panel(place, onselect = () => {}) {
+  place.insertAdjacentHTML("beforeend", PANEL);
+  const part = (name) => place.querySelector(name);
+  const [legend, words, facts, chart] = [".legend", ".words", ".word", ".chart"].map(part);
+  const id = `panel-${++panels}`;
+  let current, active;
+
+  function show(found, texts, classes, index = 0) {
+    current = found;
+    active = undefined;
+    const shown = classes.length === 2 ? classes[1] : found.predicted;
+    part("figcaption").textContent = `The probability of ${shown} after each word`;
+    words.replaceChildren(...texts.map((word, i) =>
+      element("span", word, { id: `${id}-${i}`, role: "option", ariaSelected: "false" })));
+    const points = found.running.map((probability, i) => ({ word: i + 1, probability }));
+    chart.view.data("words", points);
+    refresh();
+    select(index);
+    const top = words.children[index]?.offsetTop - words.offsetTop - words.clientHeight / 2;
+    words.scrollTop = top || 0;
+  }
+
+  // What hangs on the choices.
+  function refresh() {
+    if (!current) return;
+    const tint = $("tint").value, found = directed(current[tint]) ?? [];
+    const signed = tint === "gradient" || tint === "leave_out";
+    // Influence has two signs, and its tints grow from zero; gates and changes of state lie close
+    // together, and theirs from the least of the text.
+    const sizes = found.map((value) => (signed ? Math.abs(value) : value));
+    const least = signed ? 0 : sizes.reduce((a, b) => Math.min(a, b), Infinity);
+    const most = sizes.reduce((a, b) => Math.max(a, b), -Infinity);
+    [...words.children].forEach((option, i) => {
+      const share = found.length && (sizes[i] - least) / (most - least || 1);
+      option.style.setProperty("--tint", found[i] < 0 ? "var(--minus)" : "var(--plus)");
+      option.style.setProperty("--amount", `${100 * share}%`);
+    });
+    legend.classList.toggle("signed", signed);
+    legend.classList.toggle("none", !found.length);
+    part(".low").textContent = number(signed ? -most : least);
+    part(".high").textContent = number(most);
+    if (active !== undefined) tell();
+  }
+
+  function select(index) {
+    const option = words.children[index];
+    if (index === active || !option) return;
+    if (active !== undefined) words.children[active].ariaSelected = "false";
+    active = index;
+    option.ariaSelected = "true";
+    words.setAttribute("aria-activedescendant", option.id);
+    chart.view.signal("word", index + 1).run();
+    tell();
+  }
+
+  function tell() {
+    const both = Array.isArray(current.change) ? "" : ` (${$("direction").value})`;
+    const of = (quantity) => directed(current[quantity])?.[active];
+    facts.replaceChildren(...[
+      ["word", `${words.children[active].textContent} (${active + 1} of ${words.childElementCount})`],
+      [`update gate z${both}`, of("z"), number],
+      [`reset gate r${both}`, of("r"), number],
+      [`state change${both}`, of("change"), number],
+      ["gradient × input", of("gradient"), number],
+      ["left out", of("leave_out"), number],
+      ["probability so far", of("running"), percent],
+    ].filter(([, value]) => value !== undefined).map(([name, value, written = String]) => {
+      const fact = element("div");
+      fact.append(element("dt", name), element("dd", written(value)));
+      return fact;
+    }));
+    onselect(active);
+  }
+
+  // The word above or below: the nearest to the left edge of this one, on the next line.
+  function line(step) {
+    const { left, top } = words.children[active].getBoundingClientRect();
+    let best = active, bestTop = null, nearest = Infinity;
+    for (let i = active + step; words.children[i]; i += step) {
+      const box = words.children[i].getBoundingClientRect();
+      if ((box.top - top) * step < 4) continue;
+      bestTop ??= box.top;
+      if (Math.abs(box.top - bestTop) > 4) break;
+      const away = Math.abs(box.left - left);
+      if (away < nearest) [best, nearest] = [i, away];
+    }
+    return best;
+  }
+
+  words.onkeydown = (event) => {
+    const ahead = getComputedStyle(words).direction === "rtl" ? -1 : 1;
+    const next = {
+      ArrowRight: () => active + ahead,
+      ArrowLeft: () => active - ahead,
+      ArrowDown: () => line(1),
+      ArrowUp: () => line(-1),
+      Home: () => 0,
+      End: () => words.childElementCount - 1,
+    }[event.key]?.();
+    if (next === undefined || active === undefined) return;
+    event.preventDefault();
+    select(next);
+    words.children[active].scrollIntoView({ block: "nearest", behavior: "instant" });
+  };
+  words.onpointerover = words.onclick = ({ target }) => {
+    if (target !== words) select([...words.children].indexOf(target));
+  };
+  // Screen readers say it of the panel whose words have the focus, not of those beside it.
+  words.onfocus = () => { facts.ariaLive = "polite"; };
+  words.onblur = () => { facts.ariaLive = "off"; };
+  return { show, refresh, select };
+}
