@@ -443,8 +443,8 @@ FAULTS = [
     Fault(
         "two calls at once share their memory",
         CPP,
-        "std::lock_guard<std::mutex> lock(pool.in_use);",
-        "",
+        "Pool::lock(threads);\n  std::lock_guard<std::mutex> lock(pool.in_use, std::adopt_lock);",
+        "Pool::get();",
     ),
     Fault(
         "a forked child waits for its parent's threads",
