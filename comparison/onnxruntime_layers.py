@@ -12,22 +12,14 @@ from comparison.implementations import Inference, Layer, converted
 
 def onnx_gru(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[], object]:
     """A session of one GRU node, of whose outputs it computes the last state alone."""
-    import onnx
-    from onnx import helper, numpy_helper
+    from common.inference.onnx_graph import Graph, TensorProto, recurrent
 
-    tensors = converted("onnx", weights)
-    H = weights["gru.0.forward.weight_hh"].shape[1]
-    how = {"hidden_size": H, "linear_before_reset": 1}
-    last = (1, x.shape[1], H)
-    graph = helper.make_graph(
-        [helper.make_node("GRU", ["x", *tensors], ["", "h_last"], **how)],
-        "gru",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
-        [helper.make_tensor_value_info("h_last", onnx.TensorProto.FLOAT, last)],
-        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
-    )
-    version = {"opset_imports": [helper.make_opsetid("", 22)], "ir_version": 10}
-    model = helper.make_model(graph, **version).SerializeToString()
+    graph, H = Graph(), weights["gru.0.forward.weight_hh"].shape[1]
+    tensors, outputs = converted("onnx", weights), ["", "h_last"]
+    recurrent(graph, tensors, "gru.0.", "x", reset_after=True, outputs=outputs)
+    shapes = {"x": x.shape, "h_last": (1, x.shape[1], H)}
+    ends = [{name: (TensorProto.FLOAT, shape)} for name, shape in shapes.items()]
+    model = graph.model(*ends).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])

@@ -59,7 +59,7 @@ def pool(
         elif way == "mean":
             pooled = outputs.sum(0) / jnp.maximum(lengths, 1)[:, None].astype(outputs.dtype)
         else:
-            words = within(lengths, len(outputs))[..., None]
+            words = within(lengths, outputs.shape[0])[..., None]
             most = jnp.where(words, outputs, -jnp.inf).max(0, initial=-jnp.inf)
             pooled = jnp.where(lengths[:, None] > 0, most, 0)
         found.append(pooled)

@@ -52,6 +52,8 @@ def project(
 
 def parts_of(x: Float[Array, "*N D"]) -> int:
     """In how many parts `project` multiplies."""
+    if jax.export.is_symbolic_dim(x.shape[0]):  # for any number of inputs
+        return 1
     return max(min(x.shape[0] // 64, 4), 1)
 
 

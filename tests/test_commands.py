@@ -15,10 +15,12 @@ import pytest
 import common
 import compare
 import gru_twins
+import torch_impl.export
 import torch_impl.learner
 from common.convert import __main__ as convert
-from common.inference import explanation, prediction
+from common.inference import explanation, export, prediction
 from common.linear import train as linear
+from common.serve import server
 from common.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,10 @@ MAINS: dict[str, Callable[[], None]] = {
     "python -m torch_impl.train": partial(loop.main, torch_impl.learner),
     "python -m torch_impl.predict": partial(prediction.main, torch_impl.learner),
     "python -m torch_impl.explain": partial(explanation.main, torch_impl.learner),
+    "python -m torch_impl.export": partial(
+        export.main, torch_impl.learner, "torch", torch_impl.export.save, torch_impl.export.load
+    ),
+    "python -m torch_impl.serve": partial(server.main, torch_impl.learner),
     "python -m common.convert": convert.main,
     "python -m common.linear.train": linear.main,
     "python -m common.linear.predict": prediction.main,
@@ -104,7 +110,7 @@ def test_gru_twins_becomes_the_program(
     assert started == [[sys.executable, "-X", name, "-P", "-m", module, *arguments]]
 
 
-@pytest.mark.parametrize("name", sorted({*gru_twins.COMMANDS} - {"export", "serve"}))
+@pytest.mark.parametrize("name", sorted({*gru_twins.COMMANDS}))
 def test_what_gru_twins_names_is_there(
     name: str, command: Command, started: list[list[str]]
 ) -> None:

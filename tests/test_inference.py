@@ -73,6 +73,8 @@ def test_it_is_compiled_once(trained: Path) -> None:
         model.predict([text])
     assert compiled() == before
     model.predict(["film " * 30])
+    assert compiled() == before
+    model.predict(["film"] * 5)
     assert compiled() == before + 1
 
 

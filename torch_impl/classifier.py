@@ -57,9 +57,9 @@ def pool(
         elif way == "mean":
             pooled = outputs.sum(0) / lengths.clamp(min=1)[:, None]
         else:
-            words = within(lengths, len(outputs))[..., None]
+            words = within(lengths, outputs.shape[0])[..., None]
             most = torch.where(words, outputs, -torch.inf)
-            most = most.amax(0) if len(outputs) else outputs.sum(0)
+            most = most.amax(0) if outputs.shape[0] else outputs.sum(0)
             pooled = torch.where(lengths[:, None] > 0, most, 0)
         found.append(pooled)
     return torch.cat(found, dim=-1) if len(found) > 1 else found[0]

@@ -2,6 +2,8 @@
 
 import html
 import re
+import sys
+from html.entities import html5
 
 # Part of the key of every cache that holds tokens: raise it when clean or tokenize changes.
 TOKENIZER_VERSION = 1
@@ -16,6 +18,7 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _LATIN = [chr(i) for i in range(256)]
 _BLANKS = bytes(ord(" " if char.isspace() else char) for char in _LATIN)
 _LETTERS = bytes(ord(char.lower() if char.isalnum() or char == "'" else " ") for char in _LATIN)
+_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 _OUTSIDE = re.compile(r"'(?!(?<=[a-z0-9]')[a-z0-9])")
 
 
@@ -35,5 +38,25 @@ def clean(text: str) -> str:
 def tokenize(text: str) -> list[str]:
     """The words of a cleaned text in lower case: letters and digits, apostrophes inside a word."""
     if not text.isascii():
-        return _WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+        return _WORD.findall(text.lower().replace(_APOSTROPHE, "'"))
     return _OUTSIDE.sub(" ", text.encode().translate(_LETTERS).decode()).split()
+
+
+def specification() -> dict[str, str | dict[str, str]]:
+    """`clean` and `tokenize` as data, for programs in other languages: see docs/export.md.
+
+    A pattern means the same in Python and, with its flag u, in JavaScript.
+    """
+    places = [*range(0xA0), *range(0xFDD0, 0xFDF0)]
+    places += [plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)]
+    numbers = {f"#{place}": html.unescape(f"&#{place};") for place in places}
+    other = {name: text for name, text in numbers.items() if text != chr(int(name[1:]))}
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    letters = "".join(f"{run[0]}-{run[-1]}" for run in re.findall(r"[^\W_]+", every))
+    return {
+        "tag": _TAG.replace("*+", "*"),
+        "reference": r"&(?:#([0-9]+);?|#[xX]([0-9a-fA-F]+);?|([^\t\n\f <&#;]{1,32};?))",
+        "characters": html5 | other,
+        "apostrophe": _APOSTROPHE,
+        "word": f"[{letters}]+(?:'[{letters}]+)*",
+    }

@@ -70,6 +70,7 @@ class Model:
             {name: value.astype(dtype) for name, value in run.parameters.items()},
             dtype=dtype,
         )
+        self.limit = run.options.max_length or sys.maxsize  # words that are read of a text
         self._ids = {word: number for number, word in enumerate(run.vocabulary)}
         self._lock = Lock()
 
@@ -115,8 +116,7 @@ class Model:
         track: told of the batches that are read, and how many they are, as rich.progress.track.
         """
         (known,) = self.encode([text])
-        limit = self.run.options.max_length
-        ids = known[-limit:] if limit else known
+        ids = known[-self.limit :]
         n = len(ids)
         without = (np.delete(ids, i) for i in range(n))
         up_to = (ids[: i + 1] for i in range(n))
@@ -181,8 +181,7 @@ class Model:
 
     def _shapes(self, rows: int, longest: int) -> list[Shape]:
         """Padded sizes of batches of so many texts, the last of which fits `longest` words."""
-        limit = self.run.options.max_length or sys.maxsize
-        found, steps = [], LEAST
+        found, steps, limit = [], LEAST, self.limit
         while True:
             distinct, most = LEAST, min(steps, limit) * rows
             while distinct < most:

@@ -223,8 +223,8 @@ class Server:
     async def explain(self, request: Request) -> Response:
         """Gates, changes of the state and influence of each word of each text."""
         question, run = await self.read(request, Explain)
-        limit = run.model.run.options.max_length or sys.maxsize
-        words = sum(min(len(known), limit) for known in run.model.encode(question.texts))
+        known = run.model.encode(question.texts)
+        words = sum(min(len(ids), run.model.limit) for ids in known)
         if words > (most := self.options.max_explained):
             raise HTTPException(
                 413, f"{words:,} words to explain, more than --max-explained {most:,}"

@@ -85,6 +85,14 @@ class Run(About):
     parameters: dict[str, np.ndarray]
     ratios: Ratios | None = None
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every number of the model by name, float32 or int64: parameters, vectors (the trained
+        ones, if any) as vectors.weight, and what ratios.tensors() names."""
+        ratios = self.ratios.tensors() if self.ratios else {}
+        named = {"vectors.weight": self.vectors, **self.parameters, **ratios}
+        whole = np.dtype(np.int64), np.dtype(np.float32)
+        return {n: v.astype(whole[v.dtype.kind == "f"], copy=False) for n, v in named.items()}
+
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:

@@ -1,0 +1,134 @@
+"""Write a trained classifier as a file that runs without this project: every export's command line.
+
+Beside the file lies a JSON file that says how a text becomes token numbers: docs/export.md.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from jaxtyping import Float32, Int, Int32
+
+from common import files
+from common.data.text import specification
+from common.errors import InputError, exit_on_input_error
+from common.inference import model
+from common.training.learner import Framework
+from common.training.options import parse_options
+from common.training.run_directory import Run, load_run
+
+FORMAT = 1  # of the JSON file
+# Of the largest logit: a thousand times what rounding comes to, and far below what a fault does.
+_LARGEST_DIFFERENCE = 1e-3
+
+Call = Callable[[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"]], Float32[np.ndarray, "B C"]]
+"""A model read back: tokens (anything in the padding) and lengths to logits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write a trained classifier as a file that runs without this project.
+
+    It reads token numbers. How a text becomes these says the JSON file that is written beside it,
+    FILE.json for FILE.onnx: see docs/export.md, which has programs in Python and JavaScript, too.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """The run directory of a trained model."""
+    to: str
+    """onnx (ONNX Runtime) or the framework's own: torch (torch.export), stablehlo (jax.export)."""
+    out: Path
+    """The file to write; an existing one is replaced."""
+    int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --to onnx: word vectors in int8, by ONNX Runtime's dynamic quantisation."""
+
+
+def main(
+    framework: Framework, name: str, save: Callable[[Run], bytes], load: Callable[[bytes], Call]
+) -> None:
+    """The command line of `python -m torch_impl.export`, and of jax_impl's.
+
+    name: the format that is the framework's own, which `save` writes and `load` reads.
+    """
+    with exit_on_input_error():
+        package = framework.__name__.rpartition(".")[0]
+        options = parse_options(ExportOptions, f"python -m {package}.export")
+        out, beside = check(options, name)
+        run = load_run(options.run_dir)
+        # What bfloat16 would save is the time of processors that have it.
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype="float32"))
+        if options.to == "onnx":
+            from common.inference import onnx_graph  # onnx need not be installed
+
+            content = onnx_graph.save(run, int8=options.int8)
+            exported = onnx_graph.load(content)
+        else:
+            content = save(run)
+            exported = load(content)
+        difference = largest_difference(framework, run, exported)
+        compared = f"its logits differ from {package}'s by {difference:.0e} of the largest"
+        if difference > _LARGEST_DIFFERENCE and not options.int8:
+            raise InputError(f"{out}: not written, for {compared}")
+        for path, written in ((beside, files.to_json(description(run))), (out, content)):
+            with files.writing(path):
+                files.replace(path, written)
+            print(f"{path}: {len(written):,} bytes")
+        print(f"checked: {compared}")
+
+
+def check(options: ExportOptions, name: str) -> tuple[Path, Path]:
+    """The file to write and the JSON file beside it. Raises InputError for what makes no sense."""
+    out = options.out
+    if options.to not in (name, "onnx"):
+        raise InputError(f"--to {options.to}: expected {name} or onnx")
+    if options.int8 and options.to != "onnx":
+        raise InputError("--int8: goes with --to onnx alone")
+    if options.to == "onnx" and not (find_spec("onnx") and find_spec("onnxruntime")):
+        raise InputError('--to onnx: needs onnx and onnxruntime: pip install -e ".[export]"')
+    if out.is_dir() or not out.parent.is_dir():
+        what = "is a folder" if out.is_dir() else f"{out.parent} is no folder"
+        raise InputError(f"--out {out}: {what}")
+    beside = out.with_suffix(".json")
+    if beside == out:
+        raise InputError(f"--out {out}: is the name of the JSON file beside the model")
+    return out, beside
+
+
+def description(run: Run) -> dict[str, Any]:
+    """What the JSON file holds."""
+    return {
+        "format": FORMAT,
+        "classes": run.classes,
+        "max_length": run.options.max_length,
+        "tokenizer": specification(),
+        "vocabulary": run.vocabulary,
+    }
+
+
+def padded(
+    texts: Sequence[Int[np.ndarray, " words"]],
+) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"]]:
+    """Token numbers of texts as tokens and lengths; T is at least 1."""
+    lengths = np.array([*map(len, texts)], np.int32)
+    tokens = np.zeros((len(texts), max(lengths.max(), 1)), np.int32)
+    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = np.concatenate(texts)
+    return tokens, lengths
+
+
+def largest_difference(framework: Framework, run: Run, exported: Call) -> float:
+    """Between a model's logits and the framework's, relative to the largest of these.
+
+    Of texts of the first words of the vocabulary, with which the most n-grams begin, in batches of
+    one and of several.
+    """
+    rng, words = np.random.default_rng(0), run.vocabulary[:300]
+    texts = [" ".join(rng.choice(words, n)) for n in (60, 0, 1, 2, 7, 60, 33)]
+    trained = model.Model(framework, run, "cpu")
+    read = [ids[-trained.limit :] for ids in trained.encode(texts)]
+    logits = trained.logits(texts)
+    found = np.concatenate([exported(*padded(some)) for some in (read[:1], read[1:])])
+    return float(np.abs(found - logits).max() / np.abs(logits).max())

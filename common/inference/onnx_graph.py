@@ -1,0 +1,211 @@
+"""A trained classifier as an ONNX graph, from its canonical parameters: no framework has a part.
+
+tokens [B, T] and lengths [B] (int32) to logits [B, C] (float32): word vectors, log-count ratios of
+n-grams, one GRU or RNN node a layer, pooling and head. Inside, arrays are time-major.
+"""
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from common import convert
+from common.errors import InputError
+from common.inference.export import Call
+from common.params import cell_of, structure
+from common.training.run_directory import Run
+
+OPSET, IR_VERSION = 22, 10  # the operators with the GRU of today, and the file format of that time
+_LARGEST = 2**31  # bytes of a protobuf message
+
+
+class Graph:
+    """Nodes and the constants that they read, as they are added."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def __call__(self, operator: str, *inputs: Any, outputs: Sequence[str] = (), **how: Any) -> str:
+        """Add a node; returns its first output. Inputs are names, or constants; how: attributes."""
+        names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
+        outputs = outputs or [f"{operator}_{len(self.nodes)}"]
+        self.nodes.append(helper.make_node(operator, names, outputs, **how))
+        return outputs[0]
+
+    def constant(self, value: Any) -> str:
+        """Add a constant, of Python's whole numbers one of int64; returns its name."""
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def model(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> onnx.ModelProto:
+        """All of it as a model, of which onnx.checker approves.
+
+        inputs, outputs: (type, shape) by name; a size that is a name may be any.
+        """
+        read, given = (
+            [helper.make_tensor_value_info(name, *about) for name, about in ends.items()]
+            for ends in (inputs, outputs)
+        )
+        graph = helper.make_graph(self.nodes, "classifier", read, given, self.constants)
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+        if model.ByteSize() >= _LARGEST:
+            raise InputError("an ONNX file holds at most 2 GiB, this model does not fit")
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def recurrent_weights(
+    parameters: Mapping[str, np.ndarray], *, reset_after: bool, ngrams: int = 0
+) -> dict[str, np.ndarray]:
+    """What the nodes read: W, R and B of each layer, its directions stacked, as "gru.0.W"."""
+    if cell_of(parameters) == "gru":
+        return convert.to_format("onnx", parameters, reset_after=reset_after, ngrams=ngrams)
+    layers, directions = structure(parameters)
+    held = {"W": ["weight_ih"], "R": ["weight_hh"], "B": ["bias_ih", "bias_hh"]}
+    found = {}
+    for place, name in product((f"rnn.{layer}." for layer in range(layers)), held):
+        sides = [[parameters[f"{place}{side}.{n}"] for n in held[name]] for side in directions]
+        found[place + name] = np.stack([*map(np.concatenate, sides)])
+    return found
+
+
+def recurrent(
+    graph: Graph,
+    weights: Mapping[str, np.ndarray],
+    place: str,
+    x: str,
+    lengths: str = "",
+    *,
+    reset_after: bool,
+    outputs: Sequence[str],
+) -> None:
+    """Add the node of a layer, which has the weights of this place ("gru.0."), on x [T, B, D].
+
+    Its outputs are the states [T, R, B, H] and the last ones [R, B, H].
+    """
+    W, R, B = (weights[place + name] for name in "WRB")
+    how = {"hidden_size": R.shape[-1], "direction": "bidirectional" if len(R) == 2 else "forward"}
+    kind = place.partition(".")[0].upper()
+    how |= {"linear_before_reset": int(reset_after)} if kind == "GRU" else {}
+    graph(kind, x, W, R, B, lengths, outputs=outputs, **how)
+
+
+def place_of(graph: Graph, code: str, codes: np.ndarray) -> str:
+    """The place of each code among those that count, which ascend; else their number.
+
+    A bisection, unrolled: how many of them are smaller?
+    """
+    known = graph.constant([*codes, np.iinfo(np.int64).max])
+    place = graph.constant(0)
+    for bit in reversed(range(len(codes).bit_length())):
+        further = graph("Add", place, 1 << bit)
+        last = graph("Min", graph("Sub", further, 1), len(codes))
+        smaller = graph("Less", graph("Gather", known, last), code)
+        place = graph("Where", smaller, further, place)
+    counts = graph("Equal", graph("Gather", known, place), code)
+    return graph("Where", counts, place, len(codes))
+
+
+def read_ratios(graph: Graph, values: Mapping[str, np.ndarray], tokens: str, ngrams: int) -> str:
+    """What Ratios.read in common/data/ngrams.py says at each word, as [T, B, E].
+
+    An n-gram that does not count has the place after the last, where zeros are: longer ones that
+    begin with it have a code above all that count.
+    """
+    words = len(values["vectors.weight"])
+    place = word = graph("Cast", tokens, to=TensorProto.INT64)
+    found = []
+    for n in range(1, ngrams + 1):
+        if n > 1:  # what comes before the word ends a step earlier
+            before = graph("Pad", place, [1, 0, -1, 0], len(values[f"codes.{n - 1}"]))
+            place = graph("Add", graph("Mul", before, words), word)
+        place = place_of(graph, place, values[f"codes.{n}"])
+        found.append(graph("Gather", np.pad(values[f"ratios.{n}"], ((0, 1), (0, 0))), place))
+    return graph("Concat", *found, axis=-1)
+
+
+def classifier(run: Run) -> onnx.ModelProto:
+    """The classifier of a run."""
+    config, values, graph = run.model, run.arrays(), Graph()
+    steps = graph("Squeeze", graph("Shape", "tokens", start=1))
+    step = graph("Unsqueeze", graph("Range", 0, steps, 1), [1])
+    mask = graph("Less", step, graph("Cast", "lengths", to=TensorProto.INT64))  # [T, B]
+    vectors, zero = values["vectors.weight"], np.int32(0)
+    tokens = graph("Where", mask, graph("Transpose", "tokens", perm=[1, 0]), zero)
+    # To ONNX, numbers below 0 count from the end: here they are out of range, too.
+    tokens = graph("Where", graph("Less", tokens, zero), np.int32(len(vectors)), tokens)
+    x = graph("Gather", vectors, tokens)
+    if config.ngrams:
+        x = graph("Concat", x, read_ratios(graph, values, tokens, config.ngrams), axis=-1)
+    parameters = {name: values[name] for name in run.parameters}
+    how = {"reset_after": config.reset_after}
+    weights = recurrent_weights(parameters, ngrams=config.ngrams, **how)
+    for layer in range(config.num_layers):
+        states, last = outputs = f"states_{layer}", f"last_{layer}"
+        place = f"{config.cell}.{layer}."
+        recurrent(graph, weights, place, x, "lengths", outputs=outputs, **how)
+        states = graph("Transpose", states, perm=[0, 2, 1, 3])
+        x = graph("Reshape", states, [0, 0, -1])  # [T, B, R*H]
+    features = graph("Concat", *pool(graph, x, last, mask, config.pooling), axis=-1)
+    features = graph("Relu", features) if config.relu else features
+    head = values["head.weight"], values["head.bias"]
+    graph("Gemm", features, *head, outputs=["logits"], transB=1)
+    inputs = {"tokens": (TensorProto.INT32, ["batch", "time"])}
+    inputs |= {"lengths": (TensorProto.INT32, ["batch"])}
+    return graph.model(inputs, {"logits": (TensorProto.FLOAT, ["batch", config.classes])})
+
+
+def pool(graph: Graph, outputs: str, last: str, mask: str, pooling: str) -> list[str]:
+    """What the head reads, for each way, of outputs [T, B, R*H] and last states [R, B, H].
+
+    Of a row without words, zeros. mask [T, B]: where words are.
+    """
+    zero, lowest = np.float32(0), np.float32(-np.inf)
+    mask, row = graph("Unsqueeze", mask, [2]), graph("Unsqueeze", "lengths", [1])
+    found = []
+    for way in pooling.split("+"):
+        if way == "last":
+            states = graph("Transpose", last, perm=[1, 0, 2])
+            found.append(graph("Reshape", states, [0, -1]))
+        elif way == "mean":
+            total = graph("ReduceSum", graph("Where", mask, outputs, zero), [0], keepdims=0)
+            count = graph("Cast", graph("Max", row, np.int32(1)), to=TensorProto.FLOAT)
+            found.append(graph("Div", total, count))
+        else:
+            most = graph("ReduceMax", graph("Where", mask, outputs, lowest), [0], keepdims=0)
+            found.append(graph("Where", graph("Greater", row, np.int32(0)), most, zero))
+    return found
+
+
+def save(run: Run, *, int8: bool = False) -> bytes:
+    """The classifier of a run as a file; int8: with its tables in int8.
+
+    Raises InputError where it is larger than such a file can be.
+    """
+    model = classifier(run)
+    if not int8:
+        return model.SerializeToString()
+    from onnxruntime.quantization import quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        logging.disable(logging.WARNING)  # of tokens, which are no numbers to be quantised
+        quantize_dynamic(model, path := Path(folder, "model.onnx"))
+        logging.disable(logging.NOTSET)
+        return path.read_bytes()
+
+
+def load(content: bytes) -> Call:
+    """Read a file that `save` wrote, for ONNX Runtime to compute."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda tokens, lengths: session.run(None, {"tokens": tokens, "lengths": lengths})[0]

@@ -1,0 +1,31 @@
+"""Classify texts with an exported model: python classify.py model.onnx "what a film" "never again"
+
+It needs numpy and onnxruntime, and model.json beside model.onnx.
+"""
+
+import html
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+file, *texts = sys.argv[1:]
+about = json.loads(Path(file).with_suffix(".json").read_text(encoding="utf-8"))
+tokenizer, longest = about["tokenizer"], about["max_length"] or 0
+ids = {word: number for number, word in enumerate(about["vocabulary"])}
+session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+for text in texts or sys.stdin.read().splitlines():
+    plain = html.unescape(re.sub(tokenizer["tag"], " ", text))
+    plain = plain.lower().replace(tokenizer["apostrophe"], "'")
+    words = re.findall(tokenizer["word"], plain)
+    known = [ids[word] for word in words if word in ids][-longest:]
+    tokens = np.array([known or [0]], np.int32)
+    lengths = np.array([len(known)], np.int32)
+    (logits,) = session.run(["logits"], {"tokens": tokens, "lengths": lengths})[0]
+    odds = np.exp(logits - logits.max())
+    best = odds.argmax()
+    print(f"{about['classes'][best]}\t{odds[best] / odds.sum():.4f}\t{text}")

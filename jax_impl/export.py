@@ -1,0 +1,91 @@
+"""Export a trained classifier from JAX. Its twin is torch_impl/export.py.
+
+python -m jax_impl.export RUN_DIR --to stablehlo --out model.stablehlo
+python -m jax_impl.export RUN_DIR --to onnx --out model.onnx
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from common.inference import export
+from common.inference.export import Call
+from common.training.run_directory import Run
+from jax_impl import learner
+from jax_impl.classifier import CELLS, head, pool
+from jax_impl.layers import run
+
+
+def read_ratios(
+    values: Mapping[str, Array], tokens: Int[Array, "T B"], ngrams: int
+) -> Float[Array, "T B E"]:
+    """What Ratios.read in common/data/ngrams.py says at each word. It needs JAX's x64 mode.
+
+    An n-gram that does not count has the place after the last, where zeros are: longer ones that
+    begin with it have a code above all that count.
+    """
+    words, place = values["vectors.weight"].shape[0], tokens
+    found: list[Array] = []
+    for n in range(1, ngrams + 1):
+        codes, ratios = values[f"codes.{n}"], values[f"ratios.{n}"]
+        if n > 1:  # what comes before the word ends a step earlier
+            nothing = values[f"codes.{n - 1}"].shape[0]
+            before = jnp.pad(place, ((1, 0), (0, 0)), constant_values=nothing)[:-1]
+            place = before.astype(jnp.int64) * words + tokens
+        code, place = place, jnp.searchsorted(codes, place)
+        counts = jnp.pad(codes, (0, 1), constant_values=-1)[place] == code
+        place = jnp.where(counts, place, codes.shape[0])
+        found.append(jnp.pad(ratios, ((0, 1), (0, 0)))[place])
+    return jnp.concatenate(found, -1)
+
+
+class Exported:
+    """What is exported: the classifier of a run, from token numbers to logits."""
+
+    def __init__(self, trained: Run) -> None:
+        self.config, self.cell = trained.model, CELLS[trained.model.cell]
+        self.values = trained.arrays()
+
+    def __call__(self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> Float[Array, "B C"]:
+        """The logits; of a row with a length or a word's token out of range, not a number."""
+        config, tokens = self.config, tokens.T
+        with jax.enable_x64(True):  # for the codes of n-grams
+            values = {name: jnp.asarray(value) for name, value in self.values.items()}
+            vectors = values["vectors.weight"]
+            x = vectors.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+            if config.ngrams:
+                x = jnp.concatenate([x, read_ratios(values, tokens, config.ngrams)], -1)
+        outputs, h_last = run(
+            self.cell,
+            values,
+            x,
+            lengths,
+            reset_after=config.reset_after,
+            implementation="scan",
+            return_sequences=config.pooling != "last",
+        )
+        features = pool(outputs, h_last[-config.directions :], lengths, config.pooling)
+        return head(values, features, relu=config.relu)
+
+
+def save(trained: Run) -> bytes:
+    """The classifier of a run as a file that jax.export reads, for any batch and time."""
+    batch, time = jax.export.symbolic_shape("batch, time")
+    example = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch, time), (batch,))]
+    program = jax.export.export(jax.jit(Exported(trained)), platforms=("cpu", "cuda"))(*example)
+    return bytes(program.serialize())
+
+
+def load(content: bytes) -> Call:
+    """Read a file that `save` wrote, to compute on the CPU."""
+    call = jax.jit(jax.export.deserialize(bytearray(content)).call)
+    cpu = jax.devices("cpu")[0]
+    return lambda *arrays: np.asarray(call(*jax.device_put(arrays, cpu)))
+
+
+if __name__ == "__main__":
+    export.main(learner, "stablehlo", save, load)

@@ -1,0 +1,135 @@
+"""Export a trained classifier from PyTorch. Its twin is jax_impl/export.py.
+
+python -m torch_impl.export RUN_DIR --to torch --out model.pt2
+python -m torch_impl.export RUN_DIR --to onnx --out model.onnx
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from common.cells import Cell, Recurrence
+from common.inference import export
+from common.inference.export import Call
+from common.training.run_directory import Run
+from torch_impl import learner
+from torch_impl.classifier import CELLS, head, pool
+from torch_impl.layers import Weights, by_direction, canonical, project, run, within
+
+
+def scan_direction(
+    x: Float[Tensor, "T B D"],
+    tokens: None,
+    mask: Bool[Tensor, "T B 1"],
+    weights: Weights,
+    h: Float[Tensor, "B H"],
+    restart: None,
+    *,
+    reverse: bool,
+    reset_after: bool,
+    cell: Cell,
+) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
+    """A cell's step in a loop over any number of time steps, as torch.export has it: a prototype.
+
+    JAX has it for all uses: jax.lax.scan.
+    """
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+
+    def one(h: Tensor, a: Tensor, live: Tensor, *hidden: Any) -> tuple[Tensor, Tensor]:
+        after, _ = cell.step(a, h, *hidden[:2], reset_after=reset_after)
+        h = torch.where(live, after, h)
+        return h, h.clone()  # not the same tensor twice
+
+    along = [project(x, weight_ih, bias_ih), mask]
+    along = [each.flip(0) for each in along] if reverse else along
+    # AOTInductor asks for the size of the batch, which is that of the states.
+    h, states = torch.ops.higher_order.scan(one, [h], along, (weight_hh, bias_hh, h.shape[0]))
+    return h, states.flip(0) if reverse else states
+
+
+def read_ratios(
+    values: Mapping[str, Tensor], tokens: Int[Tensor, "T B"], ngrams: int
+) -> Float[Tensor, "T B E"]:
+    """What Ratios.read in common/data/ngrams.py says at each word.
+
+    An n-gram that does not count has the place after the last, where zeros are: longer ones that
+    begin with it have a code above all that count.
+    """
+    words, place = values["vectors.weight"].shape[0], tokens
+    found: list[Tensor] = []
+    for n in range(1, ngrams + 1):
+        codes, ratios = values[f"codes.{n}"], values[f"ratios.{n}"]
+        if n > 1:  # what comes before the word ends a step earlier
+            nothing = values[f"codes.{n - 1}"].shape[0]
+            before = F.pad(place, (0, 0, 1, 0), value=nothing)[:-1]
+            place = before * words + tokens
+        code, place = place, torch.searchsorted(codes, place)
+        counts = F.pad(codes, (0, 1), value=-1)[place] == code
+        place = torch.where(counts, place, codes.shape[0])
+        found.append(F.embedding(place, F.pad(ratios, (0, 0, 0, 1))))
+    return torch.cat(found, -1)
+
+
+class Exported(nn.Module):
+    """What is exported: the classifier of a run, from token numbers to logits."""
+
+    def __init__(self, trained: Run) -> None:
+        super().__init__()
+        self.config, cell = trained.model, CELLS[trained.model.cell]
+        compute = partial(by_direction, partial(scan_direction, cell=cell))
+        self.cell = replace(cell, recurrences={"scan": Recurrence(compute)})
+        values = trained.arrays()
+        self.names = tuple(values)
+        for name, value in values.items():
+            self.register_buffer(name.replace(".", "_"), torch.tensor(value))
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C"]:
+        """The logits. A length beyond T counts as T, one below 0 as 0."""
+        config, values, steps = self.config, canonical(self, self.names), tokens.shape[1]
+        lengths = lengths.clamp(0, steps)
+        tokens = torch.where(within(lengths, steps), tokens.T, 0).contiguous()
+        x = F.embedding(tokens, values["vectors.weight"])
+        if config.ngrams:
+            x = torch.cat([x, read_ratios(values, tokens, config.ngrams)], -1)
+        outputs, h_last = run(
+            self.cell,
+            values,
+            x,
+            lengths,
+            reset_after=config.reset_after,
+            implementation="scan",
+            return_sequences=config.pooling != "last",
+        )
+        features = pool(outputs, h_last[-config.directions :], lengths, config.pooling)
+        return head(values, features, relu=config.relu)
+
+
+@torch.no_grad()
+def save(trained: Run) -> bytes:
+    """The classifier of a run as a file that torch.export reads, for any batch and time."""
+    example = torch.zeros(2, 3, dtype=torch.int32), torch.tensor([3, 2], dtype=torch.int32)
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    shapes = {"tokens": {0: batch, 1: time}, "lengths": {0: batch}}
+    program = torch.export.export(Exported(trained), example, dynamic_shapes=shapes)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()
+
+
+def load(content: bytes) -> Call:
+    """Read a file that `save` wrote."""
+    module = torch.export.load(io.BytesIO(content)).module()
+    return lambda tokens, lengths: module(*map(torch.from_numpy, (tokens, lengths))).numpy()
+
+
+if __name__ == "__main__":
+    export.main(learner, "torch", save, load)
