@@ -68,7 +68,8 @@ class Exported:
             implementation="scan",
             return_sequences=config.pooling != "last",
         )
-        features = pool(outputs, h_last[-config.directions :], lengths, config.pooling)
+        last = h_last[-config.directions :, :, : config.hidden_size]
+        features = pool(outputs, last, lengths, config.pooling)
         return head(values, features, relu=config.relu)
 
 

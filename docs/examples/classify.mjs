@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import * as ort from "onnxruntime-web";
 
 const [file, ...texts] = process.argv.slice(2);
-const about = JSON.parse(readFileSync(file.replace(/\.[^.]*$/, ".json"), "utf8"));
+const about = JSON.parse(readFileSync(file.replace(/(\.[^./]*)?$/, ".json"), "utf8"));
 const { tag, reference, characters, apostrophe, word } = about.tokenizer;
 const ids = new Map(about.vocabulary.map((word, number) => [word, number]));
 const session = await ort.InferenceSession.create(readFileSync(file));
