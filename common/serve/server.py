@@ -162,11 +162,15 @@ class Served:
             texts = [text for asked, _ in taken for text in asked]
             try:
                 answers = iter(await loop.run_in_executor(self.worker, self.model.predict, texts))
-                for asked, future in taken:
-                    future.set_result([*islice(answers, len(asked))])
-            except Exception as error:
+            except Exception as problem:  # each of them gets a 500, and the server goes on
                 for _, future in taken:
-                    future.set_exception(error)
+                    if not future.done():
+                        future.set_exception(problem)
+                continue
+            for asked, future in taken:
+                own = [*islice(answers, len(asked))]
+                if not future.done():  # else nobody waits any longer
+                    future.set_result(own)
         self.task = None
 
 
