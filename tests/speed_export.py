@@ -3,8 +3,8 @@
     python -m tests.speed_export RUN_DIR
 
 Prints, for each format: its size, its accuracy, how many answers are other than PyTorch's, by how
-much the logits differ from PyTorch's, relative to the largest, and the median time of a call on the
-first words of a long review: 1 row of 20 words, 1 of 200, 32 of 200.
+much the logits differ from PyTorch's, relative to the largest, and the processor time of a call on
+the first words of a long review, median: 1 row of 20 words, 1 of 200, 32 of 200.
 """
 
 import math
@@ -58,12 +58,12 @@ def compiled(content: bytes, **how: object) -> tuple[bytes, Call]:
 
 
 def microseconds(call: Callable[[], object]) -> float:
-    """The median time of a call."""
+    """The processor time of a call, median: others may be at work on the machine."""
     taken = []
     for _ in range(32):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return statistics.median(taken) * 1e6
 
 

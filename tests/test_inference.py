@@ -53,6 +53,7 @@ def test_predictions_say_everything(model: Model) -> None:
     assert [answer.known_words for answer in found] == [3, 0, 1, 0, 90, 0]
     assert found[1].probabilities == found[3].probabilities == found[5].probabilities
     assert model.predict([]) == [] and model.logits([]).shape == (0, 2)
+    assert model.predict(text for text in TEXTS) == found
 
 
 def test_an_answer_hangs_on_its_text_alone(model: Model) -> None:
@@ -86,7 +87,8 @@ def test_threads_share_it(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "problem"), [("a film", "found one str"), (["a", None], r"texts\[1\]: .* NoneType")]
+    ("texts", "problem"),
+    [("a film", "found one str"), (["a", None], r"texts\[1\]: .* NoneType"), (3, "found int")],
 )
 def test_what_is_no_list_of_texts_is_refused(model: Model, texts: list[str], problem: str) -> None:
     for ask in (model.predict, model.logits):
@@ -125,6 +127,8 @@ def test_checkpoints_are_asked_before_the_run_is_finished(
         moved.rename(folder)
     with pytest.raises(ValueError, match="has no checkpoint"):
         load(unfinished, checkpoint="last")
+    with pytest.raises(ValueError, match="expected last or best"):
+        load(trained, checkpoint="first")
 
 
 def test_a_checkpoint_without_a_best_one_says_so(tmp_path: Path) -> None:
@@ -146,15 +150,15 @@ def test_the_command_line(
         assert json.loads(line) == {"text": text, **vars(answer)}
 
     def read(*arguments: str) -> tuple[int, str, str]:
-        lines = io.BytesIO("film\n\nxyzzy\na wonderful \xe9t\xe9".encode())
+        lines = io.BytesIO("film\r\n\nxyzzy\na wonderful\x85 \xe9t\xe9".encode())
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
         return command(predict, trained, *arguments)
 
     status, output, error = read()
     assert (status, error) == (0, "")
-    said = [line.split("\t")[2:] for line in output.splitlines()]
+    said = [line.split("\t")[2:] for line in output.split("\n")[:-1]]
     unknown = "(no known word: the answer to an empty text)"
-    assert said == [["film"], ["", unknown], ["xyzzy", unknown], ["a wonderful \xe9t\xe9"]]
+    assert said == [["film"], ["", unknown], ["xyzzy", unknown], ["a wonderful\x85 \xe9t\xe9"]]
     assert read("-") == (status, output, error)
     assert read("dull", "-", "film")[1].count("\n") == 6
     for texts, number in ((("--strict",), 2), (("--strict", "film", "xyzzy"), 2)):

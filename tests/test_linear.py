@@ -253,6 +253,13 @@ def test_an_ensemble_is_the_mean_of_its_runs(
         assert float(probability) == pytest.approx(np.mean(means), abs=2e-4)
         assert float(probability) >= 0.5
 
+    status, output, _ = command(predict, folders[2], "--json", texts[0])
+    assert status == 0 and 1 <= json.loads(output)["known_words"] <= 5
+    status, _, error = command(predict, folders[2], "--checkpoint", "last")
+    assert status == 2 and f"--checkpoint last: {folders[2]} is linear" in error
+    with pytest.raises(TypeError, match="found one str"):
+        found.predict("text")
+
     status, _, error = command(predict, folders[0], tmp_path, "text")
     assert status == 2 and re.fullmatch(r"error: .+\n", error) and str(tmp_path) in error
     about = run.About(found.options, ("good", "bad"))

@@ -62,3 +62,12 @@ def test_tokenize_gives_lower_case_words_with_inner_apostrophes() -> None:
     ]
     assert tokenize("don\u2019t caf\u00e9_noir") == ["don't", "caf\u00e9", "noir"]
     assert tokenize("!?") == []
+
+
+def test_numbers_of_thousands_of_digits() -> None:
+    """Which int() refuses to read."""
+    assert clean(f"&#{'1' * 5_000};film") == "\N{REPLACEMENT CHARACTER}film"
+    assert (
+        clean(f"&#{'0' * 5_000}65;film &#0000000065 &#{'0' * 9}")
+        == "Afilm A \N{REPLACEMENT CHARACTER}"
+    )

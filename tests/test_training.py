@@ -233,6 +233,15 @@ def test_bad_options_get_one_clear_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_class_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    labels = ("a", "b\nc") * 20
+    rows = "".join(f'text {number},"{label}"\n' for number, label in enumerate(labels))
+    file.write_text(f"text,label\n{rows}")
+    with pytest.raises(ValueError, match=r"the class 'b\\nc' has a character"):
+        load_texts(TrainConfig(data=f"csv:{file}"), print)
+
+
 def test_models_that_jax_lacks_are_refused(command: Command) -> None:
     status, _, error = command(main_of(jax_impl.learner), "--model", "nn.gru")
     assert status == 2

@@ -42,7 +42,7 @@ def find_device(name: str) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if name == "auto":
         name = "cuda" if there["cuda"] else "cpu"
-    if not there[name]:
+    if not there.get(name):
         raise InputError(f"--device {name}: PyTorch finds no such device on this machine")
     return torch.device(name)
 

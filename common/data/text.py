@@ -11,6 +11,7 @@ TOKENIZER_VERSION = 1
 # A run of tags is one match, for they become one space.
 _TAG = r"</?[a-zA-Z][^<>]*+>"
 _MARKUP = re.compile(rf"{_TAG}(?:\s*+{_TAG})*+")
+_LONG_NUMBER = re.compile(r"&#([0-9]{9,})")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 # The same for ASCII, several times as fast. Tables for bytes.translate: what split() takes for a
 # space; what lower() and _WORD make of a character, a space where no word has it. Of apostrophes,
@@ -26,6 +27,8 @@ def clean(text: str) -> str:
     """The text without markup (<br /> and other tags, &amp; and other entities), on one line."""
     if "<" in text:
         text = _MARKUP.sub(" ", text)
+    if "&#" in text:  # Python reads no numbers of thousands of digits; eight are no character
+        text = _LONG_NUMBER.sub(lambda found: f"&#{found[1].lstrip('0')[:8] or 0}", text)
     text = html.unescape(text)
     if not text.isascii():
         return " ".join(text.split())

@@ -2,11 +2,11 @@
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
@@ -48,7 +48,7 @@ class Prediction:
 
 
 class Model:
-    """A trained model, ready to answer. Threads may share it.
+    """A trained model, ready to answer. Threads may share it: to ask changes nothing.
 
     Texts are read as training read them: markup is removed, words without a vector are left out,
     and of the others the last max_length are read. Lengths and numbers of texts are padded to a
@@ -72,7 +72,6 @@ class Model:
         )
         self.limit = run.options.max_length or sys.maxsize  # words that are read of a text
         self._ids = {word: number for number, word in enumerate(run.vocabulary)}
-        self._lock = Lock()
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The answer to each text. Raises TypeError for what is no list of str."""
@@ -128,8 +127,7 @@ class Model:
         running = 1 if len(self.classes) == 2 else best
 
         (batch,) = self._batches([ids], np.array([best]), shape).epoch()
-        with self._lock:
-            insides = self.learner.explain(batch)
+        insides = self.learner.explain(batch)
         inside = {name: insides[name][:, :n, 0] for name in "zr" if name in insides}
         states = insides["states"][:, :n, 0]
         start = states.dtype.type(0)
@@ -158,8 +156,7 @@ class Model:
             return found
         batches = self._batches(texts, shapes=shapes)
         for batch in track(batches.epoch(), len(batches)):
-            with self._lock:
-                logits = self.learner.logits(batch)
+            logits = self.learner.logits(batch)
             found = found.astype(logits.dtype, copy=False)
             own = batch.reviews >= 0
             found[batch.reviews[own]] = logits[own]
@@ -201,6 +198,8 @@ def load(
 ) -> Model:
     """Read a run directory: see `load` in the twins' predict.py."""
     folder = Path(run_dir)
+    if checkpoint not in (None, *get_args(Saved)):
+        raise InputError(f"checkpoint {checkpoint!r}: expected last or best")
     run = read_checkpoint(folder, checkpoint) if checkpoint else load_run(folder)
     return Model(framework, run, device)
 
@@ -210,9 +209,10 @@ def read_checkpoint(folder: Path, which: Saved) -> Run:
 
     Raises InputError where there is none, and where the data are no longer the same.
     """
-    saved = checkpoint.newest(folder, warn=lambda line: None)
+    saved = checkpoint.newest(folder, warn=warnings.warn)
     if saved is None:
-        raise InputError(f"{folder}: has no checkpoint")
+        problem = "has no checkpoint" if folder.is_dir() else "no such run directory"
+        raise InputError(f"{folder}: {problem}")
     options, parameters = saved.about.options, saved.parameters
     if which == "best":
         if not (parameters := saved.best):
@@ -248,10 +248,12 @@ def answers(
     ]
 
 
-def texts_of(texts: Sequence[str]) -> Sequence[str]:
+def texts_of(texts: Iterable[str]) -> list[str]:
     """The texts. Raises TypeError for one str, which is no list of them, and for what is no str."""
-    if isinstance(texts, str):
-        raise TypeError("texts: expected a list of str, found one str")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        found = "one str" if isinstance(texts, str) else type(texts).__name__
+        raise TypeError(f"texts: expected a list of str, found {found}")
+    texts = list(texts)
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts[{number}]: expected a str, found {type(text).__name__}")

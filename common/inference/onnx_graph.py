@@ -54,7 +54,7 @@ class Graph:
             [helper.make_tensor_value_info(name, *about) for name, about in ends.items()]
             for ends in (inputs, outputs)
         )
-        graph = helper.make_graph(self.nodes, "classifier", read, given, self.constants)
+        graph = helper.make_graph(self.nodes, "model", read, given, self.constants)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
         if model.ByteSize() >= _LARGEST:
@@ -104,7 +104,7 @@ def place_of(graph: Graph, code: str, codes: np.ndarray) -> str:
 
     A bisection, unrolled: how many of them are smaller?
     """
-    known = graph.constant([*codes, np.iinfo(np.int64).max])
+    known = graph.constant(np.append(codes, np.iinfo(np.int64).max))
     place = graph.constant(0)
     for bit in reversed(range(len(codes).bit_length())):
         further = graph("Add", place, 1 << bit)

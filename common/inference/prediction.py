@@ -94,6 +94,8 @@ def is_folder(text: str) -> bool:
 def load(framework: Framework | None, folder: Path, options: PredictOptions) -> Model | linear.Run:
     """Read a run directory, of a framework or linear. Raises InputError as they do."""
     if framework is None or framework_of(folder) == linear.FRAMEWORK:
+        if options.checkpoint:
+            raise InputError(f"--checkpoint {options.checkpoint}: {folder} is linear and has none")
         return linear.load(folder)
     return model.load(framework, folder, options.device, options.checkpoint)
 
@@ -114,10 +116,12 @@ def _lines(text: str) -> Iterator[str]:
     if text != "-":
         yield text
         return
+    if sys.stdin is None:
+        raise InputError("no text: standard input is closed")
     if sys.stdin.isatty():
         print("one text a line, end with Ctrl-D:", file=sys.stderr)
     for line in sys.stdin.buffer:
-        yield from line.decode("utf-8", "replace").splitlines()
+        yield line.decode("utf-8", "replace").rstrip("\r\n")
 
 
 def _line(text: str, answer: Prediction, *, as_json: bool) -> str:

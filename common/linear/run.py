@@ -17,7 +17,7 @@ from common import files
 from common.data import ngrams
 from common.data.corpus import join
 from common.errors import InputError
-from common.inference.model import Prediction, answers, words_of
+from common.inference.model import Prediction, answers, texts_of, words_of
 from common.linear.model import Linear
 from common.training import run_directory
 from common.training.options import Count, DataConfig
@@ -70,12 +70,12 @@ class Run(About):
         """The answer to each text; its probabilities are the softmax of the margins."""
         encoded = self.encode(texts)
         logits = self.model.logits(join(encoded, np.zeros(len(texts))))
-        return answers(self.classes, logits, ((ids >= 0).sum() for ids in encoded))
+        return answers(self.classes, logits, (int((ids >= 0).sum()) for ids in encoded))
 
     def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " words"]]:
         """The ids of each text's words; -1 is a word that was not seen."""
         ids = {word: number for number, word in enumerate(self.vocabulary)}
-        read = map(words_of, texts)
+        read = map(words_of, texts_of(texts))
         return [np.array([ids.get(word, -1) for word in words], np.int32) for words in read]
 
 

@@ -263,7 +263,7 @@ class Server:
         if (longest := max(map(len, question.texts), default=0)) > limits.max_characters:
             many = f"a text of {longest:,} characters, more than --max-characters"
             raise HTTPException(413, f"{many} {limits.max_characters:,}")
-        name = question.run or next(iter(self.runs))
+        name = next(iter(self.runs)) if question.run is None else question.run
         if name not in self.runs:
             raise HTTPException(404, f"run {name!r}: there are {', '.join(self.runs)}")
         return question, self.runs[name]
@@ -358,11 +358,13 @@ def main(framework: Framework) -> None:
         gc.collect()
         gc.freeze()
         host, port = listener.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
         print(f"serving {', '.join(run.name for run in runs)} on http://{host}:{port}", flush=True)
         config = uvicorn.Config(
             Server(runs, options).app,
             log_level="error",
             access_log=False,
+            ws="none",
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=30,
         )

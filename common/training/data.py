@@ -93,6 +93,9 @@ def load_texts(
     report is told, too, where the options leave reviews out.
     """
     texts = corpus.load(options.data, report, options.skip_bad_rows)
+    if unprintable := [name for name in texts.classes if not name.isprintable()]:
+        problem = f"the class {unprintable[0]!r} has a character that cannot be printed"
+        raise InputError(f"--data {options.data}: {problem}")
     train, test = texts.train.subset(options.train_size), texts.test.subset(options.test_size)
     if less := [
         f"{len(part):,} of {len(whole):,} reviews to {use} on (--{use}-size None for all)"

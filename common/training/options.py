@@ -31,7 +31,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru", "rnn"), "jax": ("gru", "bigru", "rnn")}
 
 # What a number may be is part of its type.
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
 
