@@ -1,7 +1,7 @@
 """How much the server does: python -m tests.speed_serve torch|jax RUN_DIR [--requests 100000]
 
 Starts it, warms it up, and then asks it from 64 connections, over loopback, each one short review
-at a time (of rt: 21 words on average). The clients are a process of their own on the same machine.
+at a time (of the data set rt). The clients are a process of their own on the same machine.
 """
 
 import argparse

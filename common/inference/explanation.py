@@ -74,12 +74,12 @@ def main(framework: Framework) -> None:
         _print(model.classes, found, options.by, len(words_of(options.text)), len(known))
 
 
-def _progress(batches: Iterable[Any], count: int) -> Iterable[Any]:
+def _progress(chunks: Iterable[Any], count: int) -> Iterable[Any]:
     """A progress bar where it takes long."""
     console = Console(stderr=True)
     quick = not sys.stderr.isatty() or count < PATIENCE
     label = "leaving out a word at a time"
-    return track(batches, label, count, console=console, transient=True, disable=quick)
+    return track(chunks, label, count, console=console, transient=True, disable=quick)
 
 
 def _print(

@@ -1,10 +1,12 @@
 """A trained model and what it is asked: what `load` of both twins returns."""
 
 import dataclasses
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +21,7 @@ from common.errors import InputError
 from common.params import DIRECTIONS
 from common.training import checkpoint
 from common.training.data import fingerprint_of, load_data
-from common.training.learner import Framework
+from common.training.learner import Framework, predict
 from common.training.options import Device
 from common.training.run_directory import Run, load_run
 
@@ -73,16 +75,16 @@ class Model:
         self.limit = run.options.max_length or sys.maxsize  # words that are read of a text
         self._ids = {word: number for number, word in enumerate(run.vocabulary)}
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """The answer to each text. Raises TypeError for what is no list of str."""
+    def predict(self, texts: Iterable[str]) -> list[Prediction]:
+        """The answer to each text. Raises TypeError for one str, and for what holds no str."""
         known = self.encode(texts)
         return answers(self.classes, self._logits(known), map(len, known))
 
-    def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "N C"]:
-        """The logits of each text's classes. Raises TypeError for what is no list of str."""
+    def logits(self, texts: Iterable[str]) -> Float[np.ndarray, "N C"]:
+        """The logits of each text's classes. Raises TypeError as predict does."""
         return self._logits(self.encode(texts))
 
-    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " known"]]:
+    def encode(self, texts: Iterable[str]) -> list[Int32[np.ndarray, " known"]]:
         """The ids, in run.vocabulary, of each text's words that have a vector."""
         ids = self._ids
         return [
@@ -95,7 +97,7 @@ class Model:
         text: str,
         *,
         units: bool = False,
-        track: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, count: batches,
+        track: Callable[[Iterable[Any], int], Iterable[Any]] = lambda chunks, count: chunks,
     ) -> dict[str, Any]:
         """Explain the answer to a text, word by word, ready for JSON:
 
@@ -112,21 +114,24 @@ class Model:
         z, r, change and units are of the last layer; with two directions they are dicts, forward
         and backward. All others are lists with an entry a word, so empty where no word is known.
 
-        track: told of the batches that are read, and how many they are, as rich.progress.track.
+        track: given what is read in turn, and how often, to pass on, as rich.progress.track does.
         """
         (known,) = self.encode([text])
         ids = known[-self.limit :]
         n = len(ids)
         without = (np.delete(ids, i) for i in range(n))
         up_to = (ids[: i + 1] for i in range(n))
+        asked, rows = chain([ids], without, up_to), ROWS[-1]
+        chunks = iter(lambda: [*islice(asked, rows)], [])  # never all of them in memory
         # One shape fits all that is asked, so that JAX compiles once.
         shape = self._shapes(1, n)[-1:]
-        logits = self._logits([*chain([ids], without, up_to)], shape, track)
+        read = partial(self._logits, rows=rows, shapes=shape)
+        logits = np.concatenate([*map(read, track(chunks, math.ceil((2 * n + 1) / rows)))])
         probabilities = softmax(logits.astype(np.float64), axis=1)
         best = int(logits[0].argmax())
         running = 1 if len(self.classes) == 2 else best
 
-        (batch,) = self._batches([ids], np.array([best]), shape).epoch()
+        (batch,) = self._batches([ids], np.array([best]), shapes=shape).epoch()
         insides = self.learner.explain(batch)
         inside = {name: insides[name][:, :n, 0] for name in "zr" if name in insides}
         states = insides["states"][:, :n, 0]
@@ -146,34 +151,26 @@ class Model:
         return found | ({"units": _by_direction({**inside, "state": states})} if units else {})
 
     def _logits(
-        self,
-        texts: Sequence[Int[np.ndarray, " words"]],
-        shapes: Sequence[Shape] | None = None,
-        track: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, count: batches,
+        self, texts: Sequence[Int[np.ndarray, " words"]], **how: Any
     ) -> Float[np.ndarray, "N C"]:
-        found = np.zeros((len(texts), len(self.classes)), np.float32)
         if not texts:
-            return found
-        batches = self._batches(texts, shapes=shapes)
-        for batch in track(batches.epoch(), len(batches)):
-            logits = self.learner.logits(batch)
-            found = found.astype(logits.dtype, copy=False)
-            own = batch.reviews >= 0
-            found[batch.reviews[own]] = logits[own]
-        return found
+            return np.zeros((0, len(self.classes)), np.float32)
+        return predict(self.learner, self._batches(texts, **how))[0]
 
     def _batches(
         self,
         texts: Sequence[Int[np.ndarray, " words"]],
         labels: Int[np.ndarray, " N"] | None = None,
-        shapes: Sequence[Shape] | None = None,
+        rows: int = 0,
+        shapes: Sequence[Shape] = (),
     ) -> Batches:
-        run, limit = self.run, self.run.options.max_length
+        """By default of as few rows, and of the shapes, that suit the texts."""
+        run = self.run
         split = join(texts, np.zeros(len(texts)) if labels is None else labels)
         split = run.ratios.beside(split) if run.ratios else split
-        rows = next(size for size in ROWS if size >= min(len(texts), ROWS[-1]))
+        rows = rows or next(size for size in ROWS if size >= min(len(texts), ROWS[-1]))
         shapes = shapes or self._shapes(rows, max(map(len, texts)))
-        ngrams = run.model.ngrams
+        limit, ngrams = run.options.max_length, run.model.ngrams
         return Batches(split, rows, max_length=limit, in_order=True, shapes=shapes, ngrams=ngrams)
 
     def _shapes(self, rows: int, longest: int) -> list[Shape]:

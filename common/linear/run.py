@@ -4,13 +4,13 @@ model.safetensors      what Linear in model.py holds: weight [R, F], bias [R], c
 vocabulary.txt         every word of the data set, in training and test
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Int32
 from msgspec import Meta
 
 from common import files
@@ -62,17 +62,13 @@ class Run(About):
     vocabulary: list[str]
     model: Linear
 
-    def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "N C"]:
-        """A number for each class of each text."""
-        return self.model.logits(join(self.encode(texts), np.zeros(len(texts))))
-
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Iterable[str]) -> list[Prediction]:
         """The answer to each text; its probabilities are the softmax of the margins."""
         encoded = self.encode(texts)
-        logits = self.model.logits(join(encoded, np.zeros(len(texts))))
+        logits = self.model.logits(join(encoded, np.zeros(len(encoded))))
         return answers(self.classes, logits, (int((ids >= 0).sum()) for ids in encoded))
 
-    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " words"]]:
+    def encode(self, texts: Iterable[str]) -> list[Int32[np.ndarray, " words"]]:
         """The ids of each text's words; -1 is a word that was not seen."""
         ids = {word: number for number, word in enumerate(self.vocabulary)}
         read = map(words_of, texts_of(texts))

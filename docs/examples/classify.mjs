@@ -1,4 +1,4 @@
-// Classify texts with an exported model: node classify.mjs model.onnx "what a film" "never again"
+// Classify texts with an exported model: node classify.mjs model.onnx "a wonderful film"
 //
 // It needs onnxruntime-web (onnxruntime-node does as well), and model.json beside model.onnx.
 

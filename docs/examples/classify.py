@@ -1,4 +1,4 @@
-"""Classify texts with an exported model: python classify.py model.onnx "what a film" "never again"
+"""Classify texts with an exported model: python classify.py model.onnx "a wonderful film"
 
 It needs numpy and onnxruntime, and model.json beside model.onnx.
 """
