@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import tyro
@@ -36,6 +36,9 @@ from common.report import content, html, markdown, schema, tables
 from common.report.schema import Check, Results, Run
 from common.training import run_directory
 from common.training.options import MODELS, TrainConfig, parse_options, program, to_arguments
+
+if TYPE_CHECKING:
+    from comparison.processes import Place
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim", "scikit-learn")
 # The plain RNN is for the questions alone.
@@ -75,6 +78,11 @@ class CompareConfig(TrainConfig):
     jobs: int | None = None
     """How many models are trained at a time, each on its share of the cores; None for one a core
     (on a GPU, and where cores cannot be shared out, one). 1 for times that all cores give."""
+    on: Literal["local", "slurm", "dask"] = "local"
+    """Where models are trained: here, as jobs of Slurm, or by the Dask that DASK_SCHEDULER_ADDRESS
+    names (docs/scale.md)."""
+    slurm: tuple[str, ...] = ()
+    """With --on slurm: options of sbatch, as partition=long time=60."""
     seeds: int = 5
     """For questions: with how many seeds each model is trained, --seed and the ones after it."""
     trials: int = 20
@@ -96,6 +104,8 @@ class CompareConfig(TrainConfig):
         ):
             if number is not None and number < 1:
                 raise InputError(f"{name} {number}: must be at least 1")
+        if self.slurm and self.on != "slurm":
+            raise InputError(f"--slurm {' '.join(self.slurm)}: needs --on slurm")
         if self.folder is not None and self.part != "report":
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
@@ -203,7 +213,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
         arguments += ["--oracle" if options.part == "all" else "--no-oracle"]
         results.runs = runs.train(
             chosen,
-            at_once(options),
+            place(options),
             lambda name, line: board.say(name, folders.get(name, path), line),
             done,
             beside=[Job("parity", "comparison.checks", tuple(arguments))] if checked else [],
@@ -227,15 +237,14 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     console.print(tables.summary(results.runs), *tables.oracle(suite))
 
 
-def at_once(options: CompareConfig) -> int:
-    """How many models to train at a time."""
-    from comparison import processes
+def place(options: CompareConfig) -> "Place":
+    """Where to train models, and how many at a time."""
+    from comparison.processes import Place, most_at_once
 
-    if options.jobs is not None:
-        return options.jobs
     # Not asked of PyTorch, which takes a second to import: it is only about a default.
     gpu = any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))
-    return 1 if options.device != "cpu" and gpu else processes.most_at_once()
+    at_once = 1 if options.device != "cpu" and gpu else most_at_once()
+    return Place(options.on, options.jobs or at_once, options.slurm, options.out)
 
 
 def answer_questions(options: CompareConfig, results: Results, console: Console) -> None:
@@ -252,7 +261,7 @@ def answer_questions(options: CompareConfig, results: Results, console: Console)
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    found = questions.measure(options.plain(), names, options.seeds, at_once(options), say)
+    found = questions.measure(options.plain(), names, options.seeds, place(options), say)
     results.questions = found
     console.print(tables.pairs(found.comparisons))
     for pair in found.comparisons:
@@ -279,7 +288,7 @@ def tune(options: CompareConfig, out: Path, results: Results, console: Console) 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    found = tuning.tune(framework, plain, storage, options.trials, at_once(options), say)
+    found = tuning.tune(framework, plain, storage, options.trials, place(options), say)
     results.tuning = found
     console.print(tables.trials(found))
     say(found.command or "no trial was completed")

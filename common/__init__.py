@@ -4,6 +4,7 @@ Nothing in here imports torch or jax, but for what reads and writes .pt files, w
 when there is one (common/convert/files.py).
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -25,6 +26,10 @@ def starting() -> bool:
     script = Path(__file__).resolve().parents[1] / "compare.py"
     return bool(sys.argv[:1]) and Path(sys.argv[0]).resolve() == script
 
+
+# Who started this program may be killed, and start it elsewhere: then it must not go on here.
+if "die_with_parent" in sys._xoptions and sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 # To import takes seconds. A Ctrl-C meanwhile ends the program there and then, without a traceback;
 # exit_on_input_error, around what it does, gives Python back its own handling.

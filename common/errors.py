@@ -1,7 +1,8 @@
 """What ends a program early: one clear line on standard error, never a traceback.
 
 Exit status 2: bad input, or a file that cannot be read or written. 3: numbers that are not finite.
-128 and the number of the signal (130, 143): stopped by Ctrl-C or SIGTERM.
+4: another worker of the same training is gone. 128 and the number of the signal (130, 143): stopped
+by Ctrl-C or SIGTERM.
 """
 
 import re
@@ -9,6 +10,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+LOST = 4
 
 
 class InputError(ValueError):
@@ -32,6 +35,18 @@ def masked(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
+def complain(message: object) -> None:
+    """Say what is wrong, in one line on standard error."""
+    print(" ".join(str(message).split()), file=sys.stderr, flush=True)
+
+
+def status_of(error: Exception) -> int:
+    """The exit status that stands for it."""
+    if isinstance(error, Stopped):
+        return error.status
+    return 3 if isinstance(error, NotFiniteError) else 2
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn the errors above into their one line on standard error and their exit status.
@@ -43,10 +58,10 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except (InputError, NotFiniteError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(3 if isinstance(error, NotFiniteError) else 2)
+        complain(f"error: {error}")
+        sys.exit(status_of(error))
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        complain(stopped)
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,26 +1,36 @@
-"""Programs side by side, each on cores of its own.
+"""Programs side by side: on cores of this machine, as jobs of Slurm, or on the workers of Dask.
 
-Two programs that each use all cores stand in each other's way, with PyTorch's threads tenfold and
-more. And one that has all cores often leaves some idle: nn.GRU's time steps are short, and XLA
-compiles on one.
+There is one door for all three, an engine's submit(function, arguments) -> future, and one thing
+that goes through it, `work`: it runs a program, with what that prints in a file. So a cluster needs
+no more than storage that its machines share, this project at the same place, and the way there.
+
+On this machine each program has cores of its own. Two that each use all of them stand in each
+other's way, with PyTorch's threads tenfold and more. And one that has all cores often leaves some
+idle: nn.GRU's time steps are short, and XLA compiles on one.
 """
 
-import asyncio
 import contextlib
-import itertools
 import os
 import random
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, Protocol
 
 from common import signals
 from common.data.encoding import cores
 from common.errors import InputError, NotFiniteError, Stopped
 
 ROOT = Path(__file__).parents[1]
-LONGEST_LINE = 2**20  # characters
+PAUSE = 0.05  # seconds between two looks at what the programs do
+NOT_BEGUN = -1  # an exit status
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,34 @@ class Job:
     arguments: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where programs run.
+
+    at_once: how many here; elsewhere, the cluster decides. slurm: options of sbatch, NAME=VALUE.
+    folder: for the files by which they speak; of those that all machines see, unless it is here.
+    """
+
+    on: Literal["local", "slurm", "dask"] = "local"
+    at_once: int = 1
+    slurm: tuple[str, ...] = ()
+    folder: Path | None = None
+
+
+class Future(Protocol):
+    """What an engine returns: that of concurrent.futures, a submitit.Job or a dask Future."""
+
+    def done(self) -> bool: ...
+    def result(self) -> int: ...
+    def cancel(self) -> Any: ...
+
+
+class Engine(Protocol):
+    """What runs functions somewhere."""
+
+    def submit(self, function: Callable[..., int], *arguments: Any) -> Future: ...
+
+
 def most_at_once() -> int:
     """How many programs can run here on cores of their own."""
     return cores() if hasattr(os, "sched_setaffinity") else 1
@@ -39,11 +77,11 @@ def most_at_once() -> int:
 
 def run(
     jobs: Sequence[Job],
-    at_once: int,
+    place: Place,
     say: Callable[[Job, str], None],
     ended: Callable[[Job], None],
 ) -> None:
-    """Run the jobs, begun in their order, at most so many at once.
+    """Run the jobs, begun in their order.
 
     say is given each line that a job prints; ended is called when one has ended well.
 
@@ -51,80 +89,252 @@ def run(
     others are asked to stop, and have stopped, then. A SIGINT or SIGTERM is passed on to all that
     run; when they have ended, Stopped is raised.
     """
-    waiting = iter(jobs)
-    running: dict[Job, asyncio.subprocess.Process] = {}
+    if not jobs:
+        return
     asked: list[int] = []
     stopped: list[str] = []
+    failure: Exception | None = None
+    with (
+        tempfile.TemporaryDirectory(prefix=".jobs-", dir=place.folder) as name,
+        _engine(place, len(jobs), folder := Path(name).absolute()) as engine,
+    ):
+        stop, here = folder / "stop", str(Path.cwd())
+        futures: dict[Job, Future] = {}
+        tails: dict[Job, _Tail] = {}
 
-    def pass_on(number: int) -> None:
-        asked.append(number)
-        for process in running.values():
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                process.send_signal(number)
+        def pass_on(number: int) -> None:
+            with stop.open("a") as file:
+                file.write(f"{int(number)}\n")
 
-    async def work(share: set[int]) -> None:
-        """Run jobs on a share of the cores, one after the other."""
-        for job in itertools.takewhile(lambda _: not asked, waiting):
-            process = running[job] = await _begin(job)
-            assert process.stdout is not None
-            last = ""
+        def take(number: int) -> None:
+            asked.append(number)
+            pass_on(number)
+
+        with signals.caught(take):
+            for number, job in enumerate(jobs):
+                tails[job] = _Tail(folder / f"{number}.log")
+                futures[job] = engine.submit(work, job, tails[job].path, stop, here)
             try:
-                if share:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.sched_setaffinity(process.pid, share)
-                async for line in process.stdout:
-                    last = line.decode(errors="replace").rstrip("\n")
-                    say(job, last)
-                status = await process.wait()
+                while futures:
+                    time.sleep(PAUSE)
+                    for job, future in list(futures.items()):
+                        done = future.done()  # asked first, so that what it wrote last is read
+                        for line in tails[job].lines():
+                            say(job, line)
+                        begun = tails[job].path.exists()
+                        if (asked or failure) and not begun and future.cancel() is not False:
+                            del futures[job]  # in a queue, it would hold us up
+                            continue
+                        if not done:
+                            continue
+                        del futures[job]
+                        status = _status(job, future)
+                        if not status:
+                            ended(job)
+                        elif asked:
+                            if status != NOT_BEGUN:
+                                stopped.append(f"{job.name}: {tails[job].last}")
+                        elif failure is None:
+                            kind = NotFiniteError if status == 3 else InputError
+                            message = tails[job].last.removeprefix("error: ")
+                            failure = kind(
+                                f"{job.name}: ended with exit status {status}: {message}"
+                            )
+                            if not stop.exists():
+                                pass_on(signal.SIGTERM)
             except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-                await process.wait()
+                pass_on(signal.SIGTERM)
+                for job, future in futures.items():
+                    if tails[job].path.exists() or future.cancel() is False:
+                        with contextlib.suppress(InputError):
+                            _status(job, future)
                 raise
-            finally:
-                del running[job]
-            if not status:
-                ended(job)
-            elif asked:
-                stopped.append(f"{job.name}: {last}")
-            else:
-                kind = NotFiniteError if status == 3 else InputError
-                message = last.removeprefix("error: ")
-                raise kind(f"{job.name}: ended with exit status {status}: {message}")
-
-    async def work_on_all() -> None:
-        async with asyncio.TaskGroup() as group:
-            for share in _shares(min(at_once, len(jobs))):
-                group.create_task(work(share))
-
-    with signals.caught(pass_on):
-        try:
-            asyncio.run(work_on_all())
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
     if asked:
         raise Stopped(asked[0], f"; the same command goes on from there ({'; '.join(stopped)})")
+    if failure:
+        raise failure
 
 
-async def _begin(job: Job) -> asyncio.subprocess.Process:
+def work(job: Job, log: Path, stop: Path, here: str, share: frozenset[int] = frozenset()) -> int:
+    """Run a program where this is called, and return its exit status.
+
+    What it prints is added to the file `log`. It is sent every signal whose number comes to stand,
+    a line each, in the file `stop`; where it fails, that is what the others are sent. It is killed
+    where this process is (common/__init__.py): whoever calls this again, as clusters do, then finds
+    nobody at work in its folder. here: the folder it runs in. share: the cores that it gets, if not
+    all.
+    """
+    passed = 0
+    if _asked(stop):
+        return NOT_BEGUN
     # Found from wherever this was started, and nothing of that folder in its place.
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", job.module, *job.arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
-        limit=LONGEST_LINE,
-        process_group=0,  # Ctrl-C reaches it through us alone: a second would end it at once
-    )
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "die_with_parent", "-m", job.module, *job.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            process_group=0,  # Ctrl-C reaches it through us alone: a second would end it at once
+        )
+        if share:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(process.pid, share)
+        while True:
+            for number in _asked(stop)[passed:]:
+                process.send_signal(number)
+                passed += 1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(PAUSE)
+                break
+    if status:
+        with contextlib.suppress(FileExistsError), stop.open("x") as file:
+            file.write(f"{int(signal.SIGTERM)}\n")  # so that none begins that waits
+    return status
 
 
-def _shares(count: int) -> list[set[int]]:
+def _asked(stop: Path) -> list[int]:
+    try:
+        return [int(line) for line in stop.read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def _status(job: Job, future: Future) -> int:
+    try:
+        return future.result()
+    except Exception as error:  # the engine's, that has lost it
+        raise InputError(f"{job.name}: {str(error).strip().splitlines()[0]}") from None
+
+
+class _Tail:
+    """A growing file of lines, and the last of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.last, self._rest, self._read = path, "", b"", 0
+
+    def lines(self) -> Iterator[str]:
+        """Those that have come since; of what was killed while it wrote, the rest with the next."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            file.seek(self._read)
+            found = file.read()
+            self._read += len(found)
+            *whole, self._rest = (self._rest + found).split(b"\n")
+            for line in whole:
+                self.last = line.decode(errors="replace")
+                yield self.last
+
+
+@contextlib.contextmanager
+def _engine(place: Place, count: int, folder: Path) -> Iterator[Engine]:
+    """That of a place, for so many jobs. Raises InputError where it is not there."""
+    needs = f'--on {place.on}: needs pip install -e ".[{place.on}]"'
+    match place.on:
+        case "local":
+            local = _Local(min(place.at_once, count))
+            with local.threads:
+                yield local
+        case "slurm":
+            try:
+                import submitit
+            except ImportError:
+                raise InputError(needs) from None
+            options = dict(_pair(text) for text in place.slurm)
+            try:
+                slurm = submitit.SlurmExecutor(folder)
+                slurm.update_parameters(use_srun=False, additional_parameters=options)
+            except RuntimeError as error:
+                raise InputError(f"--on slurm: {error}") from None
+            yield _Slurm(slurm)
+        case "dask":
+            try:
+                import dask
+                from distributed import Client
+            except ImportError:
+                raise InputError(needs) from None
+            address = dask.config.get("scheduler-address", None)
+            if address is None:
+                raise InputError("--on dask: DASK_SCHEDULER_ADDRESS has to name a scheduler")
+            try:
+                client = Client(address, timeout=20)
+            except (OSError, ValueError) as error:
+                raise InputError(f"--on dask: {address}: {error}") from None
+            with client:
+                yield _Dask(client)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise InputError(f"--slurm {text}: expected NAME=VALUE, as in partition=long")
+    return name, value
+
+
+class _Local:
+    """Threads, each with its share of the cores for what it starts."""
+
+    def __init__(self, at_once: int) -> None:
+        self.shares = SimpleQueue[frozenset[int]]()
+        for share in _shares(at_once):
+            self.shares.put(share)
+        self.threads = ThreadPoolExecutor(self.shares.qsize())
+
+    def submit(self, function: Callable[..., int], *arguments: Any) -> Future:
+        def on_share() -> int:
+            share = self.shares.get()
+            try:
+                return function(*arguments, share)
+            finally:
+                self.shares.put(share)
+
+        return self.threads.submit(on_share)
+
+
+class _Slurm:
+    """submitit. A job that Slurm takes off its machine is put in the queue again."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+
+    def submit(self, function: Callable[..., int], *arguments: Any) -> Future:
+        try:
+            return self.executor.submit(_Again(function), *arguments)
+        except Exception as error:  # what sbatch says
+            raise InputError(f"--on slurm: {' '.join(str(error).split())}") from None
+
+
+class _Again:
+    """A function that submitit may call again."""
+
+    def __init__(self, function: Callable[..., int]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> int:
+        return self.function(*arguments)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)
+
+
+class _Dask:
+    """dask.distributed. What a worker that dies was at, another one begins again."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def submit(self, function: Callable[..., int], *arguments: Any) -> Future:
+        return self.client.submit(function, *arguments, pure=False)
+
+
+def _shares(count: int) -> list[frozenset[int]]:
     """The cores dealt out; an empty share is any core."""
     count = min(count, most_at_once())
     if count <= 1:
-        return [set()]
+        return [frozenset()]
     # A quota may allow fewer than can be seen. Which ones: not the same in every container.
     available = sorted(random.sample(sorted(os.sched_getaffinity(0)), cores()))
-    return [set(available[number::count]) for number in range(count)]
+    return [frozenset(available[number::count]) for number in range(count)]

@@ -30,6 +30,7 @@ from common.training.data import Data, load_data, load_texts
 from common.training.learner import Framework, Learner, predict
 from common.training.options import TrainConfig
 from comparison import runs
+from comparison.processes import Place
 
 FRAMEWORKS: dict[str, Framework] = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 PAIRS = (
@@ -59,17 +60,17 @@ QUANTITIES = ("z", "change")
 
 
 def measure(
-    options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
+    options: TrainConfig, names: Sequence[str], seeds: int, place: Place, report: Report
 ) -> schema.Questions:
     """Train every model (names: "torch gru", …) with so many seeds, and answer the questions.
 
-    at_once: so many are trained at a time, each on cores of its own.
+    place: where they are trained.
 
     Run directories are OUT/questions/seed-N/FRAMEWORK-MODEL; what is there, trained with the same
     options, is not trained again.
     """
     data = load_data(options, report)
-    trained = train(options, names, seeds, at_once, report)
+    trained = train(options, names, seeds, place, report)
     report("asking every model about the test reviews")
     correct, seconds = {}, {}
     for name, of_seeds in trained.items():
@@ -96,7 +97,7 @@ def measure(
 
 
 def train(
-    options: TrainConfig, names: Sequence[str], seeds: int, at_once: int, report: Report
+    options: TrainConfig, names: Sequence[str], seeds: int, place: Place, report: Report
 ) -> dict[str, list[schema.Run]]:
     """Train what is not there yet; returns the runs of each model, a seed each; of linear, one."""
     assert options.out is not None
@@ -114,7 +115,7 @@ def train(
         assert run is not None
         report(f"{name}: {run.accuracy:.2%} after {run.train_seconds:.0f} s")
 
-    found = runs.train(trainings, at_once, lambda name, line: None, done)
+    found = runs.train(trainings, place, lambda name, line: None, done)
     return {name: [run for run in found if run.name == name] for name in names}
 
 

@@ -16,7 +16,7 @@ from common.report.schema import Check, Data, Run
 from common.training import run_directory
 from common.training.options import DataConfig, TrainConfig, to_arguments
 from comparison import processes
-from comparison.processes import Job
+from comparison.processes import Job, Place
 
 STEPS = 125  # the first epoch of the preset quick
 BOUND_LOSS = 0.01
@@ -73,12 +73,12 @@ class Training:
 
 def train(
     trainings: Sequence[Training],
-    at_once: int,
+    place: Place,
     say: Callable[[str, str], None],
     done: Callable[[str, Run | None], None],
     beside: Sequence[Job] = (),
 ) -> list[Run]:
-    """Train models, each in a process of its own, at most so many at once, and other jobs beside.
+    """Train models, each in a process of its own, at that place, and other jobs beside.
 
     A run that was interrupted goes on, and one that is finished is not trained again. Of several
     at once, the last begin first: they are the ones that take long.
@@ -97,8 +97,8 @@ def train(
             arguments = tuple(to_arguments(training.options))
             jobs[Job(training.name, training.module, arguments)] = training
     processes.run(
-        [*beside, *(jobs if at_once == 1 else reversed(jobs))],
-        at_once,
+        [*beside, *(jobs if place.at_once == 1 else reversed(jobs))],
+        place,
         lambda job, line: say(job.name, line),
         lambda job: done(job.name, jobs[job].run() if job in jobs else None),
     )

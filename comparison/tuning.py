@@ -33,7 +33,7 @@ from common.training.options import PRESETS, TrainConfig, option, parse_options,
 from common.training.recipe import recipe_of
 from common.training.run_directory import MAY_CHANGE
 from comparison import processes
-from comparison.processes import Job
+from comparison.processes import Job, Place
 
 if TYPE_CHECKING:
     import optuna
@@ -151,7 +151,7 @@ def tune(
     options: TrainConfig,
     storage: str,
     trials: int,
-    at_once: int,
+    place: Place,
     say: Callable[[str], None],
 ) -> Tuning:
     """Go on with the study of these options until it has so many trials; all that it has.
@@ -173,10 +173,10 @@ def tune(
     learner.CELLS[options.cell].resolve(options.implementation, dtype=options.dtype)
     name = f"{framework} {options.model} on {options.data}, {_digest(options)}"
     with opened(storage) as optuna:
-        place = _storage(storage)
-        if options.restart and name in optuna.get_all_study_names(place):
-            optuna.delete_study(study_name=name, storage=place)
-        study = optuna.create_study(study_name=name, storage=place, load_if_exists=True)
+        kept = _storage(storage)
+        if options.restart and name in optuna.get_all_study_names(kept):
+            optuna.delete_study(study_name=name, storage=kept)
+        study = optuna.create_study(study_name=name, storage=kept, load_if_exists=True)
         optuna.storages.fail_stale_trials(study)
     there = counted(study)
     say(f"{name}: {len(there)} of {trials} trials are there, in {masked(storage)}")
@@ -192,7 +192,7 @@ def tune(
     try:
         processes.run(
             jobs,
-            at_once,
+            place,
             lambda job, line: say(line) if line.startswith(DONE) else None,
             lambda job: None,
         )

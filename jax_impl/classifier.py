@@ -4,6 +4,7 @@ Its twin is torch_impl/classifier.py: the same names in the same order.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from common.params import NO_LABEL, NO_MASKS, ModelConfig
 from jax_impl import gru, rnn
 from jax_impl.layers import as_array, canonical, in_range, register, run, within
 
+Reduction = Literal["mean", "sum"]
 CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
@@ -140,19 +142,21 @@ def cross_entropy(
     labels: Int[Array, " B"],
     class_weights: Float[Array, " C"] | None = None,
     smoothing: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> Float[Array, ""]:
-    """The mean over the rows that are reviews, each with the weight of its class.
+    """The mean, or the sum, over the rows that are reviews, each with the weight of its class.
 
     smoothing: the share of the target that is spread evenly over all classes (Szegedy et al. 2016).
     """
     own, is_review = jnp.maximum(labels, 0), labels != NO_LABEL
     if class_weights is None and not smoothing:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, own)
-        return losses.mean(where=is_review)
+        return getattr(losses, reduction)(where=is_review)
     weights = jnp.ones(logits.shape[1]) if class_weights is None else class_weights
     targets = optax.smooth_labels(jax.nn.one_hot(own, len(weights), dtype=logits.dtype), smoothing)
     losses = optax.softmax_cross_entropy(logits, targets * weights)
-    return losses.sum(where=is_review) / weights[own].sum(where=is_review)
+    total = losses.sum(where=is_review)
+    return total if reduction == "sum" else total / weights[own].sum(where=is_review)
 
 
 class Classifier(nnx.Module):

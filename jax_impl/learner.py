@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int
 
 from common.data.batches import Batch
@@ -20,10 +23,14 @@ from common.training import learner
 from common.training.dropout import masks
 from common.training.learner import Arrays
 from common.training.options import TrainConfig
-from common.training.recipe import PLAIN, Recipe, learning_rate
-from jax_impl.classifier import CELLS, Classifier, cross_entropy
+from common.training.recipe import PLAIN, Recipe, learning_rate, weight_of
+from common.training.world import ALONE, World
+from jax_impl.classifier import CELLS, Classifier, Reduction, cross_entropy
 from jax_impl.layers import canonical, register
 from jax_impl.trace import explain
+
+if TYPE_CHECKING:
+    pass
 
 FRAMEWORK = "jax"
 MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam
@@ -39,10 +46,17 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
+def join() -> AbstractContextManager[World]:
+    """Among the other workers, which torchrun or srun has started."""
+    from jax_impl import world  # for none but them
+
+    return world.join()
+
+
 def find_device(name: str) -> jax.Device:
     """The device called auto, cpu or cuda. Raises InputError where the machine has none."""
     try:
-        return jax.devices(None if name == "auto" else name)[0]
+        return jax.local_devices(backend=None if name == "auto" else name)[0]
     except RuntimeError:
         raise InputError(f"--device {name}: JAX finds no such device on this machine") from None
 
@@ -58,6 +72,7 @@ class Learner(learner.Learner):
         parameters: Arrays | None = None,
         dtype: str = "float32",
         recipe: Recipe = PLAIN,
+        world: World = ALONE,
     ) -> None:
         self.device = find_device(training.device)
         cell, device = CELLS[config.cell], self.device
@@ -78,16 +93,17 @@ class Learner(learner.Learner):
         )
         self.average = jax.tree.map(jnp.copy, self.state) if training.ema else None
         self.gradient_norm = jnp.zeros(())
+        self.world, self.asked, self.exchange = world, jnp.zeros(()), None
+        if (shares := training.shares or 1) > 1:
+            from jax_impl.world import Exchange
 
-    def step(self, batch: Batch) -> Float[Array, ""]:
-        dropped = masks(self.config, self.training, batch, self.taken)
-        found = {name: self._array(mask) for name, mask in dropped.items()}
-        ratios, arrays = self._ratios(batch), self._arrays(batch)
-        loss, gradients = self._backward(self.state, self.frozen, found, ratios, *arrays)
+            self.exchange = Exchange(world, shares, device.platform)
+
+    def step(self, *shares: Batch, asked: bool = False) -> Float[Array, ""]:
+        loss, gradients, rows = self._gradients(shares, asked)
         rate = None
         if self.training.scheduled:
             rate = self._array(np.array(learning_rate(self.training, self.recipe, self.taken)))
-        rows = self._rows(batch)
         updated = self._update(self.state, self.moments, self.average, gradients, rate, rows)
         self.state, self.moments, self.average, self.gradient_norm = updated
         self.taken += 1
@@ -99,10 +115,9 @@ class Learner(learner.Learner):
         ratios = self._ratios(batch)
         return np.asarray(self._logits(self.state, self.frozen, *inputs, {}, ratios))
 
-    def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-        ratios, arrays = self._ratios(batch), self._arrays(batch)
-        loss, gradients = self._backward(self.state, self.frozen, {}, ratios, *arrays)
-        if (rows := self._rows(batch)) is not None:
+    def gradients(self, *shares: Batch) -> tuple[float, dict[str, np.ndarray]]:
+        loss, gradients, rows = self._gradients(shares, dropping=False)
+        if rows is not None:
             zeros = jax.tree.map(jnp.zeros_like, self.state)
             gradients = self._put(zeros, gradients, jnp.asarray(rows))
         return float(loss), self._read(gradients)
@@ -184,15 +199,86 @@ class Learner(learner.Learner):
         padding = np.arange(len(batch.distinct)) >= batch.named
         return np.where(padding, self.config.vocabulary_size, batch.distinct)
 
+    def _gradients(
+        self, shares: Sequence[Batch], asked: bool = False, dropping: bool = True
+    ) -> tuple[Float[Array, ""], nnx.State, Int[np.ndarray, " K"] | None]:
+        """The loss of a batch, the gradients, and the rows of the word vectors that they are about,
+        if these are trained; past the end: none."""
+        if self.exchange is None:
+            [batch] = shares
+            found = self._share(batch, self.state, self.frozen, dropping=dropping)
+            return *found, self._rows(batch)
+        rows = size = None
+        places: list[Any] = [None] * len(shares)
+        if self.config.train_vectors:
+            named = [share.distinct[: share.named] for share in shares]
+            union, places = self.world.union(named)
+            size = 1 << len(union).bit_length()  # of few sizes: the update is compiled for each
+            beyond = np.full(size - len(union), self.config.vocabulary_size)
+            rows = np.append(union, beyond)
+        mine = []
+        copies = {self.device: (self.state, self.frozen)}
+        for number, (share, place) in enumerate(zip(shares, places, strict=True)):
+            device = self.exchange.device(number)
+            if device not in copies:
+                copies[device] = jax.device_put(copies[self.device], device)
+            loss, gradients = self._share(share, *copies[device], "sum", dropping)
+            beside = self._array(np.array([weight_of(share.labels, self.recipe), asked]))
+            if place is not None:
+                padding = np.full(len(share.distinct) - len(place), size)
+                gradients = self._among(gradients, np.append(place, padding), size)
+            mine.append(self._flat(loss, beside, gradients))
+        loss, self.asked, gradients = self._split(self.exchange(mine), self.state, rows)
+        return loss, gradients, rows
+
+    def _share(
+        self,
+        batch: Batch,
+        state: nnx.State,
+        frozen: nnx.State,
+        reduction: Reduction = "mean",
+        dropping: bool = True,
+    ) -> tuple[Float[Array, ""], nnx.State]:
+        dropped = masks(self.config, self.training, batch, self.taken) if dropping else {}
+        found = {name: self._array(mask) for name, mask in dropped.items()}
+        given = found, self._ratios(batch), *self._arrays(batch)
+        return self._backward(state, frozen, reduction, *given)
+
+    @partial(jax.jit, static_argnums=(0, 3))
+    def _among(self, gradients: nnx.State, place: Int[Array, " K"], size: int) -> nnx.State:
+        """With the gradient for `size` rows of the word vectors, for some: those at `place`."""
+        part: Any = gradients[VECTORS]
+        whole = jnp.zeros((size, self.config.input_size), part[...].dtype)
+        whole = whole.at[place].set(part[...], mode="drop")
+        return nnx.State({**gradients, VECTORS: part.replace(whole)})
+
+    @partial(jax.jit, static_argnums=0)
+    def _flat(
+        self, loss: Float[Array, ""], beside: Float[Array, "2"], gradients: nnx.State
+    ) -> Float[Array, " P"]:
+        """One vector of all."""
+        return jnp.concatenate([loss[None], beside, ravel_pytree(gradients)[0]])
+
+    @partial(jax.jit, static_argnums=0)
+    def _split(
+        self, total: Float[Array, " P"], state: nnx.State, rows: Int[Array, " K"] | None
+    ) -> tuple[Float[Array, ""], Float[Array, ""], nnx.State]:
+        """What `_flat` laid together, the loss and the gradients as means."""
+        loss, weight, asked = total[:3]
+        like = state if rows is None else self._take(state, rows)
+        unravel: Any = ravel_pytree(like)[1]
+        return loss / weight, asked, unravel(total[3:] / weight)
+
     @partial(jax.jit, static_argnums=0)
     def _logits(self, state: nnx.State, frozen: nnx.State, *inputs: Any) -> Float[Array, "B C"]:
         return nnx.merge(self.graph, state, frozen)(*inputs)
 
-    @partial(jax.jit, static_argnums=0)
+    @partial(jax.jit, static_argnums=(0, 3))
     def _backward(
         self,
         state: nnx.State,
         frozen: nnx.State,
+        reduction: Reduction,
         dropped: dict[str, Array],
         ratios: Float[Array, "T B E"] | None,
         *arrays: Array,
@@ -206,7 +292,7 @@ class Learner(learner.Learner):
         def loss(state: nnx.State) -> Float[Array, ""]:
             logits = self._logits(state, frozen, distinct, *inputs, dropped, ratios)
             how = self.class_weights, self.training.label_smoothing
-            return cross_entropy(logits, labels, *how)
+            return cross_entropy(logits, labels, *how, reduction)
 
         return jax.value_and_grad(loss)(state)
 

@@ -9,6 +9,9 @@ parameters compared, bit for bit, with those of a run that nobody killed. It wri
 after every step, so that many a kill falls into the writing of one. The processes are forked from
 one that has imported everything, which saves the seconds that an import takes.
 
+Workers: the same of a training by two workers, of which one, drawn at random, is killed; the other
+has to end by itself within ten seconds.
+
 Damage: each file of the last of three checkpoints is cut short, has bits flipped, or is swapped for
 that of the checkpoint before; loading has to notice and return the checkpoint before. The same for
 the files of a finished run, which have to be refused.
@@ -27,10 +30,12 @@ import os
 import random
 import resource
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,7 @@ from common import files
 from common.errors import InputError
 from common.training import checkpoint, loop, run_directory
 from common.training.options import TrainConfig
+from common.training.world import joined
 
 TINY = TrainConfig(
     data="rt",
@@ -74,6 +80,8 @@ class Endurance:
     """Those to be killed."""
     kills: int = 200
     """Kills in each framework."""
+    workers: int = 20
+    """Kills in each framework of one of two workers."""
     cuts: int = 50
     """Places at which each file is cut short."""
     flips: int = 500
@@ -109,6 +117,14 @@ def rows(
             f"half-written checkpoint, {ends} came after the last step",
             same == options.kills,
         )
+        same, longest = kill_workers(framework, options.workers, rng, work / framework)
+        yield (
+            f"{framework}: one of two workers killed, both started again",
+            options.workers,
+            f"{same} ended with the very numbers of the run nobody killed; the other one was gone "
+            f"{longest:.1f} s after it at the latest",
+            same == options.workers and longest < 10,
+        )
     run = work / "run"
     train("torch", TINY, run)
     for what, count, missed in damage(run, options, rng):
@@ -131,8 +147,18 @@ def train(framework: str, options: TrainConfig, out: Path) -> dict[str, Any]:
         return loop.train(twin, dataclasses.replace(options, out=out))
 
 
-def _run(framework: str, options: TrainConfig, out: Path) -> None:
-    """The same in a forked process."""
+def _run(framework: str, options: TrainConfig, out: Path, launched: Mapping[str, str]) -> None:
+    """The same in a forked process; launched: what a launcher tells a worker."""
+    os.environ.update(launched)
+    quiet(framework, out.parent / "compiled")
+    twin = import_module(f"{framework}_impl.learner")
+    with joined(twin) as world:
+        loop.train(twin, dataclasses.replace(options, out=out), world)
+
+
+def quiet(framework: str, compiled: Path) -> None:
+    """Let a forked process print nothing, and compile nothing that is in that folder."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if framework == "torch":
         import torch
 
@@ -140,10 +166,9 @@ def _run(framework: str, options: TrainConfig, out: Path) -> None:
     else:  # it would spend most of each run on compiling the same again
         import jax
 
-        jax.config.update("jax_compilation_cache_dir", str(out.parent / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    train(framework, options, out)
 
 
 def forkserver() -> Any:
@@ -156,11 +181,32 @@ def forkserver() -> Any:
 
 def start(context: Any, framework: str, options: TrainConfig, out: Path) -> Any:
     """A training run in a process of its own that has come as far as its first step."""
-    process = context.Process(target=_run, args=(framework, options, out))
-    process.start()
-    while not (out / "log.jsonl").exists() and process.is_alive():
-        time.sleep(0.001)
+    [process] = start_workers(context, framework, options, out, 1)
     return process
+
+
+def launch(count: int) -> list[dict[str, str]]:
+    """What torchrun would tell each of so many workers."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    size = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    ranks = [{**size, "RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
+    told = [{name: str(number) for name, number in about.items()} for about in ranks]
+    return [{**about, "MASTER_ADDR": "localhost"} for about in told]
+
+
+def start_workers(
+    context: Any, framework: str, options: TrainConfig, out: Path, count: int
+) -> list[Any]:
+    """The same, of so many workers, as torchrun would start them."""
+    processes = []
+    for launched in launch(count):
+        given = framework, options, out, launched
+        processes.append(context.Process(target=_run, args=given))
+        processes[-1].start()
+    while not (out / "log.jsonl").exists() and all(each.is_alive() for each in processes):
+        time.sleep(0.001)
+    return processes
 
 
 def kill_many(framework: str, kills: int, rng: random.Random, work: Path) -> tuple[int, int, int]:
@@ -201,6 +247,42 @@ def kill_many(framework: str, kills: int, rng: random.Random, work: Path) -> tup
         same += process.exitcode == 0 and outcome(out) == expected[kind]
         shutil.rmtree(out)
     return same, halves, ends
+
+
+def kill_workers(framework: str, kills: int, rng: random.Random, work: Path) -> tuple[int, float]:
+    """How many runs of two workers, of which one was killed, ended as if nothing had happened, and
+    how long, in seconds, the other one lived on at most."""
+    context, longest, same, killed = forkserver(), 0.0, 0, 0
+    out = work / "workers"
+
+    def run() -> list[Any]:
+        return start_workers(context, framework, TINY, out, 2)
+
+    for _ in range(2):  # as above
+        shutil.rmtree(out, ignore_errors=True)
+        processes, began = run(), time.perf_counter()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0, f"{framework}: two workers do not train"
+        seconds, expected = time.perf_counter() - began, outcome(out)
+    while killed < kills:
+        shutil.rmtree(out)
+        processes = run()
+        victim, other = rng.sample(processes, 2)
+        victim.join(rng.uniform(0, seconds))
+        victim.kill()
+        victim.join()
+        began = time.perf_counter()
+        other.join(30)
+        if victim.exitcode == 0:
+            continue
+        killed += 1
+        longest = max(longest, time.perf_counter() - began)
+        other.kill()
+        for process in (again := run()):
+            process.join()
+        same += all(each.exitcode == 0 for each in again) and outcome(out) == expected
+    return same, longest
 
 
 def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:

@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import InputError, NotFiniteError, Stopped
 from comparison import processes
-from comparison.processes import Job
+from comparison.processes import Job, Place
 
 several_cores = pytest.mark.skipif(
     processes.most_at_once() < 2, reason="needs two cores that can be shared out"
@@ -35,7 +35,7 @@ def run(jobs: list[Job], at_once: int) -> tuple[list[tuple[str, str]], list[str]
     ended: list[str] = []
     processes.run(
         jobs,
-        at_once,
+        Place(at_once=at_once),
         lambda job, line: lines.append((job.name, line)),
         lambda job: ended.append(job.name),
     )
@@ -58,7 +58,7 @@ def test_a_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """joblib reads it from the container; this is its other way to be told."""
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     assert processes.most_at_once() == 1
-    assert processes._shares(2) == [set()]
+    assert processes._shares(2) == [frozenset()]
     monkeypatch.undo()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(processes, "cores", lambda: 4)
@@ -109,7 +109,7 @@ time.sleep(60)
     with pytest.raises(kind, match=rf"^failing: ended with exit status {status}: no$"):
         processes.run(
             [patient, failing, never],
-            2,
+            Place(at_once=2),
             lambda job, line: lines.append(f"{job.name} {line}"),
             lambda job: pytest.fail(f"{job.name} ended well"),
         )
@@ -139,7 +139,9 @@ time.sleep(60)
     with pytest.raises(
         Stopped, match=r"there \(\w+: stopped after step 7; \w+: stopped"
     ) as stopped:
-        processes.run(jobs, 2, say, lambda job: pytest.fail(f"{job.name} ended well"))
+        processes.run(
+            jobs, Place(at_once=2), say, lambda job: pytest.fail(f"{job.name} ended well")
+        )
     assert stopped.value.status == 130
     assert not any(line.startswith("third") for line in lines)
 
@@ -152,5 +154,5 @@ def test_the_jobs_end_with_a_program_that_fails_as_it_listens(programs: Path) ->
 
     begun = time.monotonic()
     with pytest.raises(BrokenPipeError):
-        processes.run([job], 1, say, lambda job: None)
+        processes.run([job], Place(), say, lambda job: None)
     assert time.monotonic() - begun < 30

@@ -29,6 +29,7 @@ from common.training.data import Data, load_data
 from common.training.learner import validate
 from common.training.options import TrainConfig
 from comparison import runs
+from comparison.processes import Place
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -239,9 +240,9 @@ def after_steps(
     Learner = FRAMEWORKS[name].Learner
     step, taken = Learner.step, 0
 
-    def counting(self: Any, batch: Any) -> Any:
+    def counting(self: Any, *shares: Any, **how: Any) -> Any:
         nonlocal taken
-        loss = step(self, batch)
+        loss = step(self, *shares, **how)
         taken += 1
         changed = act(self) if taken == count else None
         return loss if changed is None else changed
@@ -278,7 +279,7 @@ import os, signal, time
 import torch_impl.learner as twin
 from common.training import loop
 
-def step(self, batch):
+def step(self, batch, asked):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0)
     os.kill(os.getpid(), signal.SIGINT)
@@ -327,7 +328,9 @@ def test_compare_stops_with_its_training_and_goes_on_with_it(
     training = runs.Training("torch", options, "torch gru")
 
     def train() -> list[Run]:
-        return runs.train([training], 1, lambda name, line: lines.append(line), lambda *_: None)
+        return runs.train(
+            [training], Place(), lambda name, line: lines.append(line), lambda *_: None
+        )
 
     first = train()
     assert any(line.startswith(f"going on after step {int(last.name):,}") for line in lines)

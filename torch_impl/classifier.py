@@ -4,6 +4,7 @@ Its twin is jax_impl/classifier.py: the same names in the same order.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from common.params import NO_LABEL, NO_MASKS, ModelConfig
 from torch_impl import gru, rnn
 from torch_impl.layers import canonical, check_arrays, in_range, register, run, within
 
+Reduction = Literal["mean", "sum"]
 CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
 
 
@@ -134,13 +136,19 @@ def cross_entropy(
     labels: Int[Tensor, " B"],
     class_weights: Float[Tensor, " C"] | None = None,
     smoothing: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> Float[Tensor, ""]:
-    """The mean over the rows that are reviews, each with the weight of its class.
+    """The mean, or the sum, over the rows that are reviews, each with the weight of its class.
 
     smoothing: the share of the target that is spread evenly over all classes (Szegedy et al. 2016).
     """
     return F.cross_entropy(
-        logits, labels, class_weights, ignore_index=NO_LABEL, label_smoothing=smoothing
+        logits,
+        labels,
+        class_weights,
+        ignore_index=NO_LABEL,
+        reduction=reduction,
+        label_smoothing=smoothing,
     )
 
 

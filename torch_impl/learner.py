@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -18,11 +21,15 @@ from common.training import learner
 from common.training.dropout import masks
 from common.training.learner import Arrays
 from common.training.options import TrainConfig
-from common.training.recipe import PLAIN, Recipe, learning_rate
+from common.training.recipe import PLAIN, Recipe, learning_rate, weight_of
+from common.training.world import ALONE, World
 from torch_impl.builtin import BuiltinClassifier
-from torch_impl.classifier import CELLS, Classifier, cross_entropy
+from torch_impl.classifier import CELLS, Classifier, Reduction, cross_entropy
 from torch_impl.layers import canonical
 from torch_impl.trace import explain
+
+if TYPE_CHECKING:
+    pass
 
 FRAMEWORK = "torch"
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}  # in torch.optim.Adam
@@ -35,6 +42,13 @@ def make_deterministic() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+
+
+def join() -> AbstractContextManager[World]:
+    """Among the other workers, which torchrun has started."""
+    from torch_impl import world  # for none but them
+
+    return world.join()
 
 
 def find_device(name: str) -> torch.device:
@@ -58,6 +72,7 @@ class Learner(learner.Learner):
         parameters: Arrays | None = None,
         dtype: str = "float32",
         recipe: Recipe = PLAIN,
+        world: World = ALONE,
     ) -> None:
         self.device = find_device(training.device)
         cell, kind = CELLS[config.cell], self.device.type
@@ -79,10 +94,15 @@ class Learner(learner.Learner):
         self.class_weights = None if weights is None else self._tensor(np.array(weights))
         self.average = [p.detach().clone() for p in self.model.parameters() if training.ema]
         self.gradient_norm = torch.zeros((), device=self.device)
+        self.world, self.asked, self.exchange = world, torch.zeros(()), None
+        if (shares := training.shares or 1) > 1:
+            from torch_impl.world import Exchange
+
+            self.exchange = Exchange(world, shares)
         self.load(parameters)
 
-    def step(self, batch: Batch) -> Float[Tensor, ""]:
-        loss = self._backward(batch, masks(self.model.config, self.training, batch, self.taken))
+    def step(self, *shares: Batch, asked: bool = False) -> Float[Tensor, ""]:
+        loss, rows = self._gradients(shares, asked)
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]  # all have one
         # One after the other: for so few, PyTorch's way of taking them all together is slower.
         self.gradient_norm = norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
@@ -94,8 +114,7 @@ class Learner(learner.Learner):
         if self.vectors is None:
             self._optimizer.step()
         else:
-            rows = torch.from_numpy(batch.distinct).long().to(self.device)
-            self._step_rows(self.vectors, rows, batch.named)
+            self._step_rows(self.vectors, torch.from_numpy(rows).long().to(self.device))
         self.taken += 1
         for average, parameter in zip(self.average, self.model.parameters(), strict=False):
             average.lerp_(parameter.detach(), 1 - self.training.ema)
@@ -106,12 +125,11 @@ class Learner(learner.Learner):
             distinct, tokens, lengths, _ = self._arrays(batch)
             return self.model(distinct, tokens, lengths, {}, self._ratios(batch)).cpu().numpy()
 
-    def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-        loss = self._backward(batch)
+    def gradients(self, *shares: Batch) -> tuple[float, dict[str, np.ndarray]]:
+        loss, rows = self._gradients(shares, dropping=False)
         if self.vectors is not None and self.rows.grad is not None:
-            rows = torch.from_numpy(batch.distinct[: batch.named]).long().to(self.device)
             gradient = torch.zeros_like(self.vectors)
-            gradient[rows] = self.rows.grad[: batch.named]
+            gradient[torch.from_numpy(rows).to(self.device)] = self.rows.grad[: len(rows)]
             self.vectors.grad = gradient
         return loss.item(), self._read("grad")
 
@@ -190,7 +208,64 @@ class Learner(learner.Learner):
     def _ratios(self, batch: Batch) -> Float[Tensor, "T B E"] | None:
         return None if batch.ratios is None else self._tensor(batch.ratios)
 
-    def _backward(self, batch: Batch, dropped: Arrays = NO_MASKS) -> Float[Tensor, ""]:
+    def _gradients(
+        self, shares: Sequence[Batch], asked: bool = False, dropping: bool = True
+    ) -> tuple[Float[Tensor, ""], Int32[np.ndarray, " K"]]:
+        """The loss of a batch, with the gradients left in the leaves, and the rows of the word
+        vectors that they are about, if these are trained: the first ones, the others are padding.
+        """
+        if self.exchange is None:
+            [batch] = shares
+            return self._share(batch, dropping=dropping), batch.distinct[: batch.named]
+        rows = np.zeros(0, np.int32)
+        places: list[Any] = [None] * len(shares)
+        if self.vectors is not None:
+            named = [share.distinct[: share.named] for share in shares]
+            rows, places = self.world.union(named)
+        mine = []
+        for share, place in zip(shares, places, strict=True):
+            loss = self._share(share, "sum", dropping)
+            beside = loss.new_tensor([weight_of(share.labels, self.recipe), asked])
+            gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+            if place is not None:
+                gradients = self._among(gradients, torch.from_numpy(place), len(rows))
+            mine.append(self._flat(loss, beside, gradients))
+        if self.vectors is not None:
+            self.rows.grad = None  # of another size
+            self.rows.data = self.vectors.detach()[torch.from_numpy(rows).to(self.device)]
+        return self._split(self.exchange(mine)), rows
+
+    def _share(
+        self, batch: Batch, reduction: Reduction = "mean", dropping: bool = True
+    ) -> Float[Tensor, ""]:
+        dropped = masks(self.model.config, self.training, batch, self.taken) if dropping else {}
+        return self._backward(batch, dropped, reduction)
+
+    def _among(self, gradients: list[Tensor], place: Int[Tensor, " K"], size: int) -> list[Tensor]:
+        """With the gradient for `size` rows of the word vectors, for some: those at `place`."""
+        number = next(i for i, leaf in enumerate(self.leaves) if leaf is self.rows)
+        part = gradients[number]
+        whole = part.new_zeros(size, part.shape[1])
+        whole[place.to(self.device)] = part[: len(place)]
+        return [*gradients[:number], whole, *gradients[number + 1 :]]
+
+    def _flat(
+        self, loss: Float[Tensor, ""], beside: Float[Tensor, "2"], gradients: list[Tensor]
+    ) -> Float[Tensor, " P"]:
+        """One vector of all."""
+        return torch.cat([loss[None], beside, *(each.ravel() for each in gradients)])
+
+    def _split(self, total: Float[Tensor, " P"]) -> Float[Tensor, ""]:
+        """What `_flat` laid together, the loss and, left in the leaves, the gradients as means."""
+        sizes = [leaf.numel() for leaf in self.leaves]
+        loss, weight, self.asked, *gradients = total.split([1, 1, 1, *sizes])
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            leaf.grad = gradient.view_as(leaf).div_(weight)
+        return (loss / weight)[0]
+
+    def _backward(
+        self, batch: Batch, dropped: Arrays = NO_MASKS, reduction: Reduction = "mean"
+    ) -> Float[Tensor, ""]:
         distinct, *inputs, labels = self._arrays(batch)
         for leaf in self.leaves:
             leaf.grad = None
@@ -204,21 +279,21 @@ class Learner(learner.Learner):
             distinct = torch.arange(len(distinct), device=self.device)
             logits = functional_call(self.model, instead, (distinct, *given))
         how = self.class_weights, self.training.label_smoothing
-        loss = cross_entropy(logits, labels.long(), *how)
+        loss = cross_entropy(logits, labels.long(), *how, reduction)
         loss.backward()
         return loss.detach()
 
-    def _step_rows(self, vectors: Tensor, rows: Int[Tensor, " K"], named: int) -> None:
-        """A step that changes these rows alone of the word vectors, and of their moments: the first
-        `named`, since the others are padding."""
+    def _step_rows(self, vectors: Tensor, rows: Int[Tensor, " K"]) -> None:
+        """A step that changes these rows alone of the word vectors, and of their moments."""
         whole, part = self._optimizer.state[vectors], self._optimizer.state[self.rows]
+        assert self.rows.grad is not None
+        self.rows.data, self.rows.grad = self.rows.data[: len(rows)], self.rows.grad[: len(rows)]
         for moment in MOMENTS.values():
             part[moment] = whole[moment][rows]
         self._optimizer.step()
-        rows = rows[:named]
-        vectors.detach()[rows] = self.rows.detach()[:named]
+        vectors.detach()[rows] = self.rows.detach()
         for moment in MOMENTS.values():
-            whole[moment][rows] = part[moment][:named]
+            whole[moment][rows] = part[moment]
 
     # What is read and written: "data" or "grad" of the parameters, their "average", or one of
     # Adam's moments.

@@ -31,6 +31,7 @@ class Batch:
     reviews: index of each review in its split, -1 for a row that is no review.
     ratios: of the n-grams that end at each word (common/data/ngrams.py), zeros in the padding; an
         n-gram that begins before what is read of a review has 0.
+    share: which share of a batch these are; it may have no review at all.
     """
 
     distinct: Int32[np.ndarray, " K"]
@@ -39,6 +40,7 @@ class Batch:
     labels: Int32[np.ndarray, " B"]
     reviews: Int64[np.ndarray, " B"]
     ratios: Float32[np.ndarray, "T B E"] | None = None
+    share: int = 0
 
     @property
     def words(self) -> int:
@@ -63,7 +65,8 @@ class Batches:
     """The batches of a split, epoch by epoch, for training or (in_order=True) for evaluation.
 
     Only the last max_length words of a review are read. The shapes are those that suit this split,
-    or the ones given, of which the last must fit every review.
+    or the ones given, of which the last must fit every review. A batch may be cut into shares: each
+    is then a Batch of its own, and the shapes are for these.
     """
 
     def __init__(
@@ -77,11 +80,13 @@ class Batches:
         shapes: Sequence[Shape] | None = None,
         longest: int = 0,
         ngrams: int = 0,
+        shares: int = 1,
     ) -> None:
         """longest: the shapes shall fit reviews of up to so many words (the other split's). ngrams:
         up to how many words those are that the split has ratios of."""
         self.split = split
-        self.batch_size = batch_size
+        self.batch_size, self.shares = batch_size, shares
+        self.rows = math.ceil(batch_size / shares)  # of a share
         self.seed = seed
         self.in_order = in_order
         self.ngrams = ngrams
@@ -113,7 +118,17 @@ class Batches:
         """The batches of this epoch in their order, from number `start` on."""
         return map(self.batch, self.plan(epoch)[start:])
 
-    def batch(self, rows: Int64[np.ndarray, " B"]) -> Batch:
+    def words(self, rows: Int64[np.ndarray, " B"]) -> int:
+        """How many words are read of these reviews."""
+        return int(self.lengths[rows[rows >= 0]].sum())
+
+    def share(self, rows: Int64[np.ndarray, " B"], number: int) -> Batch:
+        """One share of the batch of these reviews: every so-manyth, since they go by length."""
+        dealt = rows[number :: self.shares]
+        padding = np.full(self.rows - len(dealt), -1)
+        return self.batch(np.append(dealt, padding), number)
+
+    def batch(self, rows: Int64[np.ndarray, " B"], share: int = 0) -> Batch:
         """The batch of these reviews (indices into the split; -1: none)."""
         texts = self._texts(rows)
         distinct = _distinct(texts)
@@ -127,7 +142,7 @@ class Batches:
         labels = np.where(rows >= 0, self.split.labels[rows], NO_LABEL)
         distinct = np.append(distinct, np.zeros(shape.distinct - K, np.int32))
         ratios = self._ratios(rows, shape.steps) if self.ngrams else None
-        return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows, ratios)
+        return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows, ratios, share)
 
     def _ranges(self, rows: Int64[np.ndarray, " B"]) -> list[tuple[int, int]]:
         """What is read of each review; nothing where there is none."""
@@ -156,13 +171,13 @@ class Batches:
         """At most MAX_SHAPES, ascending: the last holds any batch, the others what is usual."""
         longest = max(longest, int(self.lengths.max(initial=0)), 1)
         longest = min(longest, self.limit or longest)
-        if self.batch_size == 1:  # few words repeat within one review: nothing to foresee
+        if self.rows == 1:  # few words repeat within one review: nothing to foresee
             return [Shape(edge, edge) for edge in _edges(self.lengths, longest, MAX_SHAPES)]
-        everything = Shape(longest, longest * self.batch_size)
+        everything = Shape(longest, longest * self.rows)
         edges = _edges(self.lengths, longest, MAX_SHAPES - 1)
         most = dict.fromkeys(edges, 1)
         plan = self.plan(0)
-        for rows in plan[:: math.ceil(len(plan) / _SAMPLE) or 1]:
+        for rows in plan[:: math.ceil(len(plan) / _SAMPLE) or 1, :: self.shares]:
             texts = self._texts(rows)
             edge = next(edge for edge in edges if edge >= max(map(len, texts)))
             most[edge] = max(most[edge], len(_distinct(texts)))
@@ -171,7 +186,7 @@ class Batches:
             # A tenth more than was seen, in steps of 64; a longer shape never holds fewer tokens.
             margin = math.ceil(most[edge] * 1.1 / 64) * 64
             floor = shapes[-1].distinct if shapes else 1
-            shapes.append(Shape(edge, min(max(margin, floor), edge * self.batch_size)))
+            shapes.append(Shape(edge, min(max(margin, floor), edge * self.rows)))
         return [*shapes, everything] if everything != shapes[-1] else shapes
 
 

@@ -35,7 +35,7 @@ class Data:
 
 
 def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
-    """The data set and word vectors that the options name, as batches.
+    """The data set and word vectors that the options name, as batches, cut into --shares.
 
     report is told, in a line of text, of work that takes seconds. Raises InputError.
     """
@@ -51,15 +51,11 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
         size = len(found.words), len(texts.classes), options.ngrams
         ratios, train = _with_ratios(train, size, report)
         test, validation = ratios.beside(test), ratios.beside(validation)
-    batches = partial(
-        Batches,
-        batch_size=options.batch_size,
-        max_length=options.max_length,
-        ngrams=options.ngrams,
-    )
+    batches = partial(Batches, max_length=options.max_length, ngrams=options.ngrams)
     longest = int(max(split.lengths.max(initial=0) for split in (test, validation)))
-    to_train = batches(train, seed=options.seed, longest=longest)
-    in_order = partial(batches, in_order=True, shapes=to_train.shapes)
+    whole = partial(batches, batch_size=options.batch_size, shares=options.shares or 1)
+    to_train = whole(train, seed=options.seed, longest=longest)
+    in_order = partial(batches, batch_size=to_train.rows, in_order=True, shapes=to_train.shapes)
     held_out = in_order(validation) if options.validation_size else None
     names = texts.name, texts.classes, texts.categories
     return Data(*names, found, to_train, in_order(test), held_out, ratios, texts.left_out)

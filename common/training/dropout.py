@@ -1,9 +1,9 @@
 """Dropout: what a training step leaves out, the same elements in both frameworks.
 
 Philox (Salmon et al. 2011) is a generator without a state: its numbers are a function of a key and
-a counter. Here they are those of (seed, step, purpose), so a run that was interrupted drops what it
-would have dropped, in whichever framework it goes on. Rates are rounded to a 256th: a byte an
-element, and a step takes hardly longer.
+a counter. Here they are those of (seed, step, share, purpose), so a run that was interrupted drops
+what it would have dropped, in whichever framework it goes on. Rates are rounded to a 256th: a byte
+an element, and a step takes hardly longer.
 """
 
 import math
@@ -24,6 +24,8 @@ def masks(
 ) -> dict[str, np.ndarray]:
     """What a step multiplies by, float32 but for the first; nothing where nothing is dropped.
 
+    Each share of a batch drops words and elements of its own.
+
     elements [K, D], uint8: of the vectors of the batch's distinct words, wherever they stand; 0, 1.
     words [K, 1]: of these vectors, too: 0, or what makes up for all that is dropped of them, which
         costs next to nothing.
@@ -32,12 +34,13 @@ def masks(
     features [B, F]: of what the last linear layer reads.
     """
     K, B = len(batch.distinct), len(batch.lengths)
+    counter = [0, 0, batch.share, step]
 
     def kept(
         rate: float, purpose: int, *shape: int, rows: int | None = None
     ) -> Bool[np.ndarray, "..."]:
         """rows: nothing is kept of those after the first so many."""
-        generator = np.random.Philox(key=[options.seed, purpose], counter=[0, 0, 0, step])
+        generator = np.random.Philox(key=[options.seed, purpose], counter=counter)
         count = math.prod(shape if rows is None else (rows, *shape[1:]))
         drawn = generator.random_raw(-(-count // 8)).astype("<u8", copy=False).view(np.uint8)
         found = np.zeros(math.prod(shape), bool)  # filled in place: a copy takes as long as Philox

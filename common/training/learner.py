@@ -1,7 +1,7 @@
 """What a twin gives to the one training loop, and what is asked of it outside of training."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, SupportsFloat
 
 import numpy as np
@@ -13,6 +13,7 @@ from common.errors import NotFiniteError
 from common.params import ModelConfig
 from common.training.options import TrainConfig
 from common.training.recipe import PLAIN, Recipe
+from common.training.world import ALONE, World
 
 Arrays = Mapping[str, np.ndarray]  # by the names of parameters
 
@@ -30,6 +31,9 @@ class Learner(Protocol):
     """How often the training step was compiled."""
     gradient_norm: SupportsFloat
     """Of the last step, over all parameters, before clipping; may still be being computed."""
+    world: World
+    asked: SupportsFloat
+    """How many shares of the last step were computed by workers that were asked to stop."""
 
     def __init__(
         self,
@@ -39,15 +43,25 @@ class Learner(Protocol):
         parameters: Arrays | None = None,
         dtype: str = "float32",
         recipe: Recipe = PLAIN,
+        world: World = ALONE,
     ) -> None:
-        """parameters: by default drawn from the seed. In JAX, float64 needs its x64 mode."""
+        """parameters: by default drawn from the seed. In JAX, float64 needs its x64 mode.
 
-    def step(self, batch: Batch) -> SupportsFloat:
-        """Take one optimizer step; returns the loss before it: it may still be being computed."""
+        Of the shares that each batch is cut into (training.shares), this one computes those of its
+        worker in `world`.
+        """
+
+    def step(self, *shares: Batch, asked: bool = False) -> SupportsFloat:
+        """Take one optimizer step on a batch; returns the loss before it, which may still be being
+        computed.
+
+        shares: this worker's. The gradients of all are added up in the order of the shares, so the
+        result does not hang on who computes which. asked: whether it was asked to stop.
+        """
 
     def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]: ...
 
-    def gradients(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
+    def gradients(self, *shares: Batch) -> tuple[float, dict[str, np.ndarray]]:
         """The loss of a batch and its gradient with respect to every parameter, without dropout."""
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -83,6 +97,9 @@ class Framework(Protocol):
     def make_deterministic(self) -> None:
         """Have the framework compute the same numbers each time on a GPU, too."""
 
+    def join(self) -> AbstractContextManager[World]:
+        """Among the other workers, which a launcher has started."""
+
     def find_device(self, name: str) -> object:
         """The device of this name. Raises InputError where the machine has none."""
 
@@ -104,8 +121,14 @@ def as_tested(learner: Learner, training: TrainConfig) -> Iterator[None]:
 def predict(
     learner: Learner, batches: Batches
 ) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
-    """The logits of all reviews and their labels, in the order of the split."""
-    found = [(batch.reviews, learner.logits(batch)) for batch in batches.epoch()]
+    """The logits of all reviews and their labels, in the order of the split.
+
+    The workers take turns with the batches.
+    """
+    world = learner.world
+    turns = map(batches.batch, batches.plan(0)[world.rank :: world.size])
+    mine = [(batch.reviews, learner.logits(batch)) for batch in turns]
+    found = [each for theirs in world.everyones(mine) for each in theirs]
     reviews, logits = map(np.concatenate, zip(*found, strict=True))
     order = np.argsort(reviews)[-len(batches.split) :]  # rows that are no review come first
     return logits[order], np.asarray(batches.split.labels)

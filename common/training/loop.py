@@ -3,18 +3,20 @@
 import dataclasses
 import json
 import math
+import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from rich.progress import MofNCompleteColumn, Progress
 
 from common import files, metrics, params
-from common.data.batches import Batch
 from common.data.encoding import cores
 from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error
 from common.signals import stop_requests
@@ -26,26 +28,33 @@ from common.training.memory import keep_freed_memory, peak_bytes
 from common.training.options import MODELS, TrainConfig, parse_options
 from common.training.recipe import recipe_of
 from common.training.run_directory import About
+from common.training.world import ALONE, World, joined, restarted
 
 say = partial(print, flush=True)
 
 
 def main(framework: Framework) -> None:
     """The command line of `python -m torch_impl.train` and `python -m jax_impl.train`."""
-    with exit_on_input_error():
-        name = framework.FRAMEWORK
-        options = parse_options(TrainConfig, f"python -m {name}_impl.train")
-        if options.resume is not None:
-            options = _resumed(options.resume, f"python -m {name}_impl.train")
-        options.check()
-        if options.model not in MODELS[name]:
-            raise InputError(f"--model {options.model}: {name} has {', '.join(MODELS[name])}")
-        if options.deterministic:
-            framework.make_deterministic()
-        framework.find_device(options.device)
-        framework.CELLS[options.cell].resolve(options.implementation, dtype=options.dtype)
-        keep_freed_memory()
-        train(framework, options)
+    keep_freed_memory()  # before threads allocate any
+    with exit_on_input_error(), joined(framework) as world:
+        options = world.each(lambda: _options(framework))[world.rank]
+        train(framework, options, world)
+
+
+def _options(framework: Framework) -> TrainConfig:
+    """What the command line says."""
+    name = framework.FRAMEWORK
+    options = parse_options(TrainConfig, f"python -m {name}_impl.train")
+    if options.resume is not None:
+        options = _resumed(options.resume, f"python -m {name}_impl.train")
+    options.check()
+    if options.model not in MODELS[name]:
+        raise InputError(f"--model {options.model}: {name} has {', '.join(MODELS[name])}")
+    if options.deterministic:
+        framework.make_deterministic()
+    framework.find_device(options.device)
+    framework.CELLS[options.cell].resolve(options.implementation, dtype=options.dtype)
+    return options
 
 
 def _resumed(folder: Path, program: str) -> TrainConfig:
@@ -60,15 +69,19 @@ def _resumed(folder: Path, program: str) -> TrainConfig:
     return dataclasses.replace(options, out=folder)
 
 
-def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
+def train(framework: Framework, options: TrainConfig, world: World = ALONE) -> dict[str, Any]:
     """Train a classifier, test it, and write its run directory; returns what metrics.json holds.
 
     A run of the same options that was interrupted in that directory goes on; one that is finished
     is left as it is. Raises what Trainer does.
     """
+    world.same("options", options)
     out = options.out or Path("runs") / f"{framework.FRAMEWORK}-{options.model}"
-    with run_directory.lock(out):
-        if options.restart:
+
+    def begin() -> Checkpoint | dict[str, Any] | None:
+        """The checkpoint to go on from, or what the finished run's metrics.json holds."""
+        locked.enter_context(run_directory.lock(out))
+        if options.restart and not restarted():
             run_directory.clear(out)
         elif done := run_directory.finished(out, framework.FRAMEWORK, options):
             say(f"Accuracy: {done['accuracy']:.2%}")
@@ -77,7 +90,13 @@ def train(framework: Framework, options: TrainConfig) -> dict[str, Any]:
         saved = checkpoint.newest(out, say)
         if problem := _problem(framework.FRAMEWORK, options, out, saved):
             raise InputError(f"{out}: {problem}; --restart trains anew in its place")
-        return Trainer(framework, options, out, saved).run()
+        return saved
+
+    with ExitStack() as locked:
+        found = world.of_first(begin)
+        if isinstance(found, dict):
+            return found
+        return Trainer(framework, options, out, found, world).run()
 
 
 def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint | None) -> str:
@@ -102,8 +121,9 @@ class Trainer:
     """One run, from where it stands to its end.
 
     framework: a twin's module. out: the run directory, which is locked. saved: the checkpoint
-    to go on from. Every log_every iterations a line is printed and added to log.jsonl; every
-    checkpoint_seconds, and at the end, a checkpoint is written.
+    to go on from. world: the workers, each of which has a Trainer; the first one's writes. Every
+    log_every iterations a line is printed and added to log.jsonl; every checkpoint_seconds, and at
+    the end, a checkpoint is written.
 
     Raises InputError where the checkpoint is of other data than there are, and for a file that
     cannot be written; NotFiniteError for a loss or gradient that is not finite, at the next log
@@ -111,22 +131,32 @@ class Trainer:
     """
 
     def __init__(
-        self, framework: Framework, options: TrainConfig, out: Path, saved: Checkpoint | None
+        self,
+        framework: Framework,
+        options: TrainConfig,
+        out: Path,
+        saved: Checkpoint | None,
+        world: World = ALONE,
     ) -> None:
-        self.out = out
-        self.options = dataclasses.replace(options, out=out, resume=None, restart=False)
-        self.data = data = load_data(options, say)
+        self.out, self.world = out, world
+        before = saved.about.options.shares or 1 if saved else None
+        shares = self.shares_of(options, before)
+        options = dataclasses.replace(options, out=out, resume=None, restart=False, shares=shares)
+        self.options = options
+        self.data = data = world.in_turn(lambda: load_data(options, say))
         shape, classes = data.vectors.matrix.shape, len(data.classes)
         model = options.model_config(shape, classes, data.vectors.trained_with_model)
         self.about = About(model, self.options, data.classes, framework.FRAMEWORK)
         fingerprint = fingerprint_of(options, data)
+        world.same("data or word vectors", fingerprint)
         if saved and (saved.about.model, saved.state.data) != (model, fingerprint):
             raise InputError(f"{saved.path}: is of other data or word vectors than there are now")
 
         self.started = time.perf_counter()  # as if it had not been interrupted
         steps, labels = options.epochs * len(data.train), data.train.split.labels
         recipe = recipe_of(options, steps, labels, classes)
-        self.learner = framework.Learner(model, options, data.vectors.matrix, recipe=recipe)
+        given = model, options, data.vectors.matrix
+        self.learner = framework.Learner(*given, recipe=recipe, world=world)
         implementation = self.learner.implementation
         kind = "" if options.dtype == "float32" else f", {options.dtype}"
         say(
@@ -149,13 +179,16 @@ class Trainer:
             now = f"{framework.FRAMEWORK} {implementation}"
             if saved.state.step and was != now:
                 say(f"begun with {was}: with {now} the last bits will differ")
+            if before != shares:
+                say(f"begun with {before} shares: with {shares} the last bits will differ")
             self.state = dataclasses.replace(saved.state, implementation=implementation)
             self.lines, self.best = list(saved.lines()), saved.best
             self.started -= saved.state.seconds
-        with files.writing(out / "log.jsonl"):
-            files.replace(out / "log.jsonl", saved.log if saved else b"")
+        if world.first:
+            with files.writing(out / "log.jsonl"):
+                files.replace(out / "log.jsonl", saved.log if saved else b"")
         self.scalars = None
-        if options.tensorboard:
+        if options.tensorboard and world.first:
             from tensorboardX import SummaryWriter  # an extra
 
             # What an earlier event file there says of a step that is still to come is void.
@@ -167,6 +200,15 @@ class Trainer:
         self.saved_step, self.saved_at = self.state.step, time.perf_counter()
         self.logged_at = self.saved_at - self.state.words_seconds
 
+    def shares_of(self, options: TrainConfig, before: int | None) -> int:
+        """Into how many shares the batches are cut; before: those of the checkpoint."""
+        size = self.world.size
+        if options.shares is None:
+            return before if before and before >= size else size
+        if options.shares < size:
+            raise InputError(f"--shares {options.shares}: too few for {size} workers")
+        return options.shares
+
     def run(self) -> dict[str, Any]:
         """Train to the end, test, and write the run directory; returns what metrics.json holds."""
         state, options, batches = self.state, self.options, self.data.train
@@ -177,33 +219,43 @@ class Trainer:
                 if options.patience and state.epochs_since_best >= options.patience:
                     say(f"no lower validation loss in {state.epochs_since_best} epochs: stopping")
                     break
-                for batch in batches.epoch(state.epoch, state.iteration):
-                    self.step(batch)
+                for rows in batches.plan(state.epoch)[state.iteration :]:
+                    stop = self.step(rows, asked)
                     ended = state.iteration == len(batches)
                     if ended or state.iteration % options.log_every == 0:
                         self.log(ended)
                     if ended:
                         state.epoch, state.iteration = state.epoch + 1, 0
-                    if asked or time.perf_counter() - self.saved_at >= options.checkpoint_seconds:
+                    due = time.perf_counter() - self.saved_at >= options.checkpoint_seconds
+                    if stop or (due and self.world.first):
                         self.save()
-                    if asked:
+                    if stop:
+                        number = asked[0] if asked else signal.SIGTERM
                         goes_on = "the same command goes on from there"
-                        raise Stopped(asked[0], f" after step {state.step:,}; {goes_on}")
+                        raise Stopped(number, f" after step {state.step:,}; {goes_on}")
             self.save()
         say(f"Total training time: {state.seconds:.0f} secs")
         return self.finish()
 
-    def step(self, batch: Batch) -> None:
-        """Take a step. Its loss may still be being computed: it is pending until `settle`."""
-        state = self.state
-        self.pending.append((self.learner.step(batch), self.learner.gradient_norm))
+    def step(self, rows: Int64[np.ndarray, " B"], asked: Sequence[int]) -> bool:
+        """Take a step. Its loss may still be being computed: it is pending until `settle`.
+
+        asked: not empty, once this worker was asked to stop. Returns whether all of them stop now.
+        """
+        state, batches = self.state, self.data.train
+        mine = [batches.share(rows, k) for k in self.world.shares(batches.shares)]
+        before = self.learner.asked
+        loss = self.learner.step(*mine, asked=bool(asked))
+        self.pending.append((loss, self.learner.gradient_norm))
         state.step += 1
         state.iteration += 1
-        state.words += batch.words
+        state.words += batches.words(rows)
         if state.first_step_seconds is None:
             float(self.pending[0][0])  # waits for it
             state.first_step_seconds = time.perf_counter() - self.started
         self.progress.advance(self.task)
+        # Not of this step, which may still be being computed.
+        return bool(asked) if self.world.size == 1 else float(before) > 0
 
     def settle(self) -> None:
         """Wait for the pending steps, and see that their numbers are finite."""
@@ -252,8 +304,9 @@ class Trainer:
                 self.best = self.learner.averaged()
         self.lines.append(line)
         path = self.out / "log.jsonl"
-        with files.writing(path), path.open("a") as file:
-            file.write(json.dumps({**vars(line), "step_losses": state.losses}) + "\n")
+        if self.world.first:
+            with files.writing(path), path.open("a") as file:
+                file.write(json.dumps({**vars(line), "step_losses": state.losses}) + "\n")
         self.show(loss=line.loss, tokens_per_second=line.tokens_per_second)
         state.losses, state.gradient_norms, state.words = [], [], 0
         self.logged_at = time.perf_counter()
@@ -270,7 +323,7 @@ class Trainer:
         self.settle()
         state, learner, now = self.state, self.learner, time.perf_counter()
         state.seconds, state.words_seconds = now - self.started, now - self.logged_at
-        if state.step != self.saved_step:
+        if state.step != self.saved_step and self.world.first:
             tensors = learner.parameters(), learner.optimizer_state(), self.best
             checkpoint.save_checkpoint(self.out, self.about, state, *tensors)
         self.saved_step, self.saved_at = state.step, time.perf_counter()
@@ -282,6 +335,8 @@ class Trainer:
         if self.options.temperature and self.data.validation:
             self.temper(*predict(self.learner, self.data.validation))
         results, vectors = self.results(), self.data.vectors
+        if not self.world.first:
+            return results
         from common.report import figures  # Altair takes a second and a half to import
 
         with files.writing(self.out / "figures"):
@@ -321,11 +376,11 @@ class Trainer:
             "validation_loss": state.best_loss,
             "temperature": self.temperature,
             "train_seconds": state.seconds,
-            "cores": cores(),
+            "cores": sum(self.world.everyones(cores())),
             "first_step_seconds": state.first_step_seconds,
             "tokens_per_second": float(np.median([line.tokens_per_second for line in lines])),
             "compilations": self.learner.compilations,
-            "peak_memory_bytes": peak_bytes(),
+            "peak_memory_bytes": sum(self.world.everyones(peak_bytes())),
             "parameters": sum(map(math.prod, params.shapes(self.about.model).values())),
             "data": {
                 "name": data.name,

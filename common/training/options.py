@@ -157,6 +157,9 @@ class TrainConfig(DataConfig):
     """Seconds between two checkpoints; 0: after every step."""
     keep: Count = 3
     """How many checkpoints to keep."""
+    shares: Count | None = None
+    """Into how many shares each batch is cut, which the workers compute; the numbers depend on it,
+    not on the workers. None for one a worker (docs/scale.md)."""
 
     @property
     def cell(self) -> Literal["gru", "rnn"]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import InputError
+from common.params import NO_LABEL
 from common.training.options import TrainConfig
 
 
@@ -44,6 +45,12 @@ def recipe_of(
                     f"--class-weights {text}: {len(weights)} numbers for {classes} classes"
                 )
     return Recipe(steps, weights)
+
+
+def weight_of(labels: Int[np.ndarray, " B"], recipe: Recipe) -> float:
+    """How much these reviews weigh in the mean that is the loss; NO_LABEL: nothing."""
+    own = labels[labels != NO_LABEL]
+    return float(np.take(recipe.class_weights, own).sum() if recipe.class_weights else len(own))
 
 
 def learning_rate(options: TrainConfig, recipe: Recipe, step: int) -> float:

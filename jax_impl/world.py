@@ -1,0 +1,117 @@
+"""Workers that train together in JAX: jax.distributed. Its twin is torch_impl/world.py."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from common.errors import InputError
+from common.training.world import World, take_cores
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """The workers that torchrun has started, which does no more than set environment variables, or
+    srun, which JAX understands by itself."""
+    take_cores()  # before JAX starts its threads
+    if (rank := os.environ.get("RANK")) is not None:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        # Another port than that of torchrun's own store, and none that is given away at random.
+        port = 10_000 + int(os.environ["MASTER_PORT"]) % 20_000
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        place = (
+            address or f"{os.environ['MASTER_ADDR']}:{port}",
+            int(os.environ["WORLD_SIZE"]),
+            int(rank),
+            local_rank,
+        )
+    else:
+        local_rank, place = int(os.environ.get("SLURM_LOCALID", "0")), None
+    try:
+        jax.distributed.initialize(*place or ())
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the workers do not find each other: {error}") from None
+
+    def gather(data: bytes) -> list[bytes]:
+        sizes = multihost_utils.process_allgather(np.int32(len(data)))
+        # Of few lengths, since JAX compiles for each.
+        padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        found = multihost_utils.process_allgather(padded)
+        return [row[:size].tobytes() for row, size in zip(found, sizes, strict=True)]
+
+    yield World(jax.process_index(), jax.process_count(), local_rank, gather, is_lost)
+    jax.distributed.shutdown()
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that a worker is gone."""
+    return any(each in str(error).lower() for each in ("gloo", "nccl", "coordination"))
+
+
+class Exchange:
+    """Adds up what the shares of a batch come to, in every worker alike.
+
+    shares: how many there are in all. A worker's shares are dealt out to its devices of that
+    platform, as many as divide them.
+    """
+
+    def __init__(self, world: World, shares: int, platform: str) -> None:
+        self.world, self.shares = world, shares
+        self.each = -(-shares // world.size)  # of a worker, at most
+        everyones: list[list[jax.Device]] = [[] for _ in range(world.size)]
+        for device in jax.devices(platform):
+            everyones[device.process_index].append(device)
+        self.used = math.gcd(self.each, *map(len, everyones))  # devices of a worker
+        self.mine = everyones[world.rank][: self.used]
+        # A worker's shares k, k + size, ... go round its devices, in turns.
+        devices = np.array([each[: self.used] for each in everyones]).T.flatten()
+        mesh = Mesh(devices, "share")
+        self.dealt = NamedSharding(mesh, PartitionSpec("share"))
+        # Not jit alone: it makes an all-reduce of it and a permutation, in twice the time.
+        self.gather = jax.jit(
+            jax.shard_map(
+                lambda row: jax.lax.all_gather(row, "share", tiled=True),
+                mesh=mesh,
+                in_specs=PartitionSpec("share"),
+                out_specs=PartitionSpec(),
+                check_vma=False,
+            )
+        )
+
+    def __call__(self, mine: Sequence[Float[Array, " P"]]) -> Float[Array, " P"]:
+        """The sum over all shares, in their order. mine: this worker's, each on its device."""
+        if len(self.dealt.mesh.devices) == 1:
+            return _total(tuple(mine), self.shares)
+        rows = list(mine)
+        while len(rows) < self.each:
+            rows.append(jax.device_put(jnp.zeros_like(mine[0]), self.device(len(rows))))
+        found: list[Array] = []
+        for start in range(0, self.each, self.used):
+            turn = [row[None] for row in rows[start : start + self.used]]
+            shape = self.used * self.world.size, len(rows[0])
+            together = jax.make_array_from_single_device_arrays(shape, self.dealt, turn)
+            found.append(self.gather(together).addressable_data(0))
+        return _total(tuple(found), self.shares)
+
+    def device(self, number: int) -> jax.Device:
+        """That of this worker's share of this number among its own."""
+        return self.mine[number % self.used]
+
+
+@partial(jax.jit, static_argnums=1)
+def _total(parts: tuple[Float[Array, "..."], ...], count: int) -> Float[Array, " P"]:
+    """The sum of the first so many of their rows, one after the other."""
+    total, *rows = [row for part in parts for row in jnp.atleast_2d(part)][:count]
+    for row in rows:
+        total = total + row
+    return total

@@ -1,0 +1,207 @@
+"""compare.py's trainings on other machines: Dask with two workers, and what Slurm is told.
+
+The machines are this one. Dask is the real one; of Slurm there is a stub that runs the scripts.
+"""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import endurance
+import pytest
+
+from common.errors import InputError
+from common.training import loop
+from common.training.options import to_arguments
+from comparison import processes, runs
+from comparison.processes import Job, Place
+from comparison.runs import Training
+
+ROOT = Path(__file__).parents[1]
+LONG = dataclasses.replace(endurance.TINY, epochs=20, validation_size=0)
+
+
+def trainings(folder: Path, count: int) -> list[Training]:
+    found = []
+    for seed in range(count):
+        options = dataclasses.replace(LONG, seed=seed)
+        found.append(Training.of("torch", "gru", options, folder / str(seed), f"seed {seed}"))
+    return found
+
+
+def train_and_disturb(
+    chosen: list[Training], place: Place, disturb: Callable[[str], object]
+) -> list[str]:
+    """Train them; in the third epoch of one of them, once, disturb(its name). What was printed."""
+    lines: list[str] = []
+    disturbed: list[str] = []
+
+    def say(name: str, line: str) -> None:
+        lines.append(f"{name} {line}")
+        if line.startswith("[epoch:3/") and not disturbed:
+            disturbed.append(name)
+            disturb(name)
+
+    runs.train(chosen, place, say, lambda name, run: lines.append(f"{name} ended"))
+    assert disturbed
+    assert [line for line in lines if "going on after step" in line], "it began anew"
+    return lines
+
+
+def assert_undisturbed(chosen: list[Training], tmp_path: Path) -> None:
+    import torch_impl.learner
+
+    for training in chosen:
+        out = tmp_path / "undisturbed" / training.folder.name
+        options = dataclasses.replace(training.options, out=out)
+        loop.train(torch_impl.learner, options)  # type: ignore[arg-type]
+        found = (training.folder / "model.safetensors").read_bytes()
+        assert found == (out / "model.safetensors").read_bytes()
+
+
+def running(name: str) -> int:
+    """The process that has the options --seed NAME."""
+    words = f"--seed\0{name.split()[1]}\0".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if words in (said := path.read_bytes()) and b"torch_impl.train" in said:
+                return int(path.parent.name)
+        except OSError:
+            continue
+    raise AssertionError(f"{name} does not run")
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_dask_has_another_worker_go_on(tmp_path: Path) -> None:
+    import dask
+    from distributed import LocalCluster
+
+    chosen = trainings(tmp_path / "runs", 2)
+
+    def disturb(name: str) -> None:
+        os.kill(parent(running(name)), signal.SIGKILL)
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        dask.config.set({"scheduler-address": cluster.scheduler_address}),
+    ):
+        lines = train_and_disturb(chosen, Place("dask", folder=tmp_path), disturb)
+    assert {line for line in lines if line.endswith(" ended")} == {
+        f"seed {n} ended" for n in (0, 1, 2)
+    }
+    assert_undisturbed(chosen, tmp_path)
+    assert not list(tmp_path.glob(".jobs-*"))
+
+
+SLURM = {
+    # Runs the script, and again where it was "preempted"; tells what it was given.
+    "sbatch": """
+cp "$1" "$STUB/script"
+echo 7 > "$STUB/id"
+(
+    export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0
+    export SLURM_LOCALID=0 SLURM_JOB_NODELIST=here
+    while :; do
+        bash "$1" > "$STUB/output" 2>&1
+        [ -e "$STUB/requeue" ] || break
+        rm "$STUB/requeue"
+    done
+    touch "$STUB/over"
+) > /dev/null 2>&1 &
+echo "Submitted batch job 7"
+""",
+    "srun": "exit 1\n",
+    "sacct": """
+state=RUNNING
+[ -e "$STUB/over" ] && state=COMPLETED
+printf 'JobID|State|NodeList\\n7|%s|here\\n' "$state"
+""",
+    "scancel": 'touch "$STUB/cancelled"\n',
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the stub of Slurm leaves."""
+    stub = tmp_path / "slurm"
+    stub.mkdir()
+    for name, script in SLURM.items():
+        (stub / name).write_text(f"#!/bin/bash\n{script}")
+        (stub / name).chmod(0o755)
+    monkeypatch.setenv("STUB", str(stub))
+    monkeypatch.setenv("PATH", f"{stub}{os.pathsep}{os.environ['PATH']}")
+    return stub
+
+
+def test_slurm_gets_a_script_and_may_run_it_again(slurm: Path, tmp_path: Path) -> None:
+    chosen = trainings(tmp_path / "runs", 1)
+
+    def disturb(name: str) -> None:
+        (slurm / "requeue").touch()
+        os.kill(parent(running(name)), signal.SIGKILL)
+
+    place = Place("slurm", slurm=("partition=long", "cpus-per-task=2"), folder=tmp_path)
+    train_and_disturb(chosen, place, disturb)
+    script = (slurm / "script").read_text().splitlines()
+    assert {"#SBATCH --partition=long", "#SBATCH --cpus-per-task=2"} <= {*script}
+    assert_undisturbed(chosen, tmp_path)
+
+
+def test_a_stop_reaches_what_slurm_runs(slurm: Path, tmp_path: Path) -> None:
+    """As does Ctrl-C: the training saves, and says so."""
+    arguments = ["accuracy", "--frameworks", "torch", "--models", "gru", "--data", "rt"]
+    arguments += ["--vectors", "random:8", "--train-size", "64", "--test-size", "16", "--epochs"]
+    arguments += ["5000", "--batch-size", "8", "--on", "slurm", "--out", str(tmp_path / "results")]
+    command = [sys.executable, "-u", "compare.py", *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "[epoch:3/" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        _, error = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert "torch gru: stopped by SIGINT after step" in error
+    assert list((tmp_path / "results" / "torch-gru" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        (Place("slurm", slurm=("partition",)), "--slurm partition: expected NAME=VALUE"),
+        (Place("slurm"), "--on slurm: Could not detect .*srun"),
+        (Place("dask"), "--on dask: DASK_SCHEDULER_ADDRESS has to name a scheduler"),
+    ],
+)
+def test_what_is_not_there(place: Place, line: str) -> None:
+    with pytest.raises(InputError, match=f"^{line}"):
+        processes.run([Job("never", "never", ())], place, lambda *_: None, lambda _: None)
+
+
+def test_what_it_runs_dies_with_the_one_who_started_it(tmp_path: Path) -> None:
+    log, stop = tmp_path / "log", tmp_path / "stop"
+    options = dataclasses.replace(LONG, epochs=5000, seed=987, out=tmp_path / "run")
+    job = Job("long", "torch_impl.train", tuple(to_arguments(options)))
+    worker = endurance.forkserver().Process(target=processes.work, args=(job, log, stop, str(ROOT)))
+    worker.start()
+    while not log.exists() or "[epoch:2/" not in log.read_text():
+        time.sleep(0.05)
+        assert worker.is_alive()
+    child = Path(f"/proc/{running('seed 987')}/cmdline")
+    worker.kill()
+    worker.join()
+    for _ in range(100):
+        if not child.exists() or not child.read_bytes():  # a zombie has none
+            return
+        time.sleep(0.05)
+    raise AssertionError("it lives on")

@@ -1,0 +1,72 @@
+"""Workers that train together in PyTorch: torch.distributed. Its twin is jax_impl/world.py."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from common.errors import InputError
+from common.training.world import World, take_cores
+
+LONGEST = timedelta(days=1)  # that one may wait for another, which encodes a data set, say
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """The workers that torchrun has started, over gloo and, for what is on a GPU, NCCL."""
+    backend, local_rank = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
+    torch.set_num_threads(take_cores())
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    # The store of a torchrun that starts all again may still say where the workers were before.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST))
+        store = dist.PrefixStore(attempt, store)
+        where = {"store": store, "rank": rank, "world_size": size}
+        dist.init_process_group(backend, timeout=LONGEST, **where)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the workers do not find each other: {error}") from None
+
+    def gather(data: bytes) -> list[bytes]:
+        found: list[bytes] = [b""] * dist.get_world_size()
+        dist.all_gather_object(found, data)
+        return found
+
+    yield World(dist.get_rank(), dist.get_world_size(), local_rank, gather, is_lost)
+    dist.destroy_process_group()  # else its threads may abort
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that a worker is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+class Exchange:
+    """Adds up what the shares of a batch come to, in every worker alike.
+
+    shares: how many there are in all.
+    """
+
+    def __init__(self, world: World, shares: int) -> None:
+        self.world, self.shares = world, shares
+        self.each = -(-shares // world.size)  # of a worker, at most
+
+    def __call__(self, mine: Sequence[Float[Tensor, " P"]]) -> Float[Tensor, " P"]:
+        """The sum over all shares, in their order. mine: this worker's."""
+        rows = list(mine)
+        if (size := self.world.size) > 1:
+            rows += [torch.zeros_like(rows[0])] * (self.each - len(rows))
+            everyones = [rows[0].new_empty(self.each, len(rows[0])) for _ in range(size)]
+            dist.all_gather(everyones, torch.stack(rows))
+            rows = [everyones[k % size][k // size] for k in range(self.shares)]
+        total = rows[0].clone()
+        for row in rows[1:]:
+            total += row
+        return total
