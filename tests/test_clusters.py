@@ -94,9 +94,8 @@ def test_dask_has_another_worker_go_on(tmp_path: Path) -> None:
         dask.config.set({"scheduler-address": cluster.scheduler_address}),
     ):
         lines = train_and_disturb(chosen, Place("dask", folder=tmp_path), disturb)
-    assert {line for line in lines if line.endswith(" ended")} == {
-        f"seed {n} ended" for n in (0, 1, 2)
-    }
+    ended = sorted(line for line in lines if line.endswith(" ended"))
+    assert ended == ["seed 0 ended", "seed 1 ended"]
     assert_undisturbed(chosen, tmp_path)
     assert not list(tmp_path.glob(".jobs-*"))
 
