@@ -33,6 +33,7 @@ from common.errors import InputError
 # The splits do not depend on the seed of a run: runs with different seeds are tested alike.
 SPLIT_SEED = 0
 LAYOUT_VERSION = 3  # part of the key of every cache that holds what _write or renumber write
+TOKENS = "tokens.int32"
 _SPLITS = ("", "train", "test")
 _BLOCK = 1 << 20  # tokens that are looked at together, where all of them are
 MAY_STAY = 2**26  # bytes of a mapped file that may stay in the memory of the process
@@ -151,7 +152,7 @@ class EncodedSplit:
 
         def build(folder: Path) -> None:
             lengths = np.zeros(len(self), np.int32)
-            with (folder / "tokens.int32").open("wb") as file:
+            with (folder / TOKENS).open("wb") as file:
                 for block, old in self.blocks():
                     tokens = new_ids[old]
                     known = tokens >= 0
@@ -166,7 +167,7 @@ class EncodedSplit:
         lengths = np.load(folder / "lengths.npy")
         return dataclasses.replace(
             self,
-            tokens=_map(folder / "tokens.int32"),
+            tokens=_map(folder / TOKENS),
             starts=_offsets(lengths)[:-1],
             lengths=lengths,
             vocabulary_size=int(new_ids.max(initial=-1)) + 1,
@@ -207,11 +208,11 @@ def load(
     Raises InputError as sources.load does.
     """
 
-    def read() -> Dataset:
+    def make() -> Dataset:
         report(f"reading and encoding {spec} (once; then cached)")
         return sources.load(spec)
 
-    found = encoded(read, sources.fingerprint(spec), skip_bad_rows)
+    found = encoded(make, sources.fingerprint(spec), skip_bad_rows)
     if found.left_out:
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in found.left_out.items())
         total = sum(found.left_out.values())
@@ -219,20 +220,34 @@ def load(
     return found
 
 
-def encoded(
-    read: Callable[[], Dataset], fingerprint: dict[str, str | int], skip_bad_rows: bool = False
-) -> Corpus:
-    """The data set that read() gives, encoded, and kept under its fingerprint.
+def key_of(fingerprint: dict[str, str | int], skip_bad_rows: bool) -> dict[str, Any]:
+    """All that an encoded data set depends on."""
+    versions = {"tokenizer": TOKENIZER_VERSION, "split": SPLIT_SEED, "layout": LAYOUT_VERSION}
+    return {**fingerprint, **versions, **({"skip_bad_rows": True} if skip_bad_rows else {})}
 
-    skip_bad_rows: leave out, and count, what BadRow in sources/dataset.py stands for.
+
+def encoded(
+    make: Callable[[], Dataset],
+    fingerprint: dict[str, str | int],
+    skip_bad_rows: bool = False,
+    reading: "Callable[[Dataset, Path, Counter[str] | None], Raw] | None" = None,
+) -> Corpus:
+    """The data set that make() gives, encoded, and kept under its fingerprint.
+
+    skip_bad_rows: leave out, and count, what BadRow in sources/dataset.py stands for. reading: does
+    what `read` does, which it is by default.
 
     Raises InputError as its examples() does, and for a data set that cannot be trained and tested
     on: no text, no word, fewer than two classes, an empty split, or too few texts to split.
     """
-    versions = {"tokenizer": TOKENIZER_VERSION, "split": SPLIT_SEED, "layout": LAYOUT_VERSION}
-    key = {**fingerprint, **versions, **({"skip_bad_rows": True} if skip_bad_rows else {})}
     left_out = Counter[str]() if skip_bad_rows else None
-    folder = cached("corpus", key, lambda to: _write(read(), to, left_out))
+
+    def build(folder: Path) -> None:
+        dataset = make()
+        raw = (reading or read)(dataset, folder / TOKENS, left_out)
+        _write(dataset, raw, folder, left_out)
+
+    folder = cached("corpus", key_of(fingerprint, skip_bad_rows), build)
     about = json.loads((folder / "about.json").read_text())
     vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
     columns = load_file(folder / "columns.safetensors")
@@ -249,9 +264,25 @@ def encoded(
     )
 
 
-def _write(dataset: Dataset, folder: Path, left_out: Counter[str] | None) -> None:
-    name, path = dataset.name, folder / "tokens.int32"
-    words, labels, categories, columns = _encode(dataset, path, left_out)
+@dataclass(frozen=True)
+class Raw:
+    """Texts as numbers, before it is known how often each word occurs and what is to test on.
+
+    words, labels, categories: by their number. columns: of each text lengths, labels, categories,
+    splits and hashes. chunks: how many texts there are in each piece that was encoded at once.
+    """
+
+    words: list[str]
+    labels: list[str]
+    categories: list[str]
+    columns: dict[str, Any]
+    chunks: list[int]
+
+
+def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | None) -> None:
+    """Write what `encoded` reads, beside the tokens, which are there and get their last numbers."""
+    name, path = dataset.name, folder / TOKENS
+    words, labels, categories, columns = raw.words, raw.labels, raw.categories, dict(raw.columns)
     hashes, splits = columns.pop("hashes"), columns.pop("splits")
     if not len(splits):
         raise InputError(f"{name}: no text at all")
@@ -285,39 +316,40 @@ def _write(dataset: Dataset, folder: Path, left_out: Counter[str] | None) -> Non
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _encode(
-    dataset: Dataset, path: Path, left_out: Counter[str] | None
-) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
-    """Write the words' numbers to `path`; returns words, labels and categories by their number.
-
-    And what is known of each example: lengths, labels, categories, splits and hashes.
-    """
+def read(
+    dataset: Dataset, path: Path, left_out: Counter[str] | None, part: int = 0, of: int = 1
+) -> Raw:
+    """Read a data set, or of its pieces every so-manyth, and write the words' numbers to `path`."""
     words, labels, categories = numbering(), numbering(), numbering()
     columns = {name: array("i") for name in ("labels", "categories", "splits", "lengths")}
-    hashes = bytearray()
+    hashes, sizes = bytearray(), []
 
     def chunks() -> Iterator[list[str]]:
-        texts, size = [], 0
+        texts, size, number = [], 0, 0
         for text, label, category, split in dataset.examples(left_out):
-            columns["labels"].append(labels[label])
-            columns["categories"].append(categories[category])
-            columns["splits"].append(_SPLITS.index(split))
-            texts.append(text)
+            if number % of == part:
+                columns["labels"].append(labels[label])
+                columns["categories"].append(categories[category])
+                columns["splits"].append(_SPLITS.index(split))
+                texts.append(text)
             size += len(text)
             if size >= CHUNK:
-                yield texts
-                texts, size = [], 0
-        yield texts
+                if number % of == part:
+                    yield texts
+                texts, size, number = [], 0, number + 1
+        if number % of == part:
+            yield texts
 
     with path.open("wb") as file, closing(encode_all(chunks())) as encoded_chunks:
         for chunk in encoded_chunks:
             ids = np.fromiter(map(words.__getitem__, chunk.words), np.int32, len(chunk.words))
             ids[np.frombuffer(chunk.tokens, np.uint32)].tofile(file)
             columns["lengths"].extend(chunk.lengths)
+            sizes.append(len(chunk.lengths))
             hashes += chunk.hashes
     found = {name: np.frombuffer(column, np.int32) for name, column in columns.items()}
     found["hashes"] = np.frombuffer(hashes, np.uint64)
-    return list(words), list(labels), list(categories), found
+    return Raw(list(words), list(labels), list(categories), found, sizes)
 
 
 def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
@@ -396,7 +428,7 @@ def _in_test(
 
 
 def _texts(folder: Path, vocabulary_size: int, columns: dict[str, Any]) -> EncodedSplit:
-    tokens, starts = _map(folder / "tokens.int32"), _offsets(columns["lengths"])[:-1]
+    tokens, starts = _map(folder / TOKENS), _offsets(columns["lengths"])[:-1]
     return EncodedSplit(tokens, starts, vocabulary_size=vocabulary_size, **columns)
 
 
