@@ -24,18 +24,14 @@ def join() -> Iterator[World]:
     srun, which JAX understands by itself."""
     take_cores()  # before JAX starts its threads
     if (rank := os.environ.get("RANK")) is not None:
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         # Another port than that of torchrun's own store, and none that is given away at random.
         port = 10_000 + int(os.environ["MASTER_PORT"]) % 20_000
         address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-        place = (
-            address or f"{os.environ['MASTER_ADDR']}:{port}",
-            int(os.environ["WORLD_SIZE"]),
-            int(rank),
-            local_rank,
-        )
+        address = address or f"{os.environ['MASTER_ADDR']}:{port}"
+        size, device = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
+        place = address, size, int(rank), device
     else:
-        local_rank, place = int(os.environ.get("SLURM_LOCALID", "0")), None
+        place = None
     try:
         jax.distributed.initialize(*place or ())
     except (RuntimeError, ValueError) as error:
@@ -49,7 +45,7 @@ def join() -> Iterator[World]:
         found = multihost_utils.process_allgather(padded)
         return [row[:size].tobytes() for row, size in zip(found, sizes, strict=True)]
 
-    yield World(jax.process_index(), jax.process_count(), local_rank, gather, is_lost)
+    yield World(jax.process_index(), jax.process_count(), gather, is_lost)
     jax.distributed.shutdown()
 
 

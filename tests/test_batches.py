@@ -106,3 +106,18 @@ def test_the_pages_of_a_large_file_are_let_go_of(monkeypatch: pytest.MonkeyPatch
     address = split.tokens.ctypes.data
     (resident,) = [kb for low, high, kb in found if int(low, 16) <= address < int(high, 16)]
     assert resident == "0"
+
+
+def test_a_large_plan_is_shared_and_the_same(
+    texts: EncodedSplit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    batches = Batches(texts, 16, seed=3)
+    expected = [batches.plan(epoch) for epoch in range(4)]
+    monkeypatch.setattr("common.data.batches.LARGE", 1)
+    monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))
+    for epoch, plan in enumerate(expected):
+        for _ in range(2):
+            assert np.array_equal(batches.plan(epoch), plan)
+    monkeypatch.setattr(Batches, "_plan", pytest.fail)
+    assert np.array_equal(batches.plan(3), expected[3])
+    assert len(list(tmp_path.glob("plan-*"))) == 2

@@ -1,7 +1,9 @@
 """Files and folders that are written whole or not at all."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -42,16 +44,26 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "target").is_symlink()
 
 
-def test_of_two_that_fill_the_cache_the_first_wins(
+def test_of_two_that_want_the_same_one_fills_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))
 
-    def slow(folder: Path) -> None:
-        monkeypatch.setattr("os.getpid", lambda: 1)  # another process
-        (cached("kind", {}, fill) / "content").write_text("of the first")
+    begun, going_on = Event(), Event()
 
-    assert (cached("kind", {}, slow) / "content").read_text() == "of the first"
+    def slow(folder: Path) -> None:
+        begun.set()
+        assert going_on.wait(10)
+        (folder / "content").write_text("of the first")
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(cached, "kind", {}, slow)
+        assert begun.wait(10)
+        second = threads.submit(cached, "kind", {}, lambda folder: pytest.fail("filled again"))
+        assert not wait([second], 0.2).done
+        going_on.set()
+        assert first.result() == second.result()
+    assert (first.result() / "content").read_text() == "of the first"
     assert len(list(cache_folder().iterdir())) == 1
 
 

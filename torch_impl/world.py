@@ -39,7 +39,7 @@ def join() -> Iterator[World]:
         dist.all_gather_object(found, data)
         return found
 
-    yield World(dist.get_rank(), dist.get_world_size(), local_rank, gather, is_lost)
+    yield World(dist.get_rank(), dist.get_world_size(), gather, is_lost)
     dist.destroy_process_group()  # else its threads may abort
 
 

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 
+from common.data.cache import cached, forget
 from common.data.corpus import EncodedSplit
 from common.params import NO_LABEL
 
 MAX_SHAPES = 8
+LARGE = 1_000_000  # so many reviews have a plan that processes should share
 _POOL = 256  # so many batches are sorted by length together: the larger, the less padding
+_MAPPED = 16  # so many texts are read of a large file before their pages are let go: 2 MiB each
 _SAMPLE = 64  # so many batches are looked at to foresee how many distinct tokens a batch has
 
 
@@ -91,7 +94,9 @@ class Batches:
         self.in_order = in_order
         self.ngrams = ngrams
         self.limit = max_length
-        self.lengths = np.minimum(split.lengths, max_length or np.inf).astype(np.int64)
+        self.lengths = split.lengths
+        if max_length:
+            self.lengths = np.minimum(split.lengths, np.int32(min(max_length, 2**31 - 1)))
         self._position = np.zeros(split.vocabulary_size, np.int32)
         self.shapes = list(shapes) if shapes else self._choose_shapes(longest)
 
@@ -99,15 +104,30 @@ class Batches:
         """Batches in an epoch."""
         return math.ceil(len(self.split) / self.batch_size)
 
-    def plan(self, epoch: int) -> Int64[np.ndarray, "batches B"]:
-        """Which reviews are in which batch of this epoch; the last is padded with -1."""
-        rows = np.full((len(self), self.batch_size), -1, np.int64)
+    def plan(self, epoch: int) -> Int32[np.ndarray, "batches B"]:
+        """Which reviews are in which batch of this epoch; the last is padded with -1.
+
+        A large one is kept in the cache, this epoch's and the one's before, and mapped.
+        """
+        if len(self.split) < LARGE:
+            return self._plan(epoch)
+        split = {"texts": self.split.name, "batch_size": self.batch_size, "limit": self.limit}
+        key = {**split, "in_order": self.in_order, "seed": self.seed}
+        forget("plan", {**key, "epoch": epoch - 2})
+        folder = cached(
+            "plan", {**key, "epoch": epoch}, lambda to: np.save(to / "plan.npy", self._plan(epoch))
+        )
+        return np.asarray(np.load(folder / "plan.npy", mmap_mode="r"))
+
+    def _plan(self, epoch: int) -> Int32[np.ndarray, "batches B"]:
+        rows = np.full((len(self), self.batch_size), -1, np.int32)
         if self.in_order:
             order = np.argsort(-self.lengths, kind="stable")
             rows.flat[: len(order)] = order
             return rows
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.split))
+        order = np.arange(len(self.split), dtype=np.int32)
+        rng.shuffle(order)
         for pool in range(0, len(order), _POOL * self.batch_size):
             members = order[pool : pool + _POOL * self.batch_size]
             sorted_by_length = members[np.argsort(-self.lengths[members], kind="stable")]
@@ -118,18 +138,19 @@ class Batches:
         """The batches of this epoch in their order, from number `start` on."""
         return map(self.batch, self.plan(epoch)[start:])
 
-    def words(self, rows: Int64[np.ndarray, " B"]) -> int:
+    def words(self, rows: Int[np.ndarray, " B"]) -> int:
         """How many words are read of these reviews."""
         return int(self.lengths[rows[rows >= 0]].sum())
 
-    def share(self, rows: Int64[np.ndarray, " B"], number: int) -> Batch:
+    def share(self, rows: Int[np.ndarray, " B"], number: int) -> Batch:
         """One share of the batch of these reviews: every so-manyth, since they go by length."""
         dealt = rows[number :: self.shares]
         padding = np.full(self.rows - len(dealt), -1)
         return self.batch(np.append(dealt, padding), number)
 
-    def batch(self, rows: Int64[np.ndarray, " B"], share: int = 0) -> Batch:
+    def batch(self, rows: Int[np.ndarray, " B"], share: int = 0) -> Batch:
         """The batch of these reviews (indices into the split; -1: none)."""
+        rows = rows.astype(np.int64)
         texts = self._texts(rows)
         distinct = _distinct(texts)
         lengths = np.array([len(text) for text in texts], np.int32)
@@ -152,9 +173,11 @@ class Batches:
 
     def _texts(self, rows: Int64[np.ndarray, " B"]) -> list[Int64[np.ndarray, " words"]]:
         # Twice they are used as indices, which NumPy would convert each time.
-        ranges = self._ranges(rows)
-        texts = [self.split.tokens[start:end].astype(np.intp) for start, end in ranges]
-        self.split.release()
+        ranges, texts = self._ranges(rows), []
+        for some in range(0, len(ranges), _MAPPED):
+            part = ranges[some : some + _MAPPED]
+            texts += [self.split.tokens[start:end].astype(np.intp) for start, end in part]
+            self.split.release()
         return texts
 
     def _ratios(self, rows: Int64[np.ndarray, " B"], steps: int) -> Float32[np.ndarray, "T B E"]:
@@ -196,16 +219,19 @@ def _distinct(texts: Sequence[Int64[np.ndarray, " words"]]) -> Int32[np.ndarray,
     return ordered[np.diff(ordered, prepend=-1) > 0].astype(np.int32)
 
 
-def _edges(lengths: Int64[np.ndarray, " N"], longest: int, most: int) -> list[int]:
+def _edges(lengths: Int32[np.ndarray, " N"], longest: int, most: int) -> list[int]:
     """At most `most` padded lengths, the last `longest`, that waste the fewest steps on padding.
 
     Dynamic programming over the lengths that occur (at most 256 quantiles of them): the best way
     to cover the lengths up to a candidate with k edges extends the best way with k - 1.
     """
-    quantiles = np.quantile(np.maximum(lengths, 1), np.linspace(0, 1, 256), method="higher")
-    candidates = np.unique(np.append(quantiles.astype(int), longest))
+    # By counting: sorting what millions of reviews have takes hundreds of MB.
+    up_to = np.cumsum(np.bincount(np.maximum(lengths, 1), minlength=longest + 1))
+    ranks = np.ceil(np.linspace(0, 1, 256) * (len(lengths) - 1))
+    quantiles = np.searchsorted(up_to, ranks, side="right")
+    candidates = np.unique(np.append(quantiles, longest))
     # The reviews of (candidate[i - 1], candidate[j]] cost candidate[j] steps each.
-    below = np.searchsorted(np.sort(np.maximum(lengths, 1)), [0, *candidates], side="right")
+    below = up_to[[0, *candidates]]
     cost = (below[None, 1:] - below[:-1, None]) * candidates[None, :].astype(float)
     cost[np.tril_indices(len(candidates), -1)] = np.inf
     best, back = cost[0], []

@@ -1,9 +1,11 @@
 """Folders of results that are costly to compute, kept under a key of all they depend on."""
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -23,22 +25,17 @@ def cached(kind: str, key: Mapping[str, object], build: Callable[[Path], None]) 
     """The folder that `build(folder)` once filled for this key, filling it now if need be.
 
     It appears whole or not at all, and is filled anew where a file in it is gone or of another size
-    since. Of two processes that build the same, the first wins. Raises InputError where the cache
-    cannot be written.
+    since. Of processes that want the same, one builds it and the others wait. Raises InputError
+    where the cache cannot be written.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{kind}-{digest}"
+    folder = _folder(kind, key)
     if _whole(folder):
         return folder
     try:
-        files.remove(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with files.aside(folder, f"{folder.name}-{os.getpid()}.partial") as partial:
-            partial.mkdir()
-            build(partial)
-            sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
-            about = {"key": key, "sizes": sizes}
-            (partial / _ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True))
+        with _alone(folder.with_name(f".{folder.name}.lock")):
+            if not _whole(folder):
+                _fill(folder, key, build)
     except BrokenPipeError:  # about standard output
         raise
     except OSError as error:
@@ -48,6 +45,39 @@ def cached(kind: str, key: Mapping[str, object], build: Callable[[Path], None]) 
                 "set GRU_TWINS_CACHE to another folder"
             ) from None
     return folder
+
+
+def forget(kind: str, key: Mapping[str, object]) -> None:
+    """Remove what is kept for this key, if there is any. Who has mapped it still has it."""
+    with suppress(OSError):
+        files.remove(_folder(kind, key))
+
+
+def _folder(kind: str, key: Mapping[str, object]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder() / f"{kind}-{digest}"
+
+
+def _fill(folder: Path, key: Mapping[str, object], build: Callable[[Path], None]) -> None:
+    files.remove(folder)
+    with files.aside(folder, f"{folder.name}-{os.getpid()}.partial") as partial:
+        partial.mkdir()
+        build(partial)
+        sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
+        about = {"key": key, "sizes": sizes}
+        (partial / _ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While others wait here, if the file system has locks; if not, they do the same work."""
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _whole(folder: Path) -> bool:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt64
-from safetensors.numpy import load_file, save_file
 
 from common.data import sources
 from common.data.cache import cached
@@ -32,7 +31,7 @@ from common.errors import InputError
 
 # The splits do not depend on the seed of a run: runs with different seeds are tested alike.
 SPLIT_SEED = 0
-LAYOUT_VERSION = 3  # part of the key of every cache that holds what _write or renumber write
+LAYOUT_VERSION = 4  # part of the key of every cache that holds what _write or renumber write
 TOKENS = "tokens.int32"
 _SPLITS = ("", "train", "test")
 _BLOCK = 1 << 20  # tokens that are looked at together, where all of them are
@@ -72,6 +71,9 @@ class EncodedSplit:
 
     def hold_out(self, size: int) -> "tuple[EncodedSplit, EncodedSplit]":
         """The texts but for `size` of them, and those, both balanced as the split is."""
+        if not size:  # so that mapped columns stay mapped
+            rest = dataclasses.replace(self, name=f"{self.name}-but-0")
+            return rest, self.take(np.zeros(0, int), f"{self.name}-0")
         order = np.random.default_rng(SPLIT_SEED).permutation(len(self))
         # Each text's rank within its stratum, as a share of it: the `size` smallest shares take the
         # same part of every stratum.
@@ -160,16 +162,16 @@ class EncodedSplit:
                     lengths[block] = np.diff(before[_offsets(self.lengths[block])])
                     tokens[known].tofile(file)
             np.save(folder / "lengths.npy", lengths)
+            np.save(folder / "starts.npy", _offsets(lengths)[:-1])
 
         numbers = hashlib.sha256(new_ids.tobytes()).hexdigest()
         key = {"texts": self.name, "numbers": numbers, "layout": LAYOUT_VERSION}
         folder = cached("tokens", key, build)
-        lengths = np.load(folder / "lengths.npy")
         return dataclasses.replace(
             self,
             tokens=_map(folder / TOKENS),
-            starts=_offsets(lengths)[:-1],
-            lengths=lengths,
+            starts=_column(folder / "starts.npy"),
+            lengths=_column(folder / "lengths.npy"),
             vocabulary_size=int(new_ids.max(initial=-1)) + 1,
             name=folder.name,
         )
@@ -250,18 +252,16 @@ def encoded(
     folder = cached("corpus", key_of(fingerprint, skip_bad_rows), build)
     about = json.loads((folder / "about.json").read_text())
     vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    columns = load_file(folder / "columns.safetensors")
-    in_test = columns.pop("in_test")
-    texts = _texts(folder, len(vocabulary), columns)
-    return Corpus(
-        about["name"],
-        tuple(about["classes"]),
-        tuple(about["categories"]),
-        vocabulary,
-        texts.take(~in_test, f"{folder.name}-train"),
-        texts.take(in_test, f"{folder.name}-test"),
-        about.get("left_out", {}),  # which older ones do not have
-    )
+    tokens = _map(folder / TOKENS)
+    splits = []
+    for split in ("train", "test"):
+        paths = {path.name.split(".")[1]: path for path in folder.glob(f"{split}.*.npy")}
+        columns: dict[str, Any] = {name: _column(path) for name, path in paths.items()}
+        columns |= {"vocabulary_size": len(vocabulary), "name": f"{folder.name}-{split}"}
+        splits.append(EncodedSplit(tokens, **columns))
+    train, test = splits
+    names = about["name"], tuple(about["classes"]), tuple(about["categories"])
+    return Corpus(*names, vocabulary, train, test, about["left_out"])
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,8 @@ def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | No
     texts = _texts(folder, len(words), columns)
     in_test = _in_test(dataset, texts, splits, hashes, classes)
 
-    counts = texts.take(~in_test, "")._count().tolist()
+    train, test = texts.take(~in_test, ""), texts.take(in_test, "")
+    counts = train._count().tolist()
     if not any(counts):
         raise InputError(f"{name}: no text to train on has a word")
     by_word = sorted(range(len(words)), key=words.__getitem__)
@@ -310,7 +311,9 @@ def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | No
             new_ids[tokens].tofile(file)
     with (folder / "vocabulary.txt").open("w", encoding="utf-8") as text:
         text.writelines(f"{words[i]}\n" for i in order)
-    save_file({**columns, "in_test": in_test}, folder / "columns.safetensors")
+    for split, of in (("train", train), ("test", test)):
+        for column in ("starts", *columns):
+            np.save(folder / f"{split}.{column}.npy", getattr(of, column))
     about: dict[str, Any] = {"name": name, "classes": classes, "categories": names}
     about["left_out"] = left_out or {}
     (folder / "about.json").write_text(json.dumps(about))
@@ -435,6 +438,11 @@ def _texts(folder: Path, vocabulary_size: int, columns: dict[str, Any]) -> Encod
 def _offsets(lengths: Int32[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
     """Where each text starts, laid end to end, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _column(path: Path) -> Any:
+    """A number of each text, mapped: processes on a machine share what they read of it."""
+    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def _map(path: Path) -> Int32[np.ndarray, " tokens"]:

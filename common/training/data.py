@@ -111,6 +111,9 @@ def fingerprint_of(options: TrainConfig, data: Data) -> str:
     """What a checkpoint says of its data and word vectors, to go on with no others."""
     digest = hashlib.sha256(json.dumps(sources.fingerprint(options.data)).encode())
     digest.update("\n".join(data.vectors.words).encode())
-    for array in (data.vectors.matrix, data.train.lengths, data.train.split.labels):
-        digest.update(np.ascontiguousarray(array).data)
+    digest.update(np.ascontiguousarray(data.vectors.matrix).data)
+    block = 1 << 20  # of whichever type: as 64 bits, once they were all in memory
+    for start in range(0, len(data.train.lengths), block):
+        digest.update(data.train.lengths[start : start + block].astype(np.int64).data)
+    digest.update(np.ascontiguousarray(data.train.split.labels).data)
     return digest.hexdigest()

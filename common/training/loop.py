@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int
 from rich.progress import MofNCompleteColumn, Progress
 
 from common import files, metrics, params
@@ -22,9 +22,9 @@ from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_err
 from common.signals import stop_requests
 from common.training import checkpoint, run_directory
 from common.training.checkpoint import Checkpoint, LogLine, State
-from common.training.data import fingerprint_of, load_data
+from common.training.data import Data, fingerprint_of, load_data
 from common.training.learner import Framework, as_tested, predict, validate
-from common.training.memory import keep_freed_memory, peak_bytes
+from common.training.memory import give_back, keep_freed_memory, peak_bytes
 from common.training.options import MODELS, TrainConfig, parse_options
 from common.training.recipe import recipe_of
 from common.training.run_directory import About
@@ -117,6 +117,14 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
     return ""
 
 
+def load_by_all(world: World, options: TrainConfig) -> Data:
+    """The data in each worker: what has to be made for it is made once, then cached."""
+    found: list[Data] = []
+    world.each(lambda: found.append(load_data(options, say)))
+    give_back()
+    return found[0]
+
+
 class Trainer:
     """One run, from where it stands to its end.
 
@@ -143,7 +151,7 @@ class Trainer:
         shares = self.shares_of(options, before)
         options = dataclasses.replace(options, out=out, resume=None, restart=False, shares=shares)
         self.options = options
-        self.data = data = world.in_turn(lambda: load_data(options, say))
+        self.data = data = load_by_all(world, options)
         shape, classes = data.vectors.matrix.shape, len(data.classes)
         model = options.model_config(shape, classes, data.vectors.trained_with_model)
         self.about = About(model, self.options, data.classes, framework.FRAMEWORK)
@@ -237,7 +245,7 @@ class Trainer:
         say(f"Total training time: {state.seconds:.0f} secs")
         return self.finish()
 
-    def step(self, rows: Int64[np.ndarray, " B"], asked: Sequence[int]) -> bool:
+    def step(self, rows: Int[np.ndarray, " B"], asked: Sequence[int]) -> bool:
         """Take a step. Its loss may still be being computed: it is pending until `settle`.
 
         asked: not empty, once this worker was asked to stop. Returns whether all of them stop now.

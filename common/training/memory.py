@@ -17,6 +17,12 @@ def keep_freed_memory() -> None:
         mallopt(-8, 1)  # M_ARENA_MAX: what other threads allocate from gives large pieces back
 
 
+def give_back() -> None:
+    """Give what is free back to the system, all the same: it was needed once."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 def peak_bytes() -> int:
     """The most memory that the process has had so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

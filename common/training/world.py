@@ -28,13 +28,12 @@ def _alone(data: bytes) -> list[bytes]:
 class World:
     """A worker among `size`. The first one, of rank 0, locks, prints and writes.
 
-    local_rank: its number on its machine. gather: hands bytes to all, and returns those of each
-    worker, by rank; all have to call it. is_lost: whether an error says that a worker is gone.
+    gather: hands bytes to all, and returns those of each worker, by rank; all have to call it.
+    is_lost: whether an error says that a worker is gone.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     gather: Callable[[bytes], list[bytes]] = _alone
     is_lost: Callable[[Exception], bool] = lambda error: False
 
@@ -69,18 +68,6 @@ class World:
         """What make() comes to in the first, for all."""
         found = self.each(make if self.first else lambda: None)[0]
         return cast("T", found)
-
-    def in_turn(self, make: Callable[[], T]) -> T:
-        """make(), first in one worker of each machine: what that caches, the others find there."""
-        found: list[T] = []
-
-        def take(turn: bool) -> None:
-            if turn:
-                found.append(make())
-
-        self.each(lambda: take(self.local_rank == 0))
-        self.each(lambda: take(self.local_rank > 0))
-        return found[0]
 
     def same(self, what: str, value: object) -> None:
         """Raise InputError, in all, where a worker has another value than the first."""
