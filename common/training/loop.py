@@ -28,14 +28,15 @@ from common.training.memory import give_back, keep_freed_memory, peak_bytes
 from common.training.options import MODELS, TrainConfig, parse_options
 from common.training.recipe import recipe_of
 from common.training.run_directory import About
-from common.training.world import ALONE, World, joined, restarted
+from common.training.world import ALONE, World, joined, launched, restarted
 
 say = partial(print, flush=True)
 
 
 def main(framework: Framework) -> None:
     """The command line of `python -m torch_impl.train` and `python -m jax_impl.train`."""
-    keep_freed_memory()  # before threads allocate any
+    # With several workers, XLA's steps run in other threads: they wait for the exchange.
+    keep_freed_memory(by_all_threads=launched())
     with exit_on_input_error(), joined(framework) as world:
         options = world.each(lambda: _options(framework))[world.rank]
         train(framework, options, world)

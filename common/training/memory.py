@@ -5,16 +5,20 @@ import resource
 import sys
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(by_all_threads: bool = False) -> None:
     """Keep freed memory for the next allocation instead of giving it back to the system.
 
     A training step needs some tens of MB; to get them anew each time, page by page, can take as
     long as the computation. Only glibc gives large pieces back at once: elsewhere, does nothing.
+
+    by_all_threads: not only what the main one allocates. It has to come before there are others,
+    which then wait for each other when they allocate: 4 % of a step of XLA's on two cores.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-8, 1)  # M_ARENA_MAX: what other threads allocate from gives large pieces back
+        if by_all_threads:
+            mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def give_back() -> None:
