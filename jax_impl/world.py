@@ -49,7 +49,7 @@ def join() -> Iterator[World]:
     jax.distributed.shutdown()
 
 
-def is_lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether an error says that a worker is gone."""
     return any(each in str(error).lower() for each in ("gloo", "nccl", "coordination"))
 

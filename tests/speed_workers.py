@@ -66,6 +66,7 @@ def main(repetitions: int = 3) -> None:
                 for setting in SETTINGS:
                     speed = tokens_per_second(framework, setting, Path(name))
                     found.setdefault((framework, setting), []).append(speed)
+                    print(f"{framework} {setting}: {speed:,.0f} tokens/s", file=sys.stderr)
     print("| workers | cores of each | batch | PyTorch, tokens/s | | JAX, tokens/s | |")
     print("|---|---|---|---|---|---|---|")
     for setting in SETTINGS:

@@ -24,6 +24,7 @@ import pytest
 
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
+from common.errors import LOST
 from common.training import checkpoint, dropout, loop
 from common.training.options import TrainConfig
 from common.training.recipe import Recipe
@@ -246,6 +247,27 @@ def test_what_is_wrong_is_said_once(
     said = [(out / str(rank)).read_text() for rank in range(2)]
     assert said == [line, ""]
     assert not (out / "run").exists()
+
+
+def broken(name: str, out: Path, launched: dict[str, str]) -> None:
+    """The second worker has a fault, of no kind that is expected."""
+    sys.stderr = (out / launched["RANK"]).open("w", buffering=1)
+    os.dup2(sys.stderr.fileno(), 2)
+
+    def step(*_: Any, **__: Any) -> None:
+        raise KeyError("a fault")
+
+    if launched["RANK"] == "1":
+        import_module(f"{name}_impl.learner").Learner.step = step  # type: ignore[attr-defined]
+    training(name, out / "run", launched, TINY)
+
+
+@each_framework
+def test_a_fault_in_one_ends_both(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert end(start(broken, name, out, 2)) == [LOST, 1]
+    assert "KeyError: 'a fault'" in (out / "1").read_text()
+    assert "error: another worker is gone" in (out / "0").read_text()
 
 
 def plain(name: str, out: Path, launched: dict[str, str]) -> None:

@@ -43,7 +43,7 @@ def join() -> Iterator[World]:
     dist.destroy_process_group()  # else its threads may abort
 
 
-def is_lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether an error says that a worker is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 

@@ -7,6 +7,7 @@ same for all. This file knows how they speak (`gather`), the twins' world.py ove
 import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class World:
     rank: int = 0
     size: int = 1
     gather: Callable[[bytes], list[bytes]] = _alone
-    is_lost: Callable[[Exception], bool] = lambda error: False
+    is_lost: Callable[[BaseException], bool] = lambda error: False
 
     @property
     def first(self) -> bool:
@@ -136,17 +137,15 @@ def joined(framework: Joining) -> Iterator[World]:
             if world.first:
                 complain(error if isinstance(error, Stopped) else f"error: {error}")
             status = status_of(error)
-        except Exception as error:
-            if not world.is_lost(error):
-                raise
-            if world.rank < 2:  # if it is the first that is gone, the second says so
-                complain(
-                    "error: another worker is gone; the same command goes on from "
-                    "the last checkpoint"
-                )
-            status = LOST
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException as error:
+            status = LOST if world.is_lost(error) else 1
+            if status != LOST:
+                traceback.print_exc()
+            elif world.rank < 2:  # if it is the first that is gone, the second says so
+                goes_on = "the same command goes on from the last checkpoint"
+                complain(f"error: another worker is gone; {goes_on}")
         sys.stdout.flush()
         os._exit(status)  # not by way of what waits for the others at the exit
 
