@@ -106,6 +106,10 @@ class CompareConfig(TrainConfig):
                 raise InputError(f"{name} {number}: must be at least 1")
         if self.slurm and self.on != "slurm":
             raise InputError(f"--slurm {' '.join(self.slurm)}: needs --on slurm")
+        if self.on != "local":
+            from comparison import processes
+
+            processes.check(processes.Place(self.on, slurm=self.slurm))
         if self.folder is not None and self.part != "report":
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (

@@ -30,7 +30,7 @@ def writing(path: Path) -> Iterator[None]:
     except BrokenPipeError:  # about standard output
         raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ idle: nn.GRU's time steps are short, and XLA compiles on one.
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
@@ -54,6 +56,25 @@ class Place:
     at_once: int = 1
     slurm: tuple[str, ...] = ()
     folder: Path | None = None
+
+
+def check(place: Place) -> None:
+    """Raise InputError where what a place needs is not there, as far as that is seen from here."""
+    for text in place.slurm:
+        _pair(text)
+    needs = {"local": (), "slurm": ("submitit",), "dask": ("dask", "distributed")}[place.on]
+    if any(find_spec(name) is None for name in needs):
+        raise InputError(f'--on {place.on}: needs pip install -e ".[{place.on}]"')
+    if place.on == "dask" and _scheduler() is None:
+        raise InputError("--on dask: DASK_SCHEDULER_ADDRESS has to name a scheduler")
+    if place.on == "slurm" and shutil.which("sbatch") is None:
+        raise InputError("--on slurm: there is no sbatch here")
+
+
+def _scheduler() -> str | None:
+    import dask
+
+    return dask.config.get("scheduler-address", None)
 
 
 class Future(Protocol):
@@ -150,7 +171,8 @@ def run(
                             _status(job, future)
                 raise
     if asked:
-        raise Stopped(asked[0], f"; the same command goes on from there ({'; '.join(stopped)})")
+        where = f" ({'; '.join(stopped)})" if stopped else ""
+        raise Stopped(asked[0], f"; the same command goes on from there{where}")
     if failure:
         raise failure
 
@@ -230,17 +252,15 @@ class _Tail:
 @contextlib.contextmanager
 def _engine(place: Place, count: int, folder: Path) -> Iterator[Engine]:
     """That of a place, for so many jobs. Raises InputError where it is not there."""
-    needs = f'--on {place.on}: needs pip install -e ".[{place.on}]"'
+    check(place)
     match place.on:
         case "local":
             local = _Local(min(place.at_once, count))
             with local.threads:
                 yield local
         case "slurm":
-            try:
-                import submitit
-            except ImportError:
-                raise InputError(needs) from None
+            import submitit
+
             options = dict(_pair(text) for text in place.slurm)
             try:
                 slurm = submitit.SlurmExecutor(folder)
@@ -249,14 +269,9 @@ def _engine(place: Place, count: int, folder: Path) -> Iterator[Engine]:
                 raise InputError(f"--on slurm: {error}") from None
             yield _Slurm(slurm)
         case "dask":
-            try:
-                import dask
-                from distributed import Client
-            except ImportError:
-                raise InputError(needs) from None
-            address = dask.config.get("scheduler-address", None)
-            if address is None:
-                raise InputError("--on dask: DASK_SCHEDULER_ADDRESS has to name a scheduler")
+            from distributed import Client
+
+            address = _scheduler()
             try:
                 client = Client(address, timeout=20)
             except (OSError, ValueError) as error:

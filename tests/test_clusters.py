@@ -23,7 +23,7 @@ from comparison.processes import Job, Place
 from comparison.runs import Training
 
 ROOT = Path(__file__).parents[1]
-LONG = dataclasses.replace(endurance.TINY, epochs=20, validation_size=0)
+LONG = dataclasses.replace(endurance.TINY, epochs=60, validation_size=0)
 
 
 def trainings(folder: Path, count: int) -> list[Training]:
@@ -104,24 +104,28 @@ SLURM = {
     # Runs the script, and again where it was "preempted"; tells what it was given.
     "sbatch": """
 cp "$1" "$STUB/script"
-echo 7 > "$STUB/id"
+id=$(ls "$STUB"/job-* 2> /dev/null | wc -l)
+touch "$STUB/job-$id"
 (
-    export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0
+    export SLURM_JOB_ID=$id SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0
     export SLURM_LOCALID=0 SLURM_JOB_NODELIST=here
     while :; do
         bash "$1" > "$STUB/output" 2>&1
         [ -e "$STUB/requeue" ] || break
         rm "$STUB/requeue"
     done
-    touch "$STUB/over"
+    echo over > "$STUB/job-$id"
 ) > /dev/null 2>&1 &
-echo "Submitted batch job 7"
+echo "Submitted batch job $id"
 """,
     "srun": "exit 1\n",
     "sacct": """
-state=RUNNING
-[ -e "$STUB/over" ] && state=COMPLETED
-printf 'JobID|State|NodeList\\n7|%s|here\\n' "$state"
+echo 'JobID|State|NodeList'
+for job in "$STUB"/job-*; do
+    state=RUNNING
+    [ -s "$job" ] && state=COMPLETED
+    echo "${job##*-}|$state|here"
+done
 """,
     "scancel": 'touch "$STUB/cancelled"\n',
 }
@@ -169,7 +173,7 @@ def test_a_stop_reaches_what_slurm_runs(slurm: Path, tmp_path: Path) -> None:
                 process.send_signal(signal.SIGINT)
                 break
         _, error = process.communicate(timeout=100)
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert "torch gru: stopped by SIGINT after step" in error
     assert list((tmp_path / "results" / "torch-gru" / "checkpoints").iterdir())
 
@@ -178,7 +182,7 @@ def test_a_stop_reaches_what_slurm_runs(slurm: Path, tmp_path: Path) -> None:
     ("place", "line"),
     [
         (Place("slurm", slurm=("partition",)), "--slurm partition: expected NAME=VALUE"),
-        (Place("slurm"), "--on slurm: Could not detect .*srun"),
+        (Place("slurm"), "--on slurm: there is no sbatch here"),
         (Place("dask"), "--on dask: DASK_SCHEDULER_ADDRESS has to name a scheduler"),
     ],
 )

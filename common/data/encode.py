@@ -10,6 +10,7 @@ of them see, as is the cache that the last command writes (GRU_TWINS_CACHE). Eac
 whole source, ten times as fast as words are numbered, and encodes every so-manyth piece of it.
 """
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import tyro
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from common import files
 from common.data import corpus, sources
@@ -56,6 +57,8 @@ def main() -> None:
     with exit_on_input_error():
         options = parse_options(Options, "python -m common.data.encode")
         if options.do == "part":
+            if options.of < 1:
+                raise InputError(f"--of {options.of}: must be at least 1")
             if not 0 <= options.part < options.of:
                 raise InputError(f"--part {options.part}: not from 0 to {options.of - 1}")
             folder = options.parts / str(options.part)
@@ -82,9 +85,10 @@ def encode_part(spec: str, folder: Path, part: int, of: int, skip_bad_rows: bool
             raw = corpus.read(sources.load(spec), partial / TOKENS, left_out, part, of)
             words = "".join(f"{word}\n" for word in raw.words)
             (partial / WORDS).write_text(words, encoding="utf-8")
-            save_file(raw.columns, partial / COLUMNS)
+            (partial / COLUMNS).write_bytes(files.to_tensors(raw.columns))
             about |= {name: getattr(raw, name) for name in ("labels", "categories", "chunks")}
             about["left_out"] = left_out or {}
+            about["sums"] = {name: _sum(partial / name) for name in (TOKENS, COLUMNS, WORDS)}
             (partial / ABOUT).write_text(json.dumps(about))
             files.remove(folder)
     return len(raw.columns["labels"])
@@ -97,11 +101,9 @@ def merge(spec: str, folder: Path, skip_bad_rows: bool = False) -> Corpus:
     """
     fingerprint = sources.fingerprint(spec)
     key = corpus.key_of(fingerprint, skip_bad_rows)
-    abouts = [_about(folder / "0", key)]
-    abouts += [_about(folder / str(part), key) for part in range(1, abouts[0]["of"])]
-    for part, about in enumerate(abouts):
-        if (about["part"], about["of"]) != (part, len(abouts)):
-            raise InputError(f"{folder / str(part)}: is part {about['part']} of {about['of']}")
+    abouts = [_about(folder, 0, 1, key)]
+    of = abouts[0]["of"]
+    abouts += [_about(folder, part, of, key) for part in range(1, of)]
     folders = [folder / str(part) for part in range(len(abouts))]
 
     def join(dataset: Dataset, path: Path, left_out: Counter[str] | None) -> Raw:
@@ -112,11 +114,33 @@ def merge(spec: str, folder: Path, skip_bad_rows: bool = False) -> Corpus:
     return corpus.encoded(lambda: sources.load(spec), fingerprint, skip_bad_rows, join)
 
 
-def _about(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
+def _about(parts: Path, part: int, of: int, key: dict[str, Any]) -> dict[str, Any]:
+    """What a part says of itself, after it was found to be that part, and undamaged."""
+    folder = parts / str(part)
+    if not folder.exists():
+        raise InputError(f"{folder}: part {part}{f' of {of}' if part else ''} is missing")
     about = files.read_json(folder / ABOUT)
-    if about["key"] != json.loads(json.dumps(key)):
-        raise InputError(f"{folder}: is of another data set, or of another state of it")
+    try:
+        if about["key"] != json.loads(json.dumps(key)):
+            other = "another data set, of another state of it, or with another --skip-bad-rows"
+            raise InputError(f"{folder}: is of {other}")
+        if about["part"] != part or (part and about["of"] != of):
+            raise InputError(f"{folder}: is part {about['part']} of {about['of']}")
+        sums = about["sums"]
+    except (KeyError, TypeError):
+        raise InputError(f"{folder / ABOUT}: not what it should hold") from None
+    for name in (TOKENS, COLUMNS, WORDS):
+        if _sum(folder / name) != sums[name]:
+            raise InputError(f"{folder / name}: damaged (its SHA-256 is not that in {ABOUT})")
     return about
+
+
+def _sum(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _join(folders: list[Path], abouts: list[dict[str, Any]], path: Path) -> Raw:

@@ -63,7 +63,8 @@ def _resumed(folder: Path, program: str) -> TrainConfig:
     saved = checkpoint.newest(folder, warn=lambda line: None)
     if saved is None:
         raise InputError(f"--resume {folder}: there is no checkpoint to go on from")
-    known = dataclasses.replace(saved.about.options, out=None)
+    # Its shares are what Trainer takes, unless there are more workers.
+    known = dataclasses.replace(saved.about.options, out=None, shares=None)
     options = parse_options(TrainConfig, program, default=known)
     if options.out is not None:
         raise InputError(f"--out {options.out}: --resume {folder} says where already")
