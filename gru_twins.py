@@ -31,8 +31,9 @@ One GRU text classifier, twice from one specification: in PyTorch and in JAX.
 
 {commands}
 
-Each has a --help of its own. --framework is not for compare, encode and convert;
-torch is the default. gru-twins --version says which version this is.
+Each has a --help of its own. --framework is not for compare, encode, convert,
+which know both or none; torch is the default. gru-twins --version says which
+version this is.
 """
 
 
