@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,6 @@ from common.training.world import ALONE, World
 from jax_impl.classifier import CELLS, Classifier, Reduction, cross_entropy
 from jax_impl.layers import canonical, register
 from jax_impl.trace import explain
-
-if TYPE_CHECKING:
-    pass
 
 FRAMEWORK = "jax"
 MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam

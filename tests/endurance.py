@@ -1,6 +1,6 @@
 """What training survives, as a table: kills, damaged files, a full disk, and what it costs.
 
-python -m tests.endurance                        all of it, some 15 minutes on two cores
+python -m tests.endurance                        all of it, some 20 minutes on two cores
 python -m tests.endurance --kills 20 --flips 50  shorter
 python -m tests.endurance --help
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from torch_impl.builtin import BuiltinClassifier
 from torch_impl.classifier import CELLS, Classifier, Reduction, cross_entropy
 from torch_impl.layers import canonical
 from torch_impl.trace import explain
-
-if TYPE_CHECKING:
-    pass
 
 FRAMEWORK = "torch"
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}  # in torch.optim.Adam

@@ -50,7 +50,7 @@ RUN_FILES = (CONFIG, VOCABULARY, VECTORS, MODEL, METRICS)
 FORMAT = 2
 # A resumed run must not differ in anything else; the last three are no properties of a run.
 MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep", "tensorboard"}
-MAY_CHANGE |= {"shares", "out", "resume", "restart"}
+MAY_CHANGE |= {"shares"} | {"out", "resume", "restart"}
 _LONGEST_METRICS = 2 * 2**20  # as Python objects, twenty times as long
 _LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl
 _MOST_LAYERS, _MOST_NGRAMS = 1000, 10

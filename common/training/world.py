@@ -136,12 +136,9 @@ def joined(framework: Joining) -> Iterator[World]:
                     world.gather(b"")
             if world.first:
                 complain(error if isinstance(error, Stopped) else f"error: {error}")
-            status = status_of(error)
-            if (
-                isinstance(error, Stopped)
-                and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-            ):
-                status = 0  # else torchrun would start all of them again
+            again = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+            # Else torchrun would start all of them again.
+            status = 0 if again and isinstance(error, Stopped) else status_of(error)
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except BaseException as error:
