@@ -20,9 +20,11 @@ class Recurrence:
     """
 
     compute: Callable[..., tuple[Any, Any]]
-    available: Callable[[str, Any], bool] = lambda device, dtype: dtype != "bfloat16"
+    available: Callable[[str, Any, int | None], bool] = lambda device, dtype, size: (
+        dtype != "bfloat16"
+    )
     """Whether it computes on a kind of device ("cpu", "cuda"), in a dtype of the framework, or with
-    products in "bfloat16"."""
+    products in "bfloat16", so many hidden units (or some number of them)."""
     checks: bool = False
     """Whether it raises for int32 lengths and tokens that are out of range itself."""
     at_once: Callable[..., tuple[Any, Any] | None] | None = None
@@ -45,17 +47,31 @@ class Cell:
     states: int = 1
     """S, how many times H a state has (an LSTM's: 2)."""
 
-    def implementations(self, device: str = "cpu", dtype: Any = "float32") -> tuple[str, ...]:
-        """The names of the recurrences that are available."""
-        return tuple(n for n, each in self.recurrences.items() if each.available(device, dtype))
+    def implementations(
+        self, device: str | None = "cpu", dtype: Any = "float32", size: int | None = None
+    ) -> tuple[str, ...]:
+        """The names of the recurrences that are available, without a device those on any."""
+        places = (device,) if device else ("cuda", "cpu")
+        return tuple(
+            name
+            for name, each in self.recurrences.items()
+            if any(each.available(place, dtype, size) for place in places)
+        )
 
-    def resolve(self, implementation: str, device: str = "cpu", dtype: Any = "float32") -> str:
+    def resolve(
+        self,
+        implementation: str,
+        device: str | None = "cpu",
+        dtype: Any = "float32",
+        size: int | None = None,
+    ) -> str:
         """The recurrence that a name or "auto" stands for. Raises InputError for no such name."""
-        here = self.implementations(device, dtype)
+        here = self.implementations(device, dtype, size)
         if implementation == "auto" and here:
             return here[-1]
         if implementation not in here:
-            place = f"{device} in bfloat16" if dtype == "bfloat16" else device
+            place = device or "this machine"
+            place += " in bfloat16" if dtype == "bfloat16" else ""
             raise InputError(
                 f"implementation {implementation}: on {place}, the {self.name} has "
                 f"{', '.join(('auto', *here) if here else ['none'])}"

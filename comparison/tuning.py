@@ -170,7 +170,7 @@ def tune(
     recipe_of(options, 1, train.labels, len(texts.classes))
     learner = import_module(f"{framework}_impl.learner")
     learner.find_device(options.device)
-    learner.CELLS[options.cell].resolve(options.implementation, dtype=options.dtype)
+    learner.CELLS[options.cell].resolve(options.implementation, None, options.dtype)
     name = f"{framework} {options.model} on {options.data}, {_digest(options)}"
     with opened(storage) as optuna:
         kept = _storage(storage)

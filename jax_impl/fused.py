@@ -1,4 +1,5 @@
-"""The GRU on the CPU kernel (common/kernels/gru.h). Its twin is torch_impl/fused.py.
+"""The GRU on a kernel: the CPU's (common/kernels/gru.h), or, by cuda.py, a GPU's. Its twin is
+torch_impl/fused.py.
 
 Forward and backward are written by hand in C++. Here they become XLA FFI calls, gru_forward and
 gru_backward, in two functions that JAX differentiates by rules of ours, `layer` and `pull`: the
@@ -21,18 +22,20 @@ import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Bool, DTypeLike, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from common import kernels
 from common.arguments import dtype_name
+from jax_impl import cuda
+from jax_impl.ffi import like, or_empty
 from jax_impl.layers import Found, Weights
 
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
 DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
 
 
-def available(device: str = "cpu", dtype: Any = "float32") -> bool:
-    """Whether the kernel has been built, for this kind of device and dtype.
+def available(device: str = "cpu", dtype: Any = "float32", size: int | None = None) -> bool:
+    """Whether the kernel has been built, for this kind of device and dtype, whatever the size.
 
     bfloat16 is that of the products: the processor has to have an instruction for it.
     """
@@ -51,6 +54,7 @@ def recurrence(
     reset_after: bool,
     return_sequences: bool,
     bfloat16: bool = False,
+    gpu: bool = False,
 ) -> Found:
     """A layer: see Recurrence in common/cells.py. Outputs that are not wanted are not written.
 
@@ -70,7 +74,8 @@ def recurrence(
     arrays = (x, tuple(map(tuple, weights)), h0, h_reset)
     tokens = None if tokens is None else tokens.astype(jnp.int32)
     places = (tokens, lengths.astype(jnp.int32), resets)
-    return layer(*vary_alike((arrays, places)), (reset_after, return_sequences, bfloat16))
+    how = (reset_after, return_sequences, bfloat16, gpu)
+    return layer(*vary_alike((arrays, places)), how)
 
 
 def operands(x: Array, weights: Sequence[Weights], *states: Array | None) -> tuple[Any, ...]:
@@ -196,17 +201,17 @@ def backward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
 
 # What follows tells JAX how to differentiate. `arrays` are x, the weights of each direction, h0 and
 # h_reset, `places` are tokens, lengths and resets, `how` is (reset_after, return_sequences,
-# bfloat16).
+# bfloat16, gpu).
 Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array, Array | None]
 Places = tuple[Array | None, Array, Array | None]
-How = tuple[bool, bool, bool]
+How = tuple[bool, bool, bool, bool]
 
 
 def compute(arrays: Arrays, places: Places, how: How, save: bool) -> tuple[Array, Array, Array]:
     """A layer, without a gradient; returns what `forward` does."""
     reverse = directions_of(arrays[1])
     given: tuple = (*operands(*arrays), *places, reverse, *how[:2], save, how[2])
-    outputs, h_last, saved = forward(*given)
+    outputs, h_last, saved = (cuda.forward if how[3] else forward)(*given)
     return outputs, h_last, saved
 
 
@@ -253,7 +258,7 @@ def pull(
     """The gradients of arrays; that of x is zero unless of_x says that it is wanted."""
     (weight_ih, weight_hh, _, _, x, *_), R = operands(*arrays), len(arrays[1])
     given = (weight_ih, weight_hh, x, *cotangents, saved, *places, directions_of(weight_ih))
-    found = backward(*given, how[0], of_x, how[2])
+    found = (cuda.backward if how[3] else backward)(*given, how[0], of_x, how[2])
     d_weights = tuple(tuple(found[i : 4 * R : R]) for i in range(R))
     d_x = found[4 * R] if of_x else jnp.zeros_like(x)
     return d_x, d_weights, found[4 * R + 1], None if arrays[3] is None else found[4 * R + 2]
@@ -279,7 +284,7 @@ def by_scan(places: Places, how: How) -> Callable[..., Found]:
     """The function of the arrays that the kernel computes, written out by gru.py."""
     from jax_impl.gru import scan
 
-    (tokens, lengths, resets), (reset_after, return_sequences, bfloat16) = places, how
+    (tokens, lengths, resets), (reset_after, return_sequences, bfloat16, _) = places, how
 
     def run(x: Array, weights: Sequence[Weights], h0: Array, h_reset: Array | None) -> Found:
         how = {"reset_after": reset_after, "return_sequences": return_sequences}
@@ -387,17 +392,6 @@ if BUILT:
         jax.ffi.register_ffi_target(f"gru_{name}", jax.ffi.pycapsule(handler), platform="cpu")
 
 
-def like(array: Array) -> Callable[..., jax.ShapeDtypeStruct]:
-    """What makes descriptions of arrays that are like this one but for their shape."""
-    kind = jax.typeof(array)
-    return partial(
-        jax.ShapeDtypeStruct,
-        dtype=kind.dtype,
-        sharding=jax.sharding.NamedSharding(kind.sharding.mesh, jax.sharding.PartitionSpec()),
-        manual_axis_type=kind.mat,
-    )
-
-
 def attributes(
     reverse: Sequence[bool], reset_after: bool, bfloat16: bool = False
 ) -> dict[str, Any]:
@@ -408,8 +402,3 @@ def attributes(
         "bfloat16": np.bool_(bfloat16),
         "threads": np.int32(kernels.threads()),
     }
-
-
-def or_empty(array: Array | None, dtype: DTypeLike) -> Array:
-    """An empty vector, which the kernel takes for absent, in the place of None."""
-    return jnp.zeros(0, dtype) if array is None else array

@@ -21,7 +21,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from common.cells import Cell, Recurrence
-from jax_impl import fused
+from jax_impl import cuda, fused
 from jax_impl.bfloat16 import rounded, rounded_back
 from jax_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
 
@@ -130,7 +130,8 @@ scan = partial(by_direction, scan_direction)
 
 RECURRENCES = {
     "loop": Recurrence(loop(step)),
-    "scan": Recurrence(scan, lambda device, dtype: True),
+    "scan": Recurrence(scan, lambda device, dtype, size: True),
+    "cuda": Recurrence(partial(fused.recurrence, gpu=True), cuda.available),
     "fused": Recurrence(fused.recurrence, fused.available),
 }
 CELL = Cell("gru", step, RECURRENCES)

@@ -198,9 +198,9 @@ def run(
     if dtype in HALF:
         parameters, (x, h0, h_reset) = in_dtype(jnp.float32, parameters, x, h0, h_reset)
     # Where a compiled function will run is not known here, so only "auto" depends on it.
-    device = jax.default_backend() if implementation == "auto" else "cpu"
+    device = jax.default_backend() if implementation == "auto" else None
     kind = "bfloat16" if bfloat16 else x.dtype
-    recurrence = cell.recurrences[cell.resolve(implementation, device, kind)]
+    recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
     if bfloat16 and x.dtype != jnp.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)

@@ -73,7 +73,9 @@ class Learner(learner.Learner):
     ) -> None:
         self.device = find_device(training.device)
         cell, device = CELLS[config.cell], self.device
-        self.implementation = cell.resolve(config.implementation, device.platform, config.dtype)
+        self.implementation = cell.resolve(
+            config.implementation, device.platform, config.dtype, config.hidden_size
+        )
         self.compilations = 0
         config = dataclasses.replace(config, implementation=self.implementation)
         parameters = parameters or init(config, training.seed, vectors)

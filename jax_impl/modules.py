@@ -74,7 +74,7 @@ class GRU(nnx.Module):
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_bool(bidirectional=bidirectional, reset_after=reset_after)
         check_bool(time_major=time_major, reverse=reverse, keep_order=keep_order)
-        CELL.resolve(implementation)
+        CELL.resolve(implementation, None)
         if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout: expected a number in 0..1, found {dropout!r}")
         check_rngs(rngs)

@@ -1,4 +1,5 @@
-"""The GRU on the CPU kernel (common/kernels/gru.h). Its twin is jax_impl/fused.py.
+"""The GRU on a kernel: the CPU's (common/kernels/gru.h), or, by cuda.py, a GPU's. Its twin is
+jax_impl/fused.py.
 
 Forward and backward are written by hand in C++. To autograd and torch.func they are two functions,
 `Forward` and `Backward`: the gradient is the kernel's, and its own derivatives are those of `scan`
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from common import kernels
 from common.arguments import check_shape, dtype_name
+from common.kernels import cuda as gpu
 from common.params import GRU_PARAMETERS
+from torch_impl import cuda
 from torch_impl.layers import Found, Weights, forward_mode, plain, transformed
 
 # Asked once: torch.compile does not trace how.
@@ -33,8 +36,8 @@ DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
 SPINNING = not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 
 
-def available(device: str = "cpu", dtype: Any = "float32") -> bool:
-    """Whether the kernel has been built, for this kind of device and dtype.
+def available(device: str = "cpu", dtype: Any = "float32", size: int | None = None) -> bool:
+    """Whether the kernel has been built, for this kind of device and dtype, whatever the size.
 
     bfloat16 is that of the products: the processor has to have an instruction for it.
     """
@@ -113,10 +116,15 @@ def dense(array: Tensor) -> Tensor:
     return array.contiguous().resolve_neg()
 
 
-def exactly() -> AbstractContextManager:
+def exactly(device: str) -> AbstractContextManager:
     """Within, torch.autocast is off, whatever is on around backward."""
-    on = torch.is_autocast_enabled("cpu")
-    return torch.autocast("cpu", enabled=False) if on else nullcontext()
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
+def on_gpu(array: Tensor) -> bool:
+    """Whether the GPU's kernel is the one for this array."""
+    return array.is_cuda or bool(gpu.rehearsed)
 
 
 def forward(
@@ -139,6 +147,11 @@ def forward(
     """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
     if forward_mode():  # an operator would silently leave the derivative out
         raise RuntimeError(f"gru::forward, the operator, has no derivative forward: {INSTEAD}")
+    if on_gpu(x):
+        weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+        places = (tokens, lengths, resets, reverse)
+        how = (reset_after, return_sequences, save, bfloat16)
+        return cuda.forward(*weights, x, h0, h_reset, *places, *how)
     biases = {"bias_ih": bias_ih, "bias_hh": bias_hh}
     check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, **biases, h0=h0)
     call, directions = describe(
@@ -210,6 +223,9 @@ def backward(
 ) -> list[Tensor]:
     """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and, with resets,
     h_reset; without of_x, that of x is empty."""
+    if on_gpu(x):
+        given = (x, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse)
+        return cuda.backward(weight_ih, weight_hh, *given, reset_after, of_x, bfloat16)
     check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, d_h_last=d_h_last)
     call, directions = describe(
         weight_ih, weight_hh, x, tokens, lengths, resets, d_h_last, reverse, reset_after, bfloat16
@@ -269,10 +285,10 @@ def backward_shapes(*given: Any) -> list[Tensor]:
 
 
 forward_operator = torch.library.custom_op(
-    "gru::forward", forward, mutates_args=(), device_types="cpu"
+    "gru::forward", forward, mutates_args=(), device_types=("cpu", "cuda")
 )
 backward_operator = torch.library.custom_op(
-    "gru::backward", backward, mutates_args=(), device_types="cpu"
+    "gru::backward", backward, mutates_args=(), device_types=("cpu", "cuda")
 )
 forward_operator.register_fake(forward_shapes)
 backward_operator.register_fake(backward_shapes)
@@ -458,7 +474,7 @@ def by_scan(
     def run(*arrays: Tensor) -> Found:
         x, weights, h0, h_reset = parts(arrays)
         how = {"reset_after": reset_after, "return_sequences": return_sequences}
-        with exactly():
+        with exactly(x.device.type):
             return scan(x, tokens, weights, lengths, h0, resets, h_reset, **how, bfloat16=bfloat16)
 
     return run

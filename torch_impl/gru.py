@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.cells import Cell, Recurrence
-from torch_impl import fused, inference
+from torch_impl import cuda, fused, inference
 from torch_impl.bfloat16 import rounded, rounded_back
 from torch_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
 
@@ -125,7 +125,8 @@ scan = partial(by_direction, scan_direction)
 
 RECURRENCES = {
     "loop": Recurrence(loop(step)),
-    "scan": Recurrence(scan, lambda device, dtype: True),
+    "scan": Recurrence(scan, lambda device, dtype, size: True),
+    "cuda": Recurrence(fused.recurrence, cuda.available),
     "fused": Recurrence(fused.recurrence, fused.available, True, inference.of_parameters),
 }
 CELL = Cell("gru", step, RECURRENCES)

@@ -126,7 +126,9 @@ def by_direction(
     direction(x, tokens, mask, weights, h, restart, *, reverse, **how) returns (last state, states);
     how: see Recurrence in common/cells.py.
     """
-    x = without_padding(x, tokens, lengths)
+    # 0 times what is finite is 0, and only gradients have such products.
+    if torch.is_grad_enabled() and not (plain(x) and math.isfinite(x.detach().sum())):
+        x = without_padding(x, tokens, lengths)
     mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
     restarts: list[Restart | None] = [None] * len(weights)
     if resets is not None and h_reset is not None:
@@ -216,7 +218,7 @@ def run(
         high = torch.float32
         parameters, (x, h0, h_reset) = in_dtype(high, cell, parameters, x, h0, h_reset, only=HALF)
     kind = "bfloat16" if bfloat16 else x.dtype
-    recurrence = cell.recurrences[cell.resolve(implementation, device, kind)]
+    recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
     if bfloat16 and x.dtype != torch.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
@@ -316,8 +318,6 @@ def without_padding(
     lengths: Int[Tensor, " B"],
 ) -> Float[Tensor, "T B D"] | Float[Tensor, "K D"]:
     """x with zeros where it is read at padding alone: so it has no part in gradients, either."""
-    if not torch.is_grad_enabled() or (plain(x) and math.isfinite(x.detach().sum())):
-        return x  # 0 times it is 0, and only gradients have such products
     if tokens is None:
         return torch.where(within(lengths, x.shape[0])[..., None], x, 0)
     mask, K = within(lengths, tokens.shape[0]), x.shape[0]

@@ -73,7 +73,7 @@ class Learner(learner.Learner):
     ) -> None:
         self.device = find_device(training.device)
         cell, kind = CELLS[config.cell], self.device.type
-        resolved = cell.resolve(config.implementation, kind, config.dtype)
+        resolved = cell.resolve(config.implementation, kind, config.dtype, config.hidden_size)
         self.implementation = "nn.GRU" if config.builtin else resolved
         self.compilations = 0
         config = dataclasses.replace(config, implementation=resolved)

@@ -44,7 +44,7 @@ class GRU(nn.RNNBase):
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         check_bool(reset_after=reset_after)
-        CELL.resolve(implementation)
+        CELL.resolve(implementation, None)
         super().__init__("GRU", *args, **kwargs)  # not nn.GRU's, which torch.compile refuses
         self.reset_after = reset_after
         self.implementation = implementation

@@ -1,4 +1,6 @@
-"""Builds the CPU kernel beside this file: `python -m common.kernels.build`; setup.py calls build().
+"""Builds the CPU kernel, and what launches the GPU's, beside this file.
+
+`python -m common.kernels.build` does so; setup.py calls build().
 
 Needs a C++ compiler (the one CXX names, or c++, g++ or clang++) and nothing else: neither PyTorch's
 headers nor Python's. Where jaxlib is installed, its FFI headers add the handlers that JAX calls.
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from common.kernels import LIBRARY
 
-SOURCES = [Path(__file__).with_name(name) for name in ("gru.cpp", "xla.cpp")]
+SOURCES = [Path(__file__).parent / name for name in ("gru.cpp", "xla.cpp", "cuda/driver.cpp")]
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
 

@@ -10,46 +10,12 @@
 // NaN: an error would come too late, since XLA runs ahead, and everything after it would fail as
 // well.
 #if __has_include("xla/ffi/api/ffi.h")
-#include "xla/ffi/api/ffi.h"
-
 #include <string.h>
 
-#include <string>
-#include <vector>
-
 #include "gru.h"
+#include "xla_arrays.h"
 
 namespace {
-
-namespace ffi = xla::ffi;
-
-using Sizes = std::vector<int64_t>;
-
-// An array of a call: what it is, and what it has to be.
-struct Expected {
-  const char *name;
-  ffi::AnyBuffer array;
-  Sizes sizes;
-  ffi::DataType type;
-};
-
-std::string described(const Sizes &sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
-}
-
-ffi::Error check(const std::vector<Expected> &arrays) {
-  for (const Expected &each : arrays) {
-    const Sizes found(each.array.dimensions().begin(), each.array.dimensions().end());
-    if (found != each.sizes)
-      return ffi::Error::InvalidArgument(std::string("GRU: ") + each.name + ": expected shape " +
-                                         described(each.sizes) + ", found " + described(found));
-    if (each.array.element_type() != each.type)
-      return ffi::Error::InvalidArgument(std::string("GRU: ") + each.name + ": wrong dtype");
-  }
-  return ffi::Error::Success();
-}
 
 ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool backward,
                        ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,

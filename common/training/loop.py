@@ -54,7 +54,7 @@ def _options(framework: Framework) -> TrainConfig:
     if options.deterministic:
         framework.make_deterministic()
     framework.find_device(options.device)
-    framework.CELLS[options.cell].resolve(options.implementation, dtype=options.dtype)
+    framework.CELLS[options.cell].resolve(options.implementation, None, options.dtype)
     return options
 
 

@@ -17,7 +17,7 @@ from comparison import twins
 
 ROOT = Path(__file__).parents[2]
 FILES = (
-    *("layers", "bfloat16", "gru", "rnn", "fused", "classifier"),
+    *("layers", "bfloat16", "gru", "rnn", "fused", "cuda", "classifier"),
     *("trace", "learner", "train", "predict", "explain"),
 )
 # What only one has: how autograd, torch.func and torch.compile are told of the kernel, and what
@@ -27,6 +27,7 @@ ONLY = {
         *("plain", "transformed", "forward_mode", "batched", "exactly", "parts", "dense"),
         *("keep", "differentiate", "refuse", "gradients_of", "one_by_one", "directions_of"),
         *("check_directions", "describe", "address", "within_memory"),
+        *("on_gpu", "current"),
         *(
             "Rounded",
             "RoundedAlong",
@@ -36,7 +37,7 @@ ONLY = {
     "jax": {
         *("vary_alike", "layer", "_", "saving", "pull", "directions_of", "push", "push_shapes"),
         *("push_again", "push_transposed", "push_batched", "here_lowered", "like"),
-        *("attributes", "or_empty", "spoil"),
+        *("attributes", "or_empty", "spoil", "devices"),
     },
 }
 TRANSLATED = {"GRU.forward": "GRU.__call__", "Classifier.forward": "Classifier.__call__"}
@@ -133,7 +134,7 @@ def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
 @pytest.mark.parametrize(("twin", "framework"), [("torch_impl", "torch"), ("jax_impl", "flax.nnx")])
 def test_a_layer_loads_the_bottom_of_common_and_nothing_else(twin: str, framework: str) -> None:
     bottom = {"common", "common.arguments", "common.errors", "common.params"}
-    bottom |= {"common.cells", "common.kernels"}
+    bottom |= {"common.cells", "common.kernels", "common.kernels.cuda"}
     absent = {"tyro", "pyarrow", "gensim", "altair", "isal", "sklearn", "rich"}
     code = (
         f"import sys, {framework}; before = set(sys.modules); from {twin} import GRU; "

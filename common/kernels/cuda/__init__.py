@@ -1,0 +1,163 @@
+"""The GRU's recurrence on NVIDIA GPUs (recurrence.cu): which kernel is for what, compiled and tried
+out at first use, launched by driver.cpp.
+
+What is multiplied is rounded to TF32 ("Tf32") or to bfloat16 ("Bf16"), or split into two numbers of
+TF32 ("Float32"), which loses next to nothing; sums and everything else are float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from common import kernels
+from common.arguments import dtype_name
+
+Arch = tuple[int, int]
+"""A device's compute capability: (9, 0) is an H100's."""
+rehearsed: Arch | None = None
+"""In a rehearsal, the device that the tests' driver stands for: it takes the CPU's arrays."""
+
+# Blocks of a cluster, groups of 16 units in a block, warps that share a group's products: as many
+# as it takes for the recurrent weights to fit into the registers.
+CONFIGURATIONS = {
+    ("Bf16", 64): (1, 4, 1),
+    ("Bf16", 128): (1, 8, 1),
+    ("Bf16", 256): (4, 4, 2),
+    ("Bf16", 512): (16, 2, 4),
+    ("Tf32", 64): (1, 4, 1),
+    ("Tf32", 128): (2, 4, 2),
+    ("Tf32", 256): (4, 4, 2),
+    ("Tf32", 512): (16, 2, 4),
+    ("Float32", 64): (1, 4, 2),
+    ("Float32", 128): (2, 4, 2),
+    ("Float32", 256): (8, 2, 4),
+}
+ROWS = 8  # of the batch that a cluster takes
+
+
+class Call(ctypes.Structure):
+    """Call of call.h."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("projections", "weight_hh", "bias_hh", "h0", "h_reset"),
+                *("tokens", "lengths", "resets", "outputs", "h_last", "saved"),
+                *("d_outputs", "d_h_last", "d_a", "d_q", "d_h0", "d_h_reset"),
+            )
+        ),
+        *((name, ctypes.c_int) for name in ("steps", "batch", "hidden", "distinct", "directions")),
+        ("reverse", ctypes.c_int * 2),
+    ]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A kernel: the template of recurrence.cu, filled in."""
+
+    factors: str
+    size: int
+    """Units, at least as many as there are: what is beyond is 0."""
+    reset_after: bool
+    backward: bool
+
+    @property
+    def configuration(self) -> tuple[int, int, int]:
+        """See CONFIGURATIONS."""
+        return CONFIGURATIONS[self.factors, self.size]
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        _, groups, parts = self.configuration
+        return 32 * groups * parts
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block's shared memory; recurrence.cu asserts the same."""
+        _, groups, parts = self.configuration
+        vectors = (3 if self.reset_after else 2) if self.backward else 1
+        words = vectors * self.size // (2 if self.factors == "Bf16" else 1)
+        partials = groups * parts * (1 if self.backward else 3) * 128 if parts > 1 else 0
+        return 4 * (2 * ROWS * (words + (0 if words % 32 else 16)) + partials) + 32
+
+    @property
+    def template(self) -> str:
+        """Its arguments of the template."""
+        flags = (str(flag).lower() for flag in (self.reset_after, self.backward))
+        return ",".join((self.factors, str(self.size), *map(str, self.configuration), *flags))
+
+
+def instance(
+    hidden: int, factors: str, reset_after: bool, backward: bool, arch: Arch
+) -> Instance | None:
+    """The kernel for so many hidden units on such a device, if there is one."""
+    for (kind, size), (cluster, *_) in CONFIGURATIONS.items():
+        if kind == factors and hidden <= size and (cluster == 1 or arch >= (9, 0)):
+            return Instance(factors, size, reset_after, backward) if arch >= (8, 0) else None
+    return None
+
+
+@cache
+def ready(kernel: Instance, arch: Arch) -> str:
+    """The key that driver.cpp launches it by, once it is compiled. Raises as nvrtc.compile does."""
+    from common.kernels.cuda import nvrtc
+
+    image = nvrtc.compile(kernel, arch)
+    key = f"{kernel.template},sm_{arch[0]}{arch[1]}"
+    cluster = kernel.configuration[0]
+    sizes = (len(image), cluster, kernel.threads, kernel.shared_bytes)
+    library().gru_cuda_add(key.encode(), image, *sizes)
+    return key
+
+
+@cache
+def library() -> Any:
+    """The loaded library, with driver.cpp's functions declared."""
+    lib = kernels.library()
+    if lib is None:
+        raise RuntimeError(
+            "the kernels' library has not been built: python -m common.kernels.build"
+        )
+    lib.gru_cuda_add.argtypes = [
+        *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64),
+        *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
+    ]
+    lib.gru_cuda_add.restype = None
+    lib.gru_cuda_launch.argtypes = [ctypes.c_char_p, ctypes.POINTER(Call), ctypes.c_void_p]
+    lib.gru_cuda_error.restype = ctypes.c_char_p
+    return lib
+
+
+def launch(key: str, call: Call, stream: int | None) -> None:
+    """Runs a kernel on a stream of the current device. Raises RuntimeError where it cannot."""
+    status = library().gru_cuda_launch(key.encode(), call, stream)
+    if status:
+        raise RuntimeError(f"the GRU on the GPU: {library().gru_cuda_error(status).decode()}")
+
+
+def driver() -> bool:
+    """Whether there is a CUDA driver."""
+    return kernels.available() and bool(library().gru_cuda_available())
+
+
+def check_size(steps: int, batch: int, hidden: int, distinct: int, directions: int) -> None:
+    """Raise ValueError for more numbers in one array than the kernel counts."""
+    if max(steps * batch * max(5, directions), 3 * distinct) * hidden >= 2**32:
+        raise ValueError(
+            "the GRU on the GPU keeps at most 2^32 numbers in an array: a smaller batch, shorter "
+            'sequences or implementation="scan"'
+        )
+
+
+def served(device: str, dtype: Any) -> bool:
+    """Whether arrays of a kind of device and dtype, "gpu" being JAX's name, are for the driver."""
+    return (
+        ("cuda" if device == "gpu" else device) == ("cpu" if rehearsed else "cuda")
+        and dtype_name(dtype) in ("float32", "bfloat16")
+        and driver()
+    )

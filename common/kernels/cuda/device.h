@@ -1,0 +1,122 @@
+// What recurrence.cu needs of an NVIDIA GPU. tests/gpu/emulator.h is the same for a CPU. Nothing is
+// included: NVRTC has no headers.
+#pragma once
+
+#define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+
+using Barrier = unsigned long long;
+
+DEVICE int thread_index() { return threadIdx.x; }
+DEVICE int block_index() { return blockIdx.x; }
+
+DEVICE unsigned as_word(float x) { return __float_as_uint(x); }
+DEVICE float as_float(unsigned word) { return __uint_as_float(word); }
+// Two bfloat16 in a word, the first in its lower half.
+DEVICE unsigned bf16_pair(float low, float high) {
+  unsigned word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+DEVICE unsigned tf32(float x) {
+  unsigned word;
+  asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
+  return word;
+}
+
+// c += A B for 16 x k by k x 8: the fragments are those of PTX, mma.m16n8k16 and mma.m16n8k8.
+DEVICE void mma_bf16(float *c, const unsigned *a, const unsigned *b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+DEVICE void mma_tf32(float *c, const unsigned *a, const unsigned *b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+DEVICE void load16(unsigned *to, const unsigned *from) {
+  const uint4 v = *(const uint4 *)from;
+  to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+}
+DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+DEVICE void sync_block() { __syncthreads(); }
+// Of so many threads, whole warps, that name the same barrier, 1 to 15.
+DEVICE void sync_some(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
+}
+
+// Relative errors of some 2^-22: what products round is more, but where they are exact. Hence the
+// slower ones there.
+template <bool Exact>
+DEVICE float sigmoid(float x) {
+  return Exact ? 1.f / (1.f + expf(-x)) : __fdividef(1.f, 1.f + __expf(-x));
+}
+template <bool Exact>
+DEVICE float tanh_of(float x) {
+  return Exact ? tanhf(x) : __fdividef(2.f, 1.f + __expf(-2.f * x)) - 1.f;
+}
+
+// A cluster of blocks, which store into each other's shared memory: sm_90 and later. A barrier
+// counts one arrival, with the bytes it waits for, and these bytes.
+DEVICE unsigned address_of(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
+#if __CUDA_ARCH__ >= 900
+DEVICE int cluster_rank() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+DEVICE void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" : : : "memory");
+}
+DEVICE void barrier_init(Barrier *b) {
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;"
+               :
+               : "r"(address_of(b))
+               : "memory");
+}
+DEVICE void barrier_expect(Barrier *b, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;"
+               :
+               : "r"(address_of(b)), "r"(bytes)
+               : "memory");
+}
+DEVICE void barrier_wait(Barrier *b, int parity) {
+  asm volatile(
+      "{\n.reg .pred p;\nWAIT:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra DONE;\nbra WAIT;\nDONE:\n}"
+      :
+      : "r"(address_of(b)), "r"(parity)
+      : "memory");
+}
+// Stores a word at the same place in every block of the cluster, and tells its barrier there.
+template <int C>
+DEVICE void put(unsigned *to, unsigned word, Barrier *b) {
+  UNROLL for (int rank = 0; rank < C; ++rank) {
+    unsigned at, there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(address_of(to)), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address_of(b)), "r"(rank));
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
+        :
+        : "r"(at), "r"(word), "r"(there)
+        : "memory");
+  }
+}
+#else
+DEVICE int cluster_rank() { return 0; }
+DEVICE void sync_cluster() {}
+DEVICE void barrier_init(Barrier *) {}
+DEVICE void barrier_expect(Barrier *, unsigned) {}
+DEVICE void barrier_wait(Barrier *, int) {}
+template <int C>
+DEVICE void put(unsigned *, unsigned, Barrier *) {
+  static_assert(C == 1, "no clusters before sm_90");
+}
+#endif

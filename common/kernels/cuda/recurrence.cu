@@ -1,0 +1,413 @@
+// The GRU's recurrence on an NVIDIA GPU, forward and backward: cuda.py compiles it, driver.cpp
+// launches it, and tests/gpu runs it on a CPU.
+//
+// A cluster of C blocks takes 8 rows of the batch through all their steps, with the recurrent
+// weights of all H units in its registers. Products are transposed, [units, H] x [H, 8 rows], so
+// that the weights are the operand A of mma, loaded once; a thread has z, r and n of the same units
+// and rows, so what is between the products is its own. What a product reads goes round by way of
+// shared memory, of the own block or of all blocks of the cluster: an exchange. There are two slots,
+// used in turn, so that one synchronization an exchange is enough: whoever sends the next but one
+// has received the next, to which everybody contributed after reading this one.
+//
+// Forward, a step exchanges the state, and where the reset comes first, r * h, too. Backward, it
+// exchanges the gradients of the pre-activations, and multiplies by the same weights, transposed;
+// the gradients of the weights are products over all steps, which are left to the framework.
+#include "call.h"
+#ifndef EMULATOR
+#include "device.h"
+#endif
+
+// What is multiplied, one of which is in the operand A as `word` makes it, the other as `pair` does
+// (of two neighbours, where a word holds both) or `word`; both are then 16 bytes a load.
+struct Bf16 {
+  static constexpr int per_word = 2;
+  static constexpr bool exact = false;
+  DEVICE static unsigned word(float first, float second) { return bf16_pair(first, second); }
+  DEVICE static void product(float *c, const unsigned *a, const unsigned *b) { mma_bf16(c, a, b); }
+};
+
+struct Tf32 {
+  static constexpr int per_word = 1;
+  static constexpr bool exact = false;
+  DEVICE static unsigned word(float x, float) { return tf32(x); }
+  DEVICE static void product(float *c, const unsigned *a, const unsigned *b) { mma_tf32(c, a, b); }
+};
+
+// Each factor as two numbers of TF32, together all of its bits but one or two; the product of the
+// small ones is below the last bit.
+struct Float32 {
+  static constexpr int per_word = 1;
+  static constexpr bool exact = true;
+  DEVICE static unsigned word(float x, float) { return as_word(x); }
+  DEVICE static void product(float *c, const unsigned *a, const unsigned *b) {
+    unsigned large_a[4], small_a[4], large_b[2], small_b[2];
+    UNROLL for (int i = 0; i < 4; ++i) split(a[i], large_a[i], small_a[i]);
+    UNROLL for (int i = 0; i < 2; ++i) split(b[i], large_b[i], small_b[i]);
+    float sum[4] = {0, 0, 0, 0};  // mma rounds sums toward zero: the fewer in one, the better
+    mma_tf32(sum, small_a, large_b);
+    mma_tf32(sum, large_a, small_b);
+    mma_tf32(sum, large_a, large_b);
+    UNROLL for (int i = 0; i < 4; ++i) c[i] += sum[i];
+  }
+  DEVICE static void split(unsigned word, unsigned &large, unsigned &small) {
+    large = tf32(as_float(word));
+    small = tf32(as_float(word) - as_float(large));
+  }
+};
+
+// H = 16 units * G groups * C blocks; P parts, a warp each, share the sums of a group's products.
+template <class Factors, int H, int C, int G, int P, bool ResetAfter, bool Backward>
+struct Kernel {
+  static_assert(H == 16 * G * C, "units");
+  static_assert(P == 1 || P == 2 || P == 4, "a thread has 4 / P elements of a fragment");
+  static constexpr int threads = 32 * G * P, rows = 8, own = 4 / P;
+  static constexpr int per_word = Factors::per_word, words = H / per_word;  // of H numbers
+  static constexpr int loads = words / P / 16;  // of 16 bytes by 4 lanes, for two mma each
+  static_assert(words % (P * 16) == 0, "parts");
+  static constexpr int vectors = Backward ? (ResetAfter ? 3 : 2) : 1;  // of H, in one exchange
+  static constexpr int stride = vectors * words + (vectors * words % 32 ? 0 : 16);  // no conflicts
+  static constexpr int slot = rows * stride;
+  static constexpr int partials = P > 1 ? G * P * (Backward ? 1 : 3) * 4 * 32 : 0;
+  static constexpr int shared_bytes = (2 * slot + partials) * 4 + 2 * 16;
+  static constexpr int record = ResetAfter ? 5 : 4;
+
+  unsigned weights[3][2 * loads][4];
+  unsigned *slots;
+  float *partial;
+  Barrier *barriers;
+  int exchange, group, part, lane, u0;
+  int row[own], unit[own], length[own], longest;
+  bool valid[own];
+
+  // The sums of a group's parts, of which a part thereafter has its own elements.
+  template <int N>
+  DEVICE void reduce(float (&sum)[N][4]) {
+    if (P == 1) return;
+    // No index into `sum` that is known only at run time: it would be put into local memory.
+    UNROLL for (int k = 0; k < N; ++k)
+      UNROLL for (int e = 0; e < 4; ++e) partial[place<N>(part, k, e)] = sum[k][e];
+    sync_some(1 + group, 32 * P);
+    UNROLL for (int k = 0; k < N; ++k)
+      UNROLL for (int i = 0; i < own; ++i) {
+        float mine = 0;
+        UNROLL for (int p = 0; p < P; ++p) mine += partial[place<N>(p, k, part * own + i)];
+        sum[k][i] = mine;
+      }
+  }
+  template <int N>
+  DEVICE int place(int p, int k, int e) const {
+    return (((group * P + p) * N + k) * 4 + e) * 32 + lane;
+  }
+
+  // An exchange: `begin` with the number of vectors, `send` each, `receive`.
+  DEVICE void begin(int count) {
+    if (C > 1 && thread_index() == 0)
+      barrier_expect(barriers + (exchange & 1), rows * count * words * 4);
+  }
+  DEVICE void send(const float (&value)[own], int vector) {
+    UNROLL for (int i = 0; i < own; ++i) {
+      const int e = P == 1 ? i : part * own + i;
+      unsigned *const to = slots + (exchange & 1) * slot + (lane % 4 * 2 + (e & 1)) * stride +
+                           vector * words + (u0 + lane / 4 + (e & 2) * 4) / per_word;
+      if (per_word == 1) {
+        store(to, Factors::word(value[i], 0));
+      } else {
+        // Two neighbouring units make a word: lanes 4 apart have them, each of two rows. One of the
+        // two writes; where they have both rows, either writes one.
+        const float other = shuffle_xor(value[i], 4);
+        const bool odd = lane / 4 & 1;
+        if (own == 1 ? !odd : (i & 1) == odd)
+          store(to, odd ? Factors::word(other, value[i]) : Factors::word(value[i], other));
+      }
+    }
+  }
+  DEVICE void store(unsigned *to, unsigned word) {
+    if (C > 1) put<C>(to, word, barriers + (exchange & 1));
+    else *to = word;
+  }
+  DEVICE const unsigned *receive() {
+    if (C > 1) barrier_wait(barriers + (exchange & 1), exchange >> 1 & 1);
+    else sync_block();
+    return slots + (exchange++ & 1) * slot;
+  }
+
+  // The own elements of W h for `Count` gates from `First` on; backward, of the sum over these gates
+  // of W' d, with a vector d for each.
+  template <int First, int Count>
+  DEVICE void multiply(float (&sum)[Count][4], const unsigned *from) {
+    UNROLL for (int k = 0; k < Count; ++k) UNROLL for (int e = 0; e < 4; ++e) sum[k][e] = 0;
+    from += lane / 4 * stride + part * (words / P) + lane % 4 * 4;
+    UNROLL for (int i = 0; i < loads; ++i) {
+      unsigned b[4];
+      UNROLL for (int k = 0; k < Count; ++k) {
+        if (Backward || k == 0) load16(b, from + k * words + i * 16);
+        UNROLL for (int j = 0; j < 2; ++j)
+          Factors::product(sum[k], weights[First + k][2 * i + j], b + 2 * j);
+      }
+    }
+    if (!Backward) return reduce(sum);
+    float total[1][4];
+    UNROLL for (int e = 0; e < 4; ++e) {
+      total[0][e] = sum[0][e];
+      UNROLL for (int k = 1; k < Count; ++k) total[0][e] += sum[k][e];
+    }
+    reduce(total);
+    UNROLL for (int e = 0; e < 4; ++e) sum[0][e] = total[0][e];
+  }
+
+  // Lane l has rows l / 4 and l / 4 + 8 of 16 units, and 4 words of a load's k.
+  DEVICE void load_weights(const float *U) {
+    auto at = [&](int gate, int u, int k) {
+      return U[(gate * H + (Backward ? k : u)) * H + (Backward ? u : k)];
+    };
+    UNROLL for (int gate = 0; gate < 3; ++gate)
+      UNROLL for (int i = 0; i < loads; ++i)
+        UNROLL for (int j = 0; j < 2; ++j)
+          UNROLL for (int e = 0; e < 4; ++e) {
+            const int u = u0 + lane / 4 + (e & 1) * 8;
+            const int word = part * (words / P) + i * 16 + lane % 4 * 4 + 2 * j + (e >> 1);
+            const int k = word * per_word;
+            weights[gate][2 * i + j][e] =
+                Factors::word(at(gate, u, k), per_word == 1 ? 0.f : at(gate, u, k + 1));
+          }
+  }
+
+  DEVICE void run(const Call &a, unsigned *shared) {
+    const int warp = thread_index() / 32, clusters = (a.batch + rows - 1) / rows;
+    const int direction = block_index() / C / clusters, first = block_index() / C % clusters * rows;
+    slots = shared, partial = (float *)(shared + 2 * slot), exchange = 0;
+    barriers = (Barrier *)(partial + partials);
+    lane = thread_index() % 32, group = warp % G, part = warp / G;
+    u0 = ((C > 1 ? cluster_rank() : 0) * G + group) * 16;
+    if (C > 1 && thread_index() == 0) barrier_init(barriers), barrier_init(barriers + 1);
+    longest = 0;
+    for (int b = first; b < first + rows && b < a.batch; ++b) {  // the same in all threads
+      const int steps = steps_of(a, b);
+      longest = steps > longest ? steps : longest;
+    }
+    UNROLL for (int i = 0; i < own; ++i) {
+      const int e = P == 1 ? i : part * own + i, b = first + lane % 4 * 2 + (e & 1);
+      unit[i] = u0 + lane / 4 + (e & 2) * 4;
+      // An element beyond the batch or the units is one of length 0, and of zeros.
+      row[i] = b < a.batch && unit[i] < a.hidden ? b : -1;
+      length[i] = row[i] < 0 ? 0 : steps_of(a, b);
+      valid[i] = row[i] < 0 || a.lengths[b] == length[i];
+    }
+    const int states = direction * a.hidden * a.batch;
+    load_weights(a.weight_hh + direction * 3 * H * H);
+    if (C > 1) sync_cluster();  // its barriers are there
+    if (Backward) backward(a, direction, states);
+    else forward(a, direction, states);
+    if (C > 1) sync_cluster();  // a block must not end while others may write to it
+  }
+
+  DEVICE static int steps_of(const Call &a, int b) {
+    const int l = a.lengths[b];
+    return l < 0 || l > a.steps ? a.steps : l;
+  }
+  static DEVICE float nan() { return as_float(0x7fc00000); }
+
+  // Whether a sequence begins before a direction's step at t.
+  DEVICE bool begins(const Call &a, int direction, int i, int t) const {
+    const int at = t + a.reverse[direction];
+    return a.resets && t >= 0 && at < length[i] && a.resets[at * a.batch + row[i]];
+  }
+
+  DEVICE void forward(const Call &a, int direction, int states) {
+    const unsigned size = a.hidden, width = a.directions * size;
+    const float *const projections = a.projections + (size_t)direction * 3 * size * a.distinct;
+    float *const outputs = a.outputs ? a.outputs + direction * size : nullptr;
+    float *const saved = a.saved ? a.saved + (size_t)direction * record * size * a.batch * a.steps : nullptr;
+    auto time = [&](int step) { return a.reverse[direction] ? longest - 1 - step : step; };
+
+    // What a step reads from global memory is asked for a step ahead; tokens, two steps.
+    float next[3][own], bias[3][own], h[own];
+    int token[own];
+    auto source = [&](int i, int step) {  // the row of projections; -1: none, -2: there is no such
+      const int t = time(step);
+      if (step >= longest || t >= length[i]) return -1;
+      const int at = t * a.batch + row[i];
+      if (!a.tokens) return at;
+      return a.tokens[at] < 0 || a.tokens[at] >= a.distinct ? -2 : a.tokens[at];
+    };
+    auto fetch = [&](int i, int from) {
+      UNROLL for (int gate = 0; gate < 3; ++gate)
+        next[gate][i] = from >= 0    ? projections[(from * 3U + gate) * size + unit[i]]
+                        : from == -1 ? 0.f
+                                     : nan();
+    };
+    UNROLL for (int i = 0; i < own; ++i) {
+      fetch(i, source(i, 0));
+      token[i] = source(i, 1);
+      UNROLL for (int gate = 0; gate < 3; ++gate)
+        bias[gate][i] = row[i] < 0 ? 0.f : a.bias_hh[(direction * 3 + gate) * size + unit[i]];
+      const bool anew = longest > 0 && begins(a, direction, i, time(0));
+      const float *const from = (anew ? a.h_reset : a.h0) + states;
+      h[i] = row[i] < 0 ? 0.f : valid[i] ? from[row[i] * size + unit[i]] : nan();
+    }
+    if (longest > 0) begin(1), send(h, 0);  // or nobody would wait for it
+
+    for (int step = 0; step < longest; ++step) {
+      const int t = time(step);
+      float x[3][own], z[own], r[own], n[own], q[own], before[own], after[own];
+      bool anew[own];
+      UNROLL for (int i = 0; i < own; ++i) {
+        UNROLL for (int gate = 0; gate < 3; ++gate) x[gate][i] = next[gate][i];
+        fetch(i, token[i]);
+        token[i] = source(i, step + 2);
+        anew[i] = step + 1 < longest && begins(a, direction, i, time(step + 1));
+      }
+      const unsigned *from = receive();
+      if (ResetAfter) {
+        float sum[3][4];
+        multiply<0>(sum, from);
+        UNROLL for (int i = 0; i < own; ++i) {
+          z[i] = sigmoid<Factors::exact>(x[0][i] + (sum[0][i] + bias[0][i]));
+          r[i] = sigmoid<Factors::exact>(x[1][i] + (sum[1][i] + bias[1][i]));
+          q[i] = sum[2][i] + bias[2][i];
+          n[i] = tanh_of<Factors::exact>(x[2][i] + r[i] * q[i]);
+        }
+      } else {
+        float sum[2][4], sum_n[1][4], gated[own];
+        multiply<0>(sum, from);
+        UNROLL for (int i = 0; i < own; ++i) {
+          r[i] = sigmoid<Factors::exact>(x[1][i] + (sum[1][i] + bias[1][i]));
+          gated[i] = r[i] * h[i];
+        }
+        begin(1), send(gated, 0);
+        UNROLL for (int i = 0; i < own; ++i)
+          z[i] = sigmoid<Factors::exact>(x[0][i] + (sum[0][i] + bias[0][i]));
+        from = receive();
+        multiply<2>(sum_n, from);
+        UNROLL for (int i = 0; i < own; ++i)
+          n[i] = tanh_of<Factors::exact>(x[2][i] + (sum_n[0][i] + bias[2][i]));
+      }
+      UNROLL for (int i = 0; i < own; ++i) {
+        before[i] = h[i];
+        after[i] = t < length[i] ? h[i] + z[i] * (n[i] - h[i]) : h[i];
+        h[i] = anew[i] ? a.h_reset[states + row[i] * size + unit[i]] : after[i];
+      }
+      if (step + 1 < longest) begin(1), send(h, 0);
+      // What nobody waits for comes last.
+      UNROLL for (int i = 0; i < own; ++i) {
+        if (t >= length[i]) continue;
+        const unsigned at = t * a.batch + row[i];
+        if (outputs) outputs[at * width + unit[i]] = after[i];
+        if (saved) {
+          float *const to = saved + at * record * size + unit[i];
+          to[0] = z[i], to[size] = r[i], to[2 * size] = n[i], to[3 * size] = before[i];
+          if (ResetAfter) to[4 * size] = q[i];
+        }
+      }
+    }
+
+    UNROLL for (int i = 0; i < own; ++i) {
+      if (row[i] < 0) continue;
+      a.h_last[states + row[i] * size + unit[i]] = h[i];
+      for (int t = length[i]; t < a.steps; ++t) {  // padding
+        const unsigned at = t * a.batch + row[i];
+        if (outputs) outputs[at * width + unit[i]] = 0;
+        if (saved)  // r and the state, which are factors of products with gradients of zero
+          saved[(at * record + 1) * size + unit[i]] = saved[(at * record + 3) * size + unit[i]] = 0;
+      }
+    }
+  }
+
+  DEVICE void backward(const Call &a, int direction, int states) {
+    const unsigned size = a.hidden, width = a.directions * size;
+    const size_t all = (size_t)direction * a.steps * a.batch;
+    const float *const saved = a.saved + record * size * all;
+    const float *const d_outputs = a.d_outputs ? a.d_outputs + direction * size : nullptr;
+    float *const d_a = a.d_a + 3 * size * all;
+    float *const d_q = ResetAfter ? a.d_q + size * all : nullptr;
+    auto time = [&](int step) { return a.reverse[direction] ? step : longest - 1 - step; };
+
+    // At padding, a step whose gates are 0 leaves the gradient of the state as it is.
+    float next[record + 1][own], d_h[own];
+    auto fetch = [&](int step) {
+      UNROLL for (int i = 0; i < own; ++i) {
+        const int t = time(step);
+        const bool live = step < longest && t < length[i];
+        const unsigned at = t * a.batch + row[i];
+        UNROLL for (int k = 0; k < record; ++k)
+          next[k][i] = live ? saved[(at * record + k) * size + unit[i]] : 0.f;
+        next[record][i] = live && d_outputs ? d_outputs[at * width + unit[i]] : 0.f;
+      }
+    };
+    fetch(0);
+    UNROLL for (int i = 0; i < own; ++i) {
+      if (row[i] >= 0 && a.d_h_reset) a.d_h_reset[states + row[i] * size + unit[i]] = 0;
+      d_h[i] = row[i] < 0   ? 0.f
+               : valid[i] ? a.d_h_last[states + row[i] * size + unit[i]]
+                          : nan();
+    }
+
+    for (int step = 0; step < longest; ++step) {
+      const int t = time(step);
+      float z[own], r[own], n[own], before[own], q[own], d_z[own], d_r[own], d_n[own], d_gated[own];
+      UNROLL for (int i = 0; i < own; ++i) {
+        z[i] = next[0][i], r[i] = next[1][i], n[i] = next[2][i], before[i] = next[3][i];
+        if (ResetAfter) q[i] = next[4][i];
+        const float d = d_h[i] + next[record][i];
+        d_z[i] = d * (n[i] - before[i]) * z[i] * (1 - z[i]);
+        d_n[i] = d * z[i] * (1 - n[i] * n[i]);
+        d_h[i] = d * (1 - z[i]);
+        if (ResetAfter) {
+          d_gated[i] = d_n[i] * r[i];  // of q
+          d_r[i] = d_n[i] * q[i] * r[i] * (1 - r[i]);
+        }
+      }
+      auto keep = [&](float *to, int stride, const float (&value)[own]) {
+        UNROLL for (int i = 0; i < own; ++i)
+          if (t < length[i]) to[unsigned(t * a.batch + row[i]) * stride + unit[i]] = value[i];
+      };
+      fetch(step + 1);
+      if (ResetAfter) {
+        begin(3), send(d_z, 0), send(d_r, 1), send(d_gated, 2);
+        keep(d_a, 3 * size, d_z), keep(d_a + size, 3 * size, d_r), keep(d_a + 2 * size, 3 * size, d_n);
+        keep(d_q, size, d_gated);
+        float sum[3][4];
+        multiply<0>(sum, receive());
+        UNROLL for (int i = 0; i < own; ++i) d_h[i] += sum[0][i];
+      } else {
+        begin(1), send(d_n, 0);
+        keep(d_a + 2 * size, 3 * size, d_n);
+        float sum_n[1][4], sum[2][4];
+        multiply<2>(sum_n, receive());
+        UNROLL for (int i = 0; i < own; ++i) {  // sum_n: the gradient of r * h
+          d_r[i] = sum_n[0][i] * before[i] * r[i] * (1 - r[i]);
+          d_h[i] += sum_n[0][i] * r[i];
+        }
+        begin(2), send(d_z, 0), send(d_r, 1);
+        keep(d_a, 3 * size, d_z), keep(d_a + size, 3 * size, d_r);
+        multiply<0>(sum, receive());
+        UNROLL for (int i = 0; i < own; ++i) d_h[i] += sum[0][i];
+      }
+      UNROLL for (int i = 0; i < own; ++i)
+        if (begins(a, direction, i, t)) {
+          a.d_h_reset[states + row[i] * size + unit[i]] += d_h[i];
+          d_h[i] = 0;
+        }
+    }
+
+    UNROLL for (int i = 0; i < own; ++i) {
+      if (row[i] < 0) continue;
+      const int at = states + row[i] * size + unit[i];
+      a.d_h0[at] = d_h[i];
+      for (int t = length[i]; t < a.steps; ++t) {  // padding
+        const unsigned at = t * a.batch + row[i];
+        UNROLL for (int gate = 0; gate < 3; ++gate) d_a[(at * 3 + gate) * size + unit[i]] = 0;
+        if (ResetAfter) d_q[at * size + unit[i]] = 0;
+      }
+    }
+  }
+};
+
+#ifndef EMULATOR
+using Instance = Kernel<INSTANCE>;
+static_assert(Instance::threads == THREADS && Instance::shared_bytes == SHARED, "see cuda.py");
+extern "C" __global__ void __launch_bounds__(THREADS, 1) gru(const __grid_constant__ Call a) {
+  extern __shared__ __align__(128) unsigned shared[];
+  Instance().run(a, shared);
+}
+#endif

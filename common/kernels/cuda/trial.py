@@ -1,0 +1,129 @@
+"""Whether the kernel computes what it should on this device: asked before it is trusted."""
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from common import oracle
+from common.errors import InputError
+from common.kernels.cuda import ROWS, Arch, instance
+from common.params import GRU_PARAMETERS
+
+# How far a small case may be from the oracle, relative to the largest value: some ten times as far
+# as rounding takes it, and far less than any fault.
+BOUNDS = {"Bf16": 5e-2, "Tf32": 5e-3, "Float32": 1e-5}
+
+
+# What is wrong with a device's kernels, if anything is.
+_tried: dict[tuple[int, str, Arch], str | None] = {}
+_trying = threading.Lock()
+
+
+def trusted(
+    hidden: int,
+    factors: str,
+    arch: Arch,
+    forward: Callable[..., Sequence[Any]],
+    backward: Callable[..., Sequence[Any]],
+    array: Callable[[np.ndarray], Any],
+) -> bool:
+    """Whether there are kernels for so many units that have computed a small case rightly here.
+
+    forward, backward: those of a framework, as its fused.py has them; array makes NumPy's arrays
+    the framework's, on the device. The first time, this compiles; what fails is said in a warning.
+    """
+    kernel = instance(hidden, factors, False, False, arch)
+    if kernel is None:
+        return False
+    key = (kernel.size, factors, arch)
+    with _trying:
+        if key not in _tried:
+            _tried[key] = reason = _try(kernel.size, factors, arch, forward, backward, array)
+            if reason:
+                warnings.warn(
+                    f"the GRU kernel for GPUs ({factors}, {kernel.size} units) {reason}; scan "
+                    "takes over, which is slow",
+                    stacklevel=2,
+                )
+    return _tried[key] is None
+
+
+def _try(
+    size: int,
+    factors: str,
+    arch: Arch,
+    forward: Callable[..., Sequence[Any]],
+    backward: Callable[..., Sequence[Any]],
+    array: Callable[[np.ndarray], Any],
+) -> str | None:
+    """What is wrong, if anything is."""
+    try:
+        for reset_after in (False, True):
+            off = error_of(size, factors, reset_after, forward, backward, array)
+            if not off <= BOUNDS[factors]:
+                return f"is off by {off:.1e} on this device"
+    except (ImportError, InputError, RuntimeError, ValueError) as error:
+        return f"is not to be had: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
+def error_of(
+    size: int,
+    factors: str,
+    reset_after: bool,
+    forward: Callable[..., Sequence[Any]],
+    backward: Callable[..., Sequence[Any]],
+    array: Callable[[np.ndarray], Any],
+) -> float:
+    """How far results and gradients of a small case, in both directions, are from the oracle,
+    relative to each array's largest value."""
+    T, B, D, K = 5, ROWS + 3, 4, 9
+    rng = np.random.default_rng(size)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.uniform(-1, 1, shape).astype(np.float32)
+
+    x, tokens, resets = draw(K, D), rng.integers(0, K, (T, B), np.int32), rng.random((T, B)) < 0.2
+    lengths = np.array([T, 0, 1, *rng.integers(0, T + 1, B - 3)], np.int32)
+    h0, h_reset, d_h_last = (draw(2, B, size) for _ in range(3))
+    d_outputs = draw(T, B, 2 * size)
+    shapes = {"weight_ih": (3 * size, D), "weight_hh": (3 * size, size)}
+    weights = {
+        name: [draw(*shapes.get(name, (3 * size,))) / np.float32(size**0.5) for _ in range(2)]
+        for name in GRU_PARAMETERS
+    }
+    own = {name: [array(each) for each in both] for name, both in weights.items()}
+    of_x, of_tokens, of_lengths, of_resets = map(array, (x, tokens, lengths, resets))
+    how = ([False, True], reset_after)
+    outputs, h_last, saved = forward(
+        *own.values(),
+        *(of_x, array(h0), array(h_reset), of_tokens, of_lengths, of_resets),
+        *(*how, True, True, factors == "Bf16"),
+    )
+    found = backward(
+        *(own["weight_ih"], own["weight_hh"], of_x, array(d_outputs), array(d_h_last), saved),
+        *(of_tokens, of_lengths, of_resets, *how, True, factors == "Bf16"),
+    )
+    names = [f"gru.0.{side}.{name}" for name in GRU_PARAMETERS for side in ("forward", "backward")]
+    parameters = dict(zip(names, (each for both in weights.values() for each in both), strict=True))
+    run = oracle.forward(
+        parameters, x[tokens], lengths, h0, resets, h_reset, reset_after=reset_after
+    )
+    gradients = oracle.backward(run, d_outputs, d_h_last)
+    d_x = np.zeros((K, D))
+    np.add.at(d_x, tokens, gradients["x"])
+    exact = [run.outputs, run.h_last, *(gradients[name] for name in names), d_x]
+    exact += [gradients["h0"], gradients["h_reset"]]
+    got = [np.asarray(to_numpy(each), np.float64) for each in (outputs, h_last, *found)]
+    return max(
+        float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max() / np.abs(theirs).max())
+        for ours, theirs in zip(got, exact, strict=True)
+    )
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """A framework's array, from the device."""
+    return np.asarray(array.cpu() if hasattr(array, "cpu") else array)

@@ -1,0 +1,242 @@
+"""The GRU on an NVIDIA GPU (common/kernels/cuda). Its twin is torch_impl/cuda.py.
+
+The kernel walks through time; the products before and after it, over all steps at once, are XLA's.
+What it multiplies is rounded to TF32, as XLA's own products are: where
+jax_default_matmul_precision is "float32" or "highest", it is not. `forward` and `backward` are
+those of fused.py, which has all else: how they are differentiated.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from common import kernels
+from common.arguments import dtype_name
+from common.kernels import cuda
+from jax_impl.ffi import like, or_empty
+from jax_impl.layers import without_padding
+
+BUILT = hasattr(kernels.library(), "gru_cuda_xla_forward")  # with JAX's FFI headers
+
+
+if BUILT:
+    for side in ("forward", "backward"):
+        for ending, platform in (("", "CUDA"), ("_host", "cpu")):
+            handler = getattr(kernels.library(), f"gru_cuda_xla_{side}{ending}")
+            capsule = jax.ffi.pycapsule(handler)
+            jax.ffi.register_ffi_target(f"gru_cuda_{side}", capsule, platform=platform)
+
+
+def available(device: str = "cuda", dtype: Any = "float32", size: int | None = None) -> bool:
+    """Whether there is a kernel for this kind of device, dtype and number of units.
+
+    The first time that it is asked with a size, the kernel is compiled and tried out on the first
+    device.
+    """
+    if not BUILT or not cuda.served(device, dtype) or not devices():
+        return False
+    return size is None or tried(size, factors_of(dtype_name(dtype) == "bfloat16"))
+
+
+def tried(size: int, factors: str) -> bool:
+    """Whether the kernel for so many units works on the first device."""
+    from common.kernels.cuda import trial
+
+    with jax.ensure_compile_time_eval():
+        return trial.trusted(size, factors, arch(), forward, backward, array)
+
+
+def factors_of(bfloat16: bool) -> str:
+    """What the kernel's products multiply."""
+    if bfloat16:
+        return "Bf16"
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return "Float32" if precision in ("float32", "highest") else "Tf32"
+
+
+def devices() -> list[jax.Device]:
+    """The GPUs of this process."""
+    try:
+        return jax.local_devices(backend="cpu" if cuda.rehearsed else "cuda")
+    except RuntimeError:  # JAX has none
+        return []
+
+
+def arch() -> cuda.Arch:
+    """The compute capability of the first device."""
+    if cuda.rehearsed:
+        return cuda.rehearsed
+    major, minor = devices()[0].compute_capability.split(".")
+    return int(major), int(minor)
+
+
+def array(values: np.ndarray) -> Array:
+    """NumPy's array, on the first device."""
+    return jax.device_put(values, devices()[0])
+
+
+def forward(
+    weight_ih: Sequence[Array],
+    weight_hh: Sequence[Array],
+    bias_ih: Sequence[Array],
+    bias_hh: Sequence[Array],
+    x: Array,
+    h0: Array,
+    h_reset: Array | None,
+    tokens: Array | None,
+    lengths: Array,
+    resets: Array | None,
+    reverse: Sequence[bool],
+    reset_after: bool,
+    return_sequences: bool,
+    save: bool,
+    bfloat16: bool = False,
+) -> Sequence[Array]:
+    """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
+    directions, batch, size = h0.shape
+    steps = (x if tokens is None else tokens).shape[0]
+    factor, record = rounding(bfloat16), 5 if reset_after else 4
+    rows = factor(x.reshape(-1, x.shape[-1]))
+    projections = jnp.stack(
+        [rows @ factor(W).T + b for W, b in zip(weight_ih, bias_ih, strict=True)]
+    )
+    shape = like(h0)
+    shapes = [
+        shape((steps if return_sequences else 0, batch, directions * size)),
+        shape(h0.shape),
+        shape((directions, steps, batch, record * size if save else 0)),
+    ]
+    states = (h0, or_empty(h_reset, h0.dtype), or_empty(tokens, jnp.int32))
+    return run(
+        shapes,
+        (projections, jnp.stack(list(bias_hh)), *states, lengths, or_empty(resets, bool)),
+        weight_hh,
+        reverse,
+        reset_after,
+        bfloat16,
+        backward=False,
+    )
+
+
+def backward(
+    weight_ih: Sequence[Array],
+    weight_hh: Sequence[Array],
+    x: Array,
+    d_outputs: Array,
+    d_h_last: Array,
+    saved: Array,
+    tokens: Array | None,
+    lengths: Array,
+    resets: Array | None,
+    reverse: Sequence[bool],
+    reset_after: bool,
+    of_x: bool,
+    bfloat16: bool = False,
+) -> Sequence[Array]:
+    """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and h_reset, or an
+    empty one; without of_x, that of x is empty."""
+    directions, batch, size = d_h_last.shape
+    steps, distinct = (x if tokens is None else tokens).shape[0], x.shape[0]
+    factor, record = rounding(bfloat16), 5 if reset_after else 4
+    shape = like(d_h_last)
+    shapes = [
+        shape((directions, steps, batch, 3 * size)),
+        shape((directions, steps, batch if reset_after else 0, size)),
+        shape(d_h_last.shape),
+        shape((0,) if resets is None else d_h_last.shape),
+    ]
+    d_a, d_q, d_h0, d_h_reset = run(
+        shapes,
+        (d_outputs, d_h_last, saved, lengths, or_empty(resets, bool)),
+        weight_hh,
+        reverse,
+        reset_after,
+        bfloat16,
+        backward=True,
+    )
+    d_a = d_a.reshape(directions, steps * batch, 3 * size)
+    kept = saved.reshape(directions, steps * batch, record * size)
+    before = kept[..., 3 * size : 4 * size]
+    d_zr, d_n = jnp.split(d_a, [2 * size], axis=-1)
+    if reset_after:
+        d_n, gated = d_q.reshape(d_n.shape), before
+    else:
+        gated = kept[..., size : 2 * size] * before
+    d_weight_hh = jnp.concatenate(
+        [factor(d_zr).mT @ factor(before), factor(d_n).mT @ factor(gated)], axis=1
+    )
+    d_bias_ih = d_a.sum(axis=1)
+    d_bias_hh = jnp.concatenate([d_bias_ih[:, : 2 * size], d_n.sum(axis=1)], axis=1)
+    d_rows = d_a  # of the projections: those of a distinct input add up
+    if tokens is not None:
+        d_rows = jnp.zeros((directions, distinct, 3 * size), d_a.dtype)
+        d_rows = d_rows.at[:, tokens.reshape(-1)].add(d_a, mode="drop")
+    d_rows = factor(d_rows)
+    rows = factor(without_padding(x, tokens, lengths).reshape(-1, x.shape[-1]))
+    d_x = jnp.zeros(0, d_a.dtype)
+    if of_x:
+        d_x = sum(d @ factor(W) for d, W in zip(d_rows, weight_ih, strict=True)).reshape(x.shape)
+    return [
+        *(d.T @ rows for d in d_rows),
+        *d_weight_hh.reshape(directions, 3 * size, size),
+        *d_bias_ih,
+        *d_bias_hh,
+        d_x,
+        d_h0,
+        d_h_reset,
+    ]
+
+
+def rounding(bfloat16: bool) -> Callable[[Array], Array]:
+    """What makes a factor of the products around the kernel."""
+    return to_bfloat16 if bfloat16 else as_is
+
+
+def to_bfloat16(array: Array) -> Array:
+    """The array's numbers rounded to bfloat16: not by a cast there and back, which XLA leaves
+    out."""
+    return jax.lax.reduce_precision(array, 8, 7)
+
+
+def as_is(array: Array) -> Array:
+    """The array."""
+    return array
+
+
+def run(
+    shapes: Sequence[jax.ShapeDtypeStruct],
+    arrays: Sequence[Array],
+    weight_hh: Sequence[Array],
+    reverse: Sequence[bool],
+    reset_after: bool,
+    bfloat16: bool,
+    *,
+    backward: bool,
+) -> Sequence[Array]:
+    """Launches the kernel: what it returns, of these shapes. arrays: what driver.cpp's handlers
+    take besides weight_hh."""
+    size = weight_hh[0].shape[1]
+    steps, batch = shapes[0 if backward else 2].shape[1:3]
+    distinct = 0 if backward else arrays[0].shape[1]
+    cuda.check_size(steps, batch, size, distinct, len(reverse))
+    kernel = cuda.instance(size, factors_of(bfloat16), reset_after, backward, arch())
+    if kernel is None:
+        raise ValueError(f"the GRU on this GPU has no kernel for {size} hidden units")
+    beyond = kernel.size - size
+    weights = jnp.stack([each.reshape(3, size, size) for each in weight_hh])
+    weights = jnp.pad(weights, ((0, 0), (0, 0), (0, beyond), (0, beyond)))
+    at = 0 if backward else 1
+    name = f"gru_cuda_{'backward' if backward else 'forward'}"
+    return jax.ffi.ffi_call(name, shapes, vmap_method="sequential")(
+        *arrays[:at],
+        weights,
+        *arrays[at:],
+        key=cuda.ready(kernel, arch()),
+        size=np.int64(kernel.size),
+        reverse=np.array(reverse, np.int64),
+        reset_after=np.bool_(reset_after),
+    )

@@ -1,0 +1,365 @@
+// What recurrence.cu needs of a GPU, on a CPU: the same names as common/kernels/device.h. Each CUDA
+// thread is a fiber; the blocks of a cluster run together, in an order that a seed says.
+//
+// Warp-wide operations order no memory. Stores into other blocks arrive late and in any order, and
+// what shared memory holds at first is not a number. What a GPU would answer with a hang, a trap or
+// nonsense is an error here: see `fault`. Under ThreadSanitizer every fiber counts as a thread, and
+// only what synchronizes on a GPU synchronizes, so that a race is found whatever the order.
+#pragma once
+#define EMULATOR
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_THREAD__)
+extern "C" {
+void *__tsan_get_current_fiber(void);
+void *__tsan_create_fiber(unsigned);
+void __tsan_destroy_fiber(void *);
+void __tsan_switch_to_fiber(void *, unsigned);
+void __tsan_acquire(void *);
+void __tsan_release(void *);
+}
+#define TSAN(x) x
+#define UNSEEN __attribute__((no_sanitize("thread"), noinline))  // by ThreadSanitizer
+#else
+#define TSAN(x)
+#define UNSEEN
+#endif
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr bool sanitized = true;
+#else
+constexpr bool sanitized = false;
+#endif
+
+#define DEVICE inline
+#define UNROLL
+
+struct Barrier {  // an mbarrier for one arrival
+  int pending_bytes, there, arrived, phase;
+};
+static_assert(sizeof(Barrier) == 16, "the kernel leaves room for 16 bytes");
+
+namespace emulator {
+
+constexpr int there = 0x600d;
+struct Warp {
+  // Of the present collective and the next: a lane is at most one ahead of the others.
+  uint32_t in[2][32][10];
+  float out[2][32][4];
+  int lanes = 0;
+  unsigned generation = 0;
+};
+struct Group {
+  int count = 0;
+  unsigned generation = 0;
+  char order;
+};
+struct Block {
+  int index = 0, rank = 0, ended = 0;
+  unsigned *shared = nullptr;
+  std::vector<Warp> warps;
+  Group all, named[16];
+};
+struct Fiber {
+  ucontext_t context;
+  jmp_buf place;
+  void *tsan = nullptr, *stack = nullptr;
+  Block *block;
+  int thread;
+  bool started = false, done = false;
+};
+struct Late {  // a store on its way
+  unsigned *to, word;
+  Barrier *barrier;
+  int rank;
+};
+
+inline Fiber *current;
+inline ucontext_t main_context;
+inline jmp_buf main_place;
+inline void *main_tsan;
+inline int64_t progress;
+inline std::vector<Block> *blocks;
+inline Group cluster;
+inline int block_threads;
+inline const std::function<void()> *body;
+inline std::mt19937 rng;
+inline std::vector<Late> in_flight;
+inline char launch_order;
+inline std::string failure;
+
+// Ends the launch, once the scheduler has the turn again: no exception crosses from fiber to fiber.
+UNSEEN inline void fault(const char *what) {
+  if (failure.empty()) failure = what;
+}
+
+UNSEEN inline void yield() {
+  Fiber *const me = current;
+  TSAN(__tsan_switch_to_fiber(main_tsan, 1));
+  if (sanitized) swapcontext(&me->context, &main_context);
+  else if (!_setjmp(me->place)) _longjmp(main_place, 1);
+}
+
+UNSEEN inline void rendezvous(Group &g, int threads) {
+  TSAN(__tsan_release(&g.order));
+  const unsigned generation = g.generation;
+  if (++g.count == threads) g.count = 0, ++g.generation, ++progress;
+  else
+    while (g.generation == generation) yield();
+  TSAN(__tsan_acquire(&g.order));
+}
+
+// All lanes hand in words, the last one computes, all take their result.
+template <class F>
+UNSEEN inline void collective(const uint32_t *in, int n, float *out, int m, F compute) {
+  Warp &w = current->block->warps[current->thread / 32];
+  const int lane = current->thread % 32;
+  const unsigned generation = w.generation, half = generation & 1;
+  for (int i = 0; i < n; ++i) w.in[half][lane][i] = in[i];
+  if (++w.lanes == 32) compute(w.in[half], w.out[half]), w.lanes = 0, ++w.generation, ++progress;
+  else
+    while (w.generation == generation) yield();
+  for (int i = 0; i < m; ++i) out[i] = w.out[half][lane][i];
+}
+
+UNSEEN inline void check_there(const Barrier *b) {
+  if (b->there != there) fault("a barrier was used before it was there");
+}
+UNSEEN inline void complete(Barrier *b) {
+  if (b->arrived && b->pending_bytes == 0) b->arrived = 0, ++b->phase;
+  ++progress;
+}
+UNSEEN inline void deliver(const Late &late) {
+  if ((*blocks)[late.rank].ended == block_threads) fault("a store into a block that has ended");
+  check_there(late.barrier);
+  *late.to = late.word;
+  late.barrier->pending_bytes -= 4;
+  complete(late.barrier);
+}
+UNSEEN inline void *remote(void *p, int rank) {
+  return (char *)(*blocks)[rank].shared + ((char *)p - (char *)current->block->shared);
+}
+
+UNSEEN inline void enter() {
+  TSAN(__tsan_acquire(&launch_order));
+  (*body)();
+  TSAN(__tsan_release(&launch_order));
+  current->done = true, ++current->block->ended, ++progress;
+  TSAN(__tsan_switch_to_fiber(main_tsan, 1));
+  if (sanitized) setcontext(&main_context);
+  _longjmp(main_place, 1);
+}
+
+UNSEEN inline void take_turn(Fiber &fiber) {
+  current = &fiber;
+  TSAN(__tsan_switch_to_fiber(fiber.tsan, 1));
+  if (sanitized) {
+    swapcontext(&main_context, &fiber.context);
+  } else if (!_setjmp(main_place)) {
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
+  }
+}
+
+// Runs one cluster of C blocks; throws std::runtime_error for a fault. Seed 0: in order, and stores
+// arrive at the end of a round.
+UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_bytes,
+                               const std::function<void()> &function, unsigned seed) {
+  constexpr size_t stack = 64 << 10;
+  const size_t room = sanitized ? 4 * stack : stack;
+  std::vector<Block> all(C);
+  blocks = &all, body = &function, block_threads = threads, cluster = Group();
+  rng.seed(seed), in_flight.clear(), failure.clear();
+  const int words = (shared_bytes + 3) / 4;
+  std::vector<std::unique_ptr<unsigned[]>> memory;
+  for (int c = 0; c < C; ++c) {
+    memory.emplace_back(new unsigned[words]);  // no more: AddressSanitizer sees what is beyond
+    all[c].index = first_block + c, all[c].rank = c, all[c].shared = memory.back().get();
+    for (int i = 0; i < words; ++i) all[c].shared[i] = 0x7fc00000 | i;
+    all[c].warps.resize(threads / 32);
+  }
+  std::vector<Fiber> fibers(C * threads);
+  char *const stacks = (char *)mmap(nullptr, room * fibers.size(), PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  TSAN(main_tsan = __tsan_get_current_fiber());
+  for (size_t i = 0; i < fibers.size(); ++i) {
+    Fiber &f = fibers[i];
+    f.block = &all[i / threads], f.thread = i % threads;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = stacks + i * room, f.context.uc_stack.ss_size = room;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, (void (*)())enter, 0);
+    TSAN(f.tsan = __tsan_create_fiber(0));
+  }
+  std::vector<int> order(fibers.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  TSAN(__tsan_release(&launch_order));
+  std::vector<int> stalled(C);  // rounds for which a block gets no turn: blocks do not run in step
+  for (int c = 0; seed && c < C; ++c) stalled[c] = rng() % 12;
+  for (size_t left = fibers.size(); left && failure.empty();) {
+    if (seed && rng() % 4 == 0) std::shuffle(order.begin(), order.end(), rng);
+    const int64_t before = progress;
+    bool waiting = false;
+    left = 0;
+    for (int i : order) {
+      if (fibers[i].done) continue;
+      if (!stalled[i / threads]) take_turn(fibers[i]);
+      left += !fibers[i].done;
+    }
+    for (int &rounds : stalled) {
+      waiting |= rounds > 0;
+      if (rounds) --rounds;
+      else if (seed && rng() % 16 == 0) rounds = rng() % 12;
+    }
+    if (!in_flight.empty()) {
+      size_t n = in_flight.size();
+      if (seed) std::shuffle(in_flight.begin(), in_flight.end(), rng), n = rng() % (n + 1);
+      if (!n && progress == before) n = in_flight.size();
+      for (; n && failure.empty(); --n) deliver(in_flight.back()), in_flight.pop_back();
+    }
+    if (left && progress == before && !waiting) fault("deadlock");
+  }
+  TSAN(__tsan_acquire(&launch_order));
+  if (failure.empty() && !in_flight.empty()) fault("a store after the end of the cluster");
+  for (Fiber &f : fibers) { TSAN(__tsan_destroy_fiber(f.tsan)); }
+  munmap(stacks, room * fibers.size());
+  if (!failure.empty()) throw std::runtime_error(failure);
+}
+
+}  // namespace emulator
+
+UNSEEN inline int thread_index() { return emulator::current->thread; }
+UNSEEN inline int block_index() { return emulator::current->block->index; }
+UNSEEN inline int cluster_rank() { return emulator::current->block->rank; }
+
+inline uint32_t as_word(float x) {
+  uint32_t word;
+  memcpy(&word, &x, 4);
+  return word;
+}
+inline float as_float(uint32_t word) {
+  float x;
+  memcpy(&x, &word, 4);
+  return x;
+}
+inline uint32_t bf16_bits(float x) {  // to nearest, ties to even
+  const uint32_t word = as_word(x);
+  return std::isnan(x) ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+}
+inline unsigned bf16_pair(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+inline unsigned tf32(float x) {  // to nearest, ties away from 0
+  return std::isnan(x) ? 0x7fffffff : (as_word(x) + 0x1000) & ~0x1fffu;
+}
+
+// The fragments are those of the PTX ISA, figures of mma.m16n8k16 (.bf16) and mma.m16n8k8 (.tf32).
+// Products are exact; their sum is cut off, as the units do that compute it.
+UNSEEN inline void warp_mma(const uint32_t (*in)[10], float (*out)[4], bool bf16) {
+  const int K = bf16 ? 16 : 8;
+  float A[16][16], B[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 6; ++i) {
+      const uint32_t word = in[lane][i];
+      const int step = i < 4 ? i >> 1 : i - 4, k = bf16 ? t * 2 + step * 8 : t + step * 4;
+      for (int half = 0; half < (bf16 ? 2 : 1); ++half) {
+        const float x = as_float(!bf16 ? word & ~0x1fffu : half ? word & ~0xffffu : word << 16);
+        if (i < 4) A[g + (i & 1) * 8][k + half] = x;
+        else B[k + half][g] = x;
+      }
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane)
+    for (int e = 0; e < 4; ++e) {
+      const int m = lane / 4 + (e >> 1) * 8, n = lane % 4 * 2 + (e & 1);
+      double sum = as_float(in[lane][6 + e]);
+      for (int k = 0; k < K; ++k) sum += (double)A[m][k] * B[k][n];
+      float &result = out[lane][e] = (float)sum;
+      if (std::abs((double)result) > std::abs(sum)) result = std::nextafter(result, 0.f);
+    }
+}
+UNSEEN inline void mma(float *c, const unsigned *a, const unsigned *b, bool bf16) {
+  uint32_t in[10];
+  for (int i = 0; i < 4; ++i) in[i] = a[i], in[6 + i] = as_word(c[i]);
+  in[4] = b[0], in[5] = b[1];
+  emulator::collective(in, 10, c, 4, [bf16](const uint32_t (*in)[10], float (*out)[4]) UNSEEN {
+    warp_mma(in, out, bf16);
+  });
+}
+inline void mma_bf16(float *c, const unsigned *a, const unsigned *b) { mma(c, a, b, true); }
+inline void mma_tf32(float *c, const unsigned *a, const unsigned *b) { mma(c, a, b, false); }
+
+inline void load16(unsigned *to, const unsigned *from) {
+  if ((uintptr_t)from % 16) emulator::fault("a misaligned load");
+  for (int i = 0; i < 4; ++i) to[i] = from[i];
+}
+UNSEEN inline float shuffle_xor(float x, int mask) {
+  const uint32_t in = as_word(x);
+  float out;
+  emulator::collective(&in, 1, &out, 1, [mask](const uint32_t (*in)[10], float (*out)[4]) UNSEEN {
+    for (int lane = 0; lane < 32; ++lane) out[lane][0] = as_float(in[lane ^ mask][0]);
+  });
+  return out;
+}
+template <bool>
+inline float sigmoid(float x) {
+  return 1.f / (1.f + std::exp(-x));
+}
+template <bool>
+inline float tanh_of(float x) {
+  return std::tanh(x);
+}
+
+UNSEEN inline void sync_block() {
+  emulator::rendezvous(emulator::current->block->all, emulator::block_threads);
+}
+UNSEEN inline void sync_some(int barrier, int threads) {
+  emulator::rendezvous(emulator::current->block->named[barrier], threads);
+}
+UNSEEN inline void sync_cluster() {
+  emulator::rendezvous(emulator::cluster, emulator::block_threads * (int)emulator::blocks->size());
+}
+UNSEEN inline void barrier_init(Barrier *b) {
+  *b = {0, emulator::there, 0, 0};
+  ++emulator::progress;
+}
+UNSEEN inline void barrier_expect(Barrier *b, unsigned bytes) {
+  TSAN(__tsan_release(b));
+  emulator::check_there(b);
+  if (b->arrived) emulator::fault("a barrier expects bytes twice in a phase");
+  b->arrived = 1, b->pending_bytes += bytes;
+  emulator::complete(b);
+}
+UNSEEN inline void barrier_wait(Barrier *b, int parity) {
+  while ((b->phase & 1) == parity) emulator::yield();
+  ++emulator::progress;
+  TSAN(__tsan_acquire(b));
+}
+inline void store_seen(unsigned *to, unsigned word) { *to = word; }
+template <int C>
+inline void put(unsigned *to, unsigned word, Barrier *b) {
+  for (int rank = 0; rank < C; ++rank) {
+    unsigned *const at = (unsigned *)emulator::remote(to, rank);
+    Barrier *const barrier = (Barrier *)emulator::remote(b, rank);
+#if defined(__SANITIZE_THREAD__)
+    store_seen(at, word);  // at once: the order is ThreadSanitizer's to judge
+    __tsan_release(barrier);
+    emulator::deliver({at, word, barrier, rank});
+#else
+    emulator::in_flight.push_back({at, word, barrier, rank});
+#endif
+  }
+}

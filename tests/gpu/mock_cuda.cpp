@@ -1,0 +1,102 @@
+// libcuda.so.1 for a rehearsal: device memory is host memory, what is loaded as a kernel is its name,
+// and a launch runs it on the emulator, once what a driver would look at has been looked at. Compiled
+// once for each CONFIGURATION, which adds its kernels to those that there are, and once without.
+#include "emulator.h"
+
+#include <map>
+
+#include "../../common/kernels/cuda/driver.h"
+
+#include "../../common/kernels/cuda/call.h"
+
+struct CUfunc_st {
+  int threads, shared_bytes, cluster;
+  void (*run)(const Call &, unsigned *shared);
+  int allowed;  // bytes of shared memory
+  bool non_portable;
+};
+std::map<std::string, CUfunc_st> &kernels();
+
+#ifdef CONFIGURATION
+#include "../../common/kernels/cuda/recurrence.cu"
+
+template <class Factors, int H, int C, int G, int P, bool ResetAfter, bool Backward>
+struct Added {
+  using K = Kernel<Factors, H, C, G, P, ResetAfter, Backward>;
+  explicit Added(const char *name) {
+    const std::string flags[] = {"false", "true"};
+    kernels()[std::string(name) + "," + flags[ResetAfter] + "," + flags[Backward]] = {
+        K::threads, K::shared_bytes, C,
+        [](const Call &a, unsigned *shared) { K().run(a, shared); }, 48 << 10, false};
+  }
+};
+#define TEXT(...) #__VA_ARGS__
+#define NAME(...) TEXT(__VA_ARGS__)
+static Added<CONFIGURATION, false, false> first(NAME(CONFIGURATION));
+static Added<CONFIGURATION, false, true> second(NAME(CONFIGURATION));
+static Added<CONFIGURATION, true, false> third(NAME(CONFIGURATION));
+static Added<CONFIGURATION, true, true> fourth(NAME(CONFIGURATION));
+
+#else
+std::map<std::string, CUfunc_st> &kernels() {
+  static std::map<std::string, CUfunc_st> kernels;
+  return kernels;
+}
+
+static unsigned seed = 1;
+static int launches;
+static std::string last_fault = "CUDA_ERROR";
+static const int largest = 227 << 10;  // an H100's, of a block
+
+extern "C" {
+void mock_seed(unsigned s) { seed = s; }
+int mock_launches() { return launches; }
+void mock_mma(const uint32_t (*in)[10], float (*out)[4], int bf16) { warp_mma(in, out, bf16); }
+
+CUresult cuCtxGetCurrent(CUcontext *context) {
+  *context = (CUcontext)1;
+  return 0;
+}
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+  const auto at = kernels().find((const char *)image);
+  if (at == kernels().end()) return 200;  // CUDA_ERROR_INVALID_IMAGE
+  *module = (CUmodule)&at->second;
+  return 0;
+}
+CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+  *function = (CUfunction)module;
+  return strcmp(name, "gru") ? 500 : 0;  // CUDA_ERROR_NOT_FOUND
+}
+CUresult cuFuncSetAttribute(CUfunction f, int attribute, int value) {
+  if (attribute == MAX_DYNAMIC_SHARED_SIZE_BYTES) f->allowed = value;
+  if (attribute == NON_PORTABLE_CLUSTER_SIZE_ALLOWED) f->non_portable = value;
+  return f->allowed > largest;
+}
+CUresult cuGetErrorName(CUresult, const char **name) {
+  *name = last_fault.c_str();
+  return 0;
+}
+CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **arguments, void **) {
+  const bool clustered = c->numAttrs && c->attrs[0].id == CLUSTER_DIMENSION;
+  const int C = clustered ? (int)c->attrs[0].value.clusterDim.x : 1;
+  if (C != f->cluster || (int)c->blockDimX != f->threads || c->gridDimX % C || !c->gridDimX ||
+      c->gridDimY != 1 || c->gridDimZ != 1 || (int)c->sharedMemBytes > f->allowed ||
+      C > (f->non_portable ? 16 : 8) || (int)c->sharedMemBytes != f->shared_bytes) {
+    last_fault = "CUDA_ERROR_INVALID_VALUE";
+    return 1;
+  }
+  const Call call = *(const Call *)arguments[0];
+  try {
+    for (unsigned b = 0; b < c->gridDimX; b += C)
+      emulator::run_cluster(C, (int)b, f->threads, (int)c->sharedMemBytes,
+                            [&] { f->run(call, emulator::current->block->shared); },
+                            seed ? seed + b : 0);
+  } catch (const std::runtime_error &fault) {
+    last_fault = fault.what();
+    return 700;  // CUDA_ERROR_ILLEGAL_ADDRESS
+  }
+  ++launches;
+  return 0;
+}
+}
+#endif

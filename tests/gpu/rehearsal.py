@@ -1,0 +1,76 @@
+"""A GPU that is not there: the kernel runs on the CPU, in an emulator, behind a driver of ours.
+
+`start` has to come before torch_impl and jax_impl are imported: see docs/gpu.md.
+"""
+
+import ctypes
+import hashlib
+import subprocess
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common.data.cache import cached
+from common.kernels import cuda
+from common.kernels.build import compiler
+from common.kernels.cuda import nvrtc
+
+FOLDER = Path(__file__).parent
+SOURCES = ("emulator.h", "mock_cuda.cpp")
+H100 = (9, 0)
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-variable")
+
+
+def build(into: Path, configurations: Iterable[str], flags: Sequence[str] = FLAGS) -> Path:
+    """Compile the driver, with kernels of these configurations. Raises RuntimeError."""
+    cxx = compiler()
+    if cxx is None:
+        raise RuntimeError("no C++ compiler (set CXX)")
+    source = str(FOLDER / "mock_cuda.cpp")
+
+    def run(*arguments: str) -> None:
+        result = subprocess.run(
+            [cxx, *flags, *arguments], capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise RuntimeError(result.stderr)
+
+    parts = {
+        "driver.o": (),
+        **{f"{each}.o": (f"-DCONFIGURATION={each}",) for each in configurations},
+    }
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(run, *own, "-c", source, "-o", str(into / name))
+            for name, own in parts.items()
+        ]
+        for job in jobs:
+            job.result()
+    library = into / "libcuda.so.1"
+    objects = (str(into / name) for name in parts)
+    run("-shared", "-Wl,-soname,libcuda.so.1", *objects, "-o", str(library))
+    return library
+
+
+def every_configuration() -> list[str]:
+    """As the template of recurrence.cu takes them, without its last two arguments."""
+    return [
+        ",".join(map(str, (*key, *configuration)))
+        for key, configuration in cuda.CONFIGURATIONS.items()
+    ]
+
+
+def start(arch: cuda.Arch = H100) -> ctypes.CDLL:
+    """From here on in this process, the device is one that is emulated. Returns its driver."""
+    kernel = Path(cuda.__file__).parent
+    sources = [FOLDER / name for name in SOURCES]
+    sources += [kernel / name for name in ("recurrence.cu", "call.h", "driver.h")]
+    everything = b"".join(path.read_bytes() for path in sources)
+    key = {"sources": hashlib.sha256(everything).hexdigest(), "flags": FLAGS}
+    configurations = every_configuration()
+    folder = cached("rehearsal", key, lambda into: [build(into, configurations), None][1])
+    # By this name the library's own dlopen finds it.
+    driver = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+    cuda.rehearsed = arch
+    nvrtc.compile = lambda kernel, arch: kernel.template.encode() + b"\0"
+    return driver

@@ -1,0 +1,260 @@
+"""The GRU on an NVIDIA GPU (common/kernels/cuda). Its twin is jax_impl/cuda.py.
+
+The kernel walks through time; the products before and after it, over all steps at once, are
+PyTorch's. What it multiplies is rounded to TF32, as nn.GRU's products are: where
+torch.backends.cudnn.allow_tf32 is false, it is not. `forward` and `backward` are those of fused.py,
+which has all else: how they are differentiated, and their operators.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.arguments import check_shape, dtype_name
+from common.kernels import cuda
+from torch_impl.layers import without_padding
+
+
+def available(device: str = "cuda", dtype: Any = "float32", size: int | None = None) -> bool:
+    """Whether there is a kernel for this kind of device, dtype and number of units.
+
+    The first time that it is asked with a size, the kernel is compiled and tried out on the current
+    device.
+    """
+    if not cuda.served(device, dtype) or not (cuda.rehearsed or torch.cuda.is_available()):
+        return False
+    return size is None or tried(size, factors_of(dtype_name(dtype) == "bfloat16"))
+
+
+@torch.compiler.assume_constant_result
+def tried(size: int, factors: str) -> bool:
+    """Whether the kernel for so many units works on the current device."""
+    from common.kernels.cuda import trial
+
+    return trial.trusted(size, factors, arch(), forward, backward, array)
+
+
+def factors_of(bfloat16: bool) -> str:
+    """What the kernel's products multiply."""
+    if bfloat16:
+        return "Bf16"
+    return "Tf32" if torch.backends.cudnn.allow_tf32 else "Float32"
+
+
+def arch(device: torch.device | None = None) -> cuda.Arch:
+    """The compute capability of a device, or the current one."""
+    return cuda.rehearsed or torch.cuda.get_device_capability(device)
+
+
+def array(values: np.ndarray) -> Tensor:
+    """NumPy's array, on the current device."""
+    return torch.tensor(values, device="cpu" if cuda.rehearsed else "cuda")
+
+
+def forward(
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    x: Tensor,
+    h0: Tensor,
+    h_reset: Tensor | None,
+    tokens: Tensor | None,
+    lengths: Tensor,
+    resets: Tensor | None,
+    reverse: Sequence[bool],
+    reset_after: bool,
+    return_sequences: bool,
+    save: bool,
+    bfloat16: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
+    directions, batch, size = h0.shape
+    steps, distinct = (x if tokens is None else tokens).shape[0], x.shape[:-1].numel()
+    factor, record = rounding(bfloat16), 5 if reset_after else 4
+    rows = factor(x.flatten(0, -2))
+    projections = torch.stack(
+        [torch.addmm(b, rows, factor(W).T) for W, b in zip(weight_ih, bias_ih, strict=True)]
+    )
+    outputs = h0.new_empty(steps if return_sequences else 0, batch, directions * size)
+    h_last = torch.empty_like(h0)
+    saved = h0.new_empty(directions, steps * batch * size * record if save else 0)
+    run(
+        {
+            "projections": (projections, (directions, distinct, 3 * size)),
+            "bias_hh": (torch.stack(list(bias_hh)), (directions, 3 * size)),
+            "h0": (h0, (directions, batch, size)),
+            "h_reset": (h_reset, (directions, batch, size)),
+            "tokens": (tokens, (steps, batch)),
+            "outputs": (outputs, outputs.shape),
+            "h_last": (h_last, h_last.shape),
+            "saved": (saved, saved.shape),
+        },
+        weight_hh,
+        (lengths, resets),
+        (steps, batch, size, distinct, directions),
+        reverse,
+        reset_after,
+        bfloat16,
+        backward=False,
+    )
+    return outputs, h_last, saved
+
+
+def backward(
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    x: Tensor,
+    d_outputs: Tensor | None,
+    d_h_last: Tensor,
+    saved: Tensor,
+    tokens: Tensor | None,
+    lengths: Tensor,
+    resets: Tensor | None,
+    reverse: Sequence[bool],
+    reset_after: bool,
+    of_x: bool,
+    bfloat16: bool = False,
+) -> list[Tensor]:
+    """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and, with resets,
+    h_reset; without of_x, that of x is empty."""
+    directions, batch, size = d_h_last.shape
+    steps, distinct = (x if tokens is None else tokens).shape[0], x.shape[:-1].numel()
+    factor, record = rounding(bfloat16), 5 if reset_after else 4
+    d_a = saved.new_empty(directions, steps * batch, 3 * size)
+    d_q = saved.new_empty(directions, steps * batch if reset_after else 0, size)
+    d_h0, d_h_reset = torch.empty_like(d_h_last), torch.empty_like(d_h_last)
+    if d_outputs is not None and d_outputs.shape[0] == 0:
+        d_outputs = None
+    run(
+        {
+            "d_outputs": (d_outputs, (steps, batch, directions * size)),
+            "d_h_last": (d_h_last, (directions, batch, size)),
+            "saved": (saved, (directions, steps * batch * size * record)),
+            "d_a": (d_a, d_a.shape),
+            "d_q": (d_q, d_q.shape),
+            "d_h0": (d_h0, d_h0.shape),
+            "d_h_reset": (None if resets is None else d_h_reset, d_h0.shape),
+        },
+        weight_hh,
+        (lengths, resets),
+        (steps, batch, size, distinct, directions),
+        reverse,
+        reset_after,
+        bfloat16,
+        backward=True,
+    )
+    kept = saved.view(directions, steps * batch, record * size)
+    before = kept[..., 3 * size : 4 * size]
+    d_zr, d_n = d_a.split([2 * size, size], dim=-1)
+    if reset_after:
+        d_n, gated = d_q, before
+    else:
+        gated = kept[..., size : 2 * size] * before
+    d_weight_hh = torch.cat(
+        [factor(d_zr).mT @ factor(before), factor(d_n).mT @ factor(gated)], dim=1
+    )
+    d_bias_ih = d_a.sum(dim=1)
+    d_bias_hh = torch.cat([d_bias_ih[:, : 2 * size], d_n.sum(dim=1)], dim=1)
+    d_rows = d_a  # of the projections: those of a distinct input add up
+    if tokens is not None:
+        at = tokens.flatten().clamp(0, max(distinct - 1, 0))
+        d_rows = d_a.new_zeros(directions, distinct, 3 * size)
+        d_rows = d_rows.index_add_(1, at, d_a) if distinct else d_rows
+    d_rows, rows = factor(d_rows), factor(without_padding(x, tokens, lengths).flatten(0, -2))
+    d_x = saved.new_empty(0)
+    if of_x:
+        d_x = sum(d @ factor(W) for d, W in zip(d_rows, weight_ih, strict=True)).view(x.shape)
+    return [
+        *(d.T @ rows for d in d_rows),
+        *d_weight_hh,
+        *d_bias_ih,
+        *d_bias_hh,
+        d_x,
+        *([d_h0] if resets is None else [d_h0, d_h_reset]),
+    ]
+
+
+def rounding(bfloat16: bool) -> Callable[[Tensor], Tensor]:
+    """What makes a factor of the products around the kernel."""
+    return to_bfloat16 if bfloat16 else as_is
+
+
+def to_bfloat16(array: Tensor) -> Tensor:
+    """The array's numbers rounded to bfloat16."""
+    return array.bfloat16().float()
+
+
+def as_is(array: Tensor) -> Tensor:
+    """The array."""
+    return array
+
+
+def run(
+    arrays: dict[str, tuple[Tensor | None, tuple[int, ...]]],
+    weight_hh: Sequence[Tensor],
+    places: tuple[Tensor, Tensor | None],
+    sizes: tuple[int, int, int, int, int],
+    reverse: Sequence[bool],
+    reset_after: bool,
+    bfloat16: bool,
+    *,
+    backward: bool,
+) -> None:
+    """Launches the kernel. arrays: what call.h has besides, with the shapes that they have to have;
+    places: lengths and resets; sizes: T, B, H, K, R."""
+    steps, batch, size, _, directions = sizes
+    device = weight_hh[0].device
+    if len(reverse) not in (1, 2) or len(weight_hh) != len(reverse) or directions != len(reverse):
+        raise ValueError(f"reverse: expected {directions} directions, found {len(reverse)}")
+    cuda.check_size(*sizes)
+    kernel = cuda.instance(size, factors_of(bfloat16), reset_after, backward, arch(device))
+    if kernel is None:
+        raise ValueError(f"the GRU on this GPU has no kernel for {size} hidden units")
+    for i, each in enumerate(weight_hh):
+        check_shape(f"weight_hh[{i}]", each, 3 * size, size)
+    beyond = kernel.size - size
+    weights = torch.stack([each.view(3, size, size) for each in weight_hh])
+    weights = F.pad(weights, (0, beyond, 0, beyond)) if beyond else weights
+    lengths, resets = places
+    given: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        **arrays,
+        "weight_hh": (weights, weights.shape),
+        "lengths": (lengths, (batch,)),
+        "resets": (resets, (steps, batch)),
+    }
+    call = cuda.Call(*[None] * 17, *sizes)
+    for name, (found, shape) in given.items():
+        dtype = {"tokens": torch.int32, "lengths": torch.int32, "resets": torch.bool}.get(name)
+        setattr(call, name, address(name, found, shape, dtype or torch.float32, device))
+    call.reverse[:] = [*reverse, False][:2]
+    with current(device):
+        stream = None if cuda.rehearsed else torch.cuda.current_stream(device).cuda_stream
+        cuda.launch(cuda.ready(kernel, arch(device)), call, stream)
+
+
+def current(device: torch.device) -> AbstractContextManager:
+    """Within, the device is the current one."""
+    return nullcontext() if cuda.rehearsed else torch.cuda.device(device)
+
+
+def address(
+    name: str, array: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> int | None:
+    """Where in memory an array lies; None, which the kernel takes for absent, if it is empty.
+
+    Raises ValueError or TypeError for one of another shape, dtype or device, or not contiguous.
+    """
+    if array is None:
+        return None
+    check_shape(name, array, *shape)
+    if array.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, found {array.dtype}")
+    if array.device != device or not array.is_contiguous() or array.is_neg():
+        raise ValueError(f"{name}: expected a contiguous tensor on {device}")
+    return array.data_ptr() if array.numel() else None
