@@ -3,6 +3,7 @@
 python compare.py                        train all models, check parity, write a report
 python compare.py parity                 every implementation against the float64 oracle
 python compare.py speed                  every GRU that runs here: tokens a second, latencies
+python compare.py gpu                    the first ten minutes on an NVIDIA GPU (docs/gpu.md)
 python compare.py questions              does gating help, does reading both ways, handwriting?
 python compare.py tune                   search for better options, on held-out reviews
 python compare.py report DIR             write the report again from DIR/results.json
@@ -53,18 +54,19 @@ class CompareConfig(TrainConfig):
     all and accuracy train the models, and a linear one to hold them against, each in a process of
     its own, and check the twins' parity on a real batch; all also checks what it trains against the
     oracle, on real reviews; parity checks every implementation, on all cases of the parity suite;
-    speed times every GRU that runs here, in training and in inference; questions trains the models
-    with several seeds and answers the homework's questions; tune searches for the learning rate,
+    speed times every GRU that runs here, in training and in inference; gpu compiles, checks and
+    times the kernel for NVIDIA GPUs on the one that is here; questions trains the models with
+    several seeds and answers the homework's questions; tune searches for the learning rate,
     sizes and rates of dropout with the lowest loss on held-out training reviews, of the first of
     --frameworks and --models; report writes the report of an earlier comparison.
     """
 
     part: Annotated[
-        Literal["all", "accuracy", "parity", "speed", "questions", "tune", "report"],
+        Literal["all", "accuracy", "parity", "speed", "gpu", "questions", "tune", "report"],
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[PART]"),
     ] = "all"
-    """What to do: all, accuracy, parity, speed, questions, tune or report."""
+    """What to do: all, accuracy, parity, speed, gpu, questions, tune or report."""
     folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
     """For report: the folder, as --out."""
     model: tyro.conf.Suppress[str] = "gru"
@@ -75,6 +77,8 @@ class CompareConfig(TrainConfig):
     """Which models; the nn. ones are PyTorch's own layer, linear is scikit-learn's."""
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
+    mock: bool = False
+    """For gpu: rehearse it without a GPU, on an emulated one, in a checkout. Nothing is timed."""
     jobs: int | None = None
     """How many models are trained at a time, each on its share of the cores; None for one a core
     (on a GPU, and where cores cannot be shared out, one). 1 for times that all cores give."""
@@ -110,6 +114,8 @@ class CompareConfig(TrainConfig):
             from comparison import processes
 
             processes.check(processes.Place(self.on, slurm=self.slurm))
+        if self.mock and self.part != "gpu":
+            raise InputError(f"--mock: it is for gpu, not {self.part}")
         if self.folder is not None and self.part != "report":
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
@@ -158,6 +164,8 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
             console.print(*tables.tasks(found.rows, tables.TIMED))
             console.print(tables.lengths(found), tables.recipe(found))
             console.print(*tables.tasks(found.inference, tables.LATENCY), tables.calls(found))
+        case "gpu":
+            on_gpu(options, results, console)
         case "questions":
             answer_questions(options, results, console)
         case "tune":
@@ -174,6 +182,39 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
         console.print(f"{count - len(failed)} of {count} parity checks passed")
     console.print(f"report: {report}", markup=False, soft_wrap=True)
     return bool(failed)
+
+
+def on_gpu(options: CompareConfig, results: Results, console: Console) -> None:
+    """Compile, check and time the kernel for GPUs; fills in results."""
+    if options.mock:
+        try:
+            from tests.gpu import rehearsal
+
+            rehearsal.start()
+        except (ImportError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"--mock: {reason}; it needs a checkout and a C++ compiler") from None
+    from comparison import gpu, speed, torch_layers
+
+    device = "cpu" if options.mock else "cuda"
+    name = gpu.device_name()
+    if name is None:
+        raise InputError("gpu: PyTorch or JAX finds no CUDA device here; --mock rehearses without")
+    results.environment["gpu"] = name
+    console.print(name)
+    torch_layers.place(device)
+    gpu.build(console.print)
+    rows = gpu.check(console.print)
+    results.parity = [row for row in results.parity if " cuda, " not in row.models[0]] + rows
+    if not all(row.passed for row in rows):
+        return
+    if options.mock:
+        how = ("rehearsal", gpu.REHEARSED, gpu.chosen, console.print, ("torch",))
+        console.print(f"rehearsed the timing of {len(speed.measure_on(*how).rows)} of them")
+        return
+    results.speed = found = speed.measure_on(device, gpu.TASKS, gpu.chosen, console.print)
+    console.print(*tables.tasks(found.rows, tables.ON_GPU))
+    gpu.sanitize(console.print)
 
 
 def accuracy(options: CompareConfig, out: Path, results: Results, console: Console) -> None:

@@ -32,16 +32,24 @@ ENOUGH_SECONDS = 0.2  # of runs in a row
 _contenders: dict[str, Callable[[Task], Run]] = {}
 
 
-def start(process: str) -> list[str]:
-    """Make this process one of PROCESSES; returns what it can time.
+def start(process: str, device: str = "cpu") -> list[str]:
+    """Make this process one of PROCESSES; returns what it can time on a device.
 
-    It ends without a word at Ctrl-C.
+    "rehearsal" is the tests' device. The process ends without a word at Ctrl-C.
     """
+    if device == "rehearsal":
+        from tests.gpu import rehearsal
+
+        rehearsal.start()
+        device = "cpu"
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     keep_freed_memory()  # as in training
     if process in ("torch", "keras-torch"):
         import torch
 
+        from comparison import torch_layers
+
+        torch_layers.place(device)
         torch.set_flush_denormal(True)  # as XLA does: on Intel, nn.GRU is seven times as fast so
     framework, _, kind = process.partition("-")
     if framework == "keras":
@@ -50,7 +58,10 @@ def start(process: str) -> list[str]:
         _contenders[f"Keras on {kind}"] = partial(keras_gru, kind)
     else:
         layers = import_module(f"comparison.{framework}_layers")
+        there = layers.CELLS["gru"].implementations(device) if layers.CONTENDERS else ()
         for name, (layer, layout) in layers.CONTENDERS.items():
+            if layout == "canonical" and name.split()[1] not in there:
+                continue
             contender = partial(in_framework, framework, name, layer, layout, layers.timed)
             if not kind:
                 _contenders[name] = contender
@@ -118,11 +129,30 @@ def in_framework(
         ours = {"implementation": name.split()[1]} if layout == "canonical" else {"model": "nn.gru"}
         return training(framework, task, **ours)
     batch, table = batch_of(task.B, task.T), word_vectors(task.input_size)
+    if task.bfloat16 and layout == "canonical":
+        layer = partial(layer, bfloat16=True)
+    elif task.bfloat16:
+        cast = import_module(f"comparison.{framework}_layers").to_bfloat16
+        layer = partial(in_bfloat16, layer, cast)
     how = layer, converted(layout, weights_of(task)), task.backward, table
     if layout == "canonical":
         return timed(*how, batch.distinct, batch.lengths, None, batch.tokens)
     h0 = np.zeros((1 + task.bidirectional, task.B, task.H), np.float32)
     return timed(*how, None, batch.lengths, h0, batch.distinct[batch.tokens])
+
+
+def in_bfloat16(
+    layer: Layer,
+    cast: Callable[[Any], Any],
+    weights: Any,
+    x: Any,
+    lengths: Any,
+    h0: Any,
+    **how: Any,
+) -> tuple[Any, Any]:
+    """A layer that has no other way to it, with all of its numbers in bfloat16."""
+    own = {name: cast(weight) for name, weight in weights.items()}
+    return layer(own, cast(x), lengths, cast(h0), **how)
 
 
 def training(framework: str, task: Task, **how: Any) -> Run:
@@ -185,14 +215,6 @@ def seconds_of(run: Run) -> float:
 def peak(framework: str) -> float:
     """Floating-point operations a second of a large float32 matrix product, in PyTorch or JAX."""
     a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
-    if framework == "torch":
-        import torch
-
-        product: Run = partial(torch.mm, *[torch.from_numpy(a)] * 2)
-    else:
-        import jax
-
-        multiply = jax.jit(lambda a: a @ a)
-        product = partial(lambda a: multiply(a).block_until_ready(), jax.device_put(a))
+    product: Run = import_module(f"comparison.{framework}_layers").peak(a)
     product()
     return 2 * 2048**3 / seconds_of(product)

@@ -125,7 +125,8 @@ linen_gru = stacked(FORMATS["linen"].scope, partial(linen_rnn, linen.GRUCell))
 nnx_gru = stacked(FORMATS["nnx"].scope, nnx_rnn)
 # A layer, and the layout of its weights.
 CONTENDERS: dict[str, tuple[Layer, str]] = {
-    f"jax {name}": (partial(jax_impl.gru.gru, implementation=name), "canonical") for name in OURS
+    f"jax {name}": (partial(jax_impl.gru.gru, implementation=name), "canonical")
+    for name in CELLS["gru"].implementations(None)
 }
 CONTENDERS |= {"flax.linen RNN": (linen_gru, "linen"), "flax.nnx RNN": (nnx_gru, "nnx")}
 if find_spec("equinox"):
@@ -148,6 +149,17 @@ def timed(
     compiled = jax.jit(jax.grad(last) if backward else last)
     arguments = jax.device_put((weights, x, rows, lengths, *others))
     return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def peak(a: np.ndarray) -> Callable[[], object]:
+    """The product of a matrix with itself."""
+    multiply, matrix = jax.jit(lambda a: a @ a), jax.device_put(a)
+    return lambda: multiply(matrix).block_until_ready()
+
+
+def to_bfloat16(array: Array) -> Array:
+    """The array in bfloat16."""
+    return array.astype(jnp.bfloat16)
 
 
 def inference(

@@ -258,7 +258,7 @@ def _errors(
     actual = [implementation.run(case.astype(dtype)) for case in draws]
     exact = [_exact(case, dtype) for case in draws]
     return {
-        name: _error([each.get(name) for each in actual], [each[name] for each in exact], dtype)
+        name: difference([each.get(name) for each in actual], [each[name] for each in exact], dtype)
         for name in exact[0]
         if not (name.startswith("d ") and name.endswith(implementation.lacks))
     }
@@ -270,10 +270,11 @@ def _exact(case: Case, dtype: np.dtype) -> Result:
     return equations(case.astype(dtype).astype(np.float64), np.float64)
 
 
-def _error(
+def difference(
     actual: Iterable[np.ndarray | None], exact: Sequence[np.ndarray], dtype: np.dtype
 ) -> tuple[float, float]:
-    """The two numbers; infinite where an array cannot be compared."""
+    """The largest error in draws of a tensor, and one unit in the last place, both relative to the
+    largest value there; infinite where an array cannot be compared."""
     largest = 0.0
     for ours, theirs in zip(actual, exact, strict=True):
         if ours is None or ours.shape != theirs.shape or ours.dtype != dtype:

@@ -24,6 +24,7 @@ from comparison.implementations import Missing
 
 Owners = Mapping[str, Executor]
 REPETITIONS = 5
+GPU_PROCESSES = ("torch", "jax", "keras-torch", "keras-jax")
 SHORT = (
     Task(64, 200, 128),
     Task(64, 200, 128, backward=False),
@@ -92,9 +93,35 @@ def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
     return Speed(rows, lengths, recipe, peak, list(chain(*found)), calls)
 
 
-def _owners(pools: dict[str, ProcessPoolExecutor], part: ModuleType) -> Owners:
+def measure_on(
+    device: str,
+    tasks: Iterable[Task],
+    chosen: Callable[[str, Task], bool],
+    report: Callable[[str], object],
+    processes: Iterable[str] = GPU_PROCESSES,
+) -> Speed:
+    """Time the contenders that are chosen for a task, on a device; report as for `measure`."""
+    with ExitStack() as stack:
+        pools = {
+            name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+            for name in processes
+            if find_spec(name.partition("-")[0])
+        }
+        owners = _owners(pools, contenders, device)
+        peak = max(
+            pools[name].submit(contenders.peak, name).result() for name in pools if "-" not in name
+        )
+        rows = []
+        for task in tasks:
+            report(f"measuring {task.name}")
+            names = [name for name in owners if chosen(name, task)]
+            rows += _rows(task, _time(owners, names, task), peak)
+    return Speed(rows, [], [], peak)
+
+
+def _owners(pools: dict[str, ProcessPoolExecutor], part: ModuleType, *device: str) -> Owners:
     """By its name, where each contender of contenders or inference lives, once all are ready."""
-    there = {name: pool.submit(part.start, name) for name, pool in pools.items()}
+    there = {name: pool.submit(part.start, name, *device) for name, pool in pools.items()}
     return {name: pools[each] for each, found in there.items() for name in found.result()}
 
 

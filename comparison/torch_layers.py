@@ -31,6 +31,22 @@ from comparison.implementations import (
 
 CELLS = torch_impl.classifier.CELLS
 OURS = CELLS["gru"].implementations()
+_devices = ["cpu"]  # the last one is where arrays are put
+
+
+def place(device: str) -> None:
+    """From here on, what is computed here is computed on this device."""
+    _devices[:] = [device]
+
+
+@contextmanager
+def on(device: str) -> Iterator[None]:
+    """Within, what is computed here is computed on this device."""
+    _devices.append(device)
+    try:
+        yield
+    finally:
+        _devices.pop()
 
 
 def nn_gru(
@@ -76,7 +92,7 @@ def _module(D: int, H: int, names: tuple[str, ...], dtype: torch.dtype) -> nn.GR
 # A layer, and the layout of its weights.
 CONTENDERS: dict[str, tuple[Layer, str]] = {
     f"torch {name}": (partial(torch_impl.gru.gru, implementation=name), "canonical")
-    for name in OURS
+    for name in CELLS["gru"].implementations(None)
 }
 CONTENDERS["nn.GRU padded"] = (partial(nn_gru, packed=False), "torch")
 CONTENDERS["nn.GRU packed"] = (nn_gru, "torch")
@@ -89,18 +105,40 @@ def timed(
 
     rows may be None, for x itself. others: h0 and tokens.
     """
-    tensors = {name: torch.tensor(weight).requires_grad_() for name, weight in weights.items()}
+    tensors = {name: to_torch(weight).requires_grad_() for name, weight in weights.items()}
     x, rows, lengths, h0, tokens = (
-        None if array is None else torch.from_numpy(array) for array in (x, rows, lengths, *others)
+        None if array is None else to_torch(array) for array in (x, rows, lengths, *others)
     )
 
     def run() -> object:
         with torch.set_grad_enabled(backward):
             read = x if rows is None else x[rows]
             h_last = layer(tensors, read, lengths, h0, tokens=tokens, return_sequences=False)[1]
-        return torch.autograd.grad(h_last.sum(), list(tensors.values())) if backward else h_last
+        wanted = list(tensors.values()) if backward else []
+        result = torch.autograd.grad(h_last.sum(), wanted) if backward else h_last
+        if h_last.is_cuda:
+            torch.cuda.synchronize()
+        return result
 
     return run
+
+
+def peak(a: np.ndarray) -> Callable[[], object]:
+    """The product of a matrix with itself."""
+    matrix = to_torch(a)
+
+    def run() -> object:
+        product = matrix @ matrix
+        if product.is_cuda:
+            torch.cuda.synchronize()
+        return product
+
+    return run
+
+
+def to_bfloat16(array: Tensor) -> Tensor:
+    """The array in bfloat16."""
+    return array.bfloat16()
 
 
 # Inference: modules, called as they are.
@@ -159,13 +197,13 @@ def one_thread() -> Iterator[None]:
 def to_torch(array: np.ndarray) -> Tensor:
     """An array as a tensor, in bfloat16, too, which PyTorch does not take from NumPy."""
     if array.dtype == BFLOAT16:
-        return torch.tensor(array.astype(np.float32)).bfloat16()
-    return torch.tensor(array)
+        return torch.tensor(array.astype(np.float32), device=_devices[-1]).bfloat16()
+    return torch.tensor(array, device=_devices[-1])
 
 
 def from_torch(tensor: Tensor) -> np.ndarray:
     """The way back."""
-    tensor = tensor.detach()
+    tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         return tensor.float().numpy().astype(BFLOAT16)
     return tensor.numpy()

@@ -23,6 +23,8 @@ from jax_impl.layers import without_padding
 BUILT = hasattr(kernels.library(), "gru_cuda_xla_forward")  # with JAX's FFI headers
 
 
+PARTS = 4  # of the long sums
+
 if BUILT:
     for side in ("forward", "backward"):
         for ending, platform in (("", "CUDA"), ("_host", "cpu")):
@@ -167,7 +169,7 @@ def backward(
     else:
         gated = kept[..., size : 2 * size] * before
     d_weight_hh = jnp.concatenate(
-        [factor(d_zr).mT @ factor(before), factor(d_n).mT @ factor(gated)], axis=1
+        [over_steps(factor(d_zr), factor(before)), over_steps(factor(d_n), factor(gated))], axis=1
     )
     d_bias_ih = d_a.sum(axis=1)
     d_bias_hh = jnp.concatenate([d_bias_ih[:, : 2 * size], d_n.sum(axis=1)], axis=1)
@@ -181,7 +183,7 @@ def backward(
     if of_x:
         d_x = sum(d @ factor(W) for d, W in zip(d_rows, weight_ih, strict=True)).reshape(x.shape)
     return [
-        *(d.T @ rows for d in d_rows),
+        *over_steps(d_rows, jnp.broadcast_to(rows, (directions, *rows.shape))),
         *d_weight_hh.reshape(directions, 3 * size, size),
         *d_bias_ih,
         *d_bias_hh,
@@ -189,6 +191,12 @@ def backward(
         d_h0,
         d_h_reset,
     ]
+
+
+def over_steps(d: Array, factors: Array) -> Array:
+    """d' factors for each direction: a sum over all steps and rows, in parts, which rounds less."""
+    parts = zip(*(jnp.array_split(each, PARTS, axis=1) for each in (d, factors)), strict=True)
+    return sum((a.mT @ b for a, b in parts), start=jnp.zeros((), d.dtype))
 
 
 def rounding(bfloat16: bool) -> Callable[[Array], Array]:

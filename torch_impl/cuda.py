@@ -19,6 +19,8 @@ from common.arguments import check_shape, dtype_name
 from common.kernels import cuda
 from torch_impl.layers import without_padding
 
+PARTS = 4  # of the long sums
+
 
 def available(device: str = "cuda", dtype: Any = "float32", size: int | None = None) -> bool:
     """Whether there is a kernel for this kind of device, dtype and number of units.
@@ -157,7 +159,7 @@ def backward(
     else:
         gated = kept[..., size : 2 * size] * before
     d_weight_hh = torch.cat(
-        [factor(d_zr).mT @ factor(before), factor(d_n).mT @ factor(gated)], dim=1
+        [over_steps(factor(d_zr), factor(before)), over_steps(factor(d_n), factor(gated))], dim=1
     )
     d_bias_ih = d_a.sum(dim=1)
     d_bias_hh = torch.cat([d_bias_ih[:, : 2 * size], d_n.sum(dim=1)], dim=1)
@@ -171,13 +173,19 @@ def backward(
     if of_x:
         d_x = sum(d @ factor(W) for d, W in zip(d_rows, weight_ih, strict=True)).view(x.shape)
     return [
-        *(d.T @ rows for d in d_rows),
+        *over_steps(d_rows, rows.expand(directions, *rows.shape)),
         *d_weight_hh,
         *d_bias_ih,
         *d_bias_hh,
         d_x,
         *([d_h0] if resets is None else [d_h0, d_h_reset]),
     ]
+
+
+def over_steps(d: Tensor, factors: Tensor) -> Tensor:
+    """d' factors for each direction: a sum over all steps and rows, in parts, which rounds less."""
+    parts = zip(d.chunk(PARTS, dim=1), factors.chunk(PARTS, dim=1), strict=True)
+    return sum((a.mT @ b for a, b in parts), start=d.new_zeros(()))
 
 
 def rounding(bfloat16: bool) -> Callable[[Tensor], Tensor]:

@@ -122,9 +122,9 @@ def exactly(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
-def on_gpu(array: Tensor) -> bool:
-    """Whether the GPU's kernel is the one for this array."""
-    return array.is_cuda or bool(gpu.rehearsed)
+def on_gpu(array: Any) -> bool:
+    """Whether the GPU's kernel is the one for this, an array if all is well."""
+    return bool(gpu.rehearsed) or getattr(array, "is_cuda", False)
 
 
 def forward(

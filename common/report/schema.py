@@ -153,11 +153,14 @@ class Task(Struct, frozen=True):
     """A whole training step of the classifier, with Adam."""
     input_size: int = 300
     """D, the dimension of the word vectors."""
+    bfloat16: bool = False
+    """Whether what products multiply is bfloat16."""
 
     @property
     def name(self) -> str:
         """What it is called in figures and tables."""
         directions = " · bidirectional" if self.bidirectional else ""
+        directions += " · bfloat16" if self.bfloat16 else ""
         kind = "forward and backward" if self.backward else "forward only"
         return f"B {self.B}, T {self.T}, H {self.H} · {kind}{directions}"
 
@@ -172,6 +175,11 @@ class Timed(Task, frozen=True, kw_only=True):
     """How many times as fast as REFERENCE."""
     peak_fraction: float
     """Share of the speed of a large matrix product."""
+
+    @property
+    def step_microseconds(self) -> float:
+        """Of a time step of the whole batch, of which each row takes part in each."""
+        return 1e6 * self.B / self.tokens_per_second
 
     @property
     def ratios(self) -> Interval:

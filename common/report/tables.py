@@ -122,6 +122,8 @@ TIMED = {
     f"x {REFERENCE}": "{0.ratio:.2f}",
     "of peak": "{0.peak_fraction:.0%}",
 }
+ON_GPU = {"µs a step": "{0.step_microseconds:.2f}"} | TIMED
+ON_GPU = {"implementation": TIMED["implementation"]} | ON_GPU
 CALLED = {
     "implementation": "{0.contender}",
     "p50": "{0.microseconds[0]:,.0f} µs",

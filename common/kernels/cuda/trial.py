@@ -80,7 +80,7 @@ def error_of(
 ) -> float:
     """How far results and gradients of a small case, in both directions, are from the oracle,
     relative to each array's largest value."""
-    T, B, D, K = 5, ROWS + 3, 4, 9
+    T, B, D, K = 3, ROWS + 1, 4, 9
     rng = np.random.default_rng(size)
 
     def draw(*shape: int) -> np.ndarray:
