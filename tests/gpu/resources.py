@@ -45,12 +45,17 @@ def kernels(arch: Arch, factors: str, size: int) -> Iterator[Instance]:
                 yield kernel
 
 
-def nvdisasm() -> str | None:
-    """The disassembler: on PATH, or of the wheel nvidia-cuda-nvdisasm."""
+def of_a_wheel(pattern: str) -> Path | None:
+    """The first such file of NVIDIA's wheels."""
     package = importlib.util.find_spec("nvidia")
     folders = package.submodule_search_locations if package else None
-    wheels = [str(path) for each in folders or () for path in Path(each).glob("*/bin/nvdisasm")]
-    return shutil.which("nvdisasm") or next(iter(wheels), None)
+    return next((path for each in folders or () for path in Path(each).glob(pattern)), None)
+
+
+def nvdisasm() -> str | None:
+    """The disassembler, if there is one."""
+    wheel = of_a_wheel("*/bin/nvdisasm")
+    return str(wheel) if wheel else shutil.which("nvdisasm")
 
 
 def resources(kernel: Instance, arch: Arch) -> Resources:

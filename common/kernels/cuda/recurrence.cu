@@ -105,19 +105,26 @@ struct Kernel {
       barrier_expect(barriers + (exchange & 1), rows * count * words * 4);
   }
   DEVICE void send(const float (&value)[own], int vector) {
-    UNROLL for (int i = 0; i < own; ++i) {
-      const int e = P == 1 ? i : part * own + i;
-      unsigned *const to = slots + (exchange & 1) * slot + (lane % 4 * 2 + (e & 1)) * stride +
-                           vector * words + (u0 + lane / 4 + (e & 2) * 4) / per_word;
-      if (per_word == 1) {
-        store(to, Factors::word(value[i], 0));
+    auto at = [&](int e) {
+      return slots + (exchange & 1) * slot + (lane % 4 * 2 + (e & 1)) * stride + vector * words +
+             (u0 + lane / 4 + (e & 2) * 4) / per_word;
+    };
+    const int first = P == 1 ? 0 : part * own;
+    if constexpr (per_word == 1) {
+      UNROLL for (int i = 0; i < own; ++i) store(at(first + i), Factors::word(value[i], 0));
+    } else {
+      // Two neighbouring units make a word: lanes 4 apart have them. Of their two rows each lane
+      // writes one; of one row, the even lane does. No branch: what it leads to would be there twice.
+      const bool odd = lane / 4 & 1;
+      if constexpr (own == 1) {
+        const float other = shuffle_xor(value[0], 4);
+        if (!odd) store(at(first), Factors::word(value[0], other));
       } else {
-        // Two neighbouring units make a word: lanes 4 apart have them, each of two rows. One of the
-        // two writes; where they have both rows, either writes one.
-        const float other = shuffle_xor(value[i], 4);
-        const bool odd = lane / 4 & 1;
-        if (own == 1 ? !odd : (i & 1) == odd)
-          store(to, odd ? Factors::word(other, value[i]) : Factors::word(value[i], other));
+        UNROLL for (int i = 0; i < own; i += 2) {
+          const float mine = odd ? value[i + 1] : value[i];
+          const float other = shuffle_xor(odd ? value[i] : value[i + 1], 4);
+          store(at(first + i + odd), Factors::word(odd ? other : mine, odd ? mine : other));
+        }
       }
     }
   }
