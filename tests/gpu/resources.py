@@ -93,7 +93,8 @@ def resources(kernel: Instance, arch: Arch) -> Resources:
 
 
 def code_and_step(listing: str) -> tuple[list[str], list[str]]:
-    """All instructions, and those of the loop over time: the shortest with every mma in it."""
+    """All instructions, and those of the loop over time: the shortest with every mma in it. Behind
+    the function's end, there are only the loops that wait for a barrier."""
     code: list[str] = []
     labels = {}
     for line in listing.splitlines():
@@ -102,8 +103,9 @@ def code_and_step(listing: str) -> tuple[list[str], list[str]]:
         elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*);", line):
             code.append(instruction[1])
     products = [at for at, line in enumerate(code) if "HMMA" in line]
+    end_of_all = next(at for at in range(products[-1], len(code)) if "EXIT" in code[at])
     loops = []
-    for end, line in enumerate(code):
+    for end, line in enumerate(code[:end_of_all]):
         target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
         if target and labels[target[1]] <= products[0] and products[-1] <= end:
             loops.append(code[labels[target[1]] : end + 1])
