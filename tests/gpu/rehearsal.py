@@ -66,8 +66,12 @@ def start(arch: cuda.Arch = H100) -> ctypes.CDLL:
     sources = [FOLDER / name for name in SOURCES]
     sources += [kernel / name for name in ("recurrence.cu", "call.h", "driver.h")]
     everything = b"".join(path.read_bytes() for path in sources)
-    key = {"sources": hashlib.sha256(everything).hexdigest(), "flags": FLAGS}
     configurations = every_configuration()
+    key = {
+        "sources": hashlib.sha256(everything).hexdigest(),
+        "flags": FLAGS,
+        "configurations": configurations,
+    }
     folder = cached("rehearsal", key, lambda into: [build(into, configurations), None][1])
     # By this name the library's own dlopen finds it.
     driver = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)

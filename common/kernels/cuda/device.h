@@ -24,6 +24,14 @@ DEVICE unsigned tf32(float x) {
   return word;
 }
 
+// Toward 0, in one instruction, where tf32 takes several; volatile, so that what is made of weights
+// is not kept in registers that there are not.
+DEVICE unsigned tf32_below(unsigned word) {
+  unsigned upper;
+  asm volatile("and.b32 %0, %1, 0xffffe000;" : "=r"(upper) : "r"(word));
+  return upper;
+}
+
 // c += A B for 16 x k by k x 8: the fragments are those of PTX, mma.m16n8k16 and mma.m16n8k8.
 DEVICE void mma_bf16(float *c, const unsigned *a, const unsigned *b) {
   asm volatile(

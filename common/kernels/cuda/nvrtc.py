@@ -12,7 +12,15 @@ HEADERS = ("call.h", "device.h")
 
 
 def compile(kernel: Instance, arch: Arch) -> bytes:
-    """Its machine code. Raises ImportError without NVRTC, RuntimeError with its log if it fails."""
+    """Its machine code. Raises as `compiled` does."""
+    return (compiled(kernel, arch) / "kernel.cubin").read_bytes()
+
+
+def compiled(kernel: Instance, arch: Arch) -> Path:
+    """The folder with its machine code, kernel.cubin, and what the compiler says of it, log.txt.
+
+    Raises ImportError without NVRTC, RuntimeError with its log if it fails.
+    """
     from cuda.bindings import nvrtc
 
     def call(function: Callable[..., tuple], *given: Any) -> Any:
@@ -26,7 +34,6 @@ def compile(kernel: Instance, arch: Arch) -> bytes:
     options = [
         "--std=c++17",
         f"--gpu-architecture=sm_{arch[0]}{arch[1]}",
-        "--default-device",
         "--ptxas-options=-v",
         f"-DINSTANCE={kernel.template}",
         f"-DTHREADS={kernel.threads}",
@@ -56,4 +63,4 @@ def compile(kernel: Instance, arch: Arch) -> bytes:
         (into / "kernel.cubin").write_bytes(image)
         (into / "log.txt").write_text(text)
 
-    return (cached("cubin", key, build) / "kernel.cubin").read_bytes()
+    return cached("cubin", key, build)

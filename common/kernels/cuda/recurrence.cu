@@ -50,8 +50,8 @@ struct Float32 {
     UNROLL for (int i = 0; i < 4; ++i) c[i] += sum[i];
   }
   DEVICE static void split(unsigned word, unsigned &large, unsigned &small) {
-    large = tf32(as_float(word));
-    small = tf32(as_float(word) - as_float(large));
+    large = tf32_below(word);
+    small = as_word(as_float(word) - as_float(large));  // mma drops the lower bits
   }
 };
 
@@ -61,6 +61,7 @@ struct Kernel {
   static_assert(H == 16 * G * C, "units");
   static_assert(P == 1 || P == 2 || P == 4, "a thread has 4 / P elements of a fragment");
   static constexpr int threads = 32 * G * P, rows = 8, own = 4 / P;
+  static constexpr int two = own < 2 ? own : 2;  // rows of a thread: elements i and i + 2 are of one
   static constexpr int per_word = Factors::per_word, words = H / per_word;  // of H numbers
   static constexpr int loads = words / P / 16;  // of 16 bytes by 4 lanes, for two mma each
   static_assert(words % (P * 16) == 0, "parts");
@@ -105,19 +106,26 @@ struct Kernel {
       barrier_expect(barriers + (exchange & 1), rows * count * words * 4);
   }
   DEVICE void send(const float (&value)[own], int vector) {
-    UNROLL for (int i = 0; i < own; ++i) {
-      const int e = P == 1 ? i : part * own + i;
-      unsigned *const to = slots + (exchange & 1) * slot + (lane % 4 * 2 + (e & 1)) * stride +
-                           vector * words + (u0 + lane / 4 + (e & 2) * 4) / per_word;
-      if (per_word == 1) {
-        store(to, Factors::word(value[i], 0));
+    auto at = [&](int e) {
+      return slots + (exchange & 1) * slot + (lane % 4 * 2 + (e & 1)) * stride + vector * words +
+             (u0 + lane / 4 + (e & 2) * 4) / per_word;
+    };
+    const int first = P == 1 ? 0 : part * own;
+    if constexpr (per_word == 1) {
+      UNROLL for (int i = 0; i < own; ++i) store(at(first + i), Factors::word(value[i], 0));
+    } else {
+      // Two neighbouring units make a word: lanes 4 apart have them. Of their two rows each lane
+      // writes one; of one row, the even lane does. No branch: what it leads to would be there twice.
+      const bool odd = lane / 4 & 1;
+      if constexpr (own == 1) {
+        const float other = shuffle_xor(value[0], 4);
+        if (!odd) store(at(first), Factors::word(value[0], other));
       } else {
-        // Two neighbouring units make a word: lanes 4 apart have them, each of two rows. One of the
-        // two writes; where they have both rows, either writes one.
-        const float other = shuffle_xor(value[i], 4);
-        const bool odd = lane / 4 & 1;
-        if (own == 1 ? !odd : (i & 1) == odd)
-          store(to, odd ? Factors::word(other, value[i]) : Factors::word(value[i], other));
+        UNROLL for (int i = 0; i < own; i += 2) {
+          const float mine = odd ? value[i + 1] : value[i];
+          const float other = shuffle_xor(odd ? value[i] : value[i + 1], 4);
+          store(at(first + i + odd), Factors::word(odd ? other : mine, odd ? mine : other));
+        }
       }
     }
   }
@@ -207,10 +215,13 @@ struct Kernel {
   }
   static DEVICE float nan() { return as_float(0x7fc00000); }
 
-  // Whether a sequence begins before a direction's step at t.
-  DEVICE bool begins(const Call &a, int direction, int i, int t) const {
+  // Whether a sequence begins before a direction's step at t, 0 <= t: as it is in memory, for a test
+  // of it here would wait for it.
+  DEVICE unsigned begins(const Call &a, int direction, int i, int t) const {
     const int at = t + a.reverse[direction];
-    return a.resets && t >= 0 && at < length[i] && a.resets[at * a.batch + row[i]];
+    unsigned flag = 0;
+    if (a.resets && at < length[i]) flag = a.resets[at * a.batch + row[i]];
+    return flag;
   }
 
   DEVICE void forward(const Call &a, int direction, int states) {
@@ -220,42 +231,51 @@ struct Kernel {
     float *const saved = a.saved ? a.saved + (size_t)direction * record * size * a.batch * a.steps : nullptr;
     auto time = [&](int step) { return a.reverse[direction] ? longest - 1 - step : step; };
 
-    // What a step reads from global memory is asked for a step ahead; tokens, two steps.
+    // What a step reads from global memory is asked for a step ahead; tokens, two steps; resets, when
+    // a step begins that looks at them when it ends. To look earlier would be to wait.
     float next[3][own], bias[3][own], h[own];
-    int token[own];
-    auto source = [&](int i, int step) {  // the row of projections; -1: none, -2: there is no such
+    int token[two];
+    auto look_up = [&](int step) {
       const int t = time(step);
-      if (step >= longest || t >= length[i]) return -1;
-      const int at = t * a.batch + row[i];
-      if (!a.tokens) return at;
-      return a.tokens[at] < 0 || a.tokens[at] >= a.distinct ? -2 : a.tokens[at];
+      UNROLL for (int i = 0; i < two; ++i) {
+        const int at = t * a.batch + row[i];
+        token[i] = at;
+        if (step < longest && t < length[i] && a.tokens) token[i] = a.tokens[at];
+      }
     };
-    auto fetch = [&](int i, int from) {
+    auto fetch = [&](int i, int step) {  // what look_up has found
+      const bool live = step < longest && time(step) < length[i];
+      const int at = token[i % two];
+      const bool there = at >= 0 && at < a.distinct;
       UNROLL for (int gate = 0; gate < 3; ++gate)
-        next[gate][i] = from >= 0    ? projections[(from * 3U + gate) * size + unit[i]]
-                        : from == -1 ? 0.f
-                                     : nan();
+        next[gate][i] = !live   ? 0.f
+                        : there ? projections[(at * 3U + gate) * size + unit[i]]
+                                : nan();
     };
+    look_up(0);
     UNROLL for (int i = 0; i < own; ++i) {
-      fetch(i, source(i, 0));
-      token[i] = source(i, 1);
+      fetch(i, 0);
+      const bool anew = longest > 0 && begins(a, direction, i, time(0));
       UNROLL for (int gate = 0; gate < 3; ++gate)
         bias[gate][i] = row[i] < 0 ? 0.f : a.bias_hh[(direction * 3 + gate) * size + unit[i]];
-      const bool anew = longest > 0 && begins(a, direction, i, time(0));
       const float *const from = (anew ? a.h_reset : a.h0) + states;
       h[i] = row[i] < 0 ? 0.f : valid[i] ? from[row[i] * size + unit[i]] : nan();
     }
+    look_up(1);
     if (longest > 0) begin(1), send(h, 0);  // or nobody would wait for it
 
     for (int step = 0; step < longest; ++step) {
       const int t = time(step);
       float x[3][own], z[own], r[own], n[own], q[own], before[own], after[own];
-      bool anew[own];
+      unsigned anew[two];
       UNROLL for (int i = 0; i < own; ++i) {
         UNROLL for (int gate = 0; gate < 3; ++gate) x[gate][i] = next[gate][i];
-        fetch(i, token[i]);
-        token[i] = source(i, step + 2);
-        anew[i] = step + 1 < longest && begins(a, direction, i, time(step + 1));
+        fetch(i, step + 1);
+      }
+      look_up(step + 2);
+      UNROLL for (int i = 0; i < two; ++i) {
+        anew[i] = 0;
+        if (step + 1 < longest) anew[i] = begins(a, direction, i, time(step + 1));
       }
       const unsigned *from = receive();
       if (ResetAfter) {
@@ -285,7 +305,7 @@ struct Kernel {
       UNROLL for (int i = 0; i < own; ++i) {
         before[i] = h[i];
         after[i] = t < length[i] ? h[i] + z[i] * (n[i] - h[i]) : h[i];
-        h[i] = anew[i] ? a.h_reset[states + row[i] * size + unit[i]] : after[i];
+        h[i] = anew[i % two] && row[i] >= 0 ? a.h_reset[states + row[i] * size + unit[i]] : after[i];
       }
       if (step + 1 < longest) begin(1), send(h, 0);
       // What nobody waits for comes last.
@@ -345,6 +365,8 @@ struct Kernel {
     for (int step = 0; step < longest; ++step) {
       const int t = time(step);
       float z[own], r[own], n[own], before[own], q[own], d_z[own], d_r[own], d_n[own], d_gated[own];
+      unsigned anew[two];
+      UNROLL for (int i = 0; i < two; ++i) anew[i] = begins(a, direction, i, t);
       UNROLL for (int i = 0; i < own; ++i) {
         z[i] = next[0][i], r[i] = next[1][i], n[i] = next[2][i], before[i] = next[3][i];
         if (ResetAfter) q[i] = next[4][i];
@@ -384,7 +406,7 @@ struct Kernel {
         UNROLL for (int i = 0; i < own; ++i) d_h[i] += sum[0][i];
       }
       UNROLL for (int i = 0; i < own; ++i)
-        if (begins(a, direction, i, t)) {
+        if (anew[i % two] && row[i] >= 0) {
           a.d_h_reset[states + row[i] * size + unit[i]] += d_h[i];
           d_h[i] = 0;
         }
