@@ -39,17 +39,19 @@ def available(device: str = "cuda", dtype: Any = "float32", size: int | None = N
     The first time that it is asked with a size, the kernel is compiled and tried out on the first
     device.
     """
-    if not BUILT or not cuda.served(device, dtype) or not devices():
+    if not BUILT or not cuda.served(device, dtype):
         return False
-    return size is None or tried(size, factors_of(dtype_name(dtype) == "bfloat16"))
+    return tried(size, factors_of(dtype_name(dtype) == "bfloat16"))
 
 
-def tried(size: int, factors: str) -> bool:
+def tried(size: int | None, factors: str) -> bool:
     """Whether the kernel for so many units works on the first device."""
     from common.kernels.cuda import trial
 
+    if not cuda.driver() or not devices():
+        return False
     with jax.ensure_compile_time_eval():
-        return trial.trusted(size, factors, arch(), forward, backward, array)
+        return size is None or trial.trusted(size, factors, arch(), forward, backward, array)
 
 
 def factors_of(bfloat16: bool) -> str:

@@ -28,17 +28,19 @@ def available(device: str = "cuda", dtype: Any = "float32", size: int | None = N
     The first time that it is asked with a size, the kernel is compiled and tried out on the current
     device.
     """
-    if not cuda.served(device, dtype) or not (cuda.rehearsed or torch.cuda.is_available()):
+    if not cuda.served(device, dtype):
         return False
-    return size is None or tried(size, factors_of(dtype_name(dtype) == "bfloat16"))
+    return tried(size, factors_of(dtype_name(dtype) == "bfloat16"))
 
 
 @torch.compiler.assume_constant_result
-def tried(size: int, factors: str) -> bool:
+def tried(size: int | None, factors: str) -> bool:
     """Whether the kernel for so many units works on the current device."""
     from common.kernels.cuda import trial
 
-    return trial.trusted(size, factors, arch(), forward, backward, array)
+    if not cuda.driver() or not (cuda.rehearsed or torch.cuda.is_available()):
+        return False
+    return size is None or trial.trusted(size, factors, arch(), forward, backward, array)
 
 
 def factors_of(bfloat16: bool) -> str:
@@ -77,7 +79,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
     directions, batch, size = h0.shape
-    steps, distinct = (x if tokens is None else tokens).shape[0], x.shape[:-1].numel()
+    steps, distinct = read_sizes(x, tokens, batch)
     factor, record = rounding(bfloat16), 5 if reset_after else 4
     rows = factor(x.flatten(0, -2))
     projections = torch.stack(
@@ -126,7 +128,7 @@ def backward(
     """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and, with resets,
     h_reset; without of_x, that of x is empty."""
     directions, batch, size = d_h_last.shape
-    steps, distinct = (x if tokens is None else tokens).shape[0], x.shape[:-1].numel()
+    steps, distinct = read_sizes(x, tokens, batch)
     factor, record = rounding(bfloat16), 5 if reset_after else 4
     d_a = saved.new_empty(directions, steps * batch, 3 * size)
     d_q = saved.new_empty(directions, steps * batch if reset_after else 0, size)
@@ -173,13 +175,30 @@ def backward(
     if of_x:
         d_x = sum(d @ factor(W) for d, W in zip(d_rows, weight_ih, strict=True)).view(x.shape)
     return [
-        *over_steps(d_rows, rows.expand(directions, *rows.shape)),
-        *d_weight_hh,
-        *d_bias_ih,
-        *d_bias_hh,
+        *apart(over_steps(d_rows, rows.expand(directions, *rows.shape))),
+        *apart(d_weight_hh),
+        *apart(d_bias_ih),
+        *apart(d_bias_hh),
         d_x,
         *([d_h0] if resets is None else [d_h0, d_h_reset]),
     ]
+
+
+def read_sizes(x: Tensor, tokens: Tensor | None, batch: int) -> tuple[int, int]:
+    """T and K. Raises TypeError for no tensors, ValueError for wrong dimensions."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, found {type(x).__name__}")
+    if tokens is None:
+        check_shape("x", x, "T", batch, "D")
+        return x.shape[0], x.shape[0] * batch
+    check_shape("x", x, "K", "D")
+    check_shape("tokens", tokens, "T", batch)
+    return tokens.shape[0], x.shape[0]
+
+
+def apart(directions: Tensor) -> list[Tensor]:
+    """A tensor for each direction, with memory of its own, as an operator has to return them."""
+    return [each.clone() for each in directions]
 
 
 def over_steps(d: Tensor, factors: Tensor) -> Tensor:

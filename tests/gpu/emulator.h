@@ -264,8 +264,8 @@ inline unsigned bf16_pair(float low, float high) { return bf16_bits(low) | bf16_
 inline unsigned tf32(float x) {  // to nearest, ties away from 0
   return std::isnan(x) ? 0x7fffffff : (as_word(x) + 0x1000) & ~0x1fffu;
 }
+inline unsigned tf32_of_number(unsigned word) { return (word + 0x1000) & ~0x1fffu; }
 
-inline unsigned tf32_below(unsigned word) { return word & ~0x1fffu; }
 // The fragments are those of the PTX ISA, figures of mma.m16n8k16 (.bf16) and mma.m16n8k8 (.tf32).
 // Products are exact; their sum is cut off, as the units do that compute it.
 UNSEEN inline void warp_mma(const uint32_t (*in)[10], float (*out)[4], bool bf16) {

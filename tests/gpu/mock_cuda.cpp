@@ -4,6 +4,7 @@
 #include "emulator.h"
 
 #include <map>
+#include <mutex>
 
 #include "../../common/kernels/cuda/driver.h"
 
@@ -85,6 +86,8 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **argument
     last_fault = "CUDA_ERROR_INVALID_VALUE";
     return 1;
   }
+  static std::mutex one_at_a_time;  // as a stream has it
+  std::lock_guard<std::mutex> lock(one_at_a_time);
   const Call call = *(const Call *)arguments[0];
   try {
     for (unsigned b = 0; b < c->gridDimX; b += C)

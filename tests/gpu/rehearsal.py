@@ -1,7 +1,4 @@
-"""A GPU that is not there: the kernel runs on the CPU, in an emulator, behind a driver of ours.
-
-`start` has to come before torch_impl and jax_impl are imported: see docs/gpu.md.
-"""
+"""A GPU that is not there: the kernel runs on the CPU, in an emulator, behind a driver of ours."""
 
 import ctypes
 import hashlib
@@ -60,13 +57,14 @@ def every_configuration() -> list[str]:
     ]
 
 
-def start(arch: cuda.Arch = H100) -> ctypes.CDLL:
-    """From here on in this process, the device is one that is emulated. Returns its driver."""
+def start(arch: cuda.Arch = H100, configurations: Sequence[str] = ()) -> ctypes.CDLL:
+    """From here on in this process, the device is one that is emulated, with kernels of these
+    configurations, or all. Returns its driver."""
     kernel = Path(cuda.__file__).parent
     sources = [FOLDER / name for name in SOURCES]
     sources += [kernel / name for name in ("recurrence.cu", "call.h", "driver.h")]
     everything = b"".join(path.read_bytes() for path in sources)
-    configurations = every_configuration()
+    configurations = configurations or every_configuration()
     key = {
         "sources": hashlib.sha256(everything).hexdigest(),
         "flags": FLAGS,

@@ -27,7 +27,7 @@ ONLY = {
         *("plain", "transformed", "forward_mode", "batched", "exactly", "parts", "dense"),
         *("keep", "differentiate", "refuse", "gradients_of", "one_by_one", "directions_of"),
         *("check_directions", "describe", "address", "within_memory"),
-        *("on_gpu", "current"),
+        *("on_gpu", "current", "apart", "read_sizes"),
         *(
             "Rounded",
             "RoundedAlong",

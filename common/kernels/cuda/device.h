@@ -24,12 +24,14 @@ DEVICE unsigned tf32(float x) {
   return word;
 }
 
-// Toward 0, in one instruction, where tf32 takes several; volatile, so that what is made of weights
-// is not kept in registers that there are not.
-DEVICE unsigned tf32_below(unsigned word) {
-  unsigned upper;
-  asm volatile("and.b32 %0, %1, 0xffffe000;" : "=r"(upper) : "r"(word));
-  return upper;
+// The same in two instructions, where sm_90 has none for it; volatile, so that what is made of the
+// weights is not kept in registers that there are not. Of what is no number it may make 0.
+DEVICE unsigned tf32_of_number(unsigned word) {
+  unsigned rounded;
+  asm volatile("{\n.reg .b32 sum;\nadd.u32 sum, %1, 0x1000;\nand.b32 %0, sum, 0xffffe000;\n}"
+               : "=r"(rounded)
+               : "r"(word));
+  return rounded;
 }
 
 // c += A B for 16 x k by k x 8: the fragments are those of PTX, mma.m16n8k16 and mma.m16n8k8.

@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "call.h"
@@ -24,13 +25,13 @@ struct Driver {
   decltype(cuGetErrorName) *name = nullptr;
   bool found = false;
 
-  Driver() {
+  void look_for() {
     void *const library = dlopen("libcuda.so.1", RTLD_NOW);
     if (!library) return;
-    found = true;
+    bool all = true;
     auto find = [&](auto *&function, const char *symbol) {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
-      found = found && function;
+      all = all && function;
     };
     find(context, "cuCtxGetCurrent");
     find(load, "cuModuleLoadData");
@@ -38,11 +39,16 @@ struct Driver {
     find(set, "cuFuncSetAttribute");
     find(launch, "cuLaunchKernelEx");
     find(name, "cuGetErrorName");
+    found = all;
   }
 };
 
+// Looked for until it is found: it may have been loaded since.
 const Driver &driver() {
-  static const Driver driver;
+  static std::mutex mutex;
+  static Driver driver;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!driver.found) driver.look_for();
   return driver;
 }
 

@@ -50,8 +50,8 @@ struct Float32 {
     UNROLL for (int i = 0; i < 4; ++i) c[i] += sum[i];
   }
   DEVICE static void split(unsigned word, unsigned &large, unsigned &small) {
-    large = tf32_below(word);
-    small = as_word(as_float(word) - as_float(large));  // mma drops the lower bits
+    large = tf32_of_number(word);
+    small = as_word(as_float(word) - as_float(large));  // mma drops its lower bits
   }
 };
 

@@ -79,7 +79,7 @@ def error_of(
     array: Callable[[np.ndarray], Any],
 ) -> float:
     """How far results and gradients of a small case, in both directions, are from the oracle,
-    relative to each array's largest value."""
+    relative to each array's largest value, or to 1 where that is less."""
     T, B, D, K = 3, ROWS + 1, 4, 9
     rng = np.random.default_rng(size)
 
@@ -119,7 +119,7 @@ def error_of(
     exact += [gradients["h0"], gradients["h_reset"]]
     got = [np.asarray(to_numpy(each), np.float64) for each in (outputs, h_last, *found)]
     return max(
-        float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max() / np.abs(theirs).max())
+        float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max() / max(np.abs(theirs).max(), 1))
         for ours, theirs in zip(got, exact, strict=True)
     )
 
