@@ -105,6 +105,8 @@ struct Kernel {
       barrier_expect(barriers + (exchange & 1), rows * count * words * 4);
   }
   DEVICE void send(const float (&value)[own], int vector) {
+    // The lanes that have nothing to store have read what they were to, too: a shuffle orders nothing.
+    if (own == 1 && per_word == 2) sync_warp();
     UNROLL for (int i = 0; i < own; ++i) {
       const int e = P == 1 ? i : part * own + i;
       unsigned *const to = slots + (exchange & 1) * slot + (lane % 4 * 2 + (e & 1)) * stride +
