@@ -22,17 +22,20 @@ OPTIONS = {
 def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path) -> None:
     # ThreadSanitizer does not get on with the address randomisation of new kernels.
     fixed = ["setarch", "-R"] if sanitizer == "thread" else []
-    if fixed and (not shutil.which("setarch") or subprocess.run([*fixed, "true"], check=False).returncode):
+    if fixed and (not shutil.which("setarch") or run([*fixed, "true"]).returncode):
         pytest.skip("setarch -R is refused")
     flags = ["-O0", "-g1", "-std=c++17", "-Wno-unknown-pragmas", f"-fsanitize={sanitizer}"]
     flags += ["-fno-sanitize-recover=all"]
     program = tmp_path / "sanitize"
-    build = [str(compiler()), *flags, str(PROGRAM), "-o", str(program)]
-    built = subprocess.run(build, capture_output=True, text=True, check=False)
+    built = run([str(compiler()), *flags, str(PROGRAM), "-o", str(program)])
     if "cannot find" in built.stderr:
         pytest.skip(f"the compiler has no {sanitizer} sanitizer")
     assert built.returncode == 0, built.stderr
-    ran = subprocess.run(
-        [*fixed, str(program)], env=os.environ | OPTIONS, capture_output=True, text=True, check=False
-    )
+    ran = run([*fixed, str(program)])
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=os.environ | OPTIONS, capture_output=True, text=True, check=False
+    )
