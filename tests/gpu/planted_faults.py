@@ -1,4 +1,4 @@
-"""Faults planted in what is for the GPU, one at a time, as tests/planted_faults.py plants the CPU's.
+"""Faults planted in what is for GPUs, one at a time: see tests/planted_faults.py, for the CPU.
 
     python -m tests.gpu.planted_faults          all of them, some minutes on two cores
     python -m tests.gpu.planted_faults reset    those with "reset" in their names
@@ -353,13 +353,6 @@ FAULTS = [
         TORCH,
     ),
     Fault(
-        "driver: each context gets the first one's function",
-        DRIVER,
-        "      known = function;\n",
-        "",
-        TORCH,
-    ),
-    Fault(
         "XLA: the gradient of h0 is where that of h_reset belongs",
         DRIVER,
         "call.d_h0 = floats(result(2)), call.d_h_reset = floats(result(3));",
@@ -381,7 +374,7 @@ FAULTS = [
         TORCH,
     ),
     Fault(
-        "PyTorch: the bias of n within r * (...) has the gradient of the one outside",
+        "PyTorch: the bias within r * (...) has the gradient of the one outside",
         OF_TORCH,
         "d_n, gated = d_q, before",
         "gated = before",
