@@ -10,28 +10,34 @@ import pytest
 from common.kernels.build import compiler
 
 PROGRAM = Path(__file__).parent / "gpu/sanitize.cpp"
-# Few fibers return from their functions, and there are many of them.
+FLAGS = ["-O0", "-g1", "-std=c++17", "-Wno-unknown-pragmas", "-fno-sanitize-recover=all"]
+# A fiber is no thread that AddressSanitizer could have a stack for; there are many of them.
 OPTIONS = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=0",
     "TSAN_OPTIONS": "history_size=4",
 }
 
 
-@pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path) -> None:
+@pytest.fixture(params=["thread", "address,undefined"])
+def program(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    """What runs the kernel. Built here: what does not compile is no finding of sanitizers."""
+    cxx = compiler()
+    if cxx is None:
+        pytest.skip("needs a C++ compiler")
     # ThreadSanitizer does not get on with the address randomisation of new kernels.
-    fixed = ["setarch", "-R"] if sanitizer == "thread" else []
+    fixed = ["setarch", "-R"] if request.param == "thread" else []
     if fixed and (not shutil.which("setarch") or run([*fixed, "true"]).returncode):
         pytest.skip("setarch -R is refused")
-    flags = ["-O0", "-g1", "-std=c++17", "-Wno-unknown-pragmas", f"-fsanitize={sanitizer}"]
-    flags += ["-fno-sanitize-recover=all"]
-    program = tmp_path / "sanitize"
-    built = run([str(compiler()), *flags, str(PROGRAM), "-o", str(program)])
+    path = str(tmp_path / "sanitize")
+    built = run([cxx, *FLAGS, f"-fsanitize={request.param}", str(PROGRAM), "-o", path])
     if "cannot find" in built.stderr:
-        pytest.skip(f"the compiler has no {sanitizer} sanitizer")
+        pytest.skip(f"the compiler has no {request.param} sanitizer")
     assert built.returncode == 0, built.stderr
-    ran = run([*fixed, str(program)])
+    return [*fixed, path]
+
+
+def test_the_kernel_does_nothing_that_it_must_not(program: list[str]) -> None:
+    ran = run(program)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

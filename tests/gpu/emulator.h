@@ -51,7 +51,7 @@ constexpr int there = 0x600d;
 struct Group {
   int count = 0;
   unsigned generation = 0;
-  char order;
+  char order[2];  // of this generation and the next, which some may have come to already
 };
 struct Warp {
   // Of the present collective and the next: a lane is at most one ahead of the others.
@@ -106,12 +106,12 @@ UNSEEN inline void yield() {
 }
 
 UNSEEN inline void rendezvous(Group &g, int threads) {
-  TSAN(__tsan_release(&g.order));
   const unsigned generation = g.generation;
+  TSAN(__tsan_release(&g.order[generation & 1]));
   if (++g.count == threads) g.count = 0, ++g.generation, ++progress;
   else
     while (g.generation == generation) yield();
-  TSAN(__tsan_acquire(&g.order));
+  TSAN(__tsan_acquire(&g.order[generation & 1]));
 }
 
 // All lanes hand in words, the last one computes, all take their result.
@@ -326,6 +326,7 @@ UNSEEN inline void sync_cluster() {
 }
 UNSEEN inline void barrier_init(Barrier *b) {
   *b = {0, emulator::there, 0, 0};
+  emulator::store((unsigned *)&b->phase, 0);  // AddressSanitizer sees whether there is room
   ++emulator::progress;
 }
 UNSEEN inline void barrier_expect(Barrier *b, unsigned bytes) {
