@@ -1,6 +1,6 @@
 """Faults planted in what is for GPUs, one at a time: see tests/planted_faults.py, for the CPU.
 
-    python -m tests.gpu.planted_faults          all of them, some minutes on two cores
+    python -m tests.gpu.planted_faults          all of them, some ten minutes on two cores
     python -m tests.gpu.planted_faults reset    those with "reset" in their names
 
 Left out, for it is harmless: the last sync_cluster. Whoever comes to it has received all that the
