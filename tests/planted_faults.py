@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -631,7 +631,16 @@ def plant(fault: Fault, tree: Path) -> None:
     path.write_text(text.replace(fault.old, fault.new))
 
 
-def try_out(fault: Fault | None, tests: Sequence[str]) -> Outcome:
+def build_library(copy: Path, fault: Fault | None) -> str:
+    """Build the kernel in a copy of the tree; returns what it said if it failed."""
+    status, said = python(copy, "-m", "common.kernels.build")
+    return said if status else ""
+
+
+Build = Callable[[Path, Fault | None], str]
+
+
+def try_out(fault: Fault | None, tests: Sequence[str], build: Build) -> Outcome:
     """Builds and tests a copy of the working tree, with the fault or as it is."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="planted-fault-") as name:
@@ -639,8 +648,7 @@ def try_out(fault: Fault | None, tests: Sequence[str]) -> Outcome:
         copy_tree(copy)
         if fault:
             plant(fault, copy)
-        status, said = python(copy, "-m", "common.kernels.build")
-        if status:
+        if said := build(copy, fault):
             return Outcome("", time.monotonic() - begin, f"not built:\n{said}")
         # The packages must be the copy's, not those installed.
         where = f"[find_spec(name).origin for name in {PACKAGES}]"
@@ -659,7 +667,9 @@ def python(folder: Path, *arguments: str) -> tuple[int, str]:
         result = subprocess.run(
             [sys.executable, *arguments],
             cwd=folder,
-            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(folder)},
+            env=os.environ
+            | ENVIRONMENT
+            | {"PYTHONPATH": str(folder), "GRU_TWINS_CACHE": str(folder / "cache")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -671,21 +681,24 @@ def python(folder: Path, *arguments: str) -> tuple[int, str]:
     return result.returncode, result.stdout
 
 
-def main(words: Sequence[str]) -> int:
-    faults = [f for f in FAULTS if not words or any(word in f.name for word in words)]
+def main(
+    words: Sequence[str], faults: Sequence[Fault] = FAULTS, build: Build = build_library
+) -> int:
+    """Try out those with one of the words in their names, or all. Returns the exit status."""
+    faults = [f for f in faults if not words or any(word in f.name for word in words)]
     if not faults:
         print("no fault has a name like that")
         return 1
     begin = time.monotonic()
     for tests in dict.fromkeys(fault.tests for fault in faults):
-        fine = try_out(None, tests)
+        fine = try_out(None, tests, build)
         if fine.found_by or fine.error:
             print(f"without a fault: {fine.error or fine.found_by}")
             return 1
         print(f"without a fault, {tests[-1]} passes ({fine.seconds:.0f} s)", flush=True)
     missed = 0
     with ThreadPoolExecutor(JOBS) as pool:
-        outcomes = pool.map(lambda fault: try_out(fault, fault.tests), faults)
+        outcomes = pool.map(lambda fault: try_out(fault, fault.tests, build), faults)
         for fault, outcome in zip(faults, outcomes, strict=True):
             found = outcome.error or outcome.found_by or "NOT FOUND"
             print(f"{fault.name} ({outcome.seconds:.0f} s)\n    {found}", flush=True)

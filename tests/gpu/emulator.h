@@ -7,7 +7,6 @@
 // only what synchronizes on a GPU synchronizes, so that a race is found whatever the order.
 #pragma once
 #define EMULATOR
-#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -33,16 +32,10 @@ void __tsan_acquire(void *);
 void __tsan_release(void *);
 }
 #define TSAN(x) x
-#define UNSEEN __attribute__((no_sanitize("thread"), noinline))  // by ThreadSanitizer
 #else
 #define TSAN(x)
-#define UNSEEN
 #endif
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr bool sanitized = true;
-#else
-constexpr bool sanitized = false;
-#endif
+#define UNSEEN __attribute__((no_sanitize("address", "thread", "undefined"), noinline))
 
 #define DEVICE inline
 #define UNROLL
@@ -55,17 +48,18 @@ static_assert(sizeof(Barrier) == 16, "the kernel leaves room for 16 bytes");
 namespace emulator {
 
 constexpr int there = 0x600d;
+struct Group {
+  int count = 0;
+  unsigned generation = 0;
+  char order[2];  // of this generation and the next, which some may have come to already
+};
 struct Warp {
   // Of the present collective and the next: a lane is at most one ahead of the others.
   uint32_t in[2][32][10];
   float out[2][32][4];
   int lanes = 0;
   unsigned generation = 0;
-};
-struct Group {
-  int count = 0;
-  unsigned generation = 0;
-  char order;
+  Group sync;
 };
 struct Block {
   int index = 0, rank = 0, ended = 0;
@@ -75,7 +69,7 @@ struct Block {
 };
 struct Fiber {
   ucontext_t context;
-  jmp_buf place;
+  void *place[5];  // of __builtin_setjmp, which no sanitizer looks at
   void *tsan = nullptr, *stack = nullptr;
   Block *block;
   int thread;
@@ -88,8 +82,7 @@ struct Late {  // a store on its way
 };
 
 inline Fiber *current;
-inline ucontext_t main_context;
-inline jmp_buf main_place;
+inline void *main_place[5];
 inline void *main_tsan;
 inline int64_t progress;
 inline std::vector<Block> *blocks;
@@ -106,20 +99,19 @@ UNSEEN inline void fault(const char *what) {
   if (failure.empty()) failure = what;
 }
 
+UNSEEN inline void jump(void **place) { __builtin_longjmp(place, 1); }
 UNSEEN inline void yield() {
-  Fiber *const me = current;
   TSAN(__tsan_switch_to_fiber(main_tsan, 1));
-  if (sanitized) swapcontext(&me->context, &main_context);
-  else if (!_setjmp(me->place)) _longjmp(main_place, 1);
+  if (!__builtin_setjmp(current->place)) jump(main_place);
 }
 
 UNSEEN inline void rendezvous(Group &g, int threads) {
-  TSAN(__tsan_release(&g.order));
   const unsigned generation = g.generation;
+  TSAN(__tsan_release(&g.order[generation & 1]));
   if (++g.count == threads) g.count = 0, ++g.generation, ++progress;
   else
     while (g.generation == generation) yield();
-  TSAN(__tsan_acquire(&g.order));
+  TSAN(__tsan_acquire(&g.order[generation & 1]));
 }
 
 // All lanes hand in words, the last one computes, all take their result.
@@ -142,10 +134,12 @@ UNSEEN inline void complete(Barrier *b) {
   if (b->arrived && b->pending_bytes == 0) b->arrived = 0, ++b->phase;
   ++progress;
 }
+inline void store(unsigned *to, unsigned word) { *to = word; }  // seen
 UNSEEN inline void deliver(const Late &late) {
   if ((*blocks)[late.rank].ended == block_threads) fault("a store into a block that has ended");
   check_there(late.barrier);
-  *late.to = late.word;
+  store(late.to, late.word);
+  TSAN(__tsan_release(late.barrier));
   late.barrier->pending_bytes -= 4;
   complete(late.barrier);
 }
@@ -159,20 +153,16 @@ UNSEEN inline void enter() {
   TSAN(__tsan_release(&launch_order));
   current->done = true, ++current->block->ended, ++progress;
   TSAN(__tsan_switch_to_fiber(main_tsan, 1));
-  if (sanitized) setcontext(&main_context);
-  _longjmp(main_place, 1);
+  jump(main_place);
 }
 
 UNSEEN inline void take_turn(Fiber &fiber) {
   current = &fiber;
   TSAN(__tsan_switch_to_fiber(fiber.tsan, 1));
-  if (sanitized) {
-    swapcontext(&main_context, &fiber.context);
-  } else if (!_setjmp(main_place)) {
-    if (fiber.started) _longjmp(fiber.place, 1);
-    fiber.started = true;
-    setcontext(&fiber.context);
-  }
+  if (__builtin_setjmp(main_place)) return;
+  if (fiber.started) jump(fiber.place);
+  fiber.started = true;
+  setcontext(&fiber.context);
 }
 
 // Runs one cluster of C blocks; throws std::runtime_error for a fault. Seed 0: in order, and stores
@@ -180,7 +170,6 @@ UNSEEN inline void take_turn(Fiber &fiber) {
 UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_bytes,
                                const std::function<void()> &function, unsigned seed) {
   constexpr size_t stack = 64 << 10;
-  const size_t room = sanitized ? 4 * stack : stack;
   std::vector<Block> all(C);
   blocks = &all, body = &function, block_threads = threads, cluster = Group();
   rng.seed(seed), in_flight.clear(), failure.clear();
@@ -193,14 +182,14 @@ UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_b
     all[c].warps.resize(threads / 32);
   }
   std::vector<Fiber> fibers(C * threads);
-  char *const stacks = (char *)mmap(nullptr, room * fibers.size(), PROT_READ | PROT_WRITE,
+  char *const stacks = (char *)mmap(nullptr, stack * fibers.size(), PROT_READ | PROT_WRITE,
                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   TSAN(main_tsan = __tsan_get_current_fiber());
   for (size_t i = 0; i < fibers.size(); ++i) {
     Fiber &f = fibers[i];
     f.block = &all[i / threads], f.thread = i % threads;
     getcontext(&f.context);
-    f.context.uc_stack.ss_sp = stacks + i * room, f.context.uc_stack.ss_size = room;
+    f.context.uc_stack.ss_sp = stacks + i * stack, f.context.uc_stack.ss_size = stack;
     f.context.uc_link = nullptr;
     makecontext(&f.context, (void (*)())enter, 0);
     TSAN(f.tsan = __tsan_create_fiber(0));
@@ -236,7 +225,7 @@ UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_b
   TSAN(__tsan_acquire(&launch_order));
   if (failure.empty() && !in_flight.empty()) fault("a store after the end of the cluster");
   for (Fiber &f : fibers) { TSAN(__tsan_destroy_fiber(f.tsan)); }
-  munmap(stacks, room * fibers.size());
+  munmap(stacks, stack * fibers.size());
   if (!failure.empty()) throw std::runtime_error(failure);
 }
 
@@ -327,6 +316,9 @@ inline float tanh_of(float x) {
 UNSEEN inline void sync_block() {
   emulator::rendezvous(emulator::current->block->all, emulator::block_threads);
 }
+UNSEEN inline void sync_warp() {
+  emulator::rendezvous(emulator::current->block->warps[thread_index() / 32].sync, 32);
+}
 UNSEEN inline void sync_some(int barrier, int threads) {
   emulator::rendezvous(emulator::current->block->named[barrier], threads);
 }
@@ -335,6 +327,7 @@ UNSEEN inline void sync_cluster() {
 }
 UNSEEN inline void barrier_init(Barrier *b) {
   *b = {0, emulator::there, 0, 0};
+  emulator::store((unsigned *)&b->phase, 0);  // AddressSanitizer sees whether there is room
   ++emulator::progress;
 }
 UNSEEN inline void barrier_expect(Barrier *b, unsigned bytes) {
@@ -349,18 +342,15 @@ UNSEEN inline void barrier_wait(Barrier *b, int parity) {
   ++emulator::progress;
   TSAN(__tsan_acquire(b));
 }
-inline void store_seen(unsigned *to, unsigned word) { *to = word; }
 template <int C>
 inline void put(unsigned *to, unsigned word, Barrier *b) {
   for (int rank = 0; rank < C; ++rank) {
-    unsigned *const at = (unsigned *)emulator::remote(to, rank);
-    Barrier *const barrier = (Barrier *)emulator::remote(b, rank);
+    const emulator::Late late = {(unsigned *)emulator::remote(to, rank), word,
+                                 (Barrier *)emulator::remote(b, rank), rank};
 #if defined(__SANITIZE_THREAD__)
-    store_seen(at, word);  // at once: the order is ThreadSanitizer's to judge
-    __tsan_release(barrier);
-    emulator::deliver({at, word, barrier, rank});
+    emulator::deliver(late);  // at once: the order is ThreadSanitizer's to judge
 #else
-    emulator::in_flight.push_back({at, word, barrier, rank});
+    emulator::in_flight.push_back(late);
 #endif
   }
 }

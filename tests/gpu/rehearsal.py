@@ -57,20 +57,27 @@ def every_configuration() -> list[str]:
     ]
 
 
-def start(arch: cuda.Arch = H100, configurations: Sequence[str] = ()) -> ctypes.CDLL:
-    """From here on in this process, the device is one that is emulated, with kernels of these
-    configurations, or all. Returns its driver."""
+def start(
+    arch: cuda.Arch = H100,
+    configurations: dict[tuple[str, int], tuple[int, int, int]] | None = None,
+) -> ctypes.CDLL:
+    """From here on in this process, the device is one that is emulated. Returns its driver.
+
+    configurations: instead of cuda.CONFIGURATIONS, such as are built and run sooner.
+    """
+    if configurations is not None:
+        cuda.CONFIGURATIONS = configurations
     kernel = Path(cuda.__file__).parent
     sources = [FOLDER / name for name in SOURCES]
     sources += [kernel / name for name in ("recurrence.cu", "call.h", "driver.h")]
     everything = b"".join(path.read_bytes() for path in sources)
-    configurations = configurations or every_configuration()
+    wanted = every_configuration()
     key = {
         "sources": hashlib.sha256(everything).hexdigest(),
         "flags": FLAGS,
-        "configurations": configurations,
+        "configurations": wanted,
     }
-    folder = cached("rehearsal", key, lambda into: [build(into, configurations), None][1])
+    folder = cached("rehearsal", key, lambda into: [build(into, wanted), None][1])
     # By this name the library's own dlopen finds it.
     driver = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
     cuda.rehearsed = arch

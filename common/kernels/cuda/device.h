@@ -55,6 +55,7 @@ DEVICE void load16(unsigned *to, const unsigned *from) {
   to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
 }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+DEVICE void sync_warp() { __syncwarp(); }
 DEVICE void sync_block() { __syncthreads(); }
 // Of so many threads, whole warps, that name the same barrier, 1 to 15.
 DEVICE void sync_some(int barrier, int threads) {

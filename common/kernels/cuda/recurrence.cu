@@ -118,6 +118,9 @@ struct Kernel {
       // writes one; of one row, the even lane does. No branch: what it leads to would be there twice.
       const bool odd = lane / 4 & 1;
       if constexpr (own == 1) {
+        // Lanes that store nothing have read what the others' stores let go, too: a shuffle orders
+        // nothing.
+        sync_warp();
         const float other = shuffle_xor(value[0], 4);
         if (!odd) store(at(first), Factors::word(value[0], other));
       } else {

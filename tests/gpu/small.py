@@ -1,0 +1,43 @@
+"""Small cases in a rehearsal, against the oracle: what planted_faults.py runs.
+
+Not collected with the other tests: `start` has to come before torch_impl and jax_impl.
+"""
+
+import pytest
+
+from common.kernels.cuda import trial
+from tests.gpu import rehearsal
+
+CONFIGURATIONS = {
+    ("Bf16", 32): (1, 2, 1),
+    ("Bf16", 128): (4, 2, 4),
+    ("Bf16", 256): (16, 1, 1),
+    ("Float32", 32): (2, 1, 2),
+}
+rehearsal.start(configurations=CONFIGURATIONS)
+of_every_kind = pytest.mark.parametrize(
+    ("factors", "size", "reset_after"),
+    [(factors, size - 1, after) for factors, size in CONFIGURATIONS for after in (False, True)],
+)
+
+
+@of_every_kind
+def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from torch_impl import cuda
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    found = trial.error_of(size, factors, reset_after, cuda.forward, cuda.backward, cuda.array)
+    assert found <= trial.BOUNDS[factors]
+
+
+@of_every_kind
+def test_jax(factors: str, size: int, reset_after: bool) -> None:
+    import jax
+
+    from jax_impl import cuda
+
+    with jax.default_matmul_precision("highest"):
+        found = trial.error_of(size, factors, reset_after, cuda.forward, cuda.backward, cuda.array)
+    assert found <= trial.BOUNDS[factors]
