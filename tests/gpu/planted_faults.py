@@ -46,7 +46,7 @@ parts do not wait for each other's sums
 - sync_some(1 + group, 32 * P);
 +
 lanes that store nothing do not wait to have read
-- if (own == 1 && per_word == 2) sync_warp();
+- sync_warp();
 +
 a block does not wait for what it exchanges
 - else sync_block();
@@ -76,9 +76,6 @@ a block of empty rows sends its states
 a block writes to others that have not begun
 - if (C > 1) sync_cluster();  // its barriers are there
 +
-of two rows, either lane stores both
-- own == 1 ? !odd : (i & 1) == odd
-+ own == 1 ? !odd : true
 shared memory has no room for the barriers
 - (2 * slot + partials) * 4 + 2 * 16;
 + (2 * slot + partials) * 4;
@@ -111,8 +108,11 @@ two entries of a fragment are swapped
 - const int u = u0 + lane / 4 + (e & 1) * 8;
 + const int u = u0 + lane / 4 + (e >> 1) * 8;
 a pair is packed in the wrong order
-- odd ? Factors::word(other, value[i]) : Factors::word(value[i], other)
-+ odd ? Factors::word(value[i], other) : Factors::word(other, value[i])
+- Factors::word(odd ? other : mine, odd ? mine : other)
++ Factors::word(odd ? mine : other, odd ? other : mine)
+of two rows, a lane stores the other's
+- store(at(first + i + odd)
++ store(at(first + i + !odd)
 the last part of a sum is lost
 - UNROLL for (int p = 0; p < P; ++p)
 + UNROLL for (int p = 0; p < P - 1; ++p)
@@ -132,8 +132,8 @@ a row takes a step too many
 - after[i] = t < length[i] ?
 + after[i] = t <= length[i] ?
 a token is asked for a step too late
-- token[i] = source(i, step + 2);
-+ token[i] = source(i, step + 1);
+- look_up(step + 2);
++ look_up(step + 1);
 the second direction's states are the first's
 - const int states = direction * a.hidden * a.batch;
 + const int states = 0;
@@ -141,8 +141,8 @@ the backward direction is reset a step late
 - const int at = t + a.reverse[direction];
 + const int at = t;
 padding resets
-- t >= 0 && at < length[i]
-+ t >= 0 && at < a.steps
+- a.resets && at < length[i]
++ a.resets && row[i] >= 0 && at < a.steps
 a sequence that begins with a row is not reset
 - (anew ? a.h_reset : a.h0)
 + (a.h0)
