@@ -261,7 +261,7 @@ def run(
         setattr(call, name, address(name, found, shape, dtype or torch.float32, device))
     call.reverse[:] = [*reverse, False][:2]
     with current(device):
-        stream = None if cuda.rehearsed else torch.cuda.current_stream(device).cuda_stream
+        stream = 1 if cuda.rehearsed else torch.cuda.current_stream(device).cuda_stream
         cuda.launch(cuda.ready(kernel, arch(device)), call, stream)
 
 

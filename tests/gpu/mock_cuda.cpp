@@ -58,6 +58,8 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
   *context = (CUcontext)1;
   return 0;
 }
+CUresult cuCtxSetCurrent(CUcontext) { return 0; }
+CUresult cuStreamGetCtx(CUstream, CUcontext *context) { return cuCtxGetCurrent(context); }
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   const auto at = kernels().find((const char *)image);
   if (at == kernels().end()) return 200;  // CUDA_ERROR_INVALID_IMAGE

@@ -18,6 +18,8 @@ namespace {
 
 struct Driver {
   decltype(cuCtxGetCurrent) *context = nullptr;
+  decltype(cuCtxSetCurrent) *set_context = nullptr;
+  decltype(cuStreamGetCtx) *context_of = nullptr;
   decltype(cuModuleLoadData) *load = nullptr;
   decltype(cuModuleGetFunction) *function = nullptr;
   decltype(cuFuncSetAttribute) *set = nullptr;
@@ -34,6 +36,8 @@ struct Driver {
       all = all && function;
     };
     find(context, "cuCtxGetCurrent");
+    find(set_context, "cuCtxSetCurrent");
+    find(context_of, "cuStreamGetCtx");
     find(load, "cuModuleLoadData");
     find(function, "cuModuleGetFunction");
     find(set, "cuFuncSetAttribute");
@@ -73,9 +77,8 @@ CUresult load(Instance &instance, CUfunction &function) {
   return instance.cluster > 8 ? driver().set(function, NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1) : 0;
 }
 
-int launch(const std::string &key, const Call &call, CUstream stream) {
-  if (!driver().found) return NO_DRIVER;
-  if (!call.batch) return 0;
+// In the current context.
+int launch_here(CUcontext context, const std::string &key, const Call &call, CUstream stream) {
   CUfunction function = nullptr;
   Instance *instance;
   {
@@ -83,8 +86,6 @@ int launch(const std::string &key, const Call &call, CUstream stream) {
     const auto at = instances.find(key);
     if (at == instances.end()) return NO_INSTANCE;
     instance = &at->second;
-    CUcontext context = nullptr;
-    if (CUresult e = driver().context(&context)) return e;
     CUfunction &known = instance->functions[context];
     if (!known) {
       if (CUresult e = load(*instance, function)) return e;
@@ -105,6 +106,21 @@ int launch(const std::string &key, const Call &call, CUstream stream) {
   config.numAttrs = instance->cluster > 1;
   void *arguments[] = {const_cast<Call *>(&call)};
   return driver().launch(&config, function, arguments, nullptr);
+}
+
+int launch(const std::string &key, const Call &call, CUstream stream) {
+  if (!driver().found) return NO_DRIVER;
+  if (!call.batch) return 0;
+  CUcontext before = nullptr;
+  if (CUresult e = driver().context(&before)) return e;
+  CUcontext own = before;
+  if (stream) {  // of the thread that calls nothing is known: it may have another context, or none
+    if (CUresult e = driver().context_of(stream, &own)) return e;
+    if (CUresult e = driver().set_context(own)) return e;
+  }
+  const int status = launch_here(own, key, call, stream);
+  if (stream && before) driver().set_context(before);
+  return status;
 }
 
 std::string described(int status) {
@@ -130,7 +146,7 @@ API void gru_cuda_add(const char *key, const char *image, int64_t size, int clus
                                       (unsigned)threads, (unsigned)shared_bytes, {}});
 }
 
-// Launches it in the current context; returns 0 or what gru_cuda_error describes.
+// Launches it in the stream's context, or the current one; returns 0 or what gru_cuda_error describes.
 API int gru_cuda_launch(const char *key, const Call *call, void *stream) {
   return launch(key, *call, (CUstream)stream);
 }
@@ -228,7 +244,7 @@ ffi::Error on_device(void *stream, ffi::RemainingArgs args, ffi::RemainingRets r
 template <bool Backward>
 ffi::Error on_host(ffi::RemainingArgs args, ffi::RemainingRets results, std::string_view key,
                    int64_t size, ffi::Span<const int64_t> reverse, bool reset_after) {
-  return execute(nullptr, args, results, Backward, key, size, reverse, reset_after);
+  return execute((void *)1, args, results, Backward, key, size, reverse, reset_after);
 }
 
 template <class Binding>

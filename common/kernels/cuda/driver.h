@@ -31,6 +31,8 @@ typedef struct {
 } CUlaunchConfig;
 
 CUresult cuCtxGetCurrent(CUcontext *);
+CUresult cuCtxSetCurrent(CUcontext);
+CUresult cuStreamGetCtx(CUstream, CUcontext *);
 CUresult cuModuleLoadData(CUmodule *, const void *image);
 CUresult cuModuleGetFunction(CUfunction *, CUmodule, const char *name);
 CUresult cuFuncSetAttribute(CUfunction, int attribute, int value);
