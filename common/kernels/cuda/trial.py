@@ -80,13 +80,13 @@ def error_of(
 ) -> float:
     """How far results and gradients of a small case, in both directions, are from the oracle,
     relative to each array's largest value, or to 1 where that is less."""
-    T, B, D, K = 3, ROWS + 1, 4, 9
+    T, B, D, K = 4, ROWS + 1, 4, 9
     rng = np.random.default_rng(size)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.uniform(-1, 1, shape).astype(np.float32)
 
-    x, tokens, resets = draw(K, D), rng.integers(0, K, (T, B), np.int32), rng.random((T, B)) < 0.2
+    x, tokens, resets = draw(K, D), rng.integers(0, K, (T, B), np.int32), rng.random((T, B)) < 0.5
     lengths = np.array([T, 0, 1, *rng.integers(0, T + 1, B - 3)], np.int32)
     h0, h_reset, d_h_last = (draw(2, B, size) for _ in range(3))
     d_outputs = draw(T, B, 2 * size)
