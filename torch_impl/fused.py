@@ -225,7 +225,8 @@ def backward(
     h_reset; without of_x, that of x is empty."""
     if on_gpu(x):
         given = (x, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse)
-        return cuda.backward(weight_ih, weight_hh, *given, reset_after, of_x, bfloat16)
+        with exactly(d_h_last.device.type):
+            return cuda.backward(weight_ih, weight_hh, *given, reset_after, of_x, bfloat16)
     check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, d_h_last=d_h_last)
     call, directions = describe(
         weight_ih, weight_hh, x, tokens, lengths, resets, d_h_last, reverse, reset_after, bfloat16
