@@ -191,27 +191,30 @@ def on_gpu(options: CompareConfig, results: Results, console: Console) -> None:
             from tests.gpu import rehearsal
 
             rehearsal.start()
-        except (ImportError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"--mock: {reason}; it needs a checkout and a C++ compiler") from None
+        except ImportError:
+            raise InputError("--mock: it needs a checkout, with its tests") from None
+        except RuntimeError as error:
+            reason = str(error).strip().rpartition("\n")[2]
+            raise InputError(f"--mock: the emulated GPU cannot be compiled: {reason}") from None
     from comparison import gpu, speed, torch_layers
 
     device = "cpu" if options.mock else "cuda"
     name = gpu.device_name()
     if name is None:
         raise InputError("gpu: PyTorch or JAX finds no CUDA device here; --mock rehearses without")
-    results.environment["gpu"] = name
     console.print(name)
     torch_layers.place(device)
     gpu.build(console.print)
     rows = gpu.check(console.print)
-    results.parity = [row for row in results.parity if " cuda, " not in row.models[0]] + rows
+    names = {row.models[0] for row in rows}
+    results.parity = [row for row in results.parity if row.models[0] not in names] + rows
     if not all(row.passed for row in rows):
         return
     if options.mock:
         how = ("rehearsal", gpu.REHEARSED, gpu.chosen, console.print, ("torch",))
         console.print(f"rehearsed the timing of {len(speed.measure_on(*how).rows)} of them")
         return
+    results.environment["gpu"] = name
     results.speed = found = speed.measure_on(device, gpu.TASKS, gpu.chosen, console.print)
     console.print(*tables.tasks(found.rows, tables.ON_GPU))
     gpu.sanitize(console.print)

@@ -6,6 +6,8 @@ from typing import Any
 
 from common.errors import InputError
 
+DEVICES = ("cuda", "cpu")
+
 
 @dataclass(frozen=True)
 class Recurrence:
@@ -51,12 +53,7 @@ class Cell:
         self, device: str | None = "cpu", dtype: Any = "float32", size: int | None = None
     ) -> tuple[str, ...]:
         """The names of the recurrences that are available, without a device those on any."""
-        places = (device,) if device else ("cuda", "cpu")
-        return tuple(
-            name
-            for name, each in self.recurrences.items()
-            if any(each.available(place, dtype, size) for place in places)
-        )
+        return tuple(n for n in self.recurrences if self._available(n, device, dtype, size))
 
     def resolve(
         self,
@@ -66,14 +63,21 @@ class Cell:
         size: int | None = None,
     ) -> str:
         """The recurrence that a name or "auto" stands for. Raises InputError for no such name."""
-        here = self.implementations(device, dtype, size)
-        if implementation == "auto" and here:
-            return here[-1]
-        if implementation not in here:
-            place = device or "this machine"
-            place += " in bfloat16" if dtype == "bfloat16" else ""
-            raise InputError(
-                f"implementation {implementation}: on {place}, the {self.name} has "
-                f"{', '.join(('auto', *here) if here else ['none'])}"
-            )
-        return implementation
+        # No other is asked: to be asked may mean to be compiled and tried out.
+        for name in reversed([*self.recurrences]) if implementation == "auto" else [implementation]:
+            if name in self.recurrences and self._available(name, device, dtype, size):
+                return name
+        here = self.implementations(device, dtype)
+        place = device or "this machine"
+        place += " in bfloat16" if dtype == "bfloat16" else ""
+        if implementation in here:
+            place += f" with {size} hidden units"
+            here = tuple(name for name in here if name != implementation)
+        raise InputError(
+            f"implementation {implementation}: on {place}, the {self.name} has "
+            f"{', '.join(('auto', *here) if here else ['none'])}"
+        )
+
+    def _available(self, name: str, device: str | None, dtype: Any, size: int | None) -> bool:
+        available = self.recurrences[name].available
+        return any(available(each, dtype, size) for each in ((device,) if device else DEVICES))

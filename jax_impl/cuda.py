@@ -2,8 +2,8 @@
 
 The kernel walks through time; the products before and after it, over all steps at once, are XLA's.
 What it multiplies is rounded to TF32, as XLA's own products are: where
-jax_default_matmul_precision is "float32" or "highest", it is not. `forward` and `backward` are
-those of fused.py, which has all else: how they are differentiated.
+jax_default_matmul_precision is "highest", or another that asks for all of float32, it is not.
+`forward` and `backward` are those of fused.py, which has all else: how they are differentiated.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,17 +41,28 @@ def available(device: str = "cuda", dtype: Any = "float32", size: int | None = N
     """
     if not BUILT or not cuda.served(device, dtype):
         return False
-    return tried(size, factors_of(dtype_name(dtype) == "bfloat16"))
+    return tried(size, dtype_name(dtype) == "bfloat16")
 
 
-def tried(size: int | None, factors: str) -> bool:
+def tried(size: int | None, bfloat16: bool) -> bool:
     """Whether the kernel for so many units works on the first device."""
     from common.kernels.cuda import trial
 
     if not cuda.driver() or not devices():
         return False
-    with jax.ensure_compile_time_eval():
-        return size is None or trial.trusted(size, factors, arch(), forward, backward, array)
+
+    factors = factors_of(bfloat16)
+
+    def run(*given: Any) -> Sequence[Array]:  # in another thread, which has not this one's settings
+        precision = "highest" if factors == "Float32" else "default"
+        with (
+            jax.default_matmul_precision(precision),
+            jax.numpy_rank_promotion("allow"),
+            jax.transfer_guard("allow"),
+        ):
+            return (forward if len(given) == 15 else backward)(*given)
+
+    return size is None or trial.trusted(size, factors, arch(), run, run, array)
 
 
 def factors_of(bfloat16: bool) -> str:
@@ -59,7 +70,8 @@ def factors_of(bfloat16: bool) -> str:
     if bfloat16:
         return "Bf16"
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return "Float32" if precision in ("float32", "highest") else "Tf32"
+    exact = precision in ("float32", "highest", "F32_F32_F32")
+    return "Float32" if exact or str(precision).endswith(("_X3", "_X6", "_X9")) else "Tf32"
 
 
 def devices() -> list[jax.Device]:
@@ -106,7 +118,7 @@ def forward(
     factor, record = rounding(bfloat16), 5 if reset_after else 4
     rows = factor(x.reshape(-1, x.shape[-1]))
     projections = jnp.stack(
-        [rows @ factor(W).T + b for W, b in zip(weight_ih, bias_ih, strict=True)]
+        [rows @ factor(W).T + b[None] for W, b in zip(weight_ih, bias_ih, strict=True)]
     )
     shape = like(h0)
     shapes = [

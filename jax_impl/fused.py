@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 
 from common import kernels
 from common.arguments import dtype_name
+from common.kernels import cuda as gpu
 from jax_impl import cuda
 from jax_impl.ffi import like, or_empty
 from jax_impl.layers import Found, Weights
@@ -39,7 +40,7 @@ def available(device: str = "cpu", dtype: Any = "float32", size: int | None = No
 
     bfloat16 is that of the products: the processor has to have an instruction for it.
     """
-    return BUILT and device == "cpu" and dtype_name(dtype) in DTYPES
+    return BUILT and not gpu.rehearsed and device == "cpu" and dtype_name(dtype) in DTYPES
 
 
 def recurrence(

@@ -2,8 +2,9 @@
 
 The kernel walks through time; the products before and after it, over all steps at once, are
 PyTorch's. What it multiplies is rounded to TF32, as nn.GRU's products are: where
-torch.backends.cudnn.allow_tf32 is false, it is not. `forward` and `backward` are those of fused.py,
-which has all else: how they are differentiated, and their operators.
+torch.backends.cudnn.allow_tf32 is false, or cudnn.rnn.fp32_precision "ieee", it is not. `forward`
+and `backward` are those of fused.py, which has all else: how they are differentiated, and their
+operators.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,24 +31,36 @@ def available(device: str = "cuda", dtype: Any = "float32", size: int | None = N
     """
     if not cuda.served(device, dtype):
         return False
-    return tried(size, factors_of(dtype_name(dtype) == "bfloat16"))
+    return tried(size, dtype_name(dtype) == "bfloat16")
 
 
 @torch.compiler.assume_constant_result
-def tried(size: int | None, factors: str) -> bool:
+def tried(size: int | None, bfloat16: bool) -> bool:
     """Whether the kernel for so many units works on the current device."""
     from common.kernels.cuda import trial
 
     if not cuda.driver() or not (cuda.rehearsed or torch.cuda.is_available()):
         return False
-    return size is None or trial.trusted(size, factors, arch(), forward, backward, array)
+    device = None if cuda.rehearsed else torch.cuda.current_device()
+
+    def put(values: np.ndarray) -> Tensor:
+        if device is not None:
+            torch.cuda.set_device(device)  # each thread has its own
+        return array(values)
+
+    return size is None or trial.trusted(size, factors_of(bfloat16), arch(), forward, backward, put)
 
 
 def factors_of(bfloat16: bool) -> str:
     """What the kernel's products multiply."""
     if bfloat16:
         return "Bf16"
-    return "Tf32" if torch.backends.cudnn.allow_tf32 else "Float32"
+    # nn.GRU's own switch, or what stands behind it: "tf32", "ieee", which is the last, or "none".
+    for switch in (torch.backends.cudnn.rnn, torch.backends.cudnn, torch.backends):
+        precision = getattr(switch, "fp32_precision", "none")
+        if precision != "none":
+            return "Tf32" if precision == "tf32" else "Float32"
+    return "Float32"
 
 
 def arch(device: torch.device | None = None) -> cuda.Arch:
@@ -284,4 +297,6 @@ def address(
         raise TypeError(f"{name}: expected {dtype}, found {array.dtype}")
     if array.device != device or not array.is_contiguous() or array.is_neg():
         raise ValueError(f"{name}: expected a contiguous tensor on {device}")
-    return array.data_ptr() if array.numel() else None
+    if array.numel() and not array.data_ptr():
+        raise ValueError(f"{name}: expected a tensor with memory, found {type(array).__name__}")
+    return array.data_ptr() or None

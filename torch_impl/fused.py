@@ -41,7 +41,7 @@ def available(device: str = "cpu", dtype: Any = "float32", size: int | None = No
 
     bfloat16 is that of the products: the processor has to have an instruction for it.
     """
-    return BUILT and device == "cpu" and dtype_name(dtype) in DTYPES
+    return BUILT and not gpu.rehearsed and device == "cpu" and dtype_name(dtype) in DTYPES
 
 
 def recurrence(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common import kernels
+from common.kernels import cuda
 from common.params import GRU_PARAMETERS, structure
 from torch_impl.fused import BUILT, available
 from torch_impl.layers import Found, forward_mode, transformed
@@ -72,7 +73,7 @@ def at_once(
 
     Raises ValueError for lengths and tokens that are out of range.
     """
-    if torch.compiler.is_compiling() or not BUILT or observed():
+    if torch.compiler.is_compiling() or not BUILT or cuda.rehearsed or observed():
         return None
     if bfloat16 is not False and not (bfloat16 is True and BFLOAT16):
         return None

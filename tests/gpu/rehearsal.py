@@ -41,8 +41,11 @@ def build(into: Path, configurations: Iterable[str], flags: Sequence[str] = FLAG
             pool.submit(run, *own, "-c", source, "-o", str(into / name))
             for name, own in parts.items()
         ]
-        for job in jobs:
-            job.result()
+        try:
+            for job in jobs:
+                job.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     library = into / "libcuda.so.1"
     objects = (str(into / name) for name in parts)
     run("-shared", "-Wl,-soname,libcuda.so.1", *objects, "-o", str(library))

@@ -179,6 +179,43 @@ def training() -> None:
     close(losses, [losses[0]] * 4)
 
 
+def first_uses() -> None:
+    """Whatever transforms or fakes the first call's arrays, the kernel is tried out on others."""
+    parameters, (x, lengths, h0), _ = torch_case()
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return torch_impl.gru.gru(parameters, x, lengths, h0, **HOW)[0].sum()
+
+    detached = {n: p.detach() for n, p in parameters.items()}
+
+    def fake() -> None:
+        with FakeTensorMode() as mode:
+            own = {n: mode.from_tensor(p) for n, p in detached.items()}
+            arrays = (mode.from_tensor(each) for each in (x, lengths, h0))
+            torch_impl.gru.gru(own, *arrays, **HOW)
+
+    def in_jax() -> None:
+        own = {n: jnp.asarray(p) for n, p in CASE.parameters.items()}
+        with jax.numpy_rank_promotion("raise"):
+            jax.jit(lambda x: jax_impl.gru.gru(own, x, CASE.lengths, **HOW)[0])(jnp.asarray(CASE.x))
+
+    for use in (
+        lambda: torch.func.grad(call)(x),
+        lambda: torch.func.jvp(call, (x,), (x,)),
+        lambda: torch.compile(call, fullgraph=True)(x),
+        fake,
+        in_jax,
+    ):
+        trial._tried.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            use()
+        assert [*trial._tried.values()] == [None]
+    trial._tried.clear()
+    torch_impl.gru.gru(parameters, x, lengths, h0, implementation="scan")
+    assert not trial._tried  # who asks for another does not wait for it
+
+
 def threads() -> None:
     """Several at once."""
     parameters, (x, lengths, h0), _ = torch_case()
@@ -234,6 +271,6 @@ def not_trusted() -> None:
 
 
 if __name__ == "__main__":
-    for check in (in_torch, in_jax, wrong_arguments, training, threads, not_trusted):
+    for check in (first_uses, in_torch, in_jax, wrong_arguments, training, threads, not_trusted):
         check()
     print("all right")
