@@ -80,7 +80,11 @@ def start(
         "flags": FLAGS,
         "configurations": wanted,
     }
-    folder = cached("rehearsal", key, lambda into: [build(into, wanted), None][1])
+
+    def fill(into: Path) -> None:
+        build(into, wanted)
+
+    folder = cached("rehearsal", key, fill)
     # By this name the library's own dlopen finds it.
     driver = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
     cuda.rehearsed = arch
