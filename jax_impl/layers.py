@@ -10,6 +10,7 @@ each pre-activation, S the size of a state in H. The weights of a direction are 
 weight_hh, bias_ih, bias_hh.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -52,9 +53,10 @@ def project(
 
 def parts_of(x: Float[Array, "*N D"]) -> int:
     """In how many parts `project` multiplies."""
-    if jax.export.is_symbolic_dim(x.shape[0]):  # for any number of inputs
+    *inputs, _ = x.shape
+    if any(map(jax.export.is_symbolic_dim, inputs)):  # for any number of inputs
         return 1
-    return max(min(x.shape[0] // 64, 4), 1)
+    return max(min(math.prod(inputs) // 64, x.shape[0], 4), 1)
 
 
 def gather(

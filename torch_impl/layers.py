@@ -56,7 +56,8 @@ def parts_of(x: Float[Tensor, "*N D"]) -> int:
     """In how many parts `project` multiplies."""
     if torch.compiler.is_exporting():  # for any number of inputs
         return 1
-    return max(min(x.shape[0] // 64, 4), 1)
+    *inputs, _ = x.shape
+    return max(min(math.prod(inputs) // 64, x.shape[0], 4), 1)
 
 
 def gather(
