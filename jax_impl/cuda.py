@@ -53,16 +53,19 @@ def tried(size: int | None, bfloat16: bool) -> bool:
 
     factors = factors_of(bfloat16)
 
-    def run(*given: Any) -> Sequence[Array]:  # in another thread, which has not this one's settings
-        precision = "highest" if factors == "Float32" else "default"
-        with (
-            jax.default_matmul_precision(precision),
-            jax.numpy_rank_promotion("allow"),
-            jax.transfer_guard("allow"),
-        ):
-            return (forward if len(given) == 15 else backward)(*given)
+    def settled(function: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[Array]]:
+        def run(*given: Any) -> Sequence[Array]:  # in another thread, without this one's settings
+            with (
+                jax.default_matmul_precision("highest" if factors == "Float32" else "default"),
+                jax.numpy_rank_promotion("allow"),
+                jax.transfer_guard("allow"),
+            ):
+                return function(*given)
 
-    return size is None or trial.trusted(size, factors, arch(), run, run, array)
+        return run
+
+    twin = trial.Twin(settled(forward), settled(backward), array)
+    return size is None or trial.trusted(size, factors, arch(), twin)
 
 
 def factors_of(bfloat16: bool) -> str:
@@ -95,66 +98,28 @@ def array(values: np.ndarray) -> Array:
     return jax.device_put(values, devices()[0])
 
 
-def forward(
-    weight_ih: Sequence[Array],
-    weight_hh: Sequence[Array],
-    bias_ih: Sequence[Array],
-    bias_hh: Sequence[Array],
-    x: Array,
-    h0: Array,
-    h_reset: Array | None,
-    tokens: Array | None,
-    lengths: Array,
-    resets: Array | None,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    return_sequences: bool,
-    save: bool,
-    bfloat16: bool = False,
-) -> Sequence[Array]:
-    """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
-    directions, batch, size = h0.shape
-    steps = (x if tokens is None else tokens).shape[0]
-    factor, record = rounding(bfloat16), 5 if reset_after else 4
+def forward(*given: Any) -> Sequence[Array]:
+    """What fused.forward returns, for the same arguments."""
+    from jax_impl.fused import forward_shapes
+
+    weight_ih, weight_hh, bias_ih, bias_hh, x, h0, h_reset, tokens, *given_too = given
+    lengths, resets, reverse, reset_after, _, _, bfloat16 = given_too
+    factor = rounding(bfloat16)
     rows = factor(x.reshape(-1, x.shape[-1]))
     projections = jnp.stack(
         [rows @ factor(W).T + b[None] for W, b in zip(weight_ih, bias_ih, strict=True)]
     )
-    shape = like(h0)
-    shapes = [
-        shape((steps if return_sequences else 0, batch, directions * size)),
-        shape(h0.shape),
-        shape((directions, steps, batch, record * size if save else 0)),
-    ]
     states = (h0, or_empty(h_reset, h0.dtype), or_empty(tokens, jnp.int32))
-    return run(
-        shapes,
-        (projections, jnp.stack(list(bias_hh)), *states, lengths, or_empty(resets, bool)),
-        weight_hh,
-        reverse,
-        reset_after,
-        bfloat16,
-        backward=False,
-    )
+    arrays = (projections, jnp.stack(list(bias_hh)), *states, lengths, or_empty(resets, bool))
+    steps = (x if tokens is None else tokens).shape[0]
+    how = (reverse, reset_after, bfloat16)
+    return run(forward_shapes(*given), arrays, weight_hh, steps, *how, backward=False)
 
 
-def backward(
-    weight_ih: Sequence[Array],
-    weight_hh: Sequence[Array],
-    x: Array,
-    d_outputs: Array,
-    d_h_last: Array,
-    saved: Array,
-    tokens: Array | None,
-    lengths: Array,
-    resets: Array | None,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    of_x: bool,
-    bfloat16: bool = False,
-) -> Sequence[Array]:
-    """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and h_reset, or an
-    empty one; without of_x, that of x is empty."""
+def backward(*given: Any) -> Sequence[Array]:
+    """What fused.backward returns, for the same arguments."""
+    weight_ih, weight_hh, x, d_outputs, d_h_last, saved, tokens, *given_too = given
+    lengths, resets, reverse, reset_after, of_x, bfloat16 = given_too
     directions, batch, size = d_h_last.shape
     steps, distinct = (x if tokens is None else tokens).shape[0], x.shape[0]
     factor, record = rounding(bfloat16), 5 if reset_after else 4
@@ -165,15 +130,9 @@ def backward(
         shape(d_h_last.shape),
         shape((0,) if resets is None else d_h_last.shape),
     ]
-    d_a, d_q, d_h0, d_h_reset = run(
-        shapes,
-        (d_outputs, d_h_last, saved, lengths, or_empty(resets, bool)),
-        weight_hh,
-        reverse,
-        reset_after,
-        bfloat16,
-        backward=True,
-    )
+    arrays = (d_outputs, d_h_last, saved, lengths, or_empty(resets, bool))
+    how = (reverse, reset_after, bfloat16)
+    d_a, d_q, d_h0, d_h_reset = run(shapes, arrays, weight_hh, steps, *how, backward=True)
     d_a = d_a.reshape(directions, steps * batch, 3 * size)
     kept = saved.reshape(directions, steps * batch, record * size)
     before = kept[..., 3 * size : 4 * size]
@@ -233,6 +192,7 @@ def run(
     shapes: Sequence[jax.ShapeDtypeStruct],
     arrays: Sequence[Array],
     weight_hh: Sequence[Array],
+    steps: int,
     reverse: Sequence[bool],
     reset_after: bool,
     bfloat16: bool,
@@ -241,8 +201,7 @@ def run(
 ) -> Sequence[Array]:
     """Launches the kernel: what it returns, of these shapes. arrays: what driver.cpp's handlers
     take besides weight_hh."""
-    size = weight_hh[0].shape[1]
-    steps, batch = shapes[0 if backward else 2].shape[1:3]
+    batch, size = arrays[-2].shape[0], weight_hh[0].shape[1]  # of lengths
     distinct = 0 if backward else arrays[0].shape[1]
     cuda.check_size(steps, batch, size, distinct, len(reverse))
     kernel = cuda.instance(size, factors_of(bfloat16), reset_after, backward, arch())
@@ -259,6 +218,7 @@ def run(
         *arrays[at:],
         key=cuda.ready(kernel, arch()),
         size=np.int64(kernel.size),
+        steps=np.int64(steps),
         reverse=np.array(reverse, np.int64),
         reset_after=np.bool_(reset_after),
     )

@@ -17,15 +17,10 @@ from common.kernels.cuda import CONFIGURATIONS, instance
 SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227}  # at most, of a block
 
 
-# ptxas 13.5 keeps 2 to 6 words of these in local memory, some of them in the loop over time.
-SPILLS = pytest.mark.xfail(reason="255 registers are a few too few on sm_100", strict=True)
-SPILLED = {("sm_100", "Tf32", 256), ("sm_100", "Tf32", 512)}
-
-
 @pytest.mark.parametrize(
     ("name", "factors", "size"),
     [
-        pytest.param(name, *key, marks=SPILLS if (name, *key) in SPILLED else ())
+        (name, *key)
         for name, arch in ARCHS.items()
         for key in CONFIGURATIONS
         if list(kernels(arch, *key))

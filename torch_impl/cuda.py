@@ -48,7 +48,8 @@ def tried(size: int | None, bfloat16: bool) -> bool:
             torch.cuda.set_device(device)  # each thread has its own
         return array(values)
 
-    return size is None or trial.trusted(size, factors_of(bfloat16), arch(), forward, backward, put)
+    twin = trial.Twin(forward, backward, put)
+    return size is None or trial.trusted(size, factors_of(bfloat16), arch(), twin)
 
 
 def factors_of(bfloat16: bool) -> str:
@@ -73,73 +74,40 @@ def array(values: np.ndarray) -> Tensor:
     return torch.tensor(values, device="cpu" if cuda.rehearsed else "cuda")
 
 
-def forward(
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_ih: Sequence[Tensor],
-    bias_hh: Sequence[Tensor],
-    x: Tensor,
-    h0: Tensor,
-    h_reset: Tensor | None,
-    tokens: Tensor | None,
-    lengths: Tensor,
-    resets: Tensor | None,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    return_sequences: bool,
-    save: bool,
-    bfloat16: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
+def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What fused.forward returns, for the same arguments."""
+    from torch_impl.fused import forward_shapes
+
+    weight_ih, weight_hh, bias_ih, bias_hh, x, h0, h_reset, tokens, *given_too = given
+    lengths, resets, reverse, reset_after, _, _, bfloat16 = given_too
     directions, batch, size = h0.shape
     steps, distinct = read_sizes(x, tokens, batch)
-    factor, record = rounding(bfloat16), 5 if reset_after else 4
+    factor = rounding(bfloat16)
     rows = factor(x.flatten(0, -2))
     projections = torch.stack(
         [torch.addmm(b, rows, factor(W).T) for W, b in zip(weight_ih, bias_ih, strict=True)]
     )
-    outputs = h0.new_empty(steps if return_sequences else 0, batch, directions * size)
-    h_last = torch.empty_like(h0)
-    saved = h0.new_empty(directions, steps * batch * size * record if save else 0)
-    run(
-        {
-            "projections": (projections, (directions, distinct, 3 * size)),
-            "bias_hh": (torch.stack(list(bias_hh)), (directions, 3 * size)),
-            "h0": (h0, (directions, batch, size)),
-            "h_reset": (h_reset, (directions, batch, size)),
-            "tokens": (tokens, (steps, batch)),
-            "outputs": (outputs, outputs.shape),
-            "h_last": (h_last, h_last.shape),
-            "saved": (saved, saved.shape),
-        },
-        weight_hh,
-        (lengths, resets),
-        (steps, batch, size, distinct, directions),
-        reverse,
-        reset_after,
-        bfloat16,
-        backward=False,
-    )
+    outputs, h_last, saved = forward_shapes(*given)
+    arrays = {
+        "projections": (projections, (directions, distinct, 3 * size)),
+        "bias_hh": (torch.stack(list(bias_hh)), (directions, 3 * size)),
+        "h0": (h0, (directions, batch, size)),
+        "h_reset": (h_reset, (directions, batch, size)),
+        "tokens": (tokens, (steps, batch)),
+        "outputs": (outputs, outputs.shape),
+        "h_last": (h_last, h_last.shape),
+        "saved": (saved, saved.shape),
+    }
+    sizes = (steps, batch, size, distinct, directions)
+    how = (reverse, reset_after, bfloat16)
+    run(arrays, weight_hh, (lengths, resets), sizes, *how, backward=False)
     return outputs, h_last, saved
 
 
-def backward(
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    x: Tensor,
-    d_outputs: Tensor | None,
-    d_h_last: Tensor,
-    saved: Tensor,
-    tokens: Tensor | None,
-    lengths: Tensor,
-    resets: Tensor | None,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    of_x: bool,
-    bfloat16: bool = False,
-) -> list[Tensor]:
-    """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and, with resets,
-    h_reset; without of_x, that of x is empty."""
+def backward(*given: Any) -> list[Tensor]:
+    """What fused.backward returns, for the same arguments."""
+    weight_ih, weight_hh, x, d_outputs, d_h_last, saved, tokens, *given_too = given
+    lengths, resets, reverse, reset_after, of_x, bfloat16 = given_too
     directions, batch, size = d_h_last.shape
     steps, distinct = read_sizes(x, tokens, batch)
     factor, record = rounding(bfloat16), 5 if reset_after else 4
@@ -148,24 +116,18 @@ def backward(
     d_h0, d_h_reset = torch.empty_like(d_h_last), torch.empty_like(d_h_last)
     if d_outputs is not None and d_outputs.shape[0] == 0:
         d_outputs = None
-    run(
-        {
-            "d_outputs": (d_outputs, (steps, batch, directions * size)),
-            "d_h_last": (d_h_last, (directions, batch, size)),
-            "saved": (saved, (directions, steps * batch * size * record)),
-            "d_a": (d_a, d_a.shape),
-            "d_q": (d_q, d_q.shape),
-            "d_h0": (d_h0, d_h0.shape),
-            "d_h_reset": (None if resets is None else d_h_reset, d_h0.shape),
-        },
-        weight_hh,
-        (lengths, resets),
-        (steps, batch, size, distinct, directions),
-        reverse,
-        reset_after,
-        bfloat16,
-        backward=True,
-    )
+    arrays = {
+        "d_outputs": (d_outputs, (steps, batch, directions * size)),
+        "d_h_last": (d_h_last, (directions, batch, size)),
+        "saved": (saved, (directions, steps * batch * size * record)),
+        "d_a": (d_a, d_a.shape),
+        "d_q": (d_q, d_q.shape),
+        "d_h0": (d_h0, d_h0.shape),
+        "d_h_reset": (None if resets is None else d_h_reset, d_h0.shape),
+    }
+    sizes = (steps, batch, size, distinct, directions)
+    how = (reverse, reset_after, bfloat16)
+    run(arrays, weight_hh, (lengths, resets), sizes, *how, backward=True)
     kept = saved.view(directions, steps * batch, record * size)
     before = kept[..., 3 * size : 4 * size]
     d_zr, d_n = d_a.split([2 * size, size], dim=-1)

@@ -122,8 +122,7 @@ TIMED = {
     f"x {REFERENCE}": "{0.ratio:.2f}",
     "of peak": "{0.peak_fraction:.0%}",
 }
-ON_GPU = {"µs a step": "{0.step_microseconds:.2f}"} | TIMED
-ON_GPU = {"implementation": TIMED["implementation"]} | ON_GPU
+ON_GPU = {**TIMED, "µs a step": "{0.step_microseconds:.2f}"}
 CALLED = {
     "implementation": "{0.contender}",
     "p50": "{0.microseconds[0]:,.0f} µs",

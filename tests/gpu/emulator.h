@@ -39,6 +39,7 @@ void __tsan_release(void *);
 
 #define DEVICE inline
 #define UNROLL
+#define ROLLED
 
 struct Barrier {  // an mbarrier for one arrival
   int pending_bytes, there, arrived, phase;

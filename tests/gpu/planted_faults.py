@@ -77,8 +77,8 @@ a block writes to others that have not begun
 - if (C > 1) sync_cluster();  // its barriers are there
 +
 shared memory has no room for the barriers
-- (2 * slot + partials) * 4 + 2 * 16;
-+ (2 * slot + partials) * 4;
+- (2 * slot + partials + biases) * 4 + 2 * 16;
++ (2 * slot + partials + biases) * 4;
 the padding against bank conflicts misaligns loads
 - % 32 ? 0 : 16)
 + % 32 ? 0 : 2)
@@ -126,7 +126,7 @@ float32: what TF32 loses of the states is not multiplied
 - mma_tf32(sum, large_a, small_b);
 +
 the bias of n is left out of q
-- q[i] = sum[2][i] + bias[2][i];
+- q[i] = sum[2][i] + c(2, i);
 + q[i] = sum[2][i];
 a row takes a step too many
 - after[i] = t < length[i] ?

@@ -28,7 +28,9 @@ def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.M
     from torch_impl import cuda
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    found = trial.error_of(size, factors, reset_after, cuda.forward, cuda.backward, cuda.array)
+    found = trial.error_of(
+        size, factors, reset_after, trial.Twin(cuda.forward, cuda.backward, cuda.array)
+    )
     assert found <= trial.BOUNDS[factors]
 
 
@@ -39,5 +41,7 @@ def test_jax(factors: str, size: int, reset_after: bool) -> None:
     from jax_impl import cuda
 
     with jax.default_matmul_precision("highest"):
-        found = trial.error_of(size, factors, reset_after, cuda.forward, cuda.backward, cuda.array)
+        found = trial.error_of(
+            size, factors, reset_after, trial.Twin(cuda.forward, cuda.backward, cuda.array)
+        )
     assert found <= trial.BOUNDS[factors]

@@ -256,12 +256,13 @@ def not_trusted() -> None:
             cuda.ready.cache_clear()
             trial._tried.clear()
             arch = (9, len(reason))  # another device: the driver knows this one's kernels by now
-            given = (forward or torch_impl.cuda.forward, torch_impl.cuda.backward)
+            own = torch_impl.cuda
+            twin = trial.Twin(forward or own.forward, own.backward, own.array)
             cuda.rehearsed = arch
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 for _ in range(2):
-                    assert not trial.trusted(64, "Float32", arch, *given, torch_impl.cuda.array)
+                    assert not trial.trusted(64, "Float32", arch, twin)
             (one,) = said
             assert reason in str(one.message)
             assert "scan takes over" in str(one.message)

@@ -29,7 +29,7 @@ CONFIGURATIONS = {
     ("Bf16", 512): (16, 2, 4),
     ("Tf32", 64): (1, 4, 1),
     ("Tf32", 128): (2, 4, 2),
-    ("Tf32", 256): (4, 4, 2),
+    ("Tf32", 256): (8, 2, 4),
     ("Tf32", 512): (16, 2, 4),
     ("Float32", 64): (1, 4, 2),
     ("Float32", 128): (2, 4, 2),
@@ -80,10 +80,11 @@ class Instance:
     def shared_bytes(self) -> int:
         """Of a block's shared memory; recurrence.cu asserts the same."""
         _, groups, parts = self.configuration
-        vectors = (3 if self.reset_after else 2) if self.backward else 1
-        words = vectors * self.size // (2 if self.factors == "Bf16" else 1)
+        vector = self.size // (2 if self.factors == "Bf16" else 1)
+        words = vector * ((3 if self.reset_after else 2) if self.backward else 1)
         partials = groups * parts * (1 if self.backward else 3) * 128 if parts > 1 else 0
-        return 4 * (2 * ROWS * (words + (0 if words % 32 else 16)) + partials) + 32
+        biases = 0 if self.backward or vector // parts < 128 else 3 * 16 * groups
+        return 4 * (2 * ROWS * (words + (0 if words % 32 else 16)) + partials + biases) + 32
 
     @property
     def template(self) -> str:

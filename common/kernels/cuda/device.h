@@ -4,6 +4,7 @@
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")  // what is unrolled takes registers from the loop over time
 
 using Barrier = unsigned long long;
 

@@ -169,7 +169,7 @@ API const char *gru_cuda_error(int status) {
 namespace {
 
 ffi::Error execute(void *stream, ffi::RemainingArgs args, ffi::RemainingRets results, bool backward,
-                   std::string_view key, int64_t size, ffi::Span<const int64_t> reverse,
+                   std::string_view key, int64_t size, int64_t T, ffi::Span<const int64_t> reverse,
                    bool reset_after) {
   if (args.size() != (backward ? 6 : 8) || results.size() != (backward ? 4 : 3) ||
       reverse.size() < 1 || reverse.size() > 2)
@@ -183,10 +183,10 @@ ffi::Error execute(void *stream, ffi::RemainingArgs args, ffi::RemainingRets res
   const auto states = backward ? arg(2) : arg(3), saved = backward ? arg(3) : result(2);
   const auto lengths = arg(backward ? 4 : 6), resets = arg(backward ? 5 : 7);
   const auto outputs = backward ? arg(1) : result(0);
-  if (rank(states) != 3 || rank(saved) != 4)
+  if (rank(states) != 3 || rank(saved) != 2)
     return ffi::Error::InvalidArgument("GRU: an array has the wrong number of dimensions");
-  const int64_t R = (int64_t)reverse.size(), T = saved.dimensions()[1], B = states.dimensions()[1],
-                H = states.dimensions()[2], record = reset_after ? 5 : 4;
+  const int64_t R = (int64_t)reverse.size(), B = states.dimensions()[1],
+                H = states.dimensions()[2], all = T * B * H * (reset_after ? 5 : 4);
   const bool has_resets = rank(resets) == 2, sequences = outputs.dimensions()[0] != 0;
   const Sizes of_states = {R, B, H}, of_reset = has_resets ? of_states : Sizes{0};
   Call call = {};
@@ -197,7 +197,7 @@ ffi::Error execute(void *stream, ffi::RemainingArgs args, ffi::RemainingRets res
       {"resets", resets, has_resets ? Sizes{T, B} : Sizes{0}, ffi::PRED}};
   if (backward) {
     arrays.insert(arrays.end(), {{"d_h_last", states, of_states, ffi::F32},
-                                 {"saved", saved, {R, T, B, record * H}, ffi::F32},
+                                 {"saved", saved, {R, all}, ffi::F32},
                                  {"d_a", result(0), {R, T, B, 3 * H}, ffi::F32},
                                  {"d_q", result(1), {R, T, reset_after ? B : 0, H}, ffi::F32},
                                  {"d_h0", result(2), of_states, ffi::F32},
@@ -207,7 +207,7 @@ ffi::Error execute(void *stream, ffi::RemainingArgs args, ffi::RemainingRets res
     call.d_h0 = floats(result(2)), call.d_h_reset = floats(result(3));
   } else {
     const auto a = arg(0), tokens = arg(5);
-    const bool has_tokens = rank(tokens) == 2, saves = saved.dimensions()[3] != 0;
+    const bool has_tokens = rank(tokens) == 2, saves = saved.dimensions()[1] != 0;
     if (rank(a) != 3) return ffi::Error::InvalidArgument("GRU: projections: wrong dimensions");
     call.distinct = (int)(has_tokens ? a.dimensions()[1] : T * B);
     arrays.insert(arrays.end(), {{"projections", a, {R, call.distinct, 3 * H}, ffi::F32},
@@ -216,7 +216,7 @@ ffi::Error execute(void *stream, ffi::RemainingArgs args, ffi::RemainingRets res
                                  {"h_reset", arg(4), of_reset, ffi::F32},
                                  {"tokens", tokens, has_tokens ? Sizes{T, B} : Sizes{0}, ffi::S32},
                                  {"h_last", result(1), of_states, ffi::F32},
-                                 {"saved", saved, {R, T, B, saves ? record * H : 0}, ffi::F32}});
+                                 {"saved", saved, {R, saves ? all : 0}, ffi::F32}});
     call.projections = floats(a), call.bias_hh = floats(arg(2)), call.h0 = floats(states);
     call.h_reset = floats(arg(4)), call.outputs = floats(outputs), call.saved = floats(saved);
     call.tokens = has_tokens ? (const int *)tokens.untyped_data() : nullptr;
@@ -235,16 +235,16 @@ ffi::Error execute(void *stream, ffi::RemainingArgs args, ffi::RemainingRets res
 
 template <bool Backward>
 ffi::Error on_device(void *stream, ffi::RemainingArgs args, ffi::RemainingRets results,
-                     std::string_view key, int64_t size, ffi::Span<const int64_t> reverse,
+                     std::string_view key, int64_t size, int64_t T, ffi::Span<const int64_t> reverse,
                      bool reset_after) {
-  return execute(stream, args, results, Backward, key, size, reverse, reset_after);
+  return execute(stream, args, results, Backward, key, size, T, reverse, reset_after);
 }
 
 // Where the device's memory is the host's: a rehearsal, with a driver that runs kernels on the CPU.
 template <bool Backward>
 ffi::Error on_host(ffi::RemainingArgs args, ffi::RemainingRets results, std::string_view key,
-                   int64_t size, ffi::Span<const int64_t> reverse, bool reset_after) {
-  return execute((void *)1, args, results, Backward, key, size, reverse, reset_after);
+                   int64_t size, int64_t T, ffi::Span<const int64_t> reverse, bool reset_after) {
+  return execute((void *)1, args, results, Backward, key, size, T, reverse, reset_after);
 }
 
 template <class Binding>
@@ -254,6 +254,7 @@ auto described_by(Binding binding) {
       .RemainingRets()
       .template Attr<std::string_view>("key")
       .template Attr<int64_t>("size")
+      .template Attr<int64_t>("steps")
       .template Attr<ffi::Span<const int64_t>>("reverse")
       .template Attr<bool>("reset_after");
 }

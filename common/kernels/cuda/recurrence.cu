@@ -69,12 +69,14 @@ struct Kernel {
   static constexpr int stride = vectors * words + (vectors * words % 32 ? 0 : 16);  // no conflicts
   static constexpr int slot = rows * stride;
   static constexpr int partials = P > 1 ? G * P * (Backward ? 1 : 3) * 4 * 32 : 0;
-  static constexpr int shared_bytes = (2 * slot + partials) * 4 + 2 * 16;
+  // In shared memory, where the weights leave no registers for them.
+  static constexpr int biases = !Backward && words / P >= 128 ? 3 * 16 * G : 0;
+  static constexpr int shared_bytes = (2 * slot + partials + biases) * 4 + 2 * 16;
   static constexpr int record = ResetAfter ? 5 : 4;
 
   unsigned weights[3][2 * loads][4];
   unsigned *slots;
-  float *partial;
+  float *partial, *bias;
   Barrier *barriers;
   int exchange, group, part, lane, u0;
   int row[own], unit[own], length[own], longest;
@@ -192,7 +194,7 @@ struct Kernel {
     u0 = ((C > 1 ? cluster_rank() : 0) * G + group) * 16;
     if (C > 1 && thread_index() == 0) barrier_init(barriers), barrier_init(barriers + 1);
     longest = 0;
-    for (int b = first; b < first + rows && b < a.batch; ++b) {  // the same in all threads
+    ROLLED for (int b = first; b < first + rows && b < a.batch; ++b) {  // the same in all threads
       const int steps = steps_of(a, b);
       longest = steps > longest ? steps : longest;
     }
@@ -203,6 +205,13 @@ struct Kernel {
       row[i] = b < a.batch && unit[i] < a.hidden ? b : -1;
       length[i] = row[i] < 0 ? 0 : steps_of(a, b);
       valid[i] = row[i] < 0 || a.lengths[b] == length[i];
+    }
+    if (biases) {
+      bias = partial + partials + 2 * 4;  // behind the barriers
+      for (int i = thread_index(); i < biases; i += threads) {
+        const int u = (u0 / 16 - group) * 16 + i % (16 * G), gate = i / (16 * G);
+        bias[i] = u < a.hidden ? a.bias_hh[(direction * 3 + gate) * a.hidden + u] : 0.f;
+      }
     }
     const int states = direction * a.hidden * a.batch;
     load_weights(a.weight_hh + direction * 3 * H * H);
@@ -236,7 +245,7 @@ struct Kernel {
 
     // What a step reads from global memory is asked for a step ahead; tokens, two steps; resets, when
     // a step begins that looks at them when it ends. To look earlier would be to wait.
-    float next[3][own], bias[3][own], h[own];
+    float next[3][own], h[own];
     int token[two];
     auto look_up = [&](int step) {
       const int t = time(step);
@@ -245,6 +254,10 @@ struct Kernel {
         token[i] = at;
         if (step < longest && t < length[i] && a.tokens) token[i] = a.tokens[at];
       }
+    };
+    float own_bias[3][own];
+    auto c = [&](int gate, int i) {
+      return biases ? bias[gate * 16 * G + group * 16 + unit[i] - u0] : own_bias[gate][i];
     };
     auto fetch = [&](int i, int step) {  // what look_up has found
       const bool live = step < longest && time(step) < length[i];
@@ -260,7 +273,7 @@ struct Kernel {
       fetch(i, 0);
       const bool anew = longest > 0 && begins(a, direction, i, time(0));
       UNROLL for (int gate = 0; gate < 3; ++gate)
-        bias[gate][i] = row[i] < 0 ? 0.f : a.bias_hh[(direction * 3 + gate) * size + unit[i]];
+        own_bias[gate][i] = row[i] < 0 ? 0.f : a.bias_hh[(direction * 3 + gate) * size + unit[i]];
       const float *const from = (anew ? a.h_reset : a.h0) + states;
       h[i] = row[i] < 0 ? 0.f : valid[i] ? from[row[i] * size + unit[i]] : nan();
     }
@@ -285,25 +298,25 @@ struct Kernel {
         float sum[3][4];
         multiply<0>(sum, from);
         UNROLL for (int i = 0; i < own; ++i) {
-          z[i] = sigmoid<Factors::exact>(x[0][i] + (sum[0][i] + bias[0][i]));
-          r[i] = sigmoid<Factors::exact>(x[1][i] + (sum[1][i] + bias[1][i]));
-          q[i] = sum[2][i] + bias[2][i];
+          z[i] = sigmoid<Factors::exact>(x[0][i] + (sum[0][i] + c(0, i)));
+          r[i] = sigmoid<Factors::exact>(x[1][i] + (sum[1][i] + c(1, i)));
+          q[i] = sum[2][i] + c(2, i);
           n[i] = tanh_of<Factors::exact>(x[2][i] + r[i] * q[i]);
         }
       } else {
         float sum[2][4], sum_n[1][4], gated[own];
         multiply<0>(sum, from);
         UNROLL for (int i = 0; i < own; ++i) {
-          r[i] = sigmoid<Factors::exact>(x[1][i] + (sum[1][i] + bias[1][i]));
+          r[i] = sigmoid<Factors::exact>(x[1][i] + (sum[1][i] + c(1, i)));
           gated[i] = r[i] * h[i];
         }
         begin(1), send(gated, 0);
         UNROLL for (int i = 0; i < own; ++i)
-          z[i] = sigmoid<Factors::exact>(x[0][i] + (sum[0][i] + bias[0][i]));
+          z[i] = sigmoid<Factors::exact>(x[0][i] + (sum[0][i] + c(0, i)));
         from = receive();
         multiply<2>(sum_n, from);
         UNROLL for (int i = 0; i < own; ++i)
-          n[i] = tanh_of<Factors::exact>(x[2][i] + (sum_n[0][i] + bias[2][i]));
+          n[i] = tanh_of<Factors::exact>(x[2][i] + (sum_n[0][i] + c(2, i)));
       }
       UNROLL for (int i = 0; i < own; ++i) {
         before[i] = h[i];
@@ -327,7 +340,7 @@ struct Kernel {
     UNROLL for (int i = 0; i < own; ++i) {
       if (row[i] < 0) continue;
       a.h_last[states + row[i] * size + unit[i]] = h[i];
-      for (int t = length[i]; t < a.steps; ++t) {  // padding
+      ROLLED for (int t = length[i]; t < a.steps; ++t) {  // padding
         const unsigned at = t * a.batch + row[i];
         if (outputs) outputs[at * width + unit[i]] = 0;
         if (saved)  // r and the state, which are factors of products with gradients of zero
@@ -382,21 +395,21 @@ struct Kernel {
           d_r[i] = d_n[i] * q[i] * r[i] * (1 - r[i]);
         }
       }
-      auto keep = [&](float *to, int stride, const float (&value)[own]) {
+      auto keep = [&](float *to, unsigned gates, unsigned gate, const float (&value)[own]) {
         UNROLL for (int i = 0; i < own; ++i)
-          if (t < length[i]) to[unsigned(t * a.batch + row[i]) * stride + unit[i]] = value[i];
+          if (t < length[i])
+            to[((t * a.batch + row[i]) * gates + gate) * size + unit[i]] = value[i];
       };
       fetch(step + 1);
       if (ResetAfter) {
         begin(3), send(d_z, 0), send(d_r, 1), send(d_gated, 2);
-        keep(d_a, 3 * size, d_z), keep(d_a + size, 3 * size, d_r), keep(d_a + 2 * size, 3 * size, d_n);
-        keep(d_q, size, d_gated);
+        keep(d_a, 3, 0, d_z), keep(d_a, 3, 1, d_r), keep(d_a, 3, 2, d_n), keep(d_q, 1, 0, d_gated);
         float sum[3][4];
         multiply<0>(sum, receive());
         UNROLL for (int i = 0; i < own; ++i) d_h[i] += sum[0][i];
       } else {
         begin(1), send(d_n, 0);
-        keep(d_a + 2 * size, 3 * size, d_n);
+        keep(d_a, 3, 2, d_n);
         float sum_n[1][4], sum[2][4];
         multiply<2>(sum_n, receive());
         UNROLL for (int i = 0; i < own; ++i) {  // sum_n: the gradient of r * h
@@ -404,7 +417,7 @@ struct Kernel {
           d_h[i] += sum_n[0][i] * r[i];
         }
         begin(2), send(d_z, 0), send(d_r, 1);
-        keep(d_a, 3 * size, d_z), keep(d_a + size, 3 * size, d_r);
+        keep(d_a, 3, 0, d_z), keep(d_a, 3, 1, d_r);
         multiply<0>(sum, receive());
         UNROLL for (int i = 0; i < own; ++i) d_h[i] += sum[0][i];
       }
@@ -419,7 +432,7 @@ struct Kernel {
       if (row[i] < 0) continue;
       const int at = states + row[i] * size + unit[i];
       a.d_h0[at] = d_h[i];
-      for (int t = length[i]; t < a.steps; ++t) {  // padding
+      ROLLED for (int t = length[i]; t < a.steps; ++t) {  // padding
         const unsigned at = t * a.batch + row[i];
         UNROLL for (int gate = 0; gate < 3; ++gate) d_a[(at * 3 + gate) * size + unit[i]] = 0;
         if (ResetAfter) d_q[at * size + unit[i]] = 0;

@@ -3,12 +3,11 @@
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common import oracle
-from common.errors import InputError
 from common.kernels.cuda import ROWS, Arch, instance
 from common.params import GRU_PARAMETERS
 
@@ -17,23 +16,24 @@ from common.params import GRU_PARAMETERS
 BOUNDS = {"Bf16": 5e-2, "Tf32": 5e-3, "Float32": 1e-5}
 
 
+class Twin(NamedTuple):
+    """A framework: forward and backward as its fused.py has them, and what makes NumPy's arrays its
+    own, on the device."""
+
+    forward: Callable[..., Sequence[Any]]
+    backward: Callable[..., Sequence[Any]]
+    array: Callable[[np.ndarray], Any]
+
+
 # What is wrong with a device's kernels, if anything is.
 _tried: dict[tuple[int, str, Arch], str | None] = {}
 _trying = threading.Lock()
 
 
-def trusted(
-    hidden: int,
-    factors: str,
-    arch: Arch,
-    forward: Callable[..., Sequence[Any]],
-    backward: Callable[..., Sequence[Any]],
-    array: Callable[[np.ndarray], Any],
-) -> bool:
+def trusted(hidden: int, factors: str, arch: Arch, twin: Twin) -> bool:
     """Whether there are kernels for so many units that have computed a small case rightly here.
 
-    forward, backward: those of a framework, as its fused.py has them; array makes NumPy's arrays
-    the framework's, on the device. The first time, this compiles; what fails is said in a warning.
+    The first time, this compiles; what fails is said in a warning.
     """
     kernel = instance(hidden, factors, False, False, arch)
     if kernel is None:
@@ -42,13 +42,13 @@ def trusted(
     with _trying:
         if key not in _tried:
             found: list[str | None] = []
-            given = (kernel.size, factors, arch, forward, backward, array)
+            given = (kernel.size, factors, twin)
             # In a thread of its own: whatever transforms, traces or fakes the arrays of the call
             # that asks, is the calling thread's.
             thread = threading.Thread(target=lambda: found.append(_try(*given)))
             thread.start()
             thread.join()
-            _tried[key] = reason = found[0] if found else "failed"
+            _tried[key] = reason = found[0]
             if reason:
                 warnings.warn(
                     f"the GRU kernel for GPUs ({factors}, {kernel.size} units) {reason}; scan "
@@ -58,33 +58,19 @@ def trusted(
     return _tried[key] is None
 
 
-def _try(
-    size: int,
-    factors: str,
-    arch: Arch,
-    forward: Callable[..., Sequence[Any]],
-    backward: Callable[..., Sequence[Any]],
-    array: Callable[[np.ndarray], Any],
-) -> str | None:
+def _try(size: int, factors: str, twin: Twin) -> str | None:
     """What is wrong, if anything is."""
     try:
         for reset_after in (False, True):
-            off = error_of(size, factors, reset_after, forward, backward, array)
+            off = error_of(size, factors, reset_after, twin)
             if not off <= BOUNDS[factors]:
                 return f"is off by {off:.1e} on this device"
-    except (ImportError, InputError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever it is, there is scan
         return f"is not to be had: {str(error).strip().partition(chr(10))[0]}"
     return None
 
 
-def error_of(
-    size: int,
-    factors: str,
-    reset_after: bool,
-    forward: Callable[..., Sequence[Any]],
-    backward: Callable[..., Sequence[Any]],
-    array: Callable[[np.ndarray], Any],
-) -> float:
+def error_of(size: int, factors: str, reset_after: bool, twin: Twin) -> float:
     """How far results and gradients of a small case, in both directions, are from the oracle,
     relative to each array's largest value, or to 1 where that is less."""
     T, B, D, K = 4, ROWS + 1, 4, 9
@@ -102,15 +88,16 @@ def error_of(
         name: [draw(*shapes.get(name, (3 * size,))) / np.float32(size**0.5) for _ in range(2)]
         for name in GRU_PARAMETERS
     }
+    array = twin.array
     own = {name: [array(each) for each in both] for name, both in weights.items()}
     of_x, of_tokens, of_lengths, of_resets = map(array, (x, tokens, lengths, resets))
     how = ([False, True], reset_after)
-    outputs, h_last, saved = forward(
+    outputs, h_last, saved = twin.forward(
         *own.values(),
         *(of_x, array(h0), array(h_reset), of_tokens, of_lengths, of_resets),
         *(*how, True, True, factors == "Bf16"),
     )
-    found = backward(
+    found = twin.backward(
         *(own["weight_ih"], own["weight_hh"], of_x, array(d_outputs), array(d_h_last), saved),
         *(of_tokens, of_lengths, of_resets, *how, True, factors == "Bf16"),
     )
