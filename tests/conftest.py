@@ -37,6 +37,15 @@ def few_compiled() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """Where XLA compiles anew for almost everything, and it runs but once or twice."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """The tests compute with small arrays, which a second thread only makes slower."""

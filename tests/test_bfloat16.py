@@ -385,7 +385,7 @@ def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
 
 @pytest.mark.parametrize("reset_after", [False, True])
 @pytest.mark.parametrize("size", SIZES[2:])
-def test_twins(size: tuple, reset_after: bool) -> None:
+def test_twins(size: tuple, reset_after: bool, quick_compilation: None) -> None:
     """scan, in both, is what the equations say; fused, and the other twin, are what it is."""
     cases = [draw(*size, seed=seed) for seed in range(3)]
     want, exact = (
@@ -399,7 +399,7 @@ def test_twins(size: tuple, reset_after: bool) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["scan", "fused"])
-def test_further_derivatives(implementation: str) -> None:
+def test_further_derivatives(implementation: str, quick_compilation: None) -> None:
     """Forward mode, and the gradient's gradient, differ from those in float32 by bfloat16's 2^-8,
     give or take a factor for the way there; and PyTorch compiles them."""
     if implementation == "fused" and len(HERE) < 2:

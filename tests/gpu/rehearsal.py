@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
+
 from common.data.cache import cached
 from common.kernels import cuda
 from common.kernels.build import compiler
@@ -88,5 +90,7 @@ def start(
     # By this name the library's own dlopen finds it.
     driver = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
     cuda.rehearsed = arch
+    # What XLA makes around the kernel runs once or twice: to compile it well takes longer.
+    jax.config.update("jax_disable_most_optimizations", True)
     nvrtc.compile = lambda kernel, arch: kernel.template.encode() + b"\0"
     return driver

@@ -20,6 +20,7 @@ from comparison.parity import Size, draw
 from jax_impl.gru import CELL as JAX_GRU
 from torch_impl.gru import CELL as TORCH_GRU
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE = Size("small", 3, 2, 2, 1, 2, [1, 3, 0])
 each_reset = pytest.mark.parametrize("reset_after", [False, True])
 
@@ -28,14 +29,6 @@ each_reset = pytest.mark.parametrize("reset_after", [False, True])
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def quick_compilation():
-    """What is compiled here runs but once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small(
@@ -128,7 +121,7 @@ def test_jax_check_grads(implementation, reset_after, x64):
 
 @each_reset
 @pytest.mark.parametrize("implementation", JAX_GRU.implementations())
-def test_jax_check_grads_of_second_order(implementation, reset_after, x64, quick_compilation):
+def test_jax_check_grads_of_second_order(implementation, reset_after, x64):
     leaves, lengths = small(reset_after)
     function = jax_function(lengths, reset_after, implementation)
     check_grads(jax.jit(function), (leaves,), order=2, modes=("fwd", "rev"))
@@ -213,9 +206,7 @@ def test_torch_func_of_the_kernel_is_that_of_scan(transformation, reset_after):
 
 
 @pytest.mark.parametrize("transformation", [*IN_JAX, *BY_STATE_IN_JAX])
-def test_jax_transformations_of_the_kernel_are_those_of_scan(
-    transformation, x64, quick_compilation
-):
+def test_jax_transformations_of_the_kernel_are_those_of_scan(transformation, x64):
     leaves, lengths = small(False)
     arrays = {name: jnp.asarray(value) for name, value in leaves.items()}
 

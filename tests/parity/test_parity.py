@@ -12,9 +12,22 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("case", CASES)
-def test_everything_agrees_with_the_oracle(case, dtype):
+# bfloat16 is float32, rounded once: a few cases show that it is.
+ROUNDED = ("gru, ties", "gru, resets, distinct tokens", "rnn, ties")
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(case, dtype, marks=() if few else pytest.mark.long)
+        for dtype in ("float64", "float32", "bfloat16")
+        for case in CASES
+        for few in [dtype != "bfloat16" or case.startswith(ROUNDED)]
+    ],
+)
+def test_everything_agrees_with_the_oracle(case, dtype, request):
+    if dtype == "float64":  # whose bounds do not hang on how XLA rounds
+        request.getfixturevalue("quick_compilation")
     draws = CASES[case]
     able = [each for each in IMPLEMENTATIONS.values() if each.can(draws[0], dtype)]
     rows = [row for each in able for row in parity.check(each, draws, dtype)]

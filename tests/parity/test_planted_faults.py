@@ -88,6 +88,7 @@ def test_a_fault_in_the_equations_fails(implementation, fault, reset_after, dtyp
     ],
 )
 @pytest.mark.parametrize("recurrence", ["loop", "scan"])
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_backward_direction_that_starts_at_the_padding_fails(
     make, module, layers, join, recurrence, reset_after, dtype, monkeypatch
 ):

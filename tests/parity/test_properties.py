@@ -5,7 +5,6 @@ Which examples are drawn is fixed, so that a failure can be repeated.
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -25,14 +24,7 @@ each_implementation = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """XLA compiles for almost every example anew, and each runs but once: nothing is worth keeping
-    (see few_compiled in conftest.py)."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def examples(number: int):
@@ -76,10 +68,14 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 @each_implementation
-@examples(100)
-@given(case=cases(either=(False, True)))
-def test_results_and_gradients_are_the_oracles(implementation, case):
-    assert [row for row in check(implementation, (case,), np.float64) if not row.passed] == []
+@pytest.mark.parametrize("number", [25, pytest.param(200, marks=pytest.mark.long)])
+def test_results_and_gradients_are_the_oracles(implementation, number):
+    @examples(number)
+    @given(case=cases(either=(False, True)))
+    def holds(case):
+        assert [row for row in check(implementation, (case,), np.float64) if not row.passed] == []
+
+    holds()
 
 
 @each_implementation

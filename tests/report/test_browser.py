@@ -52,8 +52,11 @@ def test_it_opens_fast_draws_every_chart_and_logs_nothing(
     browser: WebDriver, page: Path, results: dict[str, Any]
 ) -> None:
     assert page.stat().st_size < 5e6
-    times = sorted(show(browser, page.as_uri()) for _ in range(3))
-    assert times[1] < 2000, f"opened in {times} ms"
+    # The page's own time on a processor, in seconds: what runs beside it is not its fault.
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    show(browser, page.as_uri())
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    assert 0.1 < next(each["value"] for each in metrics if each["name"] == "TaskDuration") < 2
     assert logged(browser) == []
     marks = browser.execute_script(
         "return [...document.querySelectorAll('.chart')].map(chart => [chart.dataset.chart, "
