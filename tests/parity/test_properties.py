@@ -27,14 +27,25 @@ each_implementation = pytest.mark.parametrize(
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def examples(number: int):
-    return settings(
-        max_examples=number,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+def on_random(few: int, many: int, **drawn: st.SearchStrategy):
+    """A test of each implementation on so few examples, and on many of them in .ci/long."""
+
+    def decorate(holds):
+        @each_implementation
+        @pytest.mark.parametrize("number", [few, pytest.param(many, marks=pytest.mark.long)])
+        def test(implementation, number):
+            how = settings(
+                max_examples=number,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            how(given(**drawn)(lambda **example: holds(implementation, **example)))()
+
+        return test
+
+    return decorate
 
 
 @st.composite
@@ -67,20 +78,12 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-13)
 
 
-@each_implementation
-@pytest.mark.parametrize("number", [25, pytest.param(200, marks=pytest.mark.long)])
-def test_results_and_gradients_are_the_oracles(implementation, number):
-    @examples(number)
-    @given(case=cases(either=(False, True)))
-    def holds(case):
-        assert [row for row in check(implementation, (case,), np.float64) if not row.passed] == []
-
-    holds()
+@on_random(25, 200, case=cases(either=(False, True)))
+def test_results_and_gradients_are_the_oracles(implementation, case):
+    assert [row for row in check(implementation, (case,), np.float64) if not row.passed] == []
 
 
-@each_implementation
-@examples(10)
-@given(case=cases())
+@on_random(5, 50, case=cases())
 def test_padding_changes_nothing(implementation, case):
     padded = np.arange(len(case.x))[:, None] >= case.lengths
     assume(padded.any())
@@ -91,9 +94,7 @@ def test_padding_changes_nothing(implementation, case):
     assert not actual["d x"][padded].any()
 
 
-@each_implementation
-@examples(10)
-@given(case=cases(layers=2))
+@on_random(5, 50, case=cases(layers=2))
 def test_a_batch_is_its_rows_one_by_one(implementation, case):
     # The loss is a mean over rows, so what is differentiated differs by its share in each.
     together = implementation.run(without_head(case))
@@ -115,9 +116,7 @@ def test_a_batch_is_its_rows_one_by_one(implementation, case):
             assert_close(alone[name], together[name][:, one])
 
 
-@each_implementation
-@examples(10)
-@given(case=cases(layers=2, directions=(1,)), share=st.floats(0, 1))
+@on_random(5, 50, case=cases(layers=2, directions=(1,)), share=st.floats(0, 1))
 def test_a_sequence_in_two_parts_is_the_whole(implementation, case, share):
     at = round(share * len(case.x))
     whole = implementation.run(case)
@@ -143,9 +142,7 @@ def test_a_sequence_in_two_parts_is_the_whole(implementation, case, share):
     assert_close(second["d x"], whole["d x"][at:])
 
 
-@each_implementation
-@examples(10)
-@given(case=cases(layers=1, directions=(2,)))
+@on_random(5, 50, case=cases(layers=1, directions=(2,)))
 def test_a_bidirectional_layer_is_two_unidirectional_ones(implementation, case):
     both = implementation.run(case)
     H = case.d_h_last.shape[-1]

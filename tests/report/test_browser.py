@@ -269,8 +269,15 @@ def test_light_and_dark_can_be_chosen(browser: WebDriver, page: Path) -> None:
 
 
 @needs_axe
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("metrics", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    ("metrics", "scheme"),
+    [
+        pytest.param(DESKTOP, "light", id="desktop-light"),
+        pytest.param(PHONE, "dark", id="phone-dark"),
+        pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.long),
+        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.long),
+    ],
+)
 def test_axe_finds_nothing(browser: WebDriver, page: Path, metrics: dict, scheme: str) -> None:
     show(browser, page.as_uri(), metrics, scheme)
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
