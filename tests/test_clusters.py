@@ -23,7 +23,7 @@ from comparison.processes import Job, Place
 from comparison.runs import Training
 
 ROOT = Path(__file__).parents[1]
-LONG = dataclasses.replace(endurance.TINY, epochs=60, validation_size=0)
+LONG = dataclasses.replace(endurance.TINY, epochs=20, validation_size=0)
 
 
 def trainings(folder: Path, count: int) -> list[Training]:
@@ -64,16 +64,16 @@ def assert_undisturbed(chosen: list[Training], tmp_path: Path) -> None:
         assert found == (out / "model.safetensors").read_bytes()
 
 
-def running(name: str) -> int:
-    """The process that has the options --seed NAME."""
-    words = f"--seed\0{name.split()[1]}\0".encode()
+def running(out: Path) -> int:
+    """The process that trains into this folder."""
+    words = f"--out\0{out}\0".encode()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if words in (said := path.read_bytes()) and b"torch_impl.train" in said:
                 return int(path.parent.name)
         except OSError:
             continue
-    raise AssertionError(f"{name} does not run")
+    raise AssertionError(f"nothing trains into {out}")
 
 
 def parent(process: int) -> int:
@@ -85,9 +85,10 @@ def test_dask_has_another_worker_go_on(tmp_path: Path) -> None:
     from distributed import LocalCluster
 
     chosen = trainings(tmp_path / "runs", 2)
+    folders = {each.name: each.folder for each in chosen}
 
     def disturb(name: str) -> None:
-        os.kill(parent(running(name)), signal.SIGKILL)
+        os.kill(parent(running(folders[name])), signal.SIGKILL)
 
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
@@ -146,10 +147,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_slurm_gets_a_script_and_may_run_it_again(slurm: Path, tmp_path: Path) -> None:
     chosen = trainings(tmp_path / "runs", 1)
+    folders = {each.name: each.folder for each in chosen}
 
     def disturb(name: str) -> None:
         (slurm / "requeue").touch()
-        os.kill(parent(running(name)), signal.SIGKILL)
+        os.kill(parent(running(folders[name])), signal.SIGKILL)
 
     place = Place("slurm", slurm=("partition=long", "cpus-per-task=2"), folder=tmp_path)
     train_and_disturb(chosen, place, disturb)
@@ -193,14 +195,14 @@ def test_what_is_not_there(place: Place, line: str) -> None:
 
 def test_what_it_runs_dies_with_the_one_who_started_it(tmp_path: Path) -> None:
     log, stop = tmp_path / "log", tmp_path / "stop"
-    options = dataclasses.replace(LONG, epochs=5000, seed=987, out=tmp_path / "run")
+    options = dataclasses.replace(LONG, epochs=5000, out=tmp_path / "run")
     job = Job("long", "torch_impl.train", tuple(to_arguments(options)))
     worker = endurance.forkserver().Process(target=processes.work, args=(job, log, stop, str(ROOT)))
     worker.start()
     while not log.exists() or "[epoch:2/" not in log.read_text():
         time.sleep(0.05)
         assert worker.is_alive()
-    child = Path(f"/proc/{running('seed 987')}/cmdline")
+    child = Path(f"/proc/{running(tmp_path / 'run')}/cmdline")
     worker.kill()
     worker.join()
     for _ in range(100):

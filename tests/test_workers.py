@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -68,8 +69,10 @@ def gradients(name: str, world: World, shares: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module", autouse=True)
 def x64() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)  # as in conftest's quick_compilation
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,7 @@ def worker(name: str, out: Path, launched: dict[str, str], shares: int, devices:
     """Writes gradients and trains; in JAX, on so many devices."""
     os.environ.update(launched, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
     endurance.quiet(name, out.parents[1] / "compiled")
+    jax.config.update("jax_disable_most_optimizations", True)
     framework = import_module(f"{name}_impl.learner")
     with joined(framework) as world:
         assert name == "torch" or len(jax.local_devices()) == devices
@@ -130,21 +134,33 @@ def log(run: Path) -> list[dict[str, Any]]:
     return [{key: line[key] for key in line if key not in timed} for line in lines]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """What one worker leaves, by framework."""
+
+    @cache
+    def leave(name: str) -> Path:
+        out = tmp_path_factory.mktemp(name) / "alone"
+        assert end(start(worker, name, out, 1, 1, 1)) == [0]
+        return out / "run"
+
+    return leave
+
+
 @pytest.mark.parametrize(("name", "count"), [("torch", 2), ("torch", 4), ("jax", 1), ("jax", 2)])
 def test_workers_find_and_leave_what_one_does(
-    name: str, count: int, whole: Any, tmp_path: Path
+    name: str, count: int, whole: Any, alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
     devices = 2 if name == "jax" else 1
-    alone = start(worker, name, tmp_path / "alone", 1, 1, 1)
     many = start(worker, name, tmp_path / "many", count, devices * count, devices)
-    assert end([*alone, *many]) == [0] * (count + 1)
+    assert end(many) == [0] * count
     for rank in range(count):
         with np.load(tmp_path / "many" / f"{rank}.npz") as found:
             assert_near(dict(found), whole[name])
+    one, other = alone(name), tmp_path / "many" / "run"
     for file in ("model.safetensors", "vectors.safetensors", "vocabulary.txt"):
-        one, other = (tmp_path / who / "run" / file for who in ("alone", "many"))
-        assert one.read_bytes() == other.read_bytes(), file
-    assert log(tmp_path / "alone" / "run") == log(tmp_path / "many" / "run")
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    assert log(one) == log(other)
 
 
 def training(name: str, out: Path, launched: dict[str, str], options: TrainConfig) -> None:
@@ -186,7 +202,7 @@ def test_one_of_two_killed(name: str, tmp_path: Path) -> None:
 def test_torchrun_starts_all_again(tmp_path: Path) -> None:
     """And --restart is for the first time."""
     sizes = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]
-    sizes += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "40"]
+    sizes += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "12"]
     sizes += ["--checkpoint-seconds", "0", "--shares", "2", "--restart"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--master-port", endurance.launch(1)[0]["MASTER_PORT"], "--max-restarts", "1"]
