@@ -36,6 +36,7 @@ D, V, B = 6, 40, 8
 MODELS = {"torch": ("gru", "bigru", "nn.gru"), "jax": ("gru", "bigru")}
 RAGGED, SHORT, ONE = np.arange(B), np.array([8, 9, 10, *[-1] * 5]), np.array([11, *[-1] * 7])
 TINY = dataclasses.replace(endurance.TINY, epochs=2, shares=4)
+long = pytest.mark.long
 each_framework = pytest.mark.parametrize("name", FRAMEWORKS)
 
 
@@ -89,7 +90,7 @@ def assert_near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         assert np.abs(found[name] - value).max() <= 1e-12 * scale, name
 
 
-@pytest.mark.parametrize("shares", [2, 4, 8])
+@pytest.mark.parametrize("shares", [pytest.param(2, marks=long), pytest.param(4, marks=long), 8])
 @each_framework
 def test_shares_come_to_the_whole_batch(name: str, shares: int, whole: Any) -> None:
     assert_near(gradients(name, ALONE, shares), whole[name])
@@ -147,7 +148,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return leave
 
 
-@pytest.mark.parametrize(("name", "count"), [("torch", 2), ("torch", 4), ("jax", 1), ("jax", 2)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        pytest.param("torch", 2, marks=long),
+        ("torch", 4),
+        pytest.param("jax", 1, marks=long),
+        ("jax", 2),
+    ],
+)
 def test_workers_find_and_leave_what_one_does(
     name: str, count: int, whole: Any, alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
