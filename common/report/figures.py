@@ -79,7 +79,7 @@ class Figure:
         """For a page, as wide as its container, or as the properties say."""
         page = {"width": "container", "background": "transparent", "description": self.title}
         chart = self.chart.properties(**page | properties).configure(**CONFIG)
-        return chart.to_dict(validate=False)  # to validate takes as long as all the rest
+        return chart.to_dict(validate=False)  # which takes longer than to write it
 
     def save(self, path: Path) -> None:
         """Write it as PNG to path, and as SVG beside it."""

@@ -28,10 +28,8 @@ def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.M
     from torch_impl import cuda
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    found = trial.error_of(
-        size, factors, reset_after, trial.Twin(cuda.forward, cuda.backward, cuda.array)
-    )
-    assert found <= trial.BOUNDS[factors]
+    twin = trial.Twin(cuda.forward, cuda.backward, cuda.array)
+    assert trial.error_of(size, factors, reset_after, twin) <= trial.BOUNDS[factors]
 
 
 @of_every_kind
@@ -40,8 +38,6 @@ def test_jax(factors: str, size: int, reset_after: bool) -> None:
 
     from jax_impl import cuda
 
+    twin = trial.Twin(cuda.forward, cuda.backward, cuda.array)
     with jax.default_matmul_precision("highest"):
-        found = trial.error_of(
-            size, factors, reset_after, trial.Twin(cuda.forward, cuda.backward, cuda.array)
-        )
-    assert found <= trial.BOUNDS[factors]
+        assert trial.error_of(size, factors, reset_after, twin) <= trial.BOUNDS[factors]

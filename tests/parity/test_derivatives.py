@@ -23,7 +23,7 @@ from torch_impl.gru import CELL as TORCH_GRU
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE = Size("small", 3, 2, 2, 1, 2, [1, 3, 0])
 each_reset = pytest.mark.parametrize("reset_after", [False, True])
-# What takes long to compile is "loop" only in .ci/long: elsewhere it is held to the others.
+# Where compiling takes long, loop is tried in .ci/long only; test_parity.py holds it to the oracle.
 JAX_COMPILED, TORCH_COMPILED = (
     [pytest.param(name, marks=pytest.mark.long) if name == "loop" else name for name in names]
     for names in (JAX_GRU.implementations(), TORCH_GRU.implementations())
