@@ -99,8 +99,8 @@ FAULTS = [
     Fault(
         "rows that do not come out even on the tiles are lost",
         VECTORS,
-        "const int64_t from = M * i / tiles, to = M * (i + 1) / tiles;",
-        "const int64_t from = M / tiles * i, to = M / tiles * (i + 1);",
+        "const int64_t row = M * i / tiles, next = M * (i + 1) / tiles;",
+        "const int64_t row = M / tiles * i, next = M / tiles * (i + 1);",
     ),
     Fault(
         "a tile of two rows reads the first twice at an odd end",
@@ -137,8 +137,14 @@ FAULTS = [
     Fault(
         "inputs that do not come out even on the parts of a long product are lost",
         INPUT,
-        "const int64_t from = K * i / parts, to = K * (i + 1) / parts;",
-        "const int64_t from = K / parts * i, to = K / parts * (i + 1);",
+        "const int64_t k = K * i / parts, end = K * (i + 1) / parts;",
+        "const int64_t k = K / parts * i, end = K / parts * (i + 1);",
+    ),
+    Fault(
+        "every part of a long product begins anew",
+        INPUT,
+        "i ? c : from, i ? ldc : ld_from,",
+        "from, ld_from,",
     ),
     Fault(
         "rows of x that do not come out even on the parts are lost",
@@ -161,8 +167,8 @@ FAULTS = [
     Fault(
         "the gradient of b is that of the last chunk",
         INPUT,
-        "store(bias + u, load(bias + u) + sum);",
-        "store(bias + u, sum);",
+        "store(bias + u, load(bias + u) + (sum[0] + sum[1]));",
+        "store(bias + u, sum[0] + sum[1]);",
     ),
     Fault(
         "the last of 129 rows is not packed for the gradient of W",
@@ -375,8 +381,8 @@ FAULTS = [
     Fault(
         "the gradient of x is added to that of another part",
         INPUT,
-        "for (int64_t i = 0; i < rows * 2 * V; i += V) store(sums + i, Vector<T>{});\n    for (",
-        "for (int64_t i = V; i < rows * 2 * V; i += V) store(sums + i, Vector<T>{});\n    for (",
+        "direction ? sums : zeros, direction ? 2 * V : 0,",
+        "sums, 2 * V,",
     ),
     Fault(
         "backward's gradients of the candidates share memory with its sums",

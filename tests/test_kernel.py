@@ -395,10 +395,10 @@ def test_float32(size, reverse, reset_after, instruction_set):
 @each_dtype
 def test_every_remainder(dtype, reset_after, instruction_set):
     """Of H and D by two vectors, which are 32 units at most; of B by an item's 16 rows; of a few
-    steps' rows by the 64 that the weights' gradient is computed from at once."""
+    steps' rows by the 128 that the weights' gradient is computed from at once."""
     for H in range(1, 36):
         B, D = 1 + 7 * H % 36, 1 + 11 * H % 35
-        case = draw(6, B, D, H, K=H % 3 * 5).astype(dtype)
+        case = draw(12, B, D, H, K=H % 3 * 5).astype(dtype)
         if H % 2:
             case.lengths = None
         reverse = H % 5 < 2
@@ -406,14 +406,14 @@ def test_every_remainder(dtype, reset_after, instruction_set):
         assert_right(got, case, reverse, reset_after)
 
 
-EDGES = [edge + by for edge in (64, 96, 128, 192) for by in (-1, 0, 1)]
+EDGES = [edge + by for edge in (96, 128, 192, 256) for by in (-1, 0, 1)]
 
 
 @both
 @each_dtype
 def test_every_remainder_of_the_input_product(dtype, reset_after, instruction_set):
     """Of D by two vectors, and by the four pairs of a part; of the rows that some step reads by a
-    part's 96, the 64 that the weights' gradient is computed from and the 128 that are packed."""
+    part's 96, and the 128 that are packed and that the weights' gradient is computed from."""
     for D, rows in [*((D, 1 + 7 * D % 40) for D in range(1, 67)), *((150, n) for n in EDGES)]:
         steps, K = -(-rows // 20), rows + 5  # five that nothing reads
         case = draw(steps, 20, D, 2 + D % 7 * 6, K=K).astype(dtype)

@@ -1,16 +1,17 @@
 // The input's share of the pre-activations, a = x W' + b, and its gradients: included by
 // instruction_set.h. Only rows of x that are read at some time step take part.
 
-// C[M, 2 vectors] += A[M, K] B[K, 2 vectors] for any K, in parts of B that stay in the nearest
-// cache.
+// C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors] for any K, in parts of B that stay in the
+// nearest cache.
 template <class E>
-INLINE void long_product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, Number<E> *c,
-                         int64_t ldc) {
+INLINE void long_product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b,
+                         const Number<E> *from, int64_t ld_from, Number<E> *c, int64_t ldc) {
   constexpr int64_t V = Simd<E>::width, most = 24576 / (2 * VECTOR_BYTES);
-  const int64_t parts = (K + most - 1) / most;
+  const int64_t parts = K < most ? 1 : (K + most - 1) / most;
   for (int64_t i = 0; i < parts; ++i) {
-    const int64_t from = K * i / parts, to = K * (i + 1) / parts;
-    product<E>(M, to - from, a + from, lda, b + from * 2 * V, 2 * V, c, ldc);
+    const int64_t k = K * i / parts, end = K * (i + 1) / parts;
+    product<E>(M, end - k, a + k, lda, b + k * 2 * V, 2 * V, i ? c : from, i ? ldc : ld_from, c,
+               ldc);
   }
 }
 
@@ -53,25 +54,22 @@ template <class E>
 FN void project(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
   using T = Number<E>;
   constexpr int64_t V = Simd<E>::width;
-  const int64_t D = call.problem->inputs, stride = call.input_stride, rows = part.to - part.from;
+  const int64_t D = call.problem->inputs, rows = part.to - part.from;
   const int64_t panel_size = depth<E>(D) * 2 * V;
   const E *weights = (const E *)call.packed_inputs[part.direction];
   const T *bias = (const T *)(weights + call.panels(3 * call.gate_stride, V) * panel_size);
-  E *inputs = (E *)scratch.inputs;
   T *sums = (T *)call.projections[part.direction];
   sums += part.from * call.gates_stride;
-  for (int64_t i = 0; i < rows; ++i)
-    copy_row(inputs + i * stride, call.input<T>(part.from + i), D);
-  for (int64_t panel = part.first; panel < part.last; ++panel) {
-    T *c = sums + panel * 2 * V;
-    const Vector<T> bias0 = load(bias + panel * 2 * V), bias1 = load(bias + panel * 2 * V + V);
-    for (int64_t i = 0; i < rows; ++i) {
-      store(c + i * call.gates_stride, bias0);
-      store(c + i * call.gates_stride + V, bias1);
-    }
-    long_product<E>(rows, depth<E>(D), inputs, stride, weights + panel * panel_size, c,
-                    call.gates_stride);
+  const E *inputs = (const E *)call.input<T>(part.from);
+  int64_t stride = D;
+  if (call.live_rows || numbers<E> > 1) {  // rows from here and there, or not yet in pairs
+    inputs = (E *)scratch.inputs, stride = call.input_stride;
+    for (int64_t i = 0; i < rows; ++i)
+      copy_row((E *)scratch.inputs + i * stride, call.input<T>(part.from + i), D);
   }
+  for (int64_t panel = part.first; panel < part.last; ++panel)
+    long_product<E>(rows, depth<E>(D), inputs, stride, weights + panel * panel_size,
+                    bias + panel * 2 * V, 0, sums + panel * 2 * V, call.gates_stride);
 }
 
 // The live rows [from, to) of x in panels of two vectors, padded with zeros.
@@ -112,9 +110,9 @@ FN void input_weight_gradient(const Call &call, const Scratch<Number<E>> &scratc
                            (panel * depth<E>(call.live) + k / numbers<E>) * 2 * V, 2 * V,
                        sums + (panel - part.first) * 2 * V, width);
     for (int64_t u = 0; part.first == 0 && u < rows; u += V) {
-      Vector<T> sum = {};
-      for (int64_t i = k; i < k + some; ++i) sum += load(g + i * call.gates_stride + u);
-      store(bias + u, load(bias + u) + sum);
+      Vector<T> sum[2] = {};
+      for (int64_t i = k; i < k + some; ++i) sum[i % 2] += load(g + i * call.gates_stride + u);
+      store(bias + u, load(bias + u) + (sum[0] + sum[1]));
     }
   }
   for (int64_t i = 0; i < rows; ++i) {
@@ -134,6 +132,7 @@ FN void input_gradient(const Call &call, const Scratch<Number<E>> &scratch, cons
   constexpr int64_t V = Simd<E>::width;
   const int64_t D = call.problem->inputs, K = 3 * call.gate_stride, rows = part.to - part.from;
   const int64_t stride = call.gates_stride;
+  const T zeros[2 * V] = {};
   T *sums = scratch.sums;
   const E *factor[2];
   for (int direction = 0; direction < call.problem->directions; ++direction)
@@ -141,11 +140,10 @@ FN void input_gradient(const Call &call, const Scratch<Number<E>> &scratch, cons
         as_left(E{}, rows, K, (const T *)call.projections[direction] + part.from * stride, stride,
                 scratch.factor + direction * input_rows * stride);
   for (int64_t panel = part.first; panel < part.last; ++panel) {
-    for (int64_t i = 0; i < rows * 2 * V; i += V) store(sums + i, Vector<T>{});
     for (int direction = 0; direction < call.problem->directions; ++direction)
       long_product<E>(rows, depth<E>(K), factor[direction], stride,
-                      (const E *)call.packed_inputs[direction] + panel * depth<E>(K) * 2 * V, sums,
-                      2 * V);
+                      (const E *)call.packed_inputs[direction] + panel * depth<E>(K) * 2 * V,
+                      direction ? sums : zeros, direction ? 2 * V : 0, sums, 2 * V);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0, u = panel * 2 * V; j < 2 * V; j += V)
         store((T *)call.problem->d_x + call.row(part.from + i) * D + u + j,

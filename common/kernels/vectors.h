@@ -208,73 +208,86 @@ INLINE void add_product(Vector<float> &sum, Pair x, Vector<Pair> y) {
 #define IN_REGISTERS(a, b)
 #endif
 
-// C[M, 2 vectors] += A[M, K] B[K, 2 vectors], all of C in registers. A is stored [K, M] if
-// Transposed.
+// C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors], all of C in registers. A is stored [K, M] if
+// Transposed: those are the weights' gradients, long sums, of which each is added up in two halves,
+// which halves its rounding error.
 template <class E, int M, bool Transposed>
-FN void tile(int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb, Number<E> *c,
-             int64_t ldc) {
+FN void tile(int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb, const Number<E> *from,
+             int64_t ld_from, Number<E> *c, int64_t ldc) {
   using T = Number<E>;
   constexpr int width = Simd<E>::width;
   // Too few sums to hide an addition's latency: split each.
   constexpr int chains = M == 1 ? 4 : 2 * M <= TILE_ROWS ? 2 : 1;
-  Vector<T> sum[chains][M][2] = {};
-  if constexpr (Transposed)  // the weights' gradient, too large for the nearest cache
+  constexpr int at_once = chains == 1 && !Transposed ? 2 : chains;
+  constexpr int parts = chains == 1 && Transposed ? 2 : 1;
 #pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) {
-      __builtin_prefetch(c + i * ldc, 1);
-      __builtin_prefetch(c + i * ldc + width, 1);
-    }
+  for (int i = 0; i < M; ++i) {  // too large for the nearest cache
+    __builtin_prefetch(c + i * ldc, 1);
+    __builtin_prefetch(c + i * ldc + width, 1);
+  }
+  Vector<T> sum[parts][chains][M][2] = {};
   int64_t k = 0;
-  for (; k + chains <= K; k += chains)
+#pragma GCC unroll 2
+  for (int part = 0; part < parts; ++part) {
+    auto &sums = sum[part];
+    const int64_t end = part + 1 == parts ? K : K / 2;
+    for (; k + at_once <= end; k += at_once)
 #pragma GCC unroll 4
-    for (int s = 0; s < chains; ++s) {
-      Vector<E> b0 = load(b + (k + s) * ldb), b1 = load(b + (k + s) * ldb + width);
-      IN_REGISTERS(b0, b1);
+      for (int s = 0; s < at_once; ++s) {
+        Vector<E> b0 = load(b + (k + s) * ldb), b1 = load(b + (k + s) * ldb + width);
+        IN_REGISTERS(b0, b1);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i) {
+          const E x = Transposed ? a[(k + s) * lda + i] : a[i * lda + k + s];
+          add_product(sums[s % chains][i][0], x, b0);
+          add_product(sums[s % chains][i][1], x, b1);
+        }
+      }
+    for (; k < end; ++k)
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
-        const E x = Transposed ? a[(k + s) * lda + i] : a[i * lda + k + s];
-        add_product(sum[s][i][0], x, b0);
-        add_product(sum[s][i][1], x, b1);
+        const E x = Transposed ? a[k * lda + i] : a[i * lda + k];
+        add_product(sums[0][i][0], x, load(b + k * ldb));
+        add_product(sums[0][i][1], x, load(b + k * ldb + width));
       }
-    }
-  for (; k < K; ++k)  // only with several chains
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) {
-      const E x = Transposed ? a[k * lda + i] : a[i * lda + k];
-      add_product(sum[0][i][0], x, load(b + k * ldb));
-      add_product(sum[0][i][1], x, load(b + k * ldb + width));
-    }
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      Vector<T> total = sum[0][i][j];
-      for (int s = 1; s < chains; ++s) total += sum[s][i][j];
-      store(c + i * ldc + j * width, load(c + i * ldc + j * width) + total);
+      Vector<T> total = sum[0][0][i][j];
+      for (int s = 1; s < parts * chains; ++s) total += sum[s / chains][s % chains][i][j];
+      store(c + i * ldc + j * width, load(from + i * ld_from + j * width) + total);
     }
 }
 
 template <class E, int M, bool Transposed>
 INLINE void tile_of(int64_t rows, int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb,
-                    Number<E> *c, int64_t ldc) {
+                    const Number<E> *from, int64_t ld_from, Number<E> *c, int64_t ldc) {
   if constexpr (M > 0) {
-    if (rows == M) return tile<E, M, Transposed>(K, a, lda, b, ldb, c, ldc);
-    tile_of<E, M - 1, Transposed>(rows, K, a, lda, b, ldb, c, ldc);
+    if (rows == M)
+      return tile<E, M, Transposed>(K, a, lda, b, ldb, from, ld_from, c, ldc);
+    tile_of<E, M - 1, Transposed>(rows, K, a, lda, b, ldb, from, ld_from, c, ldc);
   }
 }
 
-// C[M, 2 vectors] += A[M, K] B[K, 2 vectors] for any M, dealt evenly into tiles.
+// C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors] for any M, dealt evenly into tiles.
+template <class E, bool Transposed = false>
+FN void product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb,
+                const Number<E> *from, int64_t ld_from, Number<E> *c, int64_t ldc) {
+  const int64_t tiles = (M + TILE_ROWS - 1) / TILE_ROWS;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t row = M * i / tiles, next = M * (i + 1) / tiles;
+    tile_of<E, TILE_ROWS, Transposed>(next - row, K, a + row * (Transposed ? 1 : lda), lda, b, ldb,
+                                      from + row * ld_from, ld_from, c + row * ldc, ldc);
+  }
+}
+
+// The same with C itself to begin from.
 template <class E, bool Transposed = false>
 FN void product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb,
                 Number<E> *c, int64_t ldc) {
-  // The long sums of the weights' gradients are split in two, which halves their rounding errors.
-  constexpr int64_t most = Transposed ? TILE_ROWS / 2 : TILE_ROWS;
-  const int64_t tiles = (M + most - 1) / most;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t from = M * i / tiles, to = M * (i + 1) / tiles;
-    tile_of<E, most, Transposed>(to - from, K, a + from * (Transposed ? 1 : lda), lda, b, ldb,
-                                 c + from * ldc, ldc);
-  }
+  product<E, Transposed>(M, K, a, lda, b, ldb, c, ldc, c, ldc);
 }
 
 // Element k of a row of n numbers.
