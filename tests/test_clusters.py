@@ -193,6 +193,7 @@ def test_what_is_not_there(place: Place, line: str) -> None:
         processes.run([Job("never", "never", ())], place, lambda *_: None, lambda _: None)
 
 
+@pytest.mark.long  # or else nobody could go on, above
 def test_what_it_runs_dies_with_the_one_who_started_it(tmp_path: Path) -> None:
     log, stop = tmp_path / "log", tmp_path / "stop"
     options = dataclasses.replace(LONG, epochs=5000, out=tmp_path / "run")
