@@ -34,8 +34,8 @@ namespace {
 // item of fewer than min_rows takes nearly as long as one of twice as many.
 constexpr int64_t max_rows = 16, min_rows = 4;
 
-// Rows, over several steps, that the weights' gradient is computed from at once. With fewer, more time
-// goes into reading and writing the gradient; with more, its rounding errors grow.
+// Rows, over several steps, that the weights' gradient is computed from at once. With fewer, reading
+// and writing the gradient takes more of the time; with more, its rounding errors grow.
 constexpr int64_t chunk_rows = 128;
 
 // The same for the inputs of the input product; and panels of the columns of its result. Together,

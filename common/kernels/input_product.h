@@ -63,9 +63,10 @@ FN void project(const Call &call, const Scratch<Number<E>> &scratch, const Part 
   const E *inputs = (const E *)call.input<T>(part.from);
   int64_t stride = D;
   if (call.live_rows || numbers<E> > 1) {  // rows from here and there, or not yet in pairs
-    inputs = (E *)scratch.inputs, stride = call.input_stride;
+    E *copies = (E *)scratch.inputs;
+    inputs = copies, stride = call.input_stride;
     for (int64_t i = 0; i < rows; ++i)
-      copy_row((E *)scratch.inputs + i * stride, call.input<T>(part.from + i), D);
+      copy_row(copies + i * stride, call.input<T>(part.from + i), D);
   }
   for (int64_t panel = part.first; panel < part.last; ++panel)
     long_product<E>(rows, depth<E>(D), inputs, stride, weights + panel * panel_size,

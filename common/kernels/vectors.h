@@ -221,7 +221,7 @@ FN void tile(int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb, const 
   constexpr int at_once = chains == 1 && !Transposed ? 2 : chains;
   constexpr int parts = chains == 1 && Transposed ? 2 : 1;
 #pragma GCC unroll 16
-  for (int i = 0; i < M; ++i) {  // too large for the nearest cache
+  for (int i = 0; i < M; ++i) {  // it may lie in no cache near by
     __builtin_prefetch(c + i * ldc, 1);
     __builtin_prefetch(c + i * ldc + width, 1);
   }
@@ -265,8 +265,7 @@ template <class E, int M, bool Transposed>
 INLINE void tile_of(int64_t rows, int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb,
                     const Number<E> *from, int64_t ld_from, Number<E> *c, int64_t ldc) {
   if constexpr (M > 0) {
-    if (rows == M)
-      return tile<E, M, Transposed>(K, a, lda, b, ldb, from, ld_from, c, ldc);
+    if (rows == M) return tile<E, M, Transposed>(K, a, lda, b, ldb, from, ld_from, c, ldc);
     tile_of<E, M - 1, Transposed>(rows, K, a, lda, b, ldb, from, ld_from, c, ldc);
   }
 }
