@@ -36,7 +36,7 @@ from common.linear import run as linear
 from common.report import content, html, markdown, schema, tables
 from common.report.schema import Check, Results, Run
 from common.training import run_directory
-from common.training.options import MODELS, TrainConfig, parse_options, program, to_arguments
+from common.training.options import MODELS, Count, TrainConfig, parse_options, program, to_arguments
 
 if TYPE_CHECKING:
     from comparison.processes import Place
@@ -79,7 +79,7 @@ class CompareConfig(TrainConfig):
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
     mock: bool = False
     """For gpu: rehearse it without a GPU, on an emulated one, in a checkout. Nothing is timed."""
-    jobs: int | None = None
+    jobs: Count | None = None
     """How many models are trained at a time, each on its share of the cores; None for one a core
     (on a GPU, and where cores cannot be shared out, one). 1 for times that all cores give."""
     on: Literal["local", "slurm", "dask"] = "local"
@@ -87,9 +87,9 @@ class CompareConfig(TrainConfig):
     names (docs/scale.md)."""
     slurm: tuple[str, ...] = ()
     """With --on slurm: options of sbatch, as partition=long time=60."""
-    seeds: int = 5
+    seeds: Count = 5
     """For questions: with how many seeds each model is trained, --seed and the ones after it."""
-    trials: int = 20
+    trials: Count = 20
     """For tune: how many trials there shall be; the same command with more goes on."""
     storage: str | None = None
     """For tune: where the trials are kept, a URL of a database as Optuna has it; OUT/trials.sqlite3
@@ -101,13 +101,6 @@ class CompareConfig(TrainConfig):
         # tune holds out reviews by itself.
         held_out = self.validation_size or int(self.part == "tune")
         super(CompareConfig, dataclasses.replace(self, validation_size=held_out)).check()
-        for name, number in (
-            ("--seeds", self.seeds),
-            ("--jobs", self.jobs),
-            ("--trials", self.trials),
-        ):
-            if number is not None and number < 1:
-                raise InputError(f"{name} {number}: must be at least 1")
         if self.slurm and self.on != "slurm":
             raise InputError(f"--slurm {' '.join(self.slurm)}: needs --on slurm")
         if self.on != "local":
@@ -211,11 +204,12 @@ def on_gpu(options: CompareConfig, results: Results, console: Console) -> None:
     if not all(row.passed for row in rows):
         return
     if options.mock:
-        how = ("rehearsal", gpu.REHEARSED, gpu.chosen, console.print, ("torch",))
-        console.print(f"rehearsed the timing of {len(speed.measure_on(*how).rows)} of them")
+        how = (gpu.REHEARSED, console.print, "rehearsal", gpu.chosen, ("torch",))
+        console.print(f"rehearsed the timing of {len(speed.measure(*how).rows)} of them")
         return
     results.environment["gpu"] = name
-    results.speed = found = speed.measure_on(device, gpu.TASKS, gpu.chosen, console.print)
+    how = (gpu.TASKS, console.print, device, gpu.chosen, speed.GPU_PROCESSES)
+    results.speed = found = speed.measure(*how)
     console.print(*tables.tasks(found.rows, tables.ON_GPU))
     gpu.sanitize(console.print)
 
@@ -306,9 +300,7 @@ def answer_questions(options: CompareConfig, results: Results, console: Console)
         if model in COMPARED[framework] or (framework, model) == ("torch", "rnn")
     ]
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     found = questions.measure(options.plain(), names, options.seeds, place(options), say)
     results.questions = found
     console.print(tables.pairs(found.comparisons))
@@ -333,9 +325,7 @@ def tune(options: CompareConfig, out: Path, results: Results, console: Console) 
     plain = dataclasses.replace(options.plain(), model=model)
     storage = options.storage or f"sqlite:///{out / 'trials.sqlite3'}"
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     found = tuning.tune(framework, plain, storage, options.trials, place(options), say)
     results.tuning = found
     console.print(tables.trials(found))

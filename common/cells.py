@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InputError
+from common.params import GRU_PARAMETERS
 
 DEVICES = ("cuda", "cpu")
 
@@ -48,6 +49,10 @@ class Cell:
     """By name; of those that are available, the last is the default."""
     states: int = 1
     """S, how many times H a state has (an LSTM's: 2)."""
+
+    def weights(self, parameters: Mapping[str, Any], layer: int, direction: str) -> list[Any]:
+        """Of the canonical parameters, those of one direction of a layer."""
+        return [parameters[f"{self.name}.{layer}.{direction}.{name}"] for name in GRU_PARAMETERS]
 
     def implementations(
         self, device: str | None = "cpu", dtype: Any = "float32", size: int | None = None

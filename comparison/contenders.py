@@ -21,7 +21,7 @@ from common.data.batches import Batch, Batches
 from common.report.schema import Task
 from common.training.memory import keep_freed_memory
 from common.training.options import TrainConfig
-from comparison.implementations import Layer, converted
+from comparison.implementations import BFLOAT16, Layer, converted
 
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""
@@ -129,30 +129,17 @@ def in_framework(
         ours = {"implementation": name.split()[1]} if layout == "canonical" else {"model": "nn.gru"}
         return training(framework, task, **ours)
     batch, table = batch_of(task.B, task.T), word_vectors(task.input_size)
-    if task.bfloat16 and layout == "canonical":
-        layer = partial(layer, bfloat16=True)
-    elif task.bfloat16:
-        cast = import_module(f"comparison.{framework}_layers").to_bfloat16
-        layer = partial(in_bfloat16, layer, cast)
-    how = layer, converted(layout, weights_of(task)), task.backward, table
+    weights = converted(layout, weights_of(task))
     if layout == "canonical":
-        return timed(*how, batch.distinct, batch.lengths, None, batch.tokens)
-    h0 = np.zeros((1 + task.bidirectional, task.B, task.H), np.float32)
-    return timed(*how, None, batch.lengths, h0, batch.distinct[batch.tokens])
-
-
-def in_bfloat16(
-    layer: Layer,
-    cast: Callable[[Any], Any],
-    weights: Any,
-    x: Any,
-    lengths: Any,
-    h0: Any,
-    **how: Any,
-) -> tuple[Any, Any]:
-    """A layer that has no other way to it, with all of its numbers in bfloat16."""
-    own = {name: cast(weight) for name, weight in weights.items()}
-    return layer(own, cast(x), lengths, cast(h0), **how)
+        layer = partial(layer, bfloat16=True) if task.bfloat16 else layer
+        places = batch.distinct, batch.lengths, None, batch.tokens
+        return timed(layer, weights, task.backward, table, *places)
+    # With no other way to bfloat16, all of its numbers are.
+    dtype = BFLOAT16 if task.bfloat16 else np.float32
+    weights = {name: weight.astype(dtype) for name, weight in weights.items()}
+    h0 = np.zeros((1 + task.bidirectional, task.B, task.H), dtype)
+    rest = None, batch.lengths, h0, batch.distinct[batch.tokens]
+    return timed(layer, weights, task.backward, table.astype(dtype, copy=False), *rest)
 
 
 def training(framework: str, task: Task, **how: Any) -> Run:
@@ -215,6 +202,11 @@ def seconds_of(run: Run) -> float:
 def peak(framework: str) -> float:
     """Floating-point operations a second of a large float32 matrix product, in PyTorch or JAX."""
     a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
-    product: Run = import_module(f"comparison.{framework}_layers").peak(a)
+
+    def square(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> tuple[None, Any]:
+        return None, x @ x
+
+    timed = import_module(f"comparison.{framework}_layers").timed
+    product: Run = timed(square, {}, False, a, None, None, None, None)
     product()
     return 2 * 2048**3 / seconds_of(product)

@@ -151,17 +151,6 @@ def timed(
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def peak(a: np.ndarray) -> Callable[[], object]:
-    """The product of a matrix with itself."""
-    multiply, matrix = jax.jit(lambda a: a @ a), jax.device_put(a)
-    return lambda: multiply(matrix).block_until_ready()
-
-
-def to_bfloat16(array: Array) -> Array:
-    """The array in bfloat16."""
-    return array.astype(jnp.bfloat16)
-
-
 def inference(
     layer: Layer, layout: str, weights: Mapping[str, np.ndarray], x: np.ndarray
 ) -> Callable[[], object]:

@@ -1,8 +1,8 @@
 """Programs side by side: on cores of this machine, as jobs of Slurm, or on the workers of Dask.
 
-There is one door for all three, an engine's submit(function, arguments) -> future, and one thing
-that goes through it, `work`: it runs a program, with what that prints in a file. So a cluster needs
-no more than storage that its machines share, this project at the same place, and the way there.
+There is one door for all three, an engine's submit(*arguments) -> future of `work`, which runs a
+program, with what that prints in a file. So a cluster needs no more than storage that its machines
+share, this project at the same place, and the way there.
 
 On this machine each program has cores of its own. Two that each use all of them stand in each
 other's way, with PyTorch's threads tenfold and more. And one that has all cores often leaves some
@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
 from common import signals
@@ -85,10 +85,8 @@ class Future(Protocol):
     def cancel(self) -> Any: ...
 
 
-class Engine(Protocol):
-    """What runs functions somewhere."""
-
-    def submit(self, function: Callable[..., int], *arguments: Any) -> Future: ...
+Submit = Callable[..., Future]
+"""Calls `work` with its arguments, somewhere."""
 
 
 def most_at_once() -> int:
@@ -117,7 +115,7 @@ def run(
     failure: Exception | None = None
     with (
         tempfile.TemporaryDirectory(prefix=".jobs-", dir=place.folder) as name,
-        _engine(place, len(jobs), folder := Path(name).absolute()) as engine,
+        _engine(place, len(jobs), folder := Path(name).absolute()) as submit,
     ):
         stop, here = folder / "stop", str(Path.cwd())
         futures: dict[Job, Future] = {}
@@ -134,7 +132,7 @@ def run(
         with signals.caught(take):
             for number, job in enumerate(jobs):
                 tails[job] = _Tail(folder / f"{number}.log")
-                futures[job] = engine.submit(work, job, tails[job].path, stop, here)
+                futures[job] = submit(job, tails[job].path, stop, here)
             try:
                 while futures:
                     time.sleep(PAUSE)
@@ -177,14 +175,13 @@ def run(
         raise failure
 
 
-def work(job: Job, log: Path, stop: Path, here: str, share: frozenset[int] = frozenset()) -> int:
+def work(job: Job, log: Path, stop: Path, here: str) -> int:
     """Run a program where this is called, and return its exit status.
 
     What it prints is added to the file `log`. It is sent every signal whose number comes to stand,
     a line each, in the file `stop`; where it fails, that is what the others are sent. It is killed
     where this process is (common/__init__.py): whoever calls this again, as clusters do, then finds
-    nobody at work in its folder. here: the folder it runs in. share: the cores that it gets, if not
-    all.
+    nobody at work in its folder. here: the folder it runs in.
     """
     passed = 0
     if _asked(stop):
@@ -201,9 +198,6 @@ def work(job: Job, log: Path, stop: Path, here: str, share: frozenset[int] = fro
             env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
             process_group=0,  # Ctrl-C reaches it through us alone: a second would end it at once
         )
-        if share:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                os.sched_setaffinity(process.pid, share)
         while True:
             for number in _asked(stop)[passed:]:
                 process.send_signal(number)
@@ -250,16 +244,35 @@ class _Tail:
 
 
 @contextlib.contextmanager
-def _engine(place: Place, count: int, folder: Path) -> Iterator[Engine]:
+def _engine(place: Place, count: int, folder: Path) -> Iterator[Submit]:
     """That of a place, for so many jobs. Raises InputError where it is not there."""
     check(place)
     match place.on:
         case "local":
-            local = _Local(min(place.at_once, count))
-            with local.threads:
-                yield local
+            shares = _shares(min(place.at_once, count))
+            left = iter(shares)
+
+            def take_share() -> None:
+                if share := next(left):  # of the cores, for this thread and what it starts
+                    os.sched_setaffinity(0, share)
+
+            with ThreadPoolExecutor(len(shares), initializer=take_share) as threads:
+                yield lambda *arguments: threads.submit(work, *arguments)
         case "slurm":
             import submitit
+            from submitit.helpers import Checkpointable
+
+            class Again(Checkpointable):
+                """What Slurm takes off its machine is put in the queue again."""
+
+                def __call__(self, *arguments: Any) -> int:
+                    return work(*arguments)
+
+            def submit(*arguments: Any) -> Future:
+                try:
+                    return slurm.submit(Again(), *arguments)
+                except Exception as error:  # what sbatch says
+                    raise InputError(f"--on slurm: {' '.join(str(error).split())}") from None
 
             options = dict(_pair(text) for text in place.slurm)
             try:
@@ -267,7 +280,7 @@ def _engine(place: Place, count: int, folder: Path) -> Iterator[Engine]:
                 slurm.update_parameters(use_srun=False, additional_parameters=options)
             except RuntimeError as error:
                 raise InputError(f"--on slurm: {error}") from None
-            yield _Slurm(slurm)
+            yield submit
         case "dask":
             from distributed import Client
 
@@ -276,8 +289,8 @@ def _engine(place: Place, count: int, folder: Path) -> Iterator[Engine]:
                 client = Client(address, timeout=20)
             except (OSError, ValueError) as error:
                 raise InputError(f"--on dask: {address}: {error}") from None
-            with client:
-                yield _Dask(client)
+            with client:  # what a worker that dies was at, another one begins again
+                yield partial(client.submit, work, pure=False)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -285,64 +298,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise InputError(f"--slurm {text}: expected NAME=VALUE, as in partition=long")
     return name, value
-
-
-class _Local:
-    """Threads, each with its share of the cores for what it starts."""
-
-    def __init__(self, at_once: int) -> None:
-        self.shares = SimpleQueue[frozenset[int]]()
-        for share in _shares(at_once):
-            self.shares.put(share)
-        self.threads = ThreadPoolExecutor(self.shares.qsize())
-
-    def submit(self, function: Callable[..., int], *arguments: Any) -> Future:
-        def on_share() -> int:
-            share = self.shares.get()
-            try:
-                return function(*arguments, share)
-            finally:
-                self.shares.put(share)
-
-        return self.threads.submit(on_share)
-
-
-class _Slurm:
-    """submitit. A job that Slurm takes off its machine is put in the queue again."""
-
-    def __init__(self, executor: Any) -> None:
-        self.executor = executor
-
-    def submit(self, function: Callable[..., int], *arguments: Any) -> Future:
-        try:
-            return self.executor.submit(_Again(function), *arguments)
-        except Exception as error:  # what sbatch says
-            raise InputError(f"--on slurm: {' '.join(str(error).split())}") from None
-
-
-class _Again:
-    """A function that submitit may call again."""
-
-    def __init__(self, function: Callable[..., int]) -> None:
-        self.function = function
-
-    def __call__(self, *arguments: Any) -> int:
-        return self.function(*arguments)
-
-    def checkpoint(self, *arguments: Any) -> Any:
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, *arguments)
-
-
-class _Dask:
-    """dask.distributed. What a worker that dies was at, another one begins again."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-
-    def submit(self, function: Callable[..., int], *arguments: Any) -> Future:
-        return self.client.submit(function, *arguments, pure=False)
 
 
 def _shares(count: int) -> list[frozenset[int]]:

@@ -47,30 +47,43 @@ INFERENCE = tuple(Task(B, T, 128, backward=False) for T, B in product((20, 200),
 CALL = Task(1, 1, 1, backward=False, input_size=1)
 
 
-def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
-    """Time all contenders on all tasks, on the homework's recipe and in inference.
+def affordable(name: str, task: Task) -> bool:
+    """Whether a contender is timed on a task: of the loop, only what is a matter of few seconds."""
+    return name != "torch loop" or task.B * task.T <= 64 * 200
+
+
+def measure(
+    tasks: Iterable[Task],
+    report: Callable[[str], object],
+    device: str = "cpu",
+    chosen: Callable[[str, Task], bool] = affordable,
+    processes: Iterable[str] = PROCESSES,
+) -> Speed:
+    """Time the contenders on the tasks for which they are chosen, and, on the CPU, on the
+    homework's recipe and in inference.
 
     report is told, in a line of text, what is being measured.
     """
     with ExitStack() as stack:
         pools = {
             name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            for name in PROCESSES
+            for name in processes
             if find_spec(name.partition("-")[0])
         }
-        owners, inferring = (_owners(pools, part) for part in (contenders, inference))
+        owners = _owners(pools, contenders, device)
         # The faster one: PyTorch's product, MKL's, takes twice as long as XLA's on AMD.
         peaks = [
-            [pools[name].submit(contenders.peak, name).result() for name in ("torch", "jax")]
+            [pools[n].submit(contenders.peak, n).result() for n in ("torch", "jax") if n in pools]
             for _ in range(REPETITIONS)
         ]
         peak = float(np.median(peaks, axis=0).max())
         rows = []
         for task in tasks:
             report(f"measuring {task.name}")
-            # The loop takes seconds: only where it is a matter of a few.
-            names = [n for n in owners if n != "torch loop" or task.B * task.T <= 64 * 200]
+            names = [name for name in owners if chosen(name, task)]
             rows += _rows(task, _time(owners, names, task), peak)
+        if device != "cpu":
+            return Speed(rows, [], [], peak)
         report("measuring the cost of a token in short and in long reviews")
         fused = [name for name in owners if name.endswith(" fused")]
         lengths = [
@@ -84,6 +97,7 @@ def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
             Recipe(name, float(1 / np.median(seconds)), float(np.median(seconds) * RECIPE_STEPS))
             for name, seconds in _time(owners, ours, RECIPE).items()
         ]
+        inferring = _owners(pools, inference)
         names = _there(inferring, report)
         latencies = []
         for task in (*INFERENCE, CALL):
@@ -91,32 +105,6 @@ def measure(tasks: Iterable[Task], report: Callable[[str], object]) -> Speed:
             latencies.append(_latencies(task, _time(inferring, names, task, inference)))
     *found, calls = latencies
     return Speed(rows, lengths, recipe, peak, list(chain(*found)), calls)
-
-
-def measure_on(
-    device: str,
-    tasks: Iterable[Task],
-    chosen: Callable[[str, Task], bool],
-    report: Callable[[str], object],
-    processes: Iterable[str] = GPU_PROCESSES,
-) -> Speed:
-    """Time the contenders that are chosen for a task, on a device; report as for `measure`."""
-    with ExitStack() as stack:
-        pools = {
-            name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            for name in processes
-            if find_spec(name.partition("-")[0])
-        }
-        owners = _owners(pools, contenders, device)
-        peak = max(
-            pools[name].submit(contenders.peak, name).result() for name in pools if "-" not in name
-        )
-        rows = []
-        for task in tasks:
-            report(f"measuring {task.name}")
-            names = [name for name in owners if chosen(name, task)]
-            rows += _rows(task, _time(owners, names, task), peak)
-    return Speed(rows, [], [], peak)
 
 
 def _owners(pools: dict[str, ProcessPoolExecutor], part: ModuleType, *device: str) -> Owners:

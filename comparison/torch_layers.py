@@ -123,24 +123,6 @@ def timed(
     return run
 
 
-def peak(a: np.ndarray) -> Callable[[], object]:
-    """The product of a matrix with itself."""
-    matrix = to_torch(a)
-
-    def run() -> object:
-        product = matrix @ matrix
-        if product.is_cuda:
-            torch.cuda.synchronize()
-        return product
-
-    return run
-
-
-def to_bfloat16(array: Tensor) -> Tensor:
-    """The array in bfloat16."""
-    return array.bfloat16()
-
-
 # Inference: modules, called as they are.
 
 

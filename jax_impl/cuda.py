@@ -17,6 +17,7 @@ from jax import Array
 from common import kernels
 from common.arguments import dtype_name
 from common.kernels import cuda
+from jax_impl.bfloat16 import rounded
 from jax_impl.ffi import like, or_empty
 from jax_impl.layers import without_padding
 
@@ -104,7 +105,7 @@ def forward(*given: Any) -> Sequence[Array]:
 
     weight_ih, weight_hh, bias_ih, bias_hh, x, h0, h_reset, tokens, *given_too = given
     lengths, resets, reverse, reset_after, _, _, bfloat16 = given_too
-    factor = rounding(bfloat16)
+    factor = rounded if bfloat16 else lambda array: array
     rows = factor(x.reshape(-1, x.shape[-1]))
     projections = jnp.stack(
         [rows @ factor(W).T + b[None] for W, b in zip(weight_ih, bias_ih, strict=True)]
@@ -122,7 +123,8 @@ def backward(*given: Any) -> Sequence[Array]:
     lengths, resets, reverse, reset_after, of_x, bfloat16 = given_too
     directions, batch, size = d_h_last.shape
     steps, distinct = (x if tokens is None else tokens).shape[0], x.shape[0]
-    factor, record = rounding(bfloat16), 5 if reset_after else 4
+    factor = rounded if bfloat16 else lambda array: array
+    record = 5 if reset_after else 4  # numbers that are saved of a unit
     shape = like(d_h_last)
     shapes = [
         shape((directions, steps, batch, 3 * size)),
@@ -170,22 +172,6 @@ def over_steps(d: Array, factors: Array) -> Array:
     """d' factors for each direction: a sum over all steps and rows, in parts, which rounds less."""
     parts = zip(*(jnp.array_split(each, PARTS, axis=1) for each in (d, factors)), strict=True)
     return sum((a.mT @ b for a, b in parts), start=jnp.zeros((), d.dtype))
-
-
-def rounding(bfloat16: bool) -> Callable[[Array], Array]:
-    """What makes a factor of the products around the kernel."""
-    return to_bfloat16 if bfloat16 else as_is
-
-
-def to_bfloat16(array: Array) -> Array:
-    """The array's numbers rounded to bfloat16: not by a cast there and back, which XLA leaves
-    out."""
-    return jax.lax.reduce_precision(array, 8, 7)
-
-
-def as_is(array: Array) -> Array:
-    """The array."""
-    return array
 
 
 def run(

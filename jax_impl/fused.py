@@ -113,27 +113,13 @@ def forward(
     bfloat16: bool = False,
 ) -> Sequence[Array]:
     """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
-    shapes = forward_shapes(
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        x,
-        h0,
-        h_reset,
-        tokens,
-        lengths,
-        resets,
-        reverse,
-        reset_after,
-        return_sequences,
-        save,
-    )
+    weights = (*weight_ih, *weight_hh, *bias_ih, *bias_hh)
+    given = (x, h0, h_reset, tokens, lengths, resets, reverse, reset_after, return_sequences, save)
+    shapes = forward_shapes(weight_ih, weight_hh, bias_ih, bias_hh, *given)
     call = jax.ffi.ffi_call("gru_forward", shapes, vmap_method="sequential")
     states = (h0, or_empty(h_reset, h0.dtype))
     places = (or_empty(tokens, jnp.int32), here(lengths), or_empty(resets, bool))
-    arguments = (*weight_ih, *weight_hh, *bias_ih, *bias_hh, x, *states, *places)
-    return call(*arguments, **attributes(reverse, reset_after, bfloat16))
+    return call(*weights, x, *states, *places, **attributes(reverse, reset_after, bfloat16))
 
 
 def forward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
@@ -167,20 +153,8 @@ def backward(
 ) -> Sequence[Array]:
     """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and h_reset, or an
     empty one; without of_x, that of x is empty."""
-    shapes = backward_shapes(
-        weight_ih,
-        weight_hh,
-        x,
-        d_outputs,
-        d_h_last,
-        saved,
-        tokens,
-        lengths,
-        resets,
-        reverse,
-        reset_after,
-        of_x,
-    )
+    given = (x, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse, reset_after, of_x)
+    shapes = backward_shapes(weight_ih, weight_hh, *given)
     call = jax.ffi.ffi_call("gru_backward", shapes, vmap_method="sequential")
     places = (or_empty(tokens, jnp.int32), here(lengths), or_empty(resets, bool))
     arguments = (*weight_ih, *weight_hh, x, d_outputs, d_h_last, saved, *places)

@@ -24,7 +24,6 @@ from jaxtyping import Bool, DTypeLike, Float, Int
 
 from common.arguments import FLOATS, OPTIONAL, check_bool, check_cell, check_mapping, check_range
 from common.cells import Cell
-from common.params import GRU_PARAMETERS
 
 HALF = (jnp.bfloat16, jnp.float16)
 
@@ -224,7 +223,7 @@ def run(
         x, last = recurrence.compute(
             x,
             tokens,
-            [layer_weights(cell, parameters, number, side) for side in directions],
+            [cell.weights(parameters, number, side) for side in directions],
             lengths,
             h0[own_states],
             resets,
@@ -235,13 +234,6 @@ def run(
         tokens = None
         h_last.append(last)
     return x.astype(dtype), jnp.concatenate(h_last).astype(dtype)
-
-
-def layer_weights(
-    cell: Cell, parameters: Mapping[str, Array], layer: int, direction: str
-) -> Weights:
-    """The weights of one direction of a layer."""
-    return [parameters[f"{cell.name}.{layer}.{direction}.{name}"] for name in GRU_PARAMETERS]
 
 
 def check_arrays(

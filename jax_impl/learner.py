@@ -119,56 +119,14 @@ class Learner(learner.Learner):
         if rows is not None:
             zeros = jax.tree.map(jnp.zeros_like, self.state)
             gradients = self._put(zeros, gradients, jnp.asarray(rows))
-        return float(loss), self._read(gradients)
+        return float(loss), self._named(gradients)
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
         model = nnx.merge(self.graph, self.state, self.frozen)
         parameters = canonical(model, model.names)
-        distinct, tokens, lengths, labels = self._arrays(batch)
-        config = self.config
-        found = explain(
-            parameters,
-            model.vectors[...],
-            distinct,
-            tokens,
-            lengths,
-            labels,
-            self._ratios(batch),
-            reset_after=config.reset_after,
-            pooling=config.pooling,
-            relu=config.relu,
-        )
+        arrays, beside = self._arrays(batch), self._ratios(batch)
+        found = explain(parameters, model.vectors[...], *arrays, ratios=beside, config=self.config)
         return {name: np.asarray(value) for name, value in found.items()}
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        return self._read(self.state)
-
-    def averaged(self) -> dict[str, np.ndarray]:
-        return self._read(self.state if self.average is None else self.average)
-
-    def optimizer_state(self) -> dict[str, np.ndarray]:
-        state = {"step": np.array(int(optax.tree.get(self.moments, "count")))}
-        for ours, theirs in MOMENTS.items():
-            values = self._read(optax.tree.get(self.moments, theirs))
-            state |= {f"{ours}.{name}": value for name, value in values.items()}
-        if self.average is not None:
-            state |= {f"average.{name}": value for name, value in self.averaged().items()}
-        return state
-
-    def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
-        self.state = self._written(parameters)
-        self.average = None if self.average is None else self._written(parameters)
-        if optimizer_state is None:
-            return
-        self.taken = int(optimizer_state["step"])
-        if self.average is not None:
-            named = {name: optimizer_state[f"average.{name}"] for name in parameters}
-            self.average = self._written(named)
-        for ours, theirs in MOMENTS.items():
-            values = {name: optimizer_state[f"{ours}.{name}"] for name in parameters}
-            self.moments = optax.tree.set(self.moments, **{theirs: self._written(values)})
-        count = jnp.asarray(optimizer_state["step"], jnp.int32)
-        self.moments = optax.tree.set(self.moments, count=count)
 
     def _optimizer(self, rate: Any = None) -> optax.GradientTransformation:
         """With steps of another size than --learning-rate, if that is given."""
@@ -324,14 +282,26 @@ class Learner(learner.Learner):
             average = optax.incremental_update(state, average, 1 - self.training.ema)
         return state, moments, average, norm
 
-    def _read(self, state: nnx.State) -> dict[str, np.ndarray]:
-        model = nnx.merge(self.graph, state, self.frozen)
-        return {name: np.array(value) for name, value in canonical(model, model.names).items()}
+    def _read(self, kind: str) -> dict[str, np.ndarray]:
+        if kind in MOMENTS:
+            return self._named(optax.tree.get(self.moments, MOMENTS[kind]))
+        return self._named(self.average if kind == "average" else self.state)
 
-    def _written(self, values: Arrays) -> nnx.State:
+    def _write(self, kind: str, values: Arrays) -> None:
         model = nnx.merge(self.graph, self.state, self.frozen)
         register(model, values, model.vectors[...].dtype)
-        return jax.device_put(nnx.state(model, nnx.Param), self.device)
+        state = jax.device_put(nnx.state(model, nnx.Param), self.device)
+        if kind in MOMENTS:
+            new = {MOMENTS[kind]: state, "count": jnp.asarray(self.taken, jnp.int32)}
+            self.moments = optax.tree.set(self.moments, **new)
+        elif kind == "average":
+            self.average = state
+        else:
+            self.state = state
+
+    def _named(self, state: Any) -> dict[str, np.ndarray]:
+        model = nnx.merge(self.graph, state, self.frozen)
+        return {name: np.array(value) for name, value in canonical(model, model.names).items()}
 
     @staticmethod
     def _is_state(tree: Any) -> bool:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from common.params import cell_of, structure
+from common.params import ModelConfig, cell_of, structure
 from jax_impl.classifier import CELLS, head, pool
-from jax_impl.layers import layer_weights, project, run, unroll, within
+from jax_impl.layers import project, run, unroll, within
 
 
 def trace(
@@ -40,14 +40,14 @@ def trace(
     mask = within(lengths, len(x))[..., None]
     found = []
     for i, direction in enumerate(directions):
-        weight_ih, U, bias_ih, c = layer_weights(cell, parameters, layers - 1, direction)
+        weight_ih, U, bias_ih, c = cell.weights(parameters, layers - 1, direction)
         a, h0 = project(x, weight_ih, bias_ih), jnp.zeros_like(nudges[i, 0])
         how = {"reverse": direction == "backward", "reset_after": reset_after}
         found.append(unroll(cell.step, a, mask, h0, U, c, None, nudges[i], **how)[1])
     return {name: jnp.stack([each[name] for each in found]) for name in found[0]}
 
 
-@partial(jax.jit, static_argnames=("reset_after", "pooling", "relu"))
+@partial(jax.jit, static_argnames="config")
 def explain(
     parameters: Mapping[str, Array],
     vectors: Float[Array, "V D"],
@@ -55,11 +55,9 @@ def explain(
     tokens: Int[Array, "T B"],
     lengths: Int[Array, " B"],
     labels: Int[Array, " B"],
-    ratios: Float[Array, "T B E"] | None = None,
     *,
-    reset_after: bool,
-    pooling: str = "last",
-    relu: bool = True,
+    ratios: Float[Array, "T B E"] | None,
+    config: ModelConfig,
 ) -> dict[str, Array]:
     """How a classifier comes to its answers on a batch, step by step; every layer counts.
 
@@ -80,13 +78,13 @@ def explain(
     def asked_about(
         x: Float[Array, "T B D"], nudges: Float[Array, "R T B H"]
     ) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], dict[str, Array]]:
-        found = trace(parameters, x, lengths, nudges, reset_after=reset_after)
+        found = trace(parameters, x, lengths, nudges, reset_after=config.reset_after)
         states = found["states"][..., :size]
         h_last = jnp.stack([each[end] for each, end in zip(states, (-1, 0), strict=False)])
         outputs = jnp.concatenate(list(states), -1)
         outputs = jnp.where(within(lengths, len(outputs))[..., None], outputs, 0)
-        features = pool(outputs, h_last, lengths, pooling)
-        logits = head(parameters, features, relu=relu)
+        features = pool(outputs, h_last, lengths, config.pooling)
+        logits = head(parameters, features, relu=config.relu)
         asked = labels[:, None] == jnp.arange(logits.shape[1])
         loss = -(asked * jax.nn.log_softmax(logits)).sum()
         return ((asked * logits).sum(), loss), {**found, "logits": logits}

@@ -545,9 +545,9 @@ FAULTS = [
     ),
     Fault(
         "PyTorch: an array that is not contiguous is taken as if it were",
-        TORCH,
-        "if not array.is_cpu or not array.is_contiguous() or array.is_neg():",
-        "if not array.is_cpu or array.is_neg():",
+        "torch_impl/cuda.py",
+        "if array.device != device or not array.is_contiguous() or array.is_neg():",
+        "if array.device != device or array.is_neg():",
         ARGUMENTS,
     ),
     Fault(

@@ -44,8 +44,7 @@ def run(jobs: list[Job], at_once: int) -> tuple[list[tuple[str, str]], list[str]
 
 @several_cores
 def test_each_has_cores_of_its_own(programs: Path) -> None:
-    # The cores are given after the start: the program looks a little later.
-    text = "import os, time; time.sleep(0.5); print(*os.sched_getaffinity(0)); time.sleep(0.5)"
+    text = "import os, time; print(*os.sched_getaffinity(0)); time.sleep(0.5)"
     lines, ended = run([write(programs, name, text) for name in ("first", "second")], 2)
     first, second = ({int(core) for core in line.split()} for _, line in lines)
     assert first and second and not first & second

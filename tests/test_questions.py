@@ -300,4 +300,4 @@ def test_compare_answers_the_questions_and_trains_only_once(
 
 def test_no_seeds_get_one_clear_line(command: Command) -> None:
     status, _, error = command(compare.main, "questions", "--seeds", "0")
-    assert (status, error) == (2, "error: --seeds 0: must be at least 1\n")
+    assert (status, error) == (2, "error: --seeds 0: expected `int` >= 1\n")

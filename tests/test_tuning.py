@@ -157,7 +157,7 @@ def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
         (("--storage", "sqlite:////nowhere/trials.sqlite3"), "--storage sqlite:////nowhere"),
         (("--storage", "trials"), "--storage trials: cannot be opened"),
         (("--storage", f"sqlite:///{__file__}"), "cannot be opened"),
-        (("--trials", 0), "--trials 0: must be at least 1"),
+        (("--trials", 0), "--trials 0: expected `int` >= 1"),
         (("--frameworks", "sklearn"), "--frameworks sklearn: tune is for torch and jax"),
         (("--models", "linear"), "--models linear: tune is for gru, bigru"),
         (("--validation-size", 500), "--validation-size 500: leaves nothing of 192 reviews"),

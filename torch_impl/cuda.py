@@ -7,7 +7,7 @@ and `backward` are those of fused.py, which has all else: how they are different
 operators.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,9 +18,12 @@ from torch import Tensor
 
 from common.arguments import check_shape, dtype_name
 from common.kernels import cuda
+from torch_impl.bfloat16 import rounded
 from torch_impl.layers import without_padding
 
+CPU = torch.device("cpu")
 PARTS = 4  # of the long sums
+OTHERS = {"tokens": torch.int32, "lengths": torch.int32, "resets": torch.bool}  # than float32
 
 
 def available(device: str = "cuda", dtype: Any = "float32", size: int | None = None) -> bool:
@@ -82,7 +85,7 @@ def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     lengths, resets, reverse, reset_after, _, _, bfloat16 = given_too
     directions, batch, size = h0.shape
     steps, distinct = read_sizes(x, tokens, batch)
-    factor = rounding(bfloat16)
+    factor = rounded if bfloat16 else lambda array: array
     rows = factor(x.flatten(0, -2))
     projections = torch.stack(
         [torch.addmm(b, rows, factor(W).T) for W, b in zip(weight_ih, bias_ih, strict=True)]
@@ -110,7 +113,8 @@ def backward(*given: Any) -> list[Tensor]:
     lengths, resets, reverse, reset_after, of_x, bfloat16 = given_too
     directions, batch, size = d_h_last.shape
     steps, distinct = read_sizes(x, tokens, batch)
-    factor, record = rounding(bfloat16), 5 if reset_after else 4
+    factor = rounded if bfloat16 else lambda array: array
+    record = 5 if reset_after else 4  # numbers that are saved of a unit
     d_a = saved.new_empty(directions, steps * batch, 3 * size)
     d_q = saved.new_empty(directions, steps * batch if reset_after else 0, size)
     d_h0, d_h_reset = torch.empty_like(d_h_last), torch.empty_like(d_h_last)
@@ -182,21 +186,6 @@ def over_steps(d: Tensor, factors: Tensor) -> Tensor:
     return sum((a.mT @ b for a, b in parts), start=d.new_zeros(()))
 
 
-def rounding(bfloat16: bool) -> Callable[[Tensor], Tensor]:
-    """What makes a factor of the products around the kernel."""
-    return to_bfloat16 if bfloat16 else as_is
-
-
-def to_bfloat16(array: Tensor) -> Tensor:
-    """The array's numbers rounded to bfloat16."""
-    return array.bfloat16().float()
-
-
-def as_is(array: Tensor) -> Tensor:
-    """The array."""
-    return array
-
-
 def run(
     arrays: dict[str, tuple[Tensor | None, tuple[int, ...]]],
     weight_hh: Sequence[Tensor],
@@ -232,8 +221,9 @@ def run(
     }
     call = cuda.Call(*[None] * 17, *sizes)
     for name, (found, shape) in given.items():
-        dtype = {"tokens": torch.int32, "lengths": torch.int32, "resets": torch.bool}.get(name)
-        setattr(call, name, address(name, found, shape, dtype or torch.float32, device))
+        if found is not None:
+            dtype = OTHERS.get(name, torch.float32)
+            setattr(call, name, address(name, found, shape, dtype, device))
     call.reverse[:] = [*reverse, False][:2]
     with current(device):
         stream = 1 if cuda.rehearsed else torch.cuda.current_stream(device).cuda_stream
@@ -246,19 +236,28 @@ def current(device: torch.device) -> AbstractContextManager:
 
 
 def address(
-    name: str, array: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    name: str,
+    array: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device = CPU,
 ) -> int | None:
-    """Where in memory an array lies; None, which the kernel takes for absent, if it is empty.
+    """Where in memory an array lies; None, which a kernel takes for absent, if it is empty.
 
-    Raises ValueError or TypeError for one of another shape, dtype or device, or not contiguous.
+    Raises ValueError or TypeError for an array of another shape, dtype or device, or that is not
+    dense and contiguous.
     """
-    if array is None:
-        return None
-    check_shape(name, array, *shape)
+    if not isinstance(array, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, found {type(array).__name__}")
+    if array.shape != shape:
+        check_shape(name, array, *shape)
     if array.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype}, found {array.dtype}")
     if array.device != device or not array.is_contiguous() or array.is_neg():
         raise ValueError(f"{name}: expected a contiguous tensor on {device}")
-    if array.numel() and not array.data_ptr():
+    if not array.numel():
+        return None
+    place = array.data_ptr()
+    if not place:
         raise ValueError(f"{name}: expected a tensor with memory, found {type(array).__name__}")
-    return array.data_ptr() or None
+    return place

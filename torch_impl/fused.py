@@ -26,6 +26,7 @@ from common.arguments import check_shape, dtype_name
 from common.kernels import cuda as gpu
 from common.params import GRU_PARAMETERS
 from torch_impl import cuda
+from torch_impl.cuda import address
 from torch_impl.layers import Found, Weights, forward_mode, plain, transformed
 
 # Asked once: torch.compile does not trace how.
@@ -147,32 +148,17 @@ def forward(
     """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
     if forward_mode():  # an operator would silently leave the derivative out
         raise RuntimeError(f"gru::forward, the operator, has no derivative forward: {INSTEAD}")
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    places = (tokens, lengths, resets, reverse)
+    given = (*weights, x, h0, h_reset, *places, reset_after, return_sequences, save)
     if on_gpu(x):
-        weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-        places = (tokens, lengths, resets, reverse)
-        how = (reset_after, return_sequences, save, bfloat16)
-        return cuda.forward(*weights, x, h0, h_reset, *places, *how)
+        return cuda.forward(*given, bfloat16)
     biases = {"bias_ih": bias_ih, "bias_hh": bias_hh}
     check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, **biases, h0=h0)
     call, directions = describe(
         weight_ih, weight_hh, x, tokens, lengths, resets, h0, reverse, reset_after, bfloat16
     )
-    outputs, h_last, saved = forward_shapes(
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        x,
-        h0,
-        h_reset,
-        tokens,
-        lengths,
-        resets,
-        reverse,
-        reset_after,
-        return_sequences,
-        save,
-    )
+    outputs, h_last, saved = forward_shapes(*given)
     of_h0 = address("h0", h0, h0.shape, h0.dtype)
     of_h_reset = None if h_reset is None else address("h_reset", h_reset, h0.shape, h0.dtype)
     of_outputs, of_h_last, of_saved = (
@@ -223,10 +209,11 @@ def backward(
 ) -> list[Tensor]:
     """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and, with resets,
     h_reset; without of_x, that of x is empty."""
+    places = (tokens, lengths, resets, reverse)
+    given = (weight_ih, weight_hh, x, d_outputs, d_h_last, saved, *places, reset_after, of_x)
     if on_gpu(x):
-        given = (x, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse)
         with exactly(d_h_last.device.type):
-            return cuda.backward(weight_ih, weight_hh, *given, reset_after, of_x, bfloat16)
+            return cuda.backward(*given, bfloat16)
     check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, d_h_last=d_h_last)
     call, directions = describe(
         weight_ih, weight_hh, x, tokens, lengths, resets, d_h_last, reverse, reset_after, bfloat16
@@ -240,20 +227,7 @@ def backward(
         steps = 0 if d_outputs.shape[:1] == (0,) else call.steps
         shape = (steps, call.batch, R * call.hidden)
         of_d_outputs = address("d_outputs", d_outputs, shape, dtype)
-    gradients = backward_shapes(
-        weight_ih,
-        weight_hh,
-        x,
-        d_outputs,
-        d_h_last,
-        saved,
-        tokens,
-        lengths,
-        resets,
-        reverse,
-        reset_after,
-        of_x,
-    )
+    gradients = backward_shapes(*given)
     *of_weights, of_d_x, of_d_h0 = (each.data_ptr() or None for each in gradients[: 4 * R + 2])
     call.d_x = of_d_x
     row = call.hidden * d_h_last.element_size()
@@ -549,24 +523,17 @@ def describe(
         raise TypeError(f"bfloat16: of float32 arrays only, found {dtype}")
     check_shape("h0", h0, "R", "B", "H")
     R, batch, size = h0.shape
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, found {type(x).__name__}")
-    if tokens is None:
-        check_shape("x", x, "T", batch, "D")
-        of_tokens, steps = None, x.shape[0]
-    else:
-        check_shape("x", x, "K", "D")
-        check_shape("tokens", tokens, "T", batch)
+    steps, distinct = cuda.read_sizes(x, tokens, batch)
+    of_tokens, inputs = None, x.shape[-1]
+    if tokens is not None:
         # An empty array has no address, yet NULL would say that there are no tokens.
         of_tokens = address("tokens", tokens, tokens.shape, torch.int32) or 1
-        steps = tokens.shape[0]
-    inputs = x.shape[-1]
     call = kernels.Problem(
         steps=steps,
         batch=batch,
         inputs=inputs,
         hidden=size,
-        distinct=x.shape[0] * (batch if tokens is None else 1),
+        distinct=distinct,
         x=address("x", x, x.shape, dtype),
         tokens=of_tokens,
         lengths=address("lengths", lengths, (batch,), torch.int32),
@@ -585,28 +552,6 @@ def describe(
         direction.weight_ih = address(f"weight_ih[{i}]", weight_ih[i], (3 * size, inputs), dtype)
         direction.weight_hh = address(f"weight_hh[{i}]", weight_hh[i], (3 * size, size), dtype)
     return call, directions
-
-
-def address(name: str, array: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
-    """Where in memory an array lies; None, which the kernel takes for absent, if it is empty.
-
-    Raises ValueError or TypeError for an array of another shape or dtype, or that is not dense,
-    contiguous and on the CPU.
-    """
-    if not isinstance(array, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, found {type(array).__name__}")
-    if array.shape != shape:
-        check_shape(name, array, *shape)
-    if array.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, found {array.dtype}")
-    if not array.is_cpu or not array.is_contiguous() or array.is_neg():
-        raise ValueError(f"{name}: expected a contiguous tensor on the CPU")
-    if not array.numel():
-        return None
-    place = array.data_ptr()
-    if not place:
-        raise ValueError(f"{name}: expected a tensor with memory, found {type(array).__name__}")
-    return place
 
 
 def within_memory(place: int | None, offset: int) -> int | None:

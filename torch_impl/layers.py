@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from common.arguments import OPTIONAL, check_bool, check_cell, check_mapping, check_range
 from common.cells import Cell
-from common.params import GRU_PARAMETERS
 
 HALF = (torch.bfloat16, torch.float16)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -241,7 +240,7 @@ def run(
         x, last = recurrence.compute(
             x,
             tokens,
-            [layer_weights(cell, parameters, number, side) for side in directions],
+            [cell.weights(parameters, number, side) for side in directions],
             lengths,
             h0[own_states],
             resets,
@@ -253,13 +252,6 @@ def run(
         h_last.append(last)
     states = torch.cat(h_last) if layers > 1 else h_last[0]
     return (x.to(dtype), states.to(dtype)) if dtype in HALF else (x, states)
-
-
-def layer_weights(
-    cell: Cell, parameters: Mapping[str, Tensor], layer: int, direction: str
-) -> Weights:
-    """The weights of one direction of a layer."""
-    return [parameters[f"{cell.name}.{layer}.{direction}.{name}"] for name in GRU_PARAMETERS]
 
 
 def check_arrays(parameters: Mapping[str, Tensor], **others: Any) -> None:

@@ -128,55 +128,16 @@ class Learner(learner.Learner):
             gradient = torch.zeros_like(self.vectors)
             gradient[torch.from_numpy(rows).to(self.device)] = self.rows.grad[: len(rows)]
             self.vectors.grad = gradient
-        return loss.item(), self._read("grad")
+        return loss.item(), self._read("gradients")
 
     def explain(self, batch: Batch) -> dict[str, np.ndarray]:
         values = self.parameters().items()
         parameters = {name: torch.from_numpy(value).to(self.device) for name, value in values}
-        distinct, tokens, lengths, labels = self._arrays(batch)
-        config = self.model.config
+        arrays, beside = self._arrays(batch), self._ratios(batch)
         found = explain(
-            parameters,
-            self.model.vectors,
-            distinct,
-            tokens,
-            lengths,
-            labels,
-            self._ratios(batch),
-            reset_after=config.reset_after,
-            pooling=config.pooling,
-            relu=config.relu,
+            parameters, self.model.vectors, *arrays, ratios=beside, config=self.model.config
         )
         return {name: value.detach().cpu().numpy() for name, value in found.items()}
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        return self._read("data")
-
-    def averaged(self) -> dict[str, np.ndarray]:
-        return self._read("average" if self.average else "data")
-
-    def optimizer_state(self) -> dict[str, np.ndarray]:
-        step = next(iter(self._optimizer.state.values()))["step"]
-        state = {"step": np.array(int(step))}
-        for ours, theirs in MOMENTS.items():
-            state |= {f"{ours}.{name}": value for name, value in self._read(theirs).items()}
-        if self.average:
-            state |= {f"average.{name}": value for name, value in self.averaged().items()}
-        return state
-
-    def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
-        self._write("data", parameters)
-        self._write("average", parameters)
-        if optimizer_state is None:
-            return
-        self.taken = int(optimizer_state["step"])
-        if self.average:
-            named = {name: optimizer_state[f"average.{name}"] for name in parameters}
-            self._write("average", named)
-        for ours, theirs in MOMENTS.items():
-            self._write(theirs, {name: optimizer_state[f"{ours}.{name}"] for name in parameters})
-        for state in self._optimizer.state.values():
-            state["step"].fill_(float(optimizer_state["step"]))
 
     @cached_property
     def _optimizer(self) -> torch.optim.Adam:
@@ -292,34 +253,35 @@ class Learner(learner.Learner):
         for moment in MOMENTS.values():
             whole[moment][rows] = part[moment]
 
-    # What is read and written: "data" or "grad" of the parameters, their "average", or one of
-    # Adam's moments.
     # nn.GRU's are converted; where the sign of its layout differs from ours, the conversion
     # negates, but squares have none.
 
-    def _read(self, what: str) -> dict[str, np.ndarray]:
-        values = {name: value.cpu().numpy().copy() for name, value in self._tensors(what).items()}
+    def _read(self, kind: str) -> dict[str, np.ndarray]:
+        values = {name: value.cpu().numpy().copy() for name, value in self._tensors(kind).items()}
         if self.model.config.builtin:
             ngrams = self.model.config.ngrams
             values = convert.from_format("torch", values, reset_after=True, ngrams=ngrams)
-        return {name: abs(v) for name, v in values.items()} if what == "exp_avg_sq" else values
+        return {n: abs(v) for n, v in values.items()} if kind == "second_moment" else values
 
-    def _write(self, what: str, values: Arrays) -> None:
+    def _write(self, kind: str, values: Arrays) -> None:
         if self.model.config.builtin:
             ngrams = self.model.config.ngrams
             values = convert.to_format("torch", values, reset_after=True, ngrams=ngrams)
-        for name, tensor in self._tensors(what).items():
+        for name, tensor in self._tensors(kind).items():
             value = torch.from_numpy(values[name])
-            tensor.copy_(value.abs() if what == "exp_avg_sq" else value)
+            tensor.copy_(value.abs() if kind == "second_moment" else value)
+        for state in self._optimizer.state.values() if kind in MOMENTS else ():
+            state["step"].fill_(self.taken)
 
-    def _tensors(self, what: str) -> dict[str, Tensor]:
+    def _tensors(self, kind: str) -> dict[str, Tensor]:
         named = canonical(self.model, self.model.names)
         if isinstance(self.model, BuiltinClassifier):
             named |= self.model.builtin_names()
-        if what in ("data", "grad"):
-            return {name: getattr(parameter, what) for name, parameter in named.items()}
-        if what == "average":
-            pairs = zip(self.model.parameters(), self.average, strict=False)
+        if part := {"parameters": "data", "gradients": "grad"}.get(kind):
+            return {name: getattr(parameter, part) for name, parameter in named.items()}
+        if kind == "average":
+            pairs = zip(self.model.parameters(), self.average, strict=True)
             of = {id(parameter): each for parameter, each in pairs}
-            return {n: of[id(parameter)] for n, parameter in named.items() if of}
-        return {name: self._optimizer.state[parameter][what] for name, parameter in named.items()}
+            return {name: of[id(parameter)] for name, parameter in named.items()}
+        moment = MOMENTS[kind]
+        return {name: self._optimizer.state[parameter][moment] for name, parameter in named.items()}

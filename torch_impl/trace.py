@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from common.params import cell_of, structure
+from common.params import ModelConfig, cell_of, structure
 from torch_impl.classifier import CELLS, head, pool
-from torch_impl.layers import layer_weights, project, run, unroll, within
+from torch_impl.layers import project, run, unroll, within
 
 
 def trace(
@@ -39,7 +39,7 @@ def trace(
     mask = within(lengths, len(x))[..., None]
     found = []
     for i, direction in enumerate(directions):
-        weight_ih, U, bias_ih, c = layer_weights(cell, parameters, layers - 1, direction)
+        weight_ih, U, bias_ih, c = cell.weights(parameters, layers - 1, direction)
         a, h0 = project(x, weight_ih, bias_ih), torch.zeros_like(nudges[i, 0])
         how = {"reverse": direction == "backward", "reset_after": reset_after}
         found.append(unroll(cell.step, a, mask, h0, U, c, None, nudges[i], **how)[1])
@@ -53,11 +53,9 @@ def explain(
     tokens: Int[Tensor, "T B"],
     lengths: Int[Tensor, " B"],
     labels: Int[Tensor, " B"],
-    ratios: Float[Tensor, "T B E"] | None = None,
     *,
-    reset_after: bool,
-    pooling: str = "last",
-    relu: bool = True,
+    ratios: Float[Tensor, "T B E"] | None,
+    config: ModelConfig,
 ) -> dict[str, Tensor]:
     """How a classifier comes to its answers on a batch, step by step; every layer counts.
 
@@ -75,13 +73,13 @@ def explain(
     cell = CELLS[cell_of(parameters)]
     size = parameters[f"{cell.name}.0.forward.weight_hh"].shape[1]
     nudges = x.new_zeros(len(directions), *tokens.shape, cell.states * size, requires_grad=True)
-    found = trace(parameters, x, lengths, nudges, reset_after=reset_after)
+    found = trace(parameters, x, lengths, nudges, reset_after=config.reset_after)
     states = found["states"][..., :size]
     h_last = torch.stack([each[end] for each, end in zip(states, (-1, 0), strict=False)])
     outputs = torch.cat(list(states), -1)
     outputs = torch.where(within(lengths, len(outputs))[..., None], outputs, 0)
-    features = pool(outputs, h_last, lengths, pooling)
-    logits = head(parameters, features, relu=relu)
+    features = pool(outputs, h_last, lengths, config.pooling)
+    logits = head(parameters, features, relu=config.relu)
     asked = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
     loss = -(asked * torch.log_softmax(logits, dim=-1)).sum()
     (d_x,) = torch.autograd.grad((asked * logits).sum(), x, retain_graph=True)

@@ -82,4 +82,5 @@ def write_run(
         files.replace(folder / "log.jsonl", b"")
         checkpoint.save_checkpoint(folder, about, state, values, moments, {})
         # For prediction. It has not been tested here: so its metrics are empty.
-        run_directory.finish(folder, about, found.vectors, values, metrics={})
+        tensors = {run_directory.VECTORS: {"vectors": matrix}, run_directory.MODEL: values}
+        run_directory.write(folder, about, found.vectors.words, {}, tensors)

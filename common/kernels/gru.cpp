@@ -198,16 +198,13 @@ struct InstructionSet {
   Kernels<double> of_double;
   Kernels<float> of_pairs;
   template <class T>
-  const Kernels<T> &of(bool bfloat16) const;
+  const Kernels<T> &of(bool bfloat16) const {
+    if constexpr (std::is_same_v<T, double>)
+      return of_double;
+    else
+      return bfloat16 ? of_pairs : of_float;
+  }
 };
-template <>
-const Kernels<float> &InstructionSet::of<float>(bool bfloat16) const {
-  return bfloat16 ? of_pairs : of_float;
-}
-template <>
-const Kernels<double> &InstructionSet::of<double>(bool) const {
-  return of_double;
-}
 
 #if defined(__x86_64__) || defined(__i386__)
 bool has_avx512() {
@@ -513,8 +510,6 @@ int gru_backward(const gru_problem *problem, const gru_direction *directions) {
 int64_t gru_saved_size(int64_t steps, int64_t batch, int64_t hidden, int32_t reset_after) {
   return steps * batch * hidden * (reset_after ? 5 : 4);
 }
-
-int gru_cores(void) { return count_cores(); }
 
 int gru_bfloat16(void) { return find_instruction_set("avx512bf16") != nullptr; }
 

@@ -43,7 +43,7 @@ typedef struct {
   int32_t nn_order;   /* of gru_forward: the gates of weights and biases are in nn.GRU's order, r, z,
                          n, and z says how much of the state is kept */
   int32_t directions; /* 1 or 2 */
-  int32_t threads;    /* at most this many, at least 1, and never more than gru_cores() */
+  int32_t threads;    /* at most this many, at least 1, and never more than its cores */
   int32_t openmp;     /* take the threads of the process's own OpenMP runtime, where it has one:
                          waiting for work they spin, and would slow down threads beside them */
   int32_t bfloat16;   /* of floats: what every product of matrices multiplies is rounded to bfloat16
@@ -77,9 +77,6 @@ GRU_API int gru_backward(const gru_problem *problem, const gru_direction *direct
 
 /* Elements that one direction's forward saves for its backward: 4 per unit and step, or 5. */
 GRU_API int64_t gru_saved_size(int64_t steps, int64_t batch, int64_t hidden, int32_t reset_after);
-
-/* Cores this process may use. */
-GRU_API int gru_cores(void);
 
 /* Whether this processor multiplies bfloat16 numbers itself; elsewhere, their products take longer
    than those of floats. */

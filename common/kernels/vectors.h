@@ -64,11 +64,6 @@ INLINE void store(T *p, Vector<T> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
 
-template <class T>
-INLINE void copy(T *to, const T *from, int64_t n) {
-  for (int64_t i = 0; i < n; i += Simd<T>::width) store(to + i, load(from + i, n - i), n - i);
-}
-
 constexpr double inverse_factorial(int k) { return k < 2 ? 1. : inverse_factorial(k - 1) / k; }
 
 // e^x = scale * (1 + m), where scale = 2^k and m = e^(x - k ln 2) - 1 by its Taylor series, which
@@ -142,7 +137,7 @@ INLINE void store_rows(E *to, const Number<E> *row, const Number<E> *next, int64
 // The numbers of a row as a product's left factor.
 template <class T>
 INLINE void copy_row(T *to, const T *from, int64_t n) {
-  copy(to, from, n);
+  for (int64_t i = 0; i < n; i += Simd<T>::width) store(to + i, load(from + i, n - i), n - i);
 }
 
 INLINE void copy_row(Pair *to, const float *from, int64_t n) {

@@ -17,7 +17,8 @@
 
 namespace {
 
-ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool backward,
+template <bool backward>
+ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
                        ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
                        int32_t threads) {
   const size_t R = reverse.size(), of_args = backward ? 2 * R + 7 : 4 * R + 6,
@@ -129,18 +130,6 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results, bool
   return ffi::Error::Success();
 }
 
-ffi::Error xla_forward(ffi::RemainingArgs args, ffi::RemainingRets results,
-                       ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
-                       int32_t threads) {
-  return execute_xla(args, results, false, reverse, reset_after, bfloat16, threads);
-}
-
-ffi::Error xla_backward(ffi::RemainingArgs args, ffi::RemainingRets results,
-                        ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
-                        int32_t threads) {
-  return execute_xla(args, results, true, reverse, reset_after, bfloat16, threads);
-}
-
 auto binding() {
   return ffi::Ffi::Bind()
       .RemainingArgs()
@@ -155,6 +144,6 @@ auto binding() {
 
 extern "C" GRU_API XLA_FFI_Error *gru_xla_forward(XLA_FFI_CallFrame *);
 extern "C" GRU_API XLA_FFI_Error *gru_xla_backward(XLA_FFI_CallFrame *);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gru_xla_forward, xla_forward, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gru_xla_backward, xla_backward, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gru_xla_forward, execute_xla<false>, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gru_xla_backward, execute_xla<true>, binding());
 #endif

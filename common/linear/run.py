@@ -93,7 +93,7 @@ def finished(folder: Path, options: LinearConfig) -> dict[str, Any] | None:
 def write(
     folder: Path, about: About, vocabulary: Sequence[str], model: Linear, metrics: dict[str, Any]
 ) -> None:
-    """Write what a finished run leaves. Raises InputError where that fails."""
+    """Write what a finished run leaves: see run_directory.write."""
     codes = {f"codes.{n}": each for n, each in enumerate(model.codes, 1)}
     tensors = {"weight": model.weight, "bias": model.bias, **codes}
     run_directory.write(folder, about, vocabulary, metrics, {MODEL: tensors})

@@ -47,11 +47,7 @@ def train(options: LinearConfig) -> dict[str, Any]:
             return done
         elif problem := _problem(out, options):
             raise InputError(f"{out}: {problem}; --restart trains anew in its place")
-        results = _train(options, out)
-    low, high = results["accuracy_interval"]
-    say(f"Accuracy: {results['accuracy']:.2%}")
-    say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {out}")
-    return results
+        return _train(options, out)
 
 
 def _problem(out: Path, options: LinearConfig) -> str:
@@ -118,10 +114,6 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
             "vocabulary": len(texts.vocabulary),
         },
     }
-    from common.report import figures  # Altair takes a second and a half to import
-
-    with files.writing(out / "figures"):
-        figures.of_run(out / "figures", results, texts.classes, options.preset)
     run.write(out, run.About(options, texts.classes), texts.vocabulary, found, results)
     return results
 

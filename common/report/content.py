@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from common.report import figures, tables
+from common.report import figures, schema, tables
 from common.report.figures import Figure
 from common.report.schema import Check, Data, Questions, Results, Run, Speed, Tuning
 
@@ -102,7 +102,7 @@ def _calibration(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _speed(speed: Speed) -> Iterator[Block]:
-    yield "figures", [figures.speed(speed.rows)]
+    yield "figures", [figures.ratios("speed", "", speed.rows, schema.REFERENCE, "quartiles")]
     yield (
         "note",
         "B reviews of up to T words through one layer of H units, measured in turns in one run; "
@@ -115,7 +115,8 @@ def _speed(speed: Speed) -> Iterator[Block]:
         yield "table", table
     if speed.inference:
         yield "heading", "Inference"
-        yield "figures", [figures.inference(speed.inference)]
+        how = (speed.inference, schema.BUILT_IN, "from p99 to p50")
+        yield "figures", [figures.ratios("inference", "In inference, ", *how)]
         yield (
             "note",
             "A call at a time, forward only, on B reviews of T words without padding; what is "

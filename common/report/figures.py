@@ -18,9 +18,7 @@ import numpy as np
 import vl_convert
 
 from common.report.schema import (
-    BUILT_IN,
     FEWEST_SEEDS,
-    REFERENCE,
     Gates,
     Interval,
     Latency,
@@ -206,9 +204,7 @@ def loss_curves(
         for x, y in zip(*points, strict=True)
     ]
     names, end = list(curves), round(max(x[-1] for x, _ in curves.values()))
-    scale, dashes = _styles(names)
-    several = len(curves) > 1
-    legend = alt.Legend(title=None, symbolType="stroke", columns=2) if several else None
+    colour, dash = _styles(names)
     zoom = alt.selection_interval(
         name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]"
     )
@@ -218,9 +214,8 @@ def loss_curves(
     base = alt.Chart(alt.Data(values=rows), height=340).encode(
         x=alt.X("epochs:Q", scale=alt.Scale(domain=[0, end], nice=False), title="epochs"),
         y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="mean cross-entropy loss (nats)"),
-        color=alt.Color("name:N", scale=scale, legend=legend),
+        color=colour,
     )
-    dash = alt.StrokeDash("name:N", scale=dashes, legend=legend)
     line = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash).add_params(zoom)
     point = base.mark_point(filled=True, size=70, clip=True).add_params(nearest)
     point = point.encode(
@@ -228,7 +223,7 @@ def loss_curves(
         tooltip=["name:N", *_numbers(".2f", "epochs"), *_numbers(".5f", "loss")],
     )
     chart = line + point
-    if several:
+    if len(names) > 1:
         switches = [
             alt.param(name=f"show_{i}", value=True, bind=alt.binding_checkbox(name=name))
             for i, name in enumerate(names)
@@ -238,17 +233,20 @@ def loss_curves(
     return Figure("loss", title, chart)
 
 
-def _styles(names: Sequence[str]) -> tuple[alt.Scale, alt.Scale]:
-    """The colour of each run's model, and how its line is drawn.
+def _styles(names: Sequence[str]) -> tuple[alt.Color, alt.StrokeDash]:
+    """The colour of each run's model, and how its line is drawn; with a legend, if it needs one.
 
     The framework twins lie on top of each other: one is dashed so that both show.
     """
     models = [name.rpartition(" ")[2] for name in names]
-    colours = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
+    of_models = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
+    colours = alt.Scale(domain=list(names), range=[of_models[model] for model in models])
     dashes = [[5, 3] if name.startswith("jax") else [1, 0] for name in names]
+    dashed = alt.Scale(domain=list(names), range=dashes)
+    legend = alt.Legend(title=None, symbolType="stroke", columns=2) if names[1:] else None
     return (
-        alt.Scale(domain=list(names), range=[colours[model] for model in models]),
-        alt.Scale(domain=list(names), range=dashes),
+        alt.Color("name:N", scale=colours, legend=legend),
+        alt.StrokeDash("name:N", scale=dashed, legend=legend),
     )
 
 
@@ -265,11 +263,8 @@ def reliability(runs: Sequence[Run]) -> Figure:
     scale = alt.Scale(domain=ends, nice=False, zero=False)
     x = alt.X("confidence:Q", title="probability of the answer", scale=scale).axis(format="~%")
     y = alt.Y("accuracy:Q", title="share that is right", scale=scale).axis(format="~%")
-    colours, dashes = _styles([run.name for run in runs])
-    legend = alt.Legend(title=None, symbolType="stroke", columns=2)
-    base = alt.Chart(alt.Data(values=rows), height=340)
-    base = base.encode(x=x, y=y, color=alt.Color("name:N", scale=colours, legend=legend))
-    dash = alt.StrokeDash("name:N", scale=dashes, legend=legend)
+    colour, dash = _styles([run.name for run in runs])
+    base = alt.Chart(alt.Data(values=rows), height=340).encode(x=x, y=y, color=colour)
     line = base.mark_line(strokeWidth=2).encode(strokeDash=dash)
     tooltip = ["name:N", *_numbers(".1%", "confidence", "accuracy"), *_numbers(",", "count")]
     point = base.mark_point(filled=True, opacity=0.8)
@@ -339,28 +334,19 @@ def confusion(
     return Figure(name, title, cell + label, size * len(classes) + 60, wide=not few)
 
 
-def speed(rows: Sequence[Timed]) -> Figure:
-    """How many times as fast as REFERENCE everything is, on every task."""
-    return _ratios("speed", "", rows, REFERENCE, "quartiles")
-
-
-def inference(rows: Sequence[Latency]) -> Figure:
-    """How many times as fast as BUILT_IN everything is in inference, on every task."""
-    return _ratios("inference", "In inference, ", rows, BUILT_IN, "from p99 to p50")
-
-
-def _ratios(
+def ratios(
     name: str, start: str, rows: Sequence[Timed] | Sequence[Latency], reference: str, line: str
 ) -> Figure:
-    """start: of the title; line: what the stroke stands for."""
+    """How many times as fast as the reference everything is, on every task. start: of the title;
+    line: what the stroke stands for."""
     tasks = list(dict.fromkeys(row.name for row in rows))
     few = len(tasks) <= len(COLOURS)  # of many, those of one batch size stand together
-    ratios: dict[str, list[float]] = {}
+    of_contender: dict[str, list[float]] = {}
     found: dict[tuple[str, str], list[Timed | Latency]] = {}
     for row in rows:
-        ratios.setdefault(row.contender, []).append(row.ratio)
+        of_contender.setdefault(row.contender, []).append(row.ratio)
         found.setdefault((row.contender, row.name if few else f"B {row.B}"), []).append(row)
-    medians = {each: float(np.median(of_tasks)) for each, of_tasks in ratios.items()}
+    medians = {each: float(np.median(of_tasks)) for each, of_tasks in of_contender.items()}
     values = []
     for (each, group), timed in sorted(found.items(), key=lambda item: -medians[item[0][0]]):
         value = float(np.median([row.ratio for row in timed]))
@@ -370,7 +356,7 @@ def _ratios(
     best = max(medians, key=lambda each: medians[each])
     title = f"{start}{best} is the fastest: {medians[best]:.2f} times {reference}"
     if len(tasks) > 1:
-        title += f", the median of {len(ratios[best])} tasks"
+        title += f", the median of {len(of_contender[best])} tasks"
     stroke = f"line: {line}" if few else "dot: median, line: all tasks of that B"
     x = alt.X("low:Q", title=[f"times {reference} (logarithmic)", stroke])
     x = x.scale(type="log", base=2, nice=False, padding=20)
@@ -385,9 +371,6 @@ def trials(tuning: Tuning) -> Figure:
     for each in sorted(tuning.trials, key=lambda each: each.number):
         lowest = min(lowest, each.loss if each.state == "complete" else math.inf)
         rows.append({**_tried(each), "lowest": lowest if lowest < math.inf else None})
-    pruned, failed = (
-        sum(t.state == state for t in tuning.trials) for state in ("pruned", "failed")
-    )
     title = f"No trial of {len(rows)} came to its end"
     if best := tuning.best:
         title = (
@@ -396,8 +379,9 @@ def trials(tuning: Tuning) -> Figure:
         begun = next((t for t in tuning.trials if t.given and t is not best), None)
         if begun and begun.state == "complete":
             title += f"; the options that were given have {begun.loss:.4g}"
-    title += f"; {pruned} were given up" if pruned else ""
-    title += f"; {failed} failed" if failed else ""
+    for state, what in (("pruned", "were given up"), ("failed", "failed")):
+        if count := sum(each.state == state for each in tuning.trials):
+            title += f"; {count} {what}"
     x = alt.X("number:Q", title="trial", axis=alt.Axis(tickMinStep=1, format="d"))
     point = _loss_points(rows).encode(x=x)
     line = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="step-after", color=COLOURS[1])

@@ -16,6 +16,7 @@ from common.training.recipe import PLAIN, Recipe
 from common.training.world import ALONE, World
 
 Arrays = Mapping[str, np.ndarray]  # by the names of parameters
+MOMENTS = ("first_moment", "second_moment")  # Adam's
 
 
 class Learner(Protocol):
@@ -31,6 +32,9 @@ class Learner(Protocol):
     """How often the training step was compiled."""
     gradient_norm: SupportsFloat
     """Of the last step, over all parameters, before clipping; may still be being computed."""
+    taken: int
+    """How many steps have been."""
+    training: TrainConfig
     world: World
     asked: SupportsFloat
     """How many shares of the last step were computed by workers that were asked to stop."""
@@ -69,16 +73,34 @@ class Learner(Protocol):
 
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters."""
+        return self._read("parameters")
 
     def averaged(self) -> dict[str, np.ndarray]:
         """A copy of the moving average of the parameters; without --ema, of the parameters."""
+        return self._read("average" if self.training.ema else "parameters")
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME; with --ema, of
         average.NAME, too."""
+        kinds = (*MOMENTS, *(("average",) if self.training.ema else ()))
+        found = {f"{kind}.{name}": v for kind in kinds for name, v in self._read(kind).items()}
+        return {"step": np.array(self.taken), **found}
 
     def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
         """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
+        average = ("average",) if self.training.ema else ()
+        for kind in ("parameters", *average):
+            self._write(kind, parameters)
+        if optimizer_state is not None:
+            self.taken = int(optimizer_state["step"])
+            for kind in (*MOMENTS, *average):
+                self._write(kind, {name: optimizer_state[f"{kind}.{name}"] for name in parameters})
+
+    def _read(self, kind: str) -> dict[str, np.ndarray]:
+        """A copy of the parameters, of their average or of one of MOMENTS."""
+
+    def _write(self, kind: str, values: Arrays) -> None:
+        """The way back; with a moment, Adam's count becomes that of the steps taken."""
 
 
 _Learner = Learner  # under another name, as Framework has a Learner, too

@@ -347,16 +347,12 @@ class Trainer:
         results, vectors = self.results(), self.data.vectors
         if not self.world.first:
             return results
-        from common.report import figures  # Altair takes a second and a half to import
-
-        with files.writing(self.out / "figures"):
-            figures.of_run(self.out / "figures", results, self.data.classes, self.options.preset)
-        parameters = self.learner.parameters()
-        found = vectors, parameters, results, self.data.ratios
-        run_directory.finish(self.out, self.about, *found)
-        low, high = results["accuracy_interval"]
-        say(f"Accuracy: {results['accuracy']:.2%}")
-        say(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {self.out}")
+        beside = self.data.ratios.tensors() if self.data.ratios else {}
+        tensors = {
+            run_directory.VECTORS: {"vectors": vectors.matrix, **beside},
+            run_directory.MODEL: self.learner.parameters(),
+        }
+        run_directory.write(self.out, self.about, vectors.words, results, tensors)
         self.show(test_accuracy=results["accuracy"])
         if self.scalars:
             self.scalars.close()

@@ -37,7 +37,6 @@ from jaxtyping import Float
 
 from common import files, params
 from common.data.ngrams import Ratios
-from common.data.vectors import WordVectors
 from common.errors import InputError
 from common.files import SUMS
 from common.params import ModelConfig
@@ -139,25 +138,6 @@ def clear(folder: Path) -> None:
             files.remove(folder / name)
 
 
-def finish(
-    folder: Path,
-    about: About,
-    vectors: WordVectors,
-    parameters: Arrays,
-    metrics: dict[str, Any],
-    ratios: Ratios | None = None,
-) -> None:
-    """Write what a finished run leaves. Raises InputError where that fails."""
-    beside = ratios.tensors() if ratios else {}
-    write(
-        folder,
-        about,
-        vectors.words,
-        metrics,
-        {VECTORS: {"vectors": vectors.matrix, **beside}, MODEL: parameters},
-    )
-
-
 def write(
     folder: Path,
     about: Any,
@@ -165,10 +145,16 @@ def write(
     metrics: dict[str, Any],
     tensors: Mapping[str, Arrays],
 ) -> None:
-    """Write the files of a finished run, tensors by the name of the file, and their checksums last.
+    """Write the files of a finished run, tensors by the name of the file, and their checksums last;
+    of one that was tested, its figures before that, and say how good it is.
 
-    about: a dataclass. Raises InputError where that fails.
+    about: a dataclass with options and classes. Raises InputError where that fails.
     """
+    if metrics:
+        from common.report import figures  # Altair takes a second and a half to import
+
+        with files.writing(folder / "figures"):
+            figures.of_run(folder / "figures", metrics, about.classes, about.options.preset)
     contents = {
         CONFIG: files.to_json(dataclasses.asdict(about)),
         VOCABULARY: "".join(f"{word}\n" for word in words).encode(),
@@ -179,6 +165,10 @@ def write(
     for name, content in contents.items():
         with files.writing(folder / name):
             files.replace(folder / name, content)
+    if metrics:
+        low, high = metrics["accuracy_interval"]
+        print(f"Accuracy: {metrics['accuracy']:.2%}")
+        print(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {folder}", flush=True)
 
 
 def finished(
