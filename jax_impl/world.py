@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from common.errors import InputError
-from common.training.world import World, take_cores
+from common.training.world import World, check_address, take_cores
 
 
 @contextmanager
@@ -23,6 +23,7 @@ def join() -> Iterator[World]:
     """The workers that torchrun has started, which does no more than set environment variables, or
     srun, which JAX understands by itself."""
     take_cores()  # before JAX starts its threads
+    check_address("jax")
     if (rank := os.environ.get("RANK")) is not None:
         # Another port than that of torchrun's own store, and none that is given away at random.
         port = 10_000 + int(os.environ["MASTER_PORT"]) % 20_000

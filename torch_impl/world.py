@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.errors import InputError
-from common.training.world import World, take_cores
+from common.training.world import World, check_address, take_cores
 
 LONGEST = timedelta(days=1)  # that one may wait for another, which encodes a data set, say
 
@@ -21,6 +21,7 @@ def join() -> Iterator[World]:
     """The workers that torchrun has started, over gloo and, for what is on a GPU, NCCL."""
     backend, local_rank = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
     torch.set_num_threads(take_cores())
+    check_address("torch")
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank % torch.cuda.device_count())

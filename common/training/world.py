@@ -6,6 +6,7 @@ same for all. This file knows how they speak (`gather`), the twins' world.py ove
 
 import os
 import pickle
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +112,30 @@ def restarted() -> bool:
     """Whether the launcher has started it again, after a worker was lost."""
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(os.environ.get(name, "0") != "0" for name in counts)
+
+
+def check_address(framework: str) -> None:
+    """Raise InputError where workers on other machines could not reach this one.
+
+    They speak over gloo, which takes the address that the machine's name stands for, and many
+    machines call themselves 127.0.1.1; in PyTorch GLOO_SOCKET_IFNAME names an interface instead.
+    """
+    size = os.environ.get("WORLD_SIZE")
+    if size == os.environ.get("LOCAL_WORLD_SIZE", size):
+        return  # all are here
+    if framework == "torch" and "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "nothing"
+    if address == "nothing" or address.startswith("127."):
+        interface = ", or GLOO_SOCKET_IFNAME its interface" if framework == "torch" else ""
+        raise InputError(
+            f"this machine's name, {name}, stands for {address}, where the workers on others do "
+            f"not reach it: /etc/hosts has to give its address in the network{interface}"
+        )
 
 
 @contextmanager
