@@ -1,5 +1,6 @@
 """What the tests share: a cache of their own, small data, and the command line run in-process."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +16,25 @@ from common.data.corpus import EncodedSplit, join
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that starts empty, so that nothing hangs on what an earlier session left."""
-    folder = tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache that starts empty, so that nothing hangs on what an earlier session left.
+
+    XLA, which compiles anew for almost every test what then runs once or twice, compiles quickly,
+    and what it has compiled before not again; so it does in the processes that tests start.
+    """
+    base = tmp_path_factory.getbasetemp()  # of each of pytest-xdist's workers, in that of all
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    quick = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(folder / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRU_TWINS_CACHE", str(folder))
-        yield folder
+        patch.setenv("GRU_TWINS_CACHE", str(folder / "cache"))
+        for name, value in quick.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        yield folder / "cache"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,12 +52,20 @@ def few_compiled() -> Iterator[None]:
 
 
 @pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Where XLA compiles anew for almost everything, and it runs but once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def optimized() -> Iterator[None]:
+    """XLA compiles as for users: where bounds hang on how it rounds."""
     jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """JAX has float64."""
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -189,33 +189,43 @@ def by_torch(
     return {name: value.detach().numpy() for name, value in found.items()}
 
 
+@partial(jax.jit, static_argnames=("reset_after", "bfloat16", "implementation"))
+def pulled(
+    arrays: dict, others: tuple, cotangents: tuple, **how: bool | str
+) -> dict[str, jax.Array]:
+    """Compiled once for all draws of a size."""
+    lengths, tokens, resets = others
+
+    def layer(arrays: dict) -> tuple[jax.Array, jax.Array]:
+        return jax_impl.gru.gru(
+            arrays,
+            arrays["d_x"],
+            lengths,
+            arrays["d_h0"],
+            tokens=tokens,
+            resets=resets,
+            h_reset=arrays.get("d_h_reset"),
+            **how,
+        )
+
+    (outputs, h_last), pull = jax.vjp(layer, arrays)
+    return {"outputs": outputs, "h_last": h_last, **pull(cotangents)[0]}
+
+
 def by_jax(
     case: SimpleNamespace, reset_after: bool, bfloat16: bool, implementation: str = "fused"
 ) -> Arrays:
     """The same by JAX."""
-
-    def layer(arrays: dict) -> tuple[jax.Array, jax.Array]:
-        return jax_impl.gru.gru(
-            {name: arrays[name] for name in case.parameters},
-            arrays["d_x"],
-            case.lengths,
-            arrays["d_h0"],
-            tokens=case.tokens,
-            resets=case.resets,
-            h_reset=arrays.get("d_h_reset"),
-            reset_after=reset_after,
-            implementation=implementation,
-            bfloat16=bfloat16,
-        )
-
-    states = {"d_h0": case.h0} | ({} if case.h_reset is None else {"d_h_reset": case.h_reset})
-
-    @jax.jit
-    def pulled(arrays: dict) -> dict:
-        (outputs, h_last), pull = jax.vjp(layer, arrays)
-        return {"outputs": outputs, "h_last": h_last, **pull((case.d_outputs, case.d_h_last))[0]}
-
-    found = pulled({"d_x": case.x, **states, **case.parameters})
+    arrays = {"d_x": case.x, "d_h0": case.h0, **case.parameters}
+    arrays |= {} if case.h_reset is None else {"d_h_reset": case.h_reset}
+    found = pulled(
+        arrays,
+        (case.lengths, case.tokens, case.resets),
+        (case.d_outputs, case.d_h_last),
+        reset_after=reset_after,
+        bfloat16=bfloat16,
+        implementation=implementation,
+    )
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -385,7 +395,7 @@ def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
 
 @pytest.mark.parametrize("reset_after", [False, True])
 @pytest.mark.parametrize("size", SIZES[2:])
-def test_twins(size: tuple, reset_after: bool, quick_compilation: None) -> None:
+def test_twins(size: tuple, reset_after: bool) -> None:
     """scan, in both, is what the equations say; fused, and the other twin, are what it is."""
     cases = [draw(*size, seed=seed) for seed in range(3)]
     want, exact = (
@@ -399,7 +409,7 @@ def test_twins(size: tuple, reset_after: bool, quick_compilation: None) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["scan", "fused"])
-def test_further_derivatives(implementation: str, quick_compilation: None) -> None:
+def test_further_derivatives(implementation: str) -> None:
     """Forward mode, and the gradient's gradient, differ from those in float32 by bfloat16's 2^-8,
     give or take a factor for the way there; and PyTorch compiles them."""
     if implementation == "fused" and len(HERE) < 2:
@@ -425,10 +435,14 @@ def test_further_derivatives(implementation: str, quick_compilation: None) -> No
             torch.autograd.functional.hvp(f, x, push)[1].numpy(),
             torch.autograd.grad(compiled(x), x)[0].numpy(),
             torch.func.vmap(torch.func.grad(f))(torch.stack([x, x]))[1].detach().numpy(),
-            jax.jvp(g, (case.x,), (along,))[1],
-            jax.jvp(jax.grad(g), (case.x,), (along,))[1],
-            jax.grad(lambda x: (jax.grad(g)(x) * along).sum())(case.x),
-            jax.vmap(jax.grad(g))(np.stack([case.x, case.x]))[1],
+            *jax.jit(
+                lambda x: (
+                    jax.jvp(g, (x,), (along,))[1],
+                    jax.jvp(jax.grad(g), (x,), (along,))[1],
+                    jax.grad(lambda x: (jax.grad(g)(x) * along).sum())(x),
+                    jax.vmap(jax.grad(g))(jnp.stack([x, x]))[1],
+                )
+            )(case.x),
         ]
 
     for got, want in zip(derivatives(True), derivatives(False), strict=True):
@@ -489,7 +503,8 @@ def test_a_run(
     if not there:
         for fused in FUSED.values():
             monkeypatch.setattr(fused, "DTYPES", kernels.DTYPES)
-    arguments = [*small, "--model", "bigru", "--epochs", 1, "--dtype", "bfloat16"]
+    few = ("--train-size", 64, "--test-size", 32)  # XLA compiles for each shape of a batch
+    arguments = [*small, *few, "--model", "bigru", "--epochs", 1, "--dtype", "bfloat16"]
     status, output, error = command(main_of(FRAMEWORKS[name]), *arguments, "--out", tmp_path)
     assert (status, error) == (0, "")
     assert f"bigru ({'fused' if there else 'scan'}, bfloat16)" in output

@@ -160,6 +160,7 @@ def test_slurm_gets_a_script_and_may_run_it_again(slurm: Path, tmp_path: Path) -
     assert_undisturbed(chosen, tmp_path)
 
 
+@pytest.mark.long
 def test_a_stop_reaches_what_slurm_runs(slurm: Path, tmp_path: Path) -> None:
     """As does Ctrl-C: the training saves, and says so."""
     arguments = ["accuracy", "--frameworks", "torch", "--models", "gru", "--data", "rt"]

@@ -4,13 +4,15 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import compare
-from common.report.schema import Run
-from comparison import checks, runs
+import jax_impl.classifier
+from common.report.schema import Check, Run
+from comparison import checks, parity, runs
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -18,12 +20,13 @@ Command = Callable[..., tuple[int, str, str]]
 QUICKLY = ("--epochs", 1, "--log-every", 2)
 
 
-def test_accuracy_trains_all_models_and_writes_the_report(
+def test_accuracy_trains_models_and_writes_the_report(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path.parent)
-    out = tmp_path.name
-    status, output, error = command(compare.main, "accuracy", *small, *QUICKLY, "--out", out)
+    out, chosen = tmp_path.name, ("gru", "nn.gru", "linear")
+    options = (*small, *QUICKLY, "--models", *chosen, "--out", out)
+    status, output, error = command(compare.main, "accuracy", *options)
     assert (status, error) == (0, "")
     assert "torch gru" in output
     results = json.loads((tmp_path / "results.json").read_text())
@@ -32,17 +35,18 @@ def test_accuracy_trains_all_models_and_writes_the_report(
     assert (results["data"]["train"], results["data"]["test"]) == (192, 96)
     assert {"command", "torch", "jax", "cores"} <= results["environment"].keys()
     models = [(run["framework"], run["model"]) for run in results["runs"]]
-    assert sorted(models) == sorted((f, m) for f, ms in compare.COMPARED.items() for m in ms)
+    there = [(f, m) for f, ms in compare.COMPARED.items() for m in ms if m in chosen]
+    assert sorted(models) == sorted(there)
     for run in results["runs"]:
         assert np.sum(run["confusion"]) == 96
-        implementations = {"nn.gru": "nn.GRU", "nn.bigru": "nn.GRU", "linear": "NB-SVM"}
+        implementations = {"nn.gru": "nn.GRU", "linear": "NB-SVM"}
         assert run["implementation"] == implementations.get(run["model"], "fused")
         assert Path(run["run_dir"], "model.safetensors").is_file()
         assert 1 <= run["cores"] <= results["environment"]["cores"]
         assert run["train_seconds"] > 0 and run["peak_memory_bytes"] > 0
         assert bool(run["losses"]) == (run["model"] != "linear")
     checks = {(tuple(row["models"]), row["check"], row["dtype"]) for row in results["parity"]}
-    assert len(checks) == len(results["parity"]) == 2 * (2 * 3 + 2)
+    assert len(checks) == len(results["parity"]) == 2 * 3 + 2
     assert all(row["passed"] and row["error"] <= row["bound"] for row in results["parity"])
 
     report = (tmp_path / "report.md").read_text()
@@ -53,6 +57,7 @@ def test_accuracy_trains_all_models_and_writes_the_report(
     assert (tmp_path / "report.md").read_text() == report
 
 
+@pytest.mark.long  # .ci/run's first command does the same, and on all that it reads
 def test_what_is_trained_is_checked_against_the_oracle(
     small: list[str], command: Command, tmp_path: Path
 ) -> None:
@@ -69,37 +74,29 @@ def test_what_is_trained_is_checked_against_the_oracle(
     assert ["torch gru", "jax gru"] in [row["models"] for row in rows]
 
 
-FAULT = """
-import jax_impl.classifier
+def test_twins_that_part_are_found(
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, out = jax_impl.classifier.run, tmp_path / "rows.json"
 
-right = jax_impl.classifier.run
+    def wrong(*arguments: Any, **how: Any) -> Any:
+        return right(*arguments, **{**how, "reset_after": not how["reset_after"]})
 
-
-def wrong(*arguments, **how):
-    return right(*arguments, **{**how, "reset_after": not how["reset_after"]})
-
-
-jax_impl.classifier.run = wrong
-"""
+    monkeypatch.setattr(jax_impl.classifier, "run", wrong)
+    assert command(checks.main, *small, "--models", "gru", "--out", out)[0] == 0
+    failed = {row["check"] for row in json.loads(out.read_text()) if not row["passed"]}
+    assert {"logits, real batch", "gradients, real batch"} <= failed
 
 
 def test_a_failed_parity_check_is_exit_status_1(
-    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAULT)  # which each process imports as it starts
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[1]}")
-    out = tmp_path / "out"
-    status, output, _ = command(
-        compare.main, "accuracy", *small, *QUICKLY, "--models", "gru", "--out", out
-    )
+    failed = Check.of(["torch scan", "oracle"], "outputs, reset after", "float32", 2, 1, 1)
+    monkeypatch.setattr(parity, "run", lambda: [failed])
+    status, output, _ = command(compare.main, "parity", "--out", tmp_path)
     assert status == 1
     assert "parity check failed" in output
-    failed = {
-        row["check"]
-        for row in json.loads((out / "results.json").read_text())["parity"]
-        if not row["passed"]
-    }
-    assert {"logits, real batch", "gradients, real batch"} <= failed
+    assert "0 of 1 parity checks passed" in output
 
 
 def test_losses_that_part_are_found(tmp_path: Path) -> None:

@@ -506,7 +506,7 @@ def test_bfloat16_becomes_float32(tmp_path, extension):
 
 @pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", None])
 @pytest.mark.parametrize("layer", ["GRU", "GRU without biases", "GRU both ways", "GRUCell"])
-def test_checkpoints_as_people_have_them(tmp_path, monkeypatch, capsys, layer, wrapper):
+def test_checkpoints_as_people_have_them(tmp_path, monkeypatch, command, layer, wrapper):
     import torch
     from torch import nn
 
@@ -519,10 +519,11 @@ def test_checkpoints_as_people_have_them(tmp_path, monkeypatch, capsys, layer, w
     net = nn.ModuleDict({"module": nn.ModuleDict({**parts, "classifier": nn.Linear(H, C)})})
     state = net.state_dict()
     save_pt("net.pth", {wrapper: state, "epoch": 3, "args": {"lr": 0.1}} if wrapper else state)
-    command(monkeypatch, "net.pth", "found.npz", "--from", "torch", "--to", "canonical")
+    how = ("--from", "torch", "--to", "canonical")
+    _, output, _ = command(main, "net.pth", "found.npz", *how)
     before = f"{wrapper}.module" if wrapper else "module"
     layers = ", ".join(f"{before}.{name}" for name in ("embedding", "norm", "classifier"))
-    assert f"left out, being no part of the GRU: {layers}\n" in capsys.readouterr().out
+    assert f"left out, being no part of the GRU: {layers}\n" in output
 
     x = np.random.default_rng(1).uniform(-1, 1, (T, B, D))
     found = oracle.forward(read_tensors(tmp_path / "found.npz"), x, np.full(B, T), reset_after=True)
@@ -535,20 +536,15 @@ def test_checkpoints_as_people_have_them(tmp_path, monkeypatch, capsys, layer, w
     np.testing.assert_allclose(found.outputs, expected, atol=1e-6)
 
 
-def command(monkeypatch, *arguments) -> None:
-    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-    main()
-
-
-def test_command_line(tmp_path, monkeypatch, capsys):
+def test_command_line(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     parameters = draw(layers=2, directions=2)
     write_tensors(tmp_path / "a.safetensors", parameters)
-    command(monkeypatch, "a.safetensors", "b.pt", "--from", "canonical", "--to", "torch",
-            "--reset-after", "True")  # fmt: skip
-    assert capsys.readouterr().out == "b.pt: 19 tensors in the torch layout, reset_after=True\n"
+    how = ("--from", "canonical", "--to", "torch", "--reset-after", "True")
+    said = "b.pt: 19 tensors in the torch layout, reset_after=True\n"
+    assert command(main, "a.safetensors", "b.pt", *how) == (0, said, "")
     # What torch computes is known, so that it need not be said on the way back.
-    command(monkeypatch, "b.pt", "c.npz", "--from", "torch", "--to", "canonical")
+    assert command(main, "b.pt", "c.npz", "--from", "torch", "--to", "canonical")[0] == 0
     for key, value in read_tensors(tmp_path / "c.npz").items():
         np.testing.assert_array_equal(value, parameters[key], strict=True)
 
@@ -564,17 +560,13 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         ("a.npz b.pt --from canonical", "--to"),
     ],
 )
-def test_command_line_errors(tmp_path, monkeypatch, capsys, arguments, message):
+def test_command_line_errors(tmp_path, monkeypatch, command, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_tensors(tmp_path / "a.npz", draw())
     (tmp_path / "b.pt").write_bytes(b"as it was")
-    with pytest.raises(SystemExit) as stopped:
-        command(monkeypatch, *arguments.split())
-    assert stopped.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
-    assert re.search(message, printed.err)
+    status, output, error = command(main, *arguments.split())
+    assert (status, output, error.count("\n")) == (2, "", 1)
+    assert re.search(message, error)
     assert (tmp_path / "b.pt").read_bytes() == b"as it was"
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -377,9 +377,8 @@ def test_csv_dialects(tmp_path: Path) -> None:
     assert read(f"tsv:{path}") == [Example('"Tis so', "1")]
     path.write_text('sentence\tlabel\n"a\tb"\t1\n')
     assert read(f"tsv:{path}?quotes=yes") == [Example("a\tb", "1")]
-    path.write_bytes(b"text,label\na,1")
     path.write_bytes("text,label\né,1".encode("utf-16-le"))
-    assert "is not utf-16" in refused(f"csv:{path}?encoding=ascii").replace("ascii", "utf-16")
+    assert "is not ascii" in refused(f"csv:{path}?encoding=ascii")
     path.write_bytes(b"\xef\xbb\xbf")
     assert "no column for the text" in refused(f"csv:{path}")
 

@@ -120,7 +120,7 @@ encoding._ALONE, encoding.cores = 1, lambda: 2
 
 def endless():
     for i in itertools.count():
-        if i == 1_000_000:
+        if i == 400_000:
             print("running", flush=True)
         yield Example("some text", "a")
 

@@ -7,7 +7,7 @@ import endurance
 import pytest
 
 
-@pytest.mark.parametrize("framework", endurance.KINDS)
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.long)])
 def test_killed_runs_end_as_if_they_had_not_been(framework: str, tmp_path: Path) -> None:
     same, _, _ = endurance.kill_many(framework, 2, random.Random(0), tmp_path)
     assert same == 2

@@ -55,6 +55,8 @@ KINDS = {
     ),
 }
 REVIEWS, LONGEST = 1_000, 60
+PARTS = {"gru", "reset after"}  # of other kinds
+long = pytest.mark.long
 
 
 @cache
@@ -106,6 +108,11 @@ def logits_of(kind: str, implementation: str = "auto", dtype: str = "float32") -
     return predict(learner, batches_of(kind))[0]
 
 
+@cache
+def exported_as(name: str, kind: str) -> export.Call:
+    return FORMATS[name].load(FORMATS[name].save(run_of(kind)))
+
+
 def in_all_shapes(model: export.Call, batches: Batches) -> np.ndarray:
     """The logits of all reviews, with nonsense in the padding, in batches of one and of many."""
     texts = [batches.split[i] for i in range(len(batches.split))]
@@ -120,15 +127,14 @@ def in_all_shapes(model: export.Call, batches: Batches) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[long] * (k in PARTS)) for k in KINDS])
 def test_exported_models_compute_what_the_twins_do(kind: str, name: str) -> None:
     """Within float32's bound (docs/parity.md): twice the error of the plain loop, and one ULP."""
     exact = logits_of(kind, dtype="float64")
     largest = np.abs(exact).max()
     plain = logits_of(kind, "loop" if KINDS[kind].cell == "gru" else "scan")
     bound = 2 * np.abs(plain - exact).max() / largest + np.finfo(np.float32).eps
-    model = FORMATS[name].load(FORMATS[name].save(run_of(kind)))
-    found = in_all_shapes(model, batches_of(kind))
+    found = in_all_shapes(exported_as(name, kind), batches_of(kind))
     assert found.dtype == np.float32
     assert np.abs(found - exact).max() / largest <= bound
 
@@ -140,7 +146,7 @@ def test_exported_models_compute_what_the_twins_do(kind: str, name: str) -> None
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_out_of_range(name: str, tokens: list, lengths: list) -> None:
     """As docs/export.md says."""
-    model = FORMATS[name].load(FORMATS[name].save(run_of("gru")))
+    model = exported_as(name, "gru")
     given = np.array(tokens, np.int32), np.array(lengths, np.int32)
     if name == "stablehlo":
         assert np.isnan(model(*given)).all()
@@ -177,8 +183,7 @@ def main_of(framework: str) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(
-    ("framework", "name"),
-    [("torch", "onnx"), ("torch", "torch"), ("jax", "onnx"), ("jax", "stablehlo")],
+    ("framework", "name"), [("torch", "onnx"), ("torch", "torch"), ("jax", "stablehlo")]
 )
 def test_from_a_run_to_the_same_answers(
     framework: str, name: str, trained: Path, tmp_path: Path, command: Command
@@ -247,7 +252,14 @@ def alone(program: str, folder: Path) -> np.ndarray:
     return np.array(logits)
 
 
-@pytest.mark.parametrize("number", range(3), ids=["torch", "AOTInductor", "jax"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(0, id="torch"),
+        pytest.param(1, id="AOTInductor", marks=long),
+        pytest.param(2, id="jax"),
+    ],
+)
 def test_programs_run_without_this_project(number: int, tmp_path: Path) -> None:
     run = run_of("n-grams, three classes, trained vectors")
     compiles = "aoti_compile" in PROGRAMS[number]

@@ -17,6 +17,7 @@ from common.params import init_gru
 from jax_impl.gru import scan as jax_scan
 from torch_impl.gru import scan as torch_scan
 
+pytestmark = pytest.mark.usefixtures("x64")
 needs_torch = pytest.mark.skipif(not torch_impl.fused.available(), reason="no kernel")
 needs_jax = pytest.mark.skipif(not jax_impl.fused.available(), reason="no kernel for JAX")
 with_tokens = pytest.mark.parametrize("K", [0, 7])
@@ -24,12 +25,6 @@ both = pytest.mark.parametrize("reset_after", [False, True])
 each_number = pytest.mark.parametrize("directions", [1, 2])
 T, B, D, H = 6, 4, 3, 5
 HOW = {"reset_after": False, "return_sequences": True}
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 def draw(
@@ -108,16 +103,15 @@ def operands(arguments: list, directions: int = 1) -> list:
 @needs_torch
 @both
 @with_tokens
-@each_number
 @pytest.mark.parametrize("return_sequences", [False, True])
 @pytest.mark.parametrize("resets", [False, True])
-def test_torch_operator(resets, return_sequences, directions, K, reset_after):
+def test_torch_operator(resets, return_sequences, K, reset_after):
     """The schema, the shapes without data and the dispatch under torch.compile are right."""
     arguments = tensors(draw(K, full=True, resets=resets))
     places = (arguments[1], arguments[3], arguments[5] if resets else None)
-    how = ([False, True][:directions], reset_after, return_sequences, True)
+    how = ([False, True], reset_after, return_sequences, True)
     torch.library.opcheck(
-        torch_impl.fused.forward_operator, (*operands(arguments, directions), *places, *how)
+        torch_impl.fused.forward_operator, (*operands(arguments, 2), *places, *how)
     )
 
 
@@ -217,10 +211,9 @@ def test_torch_takes_any_layout_and_refuses_other_types():
 
 @needs_jax
 @both
-@each_number
 @with_tokens
-def test_jax_gradients(K, directions, reset_after):
-    x, tokens, weights, lengths, h0 = arrays(draw(K, directions))
+def test_jax_gradients(K, reset_after):
+    x, tokens, weights, lengths, h0 = arrays(draw(K, 2))
 
     def loss(recurrence, x, weights, h0):
         how = {**HOW, "reset_after": reset_after}

@@ -1,9 +1,12 @@
 """A few of the calls of tests/fuzz_gru.py, which makes any number of them."""
 
+from functools import partial
 from pathlib import Path
 
 import fuzz_gru
 import pytest
+
+long = partial(pytest.param, marks=pytest.mark.long)
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +18,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # JAX compiles much of what it is asked for.
-@pytest.mark.parametrize(("framework", "calls"), [("torch", 1500), ("jax", 500)])
+@pytest.mark.parametrize(
+    ("framework", "calls"), [("torch", 500), ("jax", 150), long("torch", 1500), long("jax", 500)]
+)
 def test_right_calls_are_right_and_wrong_ones_raise(
     framework: str, calls: int, library: Path
 ) -> None:

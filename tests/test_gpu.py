@@ -25,6 +25,7 @@ def run(*arguments: object) -> str:
     return result.stdout
 
 
+@pytest.mark.long
 def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
     """Every kernel, in both frameworks, on all sizes of the parity suite."""
     said = run("compare.py", "gpu", "--mock", "--out", tmp_path)
@@ -37,6 +38,12 @@ def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
     assert names == {
         f"{twin} cuda, {kind}, emulated" for twin in ("torch", "jax") for kind in kinds
     }
+
+
+def test_small_cases() -> None:
+    """A few kernels, of one block and of clusters of 2 to 16, in both frameworks."""
+    said = run("-m", "pytest", "-q", "--noconftest", "tests/gpu/small.py")
+    assert "16 passed" in said
 
 
 def test_in_use() -> None:

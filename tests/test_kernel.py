@@ -373,20 +373,11 @@ def instruction_set(request: pytest.FixtureRequest):
 
 @both
 @either_way
+@each_dtype
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_float64(size, reverse, reset_after, instruction_set):
+def test_one_direction(size, dtype, reverse, reset_after, instruction_set):
     T, B, D, H, K = size
-    case = draw(T, B, D, H, K=K)
-    got = run(case, reverse, reset_after)
-    assert_right(got, case, reverse, reset_after)
-
-
-@both
-@either_way
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_float32(size, reverse, reset_after, instruction_set):
-    T, B, D, H, K = size
-    case = draw(T, B, D, H, K=K).astype(np.float32)
+    case = draw(T, B, D, H, K=K).astype(dtype)
     got = run(case, reverse, reset_after)
     assert_right(got, case, reverse, reset_after)
 
@@ -616,7 +607,7 @@ EXTREMES = [np.nan, np.inf, -np.inf, 1e30, -1e30, 200.0, -200.0, 1e-30]
 
 
 @both
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each_dtype
 @pytest.mark.parametrize("value", EXTREMES)
 def test_extreme_values(value, dtype, reset_after, instruction_set):
     """As with the C library's functions, and without touching other rows of the batch."""

@@ -16,7 +16,7 @@ from common.data.sources.dataset import Dataset, Example
 from common.inference import prediction
 from common.report import content, figures, markdown
 from common.report.schema import Data, Results, Run, convert
-from common.training import loop
+from common.training import loop, run_directory
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -60,6 +60,7 @@ def test_five_classes_are_learnt_reported_and_predicted(
     correct = sum(found["accuracy"] * found["support"] for found in categories.values())
     assert correct / 100 == pytest.approx(metrics["accuracy"])
 
+    assert "vectors.weight" in run_directory.load_run(tmp_path).parameters
     texts = [f"word1 {word} word2 word3" for word in TELLING]
     predict = partial(prediction.main, FRAMEWORKS[name])
     status, output, _ = command(predict, tmp_path, *texts)

@@ -61,12 +61,10 @@ def cut_back(run: Path, step: int) -> None:
 @pytest.mark.parametrize(
     ("name", "model", "implementation"),
     [
-        ("torch", "gru", "scan"),
         ("torch", "bigru", "fused"),
-        ("torch", "nn.gru", "auto"),
         ("torch", "nn.bigru", "auto"),
         ("jax", "gru", "scan"),
-        ("jax", "bigru", "fused"),
+        pytest.param("jax", "bigru", "fused", marks=pytest.mark.long),
     ],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(
@@ -146,15 +144,6 @@ def test_the_schedule_forbids_another_number_of_epochs(command: Command, tmp_pat
     assert "--epochs was 2, is 3 (its --schedule hangs on that)" in error
 
 
-@each_framework
-def test_the_same_seed_twice_gives_the_same_numbers(name: str, tmp_path: Path) -> None:
-    results = [train(name, tmp_path / each, model="bigru") for each in "ab"]
-    assert results[0]["losses"] == results[1]["losses"]
-    assert endurance.outcome(tmp_path / "a") == endurance.outcome(tmp_path / "b")
-    other = train(name, tmp_path / "c", model="bigru", seed=1)
-    assert other["losses"] != results[0]["losses"]
-
-
 def test_more_epochs_are_as_if_asked_for_at_once(command: Command, tmp_path: Path) -> None:
     main = main_of(torch_impl.learner)
     assert command(main, *ARGUMENTS, "--out", tmp_path / "two")[0] == 0
@@ -180,29 +169,21 @@ def test_one_framework_goes_on_with_the_others_run(command: Command, tmp_path: P
     assert json.loads((tmp_path / "metrics.json").read_text())["framework"] == "jax"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--learning-rate", "0.01"], "--learning-rate was 0.0005, is 0.01"),
-        (["--seed", "7"], "--seed was 0, is 7"),
-        (
-            ["--model", "bigru", "--batch-size", "4"],
-            "--model was gru, is bigru, --batch-size was 8",
-        ),
-        (["--out", "elsewhere"], "--out elsewhere"),
-    ],
-)
-def test_another_configuration_is_refused_by_name(
-    arguments: list[str], named: str, command: Command, tmp_path: Path
-) -> None:
+OTHERS = {
+    "--learning-rate 0.01": "--learning-rate was 0.0005, is 0.01",
+    "--seed 7": "--seed was 0, is 7",
+    "--model bigru --batch-size 4": "--model was gru, is bigru, --batch-size was 8",
+}
+
+
+def test_another_configuration_is_refused_by_name(command: Command, tmp_path: Path) -> None:
     main = main_of(torch_impl.learner)
     assert command(main, *ARGUMENTS, "--out", tmp_path)[0] == 0
     before = endurance.outcome(tmp_path)
-    ways = [["--resume", tmp_path]]
-    if "--out" not in arguments:
-        ways += [[*ARGUMENTS, "--out", tmp_path]]
-    for way in ways:
-        status, output, error = command(main, *way, *arguments)
+    ways = ["--resume", tmp_path], [*ARGUMENTS, "--out", tmp_path]
+    tried = [(way, other, named) for way in ways for other, named in OTHERS.items()]
+    for way, other, named in [*tried, (ways[0], "--out elsewhere", "--out elsewhere")]:
+        status, output, error = command(main, *way, *other.split())
         assert (status, output) == (2, "")
         assert re.fullmatch(r"error: .+\n", error)
         assert named in error
@@ -250,8 +231,14 @@ def after_steps(
     monkeypatch.setattr(Learner, "step", counting)
 
 
-@each_framework
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("name", "number", "code"),
+    [
+        ("torch", signal.SIGINT, 130),
+        ("torch", signal.SIGTERM, 143),
+        ("jax", signal.SIGINT, 130),
+    ],
+)
 def test_a_signal_saves_and_the_same_command_goes_on(
     name: str,
     number: int,

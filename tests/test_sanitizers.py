@@ -12,9 +12,9 @@ DRIVER = Path(__file__).with_name("sanitizers.cpp")
 
 
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("sanitizer", ["address", "undefined", "thread"])
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path) -> None:
-    flags = ["-O1", "-g", "-std=c++17", "-pthread", "-Wno-psabi", f"-fsanitize={sanitizer}"]
+    flags = ["-O1", "-g1", "-std=c++17", "-pthread", "-Wno-psabi", f"-fsanitize={sanitizer}"]
     flags += ["-fno-sanitize-recover=all", f"-I{SOURCES[0].parent}"]
     program = tmp_path / sanitizer
     build = [str(compiler()), *flags, str(SOURCES[0]), str(DRIVER), "-ldl", "-o", str(program)]

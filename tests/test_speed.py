@@ -13,17 +13,24 @@ from common import oracle
 from common.report import tables
 from common.report.schema import BUILT_IN, Task
 from comparison import inference, speed
-from comparison.contenders import batch_of
+from comparison.contenders import PROCESSES, batch_of
 from comparison.torch_layers import nn_module
 
 
-def test_every_contender_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "processes",
+    [("torch", "jax"), pytest.param(PROCESSES, marks=pytest.mark.long)],
+    ids=["the twins'", "all"],
+)
+def test_every_contender_is_timed(
+    processes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speed, "REPETITIONS", 2)
     monkeypatch.setattr(speed, "RECIPE", Task(1, 12, 8, training=True))
     monkeypatch.setattr(speed, "LENGTHS", (Task(3, 5, 8), Task(3, 12, 8)))
     monkeypatch.setattr(speed, "INFERENCE", (Task(3, 5, 8, backward=False),))
     tasks = [Task(3, 12, 8), Task(3, 12, 8, bidirectional=True, backward=False)]
-    found = speed.measure(tasks, lambda line: None)
+    found = speed.measure(tasks, lambda line: None, processes=processes)
     for task in tasks:
         rows = {r.contender: r for r in found.rows if asdict(r).items() >= asdict(task).items()}
         assert {"torch loop", "torch scan", "jax scan", "nn.GRU packed"} < rows.keys()
@@ -41,11 +48,15 @@ def test_every_contender_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = tables.tasks(found.rows, tables.TIMED)
     assert [len(table.rows) for table in shown] == [len(found.rows) // 2] * 2
     assert len(tables.all_tasks("all", found.rows, tables.TIMED).rows) == len(found.rows)
-    peers = {"keras": {"Keras on torch", "Keras on jax"}, "equinox": {"Equinox scan"}}
-    peers["onnxruntime"] = {"ONNX Runtime"}
+    peers = [
+        ("jax", "equinox", "Equinox scan"),
+        ("keras-torch", "keras", "Keras on torch"),
+        ("keras-jax", "keras", "Keras on jax"),
+        ("onnxruntime", "onnxruntime", "ONNX Runtime"),
+    ]
     inferring = {"torch_impl.GRU", "jax_impl.gru", BUILT_IN, "nn.GRU compiled"}
     inferring |= {"flax.linen RNN", "flax.nnx RNN"}
-    inferring = inferring.union(*(names for peer, names in peers.items() if find_spec(peer)))
+    inferring |= {name for place, it, name in peers if place in processes and find_spec(it)}
     for B, T, latencies in ((3, 5, found.inference), (1, 1, found.calls)):
         assert {row.contender for row in latencies} == inferring
         for row in latencies:

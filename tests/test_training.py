@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +36,10 @@ def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None
     return partial(tool.main, framework)
 
 
-@pytest.mark.parametrize(("name", "model"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [pytest.param(*e, marks=[pytest.mark.long] * (e == ("jax", "gru"))) for e in EVERY],
+)
 def test_a_run_prints_the_homeworks_lines_and_leaves_a_run_directory(
     name: str, model: str, command: Command, small: list[str], tmp_path: Path
 ) -> None:
@@ -95,32 +99,12 @@ def test_a_refused_call_leaves_nothing(
     assert left == {"table", "notes", "note"}
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
-def test_training_learns(name: str, command: Command, small: list[str], tmp_path: Path) -> None:
-    """Random vectors, trained along, have to fit 192 reviews nearly perfectly."""
-    arguments = [*small, "--vectors", "random:16", "--epochs", 30]
-    options = [*arguments, "--learning-rate", "0.02", "--out", tmp_path]
-    status, _, _ = command(main_of(FRAMEWORKS[name]), *options)
-    assert status == 0
-    losses = json.loads((tmp_path / "metrics.json").read_text())["losses"]
-    assert losses[0] > 0.6
-    assert losses[-1] < 0.1
-    assert "vectors.weight" in run_directory.load_run(tmp_path).parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "model"), [("torch", "nn.bigru"), ("torch", "gru"), ("jax", "bigru")]
-)
-def test_each_framework_predicts_with_what_the_other_trained(
-    name: str,
-    model: str,
-    command: Command,
-    small: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_jax_predicts_with_what_pytorchs_own_layer_has_learnt(
+    command: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--model", model, *small, "--epochs", 1, "--out", tmp_path]
-    assert command(main_of(FRAMEWORKS[name]), *arguments)[0] == 0
+    """And says the same as PyTorch: of texts as arguments, and as lines."""
+    arguments = ["--model", "nn.bigru", *small, "--epochs", 1, "--out", tmp_path]
+    assert command(main_of(torch_impl.learner), *arguments)[0] == 0
     texts = ["a moving and wonderful film", "dull , tired and boring", "xyzzy", "film " * 500]
     answers = []
     for framework in FRAMEWORKS.values():
@@ -161,7 +145,7 @@ def test_predictions_are_those_of_the_test_run(
     np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize("name", ["torch", pytest.param("jax", marks=pytest.mark.long)])
 def test_a_temperature_changes_the_probabilities_alone(
     name: str, command: Command, small: list[str], tmp_path: Path
 ) -> None:
@@ -212,10 +196,12 @@ BAD_OPTIONS = {
     "average": (["--ema", "1"], "--ema 1.0"),
     "temperature": (["--temperature"], "--validation-size"),
 }
+OF_JAX = ("device", "no device", "implementation", "model")  # which it looks at by itself
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
-@pytest.mark.parametrize("case", BAD_OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "case"), [*product(["torch"], BAD_OPTIONS), *product(["jax"], OF_JAX)]
+)
 def test_bad_options_get_one_clear_line(
     name: str, case: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,8 +236,6 @@ def test_models_that_jax_lacks_are_refused(command: Command) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from common.training.options import TrainConfig
-
     folder = tmp_path_factory.mktemp("run")
     sizes = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
     loop.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **sizes))

@@ -17,9 +17,10 @@ import pytest
 import compare
 import torch_impl.learner
 import torch_impl.train
+from common.errors import Stopped
 from common.training import loop
 from common.training.options import TrainConfig, parse_options
-from comparison import tuning
+from comparison import processes, tuning
 
 Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
@@ -35,24 +36,24 @@ def validation_losses(run: Path) -> list[float]:
     return [v for line in lines if (v := line.get("validation_loss")) is not None]
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.long)])
 def test_it_goes_on_and_prints_what_gave_the_best(
     framework: str, small: list[str], command: Command, tmp_path: Path
 ) -> None:
     options = ("tune", *small, *QUICKLY, "--frameworks", framework, "--out", tmp_path)
-    status, output, error = command(compare.main, *options, "--trials", 2)
+    status, output, error = command(compare.main, *options, "--trials", 1)
     assert (status, error) == (0, "")
     first = trials(tmp_path)
-    assert [trial["number"] for trial in first] == [0, 1]
+    assert [trial["number"] for trial in first] == [0]
     assert "19 validation reviews are few: " in output
     # It begins with the options that are given.
     (given,) = (trial["options"] for trial in first if trial["given"])
     assert given["hidden_size"] == 64
     assert given["learning_rate"] == TrainConfig().learning_rate
-    status, output, error = command(compare.main, *options, "--trials", 3)
+    status, output, error = command(compare.main, *options, "--trials", 2)
     assert (status, error) == (0, "")
-    assert trials(tmp_path)[:2] == first and len(trials(tmp_path)) == 3
-    assert "2 of 3 trials are there" in output and "trial 2: epoch 1 of 2" in output
+    assert trials(tmp_path)[:1] == first and len(trials(tmp_path)) == 2
+    assert "1 of 2 trials are there" in output and "trial 1: epoch 1 of 2" in output
 
     best = min(
         (trial for trial in trials(tmp_path) if trial["state"] == "complete"),
@@ -70,7 +71,7 @@ def test_it_goes_on_and_prints_what_gave_the_best(
 
 
 def test_a_trial_that_is_not_finite_is_recorded(
-    small: list[str], command: Command, tmp_path: Path
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (*small, *QUICKLY, "--learning-rate", 1e300, "--trials", 1, "--out", tmp_path)
     status, output, error = command(compare.main, "tune", *options)
@@ -78,8 +79,13 @@ def test_a_trial_that_is_not_finite_is_recorded(
     (trial,) = trials(tmp_path)
     assert trial["state"] == "failed" and "the loss is" in trial["error"]
     assert "no trial was completed" in output
-    status, output, error = command(compare.main, "tune", *options, "--restart")
-    assert (status, error) == (0, "") and "0 of 1 trials are there" in output
+
+    def run(*_: Any) -> None:
+        raise Stopped(signal.SIGINT, "")
+
+    monkeypatch.setattr(processes, "run", run)
+    status, output, _ = command(compare.main, "tune", *options, "--restart")
+    assert status == 130 and "0 of 1 trials are there" in output
 
 
 def config(small: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> tuning.TrialConfig:
@@ -133,7 +139,7 @@ def test_what_is_stopped_is_taken_up_again(small: list[str], tmp_path: Path) -> 
 
 def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.sqlite3'}"
-    options = [*small, *map(str, QUICKLY), "--storage", storage, "--trials", "4", "--jobs", "1"]
+    options = [*small, *map(str, QUICKLY), "--storage", storage, "--trials", "3", "--jobs", "1"]
     programs = [
         subprocess.Popen(
             [sys.executable, "compare.py", "tune", *options, "--out", str(tmp_path / name)],
@@ -147,7 +153,7 @@ def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
     said = [each.communicate(timeout=300)[0] for each in programs]
     assert [each.returncode for each in programs] == [0, 0], said
     # The one that ends last has all; that two begin a trial at the same instant is no error.
-    assert 4 <= max(len(trials(tmp_path / name)) for name in ("one", "two")) <= 5
+    assert 3 <= max(len(trials(tmp_path / name)) for name in ("one", "two")) <= 4
     assert all(": done, " in text for text in said)
 
 
@@ -169,8 +175,14 @@ def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
     ],
 )
 def test_bad_input(
-    given: tuple, problem: str, small: list[str], command: Command, tmp_path: Path
+    given: tuple,
+    problem: str,
+    small: list[str],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tuning.time, "sleep", lambda _: None)  # before a storage is tried again
     options = (*small, *QUICKLY, "--out", tmp_path, *given)
     status, _, error = command(compare.main, "tune", *options)
     assert status == 2 and problem in error and error.count("\n") == 1

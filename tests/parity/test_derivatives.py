@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 
 import jax
@@ -20,20 +21,18 @@ from comparison.parity import Size, draw
 from jax_impl.gru import CELL as JAX_GRU
 from torch_impl.gru import CELL as TORCH_GRU
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE = Size("small", 3, 2, 2, 1, 2, [1, 3, 0])
+TORCH, JAX = TORCH_GRU.implementations(), JAX_GRU.implementations()
+
+
+def quickly(every: Iterable, *few: object) -> list:
+    """These few, and every other one in .ci/long."""
+    return [each if each in few else pytest.param(each, marks=pytest.mark.long) for each in every]
+
+
 each_reset = pytest.mark.parametrize("reset_after", [False, True])
-# Where compiling takes long, loop is tried in .ci/long only; test_parity.py holds it to the oracle.
-JAX_COMPILED, TORCH_COMPILED = (
-    [pytest.param(name, marks=pytest.mark.long) if name == "loop" else name for name in names]
-    for names in (JAX_GRU.implementations(), TORCH_GRU.implementations())
-)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
+# Where compiling takes long, the one that users get; test_parity.py holds all to the oracle.
+each_compiled = pytest.mark.parametrize("implementation", quickly(JAX, JAX[-1]))
 
 
 def small(
@@ -100,7 +99,7 @@ def close(actual, expected, bound=1e-12):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", TORCH_GRU.implementations())
+@pytest.mark.parametrize("implementation", quickly(TORCH, "scan", "fused"))
 def test_torch_gradcheck(implementation, reset_after):
     leaves, lengths = small(reset_after)
     values = [torch.tensor(value, requires_grad=True) for value in leaves.values()]
@@ -109,7 +108,7 @@ def test_torch_gradcheck(implementation, reset_after):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", TORCH_GRU.implementations())
+@pytest.mark.parametrize("implementation", quickly(TORCH, TORCH[-1]))
 def test_torch_gradgradcheck(implementation, reset_after):
     leaves, lengths = small(reset_after)
     values = [torch.tensor(value, requires_grad=True) for value in leaves.values()]
@@ -117,15 +116,16 @@ def test_torch_gradgradcheck(implementation, reset_after):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
+@each_compiled
 def test_jax_check_grads(implementation, reset_after, x64):
     leaves, lengths = small(reset_after)
     function = jax_function(lengths, reset_after, implementation)
     check_grads(jax.jit(function), (leaves,), order=1, modes=("rev",))
 
 
+@pytest.mark.long  # PyTorch's are checked so, above, and the twins' agree, below
 @each_reset
-@pytest.mark.parametrize("implementation", JAX_COMPILED)
+@pytest.mark.parametrize("implementation", JAX)
 def test_jax_check_grads_of_second_order(implementation, reset_after, x64):
     leaves, lengths = small(reset_after)
     function = jax_function(lengths, reset_after, implementation)
@@ -210,7 +210,10 @@ def test_torch_func_of_the_kernel_is_that_of_scan(transformation, reset_after):
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("transformation", [*IN_JAX, *BY_STATE_IN_JAX])
+@pytest.mark.parametrize(
+    "transformation",
+    quickly([*IN_JAX, *BY_STATE_IN_JAX], *IN_JAX, "hessian", "jacrev of jacfwd"),
+)
 def test_jax_transformations_of_the_kernel_are_those_of_scan(transformation, x64):
     leaves, lengths = small(False)
     arrays = {name: jnp.asarray(value) for name, value in leaves.items()}
@@ -298,7 +301,8 @@ def shared(parameters, x, lengths):
 
 mesh = Mesh(np.array(jax.devices()), ("rows",))
 specs = (P(), P(None, "rows"), P("rows"))
-want = jax.value_and_grad(lambda *given: total("scan", *given), (0, 1))(parameters, x, lengths)
+scan = jax.value_and_grad(lambda *given: total("scan", *given), (0, 1))
+want = jax.jit(scan)(parameters, x, lengths)
 for check in (True, False):
     run = jax.shard_map(shared, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check)
     got = jax.jit(jax.value_and_grad(run, (0, 1)))(parameters, x, lengths)
@@ -318,7 +322,7 @@ def test_jax_shard_map_over_two_devices():
     )
 
 
-@pytest.mark.skipif("fused" not in JAX_GRU.implementations(), reason="no kernel for JAX")
+@pytest.mark.skipif("fused" not in JAX, reason="no kernel for JAX")
 def test_jax_export_of_the_kernel_says_what_can_be_exported():
     leaves, lengths = small(False)
     leaves = {name: jnp.asarray(value, jnp.float32) for name, value in leaves.items()}
@@ -336,7 +340,7 @@ def test_jax_export_of_the_kernel_says_what_can_be_exported():
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", ["scan", "auto"])
+@pytest.mark.parametrize("implementation", quickly(["scan", "auto"], "auto"))
 def test_second_derivatives_of_the_twins_agree(implementation, reset_after, x64):
     """Hessian times vector: reverse over reverse in PyTorch, forward over reverse in JAX."""
     leaves, lengths = small(reset_after, Size("two layers", 5, 3, 4, 2, 2, [2, 5, 0, 3]))
@@ -359,7 +363,7 @@ def test_second_derivatives_of_the_twins_agree(implementation, reset_after, x64)
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", TORCH_COMPILED)
+@pytest.mark.parametrize("implementation", quickly(TORCH, "scan", "fused"))
 @pytest.mark.parametrize(
     "backend",
     [
@@ -388,7 +392,7 @@ def test_torch_compile(backend, implementation, reset_after):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", JAX_COMPILED)
+@each_compiled
 def test_jax_jit_and_checkpoint(implementation, reset_after, x64):
     leaves, lengths = small(reset_after)
     function = jax_function(lengths, reset_after, implementation)
@@ -404,7 +408,7 @@ def test_jax_jit_and_checkpoint(implementation, reset_after, x64):
 
 
 @each_reset
-@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
+@each_compiled
 def test_jax_vmap(implementation, reset_after, x64):
     """Over a new axis of everything: an ensemble of layers, each with inputs of its own."""
     members = [small(reset_after, seed=seed) for seed in range(3)]

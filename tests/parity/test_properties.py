@@ -3,6 +3,7 @@
 Which examples are drawn is fixed, so that a failure can be repeated.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,29 +11,28 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from comparison import jax_layers, torch_layers
 from comparison.implementations import Case
-from comparison.jax_layers import jax_cell
 from comparison.parity import Size, check, draw, without_head
-from comparison.torch_layers import torch_cell
-from jax_impl.gru import CELL as JAX_GRU
-from torch_impl.gru import CELL as TORCH_GRU
 
-IMPLEMENTATIONS = [torch_cell(name) for name in TORCH_GRU.implementations()]
-IMPLEMENTATIONS += [jax_cell(name) for name in JAX_GRU.implementations()]
-each_implementation = pytest.mark.parametrize(
-    "implementation", IMPLEMENTATIONS, ids=lambda each: each.name
-)
+IN_TORCH = [*map(torch_layers.torch_cell, torch_layers.OURS)]
+IN_JAX = [*map(jax_layers.jax_cell, jax_layers.OURS)]
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+def on_random(few: int, many: int, few_in_jax: Mapping[str, int] = {}, **drawn: st.SearchStrategy):
+    """A test of each implementation on so few examples, and on many of them in .ci/long.
 
-
-def on_random(few: int, many: int, **drawn: st.SearchStrategy):
-    """A test of each implementation on so few examples, and on many of them in .ci/long."""
+    XLA compiles anew for each example, which takes seconds. What it computes is held to the oracle,
+    and the rest follows.
+    """
+    numbers = [(each, few) for each in IN_TORCH]
+    numbers += [(each, few_in_jax[each.name]) for each in IN_JAX if each.name in few_in_jax]
+    numbers += [pytest.param(each, many, marks=pytest.mark.long) for each in IN_TORCH + IN_JAX]
 
     def decorate(holds):
-        @each_implementation
-        @pytest.mark.parametrize("number", [few, pytest.param(many, marks=pytest.mark.long)])
+        @pytest.mark.parametrize(
+            ("implementation", "number"), numbers, ids=lambda it: getattr(it, "name", it)
+        )
         def test(implementation, number):
             how = settings(
                 max_examples=number,
@@ -78,7 +78,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-13)
 
 
-@on_random(25, 200, case=cases(either=(False, True)))
+@on_random(25, 200, {"jax scan": 5, "jax fused": 25}, case=cases(either=(False, True)))
 def test_results_and_gradients_are_the_oracles(implementation, case):
     assert [row for row in check(implementation, (case,), np.float64) if not row.passed] == []
 

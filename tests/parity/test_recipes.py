@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -49,12 +48,9 @@ ALL = TrainConfig(
     class_weights="1,1.5",
     ema=0.95,
 )
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
+# What meets the step that word vectors take, if they are trained: of the words in a batch alone.
+MEETS_VECTORS = {"word_dropout", "vector_dropout", "weight_decay", "schedule", "ema"}
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def learners(training: TrainConfig, steps: int, train_vectors: bool = False, twins=TWINS) -> list:
@@ -77,7 +73,6 @@ def test_300_steps_with_everything_on():
         assert np.abs(value - in_torch.parameters()[name]).max() > 0, name
 
 
-@pytest.mark.parametrize("train_vectors", [False, True])
 @pytest.mark.parametrize(
     "one",
     [
@@ -94,8 +89,9 @@ def test_300_steps_with_everything_on():
     ],
     ids=lambda one: next(iter(one)),
 )
-def test_each_alone_makes_a_difference_and_the_same(one, train_vectors):
+def test_each_alone_makes_a_difference_and_the_same(one):
     """20 steps; so that no option hides behind another."""
+    train_vectors = not MEETS_VECTORS.isdisjoint(one)
     plain = TrainConfig(device="cpu", num_layers=2, model="bigru", hidden_size=16)
     in_torch, in_jax = learners(dataclasses.replace(plain, **one), 20, train_vectors)
     without = None if "pooling" in one else learners(plain, 20, train_vectors, TWINS[:1])[0]

@@ -28,26 +28,37 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-import compare
+from common.report import content, html
 from common.report.schema import Results, convert
+from comparison import twins
 
-
-@pytest.fixture(scope="module", params=["results", "large_results"])
-def results(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """In place of conftest's: every test here sees either."""
-    return request.getfixturevalue(request.param)
+SCREENS = {"desktop": DESKTOP, "phone": PHONE}
+each_screen = pytest.mark.parametrize(
+    ("screen", "scheme"),
+    [
+        ("desktop", "light"),
+        ("phone", "dark"),
+        pytest.param("desktop", "dark", marks=pytest.mark.long),
+        pytest.param("phone", "light", marks=pytest.mark.long),
+    ],
+)
+each_size = pytest.mark.parametrize("page", ["results", "large_results"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def page(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of conftest's results, as compare.py writes it."""
     folder = tmp_path_factory.mktemp("report")
-    return compare.write_report(folder, convert(results, Results, folder))
+    results = request.getfixturevalue(getattr(request, "param", "results"))
+    found = convert(results, Results, folder)
+    return html.write(folder, found, {**content.sections(found), "Twins": twins.section()})
 
 
 def choose_review(browser: WebDriver, number: int) -> None:
     Select(browser.find_element(By.ID, "review")).select_by_value(str(number))
 
 
+@each_size
 def test_it_opens_fast_draws_every_chart_and_logs_nothing(
     browser: WebDriver, page: Path, results: dict[str, Any]
 ) -> None:
@@ -71,15 +82,15 @@ def test_it_opens_fast_draws_every_chart_and_logs_nothing(
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("name", "metrics"), [("desktop", DESKTOP), ("phone", PHONE)])
+@each_size
+@each_screen
 def test_nothing_is_wider_than_the_screen(
-    browser: WebDriver, page: Path, tmp_path: Path, name: str, metrics: dict, scheme: str
+    browser: WebDriver, page: Path, tmp_path: Path, screen: str, scheme: str
 ) -> None:
-    show(browser, page.as_uri(), metrics, scheme)
-    screenshot(browser, tmp_path / f"{name}-{scheme}.png")
+    show(browser, page.as_uri(), SCREENS[screen], scheme)
+    screenshot(browser, tmp_path / f"{screen}-{scheme}.png")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
-    assert wide <= metrics["width"]
+    assert wide <= SCREENS[screen]["width"]
     cut = browser.execute_script(
         "const edge = document.querySelector('section').getBoundingClientRect().right;"
         "return [...document.querySelectorAll('.chart svg text')]"
@@ -206,6 +217,7 @@ def test_reviews_can_neither_break_the_page_nor_run(
     assert any("Content Security Policy" in message for message in logged(browser))
 
 
+@each_size
 def test_it_prints_on_a_few_pages(browser: WebDriver, page: Path) -> None:
     """What is folded is unfolded, but for the thousands of rows of the full grid of speed."""
     show(browser, page.as_uri())
@@ -216,12 +228,11 @@ def test_it_prints_on_a_few_pages(browser: WebDriver, page: Path) -> None:
     assert few and all(part.get_property("open") for part in few)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("metrics", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@each_screen
 def test_the_twins_are_side_by_side(
-    browser: WebDriver, page: Path, metrics: dict, scheme: str
+    browser: WebDriver, page: Path, screen: str, scheme: str
 ) -> None:
-    show(browser, page.as_uri(), metrics, scheme)
+    show(browser, page.as_uri(), SCREENS[screen], scheme)
     fold = browser.find_element(By.XPATH, "//details[summary='scan_direction']")
     fold.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
     cells = fold.find_elements(By.TAG_NAME, "pre")
@@ -237,7 +248,7 @@ def test_the_twins_are_side_by_side(
     scroll.send_keys(Keys.ARROW_RIGHT * 3)
     moved = "return arguments[0].scrollLeft > 0"
     wait = WebDriverWait(browser, 5)
-    assert metrics is DESKTOP or wait.until(lambda _: browser.execute_script(moved, scroll))
+    assert screen == "desktop" or wait.until(lambda _: browser.execute_script(moved, scroll))
     assert logged(browser) == []
 
 
@@ -269,16 +280,9 @@ def test_light_and_dark_can_be_chosen(browser: WebDriver, page: Path) -> None:
 
 
 @needs_axe
-@pytest.mark.parametrize(
-    ("metrics", "scheme"),
-    [
-        pytest.param(DESKTOP, "light", id="desktop-light"),
-        pytest.param(PHONE, "dark", id="phone-dark"),
-        pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.long),
-        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.long),
-    ],
-)
-def test_axe_finds_nothing(browser: WebDriver, page: Path, metrics: dict, scheme: str) -> None:
-    show(browser, page.as_uri(), metrics, scheme)
+@each_size
+@each_screen
+def test_axe_finds_nothing(browser: WebDriver, page: Path, screen: str, scheme: str) -> None:
+    show(browser, page.as_uri(), SCREENS[screen], scheme)
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert barriers(browser) == []
