@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import endurance
@@ -26,42 +25,37 @@ ROOT = Path(__file__).parents[1]
 LONG = dataclasses.replace(endurance.TINY, epochs=20, validation_size=0)
 
 
-def trainings(folder: Path, count: int) -> list[Training]:
-    found = []
-    for seed in range(count):
-        options = dataclasses.replace(LONG, seed=seed)
-        found.append(Training.of("torch", "gru", options, folder / str(seed), f"seed {seed}"))
-    return found
+@pytest.fixture
+def chosen(tmp_path: Path) -> Training:
+    """What is to be trained elsewhere."""
+    return Training.of("torch", "gru", LONG, tmp_path / "run", "elsewhere")
 
 
-def train_and_disturb(
-    chosen: list[Training], place: Place, disturb: Callable[[str], object]
-) -> list[str]:
-    """Train them; in the third epoch of one of them, once, disturb(its name). What was printed."""
-    lines: list[str] = []
-    disturbed: list[str] = []
-
-    def say(name: str, line: str) -> None:
-        lines.append(f"{name} {line}")
-        if line.startswith("[epoch:3/") and not disturbed:
-            disturbed.append(name)
-            disturb(name)
-
-    runs.train(chosen, place, say, lambda name, run: lines.append(f"{name} ended"))
-    assert disturbed
-    assert [line for line in lines if "going on after step" in line], "it began anew"
-    return lines
-
-
-def assert_undisturbed(chosen: list[Training], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The parameters that it comes to here."""
     import torch_impl.learner
 
-    for training in chosen:
-        out = tmp_path / "undisturbed" / training.folder.name
-        options = dataclasses.replace(training.options, out=out)
-        loop.train(torch_impl.learner, options)  # type: ignore[arg-type]
-        found = (training.folder / "model.safetensors").read_bytes()
-        assert found == (out / "model.safetensors").read_bytes()
+    out = tmp_path_factory.mktemp("here")
+    loop.train(torch_impl.learner, dataclasses.replace(LONG, out=out))  # type: ignore[arg-type]
+    return (out / "model.safetensors").read_bytes()
+
+
+def train_and_disturb(chosen: Training, place: Place) -> list[str]:
+    """Train it; in its third epoch, once, kill who runs it. What was printed."""
+    lines: list[str] = []
+    killed: list[int] = []
+
+    def say(name: str, line: str) -> None:
+        lines.append(line)
+        if line.startswith("[epoch:3/") and not killed:
+            killed.append(parent(running(chosen.folder)))
+            os.kill(killed[0], signal.SIGKILL)
+
+    runs.train([chosen], place, say, lambda name, run: lines.append(f"{name} ended"))
+    assert killed
+    assert [line for line in lines if "going on after step" in line], "it began anew"
+    return lines
 
 
 def running(out: Path) -> int:
@@ -80,24 +74,19 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_dask_has_another_worker_go_on(tmp_path: Path) -> None:
+def test_dask_has_another_worker_go_on(
+    chosen: Training, undisturbed: bytes, tmp_path: Path
+) -> None:
     import dask
     from distributed import LocalCluster
-
-    chosen = trainings(tmp_path / "runs", 2)
-    folders = {each.name: each.folder for each in chosen}
-
-    def disturb(name: str) -> None:
-        os.kill(parent(running(folders[name])), signal.SIGKILL)
 
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         dask.config.set({"scheduler-address": cluster.scheduler_address}),
     ):
-        lines = train_and_disturb(chosen, Place("dask", folder=tmp_path), disturb)
-    ended = sorted(line for line in lines if line.endswith(" ended"))
-    assert ended == ["seed 0 ended", "seed 1 ended"]
-    assert_undisturbed(chosen, tmp_path)
+        lines = train_and_disturb(chosen, Place("dask", folder=tmp_path))
+    assert [line for line in lines if line.endswith(" ended")] == ["elsewhere ended"]
+    assert (chosen.folder / "model.safetensors").read_bytes() == undisturbed
     assert not list(tmp_path.glob(".jobs-*"))
 
 
@@ -145,19 +134,15 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return stub
 
 
-def test_slurm_gets_a_script_and_may_run_it_again(slurm: Path, tmp_path: Path) -> None:
-    chosen = trainings(tmp_path / "runs", 1)
-    folders = {each.name: each.folder for each in chosen}
-
-    def disturb(name: str) -> None:
-        (slurm / "requeue").touch()
-        os.kill(parent(running(folders[name])), signal.SIGKILL)
-
+def test_slurm_gets_a_script_and_may_run_it_again(
+    slurm: Path, chosen: Training, undisturbed: bytes, tmp_path: Path
+) -> None:
+    (slurm / "requeue").touch()
     place = Place("slurm", slurm=("partition=long", "cpus-per-task=2"), folder=tmp_path)
-    train_and_disturb(chosen, place, disturb)
+    train_and_disturb(chosen, place)
     script = (slurm / "script").read_text().splitlines()
     assert {"#SBATCH --partition=long", "#SBATCH --cpus-per-task=2"} <= {*script}
-    assert_undisturbed(chosen, tmp_path)
+    assert (chosen.folder / "model.safetensors").read_bytes() == undisturbed
 
 
 @pytest.mark.long
