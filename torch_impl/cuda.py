@@ -37,7 +37,6 @@ def available(device: str = "cuda", dtype: Any = "float32", size: int | None = N
     return tried(size, dtype_name(dtype) == "bfloat16")
 
 
-@torch.compiler.assume_constant_result
 def tried(size: int | None, bfloat16: bool) -> bool:
     """Whether the kernel for so many units works on the current device."""
     from common.kernels.cuda import trial
@@ -53,6 +52,10 @@ def tried(size: int | None, bfloat16: bool) -> bool:
 
     twin = trial.Twin(forward, backward, put)
     return size is None or trial.trusted(size, factors_of(bfloat16), arch(), twin)
+
+
+if torch.backends.cuda.is_built():  # else nobody asks; this imports Dynamo, which takes a second
+    tried = torch.compiler.assume_constant_result(tried)
 
 
 def factors_of(bfloat16: bool) -> str:
