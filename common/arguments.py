@@ -4,7 +4,6 @@ An array may be of any framework: it is asked for its shape and its dtype, never
 """
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from common.cells import Cell
@@ -14,8 +13,6 @@ FLOATS = ("bfloat16", "float16", "float32", "float64")
 OPTIONAL = ("h0", "tokens", "resets", "h_reset")
 """The arguments of `run` that may be None."""
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
-_shapes = cache(gru_shapes)
 
 
 def check_mapping(parameters: Any) -> None:
@@ -64,7 +61,7 @@ def check_cell(
     check_shape("lengths", lengths, B)
     check_dtype("lengths", lengths, INTEGERS)
     dtype = x.dtype
-    for name, shape in _shapes(D, H, layers, len(directions) == 2, cell.name).items():
+    for name, shape in gru_shapes(D, H, layers, len(directions) == 2, cell.name).items():
         array = parameters.get(name)
         if array is None:
             raise ValueError(f"parameters: expected {name}, found none")
@@ -140,7 +137,7 @@ def check_canonical(parameters: Mapping[str, Any]) -> tuple[int, int, int, bool]
     check_shape(name, first, "3H", "D")
     check_dtype(name, first, FLOATS)
     D, H, bidirectional = first.shape[1], first.shape[0] // 3, len(directions) == 2
-    expected = _shapes(D, H, layers, bidirectional)
+    expected = gru_shapes(D, H, layers, bidirectional)
     for name, shape in expected.items():
         if name not in parameters:
             raise ValueError(f"parameters: expected {name}, found none")
@@ -206,7 +203,6 @@ def check_range(name: str, lowest: int, highest: int, limit: int, what: str) -> 
         raise ValueError(f"{name}: expected values in 0..{limit} ({what}), found {found}")
 
 
-@cache
 def dtype_name(dtype: Any) -> str:
     """NumPy's name of a dtype of any framework."""
     return str(dtype).removeprefix("torch.")

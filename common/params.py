@@ -11,9 +11,8 @@ the first, D is H * directions; F is that for each way of pooling. In the first,
 of the word vectors, and E more where a model reads log-count ratios of n-grams beside them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -145,16 +144,11 @@ def _draw(
     return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
 
 
-def structure(names: Iterable[str]) -> tuple[int, tuple[str, ...]]:
+def structure(names: Collection[str]) -> tuple[int, tuple[str, ...]]:
     """Number of layers and the directions ("forward", or "forward", "backward") of a GRU or RNN.
 
     Raises ValueError where no name is that of a parameter of one.
     """
-    return _structure(tuple(names))
-
-
-@lru_cache
-def _structure(names: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
     parts = [name.split(".") for name in names if name.partition(".")[0] in BLOCKS]
     parts = [part for part in parts if len(part) > 2]
     if not parts:

@@ -97,7 +97,7 @@ def stacked(scope: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
         tokens: Array | None,
         **_: Any,
     ) -> tuple[Array, Array]:
-        layers, directions = structure(name.replace("/", ".") for name in weights)
+        layers, directions = structure([name.replace("/", ".") for name in weights])
         x = x if tokens is None else x[tokens]
         steps = len(x)
         x = x if steps else jnp.zeros((1, *x.shape[1:]), x.dtype)
