@@ -848,5 +848,5 @@ def test_import_without_the_library():
 
 def test_structures_match_the_header():
     """An error in ctypes' picture of gru.h would be read as garbage, not reported."""
-    assert ctypes.sizeof(kernels.Problem) == 112
-    assert ctypes.sizeof(kernels.Direction) == 152
+    assert ctypes.sizeof(kernels.Problem) == kernels.PROBLEM.size == 112
+    assert ctypes.sizeof(kernels.Direction) == kernels.DIRECTION.size == 152

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from common import kernels
 from common.kernels import cuda
 from common.params import GRU_PARAMETERS, structure
 from torch_impl.fused import BUILT, available
-from torch_impl.layers import Found, forward_mode, transformed
+from torch_impl.layers import Found
 
 BFLOAT16 = available(dtype="bfloat16")
 TYPES = {Tensor, nn.Parameter}
-OPTIONAL = {*TYPES, type(None)}
+UNREADABLE = -1  # where no array lies: the kernel cannot read this one as it is
+NO_GRADIENTS = (0,) * 9  # the last fields of a direction
 STRIDED = torch.strided
 DTYPES = (torch.float32, torch.float64)
 DIMENSIONS = ((3, 3), (2, 2))  # of tokens, or else x, and of x
@@ -77,57 +79,72 @@ def at_once(
         return None
     if bfloat16 is not False and not (bfloat16 is True and BFLOAT16):
         return None
-    given = (x, *chain.from_iterable(chain(*layers)))
-    optional = (h0, lengths, tokens, resets, h_reset)
-    if not TYPES.issuperset(map(type, given)) or not OPTIONAL.issuperset(map(type, optional)):
+    if torch.is_grad_enabled() and wanted(
+        (x, h0, lengths, tokens, resets, h_reset, *chain.from_iterable(chain(*layers)))
+    ):
         return None
-    if torch.is_grad_enabled() and wanted((*given, *optional)):
+    recurrent, read = layers[0][0][1], x if tokens is None else tokens
+    if type(x) not in TYPES or type(recurrent) not in TYPES or type(read) not in TYPES:
         return None
-    dtype, hidden, R = x.dtype, layers[0][0][1].shape, len(layers[0])
-    read = x.shape if tokens is None else tokens.shape
+    dtype = x.dtype
     if (
         dtype not in (DTYPES[:1] if bfloat16 else DTYPES)
-        or len(hidden) != 2
-        or (len(read), x.dim()) not in DIMENSIONS
+        or (read.dim(), x.dim()) not in DIMENSIONS
+        or recurrent.dim() != 2
         or x.layout is not STRIDED
     ):
         return None
-    (steps, batch), H, size = read[:2], hidden[1], x.shape[-1]
     x = x.contiguous()  # of rows first, it is not
-    of_x, of_lengths, of_tokens, of_resets, of_h0, of_h_reset = places = [
+    (steps, batch, *_), (*_, size), R, H = read.shape, x.shape, len(layers[0]), recurrent.shape[1]
+    of_states = len(layers) * R, batch, H
+    of_x, of_tokens, of_lengths, of_resets, of_h0, of_h_reset = places = (
         place(x, x.shape, dtype),
-        lengths if lengths is None else place(lengths, (batch,), torch.int32),
-        tokens if tokens is None else place(tokens, (steps, batch), torch.int32),
-        resets if resets is None else place(resets, (steps, batch), torch.bool),
-        h0 if h0 is None else place(h0, (len(layers) * R, batch, H), dtype),
-        h_reset if h_reset is None else place(h_reset, (len(layers) * R, batch, H), dtype),
-    ]
-    of_weights = []
-    for sides in layers:
-        for weight_ih, weight_hh, bias_ih, bias_hh in sides:
-            of_weights += [
+        place(tokens, (steps, batch), torch.int32),
+        place(lengths, (batch,), torch.int32),
+        place(resets, (steps, batch), torch.bool),
+        place(h0, of_states, dtype),
+        place(h_reset, of_states, dtype),
+    )
+    if UNREADABLE in places or (resets is None and h_reset is not None):
+        return None
+    if h_reset is None and resets is not None:
+        of_h_reset = of_h0
+    h_last = x.new_empty(of_states)
+    of_h_last, row = h_last.data_ptr(), H * x.element_size()
+    distinct = steps * batch if tokens is None else x.shape[0]
+    for number, sides in enumerate(layers, 1):
+        sequences = return_sequences or number < len(layers)
+        outputs = x.new_empty(steps if sequences else 0, batch, R * H)
+        of_outputs = outputs.data_ptr()
+        directions = b""
+        for i, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(sides):
+            weights = (
                 place(weight_ih, (3 * H, size), dtype),
                 place(weight_hh, (3 * H, H), dtype),
                 place(bias_ih, (3 * H,), dtype),
                 place(bias_hh, (3 * H,), dtype),
-            ]
-        size = R * H
-    if 0 in places or 0 in of_weights or (resets is None and h_reset is not None):
-        return None
-    if h_reset is None and resets is not None:
-        of_h_reset = of_h0
-    h_last = x.new_empty(len(layers) * R, batch, H)
-    of_h_last, row = h_last.data_ptr(), H * x.element_size()
-    for number in range(len(layers)):
-        sequences = return_sequences or number < len(layers) - 1
-        outputs = x.new_empty(steps if sequences else 0, batch, R * H)
-        of_outputs = outputs.data_ptr()
-        problem = kernels.Problem(
+            )
+            if UNREADABLE in weights or 0 in weights:
+                return None
+            directions += kernels.DIRECTION.pack(
+                i,
+                R * H,
+                *weights,
+                of_h0,
+                of_h_reset,
+                of_outputs and of_outputs + i * row,
+                of_h_last,
+                *NO_GRADIENTS,
+            )
+            of_h_last += batch * row
+            of_h0 = of_h0 and of_h0 + batch * row
+            of_h_reset = of_h_reset and of_h_reset + batch * row
+        problem = kernels.PROBLEM.pack(
             steps,
             batch,
-            x.shape[-1],
+            size,
             H,
-            steps * batch if of_tokens is None else x.shape[0],
+            distinct,
             of_x,
             of_tokens,
             of_lengths,
@@ -139,55 +156,41 @@ def at_once(
             torch.get_num_threads(),
             False,  # no OpenMP: threads that spin beside are rare here
             bfloat16,
+            0,
         )
-        directions = (kernels.Direction * R)()
-        for i, direction in enumerate(directions):
-            own = (number * R + i) * batch * row
-            direction.reverse = i
-            direction.ld_outputs = R * H
-            (
-                direction.weight_ih,
-                direction.weight_hh,
-                direction.bias_ih,
-                direction.bias_hh,
-            ) = of_weights[4 * (number * R + i) :][:4]
-            if of_h0 is not None:
-                direction.h0 = of_h0 + own
-            if of_h_reset is not None:
-                direction.h_reset = of_h_reset + own
-            if sequences:
-                direction.outputs = of_outputs + i * row
-            direction.h_last = of_h_last + own
         kernels.forward(problem, directions)
-        x, of_x, of_tokens = outputs, of_outputs, None
+        x, of_x, of_tokens, size, distinct = outputs, of_outputs, 0, R * H, steps * batch
     return outputs, h_last
 
 
 def observed() -> bool:
     """Whether more is to be done than to compute."""
     return (
-        transformed()
-        or forward_mode()
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled("cpu")
     )
 
 
-def wanted(arrays: Sequence[Tensor | None]) -> bool:
+def wanted(arrays: Sequence[Any]) -> bool:
     """Whether a gradient is, of one of them."""
-    return any(each is not None and each.requires_grad for each in arrays)
+    return any(getattr(each, "requires_grad", False) for each in arrays)
 
 
-def place(array: Tensor, shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Where an array lies in memory, or 0 if the kernel cannot read it as it is."""
+def place(array: Any, shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Where an array lies in memory, 0 being None's place."""
+    if array is None:
+        return 0
     if (
-        array.shape == shape
+        type(array) in TYPES
+        and array.shape == shape
         and array.dtype is dtype
         and array.is_cpu
         and array.layout is STRIDED
         and array.is_contiguous()
         and not array.is_neg()
     ):
-        return array.data_ptr()
-    return 0
+        return array.data_ptr() or UNREADABLE
+    return UNREADABLE

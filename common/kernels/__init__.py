@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from functools import cache
 from pathlib import Path
@@ -73,6 +74,13 @@ class Direction(ctypes.Structure):
     ]
 
 
+FORMATS = {ctypes.c_int64: "q", ctypes.c_int32: "i", ctypes.c_void_p: "P"}
+PROBLEM, DIRECTION = (
+    struct.Struct("@" + "".join(FORMATS[kind] for _, kind, *_ in each._fields_))
+    for each in (Problem, Direction)
+)
+"""The same in bytes, which are made in one go: NULL is 0."""
+
 ERRORS = {
     1: ValueError("lengths: expected values in 0..T, T being the number of time steps"),
     2: ValueError("tokens: expected values in 0..K - 1, there being K distinct inputs"),
@@ -88,7 +96,7 @@ def library() -> ctypes.CDLL | None:
     except OSError:
         return None
     for function in (lib.gru_forward, lib.gru_backward):
-        function.argtypes = [ctypes.POINTER(Problem), ctypes.POINTER(Direction)]
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     lib.gru_saved_size.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
     lib.gru_saved_size.restype = ctypes.c_int64
     lib.gru_instruction_set.argtypes = [ctypes.c_char_p]
@@ -115,22 +123,28 @@ def threads() -> int:
     return int(said)
 
 
-def forward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
+Described = tuple[Problem | bytes, ctypes.Array[Direction] | bytes]
+
+
+def forward(*described: *Described) -> None:
     """gru_forward of gru.h; raises what its status stands for."""
-    run("gru_forward", problem, directions)
+    run("gru_forward", *described)
 
 
-def backward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
+def backward(*described: *Described) -> None:
     """gru_backward of gru.h; raises what its status stands for."""
-    run("gru_backward", problem, directions)
+    run("gru_backward", *described)
 
 
-def run(function: str, problem: Problem, directions: ctypes.Array[Direction]) -> None:
+def run(
+    function: str, problem: Problem | bytes, directions: ctypes.Array[Direction] | bytes
+) -> None:
     """Calls one of the two."""
     lib = library()
     if lib is None:
         raise RuntimeError("the GRU kernel has not been built: python -m common.kernels.build")
-    status = getattr(lib, function)(problem, directions)
+    where = problem if isinstance(problem, bytes) else ctypes.byref(problem)
+    status = getattr(lib, function)(where, directions)
     if status:
         raise ERRORS[status]
 
