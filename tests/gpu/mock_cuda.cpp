@@ -1,6 +1,6 @@
 // libcuda.so.1 for a rehearsal: device memory is host memory, what is loaded as a kernel is its name,
-// and a launch runs it on the emulator, once what a driver would look at has been looked at. Compiled
-// once for each CONFIGURATION, which adds its kernels to those that there are, and once without.
+// and a launch runs it on the emulator, once what a driver would look at has been looked at. Where
+// KERNELS is defined, only ADD, which adds a configuration's kernels to those that there are.
 #include "emulator.h"
 
 #include <map>
@@ -18,25 +18,26 @@ struct CUfunc_st {
 };
 std::map<std::string, CUfunc_st> &kernels();
 
-#ifdef CONFIGURATION
+#ifdef KERNELS
 #include "../../common/kernels/cuda/recurrence.cu"
 
-template <class Factors, int H, int C, int G, int P, bool ResetAfter, bool Backward>
+template <class Factors, int H, int C, int G, int P>
 struct Added {
-  using K = Kernel<Factors, H, C, G, P, ResetAfter, Backward>;
-  explicit Added(const char *name) {
-    const std::string flags[] = {"false", "true"};
-    kernels()[std::string(name) + "," + flags[ResetAfter] + "," + flags[Backward]] = {
+  template <bool ResetAfter, bool Backward>
+  void add(std::string name) {
+    using K = Kernel<Factors, H, C, G, P, ResetAfter, Backward>;
+    const std::string flags[] = {",false", ",true"};
+    kernels()[name + flags[ResetAfter] + flags[Backward]] = {
         K::threads, K::shared_bytes, C,
         [](const Call &a, unsigned *shared) { K().run(a, shared); }, 0, false};
   }
+  explicit Added(const char *name) {
+    add<false, false>(name), add<false, true>(name), add<true, false>(name), add<true, true>(name);
+  }
 };
-#define TEXT(...) #__VA_ARGS__
-#define NAME(...) TEXT(__VA_ARGS__)
-static Added<CONFIGURATION, false, false> first(NAME(CONFIGURATION));
-static Added<CONFIGURATION, false, true> second(NAME(CONFIGURATION));
-static Added<CONFIGURATION, true, false> third(NAME(CONFIGURATION));
-static Added<CONFIGURATION, true, true> fourth(NAME(CONFIGURATION));
+#define JOIN(a, b) a##b
+#define UNIQUE(a, b) JOIN(a, b)
+#define ADD(...) static Added<__VA_ARGS__> UNIQUE(added, __LINE__)(#__VA_ARGS__);
 
 #else
 std::map<std::string, CUfunc_st> &kernels() {

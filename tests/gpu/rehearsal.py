@@ -25,7 +25,6 @@ def build(into: Path, configurations: Iterable[str], flags: Sequence[str] = FLAG
     cxx = compiler()
     if cxx is None:
         raise RuntimeError("no C++ compiler (set CXX)")
-    source = str(FOLDER / "mock_cuda.cpp")
 
     def run(*arguments: str) -> None:
         result = subprocess.run(
@@ -34,23 +33,18 @@ def build(into: Path, configurations: Iterable[str], flags: Sequence[str] = FLAG
         if result.returncode:
             raise RuntimeError(result.stderr)
 
-    parts = {
-        "driver.o": (),
-        **{f"{each}.o": (f"-DCONFIGURATION={each}",) for each in configurations},
-    }
+    include, names = f'#include "{FOLDER / "mock_cuda.cpp"}"\n', list(configurations)
+    sources = [include]
+    for some in filter(None, (names[::2], names[1::2])):  # on two cores
+        added = "".join(f"ADD({each})\n" for each in some)
+        sources.append(f"#define KERNELS\n{include}{added}")
+    paths = [into / f"{number}.cpp" for number in range(len(sources))]
+    for path, text in zip(paths, sources, strict=True):
+        path.write_text(text)
     with ThreadPoolExecutor(2) as pool:
-        jobs = [
-            pool.submit(run, *own, "-c", source, "-o", str(into / name))
-            for name, own in parts.items()
-        ]
-        try:
-            for job in jobs:
-                job.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        list(pool.map(lambda path: run("-c", str(path), "-o", f"{path}.o"), paths))
     library = into / "libcuda.so.1"
-    objects = (str(into / name) for name in parts)
-    run("-shared", "-Wl,-soname,libcuda.so.1", *objects, "-o", str(library))
+    run("-shared", "-Wl,-soname,libcuda.so.1", *(f"{path}.o" for path in paths), "-o", str(library))
     return library
 
 

@@ -6,6 +6,7 @@ GPU's.
 
 import threading
 import warnings
+from functools import partial
 from typing import Any
 
 import jax
@@ -120,7 +121,8 @@ def in_jax() -> None:
         lambda f: jax.jvp(f, (x,), (jnp.ones_like(x),))[1],
         lambda f: jax.grad(lambda x: jax.grad(lambda x: (f(x) ** 2).sum())(x).sum())(x),
     ):
-        close(jax.jit(lambda transform=transform: transform(call))(), transform(scan))
+        ours, theirs = (jax.jit(partial(transform, f))() for f in (call, scan))
+        close(ours, theirs)
     wrong = jax.jit(lambda lengths: jax_impl.gru.gru(parameters, x, lengths, h0, **HOW)[1])(
         lengths.at[2].set(9)
     )
@@ -203,7 +205,7 @@ def first_uses() -> None:
     for use in (
         lambda: torch.func.grad(call)(x),
         lambda: torch.func.jvp(call, (x,), (x,)),
-        lambda: torch.compile(call, fullgraph=True)(x),
+        lambda: torch.compile(call, fullgraph=True, backend="aot_eager")(x),
         fake,
         in_jax,
     ):
