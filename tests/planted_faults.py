@@ -33,6 +33,7 @@ TORCH = "torch_impl/fused.py"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTEST_PLUGINS": "xdist.plugin",  # pyproject.toml has an option of it
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 # Arguments of pytest. The kernel's tests use nothing of conftest.py, which imports PyTorch.

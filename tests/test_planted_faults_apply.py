@@ -14,6 +14,13 @@ def test_each_can_be_planted(fault: planted_faults.Fault) -> None:
     assert fault.new != fault.old
 
 
+def test_pytest_runs_as_they_run_it() -> None:
+    """With the options of pyproject.toml, whatever plugin they belong to."""
+    command = ("-m", "pytest", "--collect-only", *planted_faults.KERNEL_TESTS)
+    status, said = planted_faults.python(planted_faults.ROOT, *command)
+    assert status == 0, said
+
+
 def test_names_are_unique() -> None:
     for faults in (planted_faults.FAULTS, FAULTS):
         names = [fault.name for fault in faults]
