@@ -15,22 +15,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from common.errors import InputError
-from common.training.world import World, check_address, take_cores
+from common.training.world import World, check_launch, take_cores, told
 
 
 @contextmanager
 def join() -> Iterator[World]:
     """The workers that torchrun has started, which does no more than set environment variables, or
     srun, which JAX understands by itself."""
+    check_launch("jax")
     take_cores()  # before JAX starts its threads
-    check_address("jax")
-    if (rank := os.environ.get("RANK")) is not None:
+    if os.environ.get("WORLD_SIZE"):
         # Another port than that of torchrun's own store, and none that is given away at random.
-        port = 10_000 + int(os.environ["MASTER_PORT"]) % 20_000
+        port = 10_000 + told("MASTER_PORT") % 20_000
         address = os.environ.get("JAX_COORDINATOR_ADDRESS")
         address = address or f"{os.environ['MASTER_ADDR']}:{port}"
-        size, device = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
-        place = address, size, int(rank), device
+        place = address, told("WORLD_SIZE"), told("RANK"), told("LOCAL_RANK", "0")
     else:
         place = None
     try:

@@ -71,9 +71,12 @@ def test_what_does_not_fit_is_refused(reviews: str, command: Command, tmp_path: 
     assert f"{parts / '2'}: is part 2 of 4" in refused("merge", *same)
     assert f"{parts / '0'}: is of another" in refused("merge", *same[:-1])
     assert "--part 3: not from 0 to 2" in refused("part", *same, "--part", 3, "--of", 3)
-    assert "line 6" in refused("part", *same[:-1], "--part", 0, "--of", 1)
+    assert "line 6" in refused("part", "--data", reviews, "--parts", tmp_path / "other")
     assert "--of 0: must be at least 1" in refused("part", *same, "--part", 0, "--of", 0)
-    assert command(encode.main, "part", *same, "--part", 2, "--of", 3)[0] == 0
+    third = ("part", *same, "--part", 2, "--of", 3)
+    assert f"{parts / '2'}: holds another part" in refused(*third)
+    (parts / "2" / "about.json").write_text("{}")
+    assert command(encode.main, *third)[0] == 0
     for path in sorted((parts / "1").iterdir()):
         whole = path.read_bytes()
         for damaged in (whole[:-4], b"{}", whole[:-1] + b"\x07"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
-from common.training.world import check_address
+from common.training.world import check_launch, launched, take_cores
 
 ROOT = Path(__file__).parents[1]
 ADDRESSES = ("10.209.0.1", "10.209.0.2")
@@ -85,6 +85,34 @@ def test_two_machines_find_what_one_does(name: str, machines: Start, tmp_path: P
     assert one == two
 
 
+LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("WORLD_SIZE", "x", "WORLD_SIZE: expected a number from 1 on, as by torchrun, found x"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE: expected a number from 1 on, as by torchrun, found 0"),
+        ("RANK", "", "RANK: expected a number from 0 on, as by torchrun, found nothing"),
+        ("RANK", "5", "RANK: expected less than WORLD_SIZE, 2, found 5"),
+        ("LOCAL_RANK", "x", "LOCAL_RANK: expected a number from 0 on, as by torchrun, found x"),
+        ("LOCAL_WORLD_SIZE", "x", "LOCAL_WORLD_SIZE: expected a number from 1 on"),
+        ("MASTER_PORT", "abc", "MASTER_PORT: expected a number from 0 on, as by torchrun"),
+        ("MASTER_ADDR", "", "MASTER_ADDR: expected the first worker's machine, found nothing"),
+    ],
+)
+def test_what_no_launcher_sets(
+    framework: str, name: str, value: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each, said in (LAUNCHED | {name: value}).items():
+        monkeypatch.setenv(each, said)
+    with pytest.raises(InputError, match=f"^{line}"):
+        launched()
+        check_launch(framework)
+        take_cores()
+
+
 @pytest.mark.parametrize("address", ["127.0.1.1", None])
 def test_a_machine_whose_name_leads_nowhere(
     address: str | None, monkeypatch: pytest.MonkeyPatch
@@ -95,13 +123,14 @@ def test_a_machine_whose_name_leads_nowhere(
         return address
 
     monkeypatch.setattr(socket, "gethostbyname", find)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    check_address("torch")  # both here, for all that is known
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    check_launch("torch")  # both here, for all that is known
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     for framework in ("torch", "jax"):
         with pytest.raises(InputError, match=f"stands for {address or 'nothing'}, "):
-            check_address(framework)
+            check_launch(framework)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
-    check_address("torch")
+    check_launch("torch")
     monkeypatch.setattr(socket, "gethostbyname", lambda name: ADDRESSES[0])
-    check_address("jax")
+    check_launch("jax")

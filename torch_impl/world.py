@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.errors import InputError
-from common.training.world import World, check_address, take_cores
+from common.training.world import World, check_launch, take_cores, told
 
 LONGEST = timedelta(days=1)  # that one may wait for another, which encodes a data set, say
 
@@ -19,12 +19,12 @@ LONGEST = timedelta(days=1)  # that one may wait for another, which encodes a da
 @contextmanager
 def join() -> Iterator[World]:
     """The workers that torchrun has started, over gloo and, for what is on a GPU, NCCL."""
-    backend, local_rank = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
+    check_launch("torch")
+    backend = "gloo"
     torch.set_num_threads(take_cores())
-    check_address("torch")
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(told("LOCAL_RANK", "0") % torch.cuda.device_count())
     # The store of a torchrun that starts all again may still say where the workers were before.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:

@@ -6,8 +6,10 @@ python -m common.data.encode part --data jsonl:reviews.jsonl --parts FOLDER --pa
 python -m common.data.encode merge --data jsonl:reviews.jsonl --parts FOLDER
 
 What starts the parts is yours to choose: a Slurm array, Dask, a loop. FOLDER is of those that all
-of them see, as is the cache that the last command writes (GRU_TWINS_CACHE). Each part reads the
-whole source, ten times as fast as words are numbered, and encodes every so-manyth piece of it.
+of them see, as is the cache that the last command writes (GRU_TWINS_CACHE). So is the source, or
+its copies lie at the same path with the same time of change (`cp -p`): a part knows it by these.
+Each part reads the whole source, ten times as fast as words are numbered, and encodes every
+so-manyth piece of it.
 """
 
 import hashlib
@@ -74,9 +76,11 @@ def main() -> None:
 def encode_part(spec: str, folder: Path, part: int, of: int, skip_bad_rows: bool = False) -> int:
     """Write one part of so many to a folder, whole or not at all; how many texts it has.
 
-    Raises InputError as corpus.load does.
+    Raises InputError where that holds another part, and as corpus.load does.
     """
     about = {"key": corpus.key_of(sources.fingerprint(spec), skip_bad_rows), "part": part, "of": of}
+    if _holds_another(folder, about):
+        raise InputError(f"{folder}: holds another part: remove it, or take other --parts")
     left_out = Counter[str]() if skip_bad_rows else None
     with files.writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +96,15 @@ def encode_part(spec: str, folder: Path, part: int, of: int, skip_bad_rows: bool
             (partial / ABOUT).write_text(json.dumps(about))
             files.remove(folder)
     return len(raw.columns["labels"])
+
+
+def _holds_another(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether there is a part in a folder that says otherwise of itself, and is not damaged."""
+    try:
+        known = files.read_json(folder / ABOUT)
+        return bool(json.loads(json.dumps(about)) != {name: known[name] for name in about})
+    except (InputError, KeyError, TypeError):
+        return False
 
 
 def merge(spec: str, folder: Path, skip_bad_rows: bool = False) -> Corpus:
@@ -122,8 +135,10 @@ def _about(parts: Path, part: int, of: int, key: dict[str, Any]) -> dict[str, An
     about = files.read_json(folder / ABOUT)
     try:
         if about["key"] != json.loads(json.dumps(key)):
-            other = "another data set, of another state of it, or with another --skip-bad-rows"
-            raise InputError(f"{folder}: is of {other}")
+            other = "another state of it (path, size, time of change)"
+            raise InputError(
+                f"{folder}: is of another data set, {other}, or with another --skip-bad-rows"
+            )
         if about["part"] != part or (part and about["of"] != of):
             raise InputError(f"{folder}: is part {about['part']} of {about['of']}")
         sums = about["sums"]

@@ -35,11 +35,12 @@ say = partial(print, flush=True)
 
 def main(framework: Framework) -> None:
     """The command line of `python -m torch_impl.train` and `python -m jax_impl.train`."""
-    # With several workers, XLA's steps run in other threads: they wait for the exchange.
-    keep_freed_memory(by_all_threads=launched())
-    with exit_on_input_error(), joined(framework) as world:
-        options = world.each(lambda: _options(framework))[world.rank]
-        train(framework, options, world)
+    with exit_on_input_error():
+        # With several workers, XLA's steps run in other threads: they wait for the exchange.
+        keep_freed_memory(by_all_threads=launched())
+        with joined(framework) as world:
+            options = world.each(lambda: _options(framework))[world.rank]
+            train(framework, options, world)
 
 
 def _options(framework: Framework) -> TrainConfig:

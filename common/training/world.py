@@ -103,9 +103,19 @@ class Joining(Protocol):
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    size = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
-    return size.isdecimal() and int(size) > 1
+    """Whether a launcher started this process as one of several. Raises InputError as `told`."""
+    return told("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS") or "1", least=1) > 1
+
+
+def told(name: str, default: str = "", least: int = 0) -> int:
+    """A number that a launcher has set in the environment. Raises InputError for what is none."""
+    said = os.environ.get(name) or default
+    if not said.isdecimal() or int(said) < least:
+        found = said or "nothing"
+        raise InputError(
+            f"{name}: expected a number from {least} on, as by torchrun, found {found}"
+        )
+    return int(said)
 
 
 def restarted() -> bool:
@@ -114,15 +124,23 @@ def restarted() -> bool:
     return any(os.environ.get(name, "0") != "0" for name in counts)
 
 
-def check_address(framework: str) -> None:
-    """Raise InputError where workers on other machines could not reach this one.
+def check_launch(framework: str) -> None:
+    """Raise InputError for what a launcher does not set so, and where workers on other machines
+    could not reach this one.
 
     They speak over gloo, which takes the address that the machine's name stands for, and many
     machines call themselves 127.0.1.1; in PyTorch GLOO_SOCKET_IFNAME names an interface instead.
     """
     size = os.environ.get("WORLD_SIZE")
-    if size == os.environ.get("LOCAL_WORLD_SIZE", size):
-        return  # all are here
+    if framework == "torch" or size:  # else by srun, which JAX understands
+        told("LOCAL_RANK", "0")
+        told("MASTER_PORT")
+        if (rank := told("RANK")) >= told("WORLD_SIZE"):
+            raise InputError(f"RANK: expected less than WORLD_SIZE, {size}, found {rank}")
+        if not os.environ.get("MASTER_ADDR"):
+            raise InputError("MASTER_ADDR: expected the first worker's machine, found nothing")
+    if not size or int(size) == told("LOCAL_WORLD_SIZE", size, least=1):
+        return  # all are here, for all that is known
     if framework == "torch" and "GLOO_SOCKET_IFNAME" in os.environ:
         return
     name = socket.gethostname()
@@ -196,11 +214,11 @@ def take_cores() -> int:
     """
     from common.data.encoding import cores
 
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_size = told("LOCAL_WORLD_SIZE", "1", least=1)
     if local_size == 1 or not hasattr(os, "sched_setaffinity"):
         return cores()
     available = sorted(os.sched_getaffinity(0))
-    count, number = max(1, cores() // local_size), int(os.environ["LOCAL_RANK"])
+    count, number = max(1, cores() // local_size), told("LOCAL_RANK")
     mine = {available[(number * count + i) % len(available)] for i in range(count)}
     os.sched_setaffinity(0, mine)
     return len(mine)
