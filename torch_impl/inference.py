@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from common import kernels
 from common.kernels import cuda
 from common.params import GRU_PARAMETERS, structure
 from torch_impl.fused import BUILT, available
-from torch_impl.layers import Found
+from torch_impl.layers import Found, forward_mode, transformed
 
 BFLOAT16 = available(dtype="bfloat16")
 TYPES = {Tensor, nn.Parameter}
-UNREADABLE = -1  # where no array lies: the kernel cannot read this one as it is
+UNREADABLE = -1  # where no array lies
 NO_GRADIENTS = (0,) * 9  # the last fields of a direction
 STRIDED = torch.strided
 DTYPES = (torch.float32, torch.float64)
@@ -154,7 +153,7 @@ def at_once(
             nn_order,
             R,
             torch.get_num_threads(),
-            False,  # no OpenMP: threads that spin beside are rare here
+            False,  # no OpenMP: beside busy programs a short text would wait for its threads
             bfloat16,
             0,
         )
@@ -166,8 +165,8 @@ def at_once(
 def observed() -> bool:
     """Whether more is to be done than to compute."""
     return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        transformed()
+        or forward_mode()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled("cpu")
@@ -180,7 +179,7 @@ def wanted(arrays: Sequence[Any]) -> bool:
 
 
 def place(array: Any, shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Where an array lies in memory, 0 being None's place."""
+    """Where an array lies in memory, UNREADABLE where the kernel cannot read it, 0 for None."""
     if array is None:
         return 0
     if (

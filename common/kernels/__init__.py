@@ -124,6 +124,7 @@ def threads() -> int:
 
 
 Described = tuple[Problem | bytes, ctypes.Array[Direction] | bytes]
+"""A call: ctypes' structures, or what PROBLEM and DIRECTION pack."""
 
 
 def forward(*described: *Described) -> None:
@@ -136,10 +137,9 @@ def backward(*described: *Described) -> None:
     run("gru_backward", *described)
 
 
-def run(
-    function: str, problem: Problem | bytes, directions: ctypes.Array[Direction] | bytes
-) -> None:
+def run(function: str, *described: *Described) -> None:
     """Calls one of the two."""
+    problem, directions = described
     lib = library()
     if lib is None:
         raise RuntimeError("the GRU kernel has not been built: python -m common.kernels.build")
