@@ -31,7 +31,7 @@ def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
     said = run("compare.py", "gpu", "--mock", "--out", tmp_path)
     assert "rehearsed the timing" in said
     rows = json.loads((tmp_path / "results.json").read_text())["parity"]
-    assert len(rows) == 94
+    assert len(rows) == 90
     assert all(row["passed"] for row in rows)
     names = {row["models"][0] for row in rows}
     kinds = ("Bf16", "Tf32", "Float32")
@@ -43,7 +43,7 @@ def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
 def test_small_cases() -> None:
     """A few kernels, of one block and of clusters of 2 to 16, in both frameworks."""
     said = run("-m", "pytest", "-q", "--noconftest", "tests/gpu/small.py")
-    assert "16 passed" in said
+    assert "12 passed" in said
 
 
 def test_in_use() -> None:

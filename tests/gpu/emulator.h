@@ -36,6 +36,8 @@ void __tsan_release(void *);
 #define TSAN(x)
 #endif
 #define UNSEEN __attribute__((no_sanitize("address", "thread", "undefined"), noinline))
+// What most of the time goes into; all of it so would take long to compile.
+#define FAST __attribute__((optimize("O2")))
 
 #define DEVICE inline
 #define UNROLL
@@ -50,16 +52,14 @@ namespace emulator {
 
 constexpr int there = 0x600d;
 struct Group {
-  int count = 0;
-  unsigned generation = 0;
+  int count = 0, generation = 0;
   char order[2];  // of this generation and the next, which some may have come to already
 };
 struct Warp {
   // Of the present collective and the next: a lane is at most one ahead of the others.
   uint32_t in[2][32][10];
   float out[2][32][4];
-  int lanes = 0;
-  unsigned generation = 0;
+  int lanes = 0, generation = 0;
   Group sync;
 };
 struct Block {
@@ -68,13 +68,14 @@ struct Block {
   std::vector<Warp> warps;
   Group all, named[16];
 };
-struct Fiber {
-  ucontext_t context;
-  void *place[5];  // of __builtin_setjmp, which no sanitizer looks at
-  void *tsan = nullptr, *stack = nullptr;
-  Block *block;
-  int thread;
+struct alignas(64) Fiber {
   bool started = false, done = false;
+  int thread, value;
+  const int *until = nullptr;  // what it waits for to be another than `value`
+  Block *block;
+  void *place[5];  // of __builtin_setjmp, which no sanitizer looks at
+  void *tsan = nullptr;
+  ucontext_t context;
 };
 struct Late {  // a store on its way
   unsigned *to, word;
@@ -101,30 +102,31 @@ UNSEEN inline void fault(const char *what) {
 }
 
 UNSEEN inline void jump(void **place) { __builtin_longjmp(place, 1); }
-UNSEEN inline void yield() {
+// Gives up the turn until a counter has changed.
+UNSEEN inline void wait(const int &counter) {
+  current->until = &counter, current->value = counter;
   TSAN(__tsan_switch_to_fiber(main_tsan, 1));
   if (!__builtin_setjmp(current->place)) jump(main_place);
+  current->until = nullptr;
 }
 
 UNSEEN inline void rendezvous(Group &g, int threads) {
-  const unsigned generation = g.generation;
+  const int generation = g.generation;
   TSAN(__tsan_release(&g.order[generation & 1]));
   if (++g.count == threads) g.count = 0, ++g.generation, ++progress;
-  else
-    while (g.generation == generation) yield();
+  else wait(g.generation);
   TSAN(__tsan_acquire(&g.order[generation & 1]));
 }
 
 // All lanes hand in words, the last one computes, all take their result.
 template <class F>
-UNSEEN inline void collective(const uint32_t *in, int n, float *out, int m, F compute) {
+FAST UNSEEN inline void collective(const uint32_t *in, int n, float *out, int m, F compute) {
   Warp &w = current->block->warps[current->thread / 32];
   const int lane = current->thread % 32;
-  const unsigned generation = w.generation, half = generation & 1;
+  const int generation = w.generation, half = generation & 1;
   for (int i = 0; i < n; ++i) w.in[half][lane][i] = in[i];
   if (++w.lanes == 32) compute(w.in[half], w.out[half]), w.lanes = 0, ++w.generation, ++progress;
-  else
-    while (w.generation == generation) yield();
+  else wait(w.generation);
   for (int i = 0; i < m; ++i) out[i] = w.out[half][lane][i];
 }
 
@@ -168,9 +170,10 @@ UNSEEN inline void take_turn(Fiber &fiber) {
 
 // Runs one cluster of C blocks; throws std::runtime_error for a fault. Seed 0: in order, and stores
 // arrive at the end of a round.
-UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_bytes,
-                               const std::function<void()> &function, unsigned seed) {
-  constexpr size_t stack = 64 << 10;
+FAST UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_bytes,
+                                    const std::function<void()> &function, unsigned seed) {
+  constexpr size_t most_threads = 16 * 1024;  // that a cluster may have
+  constexpr size_t stack = (64 << 10) + 576;  // not all in the same lines of a cache
   std::vector<Block> all(C);
   blocks = &all, body = &function, block_threads = threads, cluster = Group();
   rng.seed(seed), in_flight.clear(), failure.clear();
@@ -183,8 +186,9 @@ UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_b
     all[c].warps.resize(threads / 32);
   }
   std::vector<Fiber> fibers(C * threads);
-  char *const stacks = (char *)mmap(nullptr, stack * fibers.size(), PROT_READ | PROT_WRITE,
-                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  static char *const stacks =  // kept: to get new pages would take longer than most clusters
+      (char *)mmap(nullptr, stack * most_threads, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   TSAN(main_tsan = __tsan_get_current_fiber());
   for (size_t i = 0; i < fibers.size(); ++i) {
     Fiber &f = fibers[i];
@@ -206,9 +210,10 @@ UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_b
     bool waiting = false;
     left = 0;
     for (int i : order) {
-      if (fibers[i].done) continue;
-      if (!stalled[i / threads]) take_turn(fibers[i]);
-      left += !fibers[i].done;
+      Fiber &f = fibers[i];
+      if (f.done) continue;
+      if (!stalled[i / threads] && !(f.until && *f.until == f.value)) take_turn(f);
+      left += !f.done;
     }
     for (int &rounds : stalled) {
       waiting |= rounds > 0;
@@ -226,7 +231,6 @@ UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_b
   TSAN(__tsan_acquire(&launch_order));
   if (failure.empty() && !in_flight.empty()) fault("a store after the end of the cluster");
   for (Fiber &f : fibers) { TSAN(__tsan_destroy_fiber(f.tsan)); }
-  munmap(stacks, stack * fibers.size());
   if (!failure.empty()) throw std::runtime_error(failure);
 }
 
@@ -258,9 +262,11 @@ inline unsigned tf32_of_number(unsigned word) { return (word + 0x1000) & ~0x1fff
 
 // The fragments are those of the PTX ISA, figures of mma.m16n8k16 (.bf16) and mma.m16n8k8 (.tf32).
 // Products are exact; their sum is cut off, as the units do that compute it.
-UNSEEN inline void warp_mma(const uint32_t (*in)[10], float (*out)[4], bool bf16) {
+FAST UNSEEN inline void warp_mma(const uint32_t (*in)[10], float (*out)[4], bool bf16) {
   const int K = bf16 ? 16 : 8;
-  float A[16][16], B[16][8];
+  typedef double Two __attribute__((vector_size(16)));
+  double A[16][16];
+  Two B[4][16];  // columns 2q and 2q + 1 of row k
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 6; ++i) {
@@ -269,17 +275,19 @@ UNSEEN inline void warp_mma(const uint32_t (*in)[10], float (*out)[4], bool bf16
       for (int half = 0; half < (bf16 ? 2 : 1); ++half) {
         const float x = as_float(!bf16 ? word & ~0x1fffu : half ? word & ~0xffffu : word << 16);
         if (i < 4) A[g + (i & 1) * 8][k + half] = x;
-        else B[k + half][g] = x;
+        else B[g / 2][k + half][g % 2] = x;
       }
     }
   }
-  for (int lane = 0; lane < 32; ++lane)
-    for (int e = 0; e < 4; ++e) {
-      const int m = lane / 4 + (e >> 1) * 8, n = lane % 4 * 2 + (e & 1);
-      double sum = as_float(in[lane][6 + e]);
-      for (int k = 0; k < K; ++k) sum += (double)A[m][k] * B[k][n];
-      float &result = out[lane][e] = (float)sum;
-      if (std::abs((double)result) > std::abs(sum)) result = std::nextafter(result, 0.f);
+  for (int m = 0; m < 16; ++m)
+    for (int q = 0; q < 4; ++q) {
+      const int lane = m % 8 * 4 + q, e = m / 8 * 2;
+      Two sum = {as_float(in[lane][6 + e]), as_float(in[lane][7 + e])};
+      for (int k = 0; k < K; ++k) sum += A[m][k] * B[q][k];
+      for (int j = 0; j < 2; ++j) {
+        float &result = out[lane][e + j] = (float)sum[j];
+        if (std::abs((double)result) > std::abs(sum[j])) result = std::nextafter(result, 0.f);
+      }
     }
 }
 UNSEEN inline void mma(float *c, const unsigned *a, const unsigned *b, bool bf16) {
@@ -339,7 +347,7 @@ UNSEEN inline void barrier_expect(Barrier *b, unsigned bytes) {
   emulator::complete(b);
 }
 UNSEEN inline void barrier_wait(Barrier *b, int parity) {
-  while ((b->phase & 1) == parity) emulator::yield();
+  while ((b->phase & 1) == parity) emulator::wait(b->phase);
   ++emulator::progress;
   TSAN(__tsan_acquire(b));
 }

@@ -116,7 +116,6 @@ def in_jax() -> None:
     assert driver.mock_launches() > before
     for transform in (
         lambda f: jax.grad(lambda x: (f(x) ** 2).sum())(x),
-        lambda f: jax.vmap(f)(jnp.stack([x, 2 * x])),
         lambda f: jax.vmap(jax.grad(lambda x: f(x).sum()))(jnp.stack([x, 2 * x])),
         lambda f: jax.jvp(f, (x,), (jnp.ones_like(x),))[1],
         lambda f: jax.grad(lambda x: jax.grad(lambda x: (f(x) ** 2).sum())(x).sum())(x),
