@@ -8,7 +8,6 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <type_traits>
 #include <utility>
 
 #include "call.h"
@@ -16,34 +15,20 @@
 
 namespace {
 
+#define FUNCTIONS(with)                                                                   \
+  with(cuCtxGetCurrent) with(cuCtxSetCurrent) with(cuStreamGetCtx) with(cuModuleLoadData) \
+  with(cuModuleGetFunction) with(cuFuncSetAttribute) with(cuLaunchKernelEx) with(cuGetErrorName)
+
 struct Driver {
-  decltype(cuCtxGetCurrent) *context = nullptr;
-  decltype(cuCtxSetCurrent) *set_context = nullptr;
-  decltype(cuStreamGetCtx) *context_of = nullptr;
-  decltype(cuModuleLoadData) *load = nullptr;
-  decltype(cuModuleGetFunction) *function = nullptr;
-  decltype(cuFuncSetAttribute) *set = nullptr;
-  decltype(cuLaunchKernelEx) *launch = nullptr;
-  decltype(cuGetErrorName) *name = nullptr;
+#define DECLARED(name) decltype(::name) *name = nullptr;
+  FUNCTIONS(DECLARED)
   bool found = false;
 
   void look_for() {
     void *const library = dlopen("libcuda.so.1", RTLD_NOW);
-    if (!library) return;
-    bool all = true;
-    auto find = [&](auto *&function, const char *symbol) {
-      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
-      all = all && function;
-    };
-    find(context, "cuCtxGetCurrent");
-    find(set_context, "cuCtxSetCurrent");
-    find(context_of, "cuStreamGetCtx");
-    find(load, "cuModuleLoadData");
-    find(function, "cuModuleGetFunction");
-    find(set, "cuFuncSetAttribute");
-    find(launch, "cuLaunchKernelEx");
-    find(name, "cuGetErrorName");
-    found = all;
+    found = library;
+#define FOUND(name) found = found && (name = (decltype(name))dlsym(library, #name));
+    FUNCTIONS(FOUND)
   }
 };
 
@@ -69,12 +54,15 @@ std::map<std::string, Instance> instances;
 enum { NO_DRIVER = -1, NO_INSTANCE = -2 };
 
 CUresult load(Instance &instance, CUfunction &function) {
+  const Driver &cuda = driver();
+  const int bytes = (int)instance.shared_bytes;
   CUmodule module;
-  if (CUresult e = driver().load(&module, instance.image.data())) return e;
-  if (CUresult e = driver().function(&function, module, "gru")) return e;
-  if (CUresult e = driver().set(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)instance.shared_bytes))
+  if (CUresult e = cuda.cuModuleLoadData(&module, instance.image.data())) return e;
+  if (CUresult e = cuda.cuModuleGetFunction(&function, module, "gru")) return e;
+  if (CUresult e = cuda.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes))
     return e;
-  return instance.cluster > 8 ? driver().set(function, NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1) : 0;
+  if (instance.cluster <= 8) return 0;
+  return cuda.cuFuncSetAttribute(function, NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1);
 }
 
 // In the current context.
@@ -105,21 +93,21 @@ int launch_here(CUcontext context, const std::string &key, const Call &call, CUs
   config.attrs = &cluster;
   config.numAttrs = instance->cluster > 1;
   void *arguments[] = {const_cast<Call *>(&call)};
-  return driver().launch(&config, function, arguments, nullptr);
+  return driver().cuLaunchKernelEx(&config, function, arguments, nullptr);
 }
 
 int launch(const std::string &key, const Call &call, CUstream stream) {
   if (!driver().found) return NO_DRIVER;
   if (!call.batch) return 0;
   CUcontext before = nullptr;
-  if (CUresult e = driver().context(&before)) return e;
+  if (CUresult e = driver().cuCtxGetCurrent(&before)) return e;
   CUcontext own = before;
   if (stream) {  // of the thread that calls nothing is known: it may have another context, or none
-    if (CUresult e = driver().context_of(stream, &own)) return e;
-    if (CUresult e = driver().set_context(own)) return e;
+    if (CUresult e = driver().cuStreamGetCtx(stream, &own)) return e;
+    if (CUresult e = driver().cuCtxSetCurrent(own)) return e;
   }
   const int status = launch_here(own, key, call, stream);
-  if (stream && before) driver().set_context(before);
+  if (stream && before) driver().cuCtxSetCurrent(before);
   return status;
 }
 
@@ -127,7 +115,7 @@ std::string described(int status) {
   if (status == NO_DRIVER) return "there is no CUDA driver";
   if (status == NO_INSTANCE) return "the kernel has not been compiled in this process";
   const char *name = nullptr;
-  driver().name(status, &name);
+  driver().cuGetErrorName(status, &name);
   return name ? name : "CUDA error " + std::to_string(status);
 }
 
