@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -75,16 +76,27 @@ def parent(process: int) -> int:
 
 
 def test_dask_has_another_worker_go_on(
-    chosen: Training, undisturbed: bytes, tmp_path: Path
+    chosen: Training,
+    undisturbed: bytes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import dask
     from distributed import LocalCluster
 
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster,
         dask.config.set({"scheduler-address": cluster.scheduler_address}),
     ):
+
+        def grow() -> None:  # once we have come; one of its clients is its own
+            while len(cluster.scheduler.clients) < 2:
+                time.sleep(0.05)
+            cluster.scale(2)
+
+        threading.Thread(target=grow, daemon=True).start()
         lines = train_and_disturb(chosen, Place("dask", folder=tmp_path))
+    assert "has no workers yet: waiting for some" in capsys.readouterr().out
     assert [line for line in lines if line.endswith(" ended")] == ["elsewhere ended"]
     assert (chosen.folder / "model.safetensors").read_bytes() == undisturbed
     assert not list(tmp_path.glob(".jobs-*"))
