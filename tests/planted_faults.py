@@ -56,13 +56,13 @@ FAULTS = [
     # Sequences that begin within a row.
     Fault(
         "the backward direction starts anew a step late",
-        RECURRENCE,
+        CPP,
         "const int64_t begin = t + (d.reverse ? 1 : 0);",
         "const int64_t begin = t;",
     ),
     Fault(
         "padding resets the backward direction",
-        RECURRENCE,
+        CPP,
         "begin < p.steps && i < item.active[begin] && p.resets",
         "begin < p.steps && p.resets",
     ),
@@ -80,9 +80,9 @@ FAULTS = [
     ),
     Fault(
         "resets go back to zero",
-        RECURRENCE,
-        "d.h_reset ? ((const T *)d.h_reset)[item.row[i] * H + u] : T(0)",
-        "T(0)",
+        CPP,
+        "return d.h_reset ? ((const T *)d.h_reset)[at] : T(0);",
+        "return T(0);",
     ),
     # The ends of vectors, tiles, chunks and items.
     Fault(
@@ -256,8 +256,8 @@ FAULTS = [
     Fault(
         "outputs are not zero at a step that no row of the item has",
         RECURRENCE,
-        "rows = item.active[t];\n    if (d.outputs)\n",
-        "rows = item.active[t];\n    if (!rows) continue;\n    if (d.outputs)\n",
+        "rows = item.active[t];\n  if (turn.gates)\n",
+        "rows = item.active[t];\n  if (turn.gates && rows)\n",
     ),
     Fault(
         "an empty row has no gradient of h0",
@@ -277,16 +277,40 @@ FAULTS = [
     ),
     Fault(
         "in reverse, with the reset after the product, h_last is a step old",
-        RECURRENCE,
-        "load(h + i * stride + u), H - u);\n}\n\n// The weights' gradient over",
-        "load((p.reset_after && d.reverse && p.steps ? operand : h) + i * stride + u), H - u);\n"
-        "}\n\n// The weights' gradient over",
+        CPP,
+        "all.state(steps) +",
+        "all.state(steps - (p.reset_after && directions[item.direction].reverse && steps)) +",
     ),
     Fault(
         "where no backward follows, the reset comes after the product",
         RECURRENCE,
-        "store(operand + at, p.reset_after ? state : reset * state);",
-        "store(operand + at, p.reset_after || !saved ? state : reset * state);",
+        "store(shared.operand + at, reset * state);",
+        "store(shared.operand + at, saved ? reset * state : state);",
+    ),
+    # Threads that take turns at a step.
+    Fault(
+        "nobody waits for the others' units",
+        CPP,
+        "if (Pool::wait([&] { return turns.done >= half * parts; })) turns.busy = true;",
+        "",
+    ),
+    Fault(
+        "r * h is not waited for",
+        CPP,
+        "turns.done >= half * parts;",
+        "turns.done >= half / halves * halves * parts;",
+    ),
+    Fault(
+        "a row that has ended goes back by a step",
+        RECURRENCE,
+        "after[i * stride + u] = h[i * stride + u];",
+        "",
+    ),
+    Fault(
+        "a unit is not reset",
+        RECURRENCE,
+        "for (int64_t u = turn.from; u < end; ++u)\n        after[",
+        "for (int64_t u = turn.from; u < end - 1; ++u)\n        after[",
     ),
     # Two directions, many blocks.
     Fault(
@@ -426,8 +450,8 @@ FAULTS = [
     Fault(
         "all threads go forward in one thread's memory",
         CPP,
-        "return kernels.forward(call, items[i], scratch[thread]);",
-        "return kernels.forward(call, items[i], scratch[0]);",
+        "take_turns(items[i], scratch[thread], scratch[thread], own, true);",
+        "take_turns(items[i], scratch[thread], scratch[0], own, true);",
     ),
     Fault(
         "all threads go backward in one thread's memory",

@@ -505,6 +505,20 @@ def test_threads_do_not_matter(size, dtype, reset_after):
             assert_equal(got, want)
 
 
+@both
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("B", [1, 3, 6])
+def test_threads_take_turns_at_few_rows(B, reverse, reset_after, instruction_set):
+    """Of a step, each computes some units, and waits for those of the others before the next."""
+    case = draw(60, B, 5, 130, K=7)
+    (one,) = run(case, reverse, reset_after, threads=1)
+    assert_right([one], case, reverse, reset_after)
+    for backward in (True, False) * 10:
+        (got,) = run(case, reverse, reset_after, backward=backward)
+        for name, array in got.items():
+            np.testing.assert_array_equal(array, one[name], err_msg=name)
+
+
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 

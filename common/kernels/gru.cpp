@@ -45,6 +45,9 @@ constexpr int64_t input_rows = 96, input_panels = 4;
 // Elements to be copied or added up, and multiplications, that are worth waking another thread for.
 constexpr int64_t worth_sharing = 1 << 19, worth_multiplying = 1 << 21;
 
+// Units of a step that a thread computes in a turn.
+constexpr int64_t worth_a_turn = 64;
+
 struct Item {
   int direction;
   int64_t first, rows;                       // first: how many rows the items before it have
@@ -52,6 +55,22 @@ struct Item {
   const int32_t *active;                     // [steps] rows, from the first, that have this step
   int32_t *slot;                             // [distinct] row of d_projections below, or -1
   void *d_projections, *d_weights, *d_bias;  // this item's share, padded
+};
+
+// What of a step is computed, for units [from, to).
+struct Turn {
+  int64_t step;
+  bool gates, candidates;  // z and r; n and the state, for which r has to be there of all units if
+                           // the reset comes first
+  int64_t from, to;
+};
+
+// The turns of all of an item's steps: whoever comes takes the next, and waits for all of the step
+// before to be done. On a busy machine, where that takes long, one thread goes on alone.
+struct Turns {
+  alignas(64) std::atomic<int64_t> taken{0};
+  alignas(64) std::atomic<int64_t> done{0};
+  std::atomic<bool> busy{false};
 };
 
 // A part of a product: rows [from, to), panels [first, last).
@@ -91,6 +110,19 @@ struct Call {
   static int64_t panels(int64_t columns, int64_t V) { return (columns + 2 * V - 1) / (2 * V); }
 };
 
+// Whether a direction starts anew before step t in the item's row i, which has that step.
+inline bool resets_at(const gru_problem &p, const gru_direction &d, const Item &item, int64_t t,
+                      int64_t i) {
+  const int64_t begin = t + (d.reverse ? 1 : 0);  // backward, it is the step after this that begins
+  return begin < p.steps && i < item.active[begin] && p.resets[begin * p.batch + item.row[i]];
+}
+
+// An element of the state that it starts anew from.
+template <class T>
+T reset_state(const gru_direction &d, int64_t at) {
+  return d.h_reset ? ((const T *)d.h_reset)[at] : T(0);
+}
+
 // Hands out aligned pieces of memory; from nowhere, it measures how much is needed.
 struct Arena {
   uintptr_t at = 0;
@@ -126,11 +158,12 @@ constexpr int64_t depth(int64_t n) {
 // What a thread works in.
 template <class T>
 struct Scratch {
-  T *h, *z, *r, *operand, *tile, *gates, *states, *operands, *inputs, *sums;
+  T *h, *after, *z, *r, *operand, *tile, *gates, *states, *operands, *inputs, *sums;
   T *factor;                 // a product's left factor in pairs
   const T **source, **next;  // the projections of this step and the next
   Scratch(Arena &arena, const Call &call, int64_t rows, int64_t width, bool backward)
       : h(arena.take<T>(rows * call.state_stride)),
+        after(arena.take<T>(backward ? 0 : rows * call.state_stride)),
         z(arena.take<T>(rows * call.state_stride)),
         r(arena.take<T>(backward ? 0 : rows * call.state_stride)),
         operand(arena.take<T>(backward ? 0 : rows * call.state_stride)),
@@ -144,6 +177,8 @@ struct Scratch {
             call.problem->bfloat16 ? call.problem->directions * input_rows * call.gates_stride : 0)),
         source(arena.take<const T *>(rows)),
         next(arena.take<const T *>(rows)) {}
+
+  T *state(int64_t step) const { return step % 2 ? after : h; }  // that the step begins from
 };
 
 template <class T>
@@ -152,7 +187,8 @@ struct Kernels {
   void (*pack_input_weights)(const Call &, int direction, bool backward);
   void (*pack_weights)(const Call &, int direction, bool backward);
   void (*project)(const Call &, const Scratch<T> &, const Part &);
-  void (*forward)(const Call &, const Item &, const Scratch<T> &);
+  void (*forward)(const Call &, const Item &, const Scratch<T> &shared, const Scratch<T> &own,
+                  const Turn &);
   void (*backward)(const Call &, const Item &, const Scratch<T> &);
   void (*reduce_weights)(const Call &, int direction, int64_t from, int64_t to);
   void (*reduce_projections)(const Call &, int direction, int64_t from, int64_t to);
@@ -447,27 +483,70 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
                [&](int64_t i, int thread) { product(call, scratch[thread], parts[i]); });
     };
     // What was packed before is taken to be right, and looked at beside the recurrence.
-    const int64_t looks = inference ? p.directions : 0, count = (int64_t)items.size() + looks;
+    const int64_t looks = inference ? p.directions : 0;
     const int64_t states = p.directions * steps * B * 3 * H * H + looks * 8 * 3 * H * (H + D);
+    // Where there is but one item, threads take turns at it.
+    const int sharers = sharing(states, worth_multiplying);
+    const bool shared = !backward && items.size() == 1 && sharers > 1 && H >= 2 * worth_a_turn;
+    const int64_t parts = shared ? H / worth_a_turn : 1;
+    const int64_t helpers = std::min<int64_t>(parts, sharers) - 1;
+    const int64_t count = (int64_t)items.size() + std::max(looks, helpers);
+    auto begin = [&](const Item &item, const Scratch<T> &all) {
+      const gru_direction &d = directions[item.direction];
+      for (int64_t i = 0; i < item.rows; ++i) {
+        const bool anew = p.resets && steps && resets_at(p, d, item, d.reverse ? steps - 1 : 0, i);
+        T *const h = all.h + i * call.state_stride;
+        for (int64_t u = 0; u < call.state_stride; ++u) {
+          const int64_t at = item.row[i] * H + u;
+          h[u] = u >= H ? T(0) : anew ? reset_state<T>(d, at) : d.h0 ? ((const T *)d.h0)[at] : T(0);
+        }
+      }
+    };
+    auto finish = [&](const Item &item, const Scratch<T> &all) {
+      for (int64_t i = 0; i < item.rows; ++i)
+        memcpy((T *)directions[item.direction].h_last + item.row[i] * H,
+               all.state(steps) + i * call.state_stride, H * sizeof(T));
+    };
+    auto take_turns = [&](const Item &item, const Scratch<T> &all, const Scratch<T> &own,
+                          Turns &turns, bool to_the_end) {
+      const int64_t pairs = call.weight_stride / (2 * V), halves = p.reset_after ? 1 : 2;
+      while (to_the_end || !turns.busy) {
+        const int64_t turn = turns.taken.fetch_add(1), half = turn / parts, part = turn % parts;
+        if (half >= steps * halves) return;
+        if (Pool::wait([&] { return turns.done >= half * parts; })) turns.busy = true;
+        kernels.forward(call, item, all, own,
+                        {half / halves, half % halves == 0, (half + 1) % halves == 0,
+                         pairs * part / parts * 2 * V, pairs * (part + 1) / parts * 2 * V});
+        turns.done.fetch_add(1);
+      }
+    };
     std::atomic<bool> changed;
     do {
       changed = false;
       pack();
       if (!backward) multiply(cut(p.directions, call.live, panels), kernels.project);
-      pool.run(count, sharing(states, worth_multiplying), [&](int64_t i, int thread) {
-        if (const int64_t look = i - (int64_t)items.size(); look >= 0) {
-          if (packed_before[look] &&
-              fingerprint(kernels, p, directions[look]) != kept[look]->fingerprint)
-            packed_before[look] = false, changed = true;
-          return;
+      Turns turns;
+      if (shared) begin(items[0], scratch[0]);
+      pool.run(count, sharers, [&](int64_t i, int thread) {
+        const int64_t look = i - (int64_t)items.size();
+        if (look >= 0 && look < looks && packed_before[look] &&
+            fingerprint(kernels, p, directions[look]) != kept[look]->fingerprint)
+          packed_before[look] = false, changed = true;
+        if (shared) return take_turns(items[0], scratch[0], scratch[thread], turns, i == 0);
+        if (look >= 0) return;
+        if (!backward) {
+          Turns own;
+          begin(items[i], scratch[thread]);
+          take_turns(items[i], scratch[thread], scratch[thread], own, true);
+          return finish(items[i], scratch[thread]);
         }
-        if (!backward) return kernels.forward(call, items[i], scratch[thread]);
         memset(items[i].d_weights, 0, 3 * call.gate_stride * call.weight_stride * sizeof(T));
         memset(items[i].d_bias, 0, 3 * call.gate_stride * sizeof(T));
         memset(items[i].d_projections, 0,
                deal.distinct[i % blocks] * 3 * call.gate_stride * sizeof(T));
         kernels.backward(call, items[i], scratch[thread]);
       });
+      if (shared) finish(items[0], scratch[0]);
     } while (changed);
     if (backward) {
       const int64_t some = 128, of_weights = (3 * H + some - 1) / some;

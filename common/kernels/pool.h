@@ -171,6 +171,15 @@ class Pool {
     done.wait(lock, [&] { return busy == 0; });
   }
 
+  // Waits for what another thread is at; whether it took so long that others must have its core.
+  template <class Condition>
+  static bool wait(const Condition &met) {
+    spin(met);
+    if (met()) return false;
+    while (!met()) std::this_thread::yield();
+    return true;
+  }
+
   // The memory that a key had the last time, or else new memory.
   Packed &find(const std::vector<int64_t> &key) {
     auto found = std::find_if(packed.begin(), packed.end(),

@@ -45,109 +45,101 @@ INLINE T *projections_of(const Call &call, int direction, int64_t t, int64_t b) 
   return (T *)call.projections[direction] + place * call.gates_stride;
 }
 
-// Whether a direction starts anew before step t in the item's row i, which has that step.
-INLINE bool resets_at(const gru_problem &p, const gru_direction &d, const Item &item, int64_t t,
-                      int64_t i) {
-  const int64_t begin = t + (d.reverse ? 1 : 0);  // backward, it is the step after this that begins
-  return begin < p.steps && i < item.active[begin] && p.resets[begin * p.batch + item.row[i]];
-}
-
-// One item: some rows of the batch through all their steps in one direction.
+// A turn of a step: its gates or its candidates, or both, of some units of an item's rows. `shared`
+// is the item's, at which several threads may be, `own` this thread's.
 template <class E>
-FN void forward(const Call &call, const Item &item, const Scratch<Number<E>> &scratch) {
+FN void forward(const Call &call, const Item &item, const Scratch<Number<E>> &shared,
+                const Scratch<Number<E>> &own, const Turn &turn) {
   using T = Number<E>;
   constexpr int64_t V = Simd<E>::width;
   const gru_problem &p = *call.problem;
   const gru_direction &d = call.directions[item.direction];
   const int64_t H = p.hidden, Hv = call.gate_stride, stride = call.state_stride;
-  const int64_t record = (p.reset_after ? 5 : 4) * H;
+  const int64_t record = (p.reset_after ? 5 : 4) * H, end = turn.to < H ? turn.to : H;
   const int64_t K = depth<E>(H), panel_size = K * 2 * V;
-  const T *bias = (const T *)d.bias_hh;
-  T *h = scratch.h, *z = scratch.z, *r = scratch.r, *operand = scratch.operand,
-    *sums = scratch.tile;
+  const T *bias = (const T *)d.bias_hh, *h = shared.state(turn.step);
+  T *after = shared.state(turn.step + 1), *z = shared.z, *r = shared.r, *sums = own.tile;
 
-  for (int64_t i = 0; i < item.rows; ++i)
-    for (int64_t u = 0; u < stride; ++u)
-      h[i * stride + u] = u < H && d.h0 ? ((const T *)d.h0)[item.row[i] * H + u] : T(0);
-
-  for (int64_t step = 0; step < p.steps; ++step) {
-    const int64_t t = d.reverse ? p.steps - 1 - step : step, rows = item.active[t];
-    if (d.outputs)
-      for (int64_t i = rows; i < item.rows; ++i) {
-        T *output = (T *)d.outputs + (t * p.batch + item.row[i]) * d.ld_outputs;
-        for (int64_t u = 0; u < H; ++u) output[u] = T(0);
+  const int64_t t = d.reverse ? p.steps - 1 - turn.step : turn.step, rows = item.active[t];
+  if (turn.gates)
+    for (int64_t i = rows; i < item.rows; ++i)
+      for (int64_t u = turn.from; u < end; ++u) {
+        after[i * stride + u] = h[i * stride + u];
+        if (d.outputs)
+          ((T *)d.outputs)[(t * p.batch + item.row[i]) * d.ld_outputs + u] = T(0);
       }
-    if (!rows) continue;
-    const int64_t ahead = step + 1 == p.steps ? 0 : d.reverse ? -1 : 1;
-    T *saved = d.saved ? (T *)d.saved + (item.first * p.steps + t * item.rows) * record : nullptr;
-    for (int64_t i = 0; i < rows; ++i) {
-      scratch.source[i] = projections_of<T>(call, item.direction, t, item.row[i]);
-      scratch.next[i] = projections_of<T>(call, item.direction, t + ahead, item.row[i]);
-      if (p.resets && resets_at(p, d, item, t, i))
-        for (int64_t u = 0; u < H; ++u)
-          h[i * stride + u] = d.h_reset ? ((const T *)d.h_reset)[item.row[i] * H + u] : T(0);
-    }
+  if (!rows) return;
+  const int64_t ahead = turn.step + 1 == p.steps ? 0 : d.reverse ? -1 : 1;
+  T *saved = d.saved ? (T *)d.saved + (item.first * p.steps + t * item.rows) * record : nullptr;
+  for (int64_t i = 0; i < rows; ++i) {
+    own.source[i] = projections_of<T>(call, item.direction, t, item.row[i]);
+    own.next[i] = projections_of<T>(call, item.direction, t + ahead, item.row[i]);
+  }
 
-    const E *weights = (const E *)call.packed[item.direction];
-    const E *factor = as_left(E{}, rows, H, h, stride, scratch.factor);
-    for (int64_t u = 0; u < H; u += V, weights += panel_size) {
+  const E *packed = (const E *)call.packed[item.direction];
+  if (turn.gates) {
+    const E *factor = as_left(E{}, rows, H, h, stride, own.factor);
+    for (int64_t u = turn.from; u < end; u += V) {
       const int64_t n = H - u;
       for (int64_t i = 0; i < rows; ++i) {
-        store(sums + i * 2 * V, load(scratch.source[i] + u));
-        store(sums + i * 2 * V + V, load(scratch.source[i] + Hv + u));
+        store(sums + i * 2 * V, load(own.source[i] + u));
+        store(sums + i * 2 * V + V, load(own.source[i] + Hv + u));
       }
-      product<E>(rows, K, factor, stride, weights, 2 * V, sums, 2 * V);
+      product<E>(rows, K, factor, stride, packed + u / V * panel_size, 2 * V, sums, 2 * V);
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t at = i * stride + u;
         const Vector<T> state = load(h + at), update = sigmoid<T>(load(sums + i * 2 * V));
         const Vector<T> reset = sigmoid<T>(load(sums + i * 2 * V + V));
         store(z + at, update);
         store(r + at, reset);
-        store(operand + at, p.reset_after ? state : reset * state);
+        if (!p.reset_after) store(shared.operand + at, reset * state);
         if (saved) {
           T *s = saved + i * record + u;
           store(s, update, n);
           store(s + H, reset, n);
           store(s + 3 * H, state, n);
         }
-        for (int gate = 0; gate < 3; ++gate) prefetch(scratch.next[i] + gate * Hv + u, V);
+        for (int gate = 0; gate < 3; ++gate) prefetch(own.next[i] + gate * Hv + u, V);
         if (saved) prefetch(saved + (ahead * item.rows + i) * record + 4 * u, 4 * V);
       }
     }
+  }
+  if (!turn.candidates) return;
 
-    factor = as_left(E{}, rows, H, operand, stride, scratch.factor);
-    for (int64_t u0 = 0; u0 < H; u0 += 2 * V, weights += panel_size) {
-      const Vector<T> bias0 = load(bias + 2 * H + u0, H - u0);
-      const Vector<T> bias1 = load(bias + 2 * H + u0 + V, H - u0 - V);
+  packed += Hv / V * panel_size;
+  const E *factor = as_left(E{}, rows, H, p.reset_after ? h : shared.operand, stride, own.factor);
+  for (int64_t u0 = turn.from; u0 < end; u0 += 2 * V) {
+    const Vector<T> bias0 = load(bias + 2 * H + u0, H - u0);
+    const Vector<T> bias1 = load(bias + 2 * H + u0 + V, H - u0 - V);
+    for (int64_t i = 0; i < rows; ++i) {
+      const T *a = own.source[i] + 2 * Hv + u0;
+      store(sums + i * 2 * V, p.reset_after ? bias0 : load(a));
+      store(sums + i * 2 * V + V, p.reset_after ? bias1 : load(a + V));
+    }
+    product<E>(rows, K, factor, stride, packed + u0 / (2 * V) * panel_size, 2 * V, sums, 2 * V);
+    for (int64_t u = u0; u < u0 + 2 * V && u < H; u += V) {
+      const int64_t n = H - u;
       for (int64_t i = 0; i < rows; ++i) {
-        const T *a = scratch.source[i] + 2 * Hv + u0;
-        store(sums + i * 2 * V, p.reset_after ? bias0 : load(a));
-        store(sums + i * 2 * V + V, p.reset_after ? bias1 : load(a + V));
-      }
-      product<E>(rows, K, factor, stride, weights, 2 * V, sums, 2 * V);
-      for (int64_t u = u0; u < u0 + 2 * V && u < H; u += V) {
-        const int64_t n = H - u;
-        for (int64_t i = 0; i < rows; ++i) {
-          const int64_t at = i * stride + u;
-          const T *a = scratch.source[i] + 2 * Hv + u;
-          const Vector<T> q = load(sums + i * 2 * V + u - u0), state = load(h + at);
-          const Vector<T> candidate = tanh<T>(p.reset_after ? load(a) + load(r + at) * q : q);
-          const Vector<T> next = state + load(z + at) * (candidate - state);
-          store(h + at, next);
-          if (d.outputs)
-            store((T *)d.outputs + (t * p.batch + item.row[i]) * d.ld_outputs + u, next, n);
-          if (saved) {
-            T *s = saved + i * record + u;
-            store(s + 2 * H, candidate, n);
-            if (p.reset_after) store(s + 4 * H, q, n);
-          }
+        const int64_t at = i * stride + u;
+        const T *a = own.source[i] + 2 * Hv + u;
+        const Vector<T> q = load(sums + i * 2 * V + u - u0), state = load(h + at);
+        const Vector<T> candidate = tanh<T>(p.reset_after ? load(a) + load(r + at) * q : q);
+        const Vector<T> next = state + load(z + at) * (candidate - state);
+        store(after + at, next);
+        if (d.outputs)
+          store((T *)d.outputs + (t * p.batch + item.row[i]) * d.ld_outputs + u, next, n);
+        if (saved) {
+          T *s = saved + i * record + u;
+          store(s + 2 * H, candidate, n);
+          if (p.reset_after) store(s + 4 * H, q, n);
         }
       }
     }
   }
-  for (int64_t i = 0; i < item.rows; ++i)
-    for (int64_t u = 0; u < H; u += V)
-      store((T *)d.h_last + item.row[i] * H + u, load(h + i * stride + u), H - u);
+  for (int64_t i = 0; p.resets && ahead && i < rows; ++i)
+    if (resets_at(p, d, item, t + ahead, i))
+      for (int64_t u = turn.from; u < end; ++u)
+        after[i * stride + u] = reset_state<T>(d, item.row[i] * H + u);
 }
 
 // The weights' gradient over the rows gathered since the last time, which are lost: one large
