@@ -289,9 +289,9 @@ def _engine(place: Place, count: int, folder: Path) -> Iterator[Submit]:
                 client = Client(address, timeout=20)
             except (OSError, ValueError) as error:
                 raise InputError(f"--on dask: {address}: {error}") from None
-            if not client.scheduler_info()["workers"]:
-                print(f"--on dask: {address} has no workers yet: waiting for some", flush=True)
             with client:  # what a worker that dies was at, another one begins again
+                if not client.scheduler_info()["workers"]:
+                    print(f"--on dask: {address} has no workers yet: waiting for some", flush=True)
                 yield partial(client.submit, work, pure=False)
 
 

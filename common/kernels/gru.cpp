@@ -45,7 +45,7 @@ constexpr int64_t input_rows = 96, input_panels = 4;
 // Elements to be copied or added up, and multiplications, that are worth waking another thread for.
 constexpr int64_t worth_sharing = 1 << 19, worth_multiplying = 1 << 21;
 
-// Units of a step that a thread computes in a turn.
+// Units of a step, at least, that are worth a turn of their own: to wait for the others takes time.
 constexpr int64_t worth_a_turn = 64;
 
 struct Item {
@@ -57,11 +57,11 @@ struct Item {
   void *d_projections, *d_weights, *d_bias;  // this item's share, padded
 };
 
-// What of a step is computed, for units [from, to).
+// What is computed of a step, for units [from, to): z and r, or n and the state, or both. Where the
+// reset comes first, n takes r of all units, and so waits for a turn of its own.
 struct Turn {
   int64_t step;
-  bool gates, candidates;  // z and r; n and the state, for which r has to be there of all units if
-                           // the reset comes first
+  bool gates, candidates;
   int64_t from, to;
 };
 

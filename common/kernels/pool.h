@@ -223,6 +223,7 @@ class Pool {
   // longer, for on a busy machine it takes the time away from those that are waited for.
   template <class Condition>
   static void spin(const Condition &met) {
+    if (met()) return;  // mostly, and to look at the clock takes longer
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
     while (!met() && std::chrono::steady_clock::now() < end) {
 #ifdef __SSE__
