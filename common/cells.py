@@ -29,7 +29,7 @@ class Recurrence:
     """Whether it computes on a kind of device ("cpu", "cuda"), in a dtype of the framework, or with
     products in "bfloat16", so many hidden units (or some number of them)."""
     checks: bool = False
-    """Whether it raises for int32 lengths and tokens that are out of range itself."""
+    """Whether it looks itself for int32 lengths and tokens that are out of range."""
     at_once: Callable[..., tuple[Any, Any] | None] | None = None
     """What `run` asks first: all layers, if only their results are wanted and it can, or None."""
 

@@ -29,7 +29,7 @@ from common.arguments import dtype_name
 from common.kernels import cuda as gpu
 from jax_impl import cuda
 from jax_impl.ffi import like, or_empty
-from jax_impl.layers import Found, Weights
+from jax_impl.layers import Found, Weights, in_range, spoil
 
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
 DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
@@ -59,8 +59,8 @@ def recurrence(
 ) -> Found:
     """A layer: see Recurrence in common/cells.py. Outputs that are not wanted are not written.
 
-    Where a length is not in 0..T or a token not in 0..K-1, everything that comes back is NaN:
-    layers.py looks at them before.
+    A row where a length is not in 0..T or a token not in 0..K-1 is NaN, and so are gradients that
+    it has part in.
 
     Raises ValueError for shapes that do not fit, TypeError for a dtype that the kernel does not
     compute in.
@@ -201,8 +201,21 @@ def layer(arrays: Arrays, places: Places, how: How) -> tuple[Array, Array]:
 def _(
     how: How, primals: tuple[Arrays, Places], tangents: tuple[Arrays, Places]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    (*results, _), (*along, _) = jax.jvp(partial(saving, how=how), primals, tangents)
+    (*results, _), (*along, _) = jax.jvp(partial(saving, how=how), mended(*primals), tangents)
     return tuple(results), tuple(along)
+
+
+def mended(arrays: Arrays, places: Places) -> tuple[Arrays, Places]:
+    """Lengths and tokens in range, states not a number in rows where they were not: the kernel sees
+    to it itself where no derivative is wanted."""
+    (x, weights, h0, h_reset), (tokens, lengths, resets) = arrays, places
+    steps = (x if tokens is None else tokens).shape[0]
+    lengths, wrong = in_range("lengths", lengths, steps, "T")
+    h0, h_reset = spoil(wrong, h0, h_reset)
+    if tokens is not None:
+        tokens, wrong = in_range("tokens", tokens, x.shape[0] - 1, "K - 1")
+        h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
+    return (x, weights, h0, h_reset), (tokens, lengths, resets)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -132,7 +132,7 @@ RECURRENCES = {
     "loop": Recurrence(loop(step)),
     "scan": Recurrence(scan, lambda device, dtype, size: True),
     "cuda": Recurrence(partial(fused.recurrence, gpu=True), cuda.available),
-    "fused": Recurrence(fused.recurrence, fused.available),
+    "fused": Recurrence(fused.recurrence, fused.available, True),
 }
 CELL = Cell("gru", step, RECURRENCES)
 

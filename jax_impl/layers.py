@@ -67,7 +67,9 @@ def gather(
 
     Padding has zeros then: a NaN in place of them would come back as 0 * NaN.
     """
-    return rows if tokens is None else jnp.where(mask, rows[tokens], 0)
+    if tokens is None:
+        return rows
+    return jnp.where(mask, rows[tokens], 0)
 
 
 def unroll(
@@ -209,10 +211,11 @@ def run(
         h0 = jnp.zeros((layers * R, lengths.shape[0], cell.states * size), x.dtype)
     if resets is not None and h_reset is None:
         h_reset = h0
-    lengths, wrong = in_range("lengths", lengths, steps, "T, the number of time steps")
+    look = partial(in_range, it_checks=recurrence.checks)
+    lengths, wrong = look("lengths", lengths, steps, "T, the number of time steps")
     h0, h_reset = spoil(wrong, h0, h_reset)
     if tokens is not None:
-        tokens, wrong = in_range("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
+        tokens, wrong = look("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
         h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
     how = {"reset_after": reset_after} | ({"bfloat16": True} if bfloat16 else {})
     h_last = []
@@ -273,17 +276,19 @@ def in_dtype(
 
 
 def in_range(
-    name: str, array: Int[Array, "*N"], limit: int, what: str
+    name: str, array: Int[Array, "*N"], limit: int, what: str, it_checks: bool = False
 ) -> tuple[Int[Array, "*N"], Bool[Array, "*N"] | None]:
     """The array as int32, its values brought into 0..limit, and where they were not.
 
-    Raises ValueError where they are known and out of range; then the second is None.
+    Raises ValueError where they are known and out of range; if so, or if it_checks, that is None.
     """
     if not isinstance(array, jax.core.Tracer):
         values = np.asarray(array)
         if values.size:
             check_range(name, int(values.min()), int(values.max()), limit, what)
         return jnp.asarray(array, jnp.int32), None
+    if it_checks and array.dtype == jnp.int32:
+        return array, None
     if array.dtype.itemsize < 4:  # too small, maybe, for the limit
         array = array.astype(jnp.int32)
     wrong = (array < 0) | (array > limit)  # to the limit: so all steps of a row show it

@@ -315,7 +315,8 @@ def spoil(
         call.expect = "raise"
     elif call.expect == "right":
         # A value that is not known when the call is made, or only to the kernel.
-        call.expect, call.gradients, call.row = "NaN", False, None if call.operator else row
+        call.expect, call.gradients = "NaN", False
+        call.row = None if call.entry == "backward" else row
 
 
 def wrong(

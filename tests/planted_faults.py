@@ -27,7 +27,7 @@ CPP, XLA, POOL = (f"common/kernels/{name}" for name in ("gru.cpp", "xla.cpp", "p
 VECTORS, INPUT, RECURRENCE = (
     f"common/kernels/{name}" for name in ("vectors.h", "input_product.h", "recurrence.h")
 )
-TORCH = "torch_impl/fused.py"
+TORCH, TENSORS = "torch_impl/fused.py", "common/kernels/tensors.cpp"
 # NumPy's and PyTorch's own threads would only be in the way of the other job, and pytest's plugins,
 # which these tests do without, take two seconds to import.
 ENVIRONMENT = {
@@ -570,10 +570,22 @@ FAULTS = [
     ),
     Fault(
         "PyTorch: an array that is not contiguous is taken as if it were",
-        "torch_impl/cuda.py",
+        "torch_impl/memory.py",
         "if array.device != device or not array.is_contiguous() or array.is_neg():",
         "if array.device != device or array.is_neg():",
         ARGUMENTS,
+    ),
+    *(
+        Fault(f"PyTorch, at once: {name}", TENSORS, old, new, BINDINGS)
+        for name, old, new in (
+            ("the shape is not looked at", "found.shape[k] == shape.begin()[k] &&", "true &&"),
+            ("nor distances in memory", "|| found.strides[k] == distance)", "|| true)"),
+            ("nor how wide a number is", "found.bits == bits &&", "true &&"),
+            ("states of the first layer for all", "(layer * R + i) * B * row", "i * B * row"),
+            ("one direction's states for both", "(layer * R + i) * B * row", "layer * R * B * row"),
+            ("anew from h0", "h_reset ? h_reset + state : nullptr", "d.h0"),
+            ("both directions write the same outputs", "outputs + i * row", "outputs"),
+        )
     ),
     Fault(
         "PyTorch: a second derivative is that of the other reset",
@@ -626,6 +638,21 @@ FAULTS = [
         "status != GRU_OK && i < of_results; ++i)",
         "status != GRU_OK && i + 2 < of_results; ++i)",
         BINDINGS,
+    ),
+    *(
+        Fault(f"JAX: {name}", XLA, old, new, ARGUMENTS)
+        for name, old, new in (
+            ("a row out of range begins from numbers", "0xff, row);", "0, row);"),
+            ("all rows begin from NaN", "if (wrong) rows", "rows"),
+            ("of a row out of range, a token is not mended", "token = 0, wrong", "wrong"),
+        )
+    ),
+    Fault(
+        "JAX: derivatives of a row out of range are numbers",
+        "jax_impl/fused.py",
+        "mended(*primals), tangents",
+        "primals, tangents",
+        ARGUMENTS,
     ),
     Fault(
         "JAX: a length out of range passes under jit",

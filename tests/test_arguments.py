@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -293,6 +294,29 @@ def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementat
         np.testing.assert_array_equal(h_last[:, others], want[1][:, others])
     for got, expected in zip(compiled(usual["lengths"], usual["tokens"]), want, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
+@pytest.mark.parametrize("wrong", ["lengths", "tokens"])
+@pytest.mark.parametrize("along", [jax.jacrev, jax.jacfwd])
+def test_jax_under_jit_derivatives_of_other_rows_are_right(implementation, wrong, along):
+    usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
+
+    def result(given, lengths, tokens):
+        changed = usual | {"lengths": lengths, "tokens": tokens} | given
+        gru = partial(jax_impl.gru.gru, implementation=implementation)
+        return gru(**convert("jax", changed))[1].sum((0, 2))  # of each row
+
+    derivatives = jax.jit(along(result))
+    given = {name: usual[name] for name in ("h0", "parameters")}
+    want = derivatives(given, usual["lengths"], usual["tokens"])
+    changed = {name: usual[name].copy() for name in ("lengths", "tokens")}
+    changed[wrong][..., 1] = 1000
+    got = derivatives(given, changed["lengths"], changed["tokens"])
+    others = np.ix_([0, 2, 3], [0], [0, 2, 3])
+    np.testing.assert_allclose(got["h0"][others], want["h0"][others], rtol=0, atol=1e-6)
+    for found in jax.tree.leaves(got["parameters"]):  # the row has part in them
+        assert np.isnan(found[1]).any()
 
 
 CLASSIFY = {

@@ -13,9 +13,11 @@ import torch
 import jax_impl
 import jax_impl.fused
 import torch_impl.fused
-from common.params import init_gru
+import torch_impl.gru
+from common.params import DIRECTIONS, GRU_PARAMETERS, init_gru
 from jax_impl.gru import scan as jax_scan
 from torch_impl.gru import scan as torch_scan
+from torch_impl.inference import at_once
 
 pytestmark = pytest.mark.usefixtures("x64")
 needs_torch = pytest.mark.skipif(not torch_impl.fused.available(), reason="no kernel")
@@ -288,6 +290,14 @@ def test_jax_refuses_bad_input():
     x, tokens, *others = arrays(draw(7))
     results = jax_impl.fused.recurrence(x, tokens + 7, *others, **HOW)
     assert all(jnp.isnan(result).all() for result in results)
+    weights, (lengths, h0) = [[each] for each in others[0][0]], others[1:]
+    outputs, h_last, saved = jax_impl.fused.forward(
+        *weights, x, h0, None, tokens, lengths, None, [False], False, True, True
+    )
+    gradients = jax_impl.fused.backward(
+        *weights[:2], x, outputs, h_last, saved, tokens + 7, lengths, None, [False], False, True
+    )
+    assert all(jnp.isnan(result).all() for result in gradients)
     with pytest.raises(TypeError, match="float16"):
         jax_impl.fused.recurrence(x, tokens, *others[:-1], others[-1].astype(jnp.float16), **HOW)
 
@@ -343,6 +353,90 @@ def test_both_frameworks_at_once():
     repeat(jax_impl.fused.recurrence, jax_arguments)
     other.join()
     assert not wrong
+
+
+def stack(K: int, directions: int) -> tuple[list[list[torch.Tensor]], dict[str, torch.Tensor]]:
+    """Arguments of at_once: the weights of two layers, and arrays by name, all of them given."""
+    drawn, states = draw(K, directions, resets=True), np.random.default_rng(1)
+    first = [torch.tensor(each) for each in jax.tree.leaves(drawn.pop("weights"))]
+    second = [torch.tensor(states.normal(size=(3 * H, directions * H))), *first[1:4]] * directions
+    for name in ("h0", "h_reset"):
+        drawn[name] = states.normal(size=(2 * directions, B, H))
+    given = {name: torch.tensor(each) for name, each in drawn.items() if each is not None}
+    return [first, second], given
+
+
+@needs_torch
+@both
+@each_number
+@with_tokens
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_first):
+    layers, given = stack(K, directions)
+    parameters = {
+        f"gru.{i}.{side}.{name}": layers[i][4 * j + k]
+        for i in range(2)
+        for j, side in enumerate(DIRECTIONS[:directions])
+        for k, name in enumerate(GRU_PARAMETERS)
+    }
+    want = torch_impl.gru.gru(parameters, **given, reset_after=reset_after, implementation="scan")
+    if batch_first and not K:
+        given["x"] = given["x"].transpose(0, 1).contiguous().transpose(0, 1)
+    for sequences in (True, False):
+        how = {"reset_after": reset_after, "return_sequences": sequences}
+        found = at_once(layers, **given, **how)
+        assert found is not None
+        outputs, h_last = found
+        torch.testing.assert_close(outputs, want[0] if sequences else want[0][:0])
+        torch.testing.assert_close(h_last, want[1])
+    few = {name: each for name, each in given.items() if name in ("x", "tokens")}
+    lengths = torch.full((B,), T)
+    want = torch_impl.gru.gru(
+        parameters, **few, lengths=lengths, reset_after=reset_after, implementation="scan"
+    )
+    torch.testing.assert_close(at_once(layers, **few, lengths=None, reset_after=reset_after), want)
+
+
+UNREADABLE = {
+    "shorter": lambda a: a[..., :-1].clone(),
+    "of one dimension more": lambda a: a[None],
+    "apart in memory": lambda a: torch.stack([a, a], -1)[..., 0],
+    "of another dtype": lambda a: a.to(torch.float32 if a.is_floating_point() else torch.int64),
+    "elsewhere": lambda a: a.to("meta"),
+    "empty": lambda a: a[:0],
+    "sparse": lambda a: a.to_sparse(),
+    "negated when read": torch._neg_view,
+    "no tensor": lambda a: a.numpy(),
+    "of a class of its own": lambda a: a.as_subclass(Own),
+    "absent": lambda _: None,
+}
+
+
+class Own(torch.Tensor):
+    pass
+
+
+@needs_torch
+@pytest.mark.parametrize("wrong", UNREADABLE)
+@with_tokens
+def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
+    """It believes what it is told about memory."""
+    layers, given = stack(K, 2)
+    tried = 0
+    for i, array in enumerate((*given.values(), *(each for layer in layers for each in layer))):
+        optional, floats = 0 < i < len(given), array.dtype == torch.float64
+        fine = {"absent": optional, "negated when read": not floats, "apart in memory": i == 0}
+        if fine.get(wrong):
+            continue
+        spoilt = UNREADABLE[wrong](array)
+        names, flat = list(given), [*given.values(), *layers[0], *layers[1]]
+        flat[i] = spoilt
+        arguments, weights = flat[: len(given)], flat[len(given) :]
+        stacked = weights[: len(layers[0])], weights[len(layers[0]) :]
+        found = at_once(stacked, **dict(zip(names, arguments, strict=True)), reset_after=False)
+        assert found is None, i
+        tried += 1
+    assert tried >= 16
 
 
 @needs_torch

@@ -20,8 +20,8 @@ from common.arguments import check_shape, dtype_name
 from common.kernels import cuda
 from torch_impl.bfloat16 import rounded
 from torch_impl.layers import without_padding
+from torch_impl.memory import address, read_sizes
 
-CPU = torch.device("cpu")
 PARTS = 4  # of the long sums
 OTHERS = {"tokens": torch.int32, "lengths": torch.int32, "resets": torch.bool}  # than float32
 
@@ -166,18 +166,6 @@ def backward(*given: Any) -> list[Tensor]:
     ]
 
 
-def read_sizes(x: Tensor, tokens: Tensor | None, batch: int) -> tuple[int, int]:
-    """T and K. Raises TypeError for no tensors, ValueError for wrong dimensions."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, found {type(x).__name__}")
-    if tokens is None:
-        check_shape("x", x, "T", batch, "D")
-        return x.shape[0], x.shape[0] * batch
-    check_shape("x", x, "K", "D")
-    check_shape("tokens", tokens, "T", batch)
-    return tokens.shape[0], x.shape[0]
-
-
 def apart(directions: Tensor) -> list[Tensor]:
     """A tensor for each direction, with memory of its own, as an operator has to return them."""
     return [each.clone() for each in directions]
@@ -236,31 +224,3 @@ def run(
 def current(device: torch.device) -> AbstractContextManager:
     """Within, the device is the current one."""
     return nullcontext() if cuda.rehearsed else torch.cuda.device(device)
-
-
-def address(
-    name: str,
-    array: Tensor,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device = CPU,
-) -> int | None:
-    """Where in memory an array lies; None, which a kernel takes for absent, if it is empty.
-
-    Raises ValueError or TypeError for an array of another shape, dtype or device, or that is not
-    dense and contiguous.
-    """
-    if not isinstance(array, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, found {type(array).__name__}")
-    if array.shape != shape:
-        check_shape(name, array, *shape)
-    if array.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, found {array.dtype}")
-    if array.device != device or not array.is_contiguous() or array.is_neg():
-        raise ValueError(f"{name}: expected a contiguous tensor on {device}")
-    if not array.numel():
-        return None
-    place = array.data_ptr()
-    if not place:
-        raise ValueError(f"{name}: expected a tensor with memory, found {type(array).__name__}")
-    return place

@@ -26,8 +26,8 @@ from common.arguments import check_shape, dtype_name
 from common.kernels import cuda as gpu
 from common.params import GRU_PARAMETERS
 from torch_impl import cuda
-from torch_impl.cuda import address
 from torch_impl.layers import Found, Weights, forward_mode, plain, transformed
+from torch_impl.memory import address, read_sizes, within_memory
 
 # Asked once: torch.compile does not trace how.
 BUILT = kernels.available()
@@ -483,10 +483,6 @@ def one_by_one(
     return results, (0,) * len(results)
 
 
-# What follows is all that hands memory to the kernel, which believes what it is told: so each array
-# is looked at here, whoever calls.
-
-
 def check_directions(reverse: Sequence[bool], **given: Sequence[Tensor] | Tensor) -> None:
     """Raise ValueError unless there are one or two directions, and as many entries in each."""
     if len(reverse) not in (1, 2):
@@ -523,7 +519,7 @@ def describe(
         raise TypeError(f"bfloat16: of float32 arrays only, found {dtype}")
     check_shape("h0", h0, "R", "B", "H")
     R, batch, size = h0.shape
-    steps, distinct = cuda.read_sizes(x, tokens, batch)
+    steps, distinct = read_sizes(x, tokens, batch)
     of_tokens, inputs = None, x.shape[-1]
     if tokens is not None:
         # An empty array has no address, yet NULL would say that there are no tokens.
@@ -552,8 +548,3 @@ def describe(
         direction.weight_ih = address(f"weight_ih[{i}]", weight_ih[i], (3 * size, inputs), dtype)
         direction.weight_hh = address(f"weight_hh[{i}]", weight_hh[i], (3 * size, size), dtype)
     return call, directions
-
-
-def within_memory(place: int | None, offset: int) -> int | None:
-    """An address so many bytes behind another, if there is one."""
-    return None if place is None else place + offset

@@ -224,9 +224,9 @@ class GRU(nn.RNNBase):
             return None
         if self.implementation not in ("auto", "fused"):
             return None
-        own, R = self._parameters, 2 if self.bidirectional else 1
-        weights = [[own.get(name) for name in names] for names in self._all_weights]
-        layers = [weights[i : i + R] for i in range(0, len(weights), R)]
+        weights = [self._parameters.get(name) for name in self._flat_weights_names]
+        of_each = len(weights) // self.num_layers
+        layers = [weights[i : i + of_each] for i in range(0, len(weights), of_each)]
         after = self.reset_after
         return at_once(layers, x, lengths, *others, reset_after=after, nn_order=after)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 from common.errors import InputError
 
 DTYPES = ("float32", "float64")
 LIBRARY = "libgru.dylib" if sys.platform == "darwin" else "libgru.so"
+PATH = Path(__file__).parent / LIBRARY
 
 
 class Problem(ctypes.Structure):
@@ -74,13 +75,6 @@ class Direction(ctypes.Structure):
     ]
 
 
-FORMATS = {ctypes.c_int64: "q", ctypes.c_int32: "i", ctypes.c_void_p: "P"}
-PROBLEM, DIRECTION = (
-    struct.Struct("@" + "".join(FORMATS[kind] for _, kind, *_ in each._fields_))
-    for each in (Problem, Direction)
-)
-"""The same in bytes, which are made in one go: NULL is 0."""
-
 ERRORS = {
     1: ValueError("lengths: expected values in 0..T, T being the number of time steps"),
     2: ValueError("tokens: expected values in 0..K - 1, there being K distinct inputs"),
@@ -92,7 +86,7 @@ ERRORS = {
 def library() -> ctypes.CDLL | None:
     """The loaded kernel, or None if it has not been built or does not load here."""
     try:
-        lib = ctypes.CDLL(str(Path(__file__).parent / LIBRARY))
+        lib = ctypes.CDLL(str(PATH))
     except OSError:
         return None
     for function in (lib.gru_forward, lib.gru_backward):
@@ -123,30 +117,41 @@ def threads() -> int:
     return int(said)
 
 
-Described = tuple[Problem | bytes, ctypes.Array[Direction] | bytes]
-"""A call: ctypes' structures, or what PROBLEM and DIRECTION pack."""
-
-
-def forward(*described: *Described) -> None:
+def forward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
     """gru_forward of gru.h; raises what its status stands for."""
-    run("gru_forward", *described)
+    run("gru_forward", problem, directions)
 
 
-def backward(*described: *Described) -> None:
+def backward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
     """gru_backward of gru.h; raises what its status stands for."""
-    run("gru_backward", *described)
+    run("gru_backward", problem, directions)
 
 
-def run(function: str, *described: *Described) -> None:
+def run(function: str, problem: Problem, directions: ctypes.Array[Direction]) -> None:
     """Calls one of the two."""
-    problem, directions = described
     lib = library()
     if lib is None:
         raise RuntimeError("the GRU kernel has not been built: python -m common.kernels.build")
-    where = problem if isinstance(problem, bytes) else ctypes.byref(problem)
-    status = getattr(lib, function)(where, directions)
+    status = getattr(lib, function)(ctypes.byref(problem), directions)
     if status:
         raise ERRORS[status]
+
+
+@cache
+def of_tensors(kind: type) -> Callable[..., int] | None:
+    """gru_forward_tensors of tensors.cpp for a type of tensors, but for its first argument.
+
+    None where the kernel has not been built, or the type has no exchange API of DLPack's.
+    """
+    capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
+    if library() is None or capsule is None:
+        return None
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+    # PyDLL: with Python's lock.
+    function = ctypes.PyDLL(str(PATH)).gru_forward_tensors
+    function.argtypes = [ctypes.c_void_p, ctypes.py_object, *[ctypes.c_int] * 7]
+    return partial(function, pointer(capsule, b"dlpack_exchange_api"))
 
 
 def saved_size(steps: int, batch: int, hidden: int, reset_after: bool) -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from common.kernels import LIBRARY
 
-SOURCES = [Path(__file__).parent / name for name in ("gru.cpp", "xla.cpp", "cuda/driver.cpp")]
+NAMES = ("gru.cpp", "tensors.cpp", "xla.cpp", "cuda/driver.cpp")
+SOURCES = [Path(__file__).parent / name for name in NAMES]
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
 

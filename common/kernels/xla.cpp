@@ -6,16 +6,50 @@
 //                     d_h0, d_h_reset
 // where "..." is one for each direction, the states [directions, B, H] and saved hold all
 // directions, and an empty vector stands for what is missing or, as d_x, not wanted. Whoever calls,
-// no array is taken to be larger than it is. A length or a token out of range makes every result
-// NaN: an error would come too late, since XLA runs ahead, and everything after it would fail as
-// well.
+// no array is taken to be larger than it is. A row with a length or a token out of range is NaN, and
+// so are all gradients: an error would come too late, since XLA runs ahead, and everything after it
+// would fail as well.
 #if __has_include("xla/ffi/api/ffi.h")
 #include <string.h>
+
+#include <list>
 
 #include "gru.h"
 #include "xla_arrays.h"
 
 namespace {
+
+// A forward call whose rows with a length or a token out of range have all their steps, from NaN on.
+class Mended {
+ public:
+  Mended(gru_problem &problem, gru_direction *directions)
+      : lengths(problem.lengths, problem.lengths + problem.batch) {
+    const int64_t T = problem.steps, B = problem.batch;
+    if (problem.tokens) tokens.assign(problem.tokens, problem.tokens + T * B);
+    std::vector<int64_t> rows;
+    for (int64_t b = 0; b < B; ++b) {
+      bool wrong = lengths[b] < 0 || lengths[b] > T;
+      for (int64_t t = 0; t < T && !tokens.empty(); ++t)
+        if (int32_t &token = tokens[t * B + b]; token < 0 || token >= problem.distinct)
+          token = 0, wrong = true;
+      if (wrong) rows.push_back(b), lengths[b] = (int32_t)T;
+    }
+    problem.lengths = lengths.data();
+    problem.tokens = tokens.empty() ? nullptr : tokens.data();
+    const size_t row = problem.hidden * (problem.is_double ? 8 : 4);
+    for (int i = 0; i < problem.directions; ++i)
+      for (const void **state : {&directions[i].h0, &directions[i].h_reset}) {
+        if (!*state) continue;
+        states.emplace_back((const char *)*state, (const char *)*state + B * row);
+        for (int64_t b : rows) memset(&states.back()[b * row], 0xff, row);
+        *state = states.back().data();
+      }
+  }
+
+ private:
+  std::vector<int32_t> lengths, tokens;
+  std::list<std::vector<char>> states;
+};
 
 template <bool backward>
 ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
@@ -122,7 +156,12 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
     }
   }
   if (backward && result(4 * R).element_count()) problem.d_x = result(4 * R).untyped_data();
-  const int status = backward ? gru_backward(&problem, directions) : gru_forward(&problem, directions);
+  const auto compute = backward ? gru_backward : gru_forward;
+  int status = compute(&problem, directions);
+  if (!backward && (status == GRU_BAD_LENGTH || status == GRU_BAD_TOKEN)) {
+    const Mended mended(problem, directions);
+    status = compute(&problem, directions);
+  }
   if (status == GRU_OUT_OF_MEMORY)
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "GRU: out of memory");
   for (size_t i = 0; status != GRU_OK && i < of_results; ++i)  // all bits set: a NaN of either type

@@ -26,8 +26,8 @@ ONLY = {
     "torch": {
         *("plain", "transformed", "forward_mode", "batched", "exactly", "parts", "dense"),
         *("keep", "differentiate", "refuse", "gradients_of", "one_by_one", "directions_of"),
-        *("check_directions", "describe", "address", "within_memory"),
-        *("on_gpu", "current", "apart", "read_sizes"),
+        *("check_directions", "describe"),
+        *("on_gpu", "current", "apart"),
         *(
             "Rounded",
             "RoundedAlong",
@@ -37,7 +37,7 @@ ONLY = {
     "jax": {
         *("vary_alike", "layer", "_", "saving", "pull", "directions_of", "push", "push_shapes"),
         *("push_again", "push_transposed", "push_batched", "here_lowered", "like"),
-        *("attributes", "or_empty", "spoil", "devices"),
+        *("attributes", "or_empty", "spoil", "mended", "devices"),
     },
 }
 TRANSLATED = {"GRU.forward": "GRU.__call__", "Classifier.forward": "Classifier.__call__"}

@@ -1,0 +1,139 @@
+// gru_forward of Python's tensors, whose library has DLPack's exchange API, as PyTorch: to ask ten of
+// them about themselves in Python takes as long as a short text. Python's functions are looked for
+// in the process: nobody needs its headers to build this, and others than Python can load it.
+#include <dlfcn.h>
+#include <stddef.h>
+
+#include <initializer_list>
+
+#include "gru.h"
+
+namespace {
+
+// DLTensor and DLPackExchangeAPI of dlpack.h, version 1.
+struct Tensor {
+  void *data;
+  int32_t device_type, device, dimensions;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t offset;
+};
+
+struct Exchange {
+  uint32_t major, minor;
+  void *older, *allocate, *take, *give;
+  int (*read)(void *object, Tensor *);  // if not 0, it has raised an error in Python
+};
+
+enum { cpu = 1 };
+enum Code { integer = 0, floating = 2, boolean = 6 };
+
+struct Python {
+  void *(*item)(void *list, ptrdiff_t);
+  void *none, (*clear_error)(), *(*release)(), (*acquire)(void *);
+  Python()
+      : item((decltype(item))dlsym(RTLD_DEFAULT, "PyList_GetItem")),
+        none(dlsym(RTLD_DEFAULT, "_Py_NoneStruct")),
+        clear_error((decltype(clear_error))dlsym(RTLD_DEFAULT, "PyErr_Clear")),
+        release((decltype(release))dlsym(RTLD_DEFAULT, "PyEval_SaveThread")),
+        acquire((decltype(acquire))dlsym(RTLD_DEFAULT, "PyEval_RestoreThread")) {}
+};
+
+const Python python;
+
+struct List {
+  const Exchange &exchange;
+  void *objects;
+  bool readable = true;  // all that were asked for
+
+  // A tensor as it says it is; of None, one without dimensions.
+  Tensor read(int i) {
+    Tensor found = {};
+    void *const object = python.item(objects, i);
+    if (object != python.none && exchange.read(object, &found)) {
+      python.clear_error();
+      found = {};
+    }
+    return found;
+  }
+
+  // Where a dense tensor lies, in the CPU's memory and not empty; NULL for None, where that will do.
+  char *place(int i, Code code, int bits, std::initializer_list<int64_t> shape, bool needed = true) {
+    if (!needed && python.item(objects, i) == python.none) return nullptr;
+    const Tensor found = read(i);
+    bool fits = found.data && found.device_type == cpu && found.code == code &&
+                found.bits == bits && found.lanes == 1 && found.dimensions == (int)shape.size();
+    int64_t distance = 1;
+    for (int k = (int)shape.size(); fits && k--; distance *= found.shape[k])
+      fits = found.shape[k] == shape.begin()[k] &&
+             (found.shape[k] == 1 || !found.strides || found.strides[k] == distance);
+    readable = readable && fits;
+    return (char *)found.data + found.offset;
+  }
+};
+
+}  // namespace
+
+enum { GRU_UNREADABLE = -1 };
+
+extern "C" {
+
+// A layer of a stack of `layers`. objects: a list of x, tokens, lengths, resets, h0, h_reset, outputs
+// and h_last, and of weight_ih, weight_hh, bias_ih and bias_hh of each direction, all as in gru.h, but
+// for the states, which are of all layers: [layers * directions, B, H]. x, h_last and the weights
+// are not None. GRU_UNREADABLE, and nothing is done, where a tensor is not what it has to be, or
+// empty. To be called with Python's lock, which is given back meanwhile.
+GRU_API int gru_forward_tensors(const Exchange *exchange, void *objects, int layer, int layers,
+                                int directions, int reset_after, int nn_order, int threads,
+                                int bfloat16) {
+  if (exchange->major != 1 || !python.item) return GRU_UNREADABLE;
+  List list = {*exchange, objects};
+  const Tensor x = list.read(0), tokens = list.read(1), recurrent = list.read(9);
+  const Tensor &steps = tokens.dimensions ? tokens : x;
+  if (recurrent.dimensions != 2 || steps.dimensions < 2 ||
+      x.dimensions != (tokens.dimensions ? 2 : 3) || (x.bits != 32 && (x.bits != 64 || bfloat16)))
+    return GRU_UNREADABLE;
+  const int64_t T = steps.shape[0], B = steps.shape[1], D = x.shape[x.dimensions - 1];
+  const int64_t H = recurrent.shape[1], R = directions;
+  gru_problem problem = {};
+  problem.steps = T, problem.batch = B, problem.inputs = D, problem.hidden = H;
+  problem.distinct = tokens.dimensions ? x.shape[0] : T * B;
+  problem.x = tokens.dimensions ? list.place(0, floating, x.bits, {x.shape[0], D})
+                                : list.place(0, floating, x.bits, {T, B, D});
+  problem.tokens = (int32_t *)list.place(1, integer, 32, {T, B}, false);
+  problem.lengths = (int32_t *)list.place(2, integer, 32, {B}, false);
+  problem.resets = (uint8_t *)list.place(3, boolean, 8, {T, B}, false);
+  problem.is_double = x.bits == 64;
+  problem.reset_after = reset_after;
+  problem.nn_order = nn_order;
+  problem.directions = directions;
+  problem.threads = threads;
+  problem.bfloat16 = bfloat16;
+  char *const h0 = list.place(4, floating, x.bits, {layers * R, B, H}, false);
+  char *const h_reset = list.place(5, floating, x.bits, {layers * R, B, H}, false);
+  char *const outputs = list.place(6, floating, x.bits, {T, B, R * H}, false);
+  char *const h_last = list.place(7, floating, x.bits, {layers * R, B, H});
+  gru_direction each[2] = {};
+  for (int i = 0; i < directions; ++i) {
+    gru_direction &d = each[i];
+    const int64_t row = H * x.bits / 8, state = (layer * R + i) * B * row;
+    d.reverse = i;
+    d.ld_outputs = R * H;
+    d.weight_ih = list.place(8 + 4 * i, floating, x.bits, {3 * H, D});
+    d.weight_hh = list.place(9 + 4 * i, floating, x.bits, {3 * H, H});
+    d.bias_ih = list.place(10 + 4 * i, floating, x.bits, {3 * H});
+    d.bias_hh = list.place(11 + 4 * i, floating, x.bits, {3 * H});
+    d.h0 = h0 ? h0 + state : nullptr;
+    d.h_reset = h_reset ? h_reset + state : nullptr;
+    d.outputs = outputs ? outputs + i * row : nullptr;
+    d.h_last = h_last + state;
+  }
+  if (!list.readable) return GRU_UNREADABLE;
+  void *const thread = python.release();
+  const int status = gru_forward(&problem, each);
+  python.acquire(thread);
+  return status;
+}
+
+}  // extern "C"
