@@ -280,7 +280,7 @@ def in_range(
 ) -> tuple[Int[Array, "*N"], Bool[Array, "*N"] | None]:
     """The array as int32, its values brought into 0..limit, and where they were not.
 
-    Raises ValueError where they are known and out of range; if so, or if it_checks, that is None.
+    Known ones out of range raise ValueError; of known ones, or if it_checks, the second is None.
     """
     if not isinstance(array, jax.core.Tracer):
         values = np.asarray(array)

@@ -84,9 +84,9 @@ def at_once(
         return None
     if resets is None and h_reset is not None:
         return None
-    arrays = (x, tokens, lengths, resets, h0, h0 if h_reset is None else h_reset)
+    others = lengths, resets, h0, h0 if h_reset is None else h_reset
     recurrent, read = layers[0][1], x if tokens is None else tokens
-    given = [each for each in chain(arrays, *layers) if each is not None]
+    given = [each for each in chain((x, tokens), others, *layers) if each is not None]
     if not TYPES.issuperset(map(type, given)) or any(each.is_neg() for each in given):
         return None
     if x is None or recurrent is None or x.layout is not STRIDED:
@@ -101,7 +101,7 @@ def at_once(
         sequences = return_sequences or number + 1 < len(layers)
         outputs = x.new_empty(steps if sequences else 0, batch, R * H)
         status = COMPUTE(
-            [x, *arrays[1:], outputs if sequences else None, h_last, *each],
+            [x, tokens, *others, outputs if sequences else None, h_last, *each],
             number,
             len(layers),
             R,
@@ -114,7 +114,7 @@ def at_once(
             return None
         if status:
             raise kernels.ERRORS[status]
-        x, arrays = outputs, (outputs, None, *arrays[2:])
+        x, tokens = outputs, None
     return outputs, h_last
 
 

@@ -108,7 +108,7 @@ GRU_API int gru_forward_tensors(const Exchange *exchange, void *objects, int lay
   problem.reset_after = reset_after;
   problem.nn_order = nn_order;
   problem.directions = directions;
-  problem.threads = threads;
+  problem.threads = threads;  // of its own: beside busy programs a text would wait for OpenMP's
   problem.bfloat16 = bfloat16;
   char *const h0 = list.place(4, floating, x.bits, {layers * R, B, H}, false);
   char *const h_reset = list.place(5, floating, x.bits, {layers * R, B, H}, false);
