@@ -299,7 +299,7 @@ def spoil(rows: Bool[Array, " B"] | None, *states: Any) -> list[Any]:
     """The states [R, B, H] (or None), not a number in these rows."""
     if rows is None:
         return list(states)
-    return [s if s is None else jnp.where(rows[:, None], jnp.nan, s) for s in states]
+    return [s if s is None else s + jnp.where(rows[:, None], jnp.nan, 0) for s in states]
 
 
 def without_padding(

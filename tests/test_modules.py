@@ -129,6 +129,16 @@ def test_dropout_drops_what_nn_gru_drops():
         torch_impl.GRU(D, H, dropout=0.5)
 
 
+def test_packed_sequences_stay_where_they_are_whatever_the_default_device():
+    packed = pack_padded_sequence(torch.randn(T, B, D), LENGTHS, enforce_sorted=False)
+    gru = torch_impl.GRU(D, H)
+    want = gru(packed)
+    with torch.device("meta"):
+        got = gru(packed)
+    assert torch.equal(got[0].data, want[0].data)
+    assert torch.equal(got[1], want[1])
+
+
 def test_dropout_of_packed_sequences_drops_what_nn_gru_drops():
     theirs, ours = pair(D, H, 2, dropout=0.5, bidirectional=True)
     packed, found = pack_sequence([torch.randn(n, D) for n in LENGTHS], False), []

@@ -173,7 +173,7 @@ class GRU(nn.RNNBase):
             """As nn.GRU does, without drawing for padding."""
             return x.masked_scatter(there[..., None], self._drop(x[there]))
 
-        there = (torch.arange(int(sizes[0])) < sizes[:, None]).to(device)
+        there = (torch.arange(int(sizes[0]), device=sizes.device) < sizes[:, None]).to(device)
         tokens = (there.flatten().cumsum(0) - 1).clamp(min=0).view(there.shape)
         hx = hx if hx is None else self.permute_hidden(hx, packed.sorted_indices)
         outputs, h_n = self._run(packed.data, there.sum(dim=0), hx, tokens, None, None, drop)
