@@ -1,9 +1,10 @@
 """The GRU on the CPU kernel where nothing but its results is wanted; JAX needs no such thing.
 
 A short text takes the kernel less time than PyTorch's Python takes to ask ten tensors about
-themselves. So here they are asked once, only whether the kernel can read them as they are. Where
-one cannot be read, or somebody records, transforms or differentiates, the long way is taken (see
-run in layers.py): it finds out what is the matter, and says so or does what can be done.
+themselves. So here the kernel asks them (common/kernels/tensors.cpp), and only whether it can read
+them as they are. Where it cannot, or somebody records, transforms or differentiates, the long way
+is taken (see run in layers.py): it finds out what is the matter, and says so or does what can be
+done.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
-"""What is handed to a kernel, the CPU's or a GPU's, which believes what it is told about memory: so
-each array is looked at here, whoever calls. JAX's are looked at in C++ (common/kernels)."""
+"""What fused.py and cuda.py hand to a kernel, which believes what it is told about memory: so each
+array is looked at here, whoever calls. Those of inference.py and of JAX are looked at in C++, by
+common/kernels/tensors.cpp and xla.cpp."""
 
 from collections.abc import Sequence
 

@@ -89,7 +89,7 @@ GRU_API int gru_forward_tensors(const Exchange *exchange, void *objects, int lay
                                 int bfloat16) {
   if (exchange->major != 1 || !python.item) return GRU_UNREADABLE;
   List list = {*exchange, objects};
-  const Tensor x = list.read(0), tokens = list.read(1), recurrent = list.read(9);
+  const Tensor x = list.read(0), tokens = list.read(1), recurrent = list.read(9);  // a weight_hh
   const Tensor &steps = tokens.dimensions ? tokens : x;
   if (recurrent.dimensions != 2 || steps.dimensions < 2 ||
       x.dimensions != (tokens.dimensions ? 2 : 3) || (x.bits != 32 && (x.bits != 64 || bfloat16)))
