@@ -1,8 +1,10 @@
 """The kernel for GPUs, on one that is emulated: see tests/gpu and docs/gpu.md."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,17 +13,27 @@ from common import kernels
 from common.kernels.build import compiler
 
 ROOT = Path(__file__).parents[1]
+QUICKLY = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # to begin
+SMALL = ("-m", "pytest", "-q", "--noconftest", "tests/gpu/small.py")
 pytestmark = [
     pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler"),
     pytest.mark.skipif(not kernels.available(), reason="the kernels have not been built"),
 ]
 
 
-def run(*arguments: object) -> str:
+def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> str:
     """A command of ours; returns what it says."""
-    command = [sys.executable, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert result.returncode == 0, result.stdout + result.stderr
+    command = [*before, sys.executable, *map(str, arguments)]
+    result = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | QUICKLY | environment,
+    )
+    assert result.returncode == 0, result.stdout
     return result.stdout
 
 
@@ -42,8 +54,31 @@ def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
 
 def test_small_cases() -> None:
     """A few kernels, of one block and of clusters of 2 to 16, in both frameworks."""
-    said = run("-m", "pytest", "-q", "--noconftest", "tests/gpu/small.py")
-    assert "12 passed" in said
+    assert "22 passed" in run(*SMALL)
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
+    """The same in PyTorch but for the largest, under GCC's sanitizers."""
+    names = {"thread": ["libtsan.so"], "address,undefined": ["libasan.so", "libubsan.so"]}[
+        sanitizer
+    ]
+    asked = [[str(compiler()), f"-print-file-name={name}"] for name in names]
+    paths = [subprocess.check_output(each, text=True).strip() for each in asked]
+    if not all(map(os.path.isabs, paths)):
+        pytest.skip(f"the compiler has no {sanitizer} sanitizer")
+    # ThreadSanitizer does not get on with the address randomisation of new kernels.
+    fixed = ["setarch", "-R"] if sanitizer == "thread" else []
+    if fixed and subprocess.run(["bash", "-c", "setarch -R true"], check=False).returncode:
+        pytest.skip("setarch -R is refused")
+    options = {
+        "SANITIZER": sanitizer,
+        "LD_PRELOAD": " ".join(paths),
+        # A fiber is no thread that AddressSanitizer could have a stack for; there are many of them.
+        "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0",
+        "TSAN_OPTIONS": "halt_on_error=1:history_size=4:ignore_noninstrumented_modules=1",
+    }
+    assert "16 passed" in run(*SMALL, "-s", "-k", "torch", before=fixed, **options)
 
 
 def test_in_use() -> None:

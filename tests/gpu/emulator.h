@@ -23,14 +23,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_THREAD__)
-extern "C" {
-void *__tsan_get_current_fiber(void);
-void *__tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void *);
-void __tsan_switch_to_fiber(void *, unsigned);
-void __tsan_acquire(void *);
-void __tsan_release(void *);
-}
+#include <sanitizer/tsan_interface.h>
 #define TSAN(x) x
 #else
 #define TSAN(x)

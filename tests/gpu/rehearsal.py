@@ -17,10 +17,10 @@ from common.kernels.cuda import nvrtc
 FOLDER = Path(__file__).parent
 SOURCES = ("emulator.h", "mock_cuda.cpp")
 H100 = (9, 0)
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-variable")
+FLAGS = ("-std=c++17", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-variable")
 
 
-def build(into: Path, configurations: Iterable[str], flags: Sequence[str] = FLAGS) -> Path:
+def build(into: Path, configurations: Iterable[str], flags: Sequence[str] = ("-O1",)) -> Path:
     """Compile the driver, with kernels of these configurations. Raises RuntimeError."""
     cxx = compiler()
     if cxx is None:
@@ -28,7 +28,7 @@ def build(into: Path, configurations: Iterable[str], flags: Sequence[str] = FLAG
 
     def run(*arguments: str) -> None:
         result = subprocess.run(
-            [cxx, *flags, *arguments], capture_output=True, text=True, check=False
+            [cxx, *FLAGS, *flags, *arguments], capture_output=True, text=True, check=False
         )
         if result.returncode:
             raise RuntimeError(result.stderr)
@@ -59,10 +59,12 @@ def every_configuration() -> list[str]:
 def start(
     arch: cuda.Arch = H100,
     configurations: dict[tuple[str, int], tuple[int, int, int]] | None = None,
+    sanitizer: str = "",
 ) -> ctypes.CDLL:
     """From here on in this process, the device is one that is emulated. Returns its driver.
 
-    configurations: instead of cuda.CONFIGURATIONS, such as are built and run sooner.
+    configurations: instead of cuda.CONFIGURATIONS, such as are built and run sooner; sanitizer: one
+    of GCC's, whose library has to be there already (LD_PRELOAD).
     """
     if configurations is not None:
         cuda.CONFIGURATIONS = configurations
@@ -71,14 +73,16 @@ def start(
     sources += [kernel / name for name in ("recurrence.cu", "call.h", "driver.h")]
     everything = b"".join(path.read_bytes() for path in sources)
     wanted = every_configuration()
+    sanitized = ("-O0", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    flags = sanitized if sanitizer else ("-O1",)
     key = {
         "sources": hashlib.sha256(everything).hexdigest(),
-        "flags": FLAGS,
+        "flags": [*FLAGS, *flags],
         "configurations": wanted,
     }
 
     def fill(into: Path) -> None:
-        build(into, wanted)
+        build(into, wanted, flags)
 
     folder = cached("rehearsal", key, fill)
     # By this name the library's own dlopen finds it.

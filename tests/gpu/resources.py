@@ -12,28 +12,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.kernels.cuda import CONFIGURATIONS, Arch, Instance, instance, nvrtc
 
 ARCHS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Of a kernel: bytes of the stack and spilled, instructions that name local memory; then those
-    of a step: all, mma, barriers of threads (bar.sync), waits for other blocks, stores to them."""
-
-    registers: int
-    stack: int
-    spilled: int
-    local: int
-    instructions: int
-    products: int
-    barriers: int
-    waits: int
-    stores: int
 
 
 def kernels(arch: Arch, factors: str, size: int) -> Iterator[Instance]:
@@ -58,43 +41,30 @@ def nvdisasm() -> str | None:
     return str(wheel) if wheel else shutil.which("nvdisasm")
 
 
-def resources(kernel: Instance, arch: Arch) -> Resources:
-    """Raises as nvrtc.compiled does, and RuntimeError without the disassembler."""
-    folder, program = nvrtc.compiled(kernel, arch), nvdisasm()
-    if program is None:
-        raise RuntimeError("no nvdisasm")
-    log = (folder / "log.txt").read_text()
-
-    def said(pattern: str) -> int:
-        found = re.findall(pattern, log)
-        if not found:
-            raise RuntimeError(f"the compiler does not say: {pattern}")
-        return sum(map(int, found))
-
-    listing = subprocess.run(
-        [program, "-c", str(folder / "kernel.cubin")], capture_output=True, text=True, check=True
-    ).stdout
-    code, step = code_and_step(listing)
-
-    def count(pattern: str, lines: list[str] = step) -> int:
-        return sum(bool(re.search(pattern, line)) for line in lines)
-
-    return Resources(
-        said(r"Used (\d+) registers"),
-        said(r"(\d+) bytes stack frame"),
-        said(r"(\d+) bytes spill"),
-        count(r"\b(LDL|STL)\b", code),
-        len(step),
-        count(r"\bHMMA\b"),
-        count(r"\bBAR\.SYNC\b"),
-        count(r"\bSYNCS\.PHASECHK\b"),
-        count(r"\bSTAS\b"),
+def resources(kernel: Instance, arch: Arch) -> dict[str, int]:
+    """Of a kernel: registers, bytes of the stack and spilled; then those of a step: instructions,
+    mma, barriers of threads, waits for other blocks. Raises as nvrtc.compiled does."""
+    folder = nvrtc.compiled(kernel, arch)
+    # Local memory is the stack's.
+    said = re.search(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*"
+        r"Used (\d+) registers",
+        (folder / "log.txt").read_text(),
+        re.DOTALL,
     )
+    assert said, "the compiler says something else"
+    stack, stores, loads, registers = map(int, said.groups())
+    command = [str(nvdisasm()), "-c", str(folder / "kernel.cubin")]
+    step = of_a_step(subprocess.check_output(command, text=True))
+    wanted = {"products": "HMMA", "barriers": "BAR.SYNC", "waits": "SYNCS.PHASECHK"}
+    counts = {name: sum(word in line for line in step) for name, word in wanted.items()}
+    found = {"registers": registers, "stack": stack, "spilled": stores + loads}
+    return found | {"instructions": len(step)} | counts
 
 
-def code_and_step(listing: str) -> tuple[list[str], list[str]]:
-    """All instructions, and those of the loop over time: the shortest with every mma in it. Behind
-    the function's end, there are only the loops that wait for a barrier."""
+def of_a_step(listing: str) -> list[str]:
+    """The instructions of the loop over time: the shortest with every mma in it. Behind the
+    function's end, there are only the loops that wait for a barrier."""
     code: list[str] = []
     labels = {}
     for line in listing.splitlines():
@@ -109,7 +79,7 @@ def code_and_step(listing: str) -> tuple[list[str], list[str]]:
         target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
         if target and labels[target[1]] <= products[0] and products[-1] <= end:
             loops.append(code[labels[target[1]] : end + 1])
-    return code, min(loops, key=len)
+    return min(loops, key=len)
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ It fails or prints "all right". It has a process of its own: in a rehearsal the 
 GPU's.
 """
 
-import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -35,109 +36,83 @@ torch.backends.cudnn.allow_tf32 = False
 jax.config.update("jax_default_matmul_precision", "highest")
 CASE = parity.draw(Size("", 4, 3, 5, 1, 2, [4, 0, 2], resets=True), False).astype(np.float32)
 HOW: dict[str, Any] = {"implementation": "cuda"}
+PARAMETERS = {n: torch.tensor(p).requires_grad_() for n, p in CASE.parameters.items()}
+X, LENGTHS, H0 = torch.tensor(CASE.x), torch.tensor(CASE.lengths), torch.tensor(CASE.h0)
+RESETS = {"resets": torch.tensor(CASE.resets), "h_reset": torch.tensor(CASE.h_reset)}
 
 
-def close(ours: Any, theirs: Any) -> None:
-    """To float32's precision, tensor by tensor."""
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-5)
+def in_torch(x: torch.Tensor, implementation: str = "cuda") -> torch.Tensor:
+    """The outputs."""
+    how = {"implementation": implementation, **RESETS}
+    return torch_impl.gru.gru(PARAMETERS, x, LENGTHS, H0, **how)[0]
 
 
-def torch_case() -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...], dict[str, Any]]:
-    """Parameters, x, lengths and h0, and the rest."""
-    parameters = {n: torch.tensor(p).requires_grad_() for n, p in CASE.parameters.items()}
-    arrays = tuple(torch.tensor(a) for a in (CASE.x, CASE.lengths, CASE.h0))
-    rest = {"resets": torch.tensor(CASE.resets), "h_reset": torch.tensor(CASE.h_reset)}
-    return parameters, arrays, rest
+def in_jax(x: jax.Array, implementation: str = "cuda") -> jax.Array:
+    """The outputs."""
+    how = {"resets": CASE.resets, "h_reset": CASE.h_reset, "implementation": implementation}
+    return jax_impl.gru.gru(CASE.parameters, x, CASE.lengths, CASE.h0, **how)[0]
 
 
-def in_torch() -> None:
-    """torch.compile, torch.export, torch.func, derivatives of derivatives, fake tensors."""
-    parameters, (x, lengths, h0), rest = torch_case()
+def same(transform: Callable[[Callable], Any], call: Callable) -> None:
+    """What it makes of the kernel is what it makes of scan, to float32's precision."""
+    ours = transform(call)
+    theirs = transform(partial(call, implementation="scan"))
+    with torch.no_grad():
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), ours, theirs)
 
-    def call(x: torch.Tensor, implementation: str = "cuda") -> torch.Tensor:
-        how = {"implementation": implementation, **rest}
-        return torch_impl.gru.gru(parameters, x, lengths, h0, **how)[0]
 
-    before = driver.mock_launches()
-    eager = call(x)
-    assert driver.mock_launches() > before  # and not scan
-    compiled = torch.compile(call, fullgraph=True)
-    close(compiled(x).detach(), eager.detach())
-    names = list(parameters)[:4]
-    gradients = [
-        torch.autograd.grad((f(x) ** 2).sum(), [parameters[n] for n in names])
-        for f in (call, compiled, lambda x: call(x, "scan"))
-    ]
-    close(gradients[0], gradients[2])
-    close(gradients[1], gradients[2])
+def transformations() -> None:
+    """torch.compile, torch.func, jit, vmap, derivatives of derivatives."""
+    x, weights = jnp.asarray(CASE.x), list(PARAMETERS.values())[:4]
+    for call in (lambda: in_torch(X), lambda: jax.jit(in_jax)(x).block_until_ready()):
+        before = driver.mock_launches()
+        call()
+        assert driver.mock_launches() > before  # and not scan
     for transform in (
-        lambda f: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
-        lambda f: torch.func.grad(lambda x: torch.func.grad(lambda x: f(x).sum())(x).sum())(x),
-        lambda f: torch.func.vmap(f)(torch.stack([x, 2 * x])),
+        lambda f: f(X).detach(),
+        lambda f: torch.compile(f, fullgraph=True)(X).detach(),
+        lambda f: torch.autograd.grad(f(X).square().sum(), weights),
+        lambda f: torch.autograd.grad(torch.compile(f)(X).square().sum(), weights),
+        lambda f: torch.func.jvp(f, (X,), (torch.ones_like(X),))[1],
+        lambda f: torch.func.grad(lambda x: torch.func.grad(lambda x: f(x).sum())(x).sum())(X),
+        lambda f: torch.func.vmap(f)(torch.stack([X, 2 * X])),
     ):
-        close(transform(call).detach(), transform(lambda x: call(x, "scan")).detach())
-
-    class Layer(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return call(x)
-
-    exported = torch.export.export(Layer(), (x,))
-    assert "gru.forward" in str(exported.graph)
-    with FakeTensorMode():  # a device that is not there
-        fake = {
-            n: [torch.empty(s, device="cuda")] * 2
-            for n, s in {"W": (192, 3), "U": (192, 64), "b": (192,), "c": (192,)}.items()
-        }
-        states = torch.empty(2, 7, 64, device="cuda")
-        lengths = torch.empty(7, dtype=torch.int32, device="cuda")
-        x = torch.empty(9, 7, 3, device="cuda")
-        how = (states, None, None, lengths, None, [False, True], True, True, True)
-        found = torch.ops.gru.forward(*fake.values(), x, *how)
-        assert [tuple(each.shape) for each in found] == [(9, 7, 128), (2, 7, 64), (2, 20_160)]
-        assert found[0].device.type == "cuda"
-
-
-def in_jax() -> None:
-    """jit, vmap, grad and jvp."""
-    parameters = {n: jnp.asarray(p) for n, p in CASE.parameters.items()}
-    rest = {"resets": jnp.asarray(CASE.resets), "h_reset": jnp.asarray(CASE.h_reset)}
-    lengths, h0, x = map(jnp.asarray, (CASE.lengths, CASE.h0, CASE.x))
-
-    def call(x: jax.Array, implementation: str = "cuda") -> jax.Array:
-        how = {"implementation": implementation, **rest}
-        return jax_impl.gru.gru(parameters, x, lengths, h0, **how)[0]
-
-    def scan(x: jax.Array) -> jax.Array:
-        return call(x, "scan")
-
-    before = driver.mock_launches()
-    close(jax.jit(call)(x), scan(x))
-    assert driver.mock_launches() > before
+        same(transform, in_torch)
     for transform in (
+        lambda f: f(x),
         lambda f: jax.grad(lambda x: (f(x) ** 2).sum())(x),
         lambda f: jax.vmap(jax.grad(lambda x: f(x).sum()))(jnp.stack([x, 2 * x])),
         lambda f: jax.jvp(f, (x,), (jnp.ones_like(x),))[1],
         lambda f: jax.grad(lambda x: jax.grad(lambda x: (f(x) ** 2).sum())(x).sum())(x),
     ):
-        ours, theirs = (jax.jit(partial(transform, f))() for f in (call, scan))
-        close(ours, theirs)
-    wrong = jax.jit(lambda lengths: jax_impl.gru.gru(parameters, x, lengths, h0, **HOW)[1])(
-        lengths.at[2].set(9)
-    )
-    assert np.isnan(wrong[:, 2]).all()
-    assert np.isfinite(wrong[:, :2]).all()
+        same(lambda f, transform=transform: jax.jit(partial(transform, f))(), in_jax)
+
+
+def without_a_device() -> None:
+    """torch.export and fake tensors."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return in_torch(x)
+
+    assert "gru.forward" in str(torch.export.export(Layer(), (X,)).graph)
+    with FakeTensorMode():
+        empty = partial(torch.empty, device="cuda")
+        weights = ([empty(*shape)] * 2 for shape in ((192, 3), (192, 64), (192,), (192,)))
+        lengths = empty(7, dtype=torch.int32)
+        how = (None, None, lengths, None, [False, True], True, True, True)
+        found = torch.ops.gru.forward(*weights, empty(9, 7, 3), empty(2, 7, 64), *how)
+        assert [tuple(each.shape) for each in found] == [(9, 7, 128), (2, 7, 64), (2, 20_160)]
+        assert found[0].device.type == "cuda"
 
 
 def wrong_arguments() -> None:
     """What is out of range is said, and what the operator is told is looked at."""
-    parameters, (x, lengths, h0), _ = torch_case()
     with pytest.raises(ValueError, match=r"lengths: expected values in 0..4"):
-        torch_impl.gru.gru(parameters, x, lengths + 1, h0, **HOW)
+        torch_impl.gru.gru(PARAMETERS, X, LENGTHS + 1, H0, **HOW)
     with pytest.raises(InputError, match="implementation cuda: on cpu, the gru has"):
-        torch_impl.gru.gru(
-            {n: p.double() for n, p in parameters.items()}, x.double(), lengths, **HOW
-        )
+        doubled = {n: p.double() for n, p in PARAMETERS.items()}
+        torch_impl.gru.gru(doubled, X.double(), LENGTHS, **HOW)
     W, U, b, c = (torch.zeros(192, 3), torch.zeros(192, 64), torch.zeros(192), torch.zeros(192))
     states, few = torch.zeros(1, 3, 64), torch.zeros(3, dtype=torch.int32)
     rest = (None, few, None, [False], True, True, True)
@@ -159,6 +134,10 @@ def wrong_arguments() -> None:
         [W], [U], [b], [c], torch.zeros(2, 3), states, None, *rest
     )
     assert outputs.isnan().any(-1).tolist() == [[False, True, True], [False, True, True]]
+    last = jax.jit(lambda lengths: jax_impl.gru.gru(CASE.parameters, CASE.x, lengths, **HOW)[1])(
+        CASE.lengths + np.array([0, 0, 9])
+    )
+    assert np.isnan(last).any((0, 2)).tolist() == [False, False, True]
 
 
 def training() -> None:
@@ -178,35 +157,27 @@ def training() -> None:
             one = learner(config, options, vectors)
             assert one.implementation == implementation
             losses.append([float(one.step(batch)) for _ in range(3)])
-    close(losses, [losses[0]] * 4)
+    np.testing.assert_allclose(losses, [losses[0]] * 4, rtol=2e-5)
 
 
 def first_uses() -> None:
     """Whatever transforms or fakes the first call's arrays, the kernel is tried out on others."""
-    parameters, (x, lengths, h0), _ = torch_case()
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return torch_impl.gru.gru(parameters, x, lengths, h0, **HOW)[0].sum()
-
-    detached = {n: p.detach() for n, p in parameters.items()}
 
     def fake() -> None:
         with FakeTensorMode() as mode:
-            own = {n: mode.from_tensor(p) for n, p in detached.items()}
-            arrays = (mode.from_tensor(each) for each in (x, lengths, h0))
-            torch_impl.gru.gru(own, *arrays, **HOW)
+            own = {n: mode.from_tensor(p).detach() for n, p in PARAMETERS.items()}
+            torch_impl.gru.gru(own, *map(mode.from_tensor, (X, LENGTHS, H0)), **HOW)
 
-    def in_jax() -> None:
-        own = {n: jnp.asarray(p) for n, p in CASE.parameters.items()}
+    def strictly() -> None:
         with jax.numpy_rank_promotion("raise"):
-            jax.jit(lambda x: jax_impl.gru.gru(own, x, CASE.lengths, **HOW)[0])(jnp.asarray(CASE.x))
+            jax.jit(in_jax)(jnp.asarray(CASE.x))
 
     for use in (
-        lambda: torch.func.grad(call)(x),
-        lambda: torch.func.jvp(call, (x,), (x,)),
-        lambda: torch.compile(call, fullgraph=True, backend="aot_eager")(x),
+        lambda: torch.func.grad(lambda x: in_torch(x).sum())(X),
+        lambda: torch.func.jvp(in_torch, (X,), (X,)),
+        lambda: torch.compile(in_torch, fullgraph=True, backend="aot_eager")(X),
         fake,
-        in_jax,
+        strictly,
     ):
         trial._tried.clear()
         with warnings.catch_warnings():
@@ -214,27 +185,15 @@ def first_uses() -> None:
             use()
         assert [*trial._tried.values()] == [None]
     trial._tried.clear()
-    torch_impl.gru.gru(parameters, x, lengths, h0, implementation="scan")
+    in_torch(X, "scan")
     assert not trial._tried  # who asks for another does not wait for it
 
 
 def threads() -> None:
     """Several at once."""
-    parameters, (x, lengths, h0), _ = torch_case()
-    expected = torch_impl.gru.gru(parameters, x, lengths, h0, **HOW)[0].detach()
-    found: list[torch.Tensor] = []
-
-    def run() -> None:
-        with torch.no_grad():
-            found.append(torch_impl.gru.gru(parameters, x, lengths, h0, **HOW)[0])
-
-    workers = [threading.Thread(target=run) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert all(torch.equal(each, expected) for each in found)
-    assert len(found) == 4
+    with ThreadPoolExecutor(4) as pool:
+        expected, *others = pool.map(in_torch, [X] * 5)
+    assert all(torch.equal(each, expected) for each in others)
 
 
 def not_trusted() -> None:
@@ -274,6 +233,11 @@ def not_trusted() -> None:
 
 
 if __name__ == "__main__":
-    for check in (first_uses, in_torch, in_jax, wrong_arguments, training, threads, not_trusted):
-        check()
+    first_uses()
+    transformations()
+    without_a_device()
+    wrong_arguments()
+    training()
+    threads()
+    not_trusted()
     print("all right")
