@@ -1,8 +1,8 @@
 // The GRU layer of gru.h. First the input's share of the pre-activations, x W' + b, for all inputs.
 // Then the recurrence: each item of work, some rows of the batch in one direction, goes through all
 // its time steps in one thread that never waits for another; the recurrent weights stay in that
-// core's cache. Backward, the recurrence comes first. How work is cut, and the order in which
-// gradients are added up, depend on the sizes alone, so results do not depend on the threads.
+// core's cache. Backward, the recurrence comes first. The order in which numbers are added up depends
+// on the sizes alone, so results do not depend on the threads.
 //
 // Plain flags will do: c++ -O3 -std=c++17 -fPIC -shared -pthread gru.cpp -o libgru.so. Whole
 // vectors are the compiler's own (GCC's and Clang's vector extensions); instruction_set.h is
@@ -10,9 +10,6 @@
 #include "gru.h"
 
 #include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -41,6 +38,11 @@ constexpr int64_t chunk_rows = 128;
 // The same for the inputs of the input product; and panels of the columns of its result. Together,
 // and with the weights, they are what a core multiplies without waking another.
 constexpr int64_t input_rows = 96, input_panels = 4;
+
+// The gradient of the inputs' weights is a sum over all live rows: how many of its rows, and bytes of
+// each, are added up at once. With fewer, memory is read more often; with more, the sums leave the
+// second cache.
+constexpr int64_t gradient_rows = 192, gradient_bytes = 640;
 
 // Elements to be copied or added up, and multiplications, that are worth waking another thread for.
 constexpr int64_t worth_sharing = 1 << 19, worth_multiplying = 1 << 21;
@@ -171,8 +173,8 @@ struct Scratch {
         gates(arena.take<T>(backward ? call.chunk * call.gates_stride : 0)),
         states(arena.take<T>(backward ? call.chunk * call.state_stride : 0)),
         operands(arena.take<T>(backward ? call.chunk * call.state_stride : 0)),
-        inputs(arena.take<T>(input_rows * (backward ? 1 : call.input_stride) + width)),
-        sums(arena.take<T>(backward ? input_rows * input_panels * 2 * width : 0)),
+        inputs(arena.take<T>((backward ? gradient_rows : input_rows * call.input_stride) + width)),
+        sums(arena.take<T>(backward ? gradient_rows * gradient_bytes / sizeof(T) : 0)),
         factor(arena.take<T>(
             call.problem->bfloat16 ? call.problem->directions * input_rows * call.gates_stride : 0)),
         source(arena.take<const T *>(rows)),
@@ -285,19 +287,6 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 // vectors apart, they do not.
 int64_t odd_stride(int64_t n, int64_t width) { return (n / width | 1) * width + n % width; }
 
-// What a forward saves is mostly memory that the framework has just got from the system. Asking for
-// huge pages saves thousands of page faults, which would take a fifth of the forward's time.
-void want_huge_pages(void *memory, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 1 << 21;
-  const uintptr_t from = ((uintptr_t)memory + page - 1) / page * page;
-  const uintptr_t to = ((uintptr_t)memory + bytes) / page * page;
-  if (from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
-#else
-  (void)memory, (void)bytes;
-#endif
-}
-
 // The rows by length, longest first, dealt into items like cards, so that every item has its share
 // of the long ones, and the rows of an item that are still running are always its first.
 struct Deal {
@@ -362,10 +351,15 @@ struct Deal {
   }
 };
 
-// Cuts a product of so many rows, panels and directions into parts.
-std::vector<Part> cut(int directions, int64_t rows, int64_t panels) {
-  const int64_t across = (panels + input_panels - 1) / input_panels;
-  const int64_t down = (rows + input_rows - 1) / input_rows;
+// Cuts a product of so many rows, panels and directions into parts of at most so many rows and
+// panels, and, where these are not enough, of fewer panels: how many a part has makes no difference to
+// the sums, but how many rows does.
+std::vector<Part> cut(int directions, int64_t rows, int64_t panels, int64_t most_rows,
+                      int64_t most_panels, int64_t enough = 1) {
+  const int64_t down = (rows + most_rows - 1) / most_rows, stacks = directions * down;
+  const int64_t fewest = (panels + most_panels - 1) / most_panels;
+  const int64_t across =
+      std::min(panels, std::max(fewest, stacks ? (enough + stacks - 1) / stacks : 0));
   std::vector<Part> parts;
   parts.reserve(directions * down * across);
   for (int direction = 0; direction < directions; ++direction)
@@ -524,7 +518,8 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
     do {
       changed = false;
       pack();
-      if (!backward) multiply(cut(p.directions, call.live, panels), kernels.project);
+      if (!backward)
+        multiply(cut(p.directions, call.live, panels, input_rows, input_panels), kernels.project);
       Turns turns;
       if (shared) begin(items[0], scratch[0]);
       pool.run(count, sharers, [&](int64_t i, int thread) {
@@ -561,9 +556,12 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
         if (row < 0) return kernels.reduce_weights(call, direction, at, up_to(at, 3 * H));
         kernels.reduce_projections(call, direction, row, up_to(row, call.live));
       });
-      multiply(cut(p.directions, columns, panels_of_x), kernels.input_weight_gradient);
+      const int64_t most = gradient_bytes / (int64_t)(2 * V * sizeof(T));
+      multiply(cut(p.directions, columns, panels_of_x, gradient_rows, most, 2 * multiplying),
+               kernels.input_weight_gradient);
       if (p.d_x && !deal.place.empty()) memset(p.d_x, 0, p.distinct * D * sizeof(T));
-      if (p.d_x) multiply(cut(1, call.live, panels_of_x), kernels.input_gradient);
+      if (p.d_x)
+        multiply(cut(1, call.live, panels_of_x, input_rows, input_panels), kernels.input_gradient);
     }
     pool.finish();
   } catch (const std::bad_alloc &) {

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #ifdef __linux__
 #include <sched.h>
+#include <sys/mman.h>
 #endif
 #ifdef __SSE__
 #include <xmmintrin.h>
@@ -60,6 +61,19 @@ using OpenMP = void (*)(void (*)(void *), void *, unsigned threads, unsigned fla
 
 OpenMP find_openmp() { return (OpenMP)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
 
+// For large memory that has just come from the system: asking for huge pages saves thousands of page
+// faults, which would take a fifth of a forward's time.
+void want_huge_pages(void *memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = 1 << 21;
+  const uintptr_t from = ((uintptr_t)memory + page - 1) / page * page;
+  const uintptr_t to = ((uintptr_t)memory + bytes) / page * page;
+  if (from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 // Memory aligned for vectors.
 class Memory {
  public:
@@ -75,6 +89,7 @@ class Memory {
       release();
       at = ::operator new(bytes, std::align_val_t(64));
       capacity = bytes;
+      want_huge_pages(at, bytes);
     }
     return at;
   }
@@ -211,7 +226,7 @@ class Pool {
   int invited = 0;
   std::atomic<int> busy{0};
   std::atomic<uint64_t> generation{0};
-  static constexpr size_t large = (size_t)64 << 20, most_packed = (size_t)256 << 20;
+  static constexpr size_t large = (size_t)256 << 20, most_packed = large;
 
   Pool &next() {
     std::lock_guard<std::mutex> lock(mutex);
