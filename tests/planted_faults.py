@@ -404,6 +404,24 @@ FAULTS = [
         "for (int64_t i = V; i < rows * width; i += V) store(sums + i, Vector<T>{});",
     ),
     Fault(
+        "a part of the gradient of W begins with the first column",
+        INPUT,
+        "store((T *)d.d_weight_ih + row * D + part.first * 2 * V + u,",
+        "store((T *)d.d_weight_ih + row * D + u,",
+    ),
+    Fault(
+        "a part of the gradient of W begins with the first row",
+        INPUT,
+        "const T *g = (const T *)call.projections[part.direction] + part.from;",
+        "const T *g = (const T *)call.projections[part.direction];",
+    ),
+    Fault(
+        "how many rows a part of the gradient of W has hangs on the threads",
+        CPP,
+        "gradient_rows, most, 2 * multiplying),",
+        "gradient_rows / (multiplying > 1 ? 48 : 1), most),",
+    ),
+    Fault(
         "the gradient of x is added to that of another part",
         INPUT,
         "direction ? sums : zeros, direction ? 2 * V : 0,",
@@ -425,8 +443,20 @@ FAULTS = [
     Fault(
         "changed weights are taken for those of an earlier call",
         CPP,
-        "packed_before[look] = false, changed = true;",
-        "packed_before[look] = false;",
+        "packed_before[direction] = false, changed = true;",
+        "packed_before[direction] = false;",
+    ),
+    Fault(
+        "changes of a second piece of the weights are not seen",
+        CPP,
+        "look((int)j / 2, (int)j % 2);",
+        "look((int)j / 2, 0);",
+    ),
+    Fault(
+        "where threads take turns, one piece of the weights is looked at",
+        CPP,
+        "j < (beside + 1) * pieces",
+        "j < beside * pieces + 1",
     ),
     Fault(
         "weights in nn.GRU's order are taken for canonical ones packed before",

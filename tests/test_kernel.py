@@ -525,9 +525,10 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 @both
 @each_dtype
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_inference_sees_that_weights_have_changed(name, dtype, reset_after, instruction_set):
+@pytest.mark.parametrize("size", [(5, 3, 32, 32), (40, 1, 32, 128)])  # there, threads take turns
+def test_inference_sees_that_weights_have_changed(name, size, dtype, reset_after, instruction_set):
     """It keeps them packed. A number, or a gate's signs, which cancel one another in a sum."""
-    case = draw(5, 3, 32, 32).astype(dtype)
+    case = draw(*size).astype(dtype)
     array = getattr(case, name)
     assert_right(run(case, False, reset_after, backward=False), case, False, reset_after)
     for changed in (np.s_[17:18], np.s_[:32], np.s_[-1:]):

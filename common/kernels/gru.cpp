@@ -370,14 +370,17 @@ std::vector<Part> cut(int directions, int64_t rows, int64_t panels, int64_t most
   return parts;
 }
 
-// Of all weights of a direction.
+// Of all weights of a direction, in two pieces of about the same size, for two threads to look at.
 template <class T>
-uint64_t fingerprint(const Kernels<T> &kernels, const gru_problem &p, const gru_direction &d) {
-  const int64_t rows = 3 * p.hidden * (int64_t)(sizeof(T) / 4);
-  uint64_t found = 0;
+uint64_t fingerprint(const Kernels<T> &kernels, const gru_problem &p, const gru_direction &d,
+                     int piece) {
+  const int64_t words = sizeof(T) / 4, gate = p.hidden * p.inputs * words;
+  if (piece == 0) return kernels.fingerprint(d.weight_ih, 2 * gate);
+  uint64_t found = kernels.fingerprint((const T *)d.weight_ih + 2 * p.hidden * p.inputs, gate);
   for (const auto &[weights, columns] :
-       {std::pair(d.weight_ih, p.inputs), {d.weight_hh, p.hidden}, {d.bias_ih, 1}, {d.bias_hh, 1}})
-    found = found * 0x9E3779B97F4A7C15u + kernels.fingerprint(weights, rows * columns);
+       {std::pair(d.weight_hh, p.hidden), {d.bias_ih, 1}, {d.bias_hh, 1}})
+    found = found * 0x9E3779B97F4A7C15u +
+            kernels.fingerprint(weights, 3 * p.hidden * columns * words);
   return found;
 }
 
@@ -455,14 +458,17 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
       if (directions[direction].saved)
         want_huge_pages(directions[direction].saved,
                         gru_saved_size(steps, B, H, p.reset_after) * sizeof(T));
-    bool packed_before[2] = {};
+    std::atomic<bool> packed_before[2] = {};
     for (int i = 0; inference && i < p.directions; ++i) packed_before[i] = kept[i]->filled;
     auto pack = [&] {
       const int64_t weights = p.directions * 3 * H * (H + D);
       // Before: weights that somebody changes meanwhile do not pass for what was packed.
       for (int i = 0; inference && i < p.directions; ++i)
-        if (!packed_before[i])
-          kept[i]->fingerprint = fingerprint(kernels, p, directions[i]), kept[i]->filled = true;
+        if (!packed_before[i]) {
+          for (int piece = 0; piece < 2; ++piece)
+            kept[i]->fingerprint[piece] = fingerprint(kernels, p, directions[i], piece);
+          kept[i]->filled = true;
+        }
       pool.run(2 * p.directions, sharing(weights, worth_sharing), [&](int64_t i, int) {
         const int direction = (int)i / 2;
         if (packed_before[direction]) return;
@@ -477,14 +483,17 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
                [&](int64_t i, int thread) { product(call, scratch[thread], parts[i]); });
     };
     // What was packed before is taken to be right, and looked at beside the recurrence.
-    const int64_t looks = inference ? p.directions : 0;
-    const int64_t states = p.directions * steps * B * 3 * H * H + looks * 8 * 3 * H * (H + D);
+    const int64_t looked_at = inference ? p.directions * 3 * H * (H + D) : 0;
+    const int64_t states = p.directions * steps * B * 3 * H * H + looked_at * 8;
     // Where there is but one item, threads take turns at it.
     const int sharers = sharing(states, worth_multiplying);
     const bool shared = !backward && items.size() == 1 && sharers > 1 && H >= 2 * worth_a_turn;
     const int64_t parts = shared ? H / worth_a_turn : 1;
     const int64_t helpers = std::min<int64_t>(parts, sharers) - 1;
-    const int64_t count = (int64_t)items.size() + std::max(looks, helpers);
+    // A thread that is done with its items looks at a piece; one that comes to take turns, at both of
+    // a direction, before.
+    const int64_t looks = inference ? 2 * p.directions : 0, pieces = shared ? 2 : 1;
+    const int64_t count = (int64_t)items.size() + std::max(looks / pieces, helpers);
     auto begin = [&](const Item &item, const Scratch<T> &all) {
       const gru_direction &d = directions[item.direction];
       for (int64_t i = 0; i < item.rows; ++i) {
@@ -515,6 +524,11 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
       }
     };
     std::atomic<bool> changed;
+    auto look = [&](int direction, int piece) {
+      if (packed_before[direction] && fingerprint(kernels, p, directions[direction], piece) !=
+                                          kept[direction]->fingerprint[piece])
+        packed_before[direction] = false, changed = true;
+    };
     do {
       changed = false;
       pack();
@@ -523,12 +537,11 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
       Turns turns;
       if (shared) begin(items[0], scratch[0]);
       pool.run(count, sharers, [&](int64_t i, int thread) {
-        const int64_t look = i - (int64_t)items.size();
-        if (look >= 0 && look < looks && packed_before[look] &&
-            fingerprint(kernels, p, directions[look]) != kept[look]->fingerprint)
-          packed_before[look] = false, changed = true;
+        const int64_t beside = i - (int64_t)items.size();
+        for (int64_t j = beside * pieces; beside >= 0 && j < (beside + 1) * pieces && j < looks; ++j)
+          look((int)j / 2, (int)j % 2);
         if (shared) return take_turns(items[0], scratch[0], scratch[thread], turns, i == 0);
-        if (look >= 0) return;
+        if (beside >= 0) return;
         if (!backward) {
           Turns own;
           begin(items[i], scratch[thread]);

@@ -106,7 +106,7 @@ class Memory {
 struct Packed {
   std::vector<int64_t> key;  // where they lie, their sizes, how they are packed
   Memory memory;
-  uint64_t fingerprint = 0;
+  uint64_t fingerprint[2] = {};
   bool filled = false;
 };
 
