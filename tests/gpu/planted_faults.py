@@ -32,7 +32,7 @@ TESTS = {
     "address": (*SANITIZED, "address"),
 }
 # After "@", of which file and of which of the tests the following are: name | text | in its place.
-FAULTS = """
+TABLE = """
 @ kernel thread
 parts do not wait for each other's sums | sync_some(1 + group, 32 * P); |
 lanes that store nothing do not wait to have read | sync_warp(); |
@@ -88,14 +88,17 @@ JAX: of steps with the same token one counts | .add(d_a, mode="drop") | .set(d_a
 """
 
 
-def parsed(text: str) -> Iterator[Fault]:
-    """What FAULTS says."""
-    for group in text.split("\n@ ")[1:]:
+def parsed(table: str) -> Iterator[Fault]:
+    """The faults of a table like TABLE."""
+    for group in table.split("\n@ ")[1:]:
         head, *lines = group.strip().splitlines()
         file, tests = head.split()
         for line in lines:
             name, old, new = map(str.strip, line.split("|"))
             yield Fault(name, FILES[file], old, new, TESTS[tests])
+
+
+FAULTS = [*parsed(TABLE)]
 
 
 def run(words: Sequence[str]) -> int:
@@ -112,7 +115,7 @@ def run(words: Sequence[str]) -> int:
             status, said = python(copy, "-c", code)
             return said if status else ""
 
-        return main(words, [*parsed(FAULTS)], prepare)
+        return main(words, FAULTS, prepare)
 
 
 if __name__ == "__main__":
