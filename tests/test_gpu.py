@@ -60,10 +60,8 @@ def test_small_cases() -> None:
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
     """The same in PyTorch but for the largest, under GCC's sanitizers."""
-    names = {"thread": ["libtsan.so"], "address,undefined": ["libasan.so", "libubsan.so"]}[
-        sanitizer
-    ]
-    asked = [[str(compiler()), f"-print-file-name={name}"] for name in names]
+    names = ("tsan",) if sanitizer == "thread" else ("asan", "ubsan")
+    asked = [[str(compiler()), f"-print-file-name=lib{name}.so"] for name in names]
     paths = [subprocess.check_output(each, text=True).strip() for each in asked]
     if not all(map(os.path.isabs, paths)):
         pytest.skip(f"the compiler has no {sanitizer} sanitizer")

@@ -207,11 +207,11 @@ class Pool {
   // Keeps memory for the next call, which saves asking the system for it again, unless it is large;
   // and of packed weights those that were used last, the very last however large they are.
   void finish() {
-    if (memory.capacity > large) memory.release();
+    if (memory.capacity > most_kept) memory.release();
     size_t bytes = 0;
     for (auto each = packed.begin(); each != packed.end();) {
       bytes += each->memory.capacity;
-      const bool dropped = bytes > most_packed && each != packed.begin();
+      const bool dropped = bytes > most_kept && each != packed.begin();
       each = dropped ? packed.erase(each) : std::next(each);
     }
   }
@@ -226,7 +226,7 @@ class Pool {
   int invited = 0;
   std::atomic<int> busy{0};
   std::atomic<uint64_t> generation{0};
-  static constexpr size_t large = (size_t)256 << 20, most_packed = large;
+  static constexpr size_t most_kept = (size_t)256 << 20;
 
   Pool &next() {
     std::lock_guard<std::mutex> lock(mutex);
