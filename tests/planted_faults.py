@@ -608,6 +608,8 @@ FAULTS = [
     *(
         Fault(f"PyTorch, at once: {name}", TENSORS, old, new, BINDINGS)
         for name, old, new in (
+            ("a long call has threads of its own", "spinning && multi", "false && multi"),
+            ("a short one has OpenMP's", "multiplications >= worth_a_time_slice", "true"),
             ("the shape is not looked at", "found.shape[k] == shape.begin()[k] &&", "true &&"),
             ("nor distances in memory", "|| found.strides[k] == distance)", "|| true)"),
             ("nor how wide a number is", "found.bits == bits &&", "true &&"),

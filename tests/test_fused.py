@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import jax
@@ -26,6 +29,7 @@ with_tokens = pytest.mark.parametrize("K", [0, 7])
 both = pytest.mark.parametrize("reset_after", [False, True])
 each_number = pytest.mark.parametrize("directions", [1, 2])
 T, B, D, H = 6, 4, 3, 5
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
 HOW = {"reset_after": False, "return_sequences": True}
 
 
@@ -395,6 +399,35 @@ def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_f
         parameters, **few, lengths=lengths, reset_after=reset_after, implementation="scan"
     )
     torch.testing.assert_close(at_once(layers, **few, lengths=None, reset_after=reset_after), want)
+
+
+THREADS = """
+import os, torch
+from torch_impl.inference import at_once
+torch.set_num_threads(2)
+layers = [[torch.rand(192, n) for n in (300, 64)] + [torch.rand(192)] * 2]
+torch.rand(2_000_000).sum()  # PyTorch's own are there
+for steps in (200, 20):
+    before = len(os.listdir("/proc/self/task"))
+    with torch.no_grad():
+        assert at_once(layers, torch.rand(steps, 64, 300), None, reset_after=False)
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@needs_torch
+@pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
+@pytest.mark.parametrize(("how", "began"), [({}, [0, 1]), ({"OMP_WAIT_POLICY": "passive"}, [1, 0])])
+def test_torch_at_once_takes_openmp_s_threads_for_long_calls(
+    how: dict[str, str], began: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they spin; else it begins one of its own."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in how.items():
+        monkeypatch.setenv(name, value)
+    said = subprocess.check_output([sys.executable, "-c", THREADS], text=True)
+    assert [*map(int, said.split())] == began
 
 
 UNREADABLE = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from common import kernels
 from common.kernels import cuda
 from common.params import GRU_PARAMETERS, structure
-from torch_impl.fused import available
+from torch_impl.fused import SPINNING, available
 from torch_impl.layers import Found, forward_mode, transformed
 
 BFLOAT16 = available(dtype="bfloat16")
@@ -109,6 +109,7 @@ def at_once(
             reset_after,
             nn_order,
             threads,
+            SPINNING,
             bfloat16,
         )
         if status == UNREADABLE:

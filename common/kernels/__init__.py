@@ -151,7 +151,7 @@ def of_tensors(kind: type) -> Callable[..., int] | None:
     pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
     # PyDLL: with Python's lock.
     function = ctypes.PyDLL(str(PATH)).gru_forward_tensors
-    function.argtypes = [ctypes.c_void_p, ctypes.py_object, *[ctypes.c_int] * 7]
+    function.argtypes = [ctypes.c_void_p, ctypes.py_object, *[ctypes.c_int] * 8]
     return partial(function, pointer(capsule, b"dlpack_exchange_api"))
 
 

@@ -77,16 +77,20 @@ struct List {
 
 enum { GRU_UNREADABLE = -1 };
 
+// Multiplications that take several milliseconds, as long as to wait for a core.
+constexpr int64_t worth_a_time_slice = 1 << 29;
+
 extern "C" {
 
 // A layer of a stack of `layers`. objects: a list of x, tokens, lengths, resets, h0, h_reset, outputs
 // and h_last, and of weight_ih, weight_hh, bias_ih and bias_hh of each direction, all as in gru.h, but
 // for the states, which are of all layers: [layers * directions, B, H]. x, h_last and the weights
 // are not None. GRU_UNREADABLE, and nothing is done, where a tensor is not what it has to be, or
-// empty. To be called with Python's lock, which is given back meanwhile.
+// empty. spinning: whether OpenMP's threads spin for long. To be called with Python's lock, which is
+// given back meanwhile.
 GRU_API int gru_forward_tensors(const Exchange *exchange, void *objects, int layer, int layers,
                                 int directions, int reset_after, int nn_order, int threads,
-                                int bfloat16) {
+                                int spinning, int bfloat16) {
   if (exchange->major != 1 || !python.item) return GRU_UNREADABLE;
   List list = {*exchange, objects};
   const Tensor x = list.read(0), tokens = list.read(1), recurrent = list.read(9);  // a weight_hh
@@ -108,7 +112,10 @@ GRU_API int gru_forward_tensors(const Exchange *exchange, void *objects, int lay
   problem.reset_after = reset_after;
   problem.nn_order = nn_order;
   problem.directions = directions;
-  problem.threads = threads;  // of its own: beside busy programs a text would wait for OpenMP's
+  problem.threads = threads;
+  // Mostly threads of its own: beside busy programs, it would wait for OpenMP's for a time slice.
+  const int64_t multiplications = 3 * H * (T * B * H + problem.distinct * D);
+  problem.openmp = spinning && multiplications >= worth_a_time_slice;
   problem.bfloat16 = bfloat16;
   char *const h0 = list.place(4, floating, x.bits, {layers * R, B, H}, false);
   char *const h_reset = list.place(5, floating, x.bits, {layers * R, B, H}, false);
