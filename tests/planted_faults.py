@@ -498,8 +498,8 @@ FAULTS = [
     Fault(
         "all threads of OpenMP work in one thread's memory",
         POOL,
-        "->arrived++);",
-        "->arrived.load());",
+        "its.body(its.arrived++);",
+        "its.body(its.arrived.load());",
     ),
     Fault(
         "two calls at once share their memory",
@@ -606,10 +606,22 @@ FAULTS = [
         ARGUMENTS,
     ),
     *(
+        Fault(f"PyTorch, at once: {name}", file, old, new, BINDINGS)
+        for name, file, old, new in (
+            ("OpenMP's threads whether they spin or not", POOL, "before.tv_nsec !=", "0 <= "),
+            ("never OpenMP's", CPP, "GRU_ALWAYS || seen ?", "GRU_ALWAYS ?"),
+            ("OpenMP's of a thread that has none", POOL, "gettid() == getpid()", "true"),
+            (
+                "nobody knows of a fork before the first call",
+                POOL,
+                "&first = Pool::get()",
+                "*first = 0",
+            ),
+        )
+    ),
+    *(
         Fault(f"PyTorch, at once: {name}", TENSORS, old, new, BINDINGS)
         for name, old, new in (
-            ("a long call has threads of its own", "spinning && multi", "false && multi"),
-            ("a short one has OpenMP's", "multiplications >= worth_a_time_slice", "true"),
             ("the shape is not looked at", "found.shape[k] == shape.begin()[k] &&", "true &&"),
             ("nor distances in memory", "|| found.strides[k] == distance)", "|| true)"),
             ("nor how wide a number is", "found.bits == bits &&", "true &&"),

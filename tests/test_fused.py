@@ -401,33 +401,75 @@ def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_f
     torch.testing.assert_close(at_once(layers, **few, lengths=None, reset_after=reset_after), want)
 
 
-THREADS = """
-import os, torch
-from torch_impl.inference import at_once
+OPENMP = """
+import os, signal, sys, threading, time, torch
+from torch_impl import inference
+
+inference.SPINNING = True
 torch.set_num_threads(2)
 layers = [[torch.rand(192, n) for n in (300, 64)] + [torch.rand(192)] * 2]
-torch.rand(2_000_000).sum()  # PyTorch's own are there
-for steps in (200, 20):
-    before = len(os.listdir("/proc/self/task"))
+x = torch.rand(20, 64, 300)
+before = {*os.listdir("/proc/self/task")}
+torch.rand(2_000_000).sum()
+for its in {*os.listdir("/proc/self/task")} - before:  # PyTorch's, not where this one is
+    os.sched_setaffinity(int(its), {max(os.sched_getaffinity(0))})
+
+def call():
     with torch.no_grad():
-        assert at_once(layers, torch.rand(steps, 64, 300), None, reset_after=False)
-    print(len(os.listdir("/proc/self/task")) - before)
+        assert inference.at_once(layers, x, None, reset_after=False)
+
+def call_elsewhere():
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    time.sleep(0.1)  # until the system knows that it has ended
+
+def works():
+    before = time.clock_gettime(clock)
+    (call if sys.argv[1] == "first" else call_elsewhere)()
+    for _ in range(200):  # on a busy machine it may come late
+        time.sleep(0.001)
+        if time.clock_gettime(clock) > before:
+            return True
+    return False
+
+if sys.argv[1] == "forks":
+    if child := os.fork():
+        sys.exit(os.waitpid(child, 0)[1])
+    signal.alarm(60)
+    call()
+    os._exit(0)
+before = {*os.listdir("/proc/self/task")}
+call_elsewhere()
+(own,) = {*os.listdir("/proc/self/task")} - before
+clock = ~int(own) << 3 | 6  # of a thread of the kernel's
+call()
+time.sleep(0.1)
+print(all(works() for _ in range(int(sys.argv[2]))))
 """
+OMP = {"OMP_NUM_THREADS": "2"}
 
 
 @needs_torch
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
-@pytest.mark.parametrize(("how", "began"), [({}, [0, 1]), ({"OMP_WAIT_POLICY": "passive"}, [1, 0])])
-def test_torch_at_once_takes_openmp_s_threads_for_long_calls(
-    how: dict[str, str], began: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("thread", "policy", "own"),
+    [("first", "active", False), ("first", "passive", True), ("other", "active", True)],
+)
+def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
+    thread: str, policy: str, own: bool
 ) -> None:
-    """Where they spin; else it begins one of its own."""
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in how.items():
-        monkeypatch.setenv(name, value)
-    said = subprocess.check_output([sys.executable, "-c", THREADS], text=True)
-    assert [*map(int, said.split())] == began
+    """Else, and in threads as a server has them, the kernel's own."""
+    environment = os.environ | OMP | {"OMP_WAIT_POLICY": policy}
+    command = [sys.executable, "-c", OPENMP, thread, "20" if own else "1000"]
+    assert subprocess.check_output(command, env=environment, text=True) == f"{own}\n"
+
+
+@needs_torch
+@pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
+def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads() -> None:
+    """A runtime does not survive a fork, even one before the kernel's first call."""
+    subprocess.run([sys.executable, "-c", OPENMP, "forks"], env=os.environ | OMP, check=True)
 
 
 UNREADABLE = {

@@ -414,7 +414,10 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
 
   Pool &pool = Pool::lock(threads);
   std::lock_guard<std::mutex> lock(pool.in_use, std::adopt_lock);
-  pool.openmp = p.openmp ? find_openmp() : nullptr;
+  const int64_t most = p.directions * 3 * H * (p.distinct * D + steps * B * H);
+  const bool seen = p.openmp == GRU_WHILE_SPINNING && sharing(most, worth_multiplying) > 1 &&
+                    Pool::openmp_spins();
+  pool.openmp = p.openmp == GRU_ALWAYS || seen ? find_openmp() : nullptr;
   try {
     Deal deal(p, blocks, backward);
     std::vector<Item> &items = deal.items;

@@ -44,8 +44,9 @@ typedef struct {
                          n, and z says how much of the state is kept */
   int32_t directions; /* 1 or 2 */
   int32_t threads;    /* at most this many, at least 1, and never more than its cores */
-  int32_t openmp;     /* take the threads of the process's own OpenMP runtime, where it has one:
-                         waiting for work they spin, and would slow down threads beside them */
+  int32_t openmp;     /* whether to take the threads of the process's own OpenMP runtime, where it
+                         has one: waiting for work they spin, and would slow down threads beside
+                         them; beside busy programs, one that sleeps may take long to come */
   int32_t bfloat16;   /* of floats: what every product of matrices multiplies is rounded to bfloat16
                          (to nearest, ties to even); the products are exact, their sums floats */
   void *d_x;          /* [K, D], of gru_backward; NULL: not wanted */
@@ -70,6 +71,7 @@ typedef struct {
   void *d_h0, *d_h_reset;              /* [B, H]; the latter NULL without resets */
 } gru_direction;
 
+enum { GRU_NEVER, GRU_ALWAYS, GRU_WHILE_SPINNING }; /* openmp */
 enum { GRU_OK, GRU_BAD_LENGTH, GRU_BAD_TOKEN, GRU_OUT_OF_MEMORY };
 
 GRU_API int gru_forward(const gru_problem *problem, const gru_direction *directions);

@@ -4,6 +4,8 @@
 #ifdef __linux__
 #include <sched.h>
 #include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 #endif
 #ifdef __SSE__
 #include <xmmintrin.h>
@@ -60,6 +62,15 @@ class FlushDenormals {
 using OpenMP = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
 
 OpenMP find_openmp() { return (OpenMP)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
+
+// The system's number of this thread; where it is not asked, 0.
+int number() {
+#ifdef __linux__
+  return gettid();
+#else
+  return 0;
+#endif
+}
 
 // For large memory that has just come from the system: asking for huge pages saves thousands of page
 // faults, which would take a fifth of a forward's time.
@@ -144,6 +155,19 @@ class Pool {
     return *pool;
   }
 
+  // Whether OpenMP's threads, of the team that this one leads, are running, as one's clock tells.
+  // Where none is known, the process's first thread shall take them, and so get to know one.
+  static bool openmp_spins() {
+#ifdef __linux__
+    const clockid_t clock = ~follower << 3 | 6;  // as of pthread_getcpuclockid, but it may have ended
+    timespec before, after;
+    if (!follower || clock_gettime(clock, &before)) return gettid() == getpid();
+    return !clock_gettime(clock, &after) && before.tv_nsec != after.tv_nsec;
+#else
+    return false;
+#endif
+  }
+
   // Calls work(i, thread) for each i below count, thread 0 being the caller's.
   template <class Work>
   void run(int64_t count, int threads, const Work &work) {
@@ -155,12 +179,19 @@ class Pool {
     };
     if (helpers <= 0) return loop(0);
     if (openmp && !forked) {  // an OpenMP runtime does not survive a fork
-      struct {
+      struct Team {
         decltype(loop) &body;
-        std::atomic<int> arrived{0};
+        const int leader = number();
+        std::atomic<int> arrived{0}, follower{0};
       } team{loop};
-      openmp([](void *of) { ((decltype(team) *)of)->body(((decltype(team) *)of)->arrived++); },
-             &team, helpers + 1, 0);
+      openmp(
+          [](void *of) {
+            Team &its = *(Team *)of;
+            if (number() != its.leader) its.follower = number();
+            its.body(its.arrived++);
+          },
+          &team, helpers + 1, 0);
+      follower = team.follower;
       return;
     }
     {
@@ -226,6 +257,7 @@ class Pool {
   int invited = 0;
   std::atomic<int> busy{0};
   std::atomic<uint64_t> generation{0};
+  static inline thread_local int follower = 0;  // a thread of the OpenMP team that this one leads
   static constexpr size_t most_kept = (size_t)256 << 20;
 
   Pool &next() {
@@ -267,5 +299,8 @@ class Pool {
     }
   }
 };
+
+// So that it is known when a process forks whose OpenMP has threads.
+[[maybe_unused]] const Pool &first = Pool::get();
 
 }  // namespace

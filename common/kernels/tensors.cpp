@@ -77,9 +77,6 @@ struct List {
 
 enum { GRU_UNREADABLE = -1 };
 
-// Multiplications that take several milliseconds, as long as to wait for a core.
-constexpr int64_t worth_a_time_slice = 1 << 29;
-
 extern "C" {
 
 // A layer of a stack of `layers`. objects: a list of x, tokens, lengths, resets, h0, h_reset, outputs
@@ -113,9 +110,7 @@ GRU_API int gru_forward_tensors(const Exchange *exchange, void *objects, int lay
   problem.nn_order = nn_order;
   problem.directions = directions;
   problem.threads = threads;
-  // Mostly threads of its own: beside busy programs, it would wait for OpenMP's for a time slice.
-  const int64_t multiplications = 3 * H * (T * B * H + problem.distinct * D);
-  problem.openmp = spinning && multiplications >= worth_a_time_slice;
+  problem.openmp = spinning ? GRU_WHILE_SPINNING : GRU_NEVER;
   problem.bfloat16 = bfloat16;
   char *const h0 = list.place(4, floating, x.bits, {layers * R, B, H}, false);
   char *const h_reset = list.place(5, floating, x.bits, {layers * R, B, H}, false);
