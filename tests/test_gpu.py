@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from common.kernels.build import compiler
 
 ROOT = Path(__file__).parents[1]
 QUICKLY = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # to begin
-SMALL = ("-m", "pytest", "-q", "--noconftest", "tests/gpu/small.py")
 pytestmark = [
     pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler"),
     pytest.mark.skipif(not kernels.available(), reason="the kernels have not been built"),
@@ -24,16 +24,9 @@ pytestmark = [
 def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> str:
     """A command of ours; returns what it says."""
     command = [*before, sys.executable, *map(str, arguments)]
-    result = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | QUICKLY | environment,
-    )
-    assert result.returncode == 0, result.stdout
+    env = os.environ | QUICKLY | environment
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
@@ -50,11 +43,6 @@ def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
     assert names == {
         f"{twin} cuda, {kind}, emulated" for twin in ("torch", "jax") for kind in kinds
     }
-
-
-def test_small_cases() -> None:
-    """A few kernels, of one block and of clusters of 2 to 16, in both frameworks."""
-    assert "22 passed" in run(*SMALL)
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
@@ -76,8 +64,15 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
         "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0",
         "TSAN_OPTIONS": "halt_on_error=1:history_size=4:ignore_noninstrumented_modules=1",
     }
-    assert "16 passed" in run(*SMALL, "-s", "-k", "torch", before=fixed, **options)
+    only = ("-m", "pytest", "-qs", "-n0", "--noconftest", "tests/gpu/small.py", "-k", "test_torch")
+    assert "16 passed" in run(*only, before=fixed, **options)
 
 
-def test_in_use() -> None:
-    assert run("-m", "tests.gpu.use").strip() == "all right"
+def test_small_cases_and_what_is_done_with_modules_and_arguments() -> None:
+    """A few kernels, of one block and of clusters of 2 to 16; and tests that run on any device."""
+    few = "no_time or wrong_length or torch_modules or compile or recomputed or packed or drop"
+    files = ("tests/gpu/small.py", "tests/test_modules.py", "tests/test_arguments.py")
+    chosen = f"gpu or (test_modules and ({few})) or (test_arguments and cuda)"
+    said = run("-m", "pytest", "-q", "-n0", *files, "-k", chosen)
+    passed = re.search(r"(\d+) passed", said)
+    assert passed and int(passed[1]) > 120, said

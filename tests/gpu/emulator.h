@@ -11,9 +11,9 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -233,16 +233,8 @@ UNSEEN inline int thread_index() { return emulator::current->thread; }
 UNSEEN inline int block_index() { return emulator::current->block->index; }
 UNSEEN inline int cluster_rank() { return emulator::current->block->rank; }
 
-inline uint32_t as_word(float x) {
-  uint32_t word;
-  memcpy(&word, &x, 4);
-  return word;
-}
-inline float as_float(uint32_t word) {
-  float x;
-  memcpy(&x, &word, 4);
-  return x;
-}
+inline uint32_t as_word(float x) { return std::bit_cast<uint32_t>(x); }
+inline float as_float(uint32_t word) { return std::bit_cast<float>(word); }
 inline uint32_t bf16_bits(float x) {  // to nearest, ties to even
   const uint32_t word = as_word(x);
   return std::isnan(x) ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;

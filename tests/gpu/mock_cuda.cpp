@@ -1,6 +1,5 @@
 // libcuda.so.1 for a rehearsal: device memory is host memory, what is loaded as a kernel is its name,
-// and a launch runs it on the emulator, once what a driver would look at has been looked at. Where
-// KERNELS is defined, only ADD, which adds a configuration's kernels to those that there are.
+// and a launch runs it on the emulator, once what a driver would look at has been looked at.
 #include "emulator.h"
 
 #include <map>
@@ -9,40 +8,20 @@
 #include "../../common/kernels/cuda/driver.h"
 
 #include "../../common/kernels/cuda/call.h"
+#include "../../common/kernels/cuda/recurrence.cu"
 
 struct CUfunc_st {
   int threads, shared_bytes, cluster;
   void (*run)(const Call &, unsigned *shared);
-  int allowed;  // bytes of shared memory: none until they are asked for, so that small cases show it
-  bool non_portable;
+  int allowed = 0;  // bytes of shared memory: until they are asked for, so that small cases show it
+  bool non_portable = false;
 };
-std::map<std::string, CUfunc_st> &kernels();
+static std::map<std::string, CUfunc_st> kernels;
 
-#ifdef KERNELS
-#include "../../common/kernels/cuda/recurrence.cu"
-
-template <class Factors, int H, int C, int G, int P>
-struct Added {
-  template <bool ResetAfter, bool Backward>
-  void add(std::string name) {
-    using K = Kernel<Factors, H, C, G, P, ResetAfter, Backward>;
-    const std::string flags[] = {",false", ",true"};
-    kernels()[name + flags[ResetAfter] + flags[Backward]] = {
-        K::threads, K::shared_bytes, C,
-        [](const Call &a, unsigned *shared) { K().run(a, shared); }, 0, false};
-  }
-  explicit Added(const char *name) {
-    add<false, false>(name), add<false, true>(name), add<true, false>(name), add<true, true>(name);
-  }
-};
-#define JOIN(a, b) a##b
-#define UNIQUE(a, b) JOIN(a, b)
-#define ADD(...) static Added<__VA_ARGS__> UNIQUE(added, __LINE__)(#__VA_ARGS__);
-
-#else
-std::map<std::string, CUfunc_st> &kernels() {
-  static std::map<std::string, CUfunc_st> kernels;
-  return kernels;
+template <int C, class Kernel>
+bool add(const char *name) {
+  const auto run = [](const Call &a, unsigned *shared) { Kernel().run(a, shared); };
+  return kernels.insert({name, {Kernel::threads, Kernel::shared_bytes, C, run}}).second;
 }
 
 static unsigned seed = 1;
@@ -62,8 +41,8 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
 CUresult cuCtxSetCurrent(CUcontext) { return 0; }
 CUresult cuStreamGetCtx(CUstream, CUcontext *context) { return cuCtxGetCurrent(context); }
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
-  const auto at = kernels().find((const char *)image);
-  if (at == kernels().end()) return 200;  // CUDA_ERROR_INVALID_IMAGE
+  const auto at = kernels.find((const char *)image);
+  if (at == kernels.end()) return 200;  // CUDA_ERROR_INVALID_IMAGE
   *module = (CUmodule)&at->second;
   return 0;
 }
@@ -105,4 +84,3 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **argument
   return 0;
 }
 }
-#endif

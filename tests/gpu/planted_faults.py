@@ -1,6 +1,6 @@
 """Faults planted in what is for GPUs, one at a time: see tests/planted_faults.py, for the CPU.
 
-    python -m tests.gpu.planted_faults          all of them, some seven minutes on two cores
+    python -m tests.gpu.planted_faults          all of them, some eight minutes on two cores
     python -m tests.gpu.planted_faults reset    those with "reset" in their names
 
 Left out, for it is harmless: the last sync_cluster. Whoever comes to it has received all that the
@@ -26,8 +26,8 @@ FILES = {
 SMALL = ("--noconftest", "tests/gpu/small.py", "-k")
 SANITIZED = ("--noconftest", "tests/test_gpu.py", "-k")
 TESTS = {
-    "torch": (*SMALL, "torch"),
-    "jax": (*SMALL, "jax"),
+    "torch": (*SMALL, "test_torch"),
+    "jax": (*SMALL, "test_jax"),
     "thread": (*SANITIZED, "thread"),
     "address": (*SANITIZED, "address"),
 }

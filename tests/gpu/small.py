@@ -1,20 +1,39 @@
-"""Small cases in a rehearsal, against the oracle: what test_gpu.py and planted_faults.py run.
+"""The kernel on an emulated GPU, in small cases: against the oracle, and in use.
 
-Not collected with the other tests: `start` has to come before torch_impl and jax_impl. With
-SANITIZER in the environment, GCC's sanitizers look at the kernel meanwhile.
+What test_gpu.py and planted_faults.py run, not collected with the other tests: `start` has to come
+before torch_impl and jax_impl. Tests of files named after this one run on the emulated GPU, too.
+With SANITIZER in the environment, GCC's sanitizers look at the kernel meanwhile.
 """
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common.kernels.cuda import trial
+import jax_impl.cuda
+import jax_impl.learner
+import torch_impl.cuda
+import torch_impl.learner
+from common.data.batches import Batch
+from common.kernels import cuda
+from common.kernels.cuda import nvrtc, trial
 from common.params import init_gru
+from common.training.options import TrainConfig
+from comparison import parity
+from comparison.parity import Size
+from jax_impl.gru import gru as jax_gru
 from tests.gpu import rehearsal
+from torch_impl.gru import CELL
+from torch_impl.gru import gru as torch_gru
 
 CONFIGURATIONS = {
     ("Bf16", 32): (1, 2, 1),
@@ -28,6 +47,9 @@ SANITIZER = os.environ.get("SANITIZER", "")
 if not SANITIZER:  # under which it takes long
     CONFIGURATIONS["Bf16", 256] = (16, 1, 1)
 driver = rehearsal.start(configurations=CONFIGURATIONS, sanitizer=SANITIZER)
+torch.compiler.assume_constant_result(torch_impl.cuda.tried)  # as in PyTorch built for CUDA
+torch.backends.cudnn.allow_tf32 = False
+jax.config.update("jax_default_matmul_precision", "highest")
 torch.set_deterministic_debug_mode("error")  # fills with NaN what is not written yet
 of_kinds = partial(pytest.mark.parametrize, ("factors", "size", "reset_after"))
 KINDS = [(factors, size - 1, after) for factors, size in CONFIGURATIONS for after in (False, True)]
@@ -37,8 +59,6 @@ SMALLEST = [("Bf16", 31), ("Float32", 15)]
 @of_kinds(KINDS)
 def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rightly, and the same bits under every schedule; of the largest under one."""
-    from torch_impl import cuda
-
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", factors == "Tf32")
 
     def kept(function: Callable[..., Sequence[torch.Tensor]]) -> Callable[..., Any]:
@@ -50,7 +70,8 @@ def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.M
         return run
 
     found: list[list[torch.Tensor]] = []
-    twin = trial.Twin(kept(cuda.forward), kept(cuda.backward), cuda.array)
+    own = torch_impl.cuda
+    twin = trial.Twin(kept(own.forward), kept(own.backward), own.array)
     for seed in range(3 if size < 200 else 1):
         driver.mock_seed(seed)
         found.append([])
@@ -63,9 +84,6 @@ def test_torch_without_what_may_be_left_out(
     factors: str, size: int, reset_after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither tokens, resets, outputs nor a backward pass; nor, in a block of rows, a step."""
-    from torch_impl.gru import gru
-
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     drawn = init_gru(5, size, 1, True, 0)
     weights = {name: torch.tensor(p).float().requires_grad_() for name, p in drawn.items()}
     lengths, resets = torch.tensor([0] * 8 + [1, 3]), torch.zeros(3, 10, dtype=torch.bool)
@@ -73,7 +91,7 @@ def test_torch_without_what_may_be_left_out(
 
     def last(**others: Any) -> torch.Tensor:
         how = {"reset_after": reset_after, "bfloat16": factors == "Bf16"}
-        return gru(weights, x, lengths, h0, implementation="cuda", **how, **others)[1]
+        return torch_gru(weights, x, lengths, h0, implementation="cuda", **how, **others)[1]
 
     found = [last(resets=resets), last(), last(return_sequences=False)]
     gradients = [torch.autograd.grad(each.sum(), [*weights.values()]) for each in found]
@@ -88,10 +106,177 @@ def test_torch_without_what_may_be_left_out(
 
 @of_kinds([kind for kind in KINDS if kind[:2] in SMALLEST])  # elsewhere the kernel is the same
 def test_jax(factors: str, size: int, reset_after: bool) -> None:
-    import jax
+    twin = trial.Twin(jax_impl.cuda.forward, jax_impl.cuda.backward, jax_impl.cuda.array)
+    assert trial.error_of(size, factors, reset_after, twin) <= trial.BOUNDS[factors]
 
-    from jax_impl import cuda
 
-    twin = trial.Twin(cuda.forward, cuda.backward, cuda.array)
-    with jax.default_matmul_precision("highest"):
-        assert trial.error_of(size, factors, reset_after, twin) <= trial.BOUNDS[factors]
+# In use.
+
+CASE = parity.draw(Size("", 4, 3, 5, 1, 2, [4, 0, 2], resets=True), False).astype(np.float32)
+PARAMETERS = {n: torch.tensor(p).requires_grad_() for n, p in CASE.parameters.items()}
+X, LENGTHS, H0 = torch.tensor(CASE.x), torch.tensor(CASE.lengths), torch.tensor(CASE.h0)
+RESETS = {"resets": torch.tensor(CASE.resets), "h_reset": torch.tensor(CASE.h_reset)}
+
+
+def in_torch(x: torch.Tensor, implementation: str = "cuda") -> torch.Tensor:
+    """The outputs."""
+    how = {"implementation": implementation, **RESETS}
+    return torch_gru(PARAMETERS, x, LENGTHS, H0, **how)[0]
+
+
+def in_jax(x: jax.Array, implementation: str = "cuda") -> jax.Array:
+    """The outputs."""
+    how = {"resets": CASE.resets, "h_reset": CASE.h_reset, "implementation": implementation}
+    return jax_gru(CASE.parameters, x, CASE.lengths, CASE.h0, **how)[0]
+
+
+IN_TORCH: list[Callable] = [
+    lambda f: f(X).detach(),
+    lambda f: torch.autograd.grad(torch.compile(f)(X).square().sum(), [*PARAMETERS.values()][:4]),
+    lambda f: torch.func.jvp(f, (X,), (torch.ones_like(X),))[1],
+    lambda f: torch.func.grad(lambda x: torch.func.grad(lambda x: f(x).sum())(x).sum())(X),
+    lambda f: torch.func.vmap(f)(torch.stack([X, 2 * X])),
+]
+IN_JAX: list[Callable] = [
+    lambda f: jax.jit(f)(CASE.x),
+    lambda f: jax.vmap(jax.grad(lambda x: f(x).sum()))(jnp.stack([CASE.x, 2 * CASE.x])),
+    lambda f: jax.jvp(f, (CASE.x,), (jnp.ones_like(CASE.x),))[1],
+    lambda f: jax.grad(lambda x: jax.grad(lambda x: (f(x) ** 2).sum())(x).sum())(CASE.x),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "transform"), [*product([in_torch], IN_TORCH), *product([in_jax], IN_JAX)]
+)
+def test_a_transformation_is_that_of_scan(call: Callable, transform: Callable) -> None:
+    before = driver.mock_launches()
+    ours = jax.block_until_ready(transform(call))
+    if transform in (IN_TORCH[0], IN_JAX[0]):
+        assert driver.mock_launches() > before
+    theirs = transform(partial(call, implementation="scan"))
+    with torch.no_grad():
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), ours, theirs)
+
+
+def test_without_a_device() -> None:
+    """torch.export and fake tensors."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return in_torch(x)
+
+    assert "gru.forward" in str(torch.export.export(Layer(), (X,)).graph)
+    with FakeTensorMode():
+        empty = partial(torch.empty, device="cuda")
+        weights = ([empty(*shape)] * 2 for shape in ((96, 3), (96, 32), (96,), (96,)))
+        lengths = empty(7, dtype=torch.int32)
+        how = (None, None, lengths, None, [False, True], True, True, True)
+        found = torch.ops.gru.forward(*weights, empty(9, 7, 3), empty(2, 7, 32), *how)
+        assert [tuple(each.shape) for each in found] == [(9, 7, 64), (2, 7, 32), (2, 10_080)]
+        assert found[0].device.type == "cuda"
+
+
+def test_the_operator_looks_at_what_it_is_told() -> None:
+    """But at a token or a length out of range it is too late to raise, on the device: NaN."""
+    tokens = torch.tensor([[0, 5, 1], [1, 0, -1]], dtype=torch.int32)
+    lengths = torch.tensor([2, 2, 3], dtype=torch.int32)
+    W, U, b, x, h0 = (torch.rand(*n) for n in ((96, 3), (96, 32), (96,), (2, 3), (1, 3, 32)))
+
+    def outputs(U: torch.Tensor, x: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+        how = (None, tokens, lengths, None, [False], True, True, True)
+        return torch.ops.gru.forward([W], [U], [b], [b], x, h0, *how)[0]
+
+    nan = outputs(U, x, h0).isnan().any(-1)
+    assert nan.tolist() == [[False, True, True], [False, True, True]]
+    for wrong in ((U[:, :9], x, h0), (U, x, h0[:, :2]), (U, x, h0.double()), (U.double(), x, h0)):
+        with pytest.raises((ValueError, TypeError), match=r"weight_hh|h0|tokens"):
+            outputs(*wrong)
+
+
+def test_training() -> None:
+    """Both twins' learners, with the CPU's answer."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((9, 4)).astype(np.float32)
+    tokens, lengths = rng.integers(0, 9, (5, 3)), np.array([5, 2, 4])
+    batch = Batch(np.arange(9), tokens.astype(np.int32), lengths, np.array([0, 1, 1]), np.arange(3))
+    losses = []
+    for learner, how in product(
+        (torch_impl.learner.Learner, jax_impl.learner.Learner), ("scan", "cuda")
+    ):
+        options = TrainConfig(hidden_size=8, implementation=how, device="cpu")
+        config = options.model_config(vectors.shape, classes=2, train_vectors=False)
+        one = learner(config, options, vectors)
+        losses.append([float(one.step(batch)) for _ in range(3)])
+    np.testing.assert_allclose(losses, [losses[0]] * 4, rtol=2e-5)
+
+
+def test_threads() -> None:
+    """Several at once."""
+    with ThreadPoolExecutor(4) as pool:
+        expected, *others = pool.map(in_torch, [X] * 5)
+    assert all(torch.equal(each, expected) for each in others)
+
+
+def fake() -> None:
+    """A call whose arrays have no numbers."""
+    with FakeTensorMode() as mode:
+        own = {n: mode.from_tensor(p).detach() for n, p in PARAMETERS.items()}
+        torch_gru(own, *map(mode.from_tensor, (X, LENGTHS, H0)), implementation="cuda")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: torch.func.grad(lambda x: in_torch(x).sum())(X),
+        lambda: torch.func.jvp(in_torch, (X,), (X,)),
+        lambda: torch.compile(in_torch, fullgraph=True, backend="aot_eager")(X),
+        fake,
+        lambda: jax.jit(in_jax)(CASE.x),
+    ],
+)
+def test_a_first_use(use: Callable) -> None:
+    """Whatever transforms or fakes the first call's arrays, the kernel is tried out on others."""
+    trial._tried.clear()
+    in_torch(X, "scan")
+    assert not trial._tried  # who asks for another does not wait for it
+    with jax.numpy_rank_promotion("raise"):
+        use()
+    assert [*trial._tried.values()] == [None]
+
+
+def absent(*_: Any) -> bytes:
+    """Instead of NVRTC's compile."""
+    raise ImportError("no NVRTC")
+
+
+def off(*given: Any) -> Any:
+    """Instead of forward."""
+    outputs, h_last, saved = torch_impl.cuda.forward(*given)
+    return outputs + 0.01, h_last, saved
+
+
+@pytest.mark.parametrize(
+    ("reason", "compiler", "forward"),
+    [
+        ("is not to be had: no NVRTC", absent, torch_impl.cuda.forward),
+        (
+            "is not to be had: the GRU on the GPU: CUDA_ERROR",
+            lambda *_: b"nothing\0",
+            torch_impl.cuda.forward,
+        ),
+        ("is off by 1.0e-02", nvrtc.compile, off),
+    ],
+)
+def test_a_kernel_that_is_not_trusted(
+    reason: str, compiler: Callable, forward: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be compiled, does not launch or is off is said once, and is then not there."""
+    arch = (9, len(reason))  # another device: the driver knows this one's kernels by now
+    monkeypatch.setattr(nvrtc, "compile", compiler)
+    monkeypatch.setattr(cuda, "rehearsed", arch)
+    cuda.ready.cache_clear()
+    twin = trial.Twin(forward, torch_impl.cuda.backward, torch_impl.cuda.array)
+    with pytest.warns(UserWarning, match=f"{reason}.*scan takes over") as said:
+        assert not any(trial.trusted(32, "Float32", arch, twin) for _ in range(2))
+    assert len(said) == 1
+    assert "cuda" not in CELL.implementations("cpu", "float32", 32)
