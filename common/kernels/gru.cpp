@@ -47,6 +47,9 @@ constexpr int64_t gradient_rows = 192, gradient_bytes = 640;
 // Elements to be copied or added up, and multiplications, that are worth waking another thread for.
 constexpr int64_t worth_sharing = 1 << 19, worth_multiplying = 1 << 21;
 
+// And that are worth asking whether OpenMP's threads spin: that takes a microsecond.
+constexpr int64_t worth_asking = 1 << 24;
+
 // Units of a step, at least, that are worth a turn of their own: to wait for the others takes time.
 constexpr int64_t worth_a_turn = 64;
 
@@ -415,7 +418,7 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
   Pool &pool = Pool::lock(threads);
   std::lock_guard<std::mutex> lock(pool.in_use, std::adopt_lock);
   const int64_t most = p.directions * 3 * H * (p.distinct * D + steps * B * H);
-  const bool seen = p.openmp == GRU_WHILE_SPINNING && sharing(most, worth_multiplying) > 1 &&
+  const bool seen = p.openmp == GRU_WHILE_SPINNING && sharing(most, worth_asking) > 1 &&
                     Pool::openmp_spins();
   pool.openmp = p.openmp == GRU_ALWAYS || seen ? find_openmp() : nullptr;
   try {
