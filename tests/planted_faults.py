@@ -496,10 +496,22 @@ FAULTS = [
         "product(call, scratch[thread * 0], parts[i]);",
     ),
     Fault(
+        "of OpenMP's threads, more work than there is memory for",
+        POOL,
+        "thread < its.threads)",
+        "true)",
+    ),
+    Fault(
+        "of OpenMP's threads, those end that have no work",
+        POOL,
+        "std::max(team, helpers + 1)",
+        "helpers + 1",
+    ),
+    Fault(
         "all threads of OpenMP work in one thread's memory",
         POOL,
-        "its.body(its.arrived++);",
-        "its.body(its.arrived.load());",
+        "const int thread = its.arrived++;",
+        "const int thread = its.arrived.load();",
     ),
     Fault(
         "two calls at once share their memory",

@@ -842,15 +842,25 @@ def test_after_fork():
     assert not failed
 
 
+def threads_of_this_process() -> set[str]:
+    return {*os.listdir("/proc/self/task")} if sys.platform == "linux" else set()
+
+
 def test_threads_of_openmp():
     """Those of the runtime that PyTorch brings; a forked child has none of them."""
-    import torch  # noqa: F401
+    import torch
 
     case = draw(30, 70, 30, 24)
     (want,) = run(case, False, False, threads=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    torch.ones(1_000_000).sum()
+    there = threads_of_this_process()
     for _ in range(10):
-        (got,) = run(case, False, False, openmp=True)
+        (got,) = run(case, False, False, threads=5, openmp=True)
         assert_equal(got, want)
+    assert there <= threads_of_this_process()  # to begin new ones takes long
+    torch.set_num_threads(before)
     assert not child_fails(case, want, openmp=True)
 
 

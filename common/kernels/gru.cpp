@@ -421,6 +421,7 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
   const bool seen = p.openmp == GRU_WHILE_SPINNING && sharing(most, worth_asking) > 1 &&
                     Pool::openmp_spins();
   pool.openmp = p.openmp == GRU_ALWAYS || seen ? find_openmp() : nullptr;
+  pool.team = p.threads;
   try {
     Deal deal(p, blocks, backward);
     std::vector<Item> &items = deal.items;

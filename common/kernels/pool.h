@@ -129,6 +129,7 @@ class Pool {
   Memory memory;             // what a call works in
   std::list<Packed> packed;  // the one used last comes first
   OpenMP openmp = nullptr;   // if not null, its threads do this call's work
+  int team = 1;              // as many as the process has of them: of a smaller team, the others end
   static inline bool forked = false;
 
   static Pool &get() {
@@ -181,17 +182,17 @@ class Pool {
     if (openmp && !forked) {  // an OpenMP runtime does not survive a fork
       struct Team {
         decltype(loop) &body;
-        const int leader = number();
+        const int threads, leader = number();
         std::atomic<int> arrived{0}, follower{0};
-      } team{loop};
+      } its{loop, helpers + 1};
       openmp(
           [](void *of) {
             Team &its = *(Team *)of;
             if (number() != its.leader) its.follower = number();
-            its.body(its.arrived++);
+            if (const int thread = its.arrived++; thread < its.threads) its.body(thread);
           },
-          &team, helpers + 1, 0);
-      follower = team.follower;
+          &its, std::max(team, helpers + 1), 0);
+      follower = its.follower;
       return;
     }
     {
