@@ -496,12 +496,6 @@ FAULTS = [
         "product(call, scratch[thread * 0], parts[i]);",
     ),
     Fault(
-        "of OpenMP's threads, more work than there is memory for",
-        POOL,
-        "thread < its.threads)",
-        "true)",
-    ),
-    Fault(
         "of OpenMP's threads, those end that have no work",
         POOL,
         "std::max(team, helpers + 1)",
@@ -622,7 +616,7 @@ FAULTS = [
         for name, file, old, new in (
             ("OpenMP's threads whether they spin or not", POOL, "before.tv_nsec !=", "0 <= "),
             ("never OpenMP's", CPP, "GRU_ALWAYS || seen ?", "GRU_ALWAYS ?"),
-            ("OpenMP's of a thread that has none", POOL, "gettid() == getpid()", "true"),
+            ("OpenMP's of a thread that has none", POOL, "number() == getpid() &&", ""),
             (
                 "nobody knows of a fork before the first call",
                 POOL,

@@ -158,6 +158,8 @@ def forward(
     call, directions = describe(
         weight_ih, weight_hh, x, tokens, lengths, resets, h0, reverse, reset_after, bfloat16
     )
+    if not save:
+        call.openmp = kernels.WHILE_SPINNING * SPINNING
     outputs, h_last, saved = forward_shapes(*given)
     of_h0 = address("h0", h0, h0.shape, h0.dtype)
     of_h_reset = None if h_reset is None else address("h_reset", h_reset, h0.shape, h0.dtype)
@@ -538,7 +540,7 @@ def describe(
         reset_after=reset_after,
         directions=R,
         threads=torch.get_num_threads(),
-        openmp=SPINNING,
+        openmp=kernels.ALWAYS * SPINNING,
         bfloat16=bfloat16,
     )
     directions = (kernels.Direction * R)()

@@ -16,6 +16,7 @@ from pathlib import Path
 from common.errors import InputError
 
 DTYPES = ("float32", "float64")
+ALWAYS, WHILE_SPINNING = 1, 2  # openmp of gru.h
 LIBRARY = "libgru.dylib" if sys.platform == "darwin" else "libgru.so"
 PATH = Path(__file__).parent / LIBRARY
 
@@ -139,18 +140,18 @@ def run(function: str, problem: Problem, directions: ctypes.Array[Direction]) ->
 
 @cache
 def of_tensors(kind: type) -> Callable[..., int] | None:
-    """gru_forward_tensors of tensors.cpp for a type of tensors, but for its first argument.
+    """gru_tensors_forward of tensors.cpp for a type of tensors, but for its first argument.
 
     None where the kernel has not been built, or the type has no exchange API of DLPack's.
     """
     capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
-    known = hasattr(library(), "gru_forward_tensors")  # not built before there was one
+    known = hasattr(library(), "gru_tensors_forward")  # not built before there was one
     if not known or capsule is None:
         return None
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
     # PyDLL: with Python's lock.
-    function = ctypes.PyDLL(str(PATH)).gru_forward_tensors
+    function = ctypes.PyDLL(str(PATH)).gru_tensors_forward
     function.argtypes = [ctypes.c_void_p, ctypes.py_object, *[ctypes.c_int] * 8]
     return partial(function, pointer(capsule, b"dlpack_exchange_api"))
 

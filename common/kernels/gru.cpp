@@ -419,7 +419,7 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
   std::lock_guard<std::mutex> lock(pool.in_use, std::adopt_lock);
   const int64_t most = p.directions * 3 * H * (p.distinct * D + steps * B * H);
   const bool seen = p.openmp == GRU_WHILE_SPINNING && sharing(most, worth_asking) > 1 &&
-                    Pool::openmp_spins();
+                    pool.openmp_spins();
   pool.openmp = p.openmp == GRU_ALWAYS || seen ? find_openmp() : nullptr;
   pool.team = p.threads;
   try {

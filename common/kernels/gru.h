@@ -30,6 +30,8 @@
 extern "C" {
 #endif
 
+enum { GRU_NEVER, GRU_ALWAYS, GRU_WHILE_SPINNING };
+
 /* What the directions of a layer have in common. */
 typedef struct {
   int64_t steps, batch, inputs, hidden; /* T, B, D, H */
@@ -44,9 +46,10 @@ typedef struct {
                          n, and z says how much of the state is kept */
   int32_t directions; /* 1 or 2 */
   int32_t threads;    /* at most this many, at least 1, and never more than its cores */
-  int32_t openmp;     /* whether to take the threads of the process's own OpenMP runtime, where it
-                         has one: waiting for work they spin, and would slow down threads beside
-                         them; beside busy programs, one that sleeps may take long to come */
+  int32_t openmp;     /* GRU_ALWAYS, GRU_WHILE_SPINNING or GRU_NEVER: when to take the threads of the
+                         process's own OpenMP runtime, where it has one. Waiting for work they spin,
+                         and would slow down threads beside them; beside busy programs, one that
+                         sleeps may take long to come */
   int32_t bfloat16;   /* of floats: what every product of matrices multiplies is rounded to bfloat16
                          (to nearest, ties to even); the products are exact, their sums floats */
   void *d_x;          /* [K, D], of gru_backward; NULL: not wanted */
@@ -71,7 +74,6 @@ typedef struct {
   void *d_h0, *d_h_reset;              /* [B, H]; the latter NULL without resets */
 } gru_direction;
 
-enum { GRU_NEVER, GRU_ALWAYS, GRU_WHILE_SPINNING }; /* openmp */
 enum { GRU_OK, GRU_BAD_LENGTH, GRU_BAD_TOKEN, GRU_OUT_OF_MEMORY };
 
 GRU_API int gru_forward(const gru_problem *problem, const gru_direction *directions);

@@ -4,6 +4,8 @@
 #ifdef __linux__
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 #endif
@@ -66,7 +68,7 @@ OpenMP find_openmp() { return (OpenMP)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
 // The system's number of this thread; where it is not asked, 0.
 int number() {
 #ifdef __linux__
-  return gettid();
+  return (int)syscall(SYS_gettid);
 #else
   return 0;
 #endif
@@ -157,13 +159,18 @@ class Pool {
   }
 
   // Whether OpenMP's threads, of the team that this one leads, are running, as one's clock tells.
-  // Where none is known, the process's first thread shall take them, and so get to know one.
-  static bool openmp_spins() {
+  // Where none is known, the process's first thread shall take them, and so get to know one: but not
+  // where there are none, for in a child forked before this library was loaded they would not come.
+  bool openmp_spins() {
 #ifdef __linux__
-    const clockid_t clock = ~follower << 3 | 6;  // as of pthread_getcpuclockid, but it may have ended
+    if (follower < 0) return false;
+    const clockid_t clock = ~follower * 8 | 6;  // as of pthread_getcpuclockid, but it may have ended
     timespec before, after;
-    if (!follower || clock_gettime(clock, &before)) return gettid() == getpid();
-    return !clock_gettime(clock, &after) && before.tv_nsec != after.tv_nsec;
+    if (follower && !clock_gettime(clock, &before))
+      return !clock_gettime(clock, &after) && before.tv_nsec != after.tv_nsec;
+    struct stat threads;  // a link for each, one for itself and one for what it is in
+    return number() == getpid() && !stat("/proc/self/task", &threads) &&
+           threads.st_nlink > 3 + workers.size();
 #else
     return false;
 #endif
@@ -192,7 +199,7 @@ class Pool {
             if (const int thread = its.arrived++; thread < its.threads) its.body(thread);
           },
           &its, std::max(team, helpers + 1), 0);
-      follower = its.follower;
+      follower = its.follower ? its.follower.load() : -1;
       return;
     }
     {
@@ -258,7 +265,7 @@ class Pool {
   int invited = 0;
   std::atomic<int> busy{0};
   std::atomic<uint64_t> generation{0};
-  static inline thread_local int follower = 0;  // a thread of the OpenMP team that this one leads
+  static inline thread_local int follower = 0;  // of the OpenMP team that this one leads; -1: none
   static constexpr size_t most_kept = (size_t)256 << 20;
 
   Pool &next() {
@@ -301,7 +308,7 @@ class Pool {
   }
 };
 
-// So that it is known when a process forks whose OpenMP has threads.
+// So that from now on it is known when a process forks whose OpenMP has threads.
 [[maybe_unused]] const Pool &first = Pool::get();
 
 }  // namespace
