@@ -200,12 +200,10 @@ def test_training() -> None:
     tokens, lengths = rng.integers(0, 9, (5, 3)), np.array([5, 2, 4])
     batch = Batch(np.arange(9), tokens.astype(np.int32), lengths, np.array([0, 1, 1]), np.arange(3))
     losses = []
-    for learner, how in product(
-        (torch_impl.learner.Learner, jax_impl.learner.Learner), ("scan", "cuda")
-    ):
+    for twin, how in product((torch_impl, jax_impl), ("scan", "cuda")):
         options = TrainConfig(hidden_size=8, implementation=how, device="cpu")
         config = options.model_config(vectors.shape, classes=2, train_vectors=False)
-        one = learner(config, options, vectors)
+        one = twin.learner.Learner(config, options, vectors)
         losses.append([float(one.step(batch)) for _ in range(3)])
     np.testing.assert_allclose(losses, [losses[0]] * 4, rtol=2e-5)
 
