@@ -617,6 +617,7 @@ FAULTS = [
             ("OpenMP's threads whether they spin or not", POOL, "before.tv_nsec !=", "0 <= "),
             ("never OpenMP's", CPP, "GRU_ALWAYS || seen ?", "GRU_ALWAYS ?"),
             ("OpenMP's of a thread that has none", POOL, "number() == getpid() &&", ""),
+            ("OpenMP's of a parent", POOL, "threads.st_nlink > 3 + workers.size()", "true"),
             (
                 "nobody knows of a fork before the first call",
                 POOL,
