@@ -83,8 +83,8 @@ extern "C" {
 // and h_last, and of weight_ih, weight_hh, bias_ih and bias_hh of each direction, all as in gru.h, but
 // for the states, which are of all layers: [layers * directions, B, H]. x, h_last and the weights
 // are not None. GRU_UNREADABLE, and nothing is done, where a tensor is not what it has to be, or
-// empty. spinning: whether OpenMP's threads do, after their work. To be called with Python's lock, which is
-// given back meanwhile.
+// empty. spinning: whether OpenMP's threads do, after their work. To be called with Python's lock,
+// which is given back meanwhile.
 GRU_API int gru_tensors_forward(const Exchange *exchange, void *objects, int layer, int layers,
                                 int directions, int reset_after, int nn_order, int threads,
                                 int spinning, int bfloat16) {

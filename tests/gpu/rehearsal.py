@@ -26,11 +26,14 @@ FLAGS = (
 
 def build(into: Path, kernels: Iterable[str], flags: Sequence[str] = ("-O1",)) -> None:
     """Compile the driver, with these templates of recurrence.cu. Raises RuntimeError."""
+    cxx = compiler()
+    if cxx is None:
+        raise RuntimeError("no C++ compiler (set CXX)")
     text = f'#include "{FOLDER / "mock_cuda.cpp"}"\n'
     for i, each in enumerate(kernels):
         text += f'static bool a{i} = add<{each.split(",")[2]}, Kernel<{each}>>("{each}");\n'
     (into / "driver.cpp").write_text(text)
-    command = [compiler() or "c++", *FLAGS, *flags, "driver.cpp", "-o", LIBRARY]
+    command = [cxx, *FLAGS, *flags, "driver.cpp", "-o", LIBRARY]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=into)
     if result.returncode:
         raise RuntimeError(result.stderr)

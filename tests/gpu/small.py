@@ -24,6 +24,7 @@ import jax_impl.learner
 import torch_impl.cuda
 import torch_impl.learner
 from common.data.batches import Batch
+from common.errors import InputError
 from common.kernels import cuda
 from common.kernels.cuda import nvrtc, trial
 from common.params import init_gru
@@ -132,13 +133,16 @@ def in_jax(x: jax.Array, implementation: str = "cuda") -> jax.Array:
 
 IN_TORCH: list[Callable] = [
     lambda f: f(X).detach(),
+    lambda f: torch.compile(f, fullgraph=True)(X).detach(),
+    lambda f: torch.autograd.grad(f(X).square().sum(), [*PARAMETERS.values()][:4]),
     lambda f: torch.autograd.grad(torch.compile(f)(X).square().sum(), [*PARAMETERS.values()][:4]),
     lambda f: torch.func.jvp(f, (X,), (torch.ones_like(X),))[1],
     lambda f: torch.func.grad(lambda x: torch.func.grad(lambda x: f(x).sum())(x).sum())(X),
     lambda f: torch.func.vmap(f)(torch.stack([X, 2 * X])),
 ]
 IN_JAX: list[Callable] = [
-    lambda f: jax.jit(f)(CASE.x),
+    lambda f: f(CASE.x),
+    lambda f: jax.grad(lambda x: (f(x) ** 2).sum())(CASE.x),
     lambda f: jax.vmap(jax.grad(lambda x: f(x).sum()))(jnp.stack([CASE.x, 2 * CASE.x])),
     lambda f: jax.jvp(f, (CASE.x,), (jnp.ones_like(CASE.x),))[1],
     lambda f: jax.grad(lambda x: jax.grad(lambda x: (f(x) ** 2).sum())(x).sum())(CASE.x),
@@ -149,9 +153,13 @@ IN_JAX: list[Callable] = [
     ("call", "transform"), [*product([in_torch], IN_TORCH), *product([in_jax], IN_JAX)]
 )
 def test_a_transformation_is_that_of_scan(call: Callable, transform: Callable) -> None:
+    plain = transform in (IN_TORCH[0], IN_JAX[0])
+    if call is in_jax:
+        of_jax = transform
+        transform = lambda f: jax.jit(partial(of_jax, f))()  # noqa: E731
     before = driver.mock_launches()
     ours = jax.block_until_ready(transform(call))
-    if transform in (IN_TORCH[0], IN_JAX[0]):
+    if plain:
         assert driver.mock_launches() > before
     theirs = transform(partial(call, implementation="scan"))
     with torch.no_grad():
@@ -188,9 +196,22 @@ def test_the_operator_looks_at_what_it_is_told() -> None:
 
     nan = outputs(U, x, h0).isnan().any(-1)
     assert nan.tolist() == [[False, True, True], [False, True, True]]
-    for wrong in ((U[:, :9], x, h0), (U, x, h0[:, :2]), (U, x, h0.double()), (U.double(), x, h0)):
-        with pytest.raises((ValueError, TypeError), match=r"weight_hh|h0|tokens"):
+    for wrong, what in (
+        ((U[:, :9], x, h0), "weight_hh"),
+        ((U, x, h0[:, :2]), "tokens"),
+        ((U, x, h0.double()), "h0"),
+        ((U.double(), x, h0), "weight_hh"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=what):
             outputs(*wrong)
+    tokens = None
+    with pytest.raises(ValueError, match=r"^x: "):
+        outputs(U, torch.zeros(2, 4, 3), h0)
+    how: dict[str, Any] = {"implementation": "cuda"}
+    with pytest.raises(ValueError, match=r"lengths: expected values in 0..4"):
+        torch_gru(PARAMETERS, X, LENGTHS + 1, H0, **how)
+    with pytest.raises(InputError, match="implementation cuda: on cpu, the gru has"):
+        torch_gru({n: p.double() for n, p in PARAMETERS.items()}, X.double(), LENGTHS, **how)
 
 
 def test_training() -> None:
