@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.kernels.build import build
 
 ROOT = Path(__file__).parents[1]
 JOBS = 2  # at a time: the compiler runs on one core, and most of the time is the compiler's
@@ -740,25 +742,19 @@ def plant(fault: Fault, tree: Path) -> None:
     path.write_text(text.replace(fault.old, fault.new))
 
 
-def build_library(copy: Path, fault: Fault | None) -> str:
-    """Build the kernel in a copy of the tree; returns what it said if it failed."""
-    status, said = python(copy, "-m", "common.kernels.build")
-    return said if status else ""
-
-
-Build = Callable[[Path, Fault | None], str]
-
-
-def try_out(fault: Fault | None, tests: Sequence[str], build: Build) -> Outcome:
-    """Builds and tests a copy of the working tree, with the fault or as it is."""
+def try_out(fault: Fault | None, tests: Sequence[str], library: Path) -> Outcome:
+    """Tests a copy of the working tree, with the fault or as it is. library: that of the latter."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="planted-fault-") as name:
         copy = Path(name).resolve()
         copy_tree(copy)
         if fault:
             plant(fault, copy)
-        if said := build(copy, fault):
-            return Outcome("", time.monotonic() - begin, f"not built:\n{said}")
+        shutil.copy(library, copy / "common/kernels")
+        if fault and fault.file.endswith((".cpp", ".h")):
+            status, said = python(copy, "-m", "common.kernels.build")
+            if status:
+                return Outcome("", time.monotonic() - begin, f"not built:\n{said}")
         # The packages must be the copy's, not those installed.
         where = f"[find_spec(name).origin for name in {PACKAGES}]"
         status, said = python(copy, "-c", f"from importlib.util import *; print(*{where})")
@@ -790,24 +786,25 @@ def python(folder: Path, *arguments: str) -> tuple[int, str]:
     return result.returncode, result.stdout
 
 
-def main(
-    words: Sequence[str], faults: Sequence[Fault] = FAULTS, build: Build = build_library
-) -> int:
+def main(words: Sequence[str], faults: Sequence[Fault] = FAULTS) -> int:
     """Try out those with one of the words in their names, or all. Returns the exit status."""
     faults = [f for f in faults if not words or any(word in f.name for word in words)]
     if not faults:
         print("no fault has a name like that")
         return 1
     begin = time.monotonic()
-    for tests in dict.fromkeys(fault.tests for fault in faults):
-        fine = try_out(None, tests, build)
-        if fine.found_by or fine.error:
-            print(f"without a fault: {fine.error or fine.found_by}")
-            return 1
-        print(f"without a fault, {tests[-1]} passes ({fine.seconds:.0f} s)", flush=True)
     missed = 0
-    with ThreadPoolExecutor(JOBS) as pool:
-        outcomes = pool.map(lambda fault: try_out(fault, fault.tests, build), faults)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS) as pool:
+        library = build(folder)
+        if library is None:
+            return 1
+        for tests in dict.fromkeys(fault.tests for fault in faults):
+            fine = try_out(None, tests, library)
+            if fine.found_by or fine.error:
+                print(f"without a fault: {fine.error or fine.found_by}")
+                return 1
+            print(f"without a fault, {tests[-1]} passes ({fine.seconds:.0f} s)", flush=True)
+        outcomes = pool.map(lambda fault: try_out(fault, fault.tests, library), faults)
         for fault, outcome in zip(faults, outcomes, strict=True):
             found = outcome.error or outcome.found_by or "NOT FOUND"
             print(f"{fault.name} ({outcome.seconds:.0f} s)\n    {found}", flush=True)

@@ -13,7 +13,6 @@ from itertools import product
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -24,7 +23,6 @@ import jax_impl.learner
 import torch_impl.cuda
 import torch_impl.learner
 from common.data.batches import Batch
-from common.errors import InputError
 from common.kernels import cuda
 from common.kernels.cuda import nvrtc, trial
 from common.params import init_gru
@@ -113,75 +111,19 @@ def test_jax(factors: str, size: int, reset_after: bool) -> None:
 
 # In use.
 
-CASE = parity.draw(Size("", 4, 3, 5, 1, 2, [4, 0, 2], resets=True), False).astype(np.float32)
+CASE = parity.draw(Size("", 4, 3, 5, 1, 2, [4, 0, 2]), False).astype(np.float32)
 PARAMETERS = {n: torch.tensor(p).requires_grad_() for n, p in CASE.parameters.items()}
 X, LENGTHS, H0 = torch.tensor(CASE.x), torch.tensor(CASE.lengths), torch.tensor(CASE.h0)
-RESETS = {"resets": torch.tensor(CASE.resets), "h_reset": torch.tensor(CASE.h_reset)}
 
 
 def in_torch(x: torch.Tensor, implementation: str = "cuda") -> torch.Tensor:
     """The outputs."""
-    how = {"implementation": implementation, **RESETS}
-    return torch_gru(PARAMETERS, x, LENGTHS, H0, **how)[0]
+    return torch_gru(PARAMETERS, x, LENGTHS, H0, implementation=implementation)[0]
 
 
-def in_jax(x: jax.Array, implementation: str = "cuda") -> jax.Array:
+def in_jax(x: jax.Array) -> jax.Array:
     """The outputs."""
-    how = {"resets": CASE.resets, "h_reset": CASE.h_reset, "implementation": implementation}
-    return jax_gru(CASE.parameters, x, CASE.lengths, CASE.h0, **how)[0]
-
-
-IN_TORCH: list[Callable] = [
-    lambda f: f(X).detach(),
-    lambda f: torch.compile(f, fullgraph=True)(X).detach(),
-    lambda f: torch.autograd.grad(f(X).square().sum(), [*PARAMETERS.values()][:4]),
-    lambda f: torch.autograd.grad(torch.compile(f)(X).square().sum(), [*PARAMETERS.values()][:4]),
-    lambda f: torch.func.jvp(f, (X,), (torch.ones_like(X),))[1],
-    lambda f: torch.func.grad(lambda x: torch.func.grad(lambda x: f(x).sum())(x).sum())(X),
-    lambda f: torch.func.vmap(f)(torch.stack([X, 2 * X])),
-]
-IN_JAX: list[Callable] = [
-    lambda f: f(CASE.x),
-    lambda f: jax.grad(lambda x: (f(x) ** 2).sum())(CASE.x),
-    lambda f: jax.vmap(jax.grad(lambda x: f(x).sum()))(jnp.stack([CASE.x, 2 * CASE.x])),
-    lambda f: jax.jvp(f, (CASE.x,), (jnp.ones_like(CASE.x),))[1],
-    lambda f: jax.grad(lambda x: jax.grad(lambda x: (f(x) ** 2).sum())(x).sum())(CASE.x),
-]
-
-
-@pytest.mark.parametrize(
-    ("call", "transform"), [*product([in_torch], IN_TORCH), *product([in_jax], IN_JAX)]
-)
-def test_a_transformation_is_that_of_scan(call: Callable, transform: Callable) -> None:
-    plain = transform in (IN_TORCH[0], IN_JAX[0])
-    if call is in_jax:
-        of_jax = transform
-        transform = lambda f: jax.jit(partial(of_jax, f))()  # noqa: E731
-    before = driver.mock_launches()
-    ours = jax.block_until_ready(transform(call))
-    if plain:
-        assert driver.mock_launches() > before
-    theirs = transform(partial(call, implementation="scan"))
-    with torch.no_grad():
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), ours, theirs)
-
-
-def test_without_a_device() -> None:
-    """torch.export and fake tensors."""
-
-    class Layer(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return in_torch(x)
-
-    assert "gru.forward" in str(torch.export.export(Layer(), (X,)).graph)
-    with FakeTensorMode():
-        empty = partial(torch.empty, device="cuda")
-        weights = ([empty(*shape)] * 2 for shape in ((96, 3), (96, 32), (96,), (96,)))
-        lengths = empty(7, dtype=torch.int32)
-        how = (None, None, lengths, None, [False, True], True, True, True)
-        found = torch.ops.gru.forward(*weights, empty(9, 7, 3), empty(2, 7, 32), *how)
-        assert [tuple(each.shape) for each in found] == [(9, 7, 64), (2, 7, 32), (2, 10_080)]
-        assert found[0].device.type == "cuda"
+    return jax_gru(CASE.parameters, x, CASE.lengths, CASE.h0, implementation="cuda")[0]
 
 
 def test_the_operator_looks_at_what_it_is_told() -> None:
@@ -207,11 +149,6 @@ def test_the_operator_looks_at_what_it_is_told() -> None:
     tokens = None
     with pytest.raises(ValueError, match=r"^x: "):
         outputs(U, torch.zeros(2, 4, 3), h0)
-    how: dict[str, Any] = {"implementation": "cuda"}
-    with pytest.raises(ValueError, match=r"lengths: expected values in 0..4"):
-        torch_gru(PARAMETERS, X, LENGTHS + 1, H0, **how)
-    with pytest.raises(InputError, match="implementation cuda: on cpu, the gru has"):
-        torch_gru({n: p.double() for n, p in PARAMETERS.items()}, X.double(), LENGTHS, **how)
 
 
 def test_training() -> None:
@@ -263,35 +200,31 @@ def test_a_first_use(use: Callable) -> None:
     assert [*trial._tried.values()] == [None]
 
 
-def absent(*_: Any) -> bytes:
-    """Instead of NVRTC's compile."""
-    raise ImportError("no NVRTC")
-
-
-def off(*given: Any) -> Any:
-    """Instead of forward."""
-    outputs, h_last, saved = torch_impl.cuda.forward(*given)
-    return outputs + 0.01, h_last, saved
-
-
 @pytest.mark.parametrize(
-    ("reason", "compiler", "forward"),
+    ("reason", "image", "beyond"),
     [
-        ("is not to be had: no NVRTC", absent, torch_impl.cuda.forward),
-        (
-            "is not to be had: the GRU on the GPU: CUDA_ERROR",
-            lambda *_: b"nothing\0",
-            torch_impl.cuda.forward,
-        ),
-        ("is off by 1.0e-02", nvrtc.compile, off),
+        ("is not to be had: no NVRTC", None, 0),
+        ("is not to be had: the GRU on the GPU: CUDA_ERROR", b"nothing\0", 0),
+        ("is off by 1.0e-02", b"", 0.01),
     ],
 )
 def test_a_kernel_that_is_not_trusted(
-    reason: str, compiler: Callable, forward: Any, monkeypatch: pytest.MonkeyPatch
+    reason: str, image: bytes | None, beyond: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be compiled, does not launch or is off is said once, and is then not there."""
+    compiled = nvrtc.compile
+
+    def compile(kernel: cuda.Instance, arch: cuda.Arch) -> bytes:
+        if image is None:
+            raise ImportError("no NVRTC")
+        return image or compiled(kernel, arch)
+
+    def forward(*given: Any) -> Sequence[torch.Tensor]:
+        outputs, *others = torch_impl.cuda.forward(*given)
+        return outputs + beyond, *others
+
     arch = (9, len(reason))  # another device: the driver knows this one's kernels by now
-    monkeypatch.setattr(nvrtc, "compile", compiler)
+    monkeypatch.setattr(nvrtc, "compile", compile)
     monkeypatch.setattr(cuda, "rehearsed", arch)
     cuda.ready.cache_clear()
     twin = trial.Twin(forward, torch_impl.cuda.backward, torch_impl.cuda.array)
