@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from common import kernels
+from common.kernels import cuda
 from common.kernels.build import compiler
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +40,9 @@ def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "results.json").read_text())["parity"]
     assert len(rows) == 90
     assert all(row["passed"] for row in rows)
-    names = {row["models"][0] for row in rows}
-    kinds = ("Bf16", "Tf32", "Float32")
-    assert names == {
-        f"{twin} cuda, {kind}, emulated" for twin in ("torch", "jax") for kind in kinds
+    kinds = {factors for factors, _ in cuda.CONFIGURATIONS}
+    assert {row["models"][0] for row in rows} == {
+        f"{twin} cuda, {kind}, emulated" for twin, kind in product(("torch", "jax"), kinds)
     }
 
 
@@ -75,7 +76,7 @@ def test_small_cases_and_what_is_done_with_any_device() -> None:
         "tests/test_modules.py": "torch_modules or torch_export or compile or recomputed or packed"
         " or drop or no_time or wrong_length",
         "tests/test_arguments.py": "cuda or numbers",
-        "tests/parity/test_derivatives.py": "of_the_kernel or of_a_gradient",
+        "tests/parity/test_derivatives.py": "torch_func or of_a_grad or (jax_transf and grad)",
     }
     chosen = " or ".join(f"({Path(file).name} and ({names}))" for file, names in few.items())
     said = run("-m", "pytest", "-q", "-n0", *few, "-k", chosen)

@@ -1,59 +1,113 @@
-"""What NVRTC makes of the GPU's kernel, the layouts of fragments, and driver.h: without a GPU."""
+"""What NVRTC makes of the GPU's kernel, the layouts of fragments, and driver.h: without a GPU.
+
+    pytest -qs -n0 -m "long or not long" tests/test_gpu_compile.py -k "fit and sm_90"
+
+prints what each kernel takes, and what one warp executes in a step: the code of the loop over time,
+with branches that a step may skip.
+"""
 
 import ctypes
 import re
+import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gpu import rehearsal
-from gpu.resources import ARCHS, kernels, nvdisasm, of_a_wheel, resources
 
-from common.kernels import cuda
 from common.kernels.build import compiler
-from common.kernels.cuda import CONFIGURATIONS, instance
+from common.kernels.cuda import CONFIGURATIONS, Arch, Instance, instance, nvrtc
 
-SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227}  # at most, of a block
+ARCHS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 
 
-@pytest.mark.parametrize(
-    ("name", "factors", "size"),
-    [
-        # By default, each on the first that has it: what is left of an arch is how it is compiled.
-        pytest.param(name, *key, marks=() if name == first else pytest.mark.long)
-        for key, (cluster, *_) in CONFIGURATIONS.items()
-        for first in ["sm_90" if cluster > 1 else "sm_80"]
-        for name, arch in ARCHS.items()
-        if list(kernels(arch, *key))
-    ],
-)
+def kernels(arch: Arch, factors: str, size: int) -> list[Instance]:
+    """Those of a configuration, if the device has it: both resets, forward and backward."""
+    found = (instance(size, factors, *each, arch) for each in product((False, True), repeat=2))
+    return [kernel for kernel in found if kernel and kernel.size == size]
+
+
+CASES = [
+    # By default, each on the first that has it: what is left of an arch is how it is compiled.
+    pytest.param(
+        name, *key, marks=[pytest.mark.long] * (i > 0), id=f"{name}-{'-'.join(map(str, key))}"
+    )
+    for key in CONFIGURATIONS
+    for i, name in enumerate(name for name, arch in ARCHS.items() if kernels(arch, *key))
+]
+
+
+def of_a_wheel(pattern: str) -> Path | None:
+    """The first such file of NVIDIA's wheels."""
+    nvidia = pytest.importorskip("nvidia", reason="needs NVIDIA's wheels")
+    return next((path for each in nvidia.__path__ for path in Path(each).glob(pattern)), None)
+
+
+def of_a_step(listing: str) -> list[str]:
+    """The instructions of the loop over time: the shortest with every mma in it. Behind the
+    function's end, there are only the loops that wait for a barrier."""
+    code: list[str] = []
+    labels = {}
+    for line in listing.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*);", line):
+            code.append(instruction[1])
+    products = [at for at, line in enumerate(code) if "HMMA" in line]
+    end_of_all = next(at for at in range(products[-1], len(code)) if "EXIT" in code[at])
+    loops = []
+    for end, line in enumerate(code[:end_of_all]):
+        target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        if target and labels[target[1]] <= products[0] and products[-1] <= end:
+            loops.append(code[labels[target[1]] : end + 1])
+    return min(loops, key=len)
+
+
+@pytest.mark.parametrize(("name", "factors", "size"), CASES)
 def test_kernels_fit(name: str, factors: str, size: int) -> None:
     """Weights and sums stay in registers, the loop over time is not unrolled, and has the products
     and barriers that the algorithm needs, no more."""
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC")
-    if nvdisasm() is None:
+    nvdisasm = shutil.which("nvdisasm") or of_a_wheel("*/bin/nvdisasm")
+    if nvdisasm is None:
         pytest.skip("needs nvdisasm")
     for kernel in kernels(ARCHS[name], factors, size):
         cluster, _, parts = kernel.configuration
-        found = resources(kernel, ARCHS[name])
-        about = f"{kernel.template}: {found}"
-        assert (found["stack"], found["spilled"]) == (0, 0), about
+        folder = nvrtc.compiled(kernel, ARCHS[name])
+        said = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*"
+            r"Used (\d+) registers",
+            (folder / "log.txt").read_text(),
+            re.DOTALL,
+        )
+        assert said, "the compiler says something else"
+        *local, registers = map(int, said.groups())  # local memory is the stack's
+        command = [str(nvdisasm), "-c", str(folder / "kernel.cubin")]
+        step = of_a_step(subprocess.check_output(command, text=True))
+        products, barriers, waits = (
+            sum(word in line for line in step) for word in ("HMMA", "BAR.SYNC", "SYNCS.PHASECHK")
+        )
+        about = (
+            f"{kernel.template:34} {registers} registers; a step has {len(step)} instructions, "
+            f"{products} mma, {barriers} barriers of threads, {waits} waits for other blocks"
+        )
+        print(about)
+        assert local == [0, 0, 0], about
         # Registers are given out by 8 a thread.
-        assert -(-found["registers"] // 8) * 8 * kernel.threads <= 65_536, about
-        assert kernel.shared_bytes <= SHARED_KIB[name] * 1024, about
+        assert -(-registers // 8) * 8 * kernel.threads <= 65_536, about
+        assert kernel.shared_bytes <= (163 if name == "sm_80" else 227) * 1024, about
         each = {"Bf16": 1 / 16, "Tf32": 1 / 8, "Float32": 3 / 8}[factors]
-        assert found["products"] == 3 * size // parts * each, about
+        assert products == 3 * size // parts * each, about
         exchanges = 1 if kernel.reset_after else 2
-        assert found["waits"] == (exchanges if cluster > 1 else 0), about
-        assert found["barriers"] == exchanges * ((cluster == 1) + (parts > 1)), about
+        assert waits == (exchanges if cluster > 1 else 0), about
+        assert barriers == exchanges * ((cluster == 1) + (parts > 1)), about
 
 
 def test_clusters_take_an_arch_that_has_them() -> None:
-    assert {
-        (name, len([key for key in CONFIGURATIONS if list(kernels(arch, *key))]))
-        for name, arch in ARCHS.items()
-    } == {("sm_80", 4), ("sm_90", 11), ("sm_100", 11)}
+    found = [name for name, *_ in (case.values for case in CASES)]
+    assert [found.count(name) for name in ARCHS] == [4, 11, 11]
     assert instance(64, "Bf16", False, False, (7, 5)) is None
 
 
@@ -133,7 +187,7 @@ def test_driver_is_declared_as_nvidia_declares_it(tmp_path: Path) -> None:
     cxx = compiler()
     if header is None or cxx is None:
         pytest.skip("needs NVIDIA's cuda.h and a C++ compiler")
-    text = (Path(cuda.__file__).parent / "driver.h").read_text()
+    text = (Path(nvrtc.__file__).parent / "driver.h").read_text()
     functions = re.findall(r"\b(cu[A-Z]\w+)\(", text)
     assert len(functions) == 8
     (tmp_path / "ours.h").write_text(re.sub(r"\b(cu[A-Z]\w+)\(", r"our_\1(", text))

@@ -52,12 +52,11 @@ struct Warp {
   // Of the present collective and the next: a lane is at most one ahead of the others.
   uint32_t in[2][32][10];
   float out[2][32][4];
-  int lanes = 0, generation = 0;
-  Group sync;
+  Group collective, sync;
 };
 struct Block {
   int index = 0, rank = 0, ended = 0;
-  unsigned *shared = nullptr;
+  std::unique_ptr<unsigned[]> shared;
   std::vector<Warp> warps;
   Group all, named[16];
 };
@@ -103,23 +102,24 @@ UNSEEN inline void wait(const int &counter) {
   current->until = nullptr;
 }
 
+UNSEEN inline bool last(Group &g, int threads) {  // who goes on once all have come
+  if (++g.count < threads) return wait(g.generation), false;
+  return g.count = 0, ++g.generation, ++progress, true;
+}
 UNSEEN inline void rendezvous(Group &g, int threads) {
-  const int generation = g.generation;
-  TSAN(__tsan_release(&g.order[generation & 1]));
-  if (++g.count == threads) g.count = 0, ++g.generation, ++progress;
-  else wait(g.generation);
-  TSAN(__tsan_acquire(&g.order[generation & 1]));
+  char *order = &g.order[g.generation & 1];
+  TSAN(__tsan_release(order));
+  last(g, threads);
+  TSAN(__tsan_acquire(order));
 }
 
 // All lanes hand in words, the last one computes, all take their result.
 template <class F>
 FAST UNSEEN inline void collective(const uint32_t *in, int n, float *out, int m, F compute) {
   Warp &w = current->block->warps[current->thread / 32];
-  const int lane = current->thread % 32;
-  const int generation = w.generation, half = generation & 1;
+  const int lane = current->thread % 32, half = w.collective.generation & 1;
   for (int i = 0; i < n; ++i) w.in[half][lane][i] = in[i];
-  if (++w.lanes == 32) compute(w.in[half], w.out[half]), w.lanes = 0, ++w.generation, ++progress;
-  else wait(w.generation);
+  if (last(w.collective, 32)) compute(w.in[half], w.out[half]);
   for (int i = 0; i < m; ++i) out[i] = w.out[half][lane][i];
 }
 
@@ -140,7 +140,7 @@ UNSEEN inline void deliver(const Late &late) {
   complete(late.barrier);
 }
 UNSEEN inline void *remote(void *p, int rank) {
-  return (char *)(*blocks)[rank].shared + ((char *)p - (char *)current->block->shared);
+  return (char *)(*blocks)[rank].shared.get() + ((char *)p - (char *)current->block->shared.get());
 }
 
 UNSEEN inline void enter() {
@@ -171,10 +171,9 @@ FAST UNSEEN inline void run_cluster(int C, int first_block, int threads, int sha
   blocks = &all, body = &function, block_threads = threads, cluster = Group();
   rng.seed(seed), in_flight.clear(), failure.clear();
   const int words = (shared_bytes + 3) / 4;
-  std::vector<std::unique_ptr<unsigned[]>> memory;
   for (int c = 0; c < C; ++c) {
-    memory.emplace_back(new unsigned[words]);  // no more: AddressSanitizer sees what is beyond
-    all[c].index = first_block + c, all[c].rank = c, all[c].shared = memory.back().get();
+    all[c].index = first_block + c, all[c].rank = c;
+    all[c].shared.reset(new unsigned[words]);  // no more: AddressSanitizer sees what is beyond
     for (int i = 0; i < words; ++i) all[c].shared[i] = 0x7fc00000 | i;
     all[c].warps.resize(threads / 32);
   }
@@ -182,18 +181,17 @@ FAST UNSEEN inline void run_cluster(int C, int first_block, int threads, int sha
   static char *const stacks =  // kept: to get new pages would take longer than most clusters
       (char *)mmap(nullptr, stack * most_threads, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  std::vector<Fiber *> order;
   TSAN(main_tsan = __tsan_get_current_fiber());
   for (size_t i = 0; i < fibers.size(); ++i) {
     Fiber &f = fibers[i];
-    f.block = &all[i / threads], f.thread = i % threads;
+    order.push_back(&f), f.block = &all[i / threads], f.thread = i % threads;
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = stacks + i * stack, f.context.uc_stack.ss_size = stack;
     f.context.uc_link = nullptr;
     makecontext(&f.context, (void (*)())enter, 0);
     TSAN(f.tsan = __tsan_create_fiber(0));
   }
-  std::vector<int> order(fibers.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   TSAN(__tsan_release(&launch_order));
   std::vector<int> stalled(C);  // rounds for which a block gets no turn: blocks do not run in step
   for (int c = 0; seed && c < C; ++c) stalled[c] = rng() % 12;
@@ -202,11 +200,10 @@ FAST UNSEEN inline void run_cluster(int C, int first_block, int threads, int sha
     const int64_t before = progress;
     bool waiting = false;
     left = 0;
-    for (int i : order) {
-      Fiber &f = fibers[i];
-      if (f.done) continue;
-      if (!stalled[i / threads] && !(f.until && *f.until == f.value)) take_turn(f);
-      left += !f.done;
+    for (Fiber *f : order) {
+      if (f->done) continue;
+      if (!stalled[f->block->rank] && !(f->until && *f->until == f->value)) take_turn(*f);
+      left += !f->done;
     }
     for (int &rounds : stalled) {
       waiting |= rounds > 0;
@@ -240,18 +237,16 @@ inline uint32_t bf16_bits(float x) {  // to nearest, ties to even
   return std::isnan(x) ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;
 }
 inline unsigned bf16_pair(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
-inline unsigned tf32(float x) {  // to nearest, ties away from 0
-  return std::isnan(x) ? 0x7fffffff : (as_word(x) + 0x1000) & ~0x1fffu;
-}
 inline unsigned tf32_of_number(unsigned word) { return (word + 0x1000) & ~0x1fffu; }
+inline unsigned tf32(float x) {  // to nearest, ties away from 0
+  return std::isnan(x) ? 0x7fffffff : tf32_of_number(as_word(x));
+}
 
 // The fragments are those of the PTX ISA, figures of mma.m16n8k16 (.bf16) and mma.m16n8k8 (.tf32).
 // Products are exact; their sum is cut off, as the units do that compute it.
 FAST UNSEEN inline void warp_mma(const uint32_t (*in)[10], float (*out)[4], bool bf16) {
   const int K = bf16 ? 16 : 8;
-  typedef double Two __attribute__((vector_size(16)));
-  double A[16][16];
-  Two B[4][16];  // columns 2q and 2q + 1 of row k
+  double A[16][16], B[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 6; ++i) {
@@ -260,20 +255,21 @@ FAST UNSEEN inline void warp_mma(const uint32_t (*in)[10], float (*out)[4], bool
       for (int half = 0; half < (bf16 ? 2 : 1); ++half) {
         const float x = as_float(!bf16 ? word & ~0x1fffu : half ? word & ~0xffffu : word << 16);
         if (i < 4) A[g + (i & 1) * 8][k + half] = x;
-        else B[g / 2][k + half][g % 2] = x;
+        else B[k + half][g] = x;
       }
     }
   }
-  for (int m = 0; m < 16; ++m)
-    for (int q = 0; q < 4; ++q) {
-      const int lane = m % 8 * 4 + q, e = m / 8 * 2;
-      Two sum = {as_float(in[lane][6 + e]), as_float(in[lane][7 + e])};
-      for (int k = 0; k < K; ++k) sum += A[m][k] * B[q][k];
-      for (int j = 0; j < 2; ++j) {
-        float &result = out[lane][e + j] = (float)sum[j];
-        if (std::abs((double)result) > std::abs(sum[j])) result = std::nextafter(result, 0.f);
-      }
+  for (int m = 0; m < 16; ++m) {
+    double sums[8];
+    auto at = [&](int n) { return std::pair(m % 8 * 4 + n / 2, m / 8 * 2 + n % 2); };
+    for (int n = 0; n < 8; ++n) sums[n] = as_float(in[at(n).first][6 + at(n).second]);
+    for (int k = 0; k < K; ++k)
+      for (int n = 0; n < 8; ++n) sums[n] += A[m][k] * B[k][n];
+    for (int n = 0; n < 8; ++n) {
+      float &result = out[at(n).first][at(n).second] = (float)sums[n];
+      if (std::abs((double)result) > std::abs(sums[n])) result = std::nextafter(result, 0.f);
     }
+  }
 }
 UNSEEN inline void mma(float *c, const unsigned *a, const unsigned *b, bool bf16) {
   uint32_t in[10];
@@ -341,10 +337,7 @@ inline void put(unsigned *to, unsigned word, Barrier *b) {
   for (int rank = 0; rank < C; ++rank) {
     const emulator::Late late = {(unsigned *)emulator::remote(to, rank), word,
                                  (Barrier *)emulator::remote(b, rank), rank};
-#if defined(__SANITIZE_THREAD__)
-    emulator::deliver(late);  // at once: the order is ThreadSanitizer's to judge
-#else
+    TSAN(emulator::deliver(late); continue;)  // at once: the order is ThreadSanitizer's to judge
     emulator::in_flight.push_back(late);
-#endif
   }
 }

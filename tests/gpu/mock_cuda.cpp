@@ -25,19 +25,14 @@ bool add(const char *name) {
 }
 
 static unsigned seed = 1;
-static int launches;
 static std::string last_fault = "CUDA_ERROR";
 static const int largest = 227 << 10;  // an H100's, of a block
 
 extern "C" {
 void mock_seed(unsigned s) { seed = s; }
-int mock_launches() { return launches; }
 void mock_mma(const uint32_t (*in)[10], float (*out)[4], int bf16) { warp_mma(in, out, bf16); }
 
-CUresult cuCtxGetCurrent(CUcontext *context) {
-  *context = (CUcontext)1;
-  return 0;
-}
+CUresult cuCtxGetCurrent(CUcontext *context) { return *context = (CUcontext)1, 0; }
 CUresult cuCtxSetCurrent(CUcontext) { return 0; }
 CUresult cuStreamGetCtx(CUstream, CUcontext *context) { return cuCtxGetCurrent(context); }
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
@@ -55,10 +50,7 @@ CUresult cuFuncSetAttribute(CUfunction f, int attribute, int value) {
   if (attribute == NON_PORTABLE_CLUSTER_SIZE_ALLOWED) f->non_portable = value;
   return f->allowed > largest;
 }
-CUresult cuGetErrorName(CUresult, const char **name) {
-  *name = last_fault.c_str();
-  return 0;
-}
+CUresult cuGetErrorName(CUresult, const char **name) { return *name = last_fault.c_str(), 0; }
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **arguments, void **) {
   const bool clustered = c->numAttrs && c->attrs[0].id == CLUSTER_DIMENSION;
   const int C = clustered ? (int)c->attrs[0].value.clusterDim.x : 1;
@@ -74,13 +66,12 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **argument
   try {
     for (unsigned b = 0; b < c->gridDimX; b += C)
       emulator::run_cluster(C, (int)b, f->threads, (int)c->sharedMemBytes,
-                            [&] { f->run(call, emulator::current->block->shared); },
+                            [&] { f->run(call, emulator::current->block->shared.get()); },
                             seed ? seed + b : 0);
   } catch (const std::runtime_error &fault) {
     last_fault = fault.what();
     return 700;  // CUDA_ERROR_ILLEGAL_ADDRESS
   }
-  ++launches;
   return 0;
 }
 }

@@ -8,34 +8,21 @@ others send, and so nobody writes to a block that may end.
 """
 
 import sys
-from collections.abc import Iterator
 
 from tests.planted_faults import Fault, main
 
-FILES = {
-    "kernel": "common/kernels/cuda/recurrence.cu",
-    "driver": "common/kernels/cuda/driver.cpp",
-    "torch": "torch_impl/cuda.py",
-    "jax": "jax_impl/cuda.py",
-}
-SMALL = ("--noconftest", "tests/gpu/small.py", "-k")
+SMALL = ("--noconftest", "tests/gpu/small.py")
 # What the emulator cannot compile, its import says: that is not found.
-SANITIZED = ("--noconftest", "-p", "tests.gpu.small", "tests/test_gpu.py", "-k")
-TESTS = {
-    "torch": (*SMALL, "test_torch"),
-    "jax": (*SMALL, "test_jax"),
-    "thread": (*SANITIZED, "thread"),
-    "address": (*SANITIZED, "address"),
-}
-# After "@", of which file and of which of the tests the following are: name | text | in its place.
+SANITIZED = ("--noconftest", "-p", "tests.gpu.small", "tests/test_gpu.py")
+# Name | text | in its place; after "@", the file of those that follow, and which tests find them.
 TABLE = """
-@ kernel thread
+@ common/kernels/cuda/recurrence.cu thread
 parts do not wait for each other's sums | sync_some(1 + group, 32 * P); |
 lanes that store nothing do not wait to have read | sync_warp(); |
 a block does not wait for what it exchanges | else sync_block(); |
 a cluster does not wait for what it exchanges | barrier_wait(barriers | (void)(barriers
 one slot is used for every exchange | slots + (exchange++ & 1) | slots + 0 * exchange++
-@ kernel address
+@ common/kernels/cuda/recurrence.cu address
 the parity of every exchange, not of every other | exchange >> 1 & 1 | exchange & 1
 bytes are expected as if each number was a word | rows * count * words * 4 | rows * count * H * 4
 nothing is expected of r * h | begin(1), send(gated, 0); | send(gated, 0);
@@ -51,7 +38,7 @@ padding is not zeroed in saved | saved[(at * record + 1) * size + unit[i]] = sav
 padding is not zeroed in d_a | gate < 3; ++gate) d_a[ | gate < 2; ++gate) d_a[
 padding is not zeroed in d_q | if (ResetAfter) d_q[at * size + unit[i]] = 0; |
 h_reset's gradient does not begin at 0 | if (row[i] >= 0 && a.d_h_reset) | if (longest < 0)
-@ kernel torch
+@ common/kernels/cuda/recurrence.cu test_torch
 two entries of a fragment are swapped | u0 + lane / 4 + (e & 1) * 8; | u0 + lane / 4 + (e >> 1) * 8;
 a pair is in the wrong order | odd ? other : mine, odd ? mine : other | mine, other
 of two rows, a lane stores the other's | store(at(first + i + odd) | store(at(first + i + !odd)
@@ -68,33 +55,29 @@ padding resets | a.resets && at < length[i] | a.resets && row[i] >= 0 && at < a.
 a sequence that begins with a row is not reset | (anew ? a.h_reset : a.h0) | (a.h0)
 a gradient crosses a reset | d_h[i] = 0; |
 of a row's resets the last one's gradient is kept | unit[i]] += d_h[i]; | unit[i]] = d_h[i];
-@ driver torch
+@ common/kernels/cuda/driver.cpp test_torch
 driver: the blocks are no cluster | config.numAttrs = instance->cluster > 1; | config.numAttrs = 0;
 driver: a cluster of 16 is not asked for | if (instance.cluster <= 8) | if (instance.cluster <= 16)
 driver: rows that are no whole block get none | ((call.batch + 7) / 8) | (call.batch / 8)
 driver: shared memory is not asked for | SHARED_SIZE_BYTES, bytes) | SHARED_SIZE_BYTES, 0)
-@ driver jax
+@ common/kernels/cuda/driver.cpp test_jax
 XLA: the gradient of h0 is elsewhere | call.d_h0 = floats(result(2)) | call.d_h0 = floats(result(3))
-@ torch torch
+@ torch_impl/cuda.py test_torch
 PyTorch: the directions are exchanged | [*reverse, False][:2] | [False, *reverse][:2]
 PyTorch: both biases of n have one gradient | d_n, gated = d_q, before | gated = before
-@ jax jax
+@ jax_impl/cuda.py test_jax
 JAX: the units that there are not come first | (0, 0), (0, beyond), (0 | (0, 0), (beyond, 0), (0
 JAX: of steps with the same token one counts | .add(d_a, mode="drop") | .set(d_a, mode="drop")
 """
 
 
-def parsed(table: str) -> Iterator[Fault]:
-    """The faults of a table like TABLE."""
-    for group in table.split("\n@ ")[1:]:
-        head, *lines = group.strip().splitlines()
-        file, tests = head.split()
-        for line in lines:
-            name, old, new = map(str.strip, line.split("|"))
-            yield Fault(name, FILES[file], old, new, TESTS[tests])
-
-
-FAULTS = [*parsed(TABLE)]
+FAULTS = [
+    Fault(name, file, old, new, (*(SMALL if "test" in tests else SANITIZED), "-k", tests))
+    for group in TABLE.split("\n@ ")[1:]
+    for head, *lines in [group.strip().splitlines()]
+    for file, tests in [head.split()]
+    for name, old, new in [map(str.strip, line.split("|")) for line in lines]
+]
 
 
 if __name__ == "__main__":

@@ -18,10 +18,7 @@ from common.kernels.cuda import nvrtc
 FOLDER = Path(__file__).parent
 H100 = (9, 0)
 LIBRARY = "libcuda.so.1"
-FLAGS = (
-    *("-std=c++20", "-fPIC", "-shared", f"-Wl,-soname,{LIBRARY}"),
-    *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-variable"),
-)
+FLAGS = ("-std=c++20", "-fPIC", "-shared", f"-Wl,-soname,{LIBRARY}")
 
 
 def build(into: Path, kernels: Iterable[str], flags: Sequence[str] = ("-O1",)) -> None:
@@ -39,30 +36,22 @@ def build(into: Path, kernels: Iterable[str], flags: Sequence[str] = ("-O1",)) -
         raise RuntimeError(result.stderr)
 
 
-def start(
-    arch: cuda.Arch = H100,
-    configurations: dict[tuple[str, int], tuple[int, int, int]] | None = None,
-    sanitizer: str = "",
-) -> ctypes.CDLL:
+def start(sanitizer: str = "") -> ctypes.CDLL:
     """From here on in this process, the device is one that is emulated. Returns its driver.
 
-    configurations: instead of cuda.CONFIGURATIONS, such as are built and run sooner; sanitizer: one
-    of GCC's, whose library has to be there already (LD_PRELOAD).
+    sanitizer: one of GCC's, whose library has to be there already (LD_PRELOAD).
     """
-    if configurations is not None:
-        cuda.CONFIGURATIONS = configurations
     sources = [*FOLDER.glob("*.*"), *Path(cuda.__file__).parent.glob("*.*")]
     everything = b"".join(path.read_bytes() for path in sorted(sources))
     flags = product((False, True), repeat=2)
     kernels = [cuda.Instance(*key, *each).template for each in flags for key in cuda.CONFIGURATIONS]
-    how = ["-O1"]
-    if sanitizer:
-        how = ["-O0", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    checked = ["-O0", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    how = checked if sanitizer else ["-O1"]
     key = {"of": [hashlib.sha256(everything).hexdigest(), how, kernels]}
     folder = cached("rehearsal", key, partial(build, kernels=kernels, flags=how))
     # By this name the library's own dlopen finds it.
     driver = ctypes.CDLL(str(folder / LIBRARY), mode=ctypes.RTLD_GLOBAL)
-    cuda.rehearsed = arch
+    cuda.rehearsed = H100
     # What XLA makes around the kernel runs once or twice: to compile it well takes longer.
     jax.config.update("jax_disable_most_optimizations", True)
     nvrtc.compile = lambda kernel, arch: kernel.template.encode() + b"\0"

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ from tests.gpu import rehearsal
 from torch_impl.gru import CELL
 from torch_impl.gru import gru as torch_gru
 
-CONFIGURATIONS = {
+cuda.CONFIGURATIONS = {  # such as are built and run sooner than the real ones
     ("Bf16", 32): (1, 2, 1),
     ("Bf16", 128): (4, 2, 4),
     ("Tf32", 32): (1, 2, 2),
@@ -44,14 +45,16 @@ CONFIGURATIONS = {
 }
 SANITIZER = os.environ.get("SANITIZER", "")
 if not SANITIZER:  # under which it takes long
-    CONFIGURATIONS["Bf16", 256] = (16, 1, 1)
-driver = rehearsal.start(configurations=CONFIGURATIONS, sanitizer=SANITIZER)
+    cuda.CONFIGURATIONS["Bf16", 256] = (16, 1, 1)
+driver = rehearsal.start(SANITIZER)
 torch.compiler.assume_constant_result(torch_impl.cuda.tried)  # as in PyTorch built for CUDA
 torch.backends.cudnn.allow_tf32 = False
 jax.config.update("jax_default_matmul_precision", "highest")
 torch.set_deterministic_debug_mode("error")  # fills with NaN what is not written yet
 of_kinds = partial(pytest.mark.parametrize, ("factors", "size", "reset_after"))
-KINDS = [(factors, size - 1, after) for factors, size in CONFIGURATIONS for after in (False, True)]
+KINDS = [
+    (factors, size - 1, after) for factors, size in cuda.CONFIGURATIONS for after in (False, True)
+]
 SMALLEST = [("Bf16", 31), ("Float32", 15)]
 
 
@@ -201,30 +204,24 @@ def test_a_first_use(use: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "image", "beyond"),
+    ("reason", "compiler", "beyond"),
     [
-        ("is not to be had: no NVRTC", None, 0),
-        ("is not to be had: the GRU on the GPU: CUDA_ERROR", b"nothing\0", 0),
-        ("is off by 1.0e-02", b"", 0.01),
+        ("is not to be had: no NVRTC", Mock(side_effect=ImportError("no NVRTC")), 0),
+        ("is not to be had: the GRU on the GPU: CUDA_ERROR", Mock(return_value=b"nothing\0"), 0),
+        ("is off by 1.0e-02", nvrtc.compile, 0.01),
     ],
 )
 def test_a_kernel_that_is_not_trusted(
-    reason: str, image: bytes | None, beyond: float, monkeypatch: pytest.MonkeyPatch
+    reason: str, compiler: Callable, beyond: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be compiled, does not launch or is off is said once, and is then not there."""
-    compiled = nvrtc.compile
-
-    def compile(kernel: cuda.Instance, arch: cuda.Arch) -> bytes:
-        if image is None:
-            raise ImportError("no NVRTC")
-        return image or compiled(kernel, arch)
 
     def forward(*given: Any) -> Sequence[torch.Tensor]:
         outputs, *others = torch_impl.cuda.forward(*given)
         return outputs + beyond, *others
 
     arch = (9, len(reason))  # another device: the driver knows this one's kernels by now
-    monkeypatch.setattr(nvrtc, "compile", compile)
+    monkeypatch.setattr(nvrtc, "compile", compiler)
     monkeypatch.setattr(cuda, "rehearsed", arch)
     cuda.ready.cache_clear()
     twin = trial.Twin(forward, torch_impl.cuda.backward, torch_impl.cuda.array)
