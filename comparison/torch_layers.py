@@ -123,7 +123,15 @@ def timed(
     return run
 
 
-# Inference: modules, called as they are.
+# Inference: called as they are, in WITHIN.
+
+
+def own_function(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[], object]:
+    """torch_impl.gru, jax_impl.gru's twin: outputs, which nobody wants, are not computed."""
+    parameters = {name: torch.from_numpy(value) for name, value in weights.items()}
+    read, lengths = torch.from_numpy(x), torch.full(x.shape[1:2], x.shape[0], dtype=torch.int32)
+    how: dict[str, Any] = {"reset_after": True, "return_sequences": False}
+    return lambda: torch_impl.gru.gru(parameters, read, lengths, **how)[1]
 
 
 def own_module(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[], object]:
@@ -152,10 +160,12 @@ def called(module: Any, x: np.ndarray) -> Callable[[], object]:
     """A call of a module on x [T, B, D]: its last state."""
     module.eval()
     read = torch.from_numpy(x)
-    return torch.inference_mode()(lambda: module(read)[1])
+    return lambda: module(read)[1]
 
 
+WITHIN = torch.inference_mode
 INFERENCE: dict[str, Inference] = {
+    "torch_impl.gru": own_function,
     "torch_impl.GRU": own_module,
     "nn.GRU": nn_module,
     "nn.GRU compiled": partial(nn_module, compiled=True),

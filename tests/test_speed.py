@@ -54,7 +54,7 @@ def test_every_contender_is_timed(
         ("keras-jax", "keras", "Keras on jax"),
         ("onnxruntime", "onnxruntime", "ONNX Runtime"),
     ]
-    inferring = {"torch_impl.GRU", "jax_impl.gru", BUILT_IN, "nn.GRU compiled"}
+    inferring = {"torch_impl.gru", "torch_impl.GRU", "jax_impl.gru", BUILT_IN, "nn.GRU compiled"}
     inferring |= {"flax.linen RNN", "flax.nnx RNN"}
     inferring |= {name for place, it, name in peers if place in processes and find_spec(it)}
     for B, T, latencies in ((3, 5, found.inference), (1, 1, found.calls)):
@@ -102,6 +102,7 @@ def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.Monkey
 
     kinds = {BUILT_IN: nn_module, "compiled": partial(nn_module, compiled=True)}
     monkeypatch.setattr(inference, "_contenders", kinds)
+    monkeypatch.setattr(inference, "_within", [torch.inference_mode])
     monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Identity())
     monkeypatch.setattr(torch.nn.Identity, "forward", compiled)
     lines: list[str] = []

@@ -26,6 +26,9 @@ TYPES = {Tensor, nn.Parameter}
 COMPUTE = kernels.of_tensors(Tensor)
 UNREADABLE = -1  # what it returns where an array is not what the kernel reads
 STRIDED = torch.strided
+# By names of their own: to look for what has not been used for long takes the longest.
+is_neg, is_autocast_enabled = Tensor.is_neg, torch.is_autocast_enabled
+dispatch_modes, tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 DIMENSIONS = ((3, 3, 2), (2, 2, 2))  # of tokens, or else x, of x, and of weight_hh
 
 
@@ -88,7 +91,7 @@ def at_once(
     others = lengths, resets, h0, h0 if h_reset is None else h_reset
     recurrent, read = layers[0][1], x if tokens is None else tokens
     given = [each for each in chain((x, tokens), others, *layers) if each is not None]
-    if not TYPES.issuperset(map(type, given)) or any(each.is_neg() for each in given):
+    if not TYPES.issuperset(map(type, given)) or any(map(is_neg, given)):
         return None
     if x is None or recurrent is None or x.layout is not STRIDED:
         return None
@@ -125,9 +128,9 @@ def observed() -> bool:
     return (
         transformed()
         or forward_mode()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch.is_autocast_enabled("cpu")
+        or dispatch_modes() > 0
+        or tracing() is not None
+        or is_autocast_enabled("cpu")
     )
 
 

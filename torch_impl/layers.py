@@ -351,9 +351,8 @@ def plain(*arrays: Tensor | None) -> bool:
     )
 
 
-def transformed() -> bool:
-    """Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
-    return torch._C._are_functorch_transforms_active()
+transformed = torch._C._are_functorch_transforms_active
+"""Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
 
 
 def forward_mode() -> bool:

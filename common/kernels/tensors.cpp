@@ -58,10 +58,8 @@ struct List {
     return found;
   }
 
-  // Where a dense tensor lies, in the CPU's memory and not empty; NULL for None, where that will do.
-  char *place(int i, Code code, int bits, std::initializer_list<int64_t> shape, bool needed = true) {
-    if (!needed && python.item(objects, i) == python.none) return nullptr;
-    const Tensor found = read(i);
+  // Where a dense tensor lies, in the CPU's memory and not empty.
+  char *place(const Tensor &found, Code code, int bits, std::initializer_list<int64_t> shape) {
     bool fits = found.data && found.device_type == cpu && found.code == code &&
                 found.bits == bits && found.lanes == 1 && found.dimensions == (int)shape.size();
     int64_t distance = 1;
@@ -70,6 +68,12 @@ struct List {
              (found.shape[k] == 1 || !found.strides || found.strides[k] == distance);
     readable = readable && fits;
     return (char *)found.data + found.offset;
+  }
+  char *place(int i, Code code, int bits, std::initializer_list<int64_t> shape) {
+    return place(read(i), code, bits, shape);
+  }
+  char *place_if_any(int i, Code code, int bits, std::initializer_list<int64_t> shape) {
+    return python.item(objects, i) == python.none ? nullptr : place(i, code, bits, shape);
   }
 };
 
@@ -91,20 +95,20 @@ GRU_API int gru_tensors_forward(const Exchange *exchange, void *objects, int lay
   if (exchange->major != 1 || !python.item) return GRU_UNREADABLE;
   List list = {*exchange, objects};
   const Tensor x = list.read(0), tokens = list.read(1), recurrent = list.read(9);  // a weight_hh
-  const Tensor &steps = tokens.dimensions ? tokens : x;
-  if (recurrent.dimensions != 2 || steps.dimensions < 2 ||
-      x.dimensions != (tokens.dimensions ? 2 : 3) || (x.bits != 32 && (x.bits != 64 || bfloat16)))
+  const bool distinct = python.item(objects, 1) != python.none;
+  const Tensor &steps = distinct ? tokens : x;
+  if (recurrent.dimensions != 2 || steps.dimensions < 2 || x.dimensions != (distinct ? 2 : 3) || (x.bits != 32 && (x.bits != 64 || bfloat16)))
     return GRU_UNREADABLE;
   const int64_t T = steps.shape[0], B = steps.shape[1], D = x.shape[x.dimensions - 1];
   const int64_t H = recurrent.shape[1], R = directions;
   gru_problem problem = {};
   problem.steps = T, problem.batch = B, problem.inputs = D, problem.hidden = H;
-  problem.distinct = tokens.dimensions ? x.shape[0] : T * B;
-  problem.x = tokens.dimensions ? list.place(0, floating, x.bits, {x.shape[0], D})
-                                : list.place(0, floating, x.bits, {T, B, D});
-  problem.tokens = (int32_t *)list.place(1, integer, 32, {T, B}, false);
-  problem.lengths = (int32_t *)list.place(2, integer, 32, {B}, false);
-  problem.resets = (uint8_t *)list.place(3, boolean, 8, {T, B}, false);
+  problem.distinct = distinct ? x.shape[0] : T * B;
+  problem.x = distinct ? list.place(x, floating, x.bits, {x.shape[0], D})
+                       : list.place(x, floating, x.bits, {T, B, D});
+  if (distinct) problem.tokens = (int32_t *)list.place(tokens, integer, 32, {T, B});
+  problem.lengths = (int32_t *)list.place_if_any(2, integer, 32, {B});
+  problem.resets = (uint8_t *)list.place_if_any(3, boolean, 8, {T, B});
   problem.is_double = x.bits == 64;
   problem.reset_after = reset_after;
   problem.nn_order = nn_order;
@@ -112,9 +116,9 @@ GRU_API int gru_tensors_forward(const Exchange *exchange, void *objects, int lay
   problem.threads = threads;
   problem.openmp = spinning ? GRU_WHILE_SPINNING : GRU_NEVER;
   problem.bfloat16 = bfloat16;
-  char *const h0 = list.place(4, floating, x.bits, {layers * R, B, H}, false);
-  char *const h_reset = list.place(5, floating, x.bits, {layers * R, B, H}, false);
-  char *const outputs = list.place(6, floating, x.bits, {T, B, R * H}, false);
+  char *const h0 = list.place_if_any(4, floating, x.bits, {layers * R, B, H});
+  char *const h_reset = list.place_if_any(5, floating, x.bits, {layers * R, B, H});
+  char *const outputs = list.place_if_any(6, floating, x.bits, {T, B, R * H});
   char *const h_last = list.place(7, floating, x.bits, {layers * R, B, H});
   gru_direction each[2] = {};
   for (int i = 0; i < directions; ++i) {
@@ -123,7 +127,7 @@ GRU_API int gru_tensors_forward(const Exchange *exchange, void *objects, int lay
     d.reverse = i;
     d.ld_outputs = R * H;
     d.weight_ih = list.place(8 + 4 * i, floating, x.bits, {3 * H, D});
-    d.weight_hh = list.place(9 + 4 * i, floating, x.bits, {3 * H, H});
+    d.weight_hh = list.place(i ? list.read(13) : recurrent, floating, x.bits, {3 * H, H});
     d.bias_ih = list.place(10 + 4 * i, floating, x.bits, {3 * H});
     d.bias_hh = list.place(11 + 4 * i, floating, x.bits, {3 * H});
     d.h0 = h0 ? h0 + state : nullptr;
