@@ -190,10 +190,8 @@ def run(
 ) -> None:
     """Launches the kernel. arrays: what call.h has besides, with the shapes that they have to have;
     places: lengths and resets; sizes: T, B, H, K, R."""
-    steps, batch, size, _, directions = sizes
+    steps, batch, size, *_ = sizes
     device = weight_hh[0].device
-    if len(reverse) not in (1, 2) or len(weight_hh) != len(reverse) or directions != len(reverse):
-        raise ValueError(f"reverse: expected {directions} directions, found {len(reverse)}")
     cuda.check_size(*sizes)
     kernel = cuda.instance(size, factors_of(bfloat16), reset_after, backward, arch(device))
     if kernel is None:

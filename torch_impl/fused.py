@@ -151,15 +151,14 @@ def forward(
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     places = (tokens, lengths, resets, reverse)
     given = (*weights, x, h0, h_reset, *places, reset_after, return_sequences, save)
-    if on_gpu(x):
-        return cuda.forward(*given, bfloat16)
     biases = {"bias_ih": bias_ih, "bias_hh": bias_hh}
     check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, **biases, h0=h0)
+    if on_gpu(x):
+        return cuda.forward(*given, bfloat16)
     call, directions = describe(
-        weight_ih, weight_hh, x, tokens, lengths, resets, h0, reverse, reset_after, bfloat16
+        *(weight_ih, weight_hh, x, tokens, lengths, resets, h0, reverse, reset_after, bfloat16),
+        openmp=kernels.ALWAYS if save else kernels.WHILE_SPINNING,
     )
-    if not save:
-        call.openmp = kernels.WHILE_SPINNING * SPINNING
     outputs, h_last, saved = forward_shapes(*given)
     of_h0 = address("h0", h0, h0.shape, h0.dtype)
     of_h_reset = None if h_reset is None else address("h_reset", h_reset, h0.shape, h0.dtype)
@@ -213,12 +212,14 @@ def backward(
     h_reset; without of_x, that of x is empty."""
     places = (tokens, lengths, resets, reverse)
     given = (weight_ih, weight_hh, x, d_outputs, d_h_last, saved, *places, reset_after, of_x)
+    check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, d_h_last=d_h_last)
     if on_gpu(x):
         with exactly(d_h_last.device.type):
             return cuda.backward(*given, bfloat16)
-    check_directions(reverse, weight_ih=weight_ih, weight_hh=weight_hh, d_h_last=d_h_last)
     call, directions = describe(
-        weight_ih, weight_hh, x, tokens, lengths, resets, d_h_last, reverse, reset_after, bfloat16
+        *(weight_ih, weight_hh, x, tokens, lengths, resets, d_h_last, reverse, reset_after),
+        bfloat16,
+        openmp=kernels.ALWAYS,
     )
     dtype, R = d_h_last.dtype, len(reverse)
     size = kernels.saved_size(call.steps, call.batch, call.hidden, reset_after)
@@ -507,10 +508,12 @@ def describe(
     reverse: Sequence[bool],
     reset_after: bool,
     bfloat16: bool,
+    openmp: int,
 ) -> tuple[kernels.Problem, Any]:
     """The kernel's picture of a call: sizes, and one description a direction.
 
-    h0, or its gradient, has the sizes that x and tokens do not have.
+    h0, or its gradient, has the sizes that x and tokens do not have. openmp: when the kernel takes
+    OpenMP's threads, where they spin at all.
     """
     dtype = h0.dtype
     if dtype not in (torch.float32, torch.float64):
@@ -540,7 +543,7 @@ def describe(
         reset_after=reset_after,
         directions=R,
         threads=torch.get_num_threads(),
-        openmp=kernels.ALWAYS * SPINNING,
+        openmp=openmp * SPINNING,
         bfloat16=bfloat16,
     )
     directions = (kernels.Direction * R)()

@@ -146,6 +146,7 @@ def test_the_operator_looks_at_what_it_is_told() -> None:
         ((U, x, h0[:, :2]), "tokens"),
         ((U, x, h0.double()), "h0"),
         ((U.double(), x, h0), "weight_hh"),
+        ((U, x, h0.expand(2, 3, 32)), "h0: expected as many as reverse has, 1, found 2"),
     ):
         with pytest.raises((ValueError, TypeError), match=what):
             outputs(*wrong)
