@@ -74,7 +74,8 @@ class Cell:
                 return name
         here = self.implementations(device, dtype)
         place = device or "this machine"
-        place += " in bfloat16" if dtype == "bfloat16" else ""
+        kind = str(dtype).removeprefix("torch.")
+        place += "" if kind == "float32" else f" in {kind}"
         if implementation in here:
             place += f" with {size} hidden units"
             here = tuple(name for name in here if name != implementation)

@@ -106,7 +106,7 @@ def forward(*given: Any) -> Sequence[Array]:
     weight_ih, weight_hh, bias_ih, bias_hh, x, h0, h_reset, tokens, *given_too = given
     lengths, resets, reverse, reset_after, _, _, bfloat16 = given_too
     factor = rounded if bfloat16 else lambda array: array
-    rows = factor(x.reshape(-1, x.shape[-1]))
+    rows = factor(jax.lax.collapse(x, 0, -1))
     projections = jnp.stack(
         [rows @ factor(W).T + b[None] for W, b in zip(weight_ih, bias_ih, strict=True)]
     )
@@ -153,7 +153,7 @@ def backward(*given: Any) -> Sequence[Array]:
         d_rows = jnp.zeros((directions, distinct, 3 * size), d_a.dtype)
         d_rows = d_rows.at[:, tokens.reshape(-1)].add(d_a, mode="drop")
     d_rows = factor(d_rows)
-    rows = factor(without_padding(x, tokens, lengths).reshape(-1, x.shape[-1]))
+    rows = factor(jax.lax.collapse(without_padding(x, tokens, lengths), 0, -1))
     d_x = jnp.zeros(0, d_a.dtype)
     if of_x:
         d_x = sum(d @ factor(W) for d, W in zip(d_rows, weight_ih, strict=True)).reshape(x.shape)

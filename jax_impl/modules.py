@@ -60,7 +60,7 @@ class GRU(nnx.Module):
                              of the module turns it off
             reset_after      whether the reset gate acts after the product with U_n: True, the
                              default, as in nnx.GRUCell, or False as in Cho et al. (2014)
-            implementation   "auto", or one of "loop", "scan" and "fused": see RECURRENCES in gru.py
+            implementation   "auto", "loop", "scan", "cuda" or "fused": see RECURRENCES in gru.py
             time_major, return_carry, reverse, keep_order    the defaults of the call's
             kernel_init, recurrent_kernel_init, bias_init    of a gate, called with a key, a shape
                              ([D, H], [H, H], [H]) and a dtype; otherwise uniform in ±1/sqrt(H)

@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 import jax_impl
 import torch_impl
 from common import convert
+from common.params import init_gru
 from jax_impl.gru import gru as jax_gru
 from torch_impl.gru import CELL
 from torch_impl.gru import gru as torch_gru
@@ -300,6 +301,18 @@ def test_torch_compile_of_any_batch_and_time(reset_after):
     assert counter.frame_count <= 2  # one, but for what is special about a short sequence
 
 
+@needs_kernel
+def test_torch_compile_of_any_number_of_units():
+    def h_last(x, lengths, parameters):
+        return torch_gru(parameters, x, lengths, implementation="auto")[1]
+
+    torch.compiler.reset()
+    compiled = torch.compile(h_last, dynamic=True, fullgraph=True, backend="aot_eager")
+    for units in (7, 8, 9):
+        given = torch.randn(T, B, D), torch.tensor(LENGTHS), torch_impl.GRU(D, units).canonical()
+        assert_same(compiled(*given), h_last(*given))
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_torch_cell(bias, with_hx):
@@ -486,12 +499,16 @@ def test_flax_cell():
     np.testing.assert_allclose(before(h, sequence[:, 0])[0], last, rtol=0, atol=1e-6)
 
 
-def test_no_time_steps_and_no_rows():
+def test_no_time_steps_no_rows_and_no_inputs():
     gru = jax_impl.GRU(D, H, 2, rngs=nnx.Rngs(0))
     for shape in ((0, D), (3, 0, D), (2, 3, 0, D), (0, T, D), (2, 0, T, D)):
         outputs, h_last = gru(jnp.zeros(shape))
         assert outputs.shape == (*shape[:-1], H) and h_last.shape == (2, *shape[:-2], H)
     assert gru(jnp.zeros((0, T, D)), [])[0].shape == (0, T, H)
+    parameters = {name: p.astype(np.float32) for name, p in init_gru(0, H, 1, False, 0).items()}
+    lengths = jnp.full(B, T)
+    slopes = jax.grad(lambda p: jax_gru(p, jnp.zeros((T, B, 0)), lengths)[0].sum())(parameters)
+    assert all(jnp.isfinite(each).all() for each in slopes.values())
 
 
 @pytest.mark.parametrize("length", [-1, T + 1])

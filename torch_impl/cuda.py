@@ -34,6 +34,8 @@ def available(device: str = "cuda", dtype: Any = "float32", size: int | None = N
     """
     if not cuda.served(device, dtype):
         return False
+    if size is not None:  # to torch.compile, it may be no one number, which a kernel's always is
+        size = cuda.units(size)
     return tried(size, dtype_name(dtype) == "bfloat16")
 
 

@@ -31,7 +31,7 @@ class GRU(nn.RNNBase):
                         and a state_dict of one is that of the other. False is Cho et al. (2014),
                         which nn.GRU cannot compute: the parameters are the canonical ones
                         (common/params.py), with underscores for dots.
-        implementation  "auto", or one of "loop", "scan" and "fused": see RECURRENCES in gru.py.
+        implementation  "auto", "loop", "scan", "cuda" or "fused": see RECURRENCES in gru.py.
 
     Example:
         outputs, h_n = GRU(300, 128, batch_first=True)(x, lengths=[7, 5, 2])

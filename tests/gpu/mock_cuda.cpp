@@ -26,7 +26,6 @@ bool add(const char *name) {
 
 static unsigned seed = 1;
 static std::string last_fault = "CUDA_ERROR";
-static const int largest = 227 << 10;  // an H100's, of a block
 
 extern "C" {
 void mock_seed(unsigned s) { seed = s; }
@@ -48,7 +47,7 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
 CUresult cuFuncSetAttribute(CUfunction f, int attribute, int value) {
   if (attribute == MAX_DYNAMIC_SHARED_SIZE_BYTES) f->allowed = value;
   if (attribute == NON_PORTABLE_CLUSTER_SIZE_ALLOWED) f->non_portable = value;
-  return f->allowed > largest;
+  return f->allowed > 227 << 10;  // an H100 has as much for a block
 }
 CUresult cuGetErrorName(CUresult, const char **name) { return *name = last_fault.c_str(), 0; }
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **arguments, void **) {

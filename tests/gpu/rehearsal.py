@@ -33,7 +33,7 @@ def build(into: Path, kernels: Iterable[str], flags: Sequence[str] = ("-O1",)) -
     command = [cxx, *FLAGS, *flags, "driver.cpp", "-o", LIBRARY]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=into)
     if result.returncode:
-        raise RuntimeError(result.stderr)
+        raise RuntimeError(result.stderr or f"{cxx}: exit status {result.returncode}")
 
 
 def start(sanitizer: str = "") -> ctypes.CDLL:

@@ -131,22 +131,24 @@ def in_jax(x: jax.Array) -> jax.Array:
 
 def test_the_operator_looks_at_what_it_is_told() -> None:
     """But at a token or a length out of range it is too late to raise, on the device: NaN."""
-    tokens = torch.tensor([[0, 5, 1], [1, 0, -1]], dtype=torch.int32)
-    lengths = torch.tensor([2, 2, 3], dtype=torch.int32)
-    W, U, b, x, h0 = (torch.rand(*n) for n in ((96, 3), (96, 32), (96,), (2, 3), (1, 3, 32)))
+    tokens = torch.tensor([[0, 2, -1, 1, 0], [1, 0, 1, 0, 0]], dtype=torch.int32)
+    lengths = torch.tensor([2, 2, 2, 3, -1], dtype=torch.int32)
+    W, U, b, x, h0 = (torch.rand(*n) for n in ((96, 3), (96, 32), (96,), (2, 3), (1, 5, 32)))
 
-    def outputs(U: torch.Tensor, x: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
-        how = (None, tokens, lengths, None, [False], True, True, True)
-        return torch.ops.gru.forward([W], [U], [b], [b], x, h0, *how)[0]
+    def outputs(U: torch.Tensor, x: torch.Tensor, h0: torch.Tensor) -> list[torch.Tensor]:
+        how = (tokens, lengths, None, [False], True, True)
+        found = torch.ops.gru.forward([W], [U], [b], [b], x, h0, None, *how, True)
+        ones = torch.ones_like(h0)
+        return [found[0], torch.ops.gru.backward([W], [U], x, None, ones, found[2], *how)[-1]]
 
-    nan = outputs(U, x, h0).isnan().any(-1)
-    assert nan.tolist() == [[False, True, True], [False, True, True]]
+    for nan in (each.isnan().any(-1) for each in outputs(U, x, h0)):
+        assert nan.tolist() == [[False, *[True] * 4]] * len(nan)
     for wrong, what in (
         ((U[:, :9], x, h0), "weight_hh"),
         ((U, x, h0[:, :2]), "tokens"),
         ((U, x, h0.double()), "h0"),
         ((U.double(), x, h0), "weight_hh"),
-        ((U, x, h0.expand(2, 3, 32)), "h0: expected as many as reverse has, 1, found 2"),
+        ((U, x, h0.expand(2, 5, 32)), "h0: expected as many as reverse has, 1, found 2"),
     ):
         with pytest.raises((ValueError, TypeError), match=what):
             outputs(*wrong)

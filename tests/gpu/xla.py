@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jax_cuda13_plugin  # noqa: F401 - without it, JAX says something else
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 

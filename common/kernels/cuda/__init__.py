@@ -103,6 +103,12 @@ def instance(
     return None
 
 
+def units(hidden: int) -> int:
+    """Those of the smallest kernel that holds so many, or more than any does."""
+    sizes = sorted({size for _, size in CONFIGURATIONS})
+    return next((size for size in sizes if hidden <= size), sizes[-1] + 1)
+
+
 @cache
 def ready(kernel: Instance, arch: Arch) -> str:
     """The key that driver.cpp launches it by, once it is compiled. Raises as nvrtc.compile does."""
