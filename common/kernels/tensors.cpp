@@ -97,7 +97,8 @@ GRU_API int gru_tensors_forward(const Exchange *exchange, void *objects, int lay
   const Tensor x = list.read(0), tokens = list.read(1), recurrent = list.read(9);  // a weight_hh
   const bool distinct = python.item(objects, 1) != python.none;
   const Tensor &steps = distinct ? tokens : x;
-  if (recurrent.dimensions != 2 || steps.dimensions < 2 || x.dimensions != (distinct ? 2 : 3) || (x.bits != 32 && (x.bits != 64 || bfloat16)))
+  if (recurrent.dimensions != 2 || steps.dimensions < 2 || x.dimensions != (distinct ? 2 : 3) ||
+      (x.bits != 32 && (x.bits != 64 || bfloat16)))
     return GRU_UNREADABLE;
   const int64_t T = steps.shape[0], B = steps.shape[1], D = x.shape[x.dimensions - 1];
   const int64_t H = recurrent.shape[1], R = directions;

@@ -102,7 +102,7 @@ UNSEEN inline void wait(const int &counter) {
   current->until = nullptr;
 }
 
-UNSEEN inline bool last(Group &g, int threads) {  // who goes on once all have come
+UNSEEN inline bool last(Group &g, int threads) {  // once all have come: whether nobody came later
   if (++g.count < threads) return wait(g.generation), false;
   return g.count = 0, ++g.generation, ++progress, true;
 }
