@@ -6,7 +6,7 @@ An array may be of any framework: it is asked for its shape and its dtype, never
 from collections.abc import Mapping
 from typing import Any
 
-from common.cells import Cell
+from common.cells import Cell, dtype_name
 from common.params import BLOCKS, POOLING, cell_of, gru_shapes, structure
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -201,8 +201,3 @@ def check_range(name: str, lowest: int, highest: int, limit: int, what: str) -> 
     if lowest < 0 or highest > limit:
         found = lowest if lowest < 0 else highest
         raise ValueError(f"{name}: expected values in 0..{limit} ({what}), found {found}")
-
-
-def dtype_name(dtype: Any) -> str:
-    """NumPy's name of a dtype of any framework."""
-    return str(dtype).removeprefix("torch.")

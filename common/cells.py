@@ -10,6 +10,11 @@ from common.params import GRU_PARAMETERS
 DEVICES = ("cuda", "cpu")
 
 
+def dtype_name(dtype: Any) -> str:
+    """NumPy's name of a dtype of any framework."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """A way to compute a layer, and where there is one.
@@ -74,8 +79,7 @@ class Cell:
                 return name
         here = self.implementations(device, dtype)
         place = device or "this machine"
-        kind = str(dtype).removeprefix("torch.")
-        place += "" if kind == "float32" else f" in {kind}"
+        place += "" if dtype_name(dtype) == "float32" else f" in {dtype_name(dtype)}"
         if implementation in here:
             place += f" with {size} hidden units"
             here = tuple(name for name in here if name != implementation)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from common import kernels
-from common.arguments import dtype_name
+from common.cells import dtype_name
 from common.kernels import cuda
 from jax_impl.bfloat16 import rounded
 from jax_impl.ffi import like, or_empty

@@ -25,7 +25,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Bool, Float, Int
 
 from common import kernels
-from common.arguments import dtype_name
+from common.cells import dtype_name
 from common.kernels import cuda as gpu
 from jax_impl import cuda
 from jax_impl.ffi import like, or_empty

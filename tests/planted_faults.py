@@ -3,7 +3,8 @@
     python -m tests.planted_faults          all of them, some ten minutes on two cores
     python -m tests.planted_faults bias     those with "bias" in their names
 
-Each is one change of one text, in a copy of the working tree where the kernel is built and tested.
+Each is one change of one text, in a copy of the working tree that is tested, with the kernel built
+anew where it is in that.
 A fault that no test finds means a test is missing. Exit status 1 if there is one. Those of threads
 show on two cores or more, that of denormal numbers that come in on x86.
 """

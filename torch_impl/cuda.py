@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.arguments import check_shape, dtype_name
+from common.arguments import check_shape
+from common.cells import dtype_name
 from common.kernels import cuda
 from torch_impl.bfloat16 import rounded
 from torch_impl.layers import without_padding

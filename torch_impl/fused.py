@@ -22,7 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common import kernels
-from common.arguments import check_shape, dtype_name
+from common.arguments import check_shape
+from common.cells import dtype_name
 from common.kernels import cuda as gpu
 from common.params import GRU_PARAMETERS
 from torch_impl import cuda

@@ -102,7 +102,8 @@ UNSEEN inline void wait(const int &counter) {
   current->until = nullptr;
 }
 
-UNSEEN inline bool last(Group &g, int threads) {  // once all have come: whether nobody came later
+// Waits until all have come; whether this one was the last, which goes on before the others do.
+UNSEEN inline bool last(Group &g, int threads) {
   if (++g.count < threads) return wait(g.generation), false;
   return g.count = 0, ++g.generation, ++progress, true;
 }

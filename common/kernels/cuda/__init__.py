@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from common import kernels
-from common.arguments import dtype_name
+from common.cells import dtype_name
 
 Arch = tuple[int, int]
 """A device's compute capability: (9, 0) is an H100's."""
