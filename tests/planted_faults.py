@@ -519,14 +519,14 @@ FAULTS = [
     Fault(
         "a forked child waits for its parent's threads",
         POOL,
-        "        new (place) Pool;\n",
-        "",
+        "new (place) Pool; });",
+        "});",
     ),
     Fault(
-        "a forked child asks its parent's OpenMP threads",
+        "a forked child waits for its parent's OpenMP threads",
         POOL,
-        "        forked = true;\n",
-        "",
+        "pthread_atfork(end_openmp_threads,",
+        "pthread_atfork(nullptr,",
     ),
     # Numbers and instruction sets.
     Fault(

@@ -416,7 +416,8 @@ from torch_impl import GRU, fused, inference
 
 inference.SPINNING = fused.SPINNING = True
 layers = [[torch.zeros(192, n) for n in (20, 64)] + [torch.zeros(192)] * 2]
-x = torch.zeros(20, 64, 20)  # so few that PyTorch takes one thread: in a child, it would hang
+# So few that PyTorch takes one thread: it would hang in a child forked before the import.
+x = torch.zeros(20, 64, 20)
 
 def call():
     with torch.no_grad():
@@ -482,6 +483,40 @@ def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
 def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads(how: str) -> None:
     """A runtime does not survive a fork."""
     subprocess.run([sys.executable, "-c", OPENMP, how], env=os.environ | OMP, check=True)
+
+
+FORK = """
+import multiprocessing, torch
+from torch_impl import GRU
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+x, target = torch.randn(32, 20, 100), torch.randn(32, 8)  # rows first: the layer copies x
+layers = [GRU(100, 256, batch_first=True, reset_after=after) for after in (True, False)]
+heads = [torch.nn.Linear(256, 8) for _ in layers]
+parameters = [p for module in (*layers, *heads) for p in module.parameters()]
+
+def train():
+    logits = [head(layer(x)[1][0]) for layer, head in zip(layers, heads)]
+    loss = sum((each - target).square().mean() for each in logits)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
+            parameter -= 0.1 * gradient
+        return [layer(x)[0].mean().item() for layer in layers]
+
+train()
+for _ in range(2):  # the parent, too, goes on
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(train).get(30)
+    torch.testing.assert_close(found, train())
+"""
+
+
+@needs_torch
+@pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's OpenMP")
+def test_torch_trains_in_a_child_of_a_process_that_has_trained():
+    """The step is so large that PyTorch's own operations, within the layer, too, are parallel."""
+    subprocess.run([sys.executable, "-c", FORK], env=os.environ | OMP, check=True)
 
 
 UNREADABLE = {

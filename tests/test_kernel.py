@@ -847,7 +847,7 @@ def threads_of_this_process() -> set[str]:
 
 
 def test_threads_of_openmp():
-    """Those of the runtime that PyTorch brings; a forked child has none of them."""
+    """Those of the runtime that PyTorch brings; a forked child starts its own."""
     import torch
 
     case = draw(30, 70, 30, 24)

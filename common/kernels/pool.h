@@ -65,6 +65,14 @@ using OpenMP = void (*)(void (*)(void *), void *, unsigned threads, unsigned fla
 
 OpenMP find_openmp() { return (OpenMP)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
 
+// Ends the OpenMP threads that the calling thread leads; its next parallel region starts new ones.
+// GNU's runtime does not survive a fork otherwise: the parallel regions of a child, PyTorch's own
+// among them, would wait forever for threads that only the parent has.
+void end_openmp_threads() {
+  constexpr int soft = 1;  // omp_pause_soft
+  if (auto pause = (int (*)(int))dlsym(RTLD_DEFAULT, "omp_pause_resource_all")) pause(soft);
+}
+
 // The system's number of this thread; where it is not asked, 0.
 int number() {
 #ifdef __linux__
@@ -132,17 +140,13 @@ class Pool {
   std::list<Packed> packed;  // the one used last comes first
   OpenMP openmp = nullptr;   // if not null, its threads do this call's work
   int team = 1;              // as many as the process has of them: of a smaller team, the others end
-  static inline bool forked = false;
 
   static Pool &get() {
     // Never destroyed: its threads may outlive the static objects of the process. A forked child
     // has none of them: it starts anew.
     alignas(Pool) static char place[sizeof(Pool)];
     static Pool *pool = [] {
-      pthread_atfork(nullptr, nullptr, [] {
-        new (place) Pool;
-        forked = true;
-      });
+      pthread_atfork(end_openmp_threads, nullptr, [] { new (place) Pool; });
       return new (place) Pool;
     }();
     return *std::launder(pool);
@@ -186,7 +190,7 @@ class Pool {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i, thread);
     };
     if (helpers <= 0) return loop(0);
-    if (openmp && !forked) {  // an OpenMP runtime does not survive a fork
+    if (openmp) {
       struct Team {
         decltype(loop) &body;
         const int threads, leader = number();
@@ -308,7 +312,7 @@ class Pool {
   }
 };
 
-// So that from now on it is known when a process forks whose OpenMP has threads.
+// The handlers of forks are registered when the library is loaded, not at its first call.
 [[maybe_unused]] const Pool &first = Pool::get();
 
 }  // namespace
