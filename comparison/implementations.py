@@ -77,13 +77,17 @@ class Case:
         """The same case for an implementation that has to be given h0."""
         return replace(self, h0=np.zeros_like(self.d_h_last)) if self.h0 is None else self
 
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Case":
+        """The case with the function's result in place of each floating-point array."""
+        parameters = {name: function(value) for name, value in self.parameters.items()}
+        names = ("x", "h0", "h_reset", "d_outputs", "d_h_last")
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
+        arrays = {name: function(each) for name, each in arrays.items() if each is not None}
+        return replace(self, parameters=parameters, **arrays)
+
     def astype(self, dtype: DTypeLike) -> "Case":
         """The same case with all of its floating-point numbers rounded to dtype."""
-        parameters = {name: value.astype(dtype) for name, value in self.parameters.items()}
-        names = ("x", "h0", "h_reset", "d_outputs", "d_h_last")
-        arrays = {name: getattr(self, name) for name in names}
-        rounded = {n: each.astype(dtype) for n, each in arrays.items() if each is not None}
-        return replace(self, parameters=parameters, **rounded)
+        return self.map(lambda array: array.astype(dtype))
 
 
 @dataclass(frozen=True, eq=False)

@@ -481,6 +481,12 @@ FAULTS = [
     ),
     # Threads and processes.
     Fault(
+        "one thread computes a long recurrence",
+        CPP,
+        "sharing(states, worth_multiplying)",
+        "sharing(0, states)",
+    ),
+    Fault(
         "all threads go forward in one thread's memory",
         CPP,
         "take_turns(items[i], scratch[thread], scratch[thread], own, true);",
@@ -635,6 +641,7 @@ FAULTS = [
             ("the shape is not looked at", "found.shape[k] == shape.begin()[k] &&", "true &&"),
             ("nor distances in memory", "|| found.strides[k] == distance)", "|| true)"),
             ("nor how wide a number is", "found.bits == bits &&", "true &&"),
+            ("float16 is read as float32", "x.bits != 64 || bfloat16", "x.bits != 64 && bfloat16"),
             ("states of the first layer for all", "(layer * R + i) * B * row", "i * B * row"),
             ("one direction's states for both", "(layer * R + i) * B * row", "layer * R * B * row"),
             ("anew from h0", "h_reset ? h_reset + state : nullptr", "d.h0"),

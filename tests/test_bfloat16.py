@@ -19,9 +19,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import jax_impl.bfloat16
 import jax_impl.fused
 import jax_impl.gru
 import jax_impl.learner
+import torch_impl.bfloat16
 import torch_impl.fused
 import torch_impl.gru
 import torch_impl.learner
@@ -406,6 +408,40 @@ def test_twins(size: tuple, reset_after: bool) -> None:
             got = [twin(case, reset_after, True, implementation) for case in cases]
             found = apart(got, want, exact)
             assert max(found.values()) < MOST, (name, implementation, found)
+
+
+def test_both_twins_round_every_number_to_the_nearest_bfloat16() -> None:
+    """From the smallest normal number to the largest, and what a gradient is rounded to, too."""
+    rng = np.random.default_rng(0)
+    mantissas = np.append(rng.uniform(1, 2, 1000), [1, 1 + 2**-8, 1 + 3 * 2**-8, 2 - 2**-7])
+    sizes = np.ldexp(mantissas.astype(np.float32), np.arange(-126, 127)[:, None])
+    x = np.append(sizes * rng.choice([-1, 1], sizes.shape), [0, np.inf, -np.inf, 1e30])
+    x = x.astype(np.float32)
+    want = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    ones = np.ones_like(x)
+    for rounded, back, to_rows in (
+        (torch_impl.bfloat16.rounded, torch_impl.bfloat16.rounded_back, torch_rows),
+        (jax_impl.bfloat16.rounded, jax_impl.bfloat16.rounded_back, jax_rows),
+    ):
+        for found, expected in zip(to_rows(rounded, x, x), (want, x), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        for found, expected in zip(to_rows(back, ones, x), (ones, want), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def torch_rows(function: Callable, x: Array, gradient: Array) -> tuple[Array, Array]:
+    """What a function of torch_impl returns, and the gradient that it passes on."""
+    leaf = torch.tensor(x, requires_grad=True)
+    result = function(leaf)
+    result.backward(torch.tensor(gradient))
+    assert leaf.grad is not None
+    return result.detach().numpy(), leaf.grad.numpy()
+
+
+def jax_rows(function: Callable, x: Array, gradient: Array) -> tuple[Array, Array]:
+    """What a function of jax_impl returns, and the gradient that it passes on."""
+    result, pull = jax.vjp(jax.jit(function), x)
+    return np.asarray(result), np.asarray(pull(gradient)[0])
 
 
 @pytest.mark.parametrize("implementation", ["scan", "fused"])

@@ -99,6 +99,13 @@ def test_what_is_missing_is_named(command: Command) -> None:
     assert error == f"error: {missing} (see python -m common.convert --help)\n"
 
 
+@pytest.mark.parametrize("name", ["python compare.py", "python -m torch_impl.train"])
+def test_a_preset_without_its_name_is_named(name: str, command: Command) -> None:
+    status, output, error = command(MAINS[name], "--preset")
+    assert (status, output) == (2, "")
+    assert re.fullmatch(r"error: Missing value for argument '--preset'.*\n", error)
+
+
 @pytest.mark.parametrize("framework", [[], ["--framework", "torch"], ["--framework=jax"]])
 def test_gru_twins_becomes_the_program(
     framework: list[str], command: Command, started: list[list[str]]

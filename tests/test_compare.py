@@ -74,6 +74,19 @@ def test_what_is_trained_is_checked_against_the_oracle(
     assert ["torch gru", "jax gru"] in [row["models"] for row in rows]
 
 
+def test_both_kinds_of_reset_are_checked_on_real_reviews(
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above checks them, and takes longer."""
+    checked: list[str] = []
+    monkeypatch.setattr(parity, "real", "real reviews, reset_after {}".format)
+    monkeypatch.setattr(parity, "run", lambda _, problems: checked.extend(problems) or [])
+    monkeypatch.setattr(checks, "trained", lambda _: [])
+    monkeypatch.setattr(checks, "check_twins", lambda _: [])
+    assert command(checks.main, *small, "--oracle", "--out", tmp_path / "rows.json")[0] == 0
+    assert checked == [f"real reviews, reset_after {after}" for after in (False, True)]
+
+
 def test_twins_that_part_are_found(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,39 @@ def differentiable(arguments: list) -> list[torch.Tensor]:
     return [each for each in jax.tree.leaves(arguments) if each.dtype == torch.float64]
 
 
+WITHOUT_LIBRARY = """
+import sys
+from pathlib import Path
+from common import kernels
+
+kernels.PATH = Path("absent.so")
+
+import jax.numpy, jax_impl.gru, numpy as np, torch, torch_impl.gru
+from common.params import init_gru
+from torch_impl import inference
+
+assert inference.COMPUTE is None
+drawn, rng = init_gru(3, 5, 1, True, seed=0), np.random.default_rng(0)
+x, lengths = rng.normal(size=(6, 4, 3)).astype(np.float32), np.array([3, 6, 0, 5], np.int32)
+
+def outputs(gru, array, implementation):
+    weights = {name: array(each.astype(np.float32)) for name, each in drawn.items()}
+    return np.asarray(gru(weights, array(x), array(lengths), implementation=implementation)[0])
+
+want = outputs(torch_impl.gru.gru, torch.tensor, "loop")
+for implementation in ("auto", "scan"):
+    found = outputs(torch_impl.gru.gru, torch.tensor, implementation)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    found = outputs(jax_impl.gru.gru, jax.numpy.array, implementation)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+"""
+
+
+def test_both_twins_compute_without_the_library() -> None:
+    """It is absent where there is no compiler."""
+    subprocess.run([sys.executable, "-c", WITHOUT_LIBRARY], check=True)
+
+
 @needs_torch
 @both
 @each_number
@@ -559,6 +592,23 @@ def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
         assert found is None, i
         tried += 1
     assert tried >= 16
+
+
+HALF = """
+import torch
+from torch_impl.inference import at_once
+
+half = {"dtype": torch.float16}
+weights = [[torch.zeros(192, n, **half) for n in (20, 64)] + [torch.zeros(192, **half)] * 2]
+with torch.no_grad():
+    assert at_once(weights, torch.zeros(20, 64, 20, **half), None, reset_after=False) is None
+"""
+
+
+@needs_torch
+def test_torch_at_once_leaves_a_model_in_float16() -> None:
+    """The kernel would write float32 beyond the end of arrays of half the size, in a child here."""
+    subprocess.run([sys.executable, "-c", HALF], check=True)
 
 
 @needs_torch

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common import kernels
 from common.kernels import cuda
 from common.kernels.build import compiler
+from comparison import gpu
 
 ROOT = Path(__file__).parents[1]
 QUICKLY = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # to begin
@@ -30,6 +32,20 @@ def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> s
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+@pytest.mark.parametrize("factors", gpu.FACTORS)
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_the_factors_that_are_named_are_checked(
+    framework: str, factors: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both frameworks choose the kernel by settings of the process, within which it is called."""
+    layers, twin = getattr(gpu, f"{framework}_layers"), getattr(gpu, f"{framework}_impl").cuda
+    monkeypatch.setattr(
+        layers, "compute", lambda _, layer: twin.factors_of(layer.keywords["bfloat16"])
+    )
+    case: Any = None
+    assert gpu.Kernel(framework, factors).run(case) == factors
 
 
 @pytest.mark.long

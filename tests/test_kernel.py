@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +20,12 @@ import pytest
 from numpy.typing import NDArray
 
 from common import kernels
+from common.kernels import build
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernel has not been built")
 
 Array = NDArray[np.floating]
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
 
 
 @dataclass
@@ -813,6 +816,31 @@ def test_calls_of_one_thread_each_run_side_by_side(monkeypatch):
     assert any(start + margin < begun and ended < end - margin for begun, ended in spans)
 
 
+def cpu_seconds() -> tuple[float, float]:
+    """The processor's time that this thread, and that all others of the process, have taken."""
+    own, others = str(threading.get_native_id()), 0.0
+    for thread in os.listdir("/proc/self/task"):
+        if thread != own:
+            with suppress(OSError):  # it has just ended
+                others += time.clock_gettime(~int(thread) << 3 | 6)
+    return time.thread_time(), others
+
+
+@pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
+@pytest.mark.parametrize(("T", "B"), [(400, 1), (60, 40)], ids=["turns at a row", "rows"])
+def test_a_long_recurrence_is_computed_by_two_threads(T: int, B: int) -> None:
+    """Nothing else of this case is worth a second thread: there is one input, of one number."""
+    case = draw(T, B, 1, 256, K=1)
+    run(case, False, False, backward=False)
+    before = cpu_seconds()
+    for _ in range(100):  # on a busy machine, the system may run the second thread too late
+        run(case, False, False, backward=False)
+        own, others = (a - b for a, b in zip(cpu_seconds(), before, strict=True))
+        if others > own / 10:
+            return
+    pytest.fail(f"this thread computed for {own} s, all others for {others} s")
+
+
 def child_fails(case: Case, want: dict[str, Array], **how: bool) -> bool:
     """Whether a forked child does not get the same, or not within seconds."""
     child = os.fork()
@@ -862,6 +890,22 @@ def test_threads_of_openmp():
     assert there <= threads_of_this_process()  # to begin new ones takes long
     torch.set_num_threads(before)
     assert not child_fails(case, want, openmp=True)
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+def test_build_returns_the_library(tmp_path, monkeypatch):
+    source = tmp_path / "one.cpp"
+    source.write_text('extern "C" __attribute__((visibility("default"))) int one() { return 1; }')
+    monkeypatch.setattr(build, "SOURCES", [source])
+    path = build.build(tmp_path / "built")
+    assert path == tmp_path / "built" / kernels.LIBRARY
+    assert ctypes.CDLL(str(path)).one() == 1
+
+
+def test_build_without_a_compiler_returns_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    assert build.build(tmp_path) is None
+    assert "no C++ compiler" in capsys.readouterr().err
 
 
 def test_import_without_the_library():

@@ -1,5 +1,6 @@
 """The server, as a program of its own, in both twins."""
 
+import asyncio
 import http.client
 import json
 import random
@@ -163,6 +164,53 @@ def test_what_it_cannot_answer_gets_a_line(case: str, client: Client) -> None:
     assert found.keys() == {"error"} and named in found["error"] and "\n" not in found["error"]
 
 
+def test_a_body_of_exactly_max_bytes_is_answered(client: Client) -> None:
+    body = b'{"texts": ["film"]}'
+    assert client.ask("/predict", body.ljust(50_000))[0] == 200
+    assert client.ask("/predict", body.ljust(50_001))[0] == 413
+
+
+class Busy:
+    """A model that answers each text with the number of texts that were asked together.
+
+    The first call lasts until `free` is set, so that further questions have to wait.
+    """
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+
+    def predict(self, texts: list[str]) -> list[int]:
+        if "first" in texts:
+            self.free.wait(60)
+        return [len(texts)] * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "together"),
+    [((), ()), ((1, 2), (3, 3)), ((156, 100, 1), (256, 256, 1)), ((300, 5), (300, 5))],
+)
+def test_questions_that_wait_are_answered_together(
+    sizes: tuple[int, ...], together: tuple[int, ...]
+) -> None:
+    """Up to 256 texts; and then, when nobody asks any more, the next one."""
+
+    async def ask() -> None:
+        model: Any = Busy()
+        served = server.Served("gru", model)
+        first = asyncio.create_task(served.predict(["first"]))
+        await asyncio.sleep(0)  # the task begins
+        waiting = [asyncio.create_task(served.predict(["text"] * size)) for size in sizes]
+        await asyncio.sleep(0)
+        model.free.set()
+        async with asyncio.timeout(10):
+            assert await first == [1]
+            for task, size, count in zip(waiting, sizes, together, strict=True):
+                assert await task == [count] * size
+            assert await served.predict(["last"]) == [1]
+
+    asyncio.run(ask())
+
+
 @pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_thousands_of_malformed_bodies(count: int, client: Client) -> None:
     """Each gets a 4xx; that nothing is written to standard error is seen when the server ends."""
@@ -235,17 +283,39 @@ def test_many_at_a_time_each_get_their_own(client: Client) -> None:
 
 
 def test_the_end_waits_for_what_was_asked(trained: dict[str, Path]) -> None:
-    client = Client("torch", trained["gru"], "--max-explained", 10_000)
-    found: list[tuple[int, Any]] = []
-    question = {"texts": ["film " * 60] * 60}
-    thread = threading.Thread(target=lambda: found.append(client.ask("/explain", question)))
-    thread.start()
-    time.sleep(0.5)
-    assert not found, "it was too fast for this test"
-    status, error = client.end()
-    thread.join()
-    assert found[0][0] == 200 and len(found[0][1]["explanations"]) == 60
-    assert (status, error) == (143, "stopped by SIGTERM; what was asked before is answered\n")
+    """Even for a question of which the server has read the head alone."""
+    client = Client("torch", trained["gru"])
+    body = json.dumps({"texts": TEXTS}).encode()
+    head = f"POST /explain HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+        connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        # So the server says that it waits for the body.
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.process.send_signal(signal.SIGTERM)
+        while accepts(client.port):
+            time.sleep(0.01)
+        connection.sendall(body)
+        with http.client.HTTPResponse(connection) as answer:
+            answer.begin()
+            assert answer.status == 200
+            assert len(json.loads(answer.read())["explanations"]) == len(TEXTS)
+    error = client.process.communicate(timeout=60)[1]
+    assert client.process.returncode == 143
+    assert error == "stopped by SIGTERM; what was asked before is answered\n"
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_a_signal_that_comes_as_soon_as_it_serves_is_heard(trained: dict[str, Path]) -> None:
+    stopped = 143, "stopped by SIGTERM; what was asked before is answered\n"
+    assert Client("torch", trained["gru"]).end() == stopped
 
 
 @pytest.mark.parametrize(

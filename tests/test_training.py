@@ -1,13 +1,15 @@
 """Training and prediction from the command line, in both frameworks."""
 
+import ctypes
 import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,10 +24,11 @@ from common.data.batches import MAX_SHAPES
 from common.inference import prediction
 from common.inference.model import Model
 from common.linear import train as linear
-from common.training import checkpoint, loop, run_directory
+from common.training import checkpoint, loop, memory, run_directory
 from common.training.data import load_data, load_texts
 from common.training.learner import predict
 from common.training.options import MODELS, TrainConfig
+from comparison import tuning
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -34,6 +37,31 @@ EVERY = [(name, model) for name, models in MODELS.items() for model in models]
 
 def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None]:
     return partial(tool.main, framework)
+
+
+def test_freed_memory_is_kept_and_by_all_threads_only_on_demand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One arena for all threads makes those of XLA wait for each other."""
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+    chosen: dict[int, int] = {}
+    glibc = SimpleNamespace(mallopt=chosen.__setitem__)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: glibc)
+    memory.keep_freed_memory()
+    assert chosen == {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1}
+    memory.keep_freed_memory(by_all_threads=True)
+    assert chosen[M_ARENA_MAX] == 1
+
+
+@pytest.mark.parametrize("tool", [loop, linear, tuning], ids=lambda tool: tool.__name__)
+def test_lines_are_written_to_a_pipe_at_once(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python itself writes to a pipe in blocks, so that a log would stay empty for minutes."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
+    tool.say("a line")
+    assert written.getvalue() == b"a line\n"
 
 
 @pytest.mark.parametrize(

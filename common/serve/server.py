@@ -309,6 +309,21 @@ class Server:
         return Response(body, media_type=media_type, headers=HEADERS)
 
 
+class Announced(uvicorn.Server):
+    """uvicorn's server, which prints a line when it serves.
+
+    Not before: a signal that arrives before uvicorn has installed its own handlers does not end it.
+    """
+
+    def __init__(self, config: uvicorn.Config, line: str) -> None:
+        super().__init__(config)
+        self.line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.line, flush=True)
+
+
 def as_json(answer: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(answer), status, media_type="application/json")
 
@@ -352,7 +367,7 @@ def main(framework: Framework) -> None:
         gc.freeze()
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        print(f"serving {', '.join(run.name for run in runs)} on http://{host}:{port}", flush=True)
+        line = f"serving {', '.join(run.name for run in runs)} on http://{host}:{port}"
         config = uvicorn.Config(
             Server(runs, options).app,
             log_level="error",
@@ -362,7 +377,7 @@ def main(framework: Framework) -> None:
             timeout_graceful_shutdown=30,
         )
         with listener, stop_requests() as asked:
-            uvicorn.Server(config).run(sockets=[listener])
+            Announced(config, line).run(sockets=[listener])
         if asked:
             raise Stopped(asked[0], "; what was asked before is answered")
 

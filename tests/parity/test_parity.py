@@ -1,10 +1,12 @@
 """Every implementation of both twins, and the frameworks' own GRUs, against the oracle."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from common import oracle
 from comparison import parity
 
 IMPLEMENTATIONS = {each.name: each for each in parity.implementations()}
@@ -44,3 +46,49 @@ def test_everything_agrees_with_the_oracle(case, dtype, request):
         head = ("logits", "loss", "d head")
         names = {name for name in names if not name.startswith(head)}
     assert {row.check for row in rows} == names
+
+
+YARDSTICKS = (parity.NN_GRU, parity.SIMPLE_CELL, *parity.LOOPS.values())
+
+
+@pytest.mark.parametrize("yardstick", YARDSTICKS, ids=lambda each: each.name)
+def test_every_yardstick_is_right(yardstick):
+    """A wrong one would only widen the bounds that are twice its errors."""
+    cases = [draws for draws in CASES.values() if yardstick.can(draws[0], "float64")]
+    assert cases
+    rows = [row for draws in cases for row in parity.check(yardstick, draws, "float64")]
+    assert [row for row in rows if not row.passed] == []
+
+
+@pytest.mark.parametrize("size", parity.RESETS, ids=lambda size: size.name)
+def test_sequences_begin_within_rows_in_both_directions(size):
+    """In every draw, a step within a row begins a sequence, of both directions; and if it did not,
+    all that stands after it, in either direction, would be another."""
+    for seed in range(parity.DRAWS):
+        case = parity.draw(size, False, seed)
+        assert case.resets is not None
+        live = np.arange(len(case.resets))[:, None] < case.lengths
+        inner = case.resets & live
+        inner[0] = False
+        assert 0 < inner.sum() < live[1:].sum()
+        step, row = np.argwhere(inner)[0]
+        without = replace(case, resets=case.resets & ~inner)
+        changed = [
+            np.abs(a - b).max(-1)
+            for a, b in zip(forward_and_backward(case), forward_and_backward(without), strict=True)
+        ]
+        forward, backward = (each[:, row] > 1e-3 for each in changed)
+        assert not forward[:step].any() and forward[step]
+        last = np.argwhere(inner[:, row])[-1, 0]
+        assert not backward[last : case.lengths[row]].any() and backward[last - 1]
+
+
+def forward_and_backward(case):
+    """The outputs of the first layer's two directions."""
+    first = {n: p for n, p in case.parameters.items() if ".1." not in n and "head" not in n}
+    x = case.x if case.tokens is None else case.x[case.tokens]
+    states = [None if each is None else each[:2] for each in (case.h0, case.h_reset)]
+    run = oracle.forward(
+        first, x, case.lengths, states[0], case.resets, states[1], reset_after=case.reset_after
+    )
+    return np.split(run.outputs, 2, axis=-1)

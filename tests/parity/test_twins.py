@@ -8,6 +8,7 @@ import difflib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
@@ -60,6 +61,37 @@ def names(twin: str, file: str) -> list[str]:
 @pytest.mark.parametrize("file", FILES)
 def test_same_names_in_the_same_order(file: str) -> None:
     assert names("torch", file) == names("jax", file)
+
+
+def defaults(twin: str, file: str) -> dict[str, str]:
+    """The defaults of arguments, by FUNCTION.ARGUMENT; "required" where there is none."""
+    found = {}
+    for name, arguments in signatures(ast.parse(twins.source(twin, file)).body):
+        positional = [*arguments.posonlyargs, *arguments.args]
+        missing = [None] * (len(positional) - len(arguments.defaults))
+        for argument, default in (
+            *zip(positional, [*missing, *arguments.defaults], strict=True),
+            *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+        ):
+            value = "required" if default is None else ast.unparse(default)
+            found[f"{TRANSLATED.get(name, name)}.{argument.arg}"] = value.replace("jnp.", "torch.")
+    return found
+
+
+def signatures(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.arguments]]:
+    """Public functions and methods, and their arguments."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from signatures(node.body, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef) and not re.match("_[^_]", node.name):
+            yield prefix + node.name, node.args
+
+
+@pytest.mark.parametrize("file", [*FILES, "export"])
+def test_arguments_that_both_have_have_the_same_defaults(file: str) -> None:
+    ours, theirs = (defaults(twin, file) for twin in twins.TWINS)
+    same = ours.keys() & theirs.keys()
+    assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
 
 
 @pytest.mark.parametrize(("file", "most"), [("gru", 110), ("layers", 240), ("rnn", 15)])
