@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,15 @@ def limit(size: int, path: Path, longest: int) -> None:
     """Raise InputError for a file, or a part of one, of more than so many bytes."""
     if size > longest:
         raise InputError(f"{path}: {size:,} bytes are too many where {longest:,} are allowed")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file. Raises OSError.
+
+    np.save, as ndarray.tofile, loses the last 4096 bytes without an error where the disk is full.
+    """
+    with path.open("wb") as file:  # which np.lib.format would hand to tofile
+        np.lib.format.write_array(SimpleNamespace(write=file.write), array)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -374,7 +374,8 @@ def word_groups(train: EncodedSplit, words: Sequence[str]) -> Int[np.ndarray, " 
     sentiment words from SENTIMENT on, neutral words up to NEUTRAL.
     """
     review = np.repeat(np.arange(len(train)), train.lengths)
-    pairs = np.unique(np.stack([review, train.tokens]), axis=1)
+    tokens = np.concatenate([tokens for _, tokens in train.blocks()])
+    pairs = np.unique(np.stack([review, tokens]), axis=1)
     classes = int(train.labels.max()) + 1
     counts = np.zeros((len(words), classes))
     np.add.at(counts, (pairs[1], train.labels[pairs[0]]), 1)

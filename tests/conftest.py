@@ -1,5 +1,6 @@
 """What the tests share: a cache of their own, small data, and the command line run in-process."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -102,6 +103,23 @@ def command(
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """root, who may read and write everything, gives that up for a while."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface, this thread
+    before, after = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for sets in (before, after):
+        assert libc.capget(header, sets) == 0
+    after[0] &= ~0b110  # of the effective ones, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, after) == 0
+    yield
+    assert libc.capset(header, before) == 0
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """Checkpoints and run directories: what is damaged, foreign or hostile is named and not used."""
 
-import ctypes
 import json
 import os
 import re
 import resource
 import shutil
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -266,23 +265,6 @@ def test_a_second_process_is_refused(run: Path, command: Command) -> None:
     assert error == f"error: {run}: process {os.getpid()} is at work here\n"
     with run_directory.lock(run):  # it was let go of
         pass
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[None]:
-    """root, who may read and write everything, gives that up for a while."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface, this thread
-    before, after = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
-    if os.geteuid() != 0:
-        yield
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    for sets in (before, after):
-        assert libc.capget(header, sets) == 0
-    after[0] &= ~0b110  # of the effective ones, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    assert libc.capset(header, after) == 0
-    yield
-    assert libc.capset(header, before) == 0
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_renumber_and_counts_go_over_all_texts_block_by_block(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "_BLOCK", block)
         # The hypothesis examples share a cache: what an earlier block size gave would be found.
-        patch.setattr(corpus, "cached", lambda kind, key, build: uncached(build))
+        patch.setattr(corpus, "cached", lambda kind, key, build, by_block=(): uncached(build))
         renumbered, counts = split.renumber(np.array(new_ids)), split.counts()
     expected = [[new_ids[word] for word in text if new_ids[word] >= 0] for text in words]
     assert [renumbered[i].tolist() for i in range(len(words))] == expected

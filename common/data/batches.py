@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
+from common import files
 from common.data.cache import cached, forget
 from common.data.corpus import EncodedSplit
 from common.params import NO_LABEL
@@ -115,9 +116,14 @@ class Batches:
         key = {**split, "in_order": self.in_order, "seed": self.seed}
         forget("plan", {**key, "epoch": epoch - 2})
         folder = cached(
-            "plan", {**key, "epoch": epoch}, lambda to: np.save(to / "plan.npy", self._plan(epoch))
+            "plan",
+            {**key, "epoch": epoch},
+            lambda to: files.write_array(to / "plan.npy", self._plan(epoch)),
         )
-        return np.asarray(np.load(folder / "plan.npy", mmap_mode="r"))
+        try:
+            return np.asarray(np.load(folder / "plan.npy", mmap_mode="r"))
+        except FileNotFoundError:  # a process that is two epochs ahead has just removed it
+            return self._plan(epoch)
 
     def _plan(self, epoch: int) -> Int32[np.ndarray, "batches B"]:
         rows = np.full((len(self), self.batch_size), -1, np.int32)
@@ -176,7 +182,7 @@ class Batches:
         ranges, texts = self._ranges(rows), []
         for some in range(0, len(ranges), _MAPPED):
             part = ranges[some : some + _MAPPED]
-            texts += [self.split.tokens[start:end].astype(np.intp) for start, end in part]
+            texts += [self.split.read(start, end).astype(np.intp) for start, end in part]
             self.split.release()
         return texts
 

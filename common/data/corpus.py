@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt64
+from jaxtyping import Bool, Float32, Int, Int32, Int64, Shaped, UInt64
 
+from common import files
 from common.data import sources
-from common.data.cache import cached
+from common.data.cache import Blocks, cached, in_blocks
 from common.data.encoding import CHUNK, encode_all, numbering
 from common.data.sources.dataset import Dataset
 from common.data.text import TOKENIZER_VERSION
@@ -47,6 +48,7 @@ class EncodedSplit:
     vocabulary_size: every id is smaller.
     name: other texts have another; part of the key of what is made from them and cached.
     ratios: of each token, what `Ratios.read` in ngrams.py says.
+    large: verify tokens and ratios that come from large files of the cache; see `read`.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -57,13 +59,23 @@ class EncodedSplit:
     categories: Int32[np.ndarray, " N"] | None = None
     name: str = ""
     ratios: Float32[np.ndarray, "tokens E"] | None = None
+    large: tuple[Blocks, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, text: int) -> Int32[np.ndarray, " words"]:
         start = int(self.starts[text])
-        return self.tokens[start : start + int(self.lengths[text])]
+        return self.read(start, start + int(self.lengths[text]))
+
+    def read(self, start: int, stop: int) -> Int32[np.ndarray, " words"]:
+        """These tokens; they and their ratios are verified first.
+
+        Raises InputError where a file of the cache is damaged.
+        """
+        for blocks in self.large:
+            blocks.verify(start, stop)
+        return self.tokens[start:stop]
 
     def subset(self, size: int | None) -> "EncodedSplit":
         """`size` of the texts, balanced as the split is, always the same ones (all: None)."""
@@ -114,7 +126,7 @@ class EncodedSplit:
             block = slice(first, last)
             self._advise(mmap.MADV_SEQUENTIAL)
             ranges = zip(self.starts[block].tolist(), self.lengths[block].tolist(), strict=True)
-            yield block, np.concatenate([self.tokens[s : s + n] for s, n in ranges])
+            yield block, np.concatenate([self.read(s, s + n) for s, n in ranges])
             self.release()
             self._advise(mmap.MADV_RANDOM)
 
@@ -135,7 +147,9 @@ class EncodedSplit:
     def counts(self) -> Int64[np.ndarray, " V"]:
         """How often each word of the vocabulary occurs; counted once, then kept in the cache."""
         folder = cached(
-            "counts", {"texts": self.name}, lambda to: np.save(to / "counts.npy", self._count())
+            "counts",
+            {"texts": self.name},
+            lambda to: files.write_array(to / "counts.npy", self._count()),
         )
         return np.load(folder / "counts.npy")
 
@@ -160,16 +174,18 @@ class EncodedSplit:
                     known = tokens >= 0
                     before = np.concatenate([[0], np.cumsum(known)])
                     lengths[block] = np.diff(before[_offsets(self.lengths[block])])
-                    tokens[known].tofile(file)
-            np.save(folder / "lengths.npy", lengths)
-            np.save(folder / "starts.npy", _offsets(lengths)[:-1])
+                    file.write(tokens[known].data)
+            files.write_array(folder / "lengths.npy", lengths)
+            files.write_array(folder / "starts.npy", _offsets(lengths)[:-1])
 
         numbers = hashlib.sha256(new_ids.tobytes()).hexdigest()
         key = {"texts": self.name, "numbers": numbers, "layout": LAYOUT_VERSION}
-        folder = cached("tokens", key, build)
+        folder = cached("tokens", key, build, (TOKENS,))
+        tokens = map_file(folder / TOKENS, np.int32)
         return dataclasses.replace(
             self,
-            tokens=_map(folder / TOKENS),
+            tokens=tokens,
+            large=in_blocks(folder / TOKENS, tokens),
             starts=_column(folder / "starts.npy"),
             lengths=_column(folder / "lengths.npy"),
             vocabulary_size=int(new_ids.max(initial=-1)) + 1,
@@ -249,15 +265,17 @@ def encoded(
         raw = (reading or read)(dataset, folder / TOKENS, left_out)
         _write(dataset, raw, folder, left_out)
 
-    folder = cached("corpus", key_of(fingerprint, skip_bad_rows), build)
+    folder = cached("corpus", key_of(fingerprint, skip_bad_rows), build, (TOKENS,))
     about = json.loads((folder / "about.json").read_text())
     vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    tokens = _map(folder / TOKENS)
+    tokens = map_file(folder / TOKENS, np.int32)
+    large = in_blocks(folder / TOKENS, tokens)
     splits = []
     for split in ("train", "test"):
         paths = {path.name.split(".")[1]: path for path in folder.glob(f"{split}.*.npy")}
         columns: dict[str, Any] = {name: _column(path) for name, path in paths.items()}
         columns |= {"vocabulary_size": len(vocabulary), "name": f"{folder.name}-{split}"}
+        columns["large"] = large
         splits.append(EncodedSplit(tokens, **columns))
     train, test = splits
     names = about["name"], tuple(about["classes"]), tuple(about["categories"])
@@ -305,15 +323,15 @@ def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | No
     order = sorted(by_word, key=counts.__getitem__, reverse=True)
     new_ids = np.empty(len(words), np.int32)
     new_ids[order] = np.arange(len(words), dtype=np.int32)
-    with path.open("r+b", buffering=0) as file:
-        while len(tokens := np.fromfile(file, np.int32, _BLOCK)):
-            file.seek(-tokens.nbytes, os.SEEK_CUR)
-            new_ids[tokens].tofile(file)
+    with path.open("r+b") as file:
+        while content := file.read(4 * _BLOCK):
+            file.seek(-len(content), os.SEEK_CUR)
+            file.write(new_ids[np.frombuffer(content, np.int32)].data)
     with (folder / "vocabulary.txt").open("w", encoding="utf-8") as text:
         text.writelines(f"{words[i]}\n" for i in order)
     for split, of in (("train", train), ("test", test)):
         for column in ("starts", *columns):
-            np.save(folder / f"{split}.{column}.npy", getattr(of, column))
+            files.write_array(folder / f"{split}.{column}.npy", getattr(of, column))
     about: dict[str, Any] = {"name": name, "classes": classes, "categories": names}
     about["left_out"] = left_out or {}
     (folder / "about.json").write_text(json.dumps(about))
@@ -346,7 +364,7 @@ def read(
     with path.open("wb") as file, closing(encode_all(chunks())) as encoded_chunks:
         for chunk in encoded_chunks:
             ids = np.fromiter(map(words.__getitem__, chunk.words), np.int32, len(chunk.words))
-            ids[np.frombuffer(chunk.tokens, np.uint32)].tofile(file)
+            file.write(ids[np.frombuffer(chunk.tokens, np.uint32)].data)
             columns["lengths"].extend(chunk.lengths)
             sizes.append(len(chunk.lengths))
             hashes += chunk.hashes
@@ -431,7 +449,7 @@ def _in_test(
 
 
 def _texts(folder: Path, vocabulary_size: int, columns: dict[str, Any]) -> EncodedSplit:
-    tokens, starts = _map(folder / TOKENS), _offsets(columns["lengths"])[:-1]
+    tokens, starts = map_file(folder / TOKENS, np.int32), _offsets(columns["lengths"])[:-1]
     return EncodedSplit(tokens, starts, vocabulary_size=vocabulary_size, **columns)
 
 
@@ -445,11 +463,12 @@ def _column(path: Path) -> Any:
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
-def _map(path: Path) -> Int32[np.ndarray, " tokens"]:
+def map_file(path: Path, dtype: type[np.generic]) -> Shaped[np.ndarray, " numbers"]:
+    """A file of numbers, memory-mapped, for reading at random places."""
     if not path.stat().st_size:  # which cannot be mapped
-        return np.zeros(0, np.int32)
+        return np.zeros(0, dtype)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     mapped.madvise(mmap.MADV_RANDOM)  # a batch needs its texts, not what lies beside them
     # A plain array: slices of np.memmap, an array class of its own, take longer.
-    return np.frombuffer(mapped, np.int32)
+    return np.frombuffer(mapped, dtype)

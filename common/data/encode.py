@@ -194,7 +194,7 @@ class _Part:
         found = {name: column[texts] for name, column in self.columns.items()}
         count = int(found["lengths"].sum())
         old = np.fromfile(self.tokens, np.int32, count, offset=4 * self.read)
-        self.new["words"][old].tofile(file)
+        file.write(self.new["words"][old].data)
         self.start, self.read = texts.stop, self.read + count
         return found
 

@@ -8,15 +8,19 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from common import files
 from common.data import corpus, ngrams, sources, vectors
 from common.data.batches import Batches
-from common.data.cache import cached
-from common.data.corpus import LAYOUT_VERSION, EncodedSplit
+from common.data.cache import cached, in_blocks
+from common.data.corpus import LAYOUT_VERSION, EncodedSplit, map_file
 from common.data.ngrams import Ratios
 from common.errors import InputError
+from common.params import ratio_columns
 from common.training.options import DataConfig, TrainConfig
+
+TRAIN = "train.float32"
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,18 @@ def _with_ratios(
 
     def build(folder: Path) -> None:
         report(f"counting n-grams of {len(train):,} reviews (once; then cached)")
-        save_file(ngrams.fit(train, *size).tensors(), folder / "ratios.safetensors")
-        np.save(folder / "train.npy", ngrams.read_out_of_fold(train, *size))
+        tensors = ngrams.fit(train, *size).tensors()
+        (folder / "ratios.safetensors").write_bytes(files.to_tensors(tensors))
+        (folder / TRAIN).write_bytes(ngrams.read_out_of_fold(train, *size).data)
 
     how = {"fewest": ngrams.FEWEST, "folds": ngrams.FOLDS, "scale": ngrams.SCALE}
     key = {"texts": train.name, "size": size, "layout": LAYOUT_VERSION, **how}
-    folder = cached("ratios", key, build)
+    folder = cached("ratios", key, build, (TRAIN,))
     ratios = Ratios.of(size[0], load_file(folder / "ratios.safetensors"))
-    return ratios, replace(train, ratios=np.load(folder / "train.npy", mmap_mode="r"))
+    width = size[2] * ratio_columns(size[1])
+    found = map_file(folder / TRAIN, np.float32)
+    large = train.large + in_blocks(folder / TRAIN, found, width)
+    return ratios, replace(train, ratios=found.reshape(-1, width), large=large)
 
 
 def load_texts(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from common.data.cache import cached
 from common.data.corpus import Corpus, EncodedSplit
@@ -122,7 +122,7 @@ def _word2vec(vocabulary: list[str], train: EncodedSplit, report: Callable[[str]
 def _cached(kind: str, key: Mapping[str, object], make: Callable[[], Vectors]) -> Vectors:
     def build(folder: Path) -> None:
         words, matrix = make()
-        save_file({"vectors": matrix}, folder / "vectors.safetensors")
+        (folder / "vectors.safetensors").write_bytes(save({"vectors": matrix}))
         lines = "".join(f"{word}\n" for word in words)
         (folder / "vocabulary.txt").write_text(lines, encoding="utf-8")
 
