@@ -33,7 +33,7 @@ from rich.console import Console
 from common import files
 from common.errors import InputError, exit_on_input_error, masked
 from common.linear import run as linear
-from common.report import content, html, markdown, schema, tables
+from common.report import schema, tables
 from common.report.schema import Check, Results, Run
 from common.training import run_directory
 from common.training.options import MODELS, Count, TrainConfig, parse_options, program, to_arguments
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim", "scikit-learn")
 # The plain RNN is for the questions alone.
 TWINS = {name: tuple(m for m in models if m != "rnn") for name, models in MODELS.items()}
+DRAW = ("compare", "report")  # python -m compare report DIR
 COMPARED = {**TWINS, linear.FRAMEWORK: (linear.NAME,)}
 
 
@@ -137,7 +138,10 @@ def main() -> None:
 
 
 def compare(options: CompareConfig, out: Path, console: Console) -> bool:
-    """Do the parts that were asked for and write the report; whether a parity check failed."""
+    """Do the parts that were asked for, write results.json and, in a child process, the report.
+
+    Returns whether a parity check failed.
+    """
     path = out / "results.json"
     results = schema.read(path) if path.exists() else Results({"command": ""})
     results.environment = environment()
@@ -166,14 +170,15 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
         case "all" | "accuracy":
             accuracy(options, out, results, console)
     schema.write(path, results)
-    report = write_report(out, results)
+    drawn = run_directory.draw(out, DRAW)
     failed = [check for check in results.parity if not check.passed]
     for check in failed:
         console.print("[red]parity check failed:[/red]", end=" ")
         console.print(msgspec.json.encode(check).decode(), markup=False, soft_wrap=True)
     if count := len(results.parity):
         console.print(f"{count - len(failed)} of {count} parity checks passed")
-    console.print(f"report: {report}", markup=False, soft_wrap=True)
+    if drawn:
+        console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
     return bool(failed)
 
 
@@ -337,6 +342,7 @@ def write_report(folder: Path, results: Results) -> Path:
 
     All is drawn before anything in the folder is replaced, so that what goes wrong leaves no half.
     """
+    from common.report import content, html, markdown
     from comparison import twins
 
     sections = content.sections(results)

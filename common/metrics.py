@@ -6,6 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+MOST_DRAWN = 30
+"""Of up to so many classes the confusion matrix is stored and drawn; of more, the most frequent
+mistakes and the largest classes."""
+_MOST_MISTAKES = 1_000
+MOST_SCORES = 2**23
+"""Reviews times classes; of more, training stores no logits and computes no roc_auc."""
 _LIMIT = 5  # of a temperature's logarithm
 
 
@@ -16,45 +22,94 @@ def evaluate(
     categories: Int[np.ndarray, " N"] | None = None,
     category_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All metrics of a test set, ready for JSON.
+    """All metrics of a test set, ready for JSON: those of evaluate_answers, and roc_auc.
+
+    roc_auc: of the second of two classes; of more, the plain mean of one against rest; None where a
+    class is missing.
+    """
+    from scipy.special import softmax  # slow to import
+    from sklearn.metrics import roc_auc_score
+
+    found = evaluate_answers(
+        answers(logits, labels), labels, classes, categories=categories, names=category_names
+    )
+    if len(np.unique(labels)) == len(classes):
+        probabilities = softmax(logits.astype(np.float64), axis=1)
+        # One class at a time: multi_class="ovr" would allocate N x C labels.
+        ones = range(1 if len(classes) == 2 else 0, len(classes))
+        areas = [roc_auc_score(labels == one, probabilities[:, one]) for one in ones]
+        found["roc_auc"] = float(np.mean(areas))
+    return found
+
+
+def answers(
+    logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]
+) -> Float[np.ndarray, "N 3"]:
+    """Of each review the predicted class, its probability and the cross-entropy of its label."""
+    from scipy.special import log_softmax  # slow to import
+
+    scores, every = log_softmax(logits.astype(np.float64), axis=1), np.arange(len(labels))
+    predicted = logits.argmax(axis=1)
+    return np.stack([predicted, np.exp(scores[every, predicted]), -scores[every, labels]], axis=1)
+
+
+def evaluate_answers(
+    found: Float[np.ndarray, "N 3"],
+    labels: Int[np.ndarray, " N"],
+    classes: Sequence[str],
+    categories: Int[np.ndarray, " N"] | None = None,
+    names: Sequence[str] = (),
+) -> dict[str, Any]:
+    """All metrics that need no more of a test set than its answers, ready for JSON; roc_auc: None.
 
     accuracy, accuracy_interval (95 %, Wilson 1927), confusion (row: true class, column: predicted
-    class), roc_auc (of the second of two classes; of more, the plain mean of one against rest; None
-    where a class is missing), for each class precision, recall, f1 and support, and for each
-    category that occurs accuracy, accuracy_interval and support; calibration_error and reliability,
-    see there.
+    class) or, of more than MOST_DRAWN classes, mistakes (see there), for each class precision,
+    recall, f1 and support, and for each category that occurs accuracy, accuracy_interval and
+    support; calibration_error and reliability, see there.
     A class that is never predicted has precision 0, as in scikit-learn with zero_division=0.
     """
     # Slow to import.
-    from scipy.special import softmax
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     every = np.arange(len(classes))
-    predicted = logits.argmax(axis=1)
+    predicted, confidence = found[:, 0].astype(int), found[:, 1]
     correct = np.equal(predicted, labels)
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    error, bins = reliability(probabilities.max(axis=1), correct)
+    error, bins = reliability(confidence, correct)
     scores = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
-    auc = None
-    if len(np.unique(labels)) == len(classes):
-        score = probabilities[:, 1] if len(classes) == 2 else probabilities
-        auc = float(roc_auc_score(labels, score, multi_class="ovr", labels=every))
+    supports = scores[-1].astype(int)  # of floats where no answer is right
+    if len(classes) > MOST_DRAWN:
+        confused: dict[str, Any] = {"mistakes": mistakes(labels, predicted, len(classes))}
+    else:
+        confused = {"confusion": confusion_matrix(labels, predicted, labels=every).tolist()}
     return {
         **_accuracy(correct),
-        "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
-        "roc_auc": auc,
+        **confused,
+        "roc_auc": None,
         "calibration_error": error,
         "reliability": bins,
         "classes": {
             name: dict(zip(("precision", "recall", "f1", "support"), row, strict=True))
-            for name, *row in zip(classes, *(each.tolist() for each in scores), strict=True)
+            for name, *row in zip(
+                classes, *(each.tolist() for each in (*scores[:-1], supports)), strict=True
+            )
         },
         "categories": {
             name: {**_accuracy(rows), "support": len(rows)}
-            for number, name in enumerate(category_names)
+            for number, name in enumerate(names)
             if len(rows := correct[categories == np.int32(number)])
         },
     }
+
+
+def mistakes(
+    labels: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"], classes: int
+) -> list[list[int]]:
+    """The most frequent mistakes, at most 1,000: true class, predicted class, how many reviews."""
+    wrong = labels != predicted
+    pairs = labels[wrong].astype(np.int64) * classes + predicted[wrong]
+    pair, count = np.unique(pairs, return_counts=True)
+    most = np.argsort(-count, kind="stable")[:_MOST_MISTAKES]
+    return np.stack([*np.divmod(pair[most], classes), count[most]], axis=1).tolist()
 
 
 def reliability(

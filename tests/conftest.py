@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+import compare
 from common.data.corpus import EncodedSplit, join
+from common.report import schema
+from common.report.__main__ import draw as draw_run
+from common.training import run_directory
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +40,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setenv(name.upper(), str(value))
             jax.config.update(name, value)
         yield folder / "cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_here() -> Iterator[None]:
+    """Figures are drawn in the process of the tests: to start one takes a second or two."""
+
+    def draw(folder: Path, program: tuple[str, ...] = run_directory.DRAW) -> bool:
+        if program == compare.DRAW:
+            compare.write_report(folder, schema.read(folder / "results.json"))
+        else:
+            draw_run(folder)
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_directory, "draw", draw)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

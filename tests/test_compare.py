@@ -12,6 +12,7 @@ import pytest
 import compare
 import jax_impl.classifier
 from common.report.schema import Check, Run
+from common.training import run_directory
 from comparison import checks, parity, runs
 
 Command = Callable[..., tuple[int, str, str]]
@@ -175,3 +176,19 @@ def test_bad_options_get_one_clear_line(arguments: list[str], named: str, comman
 def test_twins_error_treats_nan_as_failure() -> None:
     nan = {"logits": np.array([1.0, np.nan])}
     assert checks.largest_error({"logits": np.array([1.0, 2.0])}, nan, "logits") == np.inf
+
+
+def test_a_report_that_cannot_be_drawn_costs_one_warning(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was measured is written, and what fails is still told by the exit status."""
+    asked = []
+    monkeypatch.setattr(
+        parity, "run", lambda: [Check.of(["a", "oracle"], "x, reset y", "z", 1, 0, 1)]
+    )
+    monkeypatch.setattr(run_directory, "draw", lambda *given: bool(asked.append(given)))
+    status, output, _ = command(compare.main, "parity", "--out", tmp_path)
+    assert (status, asked) == (1, [(tmp_path, ("compare", "report"))])
+    assert "0 of 1 parity checks passed" in output
+    assert "report:" not in output
+    assert (tmp_path / "results.json").exists()

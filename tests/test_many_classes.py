@@ -1,20 +1,25 @@
-"""Five classes and two categories, from the data set to the prediction, in both frameworks."""
+"""Five classes and two categories, from the data set to the prediction, in both frameworks; and
+what is different with very many classes."""
 
 import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import jax_impl.learner
 import torch_impl.learner
-from common.data import sources
+from common import files, metrics
+from common.data import corpus, sources
 from common.data.sources.dataset import Dataset, Example
+from common.errors import InputError
 from common.inference import prediction
-from common.report import content, figures, markdown
+from common.report import content, figures, html, markdown
 from common.report.schema import Data, Results, Run, convert
 from common.training import loop, run_directory
 
@@ -74,6 +79,120 @@ def test_five_classes_are_learnt_reported_and_predicted(
     cell = f"{categories['dvd']['accuracy']:.2%} ({low:.2%} to {high:.2%})"
     assert f"| category | reviews | {name} gru |" in report
     assert f"| dvd | 50 | {cell} |" in report
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_run_with_many_classes_is_finished_and_stays_so(
+    name: str, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without all of its logits in memory at once."""
+
+    def many() -> Iterator[Example]:
+        for i in range(5 * 40):
+            yield Example(f"word{i % 7} word{i % 40} word{i}", f"class {i % 40}")
+
+    monkeypatch.setattr(sources, "load", lambda spec: Dataset("many", many))
+    monkeypatch.setattr(sources, "fingerprint", lambda spec: {"data": "many"})
+    monkeypatch.setattr(metrics, "MOST_SCORES", 0)
+    options = ["--vectors", "random:8", "--hidden-size", 8, "--epochs", 1, "--out", tmp_path]
+    main = partial(loop.main, FRAMEWORKS[name])
+    assert command(main, *options)[0] == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["roc_auc"] is None
+    assert sum(count for *_, count in found["mistakes"]) == round(40 * (1 - found["accuracy"]))
+    assert len(found["classes"]) == 40
+    assert "finished before" in command(main, *options)[1]
+
+
+@pytest.mark.parametrize("declared", [(), ("a", "b", "c", "d")])
+def test_more_classes_than_there_may_be_are_refused_at_once(
+    declared: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def rows() -> Iterator[Example]:
+        for i in range(100):
+            read.append(i)
+            yield Example("word " * 100, "abcd"[i % 2 if declared else i % 4])
+
+    monkeypatch.setattr(corpus, "MOST_CLASSES", 3)
+    monkeypatch.setattr(corpus, "CHUNK", 1000)
+    with pytest.raises(InputError, match=r"^stars: more than 3 different labels$"):
+        corpus.encoded(lambda: Dataset("stars", rows, declared), {"data": "too many"})
+    assert len(read) == (100 if declared else 4)
+
+
+def test_class_names_that_no_run_directory_could_hold_are_refused() -> None:
+    def rows() -> Iterator[Example]:
+        for i in range(20):
+            yield Example(f"word{i}", "ab"[i % 2] * 300_000)
+
+    with pytest.raises(InputError, match=r"^stars: the names of the 2 classes are too long"):
+        corpus.encoded(lambda: Dataset("stars", rows), {"data": "too long"})
+
+
+def results_of(classes: int) -> dict[str, Any]:
+    """What metrics.json holds of a run with so many classes."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 5 * classes)
+    logits = rng.standard_normal((len(labels), classes), np.float32)
+    logits[np.arange(len(labels)), labels] += 3
+    found = metrics.evaluate(logits, labels, [f"class {i}" for i in range(classes)])
+    run = {"framework": "torch", "model": "gru", "implementation": "fused", "cores": 1}
+    run |= {"train_seconds": 1, "tokens_per_second": 1, "peak_memory_bytes": 1}
+    sizes = {"train": 1, "test": len(labels), "vocabulary": 1}
+    data = {"name": "many", "vectors": "random:1", **sizes}
+    return {**run, **found, "losses": [0.7], "loss_epochs": [1.0], "data": data}
+
+
+def test_what_a_run_of_300_classes_leaves_can_be_read(tmp_path: Path) -> None:
+    """No matrix of 90,000 cells: not in the figures, nor on the page, nor in the numbers."""
+    run = results_of(300)
+    names = list(run["classes"])
+    figures.of_run(tmp_path, run, names, "quick")
+    texts = (tmp_path / "confusion.svg").read_text()
+    assert texts.count(" → ") >= metrics.MOST_DRAWN
+    assert {path.stem for path in tmp_path.iterdir()} == {"confusion", "classes", "loss"}
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2e6
+    assert len(files.to_json(run)) < 100_000
+
+    found = {"environment": {"command": "x"}, "runs": [run], "data": {**run["data"]}}
+    found["data"]["classes"] = names
+    results = convert(found, Results, tmp_path)
+    page = html.write(tmp_path, results, content.sections(results)).read_text()
+    bare = html.write(tmp_path, Results({"command": "x"}), {}).read_text()
+    assert len(page) - len(bare) < 100_000
+    report = markdown.write(tmp_path, results, content.sections(results)).read_text()
+    true, predicted, count = run["mistakes"][0]
+    support = run["classes"][f"class {true}"]["support"]
+    assert f"{count} of {support} class {true} taken for class {predicted}" in report
+    largest = max(run["classes"].values(), key=lambda each: each["support"])
+    assert f"| {largest['support']} | {largest['recall']:.2%} |" in report
+    assert report.count("\n| class ") == 1 + metrics.MOST_DRAWN
+    written = msgspec.to_builtins(results)["runs"][0]
+    assert written["classes"]["class 7"]["recall"] == run["classes"]["class 7"]["recall"]
+
+
+def test_results_with_the_whole_matrix_of_many_classes_are_still_read(tmp_path: Path) -> None:
+    """As earlier versions wrote them, without the scores of each class."""
+    new = results_of(40)
+    matrix = np.diag([each["support"] for each in new["classes"].values()])
+    for true, predicted, count in new["mistakes"]:
+        matrix[true, predicted] += count
+        matrix[true, true] -= count
+    old = {name: value for name, value in new.items() if name not in ("mistakes", "classes")}
+    before, now = (
+        convert({**old, "confusion": matrix.tolist()}, Run, tmp_path),
+        convert(new, Run, tmp_path),
+    )
+    assert before.most_mistaken == now.most_mistaken[: metrics.MOST_DRAWN]
+    assert np.allclose(before.recalls, now.recalls)
+    classes = list(new["classes"])
+    assert before.problem(classes) == now.problem(classes) == ""
+    assert "confusion" in before.problem(classes[1:])
+    assert "classes" in now.problem(classes[::-1])
+    now.mistakes[0] = (40, 0, 1)
+    assert "mistakes" in now.problem(classes)
 
 
 def test_the_confusion_figure_stays_readable_with_many_classes(tmp_path: Path) -> None:

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from common.metrics import evaluate, fit_temperature, reliability, temperature_said
+from common.metrics import (
+    MOST_DRAWN,
+    answers,
+    evaluate,
+    evaluate_answers,
+    fit_temperature,
+    reliability,
+    temperature_said,
+)
 
 
 def test_two_classes_against_numbers_worked_out_by_hand() -> None:
@@ -23,6 +32,32 @@ def test_three_classes_one_never_predicted_and_one_missing() -> None:
     assert found["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
     assert found["roc_auc"] is None
     assert found["classes"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+
+
+def test_many_classes_have_their_mistakes_in_place_of_a_matrix() -> None:
+    classes = tuple(map(str, range(MOST_DRAWN + 1)))
+    labels = np.array([3, 3, 3, 7, 7, 30, 0])
+    logits = np.eye(len(classes))[[5, 5, 3, 5, 7, 0, 0]]
+    found = evaluate(logits, labels, classes)
+    assert "confusion" not in found
+    assert found["mistakes"] == [[3, 5, 2], [7, 5, 1], [30, 0, 1]]
+    assert found["classes"]["7"] == {"precision": 1, "recall": 0.5, "f1": 2 / 3, "support": 2}
+    assert evaluate(logits[2:3], labels[2:3], classes)["mistakes"] == []
+    wrong = evaluate(logits[:1], labels[:1], classes)["classes"]["3"]["support"]
+    assert (wrong, type(wrong)) == (1, int)
+    assert len(evaluate(logits[:, :30], labels % 30, classes[:30])["confusion"]) == 30
+
+
+def test_answers_are_all_that_is_needed_but_for_roc_auc() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((400, 5)), rng.integers(0, 5, 400)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    whole = evaluate(logits, labels, "abcde")
+    assert whole["roc_auc"] == pytest.approx(
+        roc_auc_score(labels, probabilities, multi_class="ovr")
+    )
+    blocks = [answers(logits[rows], labels[rows]) for rows in (slice(0, 7), slice(7, 400))]
+    assert evaluate_answers(np.concatenate(blocks), labels, "abcde") == whole | {"roc_auc": None}
 
 
 def test_accuracy_of_each_category_that_occurs() -> None:

@@ -23,6 +23,7 @@ import torch_impl.learner
 from common import files
 from common.errors import InputError
 from common.inference import explanation, prediction
+from common.report import __main__ as draw
 from common.report.schema import Run
 from common.training import checkpoint, loop, run_directory
 from common.training.data import Data, load_data
@@ -37,6 +38,9 @@ TINY = dataclasses.replace(endurance.TINY, epochs=2, keep=100)
 ARGUMENTS = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]
 ARGUMENTS += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "2"]
 each_framework = pytest.mark.parametrize("name", FRAMEWORKS)
+
+
+draw_in_a_process = run_directory.draw  # conftest.py has others draw in their own
 
 
 def main_of(framework: ModuleType) -> Callable[[], None]:
@@ -385,3 +389,101 @@ def test_patience_stops_and_the_best_parameters_are_used(tmp_path: Path) -> None
     assert np.bincount(data.validation.split.labels).tolist() == [8, 8]
     learner = torch_impl.learner.Learner(saved.about.model, options, data.vectors.matrix, used)
     assert validate(learner, data.validation)[0] == losses[best]
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTRAP)", "the process ended: Trace"),
+        ("import sys; sys.exit('one\\nNo space left')", "No space left"),
+    ],
+)
+def test_figures_that_cannot_be_drawn_cost_one_warning(
+    program: str,
+    reason: str,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The run is whole and finished without them, and they can be drawn later."""
+    out = tmp_path / "a run"
+    (out / "figures").mkdir(parents=True)
+    (out / "figures" / "loss.png").write_text("of another run")
+    (tmp_path / "dying.py").write_text(program)
+    main = main_of(torch_impl.learner)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "draw", partial(draw_in_a_process, program=("dying",)))
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        status, output, error = command(main, *ARGUMENTS, "--out", out)
+    assert (status, error.count("\n")) == (0, 1)
+    assert error.startswith(f"warning: {out}: drawing failed ({reason}")
+    assert error.endswith(f"); to draw again: python -m dying '{out}'\n")
+    assert "Accuracy: " in output
+    assert not (out / "figures").exists()
+    status, output, error = command(main, *ARGUMENTS, "--out", out)
+    assert (status, error) == (0, "")
+    assert "finished before" in output
+    before = run_directory.load_run(out)
+    assert draw_in_a_process(out)
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("loss", "confusion") for kind in ("png", "svg")
+    }
+    assert run_directory.load_run(out).classes == before.classes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_process_too_small_for_v8_trains_all_the_same(tmp_path: Path) -> None:
+    """V8 aborts where it cannot reserve its address space."""
+    limited = ["bash", "-c", 'ulimit -v 8000000; exec "$@"', "", sys.executable]
+    line = ["-m", "common.linear.train", "--data", "rt", "--train-size", "64", "--test-size", "16"]
+    done = subprocess.run(
+        [*limited, *line, "--out", str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+    assert done.stderr.startswith(f"warning: {tmp_path}: drawing failed")
+    assert (tmp_path / files.SUMS).exists()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("drawn")
+    train("torch", out)
+    return out
+
+
+@pytest.fixture
+def run(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return shutil.copytree(drawn, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", lambda config: config.pop("classes"), "`classes`"),
+        ("config.json", lambda config: config["classes"].pop(), "confusion: expected 1 x 1"),
+        ("metrics.json", lambda metrics: metrics["confusion"].pop(), "expected 2 x 2 numbers"),
+        ("metrics.json", lambda metrics: metrics["data"].pop("name"), "`name`"),
+    ],
+)
+def test_a_run_that_cannot_be_drawn_gets_one_clear_line_and_keeps_its_figures(
+    name: str,
+    change: Callable[[dict[str, Any]], object],
+    message: str,
+    run: Path,
+    command: Command,
+) -> None:
+    content = json.loads((run / name).read_text())
+    change(content)
+    (run / name).write_text(json.dumps(content))
+    figures = sorted((run / "figures").iterdir())
+    status, _, error = command(draw.main, run)
+    assert status == 2
+    assert re.fullmatch(f"error: {run}/.+{re.escape(message)}.*\n", error)
+    assert sorted((run / "figures").iterdir()) == figures
+    assert command(draw.main) == (2, "", "error: usage: python -m common.report RUN_DIR\n")

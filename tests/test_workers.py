@@ -26,8 +26,7 @@ import pytest
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
 from common.errors import LOST
-from common.report import figures
-from common.training import checkpoint, dropout, loop
+from common.training import checkpoint, dropout, loop, run_directory
 from common.training.options import TrainConfig
 from common.training.recipe import Recipe
 from common.training.world import ALONE, World, joined
@@ -101,7 +100,7 @@ def test_shares_come_to_the_whole_batch(name: str, shares: int, whole: Any, x64:
 def quiet(name: str, out: Path) -> None:
     """Say nothing, and draw nothing, which takes longer than to train."""
     endurance.quiet(name, out.parents[1] / "compiled")
-    figures.of_run = lambda *_: None
+    run_directory.draw = lambda folder: True
 
 
 def worker(name: str, out: Path, launched: dict[str, str], shares: int, devices: int) -> None:

@@ -12,7 +12,7 @@ import mmap
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -37,6 +37,8 @@ TOKENS = "tokens.int32"
 _SPLITS = ("", "train", "test")
 _BLOCK = 1 << 20  # tokens that are looked at together, where all of them are
 MAY_STAY = 2**26  # bytes of a mapped file that may stay in the memory of the process
+MOST_CLASSES = 10_000
+_LONGEST_NAMES = 2**19  # bytes of all class names as JSON: so that metrics.json can be read again
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class EncodedSplit:
         # same part of every stratum.
         share = np.empty(len(self))
         strata = self.strata()
-        for stratum in np.unique(strata):
-            members = order[strata[order] == stratum]
+        order = order[np.argsort(strata[order], kind="stable")]
+        for members in np.split(order, np.flatnonzero(np.diff(strata[order])) + 1):
             share[members] = np.arange(len(members)) / len(members)
         order = np.argsort(share, kind="stable")
         return (
@@ -355,6 +357,7 @@ def read(
                 texts.append(text)
             size += len(text)
             if size >= CHUNK:
+                _check_count(dataset, labels)
                 if number % of == part:
                     yield texts
                 texts, size, number = [], 0, number + 1
@@ -373,11 +376,24 @@ def read(
     return Raw(list(words), list(labels), list(categories), found, sizes)
 
 
+def _check_count(dataset: Dataset, labels: Collection[str]) -> None:
+    """Raise InputError for more labels than a classifier can have classes."""
+    if len(labels) > MOST_CLASSES:
+        raise InputError(f"{dataset.name}: more than {MOST_CLASSES:,} different labels")
+
+
 def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
     classes = list(dataset.classes) or _sorted(labels)
+    _check_count(dataset, classes)
+    known = set(classes)
     for label in labels:
-        if label not in classes:
+        if label not in known:
             raise InputError(f"{dataset.name}: label {label!r} is none of {', '.join(classes)}")
+    if len(json.dumps(classes)) > _LONGEST_NAMES:
+        raise InputError(
+            f"{dataset.name}: the names of the {len(classes):,} classes are too long together: "
+            f"more than {_LONGEST_NAMES:,} bytes"
+        )
     if len(labels) == 1:
         raise InputError(f"{dataset.name}: only one class, {labels[0]!r}; two at least are needed")
     return classes

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from common.metrics import MOST_DRAWN
 from common.report import figures, schema, tables
 from common.report.figures import Figure
 from common.report.schema import Check, Data, Questions, Results, Run, Speed, Tuning
@@ -41,7 +42,7 @@ def sections(results: Results) -> Sections:
         if stepwise := [run for run in results.runs if run.losses]:
             found["Loss"] = _loss(stepwise)
         matrices = [figures.confusion_of_run(run, data.classes) for run in results.runs]
-        found["Confusion"] = [("grid", matrices)]
+        found["Confusion"] = [("grid", matrices), *_classes(results.runs, data.classes)]
         if calibrated := [run for run in results.runs if run.reliability]:
             found["Calibration"] = _calibration(calibrated)
     if results.speed:
@@ -88,6 +89,14 @@ def _loss(runs: Sequence[Run]) -> Iterator[Block]:
         "Hover for a point, drag to move, Ctrl and wheel (or pinch) to zoom, double-click to see "
         "all again.",
     )
+
+
+def _classes(runs: Sequence[Run], classes: Sequence[str]) -> Iterator[Block]:
+    """Of many classes, what the figures do not show."""
+    if len(classes) > MOST_DRAWN:
+        yield "heading", (table := tables.classes(runs, classes)).title
+        yield "table", table
+        yield "note", f"The scores of all {len(classes):,} classes are in results.json."
 
 
 def _calibration(runs: Sequence[Run]) -> Iterator[Block]:

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import vl_convert
 
+from common.metrics import MOST_DRAWN
 from common.report.schema import (
     FEWEST_SEEDS,
     Gates,
@@ -100,8 +101,9 @@ HOMEWORK_NAMES = {
 def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], preset: str) -> None:
     """Draw loss.png, if there are losses, and confusion.png of a run, from what metrics.json holds.
 
-    With the preset `homework` they are titled and normalised as the homework's are
-    (docs/homework.md).
+    Of more than MOST_DRAWN classes, confusion.png has the most frequent mistakes, and classes.png
+    the recall of the largest classes. With the preset `homework` the figures are titled and
+    normalised as the homework's are (docs/homework.md).
     """
     model, homework = results["model"], preset == "homework"
     title = f"{results['framework']} {model} on {results['data']['name']}"
@@ -115,9 +117,14 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
         curve = (epochs.tolist(), means.tolist())
         loss_curves({model: curve}, title_of_loss).save(folder / "loss.png")
     correct = "" if homework else f"{title}: {results['accuracy']:.2%} correct"
-    matrix = confusion(
-        "confusion", correct, results["confusion"], classes, "predicted" if homework else "true"
-    )
+    if len(classes) > MOST_DRAWN:
+        run = msgspec.convert(results, Run)
+        matrix = mistakes("confusion", correct, run, classes)
+        largest("classes", correct, run, classes).save(folder / "classes.png")
+    else:
+        matrix = confusion(
+            "confusion", correct, results["confusion"], classes, "predicted" if homework else "true"
+        )
     matrix.save(folder / "confusion.png")
 
 
@@ -275,15 +282,60 @@ def reliability(runs: Sequence[Run]) -> Figure:
 
 
 def confusion_of_run(run: Run, classes: Sequence[str]) -> Figure:
-    """The confusion matrix of a run; its title names the most frequent mistake."""
-    matrix = np.array(run.confusion)
+    """The confusion matrix of a run; of more than MOST_DRAWN classes, the most frequent mistakes.
+
+    The title names the most frequent mistake.
+    """
+    name = f"confusion-{run.framework}-{run.model}"
     title = f"{run.name}: {run.accuracy:.2%} correct"
-    wrong = matrix * ~np.eye(len(matrix), dtype=bool)
-    if wrong.any():
-        true, predicted = divmod(int(wrong.argmax()), len(classes))
-        title += f"; {wrong[true, predicted]:,} of {matrix[true].sum():,} {classes[true]} "
+    if run.most_mistaken:
+        true, predicted, count = run.most_mistaken[0]
+        title += f"; {count:,} of {run.recalls[true][0]:,} {classes[true]} "
         title += f"taken for {classes[predicted]}"
-    return confusion(f"confusion-{run.framework}-{run.model}", title, run.confusion, classes)
+    if len(classes) > MOST_DRAWN:
+        return mistakes(name, title, run, classes)
+    return confusion(name, title, run.confusion, classes)
+
+
+def mistakes(name: str, title: str, run: Run, classes: Sequence[str]) -> Figure:
+    """The most frequent mistakes of a run, at most MOST_DRAWN."""
+    recalls = run.recalls
+    rows = [
+        {
+            "name": f"{classes[true]} → {classes[predicted]}",
+            "true": classes[true],
+            "predicted": classes[predicted],
+            "value": count,
+            "label": f"{count:,} of {recalls[true][0]:,}",
+        }
+        for true, predicted, count in run.most_mistaken[:MOST_DRAWN]
+    ]
+    what = f"the {len(rows)} most frequent mistakes among {len(classes):,} classes"
+    x = alt.X("value:Q", title=["reviews (true class → predicted class)", what])
+    x = x.axis(tickMinStep=1, format=",")
+    return Figure(name, title, _bars(rows, x, ["true:N", "predicted:N", "label:N"]), wide=True)
+
+
+def largest(name: str, title: str, run: Run, classes: Sequence[str]) -> Figure:
+    """The recall of the classes with the most test reviews, at most MOST_DRAWN."""
+    recalls = run.recalls
+    rows = [
+        {"name": classes[at], "value": recall, "label": f"{recall:.0%} of {count:,}"}
+        for at in run.by_size[:MOST_DRAWN]
+        for count, recall in [recalls[at]]
+    ]
+    what = f"recall of the {len(rows)} largest of {len(classes):,} classes"
+    x = alt.X("value:Q", title=what).scale(domain=[0, 1]).axis(format="~%")
+    return Figure(name, title, _bars(rows, x, ["name:N", "label:N"]))
+
+
+def _bars(rows: Sequence[Mapping[str, Any]], x: alt.X, tooltip: Sequence[str]) -> Chart:
+    """A bar for each row, in their order: a "name", a "value" and the "label" at its end."""
+    y = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=360))
+    base = alt.Chart(alt.Data(values=rows), height=18 * max(len(rows), 1))
+    base = base.encode(x=x, y=y, tooltip=tooltip)
+    label = base.mark_text(align="left", dx=4).encode(text="label:N")
+    return base.mark_bar(color=COLOURS[0]) + label
 
 
 def confusion(

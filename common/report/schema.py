@@ -6,19 +6,23 @@ A file is checked as it is read, so that nothing is drawn from one that was dama
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from common import files
 from common.errors import InputError
+from common.metrics import MOST_DRAWN
 
 T = TypeVar("T")
 Interval = tuple[float, float]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Index = Annotated[int, Meta(ge=0)]
 REFERENCE = "nn.GRU padded"  # what speeds are compared with
 BUILT_IN = "nn.GRU"  # the same of latencies, where there is no padding
 FEWEST_SEEDS = 5  # of fewer, no finding and no headline says that models or words differ
@@ -42,6 +46,15 @@ class Category(Accuracy):
     support: int
 
 
+class Score(Struct):
+    """How well a run does on one class."""
+
+    precision: Share
+    recall: Share
+    support: int | float
+    """A float in results of earlier versions where no answer was right."""
+
+
 class Bin(Struct):
     """Answers of about the same probability; their mean, and how many of them are right."""
 
@@ -56,12 +69,17 @@ class Run(Accuracy):
     framework: str
     model: str
     implementation: str
-    confusion: list[list[int]]
     train_seconds: float
     tokens_per_second: float
     peak_memory_bytes: float
     categories: dict[str, Category]
     cores: int
+    confusion: list[list[int]] = []
+    """Of more than metrics.MOST_DRAWN classes, only in results of earlier versions."""
+    mistakes: list[tuple[Index, Index, Index]] = []
+    """Where there is no confusion: see metrics.mistakes."""
+    classes: dict[str, Score] = {}
+    """Not in results of earlier versions."""
     losses: list[float] = []
     """None where a model is not trained step by step."""
     loss_epochs: list[Positive] = []
@@ -79,10 +97,46 @@ class Run(Accuracy):
         if len(self.losses) != len(self.loss_epochs):
             raise ValueError("losses and loss_epochs: not as many")
 
+    def problem(self, classes: Sequence[str]) -> str:
+        """What does not fit these classes; empty where everything does."""
+        count = len(classes)
+        if self.confusion or count <= MOST_DRAWN:
+            fits = [len(row) for row in self.confusion] == [count] * count
+            return "" if fits else f"confusion: expected {count} x {count} numbers"
+        if [*self.classes] != [*classes]:
+            return "classes: not those of the data"
+        exist = all(max(true, predicted) < count for true, predicted, _ in self.mistakes)
+        return "" if exist else f"mistakes: expected numbers of {count} classes"
+
     @property
     def name(self) -> str:
         """What it is called in figures and tables: torch gru."""
         return f"{self.framework} {self.model}"
+
+    @property
+    def most_mistaken(self) -> list[tuple[int, int, int]]:
+        """The most frequent mistakes: true class, predicted class, how many reviews."""
+        if not self.confusion:
+            return self.mistakes
+        matrix = np.array(self.confusion) * ~np.eye(len(self.confusion), dtype=bool)
+        pairs, counts = np.argwhere(matrix), matrix[matrix > 0]
+        most = np.argsort(-counts, kind="stable")[:MOST_DRAWN]
+        rows = np.column_stack([pairs, counts])[most].tolist()
+        return [(true, predicted, count) for true, predicted, count in rows]
+
+    @property
+    def recalls(self) -> list[tuple[int, float]]:
+        """Of each class how many reviews are of it, and the share of them that is answered so."""
+        if not self.confusion:
+            return [(int(each.support), each.recall) for each in self.classes.values()]
+        supports = [sum(row) for row in self.confusion]
+        return [(n, self.confusion[c][c] / max(n, 1)) for c, n in enumerate(supports)]
+
+    @property
+    def by_size(self) -> list[int]:
+        """The classes, the one with the most test reviews first."""
+        supports = [support for support, _ in self.recalls]
+        return sorted(range(len(supports)), key=lambda at: -supports[at])
 
     @property
     def miscalibration(self) -> str:
@@ -98,6 +152,31 @@ class Run(Accuracy):
     def peak_mib(self) -> float:
         """The peak memory in MiB."""
         return self.peak_memory_bytes / 2**20
+
+
+class Named(Struct):
+    """What a run's figures name of its data set."""
+
+    name: str
+
+
+class Metrics(Run, kw_only=True):
+    """What a run's figures show of metrics.json."""
+
+    data: Named
+
+
+class Preset(Struct):
+    """What they need of the options."""
+
+    preset: str
+
+
+class Config(Struct):
+    """What they need of config.json."""
+
+    classes: list[str]
+    options: Preset
 
 
 class Data(Struct):
@@ -462,11 +541,10 @@ class Results(Struct):
             raise ValueError("environment: has no command")
         if self.runs and not self.data:
             raise ValueError("Object missing required field `data`")
-        classes = len(self.data.classes) if self.data else 0
         for number, run in enumerate(self.runs):
             place = f"runs[{number}]"
-            if [len(row) for row in run.confusion] != [classes] * classes:
-                raise ValueError(f"{place}.confusion: expected {classes} x {classes} numbers")
+            if self.data and (problem := run.problem(self.data.classes)):
+                raise ValueError(f"{place}.{problem}")
             if run.categories.keys() != self.runs[0].categories.keys():
                 raise ValueError(f"{place}.categories: not those of runs[0]")
 

@@ -4,6 +4,7 @@ A description is a title, a format string for each column, and the structs of re
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from common.metrics import MOST_DRAWN
 from common.report.schema import (
     BUILT_IN,
     REFERENCE,
@@ -63,8 +65,8 @@ class Table:
     def markdown(self) -> list[str]:
         """The lines of report.md."""
         rule = ["---" if i < self.names else "--:" for i in range(len(self.header))]
-        lines = [self.header, rule, *self.rows]
-        return ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in lines]
+        header, *rows = ([*map(markdown_of, cells)] for cells in (self.header, *self.rows))
+        return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
 
 
 def stands_out(cell: str) -> bool:
@@ -75,6 +77,19 @@ def stands_out(cell: str) -> bool:
 def stripped(cell: str) -> str:
     """A cell without that mark."""
     return cell[2:-2] if stands_out(cell) else cell
+
+
+def markdown_of(text: str) -> str:
+    """The Markdown that shows a text as it is, in one line; what stands out is bold.
+
+    It keeps HTML, entities, code, emphasis, links, formulas and the ends of table cells from taking
+    effect wherever they are, and headings, lists and rules where the text begins a line.
+    """
+    line = " ".join(stripped(text).split())
+    # An underscore within a word has no effect.
+    line = re.sub(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
+    line = re.sub(r"^(\d*)([-+#.)])(?=[-+#]*(\s|$))", r"\1\\\2", line)
+    return f"**{line}**" if stands_out(text) else line
 
 
 def summary(runs: Sequence[Run]) -> Table:
@@ -113,6 +128,17 @@ def categories(runs: Sequence[Run]) -> Table:
     ]
     header = ["category", "reviews", *(run.name for run in runs)]
     return Table("Accuracy by category, with its 95 % interval", header, rows)
+
+
+def classes(runs: Sequence[Run], names: Sequence[str]) -> Table:
+    """The recall of the largest classes, a column for each run."""
+    recalls = [run.recalls for run in runs]
+    rows = [
+        [names[at], f"{recalls[0][at][0]:,}", *(f"{each[at][1]:.2%}" for each in recalls)]
+        for at in runs[0].by_size[:MOST_DRAWN]
+    ]
+    header = ["class", "reviews", *(run.name for run in runs)]
+    return Table(f"Recall of the {len(rows)} largest classes", header, rows)
 
 
 TIMED = {

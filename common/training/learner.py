@@ -1,12 +1,13 @@
 """What a twin gives to the one training loop, and what is asked of it outside of training."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, SupportsFloat
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from common import metrics
 from common.cells import Cell
 from common.data.batches import Batch, Batches
 from common.errors import NotFiniteError
@@ -141,15 +142,18 @@ def as_tested(learner: Learner, training: TrainConfig) -> Iterator[None]:
 
 
 def predict(
-    learner: Learner, batches: Batches
+    learner: Learner,
+    batches: Batches,
+    reduce: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda logits, labels: logits,
 ) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
     """The logits of all reviews and their labels, in the order of the split.
 
-    The workers take turns with the batches.
+    reduce: maps the logits and labels of each batch to rows that are returned in place of the
+    logits, so that these are never all in memory. The workers take turns with the batches.
     """
     world = learner.world
     turns = map(batches.batch, batches.plan(0)[world.rank :: world.size])
-    mine = [(batch.reviews, learner.logits(batch)) for batch in turns]
+    mine = [(each.reviews, reduce(learner.logits(each), each.labels)) for each in turns]
     found = [each for theirs in world.everyones(mine) for each in theirs]
     reviews, logits = map(np.concatenate, zip(*found, strict=True))
     order = np.argsort(reviews)[-len(batches.split) :]  # rows that are no review come first
@@ -158,10 +162,8 @@ def predict(
 
 def validate(learner: Learner, batches: Batches) -> tuple[float, float]:
     """The mean cross-entropy and the accuracy on a split."""
-    from scipy.special import log_softmax  # slow to import
-
-    logits, labels = predict(learner, batches)
-    losses = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
+    answers, labels = predict(learner, batches, metrics.answers)
+    predicted, _, losses = answers.T
     if not np.isfinite(losses).all():
         raise NotFiniteError("the loss on the validation reviews is not finite")
-    return float(losses.mean()), float((logits.argmax(axis=1) == labels).mean())
+    return float(losses.mean()), float((predicted == labels).mean())

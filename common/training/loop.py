@@ -371,12 +371,18 @@ class Trainer:
     def results(self) -> dict[str, Any]:
         """What the test and the training came to."""
         data, state, lines, test = self.data, self.state, self.lines, self.data.test.split
-        logits, labels = predict(self.learner, data.test)
+        groups = test.categories, data.categories
+        if len(test) * len(data.classes) <= metrics.MOST_SCORES:
+            logits, labels = predict(self.learner, data.test)
+            evaluated = metrics.evaluate(logits, labels, data.classes, *groups)
+        else:
+            answers, labels = predict(self.learner, data.test, metrics.answers)
+            evaluated = metrics.evaluate_answers(answers, labels, data.classes, *groups)
         return {
             "framework": self.about.framework,
             "model": self.options.model,
             "implementation": self.learner.implementation,
-            **metrics.evaluate(logits, labels, data.classes, test.categories, data.categories),
+            **evaluated,
             "losses": [line.loss for line in lines],
             "loss_epochs": [line.epoch - 1 + line.iteration / len(data.train) for line in lines],
             "epochs": state.epoch,

@@ -6,7 +6,7 @@ vectors.safetensors    vectors [V, D]: the word vectors; with --ngrams, codes.N 
 model.safetensors      the canonical parameters: the best ones, or the last
 metrics.json           the results on the test split
 SHA256SUMS             the checksums of these five, written last: with it, the run is finished
-figures/               loss curve and confusion matrix
+figures/               loss curve and confusion matrix, drawn after that from the two JSON files
 log.jsonl              a line for each log line, with the loss of every step
 .lock                  locked while a process trains here; holds that process's number
 checkpoints/STEP/      what training goes on from after so many steps (checkpoint.py)
@@ -24,6 +24,10 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import shlex
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -37,12 +41,14 @@ from jaxtyping import Float
 
 from common import files, params
 from common.data.ngrams import Ratios
-from common.errors import InputError
+from common.errors import InputError, complain
 from common.files import SUMS
 from common.params import ModelConfig
 from common.training.learner import Arrays
 from common.training.options import MODELS, DataConfig, TrainConfig, option
 
+ROOT = Path(__file__).parents[2]
+DRAW = ("common.report",)  # python -m common.report RUN_DIR draws its figures
 CONFIG, METRICS, VOCABULARY = "config.json", "metrics.json", "vocabulary.txt"
 VECTORS, MODEL = "vectors.safetensors", "model.safetensors"
 RUN_FILES = (CONFIG, VOCABULARY, VECTORS, MODEL, METRICS)
@@ -145,16 +151,11 @@ def write(
     metrics: dict[str, Any],
     tensors: Mapping[str, Arrays],
 ) -> None:
-    """Write the files of a finished run, tensors by the name of the file, and their checksums last;
-    of one that was tested, its figures before that, and say how good it is.
+    """Write the files of a finished run, tensors by the name of the file, and their checksums last.
+    Of a run that was tested, print how good it is and draw its figures.
 
-    about: a dataclass with options and classes. Raises InputError where that fails.
+    about: a dataclass with options and classes. Raises InputError where a file cannot be written.
     """
-    if metrics:
-        from common.report import figures  # Altair takes a second and a half to import
-
-        with files.writing(folder / "figures"):
-            figures.of_run(folder / "figures", metrics, about.classes, about.options.preset)
     contents = {
         CONFIG: files.to_json(dataclasses.asdict(about)),
         VOCABULARY: "".join(f"{word}\n" for word in words).encode(),
@@ -162,6 +163,8 @@ def write(
         METRICS: files.to_json(metrics),
     }
     contents[SUMS] = files.checksums(contents)
+    with files.writing(folder / "figures"):
+        files.remove(folder / "figures")  # of another run, should this one's not be drawn
     for name, content in contents.items():
         with files.writing(folder / name):
             files.replace(folder / name, content)
@@ -169,6 +172,39 @@ def write(
         low, high = metrics["accuracy_interval"]
         print(f"Accuracy: {metrics['accuracy']:.2%}")
         print(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {folder}", flush=True)
+        draw(folder)
+
+
+def draw(folder: Path, program: tuple[str, ...] = DRAW) -> bool:
+    """Draw the figures of a finished run in a child process; whether that was done.
+
+    The figures are drawn by V8, which aborts the process where it gets too little address space.
+    That, and any other failure, costs the figures alone: it is printed as one warning.
+
+    program: a module and its first arguments, which is given the folder.
+    """
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    try:
+        subprocess.run(
+            [sys.executable, "-X", "die_with_parent", "-m", *program, str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            check=True,
+        )
+        return True
+    except subprocess.CalledProcessError as error:
+        if error.returncode < 0:  # V8 writes pages before it aborts
+            problem = f"the process ended: {signal.strsignal(-error.returncode)}"
+        else:
+            lines: list[str] = error.stderr.decode(errors="replace").splitlines()
+            problem = lines[-1] if lines else f"exit status {error.returncode}"
+    except OSError as error:  # the system cannot start another process
+        problem = str(error)
+    again = shlex.join(["python", "-m", *program, str(folder)])
+    complain(f"warning: {folder}: drawing failed ({problem}); to draw again: {again}")
+    return False
 
 
 def finished(

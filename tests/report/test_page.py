@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 import compare
 from common.report import content, figures, html, markdown
@@ -76,6 +77,51 @@ def test_a_bar_in_a_name_ends_no_cell_of_report_md(changed: dict[str, Any], tmp_
     lines = markdown.write(tmp_path, found, content.sections(found)).read_text().split("\n")
     row = next(line for line in lines if "b |" in line)
     assert row.startswith(r"| a\|b | 250 |")
+
+
+HOSTILE = "<img src=x onerror=alert(1)> a|b `c` &lt; *d* [e](f) \\"
+
+
+def hostile(value: Any, key: str = "") -> Any:
+    """Results in which every text that is free has something in it that Markdown or HTML reads."""
+    if isinstance(value, dict):
+        free = key in ("categories", "environment")
+        return {
+            f"{name}{HOSTILE}" if free and name != "command" else name: hostile(each, name)
+            for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return [hostile(each, key) for each in value]
+    if not isinstance(value, str) or key in ("state", "check"):
+        return value
+    return f"# {value}{HOSTILE}\n\n# <b>\n"
+
+
+def test_no_text_from_data_has_an_effect_in_report_md(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    found = read(hostile(changed))
+    sections = content.sections(found)
+    report = markdown.write(tmp_path, found, sections).read_text()
+    assert report.count("onerror") > 100
+    tokens = MarkdownIt("commonmark").enable("table").parse(report)
+    kinds = {each.type for token in tokens for each in (token, *(token.children or ()))}
+    assert not any(kind.startswith(("html", "link", "code_inline", "em_")) for kind in kinds)
+    headings = [kind for blocks in sections.values() for kind, _ in blocks if kind == "heading"]
+    count = sum(token.type == "heading_open" for token in tokens)
+    assert count == 1 + len(headings) + sum(
+        any(kind not in ("hint", "explorer") for kind, _ in blocks) for blocks in sections.values()
+    )
+    tables = [
+        table for blocks in sections.values() for kind, table in blocks if "rows" in dir(table)
+    ]
+    widths = [len(table.header) + 1 for table in tables for _ in range(len(table.rows) + 2)]
+    rows = [line for line in report.split("\n") if line.startswith("|")]
+    assert [re.sub(r"\\.", "", row).count("|") for row in rows] == widths
+    figure = content.shown(sections)[0].title
+    assert " ".join(figure.split()) in "".join(
+        each.content for token in tokens for each in (token.children or ())
+    )
 
 
 def test_what_is_missing_is_left_out(changed: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Draw the figures of a finished run again.
+
+python -m common.report RUN_DIR
+"""
+
+import sys
+from pathlib import Path
+
+from common import files
+from common.errors import InputError, exit_on_input_error
+from common.report import figures
+from common.report.schema import Config, Metrics, convert
+
+
+@exit_on_input_error()
+def main() -> None:
+    """The command line."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise InputError("usage: python -m common.report RUN_DIR")
+    draw(Path(sys.argv[1]))
+
+
+def draw(folder: Path) -> None:
+    """Replace the folder figures/ of a run directory, once all figures are drawn.
+
+    Raises InputError for a config.json or metrics.json that is missing or damaged, and where the
+    figures cannot be written.
+    """
+    config = convert(files.read_json(folder / "config.json"), Config, folder / "config.json")
+    results = files.read_json(folder / "metrics.json")
+    if problem := convert(results, Metrics, folder / "metrics.json").problem(config.classes):
+        raise InputError(f"{folder / 'metrics.json'}: {problem}")
+    target = folder / "figures"
+    with files.writing(target), files.aside(target) as new:
+        new.mkdir()
+        figures.of_run(new, results, config.classes, config.options.preset)
+        files.remove(target)
+
+
+if __name__ == "__main__":
+    main()
