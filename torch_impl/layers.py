@@ -7,7 +7,7 @@ inputs to its outputs and last states; `loop` does so with any cell's step.
 Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
 L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
 each pre-activation, S the size of a state in H. The weights of a direction are weight_ih,
-weight_hh, bias_ih, bias_hh.
+weight_hh, bias_ih, bias_hh, and those that the cell declares besides.
 """
 
 import math
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from common.arguments import OPTIONAL, check_bool, check_cell, check_mapping, check_range
-from common.cells import Cell
+from common.cells import Cell, Recurrence
 
 HALF = (torch.bfloat16, torch.float16)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -78,8 +78,7 @@ def unroll(
     a: Float[Tensor, "T B G*H"],
     mask: Bool[Tensor, "T B 1"],
     h: Float[Tensor, "B H"],
-    weight_hh: Float[Tensor, "G*H H"],
-    bias_hh: Float[Tensor, " G*H"],
+    hidden: Weights,
     restart: Restart | None = None,
     nudges: Float[Tensor, "T B H"] | None = None,
     *,
@@ -89,7 +88,8 @@ def unroll(
     """A cell's step, time step after time step: the last state, and all that is on the way to it.
 
     That is "states", after each step, and what the step returns by name. At padding the state
-    stays. nudges are added to the states as they are handed on.
+    stays. hidden are the parameters that the step takes after the state: weight_hh, bias_hh and the
+    cell's own. nudges are added to the states as they are handed on.
     """
     # As a whole: a[t] would have a gradient as large as a.
     inputs, live, pushes = a.unbind(), mask.unbind(), () if nudges is None else nudges.unbind()
@@ -98,7 +98,7 @@ def unroll(
     for t in reversed(range(len(inputs))) if reverse else range(len(inputs)):
         if restart is not None:
             h = torch.where(begin[t], restart[1], h)
-        after, between = step(inputs[t], h, weight_hh, bias_hh, reset_after=reset_after)
+        after, between = step(inputs[t], h, *hidden, reset_after=reset_after)
         h = torch.where(live[t], after, h)
         if nudges is not None:
             h = h + pushes[t]
@@ -165,11 +165,50 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
         reverse: bool,
         reset_after: bool,
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
-        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        weight_ih, weight_hh, bias_ih, *hidden = weights
         a = gather(project(x, weight_ih, bias_ih), tokens, mask)
         how = {"reverse": reverse, "reset_after": reset_after}
-        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, restart, None, **how)
+        h, found = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **how)
         return h, found["states"]
+
+    return partial(by_direction, direction)
+
+
+def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., Found]:
+    """`loop` for any number of time steps, with torch.export's scan operator, a prototype.
+
+    torch.export and torch.onnx.export record it as one operation. JAX has one for all uses:
+    jax.lax.scan.
+    """
+
+    def direction(
+        x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+        tokens: Int[Tensor, "T B"] | None,
+        mask: Bool[Tensor, "T B 1"],
+        weights: Weights,
+        h: Float[Tensor, "B H"],
+        restart: Restart | None,
+        *,
+        reverse: bool,
+        reset_after: bool,
+    ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
+        weight_ih, weight_hh, bias_ih, *hidden = weights
+        # What the operator reads must not alias its first state.
+        begin, h_reset = (torch.zeros_like(mask), h) if restart is None else restart
+
+        def one(h: Tensor, a: Tensor, live: Tensor, begin: Tensor, *read: Any) -> Any:
+            h_reset, *hidden = read[:-1]
+            h = torch.where(begin, h_reset, h)
+            after, _ = step(a, h, *hidden, reset_after=reset_after)
+            h = torch.where(live, after, h)
+            return h, h.clone()  # not the same tensor twice
+
+        along = [gather(project(x, weight_ih, bias_ih), tokens, mask), mask, begin]
+        along = [each.flip(0) for each in along] if reverse else along
+        # AOTInductor asks for the size of the batch, which is that of the states.
+        read = (h_reset.clone(), weight_hh, *hidden, h.shape[0])
+        h, states = torch.ops.higher_order.scan(one, [h], along, read)
+        return h, states.flip(0) if reverse else states
 
     return partial(by_direction, direction)
 
@@ -219,6 +258,8 @@ def run(
         parameters, (x, h0, h_reset) = in_dtype(high, cell, parameters, x, h0, h_reset, only=HALF)
     kind = "bfloat16" if bfloat16 else x.dtype
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
+    if implementation == "auto" and exporting_to_onnx():
+        recurrence = Recurrence(scanned(cell.step))  # ONNX knows no operator of this project
     if bfloat16 and x.dtype != torch.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
@@ -228,7 +269,7 @@ def run(
     if tokens is not None and (not it_checks or tokens.dtype != torch.int32):
         tokens = in_range("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
     if h0 is None:
-        h0 = x.new_zeros(layers * R, lengths.shape[0], cell.states * size)
+        h0 = x.new_zeros(layers * R, lengths.shape[0], cell.spec.states * size)
     if resets is not None and h_reset is None:
         h_reset = h0
     how = {"reset_after": reset_after} | ({"bfloat16": True} if bfloat16 else {})
@@ -353,6 +394,11 @@ def plain(*arrays: Tensor | None) -> bool:
 
 transformed = torch._C._are_functorch_transforms_active
 """Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
+
+
+def exporting_to_onnx() -> bool:
+    """Whether torch.onnx.export traces, and not torch.export by itself."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def forward_mode() -> bool:
