@@ -6,20 +6,19 @@ python -m torch_impl.export RUN_DIR --to onnx --out model.onnx
 
 import io
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.cells import Recurrence
 from common.inference import export
 from common.inference.export import Call
 from common.training.run_directory import Run
 from torch_impl import learner
 from torch_impl.classifier import CELLS, head, pool
-from torch_impl.layers import canonical, run, scanned, within
+from torch_impl.layers import canonical, run, within
+from torch_impl.scanned import with_scan
 
 
 def read_ratios(
@@ -50,8 +49,8 @@ class Exported(nn.Module):
 
     def __init__(self, trained: Run) -> None:
         super().__init__()
-        self.config, cell = trained.model, CELLS[trained.model.cell]
-        self.cell = replace(cell, recurrences={"scan": Recurrence(scanned(cell.step))})
+        self.config = trained.model
+        self.cell = with_scan(CELLS[trained.model.cell])
         values = trained.arrays()
         self.names = tuple(values)
         for name, value in values.items():

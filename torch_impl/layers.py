@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from common.arguments import OPTIONAL, check_bool, check_cell, check_mapping, check_range
-from common.cells import Cell, Recurrence
+from common.cells import Cell
 
 HALF = (torch.bfloat16, torch.float16)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -174,45 +174,6 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
     return partial(by_direction, direction)
 
 
-def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., Found]:
-    """`loop` for any number of time steps, with torch.export's scan operator, a prototype.
-
-    torch.export and torch.onnx.export record it as one operation. JAX has one for all uses:
-    jax.lax.scan.
-    """
-
-    def direction(
-        x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
-        tokens: Int[Tensor, "T B"] | None,
-        mask: Bool[Tensor, "T B 1"],
-        weights: Weights,
-        h: Float[Tensor, "B H"],
-        restart: Restart | None,
-        *,
-        reverse: bool,
-        reset_after: bool,
-    ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
-        weight_ih, weight_hh, bias_ih, *hidden = weights
-        # What the operator reads must not alias its first state.
-        begin, h_reset = (torch.zeros_like(mask), h) if restart is None else restart
-
-        def one(h: Tensor, a: Tensor, live: Tensor, begin: Tensor, *read: Any) -> Any:
-            h_reset, *hidden = read[:-1]
-            h = torch.where(begin, h_reset, h)
-            after, _ = step(a, h, *hidden, reset_after=reset_after)
-            h = torch.where(live, after, h)
-            return h, h.clone()  # not the same tensor twice
-
-        along = [gather(project(x, weight_ih, bias_ih), tokens, mask), mask, begin]
-        along = [each.flip(0) for each in along] if reverse else along
-        # AOTInductor asks for the size of the batch, which is that of the states.
-        read = (h_reset.clone(), weight_hh, *hidden, h.shape[0])
-        h, states = torch.ops.higher_order.scan(one, [h], along, read)
-        return h, states.flip(0) if reverse else states
-
-    return partial(by_direction, direction)
-
-
 def run(
     cell: Cell,
     parameters: Mapping[str, Tensor],
@@ -258,8 +219,6 @@ def run(
         parameters, (x, h0, h_reset) = in_dtype(high, cell, parameters, x, h0, h_reset, only=HALF)
     kind = "bfloat16" if bfloat16 else x.dtype
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
-    if implementation == "auto" and exporting_to_onnx():
-        recurrence = Recurrence(scanned(cell.step))  # ONNX knows no operator of this project
     if bfloat16 and x.dtype != torch.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
@@ -394,11 +353,6 @@ def plain(*arrays: Tensor | None) -> bool:
 
 transformed = torch._C._are_functorch_transforms_active
 """Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
-
-
-def exporting_to_onnx() -> bool:
-    """Whether torch.onnx.export traces, and not torch.export by itself."""
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def forward_mode() -> bool:

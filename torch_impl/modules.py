@@ -26,6 +26,7 @@ from common.params import DIRECTIONS, GRU_PARAMETERS, cell_shapes
 from torch_impl.gru import CELL, hoist, hoisted_step
 from torch_impl.inference import at_once
 from torch_impl.layers import as_array, canonical, run
+from torch_impl.scanned import exportable
 
 
 class GRU(nn.RNNBase):
@@ -245,7 +246,15 @@ class GRU(nn.RNNBase):
         if lengths is None:
             lengths = torch.full(x.shape[1:2], x.shape[0], device=x.device)
         how: dict[str, Any] = {"implementation": self.implementation}
-        return run(CELL, self.canonical(), x, lengths, *others, reset_after=self.reset_after, **how)
+        return run(
+            exportable(CELL),
+            self.canonical(),
+            x,
+            lengths,
+            *others,
+            reset_after=self.reset_after,
+            **how,
+        )
 
     def extra_repr(self) -> str:
         """As nn.GRU, and what is not the default."""
@@ -372,7 +381,7 @@ class Recurrent(nn.Module):
             x, resets = x.transpose(0, 1), resets if resets is None else resets.transpose(0, 1)
         lengths = [len(x)] * x.shape[1] if lengths is None else lengths
         outputs, h_n = run(
-            self.cell,
+            exportable(self.cell),
             self.canonical(),
             x,
             integers("lengths", lengths).to(x.device),
