@@ -68,7 +68,7 @@ class CellSpec:
     def initial(self, name: str) -> float | None:
         """The initial value of a parameter, given its canonical name; None: it is drawn."""
         declared = self.parameters.get(name.rpartition(".")[2])
-        return declared and declared.initial
+        return None if declared is None else declared.initial
 
 
 CELLS = {

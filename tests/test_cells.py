@@ -16,6 +16,7 @@ import torch_impl
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("common", "torch_impl", "jax_impl", "comparison")
+LABELS = {"good": "pos", "fine": "pos", "bad": "neg", "dull": "neg"}
 # Trains, explains and exports with both frameworks, and compares every tensor with the oracle.
 PROGRAM = """
 import contextlib, io, sys
@@ -50,7 +51,7 @@ for name, (learner, exported) in own.items():
     assert run.parameters["mgu.1.backward.weight_hh"].shape == (2 * 3, 3)
     gain = run.parameters["mgu.0.forward.gain"]
     assert gain.shape == (3,) and np.any(gain != 1) and np.allclose(gain, 1, atol=0.1)
-    assert "pos" in call(lambda: prediction.main(learner), name, "a good film") + "pos"
+    assert "a good film" in call(lambda: prediction.main(learner), name, "a good film")
     told = call(lambda: explanation.main(learner), name, "a good film", "--by", "f")
     assert "tinted by f" in told
     kind = {"torch": "torch", "jax": "stablehlo"}[name]
@@ -95,7 +96,7 @@ def test_a_cell_that_is_added_as_the_page_says(tmp_path: Path) -> None:
     for name, block in steps:
         with (tmp_path / name).open("a") as file:
             file.write(f"\n\n{block}")
-    rows = ["a good film,pos", "fine good work,pos", "a bad film,neg", "dull bad work,neg"] * 4
+    rows = [f"a {word} film and {n},{label}" for n in "abcdef" for word, label in LABELS.items()]
     (tmp_path / "table.csv").write_text("\n".join(["text,label", *rows]))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", PROGRAM]
@@ -108,8 +109,8 @@ def test_a_cell_that_is_added_as_the_page_says(tmp_path: Path) -> None:
 class Tagger(torch.nn.Module):
     def __init__(self, reset_after: bool) -> None:
         super().__init__()
-        self.gru = torch_impl.GRU(5, 7, bidirectional=True, reset_after=reset_after)
-        self.head = torch.nn.Linear(14, 2)
+        self.gru = torch_impl.GRU(5, 7, reset_after=reset_after)
+        self.head = torch.nn.Linear(7, 2)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         outputs, h_n = self.gru(x, lengths=lengths)

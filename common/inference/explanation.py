@@ -48,8 +48,8 @@ class ExplainOptions:
     """The text to classify."""
     by: str = "z"
     """What the words are tinted by: z (mean update gate) or another gate of the cell, change (of
-    the state), gradient (x input, of the predicted class's logit) or leave_out (fall of that logit when
-    the word is left out)."""
+    the state), gradient (x input, of the predicted class's logit) or leave_out (fall of that logit
+    when the word is left out)."""
     json: Path | None = None
     """Write everything to this file, too."""
     checkpoint: Saved | None = None
