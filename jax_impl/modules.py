@@ -333,9 +333,9 @@ class Recurrent(nnx.Module):
         shapes = cell_shapes(cell.spec, input_size, hidden_size, num_layers, bidirectional)
         self.names = tuple(shapes)
         for name, shape in shapes.items():
-            value = cell.spec.initial(name)
-            uniform = initial(None, rngs.params(), shape, hidden_size, param_dtype)
-            value = uniform if value is None else jnp.full(shape, value, param_dtype)
+            value = initial(None, rngs.params(), shape, hidden_size, param_dtype)
+            if (declared := cell.spec.initial(name)) is not None:
+                value = jnp.full(shape, declared, param_dtype)
             setattr(self, name.replace(".", "_"), nnx.Param(value))  # no dots in attributes
 
     def canonical(self) -> dict[str, Array]:
@@ -360,7 +360,7 @@ class Recurrent(nnx.Module):
             self.cell,
             self.canonical(),
             x,
-            np.full(x.shape[1], len(x)) if lengths is None else lengths,
+            jnp.full(x.shape[1], len(x)) if lengths is None else lengths,
             h0,
             resets=resets,
             h_reset=h_reset,
