@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from comparison.processes import Place
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim", "scikit-learn")
-# The plain RNN is for the questions alone.
-TWINS = {name: tuple(m for m in models if m != "rnn") for name, models in MODELS.items()}
+# Other cells are for the questions alone.
+TWINS = {name: tuple(m for m in models if m.endswith("gru")) for name, models in MODELS.items()}
 DRAW = ("compare", "report")  # python -m compare report DIR
 COMPARED = {**TWINS, linear.FRAMEWORK: (linear.NAME,)}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cells import Cell, dtype_name
-from common.params import BLOCKS, POOLING, cell_of, gru_shapes, structure
+from common.params import POOLING, cell_of, cell_shapes, gru_shapes, structure
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 OPTIONAL = ("h0", "tokens", "resets", "h_reset")
@@ -39,10 +39,10 @@ def check_cell(
     dtype; either names the argument, what is expected and what was found.
     """
     names = tuple(parameters)
-    name, blocks = f"{cell.name}.0.forward.weight_hh", BLOCKS[cell.name]
+    name, blocks = f"{cell.name}.0.forward.weight_hh", cell.spec.blocks
     if name not in parameters:
         raise ValueError(f"parameters: expected {name}, found {names or 'none'}")
-    layers, directions = structure(names)
+    layers, directions = structure(names, cell.name)
     first = parameters[name]
     check_shape(name, first, f"{blocks}H", "H")
     H = max(first.shape[1], 1)
@@ -61,7 +61,7 @@ def check_cell(
     check_shape("lengths", lengths, B)
     check_dtype("lengths", lengths, INTEGERS)
     dtype = x.dtype
-    for name, shape in gru_shapes(D, H, layers, len(directions) == 2, cell.name).items():
+    for name, shape in cell_shapes(cell.spec, D, H, layers, len(directions) == 2).items():
         array = parameters.get(name)
         if array is None:
             raise ValueError(f"parameters: expected {name}, found none")
@@ -71,7 +71,7 @@ def check_cell(
             check_same_dtype(name, array, "x", x)
     for name, state in (("h0", h0), ("h_reset", h_reset)):
         if state is not None:
-            check_shape(name, state, layers * len(directions), B, cell.states * H)
+            check_shape(name, state, layers * len(directions), B, cell.spec.states * H)
             check_same_dtype(name, state, "x", x)
     if resets is not None:
         check_shape("resets", resets, T, B)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InputError
-from common.params import GRU_PARAMETERS
+from common.params import CellSpec
 
 DEVICES = ("cuda", "cpu")
 
@@ -43,21 +43,31 @@ class Recurrence:
 class Cell:
     """A cell (the GRU, the tanh RNN) in one framework.
 
-    step(a, h, weight_hh, bias_hh, *, reset_after), with the inputs' share of the pre-activations a
-    [B, G*H] and the state h [B, S*H], returns the next state and, by name, what is between the two.
-    The first H of a state are the output.
+    step(a, h, weight_hh, bias_hh, *own, reset_after=...), with the inputs' share of the
+    pre-activations a [B, G*H], the state h [B, S*H] and the parameters that the cell declares
+    beyond GRU_PARAMETERS, returns the next state and, by name, what is between the two. The first H
+    of a state are the output.
     """
 
-    name: str
+    spec: CellSpec
+    """What the cell is in both frameworks."""
     step: Callable[..., tuple[Any, dict[str, Any]]]
     recurrences: Mapping[str, Recurrence]
-    """By name; of those that are available, the last is the default."""
-    states: int = 1
-    """S, how many times H a state has (an LSTM's: 2)."""
+    """By name; the first is the simplest; of those that are available, the last is the default."""
+
+    @property
+    def name(self) -> str:
+        """The cell's name."""
+        return self.spec.name
+
+    @property
+    def traceable(self) -> str:
+        """The name of the fastest recurrence that consists of the framework's own operations."""
+        return "scan" if "scan" in self.recurrences else next(iter(self.recurrences))
 
     def weights(self, parameters: Mapping[str, Any], layer: int, direction: str) -> list[Any]:
         """Of the canonical parameters, those of one direction of a layer."""
-        return [parameters[f"{self.name}.{layer}.{direction}.{name}"] for name in GRU_PARAMETERS]
+        return [parameters[f"{self.name}.{layer}.{direction}.{name}"] for name in self.spec.names]
 
     def implementations(
         self, device: str | None = "cpu", dtype: Any = "float32", size: int | None = None

@@ -18,7 +18,7 @@ form of n is the one of version 1 of that paper, of cuDNN and of nn.GRU):
 The tanh RNN: h <- tanh(x W' + b + h U' + c).
 
 Parameters are a flat dict of arrays, gates in the order z, r, n; the RNN's begin with rnn and have
-H rows in place of 3H:
+H rows in place of 3H; a step takes the parameters that its cell declares besides after c:
 
     gru.{layer}.{forward|backward}.weight_ih [3H, D]  weight_hh [3H, H]  bias_ih [3H]  bias_hh [3H]
     head.weight [C, H * directions]                   head.bias [C]
@@ -31,7 +31,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import DTypeLike
 
-from common.params import GRU_PARAMETERS, cell_of, structure
+from common import params
+from common.params import cell_of, structure
 
 Between = dict[str, Float[np.ndarray, "B H"]]
 
@@ -114,7 +115,12 @@ CELLS: dict[str, tuple[Callable[..., tuple[np.ndarray, Between]], Callable[..., 
     "gru": (gru_step, gru_step_backward, "hzrn"),
     "rnn": (rnn_step, rnn_step_backward, "hn"),
 }
-"""A cell's step, its derivative, and the names of what is computed between."""
+"""A cell's step, its derivative, and the names of what is computed between.
+
+They are called as step(a, h, U, c, *own, reset_after=...) and step_backward(d_new, between, U, c,
+*own, reset_after=...). own are the parameters that the cell declares beyond GRU_PARAMETERS; the
+derivative returns d_a, d_h, d_U, d_c, *d_own.
+"""
 
 
 @dataclass(frozen=True)
@@ -226,13 +232,14 @@ def _forward_direction(
     reset_after: bool,
 ) -> tuple[Direction, Float[np.ndarray, "T B H"], Float[np.ndarray, "B H"]]:
     """Run one direction of one layer from state h; also return its outputs and last state."""
-    W, U, b, c = (parameters[f"{name}.{part}"] for part in GRU_PARAMETERS)
-    step, _, names = CELLS[cell_of([name])]
+    cell = cell_of([name])
+    W, U, b, *hidden = (parameters[f"{name}.{part}"] for part in params.CELLS[cell].names)
+    step, _, names = CELLS[cell]
     outputs = np.zeros((len(x), *h.shape), h.dtype)
     between = {name: np.zeros_like(outputs) for name in names}
     for t in _steps(name, len(x)):
         h = np.where(_begins(name, resets, t), h_reset, h)
-        new, found = step(x[t] @ W.T + b, h, U, c, reset_after)
+        new, found = step(x[t] @ W.T + b, h, U, *hidden, reset_after=reset_after)
         for each in names:
             between[each][t] = found[each]
         h = np.where(live[t], new, h)
@@ -277,26 +284,30 @@ def _backward_direction(
 
     Returns the gradients with respect to x, h0 and h_reset.
     """
-    names = [f"{direction.name}.{part}" for part in GRU_PARAMETERS]
-    W, U, b, c = (run.parameters[name] for name in names)
-    _, step_backward, _ = CELLS[cell_of(names)]
+    cell = cell_of([direction.name])
+    names = [f"{direction.name}.{part}" for part in params.CELLS[cell].names]
+    W, U, b, *hidden = (run.parameters[name] for name in names)
+    _, step_backward, _ = CELLS[cell]
     d_x, d_h_reset = np.zeros_like(direction.x), np.zeros_like(d_h)
-    d_W, d_U, d_b, d_c = (np.zeros_like(each) for each in (W, U, b, c))
+    d_W, d_b = np.zeros_like(W), np.zeros_like(b)
+    d_U, *d_hidden = (np.zeros_like(each) for each in (U, *hidden))
     for t in reversed(_steps(direction.name, len(d_x))):
         # A padded row hands its gradient through.
         d_new = np.where(run.live[t], d_h + d_outputs[t], 0)
         between = {name: each[t] for name, each in direction.between.items()}
-        d_a, d_before, *d_hidden = step_backward(d_new, between, U, c, run.reset_after)
+        d_a, d_before, *at_step = step_backward(
+            d_new, between, U, *hidden, reset_after=run.reset_after
+        )
         d_x[t] = d_a @ W
         d_W += d_a.T @ direction.x[t]
         d_b += d_a.sum(axis=0)
-        d_U += d_hidden[0]
-        d_c += d_hidden[1]
+        d_U += at_step[0]
+        d_hidden = [total + each for total, each in zip(d_hidden, at_step[1:], strict=True)]
         d_h = np.where(run.live[t], d_before, d_h)
         begins = _begins(direction.name, run.resets, t)
         d_h_reset += np.where(begins, d_h, 0)
         d_h = np.where(begins, 0, d_h)
-    gradients.update(zip(names, (d_W, d_U, d_b, d_c), strict=True))
+    gradients.update(zip(names, (d_W, d_U, d_b, *d_hidden), strict=True))
     return d_x, d_h, d_h_reset
 
 

@@ -4,27 +4,78 @@
     head.weight [C, F]                        head.bias [C]
     vectors.weight [V, D]                     only where the word vectors are trained
 
-A plain tanh RNN has rnn.{layer}.… in place of gru.{layer}.…, with H rows in place of 3H.
+Another cell has its own name in place of gru and G * H rows in place of 3H, as its entry in CELLS
+declares: the plain tanh RNN has rnn.{layer}.…, with H rows. A cell may declare further parameters.
 
 The three gates of a GRU stand in the order z (update), r (reset), n (candidate). In layers after
 the first, D is H * directions; F is that for each way of pooling. In the first, D is the dimension
 of the word vectors, and E more where a model reads log-count ratios of n-grams beside them.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+
+from common.errors import InputError
 
 DIRECTIONS = ("forward", "backward")
 NO_LABEL = -1  # the label of a row that only fills up a batch; the loss leaves it out
 GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 NO_MASKS: Mapping[str, Any] = MappingProxyType({})  # where nothing is dropped
 POOLING = ("last", "max", "mean")
-BLOCKS = {"gru": 3, "rnn": 1}
-"""cell -> how many blocks of H rows its parameters have: one for each pre-activation."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a cell beyond GRU_PARAMETERS, such as the gain of a layer normalization."""
+
+    shape: Callable[[int, int], tuple[int, ...]]
+    """Its shape as a function of D and H."""
+    initial: float | None = None
+    """Its initial value; None: drawn as the others are, uniform in ±1/sqrt(H)."""
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """What both frameworks' implementations of a cell have in common."""
+
+    name: str
+    blocks: int
+    """G, the number of blocks of H rows in the weights: one for each pre-activation."""
+    states: int = 1
+    """S, the size of a state in units of H (an LSTM's: 2)."""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    """The cell's parameters beyond GRU_PARAMETERS, which `step` takes after bias_hh, in order."""
+    gates: tuple[str, ...] = ()
+    """The gates among the values that `step` returns by name: `explain` shows them."""
+    reset_gate: bool = False
+    """Whether `step` depends on reset_after."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parameters of one direction, in canonical order."""
+        return *GRU_PARAMETERS, *self.parameters
+
+    def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of these parameters for inputs of size D."""
+        rows = self.blocks * H
+        found = zip(GRU_PARAMETERS, ((rows, D), (rows, H), (rows,), (rows,)), strict=True)
+        return {**dict(found), **{name: each.shape(D, H) for name, each in self.parameters.items()}}
+
+    def initial(self, name: str) -> float | None:
+        """The initial value of a parameter, given its canonical name; None: it is drawn."""
+        declared = self.parameters.get(name.rpartition(".")[2])
+        return None if declared is None else declared.initial
+
+
+CELLS = {
+    "gru": CellSpec("gru", blocks=3, gates=("z", "r"), reset_gate=True),
+    "rnn": CellSpec("rnn", blocks=1),
+}
+"""The registry of cells: a cell NAME is implemented in torch_impl/NAME.py and jax_impl/NAME.py."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +104,15 @@ class ModelConfig:
     """Apply ReLU to what the head reads."""
     ngrams: int = 0
     """N: beside the vectors, the first layer reads the log-count ratios of 1- to N-grams."""
-    cell: Literal["gru", "rnn"] = "gru"
-    """What recurs: the GRU, or the plain tanh RNN that it is measured against."""
+    cell: str = "gru"
+    """The cell, a key of CELLS."""
     implementation: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the products of the recurrent layers multiply; everything else is float32."""
+
+    def __post_init__(self) -> None:
+        if self.cell not in CELLS:
+            raise InputError(f"cell {self.cell}: expected one of {', '.join(CELLS)}")
 
     @property
     def directions(self) -> int:
@@ -79,31 +134,35 @@ def ratio_columns(classes: int) -> int:
     return 1 if classes == 2 else classes
 
 
-def gru_shapes(
-    input_size: int, hidden_size: int, num_layers: int, bidirectional: bool, cell: str = "gru"
+def cell_shapes(
+    cell: CellSpec, input_size: int, hidden_size: int, num_layers: int, bidirectional: bool
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a GRU (or another cell), in canonical order."""
+    """Name and shape of every parameter of a cell's layers, in canonical order."""
     directions = DIRECTIONS if bidirectional else DIRECTIONS[:1]
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(num_layers):
         size = input_size if layer == 0 else hidden_size * len(directions)
         for direction in directions:
-            rows = BLOCKS[cell] * hidden_size
-            for name, shape in zip(
-                GRU_PARAMETERS, ((rows, size), (rows, hidden_size), (rows,), (rows,)), strict=True
-            ):
-                shapes[f"{cell}.{layer}.{direction}.{name}"] = shape
+            for name, shape in cell.shapes(size, hidden_size).items():
+                shapes[f"{cell.name}.{layer}.{direction}.{name}"] = shape
     return shapes
+
+
+def gru_shapes(
+    input_size: int, hidden_size: int, num_layers: int, bidirectional: bool
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a GRU, in canonical order."""
+    return cell_shapes(CELLS["gru"], input_size, hidden_size, num_layers, bidirectional)
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a classifier, in canonical order."""
-    found = gru_shapes(
+    found = cell_shapes(
+        CELLS[config.cell],
         config.input_size + config.ratios,
         config.hidden_size,
         config.num_layers,
         config.bidirectional,
-        config.cell,
     )
     found |= {"head.weight": (config.classes, config.features), "head.bias": (config.classes,)}
     if config.train_vectors:
@@ -122,15 +181,16 @@ def init_gru(
 def init(config: ModelConfig, seed: int, vectors: np.ndarray) -> dict[str, np.ndarray]:
     """Initial values of a classifier, float64: the very numbers that both frameworks start from.
 
-    GRU: uniform in ±1/sqrt(H). Head: uniform in ±1/sqrt(features), as torch.nn.Linear draws it.
-    Where the word vectors are trained, they start at `vectors` [V, D].
+    Recurrent layers: uniform in ±1/sqrt(H), or the value that the cell declares. Head: uniform in
+    ±1/sqrt(features), as torch.nn.Linear draws it. Where the word vectors are trained, they start
+    at `vectors` [V, D].
     """
     found = shapes(config)
     found.pop("vectors.weight", None)
     rng = np.random.default_rng(seed)
-    in_cell = {name: shape for name, shape in found.items() if name.startswith(config.cell)}
+    in_cell = {name: shape for name, shape in found.items() if not name.startswith("head.")}
     in_head = {name: shape for name, shape in found.items() if name.startswith("head.")}
-    values = _draw(in_cell, rng, config.hidden_size)
+    values = _draw(in_cell, rng, config.hidden_size, CELLS[config.cell].initial)
     values |= _draw(in_head, rng, config.features)
     if config.train_vectors:
         values["vectors.weight"] = vectors.astype(np.float64)
@@ -138,18 +198,26 @@ def init(config: ModelConfig, seed: int, vectors: np.ndarray) -> dict[str, np.nd
 
 
 def _draw(
-    shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, fan_in: int
+    shapes: dict[str, tuple[int, ...]],
+    rng: np.random.Generator,
+    fan_in: int,
+    initial: Callable[[str], float | None] = lambda name: None,
 ) -> dict[str, np.ndarray]:
-    bound = fan_in**-0.5
-    return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
+    bound, values = fan_in**-0.5, {}
+    for name, shape in shapes.items():
+        value = initial(name)
+        values[name] = rng.uniform(-bound, bound, shape) if value is None else np.full(shape, value)
+    return values
 
 
-def structure(names: Collection[str]) -> tuple[int, tuple[str, ...]]:
-    """Number of layers and the directions ("forward", or "forward", "backward") of a GRU or RNN.
+def structure(names: Collection[str], cell: str | None = None) -> tuple[int, tuple[str, ...]]:
+    """Number of layers and the directions ("forward", or "forward", "backward") of a cell.
 
-    Raises ValueError where no name is that of a parameter of one.
+    cell: by default, the registered one whose parameters have these names. Raises ValueError where
+    no name is that of a parameter of the cell.
     """
-    parts = [name.split(".") for name in names if name.partition(".")[0] in BLOCKS]
+    cell = cell or cell_of(names)
+    parts = [part for part in (name.split(".") for name in names) if part[0] == cell]
     parts = [part for part in parts if len(part) > 2]
     if not parts:
         raise ValueError(f"parameters: expected those of a GRU, found {', '.join(names) or 'none'}")
@@ -158,5 +226,5 @@ def structure(names: Collection[str]) -> tuple[int, tuple[str, ...]]:
 
 
 def cell_of(names: Iterable[str]) -> str:
-    """The cell, gru or rnn, that these are the names of parameters of."""
-    return next((cell for name in names if (cell := name.partition(".")[0]) in BLOCKS), "gru")
+    """The registered cell that these are the names of parameters of; without any, the GRU."""
+    return next((cell for name in names if (cell := name.partition(".")[0]) in CELLS), "gru")

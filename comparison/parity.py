@@ -36,6 +36,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
+from common import oracle
 from common.data import corpus
 from common.data.batches import Batches, Shape
 from common.params import ModelConfig, shapes
@@ -43,7 +44,7 @@ from common.report.schema import Check
 from comparison import jax_layers, torch_layers
 from comparison.implementations import BFLOAT16, EVERY, Case, Implementation, Result, equations
 from comparison.jax_layers import flax_cells, flax_simple_cell, jax_cell
-from comparison.torch_layers import one_thread, torch_autocast, torch_cell, torch_nn_gru
+from comparison.torch_layers import CELLS, one_thread, torch_autocast, torch_cell, torch_nn_gru
 
 BOUND_RESULT, BOUND_GRADIENT = 1e-12, 1e-11
 DRAWS, NEIGHBOURS = 8, 4
@@ -54,11 +55,12 @@ QUANTITIES = {
     "loss": ("loss", "logits"),
     "d x": ("d x",),
     "d h0": ("d h0", "d h_reset"),
-    "d params": ("d gru.", "d rnn.", "d head."),
+    "d params": (*(f"d {cell}." for cell in oracle.CELLS), "d head."),
 }
 
 NN_GRU = torch_nn_gru()
-LOOPS = {"gru": torch_cell("loop"), "rnn": torch_cell("auto", "rnn")}
+LOOPS = {name: torch_cell(next(iter(CELLS[name].recurrences)), name) for name in oracle.CELLS}
+OTHERS = [name for name in oracle.CELLS if name != "gru"]
 JAX_RNN, SIMPLE_CELL = jax_cell("auto", "rnn"), flax_simple_cell()
 NUMPY = Implementation("NumPy", lambda case: equations(case, case.x.dtype))  # rounding alone
 
@@ -66,7 +68,9 @@ NUMPY = Implementation("NumPy", lambda case: equations(case, case.x.dtype))  # r
 def implementations() -> list[Implementation]:
     """Everything there is to check on this machine."""
     twins = [*map(torch_cell, torch_layers.OURS), *map(jax_cell, jax_layers.OURS)]
-    return [*twins, LOOPS["rnn"], JAX_RNN, torch_autocast(), NN_GRU, *flax_cells()]
+    for cell in OTHERS:
+        twins += [torch_cell("auto", cell), jax_cell("auto", cell)]
+    return [*twins, torch_autocast(), NN_GRU, *flax_cells()]
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Size:
     h0: bool = True
     distinct: int | None = None
     """If given, the inputs are so many distinct ones and tokens that point at them."""
-    cell: Literal["gru", "rnn"] = "gru"
+    cell: str = "gru"
     resets: bool = False
     """Whether sequences begin within rows, at every fourth step or so; with h0 from h_reset."""
 
@@ -191,14 +195,14 @@ def neighbours(case: Case) -> tuple[Case, ...]:
 
 def cases() -> list[tuple[Case, ...]]:
     """Draws of every size, and real reviews, with both kinds of reset; one without c_n. And some
-    sizes of the tanh RNN."""
+    sizes of every other cell."""
 
     def draws(sizes: Iterable[Size], reset_after: bool) -> list[tuple[Case, ...]]:
         return [tuple(draw(size, reset_after, seed) for seed in range(DRAWS)) for size in sizes]
 
     after = draws(SIZES + RESETS, True)
     without = tuple(map(without_hidden_bias, after[3]))
-    plain = draws((replace(size, cell="rnn") for size in SIZES[2:]), False)
+    plain = draws((replace(size, cell=cell) for cell in OTHERS for size in SIZES[2:]), False)
     return [*draws(SIZES + RESETS, False), *after, without, real(False), real(True), *plain]
 
 
@@ -255,7 +259,7 @@ def run(
     worst: dict[tuple[str, str, str], Check] = {}
     for draws in cases() if problems is None else problems:
         kind = "reset after" if draws[0].reset_after else "reset before"
-        kind = kind if draws[0].cell == "gru" else "reset none"
+        kind = kind if CELLS[draws[0].cell].spec.reset_gate else "reset none"
         for dtype in EVERY:
             for implementation in (each for each in chosen if each.can(draws[0], dtype)):
                 for row in check(implementation, draws, dtype):

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from common import __version__  # before what takes long: see there, Ctrl-C
 from jax_impl.classifier import Classifier
-from jax_impl.modules import GRU, GRUCell
+from jax_impl.modules import GRU, GRUCell, Recurrent
 
 if TYPE_CHECKING:
     from jax_impl.predict import load
 
-__all__ = ["GRU", "Classifier", "GRUCell", "__version__", "load"]
+__all__ = ["GRU", "Classifier", "GRUCell", "Recurrent", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

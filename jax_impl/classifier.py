@@ -4,6 +4,7 @@ Its twin is torch_impl/classifier.py: the same names in the same order.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Literal
 
 import jax
@@ -14,13 +15,14 @@ from flax import nnx
 from jax import Array
 from jaxtyping import DTypeLike, Float, Int
 
+from common import params
 from common.arguments import check_classify, check_mapping
+from common.cells import Cell
 from common.params import NO_LABEL, NO_MASKS, ModelConfig
-from jax_impl import gru, rnn
 from jax_impl.layers import as_array, canonical, in_range, register, run, within
 
 Reduction = Literal["mean", "sum"]
-CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
+CELLS: dict[str, Cell] = {n: import_module(f"jax_impl.{n}").CELL for n in params.CELLS}
 
 
 def drop(embedded: Float[Array, "K D"], masks: Mapping[str, Array]) -> Float[Array, "K D"]:

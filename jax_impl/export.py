@@ -65,7 +65,7 @@ class Exported:
             x,
             lengths,
             reset_after=config.reset_after,
-            implementation="scan",
+            implementation=self.cell.traceable,
             return_sequences=config.pooling != "last",
         )
         last = h_last[-config.directions :, :, : config.hidden_size]

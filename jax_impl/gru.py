@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from common.cells import Cell, Recurrence
+from common.params import CELLS
 from jax_impl import cuda, fused
 from jax_impl.bfloat16 import rounded, rounded_back
 from jax_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
@@ -134,7 +135,7 @@ RECURRENCES = {
     "cuda": Recurrence(partial(fused.recurrence, gpu=True), cuda.available),
     "fused": Recurrence(fused.recurrence, fused.available, True),
 }
-CELL = Cell("gru", step, RECURRENCES)
+CELL = Cell(CELLS["gru"], step, RECURRENCES)
 
 
 def gru(

@@ -7,7 +7,7 @@ inputs to its outputs and last states; `loop` does so with any cell's step.
 Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
 L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
 each pre-activation, S the size of a state in H. The weights of a direction are weight_ih,
-weight_hh, bias_ih, bias_hh.
+weight_hh, bias_ih, bias_hh, and those that the cell declares besides.
 """
 
 import math
@@ -77,8 +77,7 @@ def unroll(
     a: Float[Array, "T B G*H"],
     mask: Bool[Array, "T B 1"],
     h: Float[Array, "B H"],
-    weight_hh: Float[Array, "G*H H"],
-    bias_hh: Float[Array, " G*H"],
+    hidden: Weights,
     restart: Restart | None = None,
     nudges: Float[Array, "T B H"] | None = None,
     *,
@@ -88,7 +87,8 @@ def unroll(
     """A cell's step, time step after time step: the last state, and all that is on the way to it.
 
     That is "states", after each step, and what the step returns by name. At padding the state
-    stays. nudges are added to the states as they are handed on.
+    stays. hidden are the parameters that the step takes after the state: weight_hh, bias_hh and the
+    cell's own. nudges are added to the states as they are handed on.
     """
 
     def one(
@@ -97,7 +97,7 @@ def unroll(
         a, mask, begin, nudge = at
         if restart is not None:
             h = jnp.where(begin, restart[1], h)
-        after, between = step(a, h, weight_hh, bias_hh, reset_after=reset_after)
+        after, between = step(a, h, *hidden, reset_after=reset_after)
         h = jnp.where(mask, after, h)
         if nudge is not None:
             h = h + nudge
@@ -162,10 +162,10 @@ def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., F
         reverse: bool,
         reset_after: bool,
     ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
-        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        weight_ih, weight_hh, bias_ih, *hidden = weights
         a = gather(project(x, weight_ih, bias_ih), tokens, mask)
         how = {"reverse": reverse, "reset_after": reset_after}
-        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, restart, None, **how)
+        h, found = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **how)
         return h, found["states"]
 
     return partial(by_direction, direction)
@@ -208,7 +208,7 @@ def run(
         raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
     steps, R = (x if tokens is None else tokens).shape[0], len(directions)
     if h0 is None:
-        h0 = jnp.zeros((layers * R, lengths.shape[0], cell.states * size), x.dtype)
+        h0 = jnp.zeros((layers * R, lengths.shape[0], cell.spec.states * size), x.dtype)
     if resets is not None and h_reset is None:
         h_reset = h0
     look = partial(in_range, it_checks=recurrence.checks)

@@ -1,4 +1,4 @@
-"""The GRU as modules of Flax: drop-ins for nnx.RNN(nnx.GRUCell(...)) and for nnx.GRUCell.
+"""The GRU as modules of Flax, drop-ins for nnx.RNN(nnx.GRUCell(...)) and nnx.GRUCell, and any cell.
 
 Its counterpart is torch_impl/modules.py: what these two take is what their frameworks' own layers
 take, and docs/layer.md lays them side by side.
@@ -18,7 +18,8 @@ from jax import Array
 from jaxtyping import DTypeLike, Float
 
 from common.arguments import check_bool, check_canonical, check_shape, check_sizes
-from common.params import GRU_PARAMETERS, gru_shapes
+from common.cells import Cell
+from common.params import GRU_PARAMETERS, cell_shapes, gru_shapes
 from jax_impl.gru import CELL, hoist, hoisted_step
 from jax_impl.layers import as_array, canonical, run
 
@@ -299,6 +300,74 @@ class GRUCell(RNNCellBase):
             raise ValueError("rngs: expected some beside carry_init, found None")
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
         return carry_init(stream(), shape, self.param_dtype)
+
+
+class Recurrent(nnx.Module):
+    """Layers of any cell, called as GRU is, but without dropout and what nnx.RNN takes besides.
+
+    Example:
+        outputs, h_last = Recurrent(CELL, 300, 128, rngs=nnx.Rngs(0))(x, lengths)
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        reset_after: bool = False,
+        implementation: str = "auto",
+        time_major: bool = False,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Raises ValueError and TypeError for what these cannot be."""
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_bool(bidirectional=bidirectional, reset_after=reset_after, time_major=time_major)
+        cell.resolve(implementation, None)
+        check_rngs(rngs)
+        self.cell, self.reset_after, self.implementation = cell, reset_after, implementation
+        self.time_major = time_major
+        shapes = cell_shapes(cell.spec, input_size, hidden_size, num_layers, bidirectional)
+        self.names = tuple(shapes)
+        for name, shape in shapes.items():
+            value = initial(None, rngs.params(), shape, hidden_size, param_dtype)
+            if (declared := cell.spec.initial(name)) is not None:
+                value = jnp.full(shape, declared, param_dtype)
+            setattr(self, name.replace(".", "_"), nnx.Param(value))  # no dots in attributes
+
+    def canonical(self) -> dict[str, Array]:
+        """The canonical parameters."""
+        return canonical(self, self.names)
+
+    def __call__(
+        self,
+        inputs: Float[Array, "B T D"] | Float[Array, "T B D"],
+        lengths: Any = None,
+        h0: Float[Array, "L*R B S*H"] | None = None,
+        *,
+        resets: Array | None = None,
+        h_reset: Float[Array, "L*R B S*H"] | None = None,
+    ) -> tuple[Array, Array]:
+        """(outputs, h_last): see GRU. Raises as `gru`."""
+        x = as_array("inputs", inputs)
+        check_shape("inputs", x, *("TBD" if self.time_major else "BTD"))
+        if not self.time_major:
+            x, resets = x.swapaxes(0, 1), resets if resets is None else resets.swapaxes(0, 1)
+        outputs, h_last = run(
+            self.cell,
+            self.canonical(),
+            x,
+            jnp.full(x.shape[1], len(x)) if lengths is None else lengths,
+            h0,
+            resets=resets,
+            h_reset=h_reset,
+            reset_after=self.reset_after,
+            implementation=self.implementation,
+        )
+        return outputs if self.time_major else outputs.swapaxes(0, 1), h_last
 
 
 def one_of(name: str, value: Any, other: str, its: Any) -> Any:

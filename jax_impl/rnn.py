@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from common.cells import Cell, Recurrence
+from common.params import CELLS
 from jax_impl.layers import loop
 
 
@@ -27,4 +28,4 @@ def step(
 
 
 RECURRENCES = {"scan": Recurrence(loop(step))}
-CELL = Cell("rnn", step, RECURRENCES)
+CELL = Cell(CELLS["rnn"], step, RECURRENCES)

@@ -339,7 +339,7 @@ def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPat
     terminal = partial(Console, file=screen, force_terminal=True, color_system="truecolor")
     monkeypatch.setattr(explanation, "Console", lambda **how: terminal(width=100))
     found = model.explain("a good film")
-    explanation._print(model.classes, found, "gradient", 3, 3)
+    explanation._print(model.classes, model.gates, found, "gradient", 3, 3)
     tinted = re.findall(r"\x1b\[[\d;]*48;2;(\d+);(\d+);(\d+)m(\w+)", screen.getvalue())
     assert [word for *_, word in tinted][-3:] == ["a", "good", "film"]
     strongest = int(np.abs(found["gradient"]).argmax())

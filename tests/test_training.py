@@ -259,7 +259,7 @@ def test_a_class_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
 def test_models_that_jax_lacks_are_refused(command: Command) -> None:
     status, _, error = command(main_of(jax_impl.learner), "--model", "nn.gru")
     assert status == 2
-    assert re.fullmatch(r"error: --model nn\.gru: jax has gru, bigru, rnn\n", error)
+    assert re.fullmatch(r"error: --model nn\.gru: jax has gru, bigru, rnn, birnn\n", error)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ Its twin is jax_impl/classifier.py: the same names in the same order.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Literal
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common import params
 from common.arguments import check_classify, check_mapping
+from common.cells import Cell
 from common.params import NO_LABEL, NO_MASKS, ModelConfig
-from torch_impl import gru, rnn
 from torch_impl.layers import canonical, check_arrays, in_range, register, run, within
 
 Reduction = Literal["mean", "sum"]
-CELLS = {cell.name: cell for cell in (gru.CELL, rnn.CELL)}
+CELLS: dict[str, Cell] = {n: import_module(f"torch_impl.{n}").CELL for n in params.CELLS}
 
 
 def drop(embedded: Float[Tensor, "K D"], masks: Mapping[str, Tensor]) -> Float[Tensor, "K D"]:

@@ -6,52 +6,19 @@ python -m torch_impl.export RUN_DIR --to onnx --out model.onnx
 
 import io
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.cells import Cell, Recurrence
 from common.inference import export
 from common.inference.export import Call
 from common.training.run_directory import Run
 from torch_impl import learner
 from torch_impl.classifier import CELLS, head, pool
-from torch_impl.layers import Weights, by_direction, canonical, project, run, within
-
-
-def scan_direction(
-    x: Float[Tensor, "T B D"],
-    tokens: None,
-    mask: Bool[Tensor, "T B 1"],
-    weights: Weights,
-    h: Float[Tensor, "B H"],
-    restart: None,
-    *,
-    reverse: bool,
-    reset_after: bool,
-    cell: Cell,
-) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
-    """A cell's step in a loop over any number of time steps, as torch.export has it: a prototype.
-
-    JAX has it for all uses: jax.lax.scan.
-    """
-    weight_ih, weight_hh, bias_ih, bias_hh = weights
-
-    def one(h: Tensor, a: Tensor, live: Tensor, *hidden: Any) -> tuple[Tensor, Tensor]:
-        after, _ = cell.step(a, h, *hidden[:2], reset_after=reset_after)
-        h = torch.where(live, after, h)
-        return h, h.clone()  # not the same tensor twice
-
-    along = [project(x, weight_ih, bias_ih), mask]
-    along = [each.flip(0) for each in along] if reverse else along
-    # AOTInductor asks for the size of the batch, which is that of the states.
-    h, states = torch.ops.higher_order.scan(one, [h], along, (weight_hh, bias_hh, h.shape[0]))
-    return h, states.flip(0) if reverse else states
+from torch_impl.layers import canonical, run, within
+from torch_impl.scanned import with_scan
 
 
 def read_ratios(
@@ -82,9 +49,8 @@ class Exported(nn.Module):
 
     def __init__(self, trained: Run) -> None:
         super().__init__()
-        self.config, cell = trained.model, CELLS[trained.model.cell]
-        compute = partial(by_direction, partial(scan_direction, cell=cell))
-        self.cell = replace(cell, recurrences={"scan": Recurrence(compute)})
+        self.config = trained.model
+        self.cell = with_scan(CELLS[trained.model.cell])
         values = trained.arrays()
         self.names = tuple(values)
         for name, value in values.items():

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.cells import Cell, Recurrence
+from common.params import CELLS
 from torch_impl import cuda, fused, inference
 from torch_impl.bfloat16 import rounded, rounded_back
 from torch_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
@@ -129,7 +130,7 @@ RECURRENCES = {
     "cuda": Recurrence(fused.recurrence, cuda.available),
     "fused": Recurrence(fused.recurrence, fused.available, True, inference.of_parameters),
 }
-CELL = Cell("gru", step, RECURRENCES)
+CELL = Cell(CELLS["gru"], step, RECURRENCES)
 
 
 def gru(

@@ -7,7 +7,7 @@ inputs to its outputs and last states; `loop` does so with any cell's step.
 Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
 L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
 each pre-activation, S the size of a state in H. The weights of a direction are weight_ih,
-weight_hh, bias_ih, bias_hh.
+weight_hh, bias_ih, bias_hh, and those that the cell declares besides.
 """
 
 import math
@@ -78,8 +78,7 @@ def unroll(
     a: Float[Tensor, "T B G*H"],
     mask: Bool[Tensor, "T B 1"],
     h: Float[Tensor, "B H"],
-    weight_hh: Float[Tensor, "G*H H"],
-    bias_hh: Float[Tensor, " G*H"],
+    hidden: Weights,
     restart: Restart | None = None,
     nudges: Float[Tensor, "T B H"] | None = None,
     *,
@@ -89,7 +88,8 @@ def unroll(
     """A cell's step, time step after time step: the last state, and all that is on the way to it.
 
     That is "states", after each step, and what the step returns by name. At padding the state
-    stays. nudges are added to the states as they are handed on.
+    stays. hidden are the parameters that the step takes after the state: weight_hh, bias_hh and the
+    cell's own. nudges are added to the states as they are handed on.
     """
     # As a whole: a[t] would have a gradient as large as a.
     inputs, live, pushes = a.unbind(), mask.unbind(), () if nudges is None else nudges.unbind()
@@ -98,7 +98,7 @@ def unroll(
     for t in reversed(range(len(inputs))) if reverse else range(len(inputs)):
         if restart is not None:
             h = torch.where(begin[t], restart[1], h)
-        after, between = step(inputs[t], h, weight_hh, bias_hh, reset_after=reset_after)
+        after, between = step(inputs[t], h, *hidden, reset_after=reset_after)
         h = torch.where(live[t], after, h)
         if nudges is not None:
             h = h + pushes[t]
@@ -165,10 +165,10 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
         reverse: bool,
         reset_after: bool,
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
-        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        weight_ih, weight_hh, bias_ih, *hidden = weights
         a = gather(project(x, weight_ih, bias_ih), tokens, mask)
         how = {"reverse": reverse, "reset_after": reset_after}
-        h, found = unroll(step, a, mask, h, weight_hh, bias_hh, restart, None, **how)
+        h, found = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **how)
         return h, found["states"]
 
     return partial(by_direction, direction)
@@ -228,7 +228,7 @@ def run(
     if tokens is not None and (not it_checks or tokens.dtype != torch.int32):
         tokens = in_range("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
     if h0 is None:
-        h0 = x.new_zeros(layers * R, lengths.shape[0], cell.states * size)
+        h0 = x.new_zeros(layers * R, lengths.shape[0], cell.spec.states * size)
     if resets is not None and h_reset is None:
         h_reset = h0
     how = {"reset_after": reset_after} | ({"bfloat16": True} if bfloat16 else {})

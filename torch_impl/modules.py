@@ -1,4 +1,4 @@
-"""The GRU as modules of PyTorch: drop-ins for torch.nn.GRU and torch.nn.GRUCell.
+"""The GRU as modules of PyTorch, drop-ins for torch.nn.GRU and torch.nn.GRUCell, and any cell.
 
 Its counterpart is jax_impl/modules.py: what these two take is what their frameworks' own layers
 take, and docs/layer.md lays them side by side.
@@ -14,11 +14,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from common.arguments import check_bool, check_canonical, check_same_dtype, check_shape
-from common.params import DIRECTIONS, GRU_PARAMETERS
+from common.arguments import (
+    check_bool,
+    check_canonical,
+    check_same_dtype,
+    check_shape,
+    check_sizes,
+)
+from common.cells import Cell
+from common.params import DIRECTIONS, GRU_PARAMETERS, cell_shapes
 from torch_impl.gru import CELL, hoist, hoisted_step
 from torch_impl.inference import at_once
-from torch_impl.layers import as_array, run
+from torch_impl.layers import as_array, canonical, run
+from torch_impl.scanned import exportable
 
 
 class GRU(nn.RNNBase):
@@ -238,7 +246,15 @@ class GRU(nn.RNNBase):
         if lengths is None:
             lengths = torch.full(x.shape[1:2], x.shape[0], device=x.device)
         how: dict[str, Any] = {"implementation": self.implementation}
-        return run(CELL, self.canonical(), x, lengths, *others, reset_after=self.reset_after, **how)
+        return run(
+            exportable(CELL),
+            self.canonical(),
+            x,
+            lengths,
+            *others,
+            reset_after=self.reset_after,
+            **how,
+        )
 
     def extra_repr(self) -> str:
         """As nn.GRU, and what is not the default."""
@@ -303,6 +319,79 @@ class GRUCell(nn.GRUCell):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if not of_other_kind(self.reset_after, "weight_ih", state_dict, prefix, args[-1]):
             super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Recurrent(nn.Module):
+    """Layers of any cell, called as GRU is, but without unbatched and packed input and dropout.
+
+    The parameters are the canonical ones (common/params.py), with underscores for dots.
+
+    Example:
+        outputs, h_n = Recurrent(CELL, 300, 128, batch_first=True)(x, lengths=[7, 5, 2])
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        reset_after: bool = False,
+        implementation: str = "auto",
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Raises ValueError and TypeError for what these cannot be."""
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_bool(bidirectional=bidirectional, reset_after=reset_after, batch_first=batch_first)
+        cell.resolve(implementation, None)
+        super().__init__()
+        self.cell, self.reset_after, self.implementation = cell, reset_after, implementation
+        self.batch_first = batch_first
+        shapes = cell_shapes(cell.spec, input_size, hidden_size, num_layers, bidirectional)
+        self.names = tuple(shapes)
+        for name, shape in shapes.items():
+            value, initial = torch.empty(shape, device=device, dtype=dtype), cell.spec.initial(name)
+            if initial is None:
+                nn.init.uniform_(value, -(hidden_size**-0.5), hidden_size**-0.5)
+            else:
+                nn.init.constant_(value, initial)
+            self.register_parameter(name.replace(".", "_"), nn.Parameter(value))
+
+    def canonical(self) -> dict[str, Tensor]:
+        """The canonical parameters."""
+        return canonical(self, self.names)
+
+    def forward(
+        self,
+        input: Float[Tensor, "T B D"] | Float[Tensor, "B T D"],
+        hx: Float[Tensor, "L*R B S*H"] | None = None,
+        *,
+        lengths: Any = None,
+        resets: Tensor | None = None,
+        h_reset: Float[Tensor, "L*R B S*H"] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(outputs, h_n): see GRU. Raises as `gru`."""
+        x = as_array("input", input)
+        check_shape("input", x, *("BTD" if self.batch_first else "TBD"))
+        if self.batch_first:
+            x, resets = x.transpose(0, 1), resets if resets is None else resets.transpose(0, 1)
+        lengths = [len(x)] * x.shape[1] if lengths is None else lengths
+        outputs, h_n = run(
+            exportable(self.cell),
+            self.canonical(),
+            x,
+            integers("lengths", lengths).to(x.device),
+            hx,
+            resets=resets,
+            h_reset=h_reset,
+            reset_after=self.reset_after,
+            implementation=self.implementation,
+        )
+        return outputs.transpose(0, 1) if self.batch_first else outputs, h_n
 
 
 def from_nn_gru(stacked: Float[Tensor, "3H *N"]) -> Float[Tensor, "3H *N"]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.cells import Cell, Recurrence
+from common.params import CELLS
 from torch_impl.layers import loop
 
 
@@ -28,4 +29,4 @@ def step(
 
 
 RECURRENCES = {"scan": Recurrence(loop(step))}
-CELL = Cell("rnn", step, RECURRENCES)
+CELL = Cell(CELLS["rnn"], step, RECURRENCES)

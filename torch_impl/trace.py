@@ -26,23 +26,26 @@ def trace(
 ) -> dict[str, Float[Tensor, "R T B H"]]:
     """What the last layer does at every time step, from the canonical parameters.
 
-    Returns states, the state after each step, and of a GRU z, r and n. At padding the states stay
-    and the others mean nothing. nudges are added to the states as they are handed on to the next
-    step: pass zeros, and the gradient with respect to them is that with respect to the states.
+    Returns states, the state after each step, and what the step returns by name: of a GRU z, r and
+    n. At padding the states stay and the others mean nothing. nudges are added to the states as
+    they are handed on to the next step: pass zeros, and the gradient with respect to them is that
+    with respect to the states.
     """
     cell = CELLS[cell_of(parameters)]
     layers, directions = structure(parameters)
     last = f"{cell.name}.{layers - 1}."
     if layers > 1:
         below = {name: p for name, p in parameters.items() if not name.startswith(last)}
-        x, _ = run(cell, below, x, lengths, reset_after=reset_after, implementation="scan")
+        x, _ = run(cell, below, x, lengths, reset_after=reset_after, implementation=cell.traceable)
     mask = within(lengths, len(x))[..., None]
     found = []
     for i, direction in enumerate(directions):
-        weight_ih, U, bias_ih, c = cell.weights(parameters, layers - 1, direction)
+        weight_ih, weight_hh, bias_ih, *hidden = cell.weights(parameters, layers - 1, direction)
         a, h0 = project(x, weight_ih, bias_ih), torch.zeros_like(nudges[i, 0])
         how = {"reverse": direction == "backward", "reset_after": reset_after}
-        found.append(unroll(cell.step, a, mask, h0, U, c, None, nudges[i], **how)[1])
+        found.append(
+            unroll(cell.step, a, mask, h0, (weight_hh, *hidden), None, nudges[i], **how)[1]
+        )
     return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 
@@ -59,8 +62,8 @@ def explain(
 ) -> dict[str, Tensor]:
     """How a classifier comes to its answers on a batch, step by step; every layer counts.
 
-    Returns the last layer's states, z, r and n as `trace` does, logits [B, C], and two gradients
-    that ask about the class in labels (where that is NO_LABEL, they are zero):
+    Returns what `trace` does, logits [B, C], and two gradients that ask about the class in labels
+    (where that is NO_LABEL, they are zero):
         influence [T, B]       gradient x input: of that class's logit with respect to each word's
                                vector (and ratios), times these
         d_states [R, T, B, H]  of each review's own cross-entropy with respect to the states
@@ -72,7 +75,9 @@ def explain(
     _, directions = structure(parameters)
     cell = CELLS[cell_of(parameters)]
     size = parameters[f"{cell.name}.0.forward.weight_hh"].shape[1]
-    nudges = x.new_zeros(len(directions), *tokens.shape, cell.states * size, requires_grad=True)
+    nudges = x.new_zeros(
+        len(directions), *tokens.shape, cell.spec.states * size, requires_grad=True
+    )
     found = trace(parameters, x, lengths, nudges, reset_after=config.reset_after)
     states = found["states"][..., :size]
     h_last = torch.stack([each[end] for each, end in zip(states, (-1, 0), strict=False)])

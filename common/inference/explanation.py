@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -46,9 +46,10 @@ class ExplainOptions:
     """The run directory of a trained model, of either framework."""
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """The text to classify."""
-    by: Literal["z", "change", "gradient", "leave_out"] = "z"
-    """What the words are tinted by: z (mean update gate), change (of the state), gradient (x input,
-    of the predicted class's logit) or leave_out (fall of that logit when the word is left out)."""
+    by: str = "z"
+    """What the words are tinted by: z (mean update gate) or another gate of the cell, change (of
+    the state), gradient (x input, of the predicted class's logit) or leave_out (fall of that logit
+    when the word is left out)."""
     json: Path | None = None
     """Write everything to this file, too."""
     checkpoint: Saved | None = None
@@ -64,14 +65,17 @@ def main(framework: Framework) -> None:
         program = f"python -m {framework.__name__.partition('.')[0]}.explain"
         options = parse_options(ExplainOptions, program)
         model = load(framework, options.run_dir, options.device, options.checkpoint)
-        if options.by == "z" and model.run.model.cell == "rnn":
-            raise InputError("--by z: an RNN has no gates; tint by change, gradient, leave_out")
+        measures = [*model.gates, *(name for name in MEASURES if name != "z")]
+        if options.by not in measures:
+            cell = model.run.model.cell
+            raise InputError(f"--by {options.by}: expected, of the {cell}, {', '.join(measures)}")
         found = model.explain(options.text, track=_progress)
         if options.json is not None:
             about = {"run_dir": options.run_dir, "text": options.text, "classes": model.classes}
             files.write_json(options.json, about | found)
         (known,) = model.encode([options.text])
-        _print(model.classes, found, options.by, len(words_of(options.text)), len(known))
+        written = len(words_of(options.text))
+        _print(model.classes, model.gates, found, options.by, written, len(known))
 
 
 def _progress(chunks: Iterable[Any], count: int) -> Iterable[Any]:
@@ -83,7 +87,12 @@ def _progress(chunks: Iterable[Any], count: int) -> Iterable[Any]:
 
 
 def _print(
-    classes: Sequence[str], found: Mapping[str, Any], by: str, written: int, known: int
+    classes: Sequence[str],
+    gates: Sequence[str],
+    found: Mapping[str, Any],
+    by: str,
+    written: int,
+    known: int,
 ) -> None:
     """A table with a line a word and, where there is colour, the text itself, tinted."""
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -100,7 +109,7 @@ def _print(
     sides = {name: each if isinstance(each, dict) else {"": each} for name, each in found.items()}
     columns = {
         f"{name} {side}".strip(): numbers
-        for name in ("z", "r", "change")
+        for name in (*gates, "change")
         for side, numbers in sides.get(name, {}).items()
     }
     columns |= {"gradient x input": found["gradient"], "leave-one-out": found["leave_out"]}
@@ -117,7 +126,7 @@ def _print(
     console.print(table)
     if console.color_system:
         console.print(Text(" ").join(tinted))
-    say(f"tinted by {by}: {MEASURES[by]}")
+    say(f"tinted by {by}: {MEASURES.get(by, 'a gate of the cell: the mean over the units')}")
     if signed:
         strongest = abs(weights).max()
         say(f"blue: for the predicted class, orange: against it; full tint: {strongest:.3f}")

@@ -18,7 +18,7 @@ from common.data.batches import Batches, Shape
 from common.data.corpus import join
 from common.data.text import clean, tokenize
 from common.errors import InputError
-from common.params import DIRECTIONS
+from common.params import CELLS, DIRECTIONS
 from common.training import checkpoint
 from common.training.data import fingerprint_of, load_data
 from common.training.learner import Framework, predict
@@ -72,6 +72,7 @@ class Model:
             {name: value.astype(dtype) for name, value in run.parameters.items()},
             dtype=dtype,
         )
+        self.gates = CELLS[run.model.cell].gates
         self.limit = run.options.max_length or sys.maxsize  # words that are read of a text
         self._ids = {word: number for number, word in enumerate(run.vocabulary)}
 
@@ -103,13 +104,14 @@ class Model:
 
         words        those that the model reads: the last max_length of the known ones
         predicted    the class, probability that class's probability
-        z, r         of a GRU: the mean over the units of update and reset gate at each word
+        z, r         of a GRU: the mean over the units of update and reset gate at each word; of
+                     another cell, the same of the gates that it declares
         change       the norm of the difference that the word makes to the state
         gradient     gradient x input of the predicted class's logit
         leave_out    how much that logit falls when the word is left out
         running      the probability of the second class (of more than two classes: of the
                      predicted one), had the text ended with this word
-        units        if asked for: each unit's state, and of a GRU its z and r, a list at each word
+        units        if asked for: each unit's state, and its gates, a list at each word
 
         z, r, change and units are of the last layer; with two directions they are dicts, forward
         and backward. All others are lists with an entry a word, so empty where no word is known.
@@ -133,7 +135,7 @@ class Model:
 
         (batch,) = self._batches([ids], np.array([best]), shapes=shape).epoch()
         insides = self.learner.explain(batch)
-        inside = {name: insides[name][:, :n, 0] for name in "zr" if name in insides}
+        inside = {name: insides[name][:, :n, 0] for name in self.gates}
         states = insides["states"][:, :n, 0]
         start = states.dtype.type(0)
         moves = [np.diff(states[0], axis=0, prepend=start)]

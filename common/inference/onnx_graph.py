@@ -69,6 +69,8 @@ def recurrent_weights(
     """What the nodes read: W, R and B of each layer, its directions stacked, as "gru.0.W"."""
     if cell_of(parameters) == "gru":
         return convert.to_format("onnx", parameters, reset_after=reset_after, ngrams=ngrams)
+    if (cell := cell_of(parameters)) != "rnn":
+        raise InputError(f"--to onnx: no operator of ONNX computes the cell {cell}")
     layers, directions = structure(parameters)
     held = {"W": ["weight_ih"], "R": ["weight_hh"], "B": ["bias_ih", "bias_hh"]}
     found = {}

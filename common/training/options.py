@@ -13,6 +13,7 @@ import textwrap
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -25,10 +26,11 @@ from msgspec import Meta
 from common import __version__
 from common.data import sources, vectors
 from common.errors import InputError
-from common.params import POOLING, ModelConfig
+from common.params import CELLS, POOLING, ModelConfig
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-MODELS = {"torch": ("gru", "bigru", "nn.gru", "nn.bigru", "rnn"), "jax": ("gru", "bigru", "rnn")}
+_OWN = tuple(prefix + cell for cell in CELLS for prefix in ("", "bi"))
+MODELS = {"torch": (*_OWN, "nn.gru", "nn.bigru"), "jax": _OWN}
 
 # What a number may be is part of its type.
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -78,7 +80,8 @@ class TrainConfig(DataConfig):
     """Train a GRU text classifier."""
 
     model: str = "gru"
-    """gru, bigru, rnn (handwritten); in PyTorch also nn.gru, nn.bigru (the built-in layer)."""
+    """A handwritten cell: gru, rnn or another one that was added (docs/extending.md); with bi
+    before it, as in bigru, both directions. In PyTorch also nn.gru, nn.bigru (the built-in one)."""
     vectors: str = "word2vec"
     """Word vectors: a file (word2vec .bin or text, gensim .kv, GloVe, fastText .vec, .safetensors;
     see docs/vectors.md), word2vec (trained on the training reviews) or random:DIM."""
@@ -162,9 +165,14 @@ class TrainConfig(DataConfig):
     not on the workers. None for one a worker (docs/scale.md)."""
 
     @property
-    def cell(self) -> Literal["gru", "rnn"]:
-        """What recurs in the model."""
-        return "rnn" if self.model == "rnn" else "gru"
+    def cell(self) -> str:
+        """The cell of the model. Raises InputError where there is none of this name."""
+        name = self.model.removeprefix("nn.")
+        cell = name if name in CELLS else name.removeprefix("bi")
+        if cell not in CELLS:
+            known = ", ".join(dict.fromkeys(chain(*MODELS.values())))
+            raise InputError(f"--model {self.model}: expected one of {known}")
+        return cell
 
     @property
     def scheduled(self) -> bool:
@@ -181,8 +189,8 @@ class TrainConfig(DataConfig):
             raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
         super().check()
         vectors.check(self.vectors)
-        if self.model == "rnn" and self.reset_after:
-            raise InputError("--model rnn: has no reset gate")
+        if self.reset_after and not CELLS[self.cell].reset_gate:
+            raise InputError(f"--model {self.model}: has no reset gate")
         if self.dtype == "bfloat16" and self.model not in ("gru", "bigru"):
             raise InputError(f"--model {self.model}: has no --dtype bfloat16")
         ways = self.pooling.split("+")
@@ -212,7 +220,7 @@ class TrainConfig(DataConfig):
             input_size=vectors[1],
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
-            bidirectional=self.model.endswith("bigru"),
+            bidirectional=self.model.removeprefix("nn.") == f"bi{self.cell}",
             reset_after=self.reset_after or builtin,
             classes=classes,
             vocabulary_size=vectors[0],

@@ -1,0 +1,70 @@
+"""Any cell for any number of time steps in what torch.export and torch.onnx.export record.
+
+JAX needs no such thing: jax.lax.scan serves all uses.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from common.cells import Cell, Recurrence
+from torch_impl.layers import Found, Restart, Weights, by_direction, gather, project
+
+
+def exportable(cell: Cell) -> Cell:
+    """The cell; while torch.onnx.export traces, with `scanned` as its only recurrence.
+
+    ONNX has no operator that stands for this project's kernel. torch.export alone keeps the kernel.
+    """
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return with_scan(cell)
+    return cell
+
+
+def with_scan(cell: Cell) -> Cell:
+    """The cell with `scanned` as its only recurrence."""
+    return replace(cell, recurrences={"scan": Recurrence(scanned(cell.step))})
+
+
+def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., Found]:
+    """`loop` for any number of time steps, with torch.export's scan operator, a prototype.
+
+    torch.export and torch.onnx.export record it as one operation. JAX has one for all uses:
+    jax.lax.scan.
+    """
+
+    def direction(
+        x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
+        tokens: Int[Tensor, "T B"] | None,
+        mask: Bool[Tensor, "T B 1"],
+        weights: Weights,
+        h: Float[Tensor, "B H"],
+        restart: Restart | None,
+        *,
+        reverse: bool,
+        reset_after: bool,
+    ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
+        weight_ih, weight_hh, bias_ih, *hidden = weights
+        # What the operator reads must not alias its first state.
+        begin, h_reset = (torch.zeros_like(mask), h) if restart is None else restart
+
+        def one(h: Tensor, a: Tensor, live: Tensor, begin: Tensor, *read: Any) -> Any:
+            h_reset, *hidden = read[:-1]
+            h = torch.where(begin, h_reset, h)
+            after, _ = step(a, h, *hidden, reset_after=reset_after)
+            h = torch.where(live, after, h)
+            return h, h.clone()  # not the same tensor twice
+
+        along = [gather(project(x, weight_ih, bias_ih), tokens, mask), mask, begin]
+        along = [each.flip(0) for each in along] if reverse else along
+        # AOTInductor asks for the size of the batch, which is that of the states.
+        read = (h_reset.clone(), weight_hh, *hidden, h.shape[0])
+        h, states = torch.ops.higher_order.scan(one, [h], along, read)
+        return h, states.flip(0) if reverse else states
+
+    return partial(by_direction, direction)
