@@ -244,8 +244,8 @@ def check_arrays(
 ) -> tuple[dict[str, Array], list[Any]]:
     """The cell's parameters and the others as arrays; raise TypeError for what is none.
 
-    The others are arguments by name. Lengths and tokens that were NumPy's, or numbers in a list,
-    become NumPy's: with all their bits.
+    The others are arguments by name. Lengths and tokens from NumPy or a list stay NumPy arrays,
+    with all their bits.
     """
     check_mapping(parameters)
     own = {n: as_array(n, p) for n, p in parameters.items() if n.startswith(f"{cell.name}.")}
@@ -258,10 +258,14 @@ def check_arrays(
 
 
 def as_array(name: str, value: Any, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
-    """What may be taken for an array as one: JAX's, or what `convert` makes of NumPy's."""
+    """The value as an array: a JAX array as it is, anything else as `convert` of a NumPy copy.
+
+    The copy is needed because JAX reads a NumPy array in place, after the call has returned: the
+    caller may have written other numbers to it by then.
+    """
     if isinstance(value, Array):
         return value
-    array = np.asarray(value)
+    array = np.array(value)
     if array.dtype.kind in "OSUV" and array.dtype.name not in FLOATS:
         raise TypeError(f"{name}: expected an array, found {type(value).__name__}")
     return convert(array)

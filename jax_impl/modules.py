@@ -178,12 +178,19 @@ class GRU(nnx.Module):
         steps, *batch, _ = x.shape
         directions = self.num_layers * (2 if self.bidirectional else 1)
         if initial_carry is not None and directions == 1:
-            check_shape("initial_carry", as_array("initial_carry", initial_carry), *batch, "H")
-            initial_carry = jnp.asarray(initial_carry)[None]
+            initial_carry = as_array("initial_carry", initial_carry)
+            check_shape("initial_carry", initial_carry, *batch, "H")
+            initial_carry = initial_carry[None]
         h0 = one_of("h0", h0, "initial_carry", initial_carry)
+        h0, h_reset = (
+            state if state is None else as_array(name, state)
+            for name, state in (("h0", h0), ("h_reset", h_reset))
+        )
         for name, state in (("h0", h0), ("h_reset", h_reset)):
             if state is not None:
-                check_shape(name, as_array(name, state), directions, *batch, self.hidden_size)
+                check_shape(name, state, directions, *batch, self.hidden_size)
+        if lengths is not None:
+            lengths = as_array("lengths", lengths, np.asarray)
         if len(batch) != 1:  # one for all of them
             B, (D, H) = math.prod(batch), (self.input_size, self.hidden_size)
             sizes = ((steps, B, D), (steps, B), (directions, B, H), (directions, B, H), (B,))
@@ -192,7 +199,7 @@ class GRU(nnx.Module):
                 for each, size in zip((x, resets, h0, h_reset, lengths), sizes, strict=True)
             )
         B = x.shape[1]
-        if lengths is None or (isinstance(lengths, list) and not lengths and B == 0):
+        if lengths is None or (B == 0 and lengths.size == 0):
             lengths = np.full(B, steps) if isinstance(B, int) else jnp.full(B, steps)
 
         def turn(array: Array) -> Array:

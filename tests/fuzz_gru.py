@@ -3,10 +3,11 @@
     python tests/fuzz_gru.py {torch,jax} [CALLS] [--seed SEED] [--only NUMBER]
 
 A right call must give the numbers of common/oracle.py, and so must its gradients. A wrong one must
-raise ValueError or TypeError and name the argument. Each call is drawn from (seed, number) alone:
---only makes one again, and shows what it raised. The calls are made in a process of their own,
-which writes down what it is about to do: one that crashes or hangs is a failure like any other, and
-another process goes on behind it.
+raise ValueError or TypeError and name the argument. A right call is then made again while another
+thread writes to the memory of its indices and first states: any result or error will do, but not a
+read of other memory. Each call is drawn from (seed, number) alone: --only makes one again, and
+shows what it raised. The calls are made in a process of their own, which writes down what it is
+about to do: one that crashes or hangs is a failure like any other, and another process goes on.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -210,10 +213,49 @@ def refused(call: Call, framework: Framework, error: Exception) -> tuple[str, st
     return "raised", ""
 
 
+@contextmanager
+def changing(call: Call) -> Iterator[dict[str, Array]]:
+    """Copies of the indices and first states of a call, which a thread changes all the while.
+
+    Indices are int32, which the kernels read without a conversion.
+    """
+    wild = {"lengths": 2**30, "tokens": 2**30, "distinct": 2**30, "resets": True, "h0": np.nan}
+    calm = {n: call.arrays[n] for n in wild if n in call.arrays}
+    shared = {n: v.astype(np.int32 if v.dtype == np.int64 else v.dtype) for n, v in calm.items()}
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            for name, array in shared.items():
+                array[...] = wild[name]
+                array[...] = calm[name]
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield shared
+    finally:
+        ended.set()
+        thread.join()
+
+
+def disturb(call: Call, framework: Framework) -> str:
+    """What is wrong with a call while its arrays change, or nothing."""
+    with changing(call) as shared:
+        try:
+            framework.run(call, shared)
+        except (ValueError, IndexError):  # a kernel's, and an embedding's
+            pass
+        except Exception as error:
+            return f"while its arrays change: {type(error).__name__}: {error}"
+    return ""
+
+
 def make_calls(options: argparse.Namespace) -> None:
     """What the process under AddressSanitizer does: a record of every call, before and after."""
     kernels.LIBRARY = options.library
     np.seterr(all="ignore")
+    sys.setswitchinterval(1e-5)  # for the threads of `changing`
     framework = FRAMEWORKS[options.framework]()
     record = os.open(options.record, os.O_WRONLY | os.O_APPEND)
 
@@ -233,6 +275,9 @@ def make_calls(options: argparse.Namespace) -> None:
             _, problem = attempt(call.before, framework, options.show)
             outcome = "failed" if problem else outcome
             problem = problem and f"then, with nothing wrong: {problem}"
+        if not (problem or call.changes) and call.expect == "right" and call.dtype != "bfloat16":
+            problem = disturb(call, framework)
+            outcome = "failed" if problem else outcome
         changes = [what for _, what in call.changes] or ["unchanged"]
         write(entry=call.entry, changes=changes, outcome=outcome, problem=problem)
 

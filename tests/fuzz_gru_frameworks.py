@@ -62,10 +62,14 @@ class Torch:
         """The same, with a stride of 0."""
         return self.array(value)[..., :1].expand(value.shape)
 
-    def run(self, call: Call) -> dict[str, Array]:
-        """The results, and the gradients of the floating-point arrays, by name."""
+    def run(self, call: Call, shared: dict[str, Array] | None = None) -> dict[str, Array]:
+        """The results, and the gradients of the floating-point arrays, by name.
+
+        The tensors of shared arrays use the memory of these.
+        """
         torch = self.torch
         arrays = {name: self.array(value) for name, value in call.arrays.items()}
+        arrays |= {name: torch.from_numpy(value) for name, value in (shared or {}).items()}
         if call.entry == "GRU":
             how = {"bidirectional": call.R == 2, "batch_first": True, **call.options}
             module = self.module(call.D, call.H, call.L, **how)
@@ -193,9 +197,13 @@ class Jax:
 
         return self.jax.jit(function) if jit else function
 
-    def run(self, call: Call) -> dict[str, Array]:
-        """The results, and the gradients of the floating-point arrays, by name."""
+    def run(self, call: Call, shared: dict[str, Array] | None = None) -> dict[str, Array]:
+        """The results, and the gradients of the floating-point arrays, by name.
+
+        Shared arrays are passed as they are: XLA reads them in place.
+        """
         arrays = {name: self.array(value) for name, value in call.arrays.items()}
+        arrays |= shared or {}
         floats, others = {}, {}
         for name, value in arrays.items():
             known = isinstance(value, Array | self.jax.Array)

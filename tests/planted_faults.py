@@ -56,6 +56,21 @@ class Fault:
 
 
 FAULTS = [
+    # Arrays that change during a call.
+    Fault(
+        "tokens are read again from the caller's memory",
+        CPP,
+        "    copy(problem.tokens, cells, at);\n",
+        "",
+        ("tests/test_changing_memory.py",),
+    ),
+    Fault(
+        "an eager call in JAX reads NumPy arrays in place",
+        "jax_impl/layers.py",
+        "    array = np.array(value)\n",
+        "    array = np.asarray(value)\n",
+        ("tests/test_changing_memory.py",),
+    ),
     # Sequences that begin within a row.
     Fault(
         "the backward direction starts anew a step late",
@@ -443,6 +458,12 @@ FAULTS = [
         "return GRU_OK;",
     ),
     # Weights that were packed before.
+    Fault(
+        "what is kept is packed from the caller's weights, which another thread changes",
+        CPP,
+        "from.directions = sources;",
+        "from.directions = directions;",
+    ),
     Fault(
         "changed weights are taken for those of an earlier call",
         CPP,

@@ -1,6 +1,8 @@
 // Runs the kernel over many shapes for the sanitizers: see test_sanitizers.py. Every buffer is its own
 // piece of the heap, exactly as large as gru.h asks for. Checks that results do not depend on the
-// threads.
+// threads, and, under AddressSanitizer, that the kernel survives a caller whose other threads write to
+// tokens, lengths and resets during the call.
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -25,9 +27,40 @@ const Shape shapes[] = {{5, 1, 1, 1, 0},      {7, 5, 4, 3, 4},      {4, 3, 33, 1
 template <class T>
 using Buffers = std::vector<std::vector<T>>;
 
+// Writes wild numbers to some elements of the arrays, and then their own again, until it is
+// destroyed. Either stays for a time of the order of a small call.
+class Disturbance {
+ public:
+  Disturbance(std::vector<int32_t> &tokens, std::vector<int32_t> &lengths,
+              std::vector<uint8_t> &resets)
+      : own_tokens(tokens), own_lengths(lengths), own_resets(resets), thread([&] {
+          std::mt19937 random(1);
+          for (bool wild = true; !ended || !wild; wild = !wild) {
+            write(tokens, own_tokens, wild);
+            write(lengths, own_lengths, wild);
+            write(resets, own_resets, wild);
+            for (volatile int i = random() % 10000; i > 0;) i = i - 1;
+          }
+        }) {}
+  ~Disturbance() { ended = true, thread.join(); }
+
+ private:
+  const std::vector<int32_t> own_tokens, own_lengths;
+  const std::vector<uint8_t> own_resets;
+  std::atomic<bool> ended{false};
+  std::thread thread;
+
+  template <class Index>
+  static void write(std::vector<Index> &array, const std::vector<Index> &own, bool wild) {
+    for (size_t i = 0; i < array.size(); i += 1 + array.size() / 4)
+      *(volatile Index *)&array[i] = wild ? (Index)(1 << 30 | 1) : own[i];
+  }
+};
+
 // Everything that forward and backward write, for one shape, seeded so that calls can be compared.
 template <class T>
-Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads) {
+Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads,
+               bool disturbed = false) {
   const auto [steps, batch, D, H, K] = shape;
   std::mt19937 random(1);
   const int64_t rows = K ? K : steps * batch;
@@ -87,6 +120,11 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads)
                                0,
                                sizeof(T) == 4 && reset_after,  // bfloat16
                                optional ? output(rows * D) : nullptr};
+  if (disturbed) {
+    const Disturbance disturbance(tokens, lengths, resets);
+    for (int i = 0; i < 20; ++i) gru_forward(&problem, directions), gru_backward(&problem, directions);
+    return {};
+  }
   bool failed = gru_forward(&problem, directions);
   for (gru_direction &d : directions) d.bias_ih = d.bias_hh = nullptr;  // backward reads neither
   failed |= (bool)gru_backward(&problem, directions);
@@ -120,6 +158,10 @@ int main() {
     ok[0] = check<float>(set);
     other.join();
     if (!ok[0] || !ok[1]) return 1;
+#ifdef __SANITIZE_ADDRESS__  // to ThreadSanitizer, such a caller is the error
+    for (const Shape &shape : shapes)
+      for (bool reset_after : {false, true}) run<float>(shape, reset_after, true, 2, true);
+#endif
     std::printf("%s: ok\n", set);
   }
   return 0;

@@ -541,6 +541,35 @@ def test_inference_sees_that_weights_have_changed(name, size, dtype, reset_after
 
 
 @both
+def test_inference_keeps_no_weights_that_changed_while_it_packed_them(reset_after):
+    """Another thread changes a number and puts it back: what is kept is of the numbers it had."""
+    first = draw(1, 1, 1024, 256).astype(np.float32)
+    cases = [replace(first, weight_hh=first.weight_hh.copy()) for _ in range(30)]  # new addresses
+    (wanted,) = run(first, False, reset_after, backward=False)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that the thread runs while the kernel does
+    try:
+        for case in cases:
+            own, ended = first.weight_hh[0, 0], threading.Event()
+
+            def change(case: Case = case, own: Any = own, ended: Any = ended) -> None:
+                while not ended.is_set():
+                    for value in (50, own) * 50:
+                        case.weight_hh[0, 0] = value
+
+            thread = threading.Thread(target=change)
+            thread.start()
+            for _ in range(3):
+                run(case, False, reset_after, backward=False)
+            ended.set()
+            thread.join()
+            (got,) = run(case, False, reset_after, backward=False)
+            assert_equal(got, wanted)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@both
 def test_inference_of_weights_in_the_order_of_nn_gru(reset_after, instruction_set):
     """The same memory, read in the one order and in the other."""
     cases = draw_both(5, 3, 33, 17)

@@ -212,10 +212,14 @@ def run(
         "resets": (resets, (steps, batch)),
     }
     call = cuda.Call(*[None] * 17, *sizes)
-    for name, (found, shape) in given.items():
-        if found is not None:
-            dtype = OTHERS.get(name, torch.float32)
-            setattr(call, name, address(name, found, shape, dtype, device))
+    copies = []
+    for name, (array, shape) in given.items():
+        if array is not None:
+            place = address(name, array, shape, OTHERS.get(name, torch.float32), device)
+            if place and name in OTHERS:  # another stream may write to an index while it is used
+                copies.append(array.clone())
+                place = copies[-1].data_ptr()
+            setattr(call, name, place)
     call.reverse[:] = [*reverse, False][:2]
     with current(device):
         stream = 1 if cuda.rehearsed else torch.cuda.current_stream(device).cuda_stream

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <numeric>
@@ -373,29 +374,78 @@ std::vector<Part> cut(int directions, int64_t rows, int64_t panels, int64_t most
   return parts;
 }
 
-// Of all weights of a direction, in two pieces of about the same size, for two threads to look at.
+// Calls visit(array, first element, elements) for the weights of a direction that belong to a piece.
+// There are two pieces of about the same size, for two threads.
+template <class Visit>
+void visit_piece(const gru_problem &p, int piece, const Visit &visit) {
+  const int64_t gate = p.hidden * p.inputs;
+  if (piece == 0) return visit(&gru_direction::weight_ih, 0, 2 * gate);
+  visit(&gru_direction::weight_ih, 2 * gate, gate);
+  visit(&gru_direction::weight_hh, 0, 3 * p.hidden * p.hidden);
+  visit(&gru_direction::bias_ih, 0, 3 * p.hidden);
+  visit(&gru_direction::bias_hh, 0, 3 * p.hidden);
+}
+
 template <class T>
 uint64_t fingerprint(const Kernels<T> &kernels, const gru_problem &p, const gru_direction &d,
                      int piece) {
-  const int64_t words = sizeof(T) / 4, gate = p.hidden * p.inputs * words;
-  if (piece == 0) return kernels.fingerprint(d.weight_ih, 2 * gate);
-  uint64_t found = kernels.fingerprint((const T *)d.weight_ih + 2 * p.hidden * p.inputs, gate);
-  for (const auto &[weights, columns] :
-       {std::pair(d.weight_hh, p.hidden), {d.bias_ih, 1}, {d.bias_hh, 1}})
-    found = found * 0x9E3779B97F4A7C15u +
-            kernels.fingerprint(weights, 3 * p.hidden * columns * words);
-  return found;
+  uint64_t result = 0;
+  visit_piece(p, piece, [&](auto array, int64_t first, int64_t count) {
+    result = result * 0x9E3779B97F4A7C15u +
+             kernels.fingerprint((const T *)(d.*array) + first, count * (sizeof(T) / 4));
+  });
+  return result;
 }
+
+template <class T>
+void copy_piece(const gru_problem &p, const gru_direction &from, const gru_direction &to, int piece) {
+  visit_piece(p, piece, [&](auto array, int64_t first, int64_t count) {
+    if (count) memcpy((T *)(to.*array) + first, (const T *)(from.*array) + first, count * sizeof(T));
+  });
+}
+
+// A problem whose lengths, tokens and resets are copies of the caller's. Another thread may write to
+// the caller's arrays during the call (a data loader that reuses one buffer, a NumPy array that XLA
+// reads in place), so every index is read once, here, and the copy is validated.
+struct OwnIndices {
+  gru_problem problem;
+  int status = GRU_OK;
+
+  explicit OwnIndices(const gru_problem &given) : problem(given) {
+    const int64_t B = given.batch, cells = given.steps * B;
+    memory.reset(new char[(B + cells) * sizeof(int32_t) + cells]);
+    char *at = memory.get();
+    copy(problem.lengths, B, at);
+    copy(problem.tokens, cells, at);
+    copy(problem.resets, cells, at);
+    if (!in_range(problem.lengths, B, given.steps)) status = GRU_BAD_LENGTH;
+    else if (!in_range(problem.tokens, cells, given.distinct - 1)) status = GRU_BAD_TOKEN;
+  }
+
+ private:
+  std::unique_ptr<char[]> memory;
+
+  template <class Index>
+  static void copy(const Index *&array, int64_t count, char *&at) {
+    if (!array) return;
+    array = (const Index *)memcpy(at, array, count * sizeof(Index));
+    at += count * sizeof(Index);
+  }
+
+  static bool in_range(const int32_t *array, int64_t count, int64_t limit) {
+    int32_t lowest = 0, highest = -1;
+    for (int64_t i = 0; array && i < count; ++i) {
+      lowest = std::min(lowest, array[i]);
+      highest = std::max(highest, array[i]);
+    }
+    return lowest == 0 && highest <= limit;
+  }
+};
 
 template <class T>
 int execute(const gru_problem &p, const gru_direction *directions, bool backward) {
   const Kernels<T> &kernels = instruction_set().of<T>(p.bfloat16);
   const int64_t steps = p.steps, B = p.batch, D = p.inputs, H = p.hidden, V = kernels.width;
-  for (int64_t b = 0; p.lengths && b < B; ++b)
-    if (p.lengths[b] < 0 || p.lengths[b] > steps) return GRU_BAD_LENGTH;
-  for (int64_t i = 0; p.tokens && i < steps * B; ++i)
-    if (p.tokens[i] < 0 || p.tokens[i] >= p.distinct) return GRU_BAD_TOKEN;
-
   Call call = {};
   call.problem = &p;
   call.directions = directions;
@@ -422,172 +472,196 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
                     pool.openmp_spins();
   pool.openmp = p.openmp == GRU_ALWAYS || seen ? find_openmp() : nullptr;
   pool.team = p.threads;
-  try {
-    Deal deal(p, blocks, backward);
-    std::vector<Item> &items = deal.items;
-    call.items = items.data();
-    call.live = deal.place.empty() ? p.distinct : (int64_t)deal.live_rows.size();
-    if (!deal.place.empty()) call.live_rows = deal.live_rows.data(), call.place = deal.place.data();
+  Deal deal(p, blocks, backward);
+  std::vector<Item> &items = deal.items;
+  call.items = items.data();
+  call.live = deal.place.empty() ? p.distinct : (int64_t)deal.live_rows.size();
+  if (!deal.place.empty()) call.live_rows = deal.live_rows.data(), call.place = deal.place.data();
 
-    const int64_t of_input = backward ? p.d_x ? panels_of_x * columns : 0 : panels * (D + 1);
-    const int64_t packed = 3 * H * call.weight_stride + of_input * 2 * V;
-    bool inference = !backward;
-    for (int i = 0; i < p.directions; ++i) inference = inference && !directions[i].saved;
-    std::vector<Packed *> kept;
-    for (int i = 0; inference && i < p.directions; ++i) {
-      const gru_direction &d = directions[i];
-      kept.push_back(&pool.find({(int64_t)d.weight_ih, (int64_t)d.weight_hh, H, D, i, p.is_double,
-                                 p.bfloat16, p.reset_after, p.nn_order, V}));
-      call.packed[i] = kept[i]->memory.reserve(packed * sizeof(T));
-    }
-    std::vector<Scratch<T>> scratch;
-    auto lay_out = [&](Arena arena) {
-      scratch.clear();
-      for (int direction = 0; direction < p.directions; ++direction) {
-        if (!inference) call.packed[direction] = arena.take<T>(packed);
-        call.packed_inputs[direction] = (T *)call.packed[direction] + 3 * H * call.weight_stride;
-        call.projections[direction] = arena.take<T>(call.live * call.gates_stride);
-      }
-      call.inputs = arena.take<T>(backward ? panels_of_x * call.live * 2 * V : 0);
-      for (int thread = 0; thread < threads; ++thread)
-        scratch.emplace_back(arena, call, rows, V, backward);
-      for (size_t i = 0; backward && i < items.size(); ++i) {
-        items[i].d_weights = arena.take<T>(3 * call.gate_stride * call.weight_stride);
-        items[i].d_bias = arena.take<T>(3 * call.gate_stride);
-        items[i].d_projections = arena.take<T>(deal.distinct[i % blocks] * 3 * call.gate_stride);
-      }
-      return arena.at;
-    };
-    const size_t bytes = lay_out(Arena{});
-    lay_out(Arena{(uintptr_t)pool.memory.reserve(bytes)});
-
-    for (int direction = 0; !backward && direction < p.directions; ++direction)
-      if (directions[direction].saved)
-        want_huge_pages(directions[direction].saved,
-                        gru_saved_size(steps, B, H, p.reset_after) * sizeof(T));
-    std::atomic<bool> packed_before[2] = {};
-    for (int i = 0; inference && i < p.directions; ++i) packed_before[i] = kept[i]->filled;
-    auto pack = [&] {
-      const int64_t weights = p.directions * 3 * H * (H + D);
-      // Before: weights that somebody changes meanwhile do not pass for what was packed.
-      for (int i = 0; inference && i < p.directions; ++i)
-        if (!packed_before[i]) {
-          for (int piece = 0; piece < 2; ++piece)
-            kept[i]->fingerprint[piece] = fingerprint(kernels, p, directions[i], piece);
-          kept[i]->filled = true;
-        }
-      pool.run(2 * p.directions, sharing(weights, worth_sharing), [&](int64_t i, int) {
-        const int direction = (int)i / 2;
-        if (packed_before[direction]) return;
-        if (i % 2 && (!backward || p.d_x)) kernels.pack_input_weights(call, direction, backward);
-        if (i % 2 == 0) kernels.pack_weights(call, direction, backward);
-      });
-    };
-    const int64_t multiplications = p.directions * call.live * 3 * H * D;
-    const int multiplying = sharing(multiplications, worth_multiplying);
-    auto multiply = [&](const std::vector<Part> &parts, auto product) {
-      pool.run((int64_t)parts.size(), multiplying,
-               [&](int64_t i, int thread) { product(call, scratch[thread], parts[i]); });
-    };
-    // What was packed before is taken to be right, and looked at beside the recurrence.
-    const int64_t looked_at = inference ? p.directions * 3 * H * (H + D) : 0;
-    const int64_t states = p.directions * steps * B * 3 * H * H + looked_at * 8;
-    // Where there is but one item, threads take turns at it.
-    const int sharers = sharing(states, worth_multiplying);
-    const bool shared = !backward && items.size() == 1 && sharers > 1 && H >= 2 * worth_a_turn;
-    const int64_t parts = shared ? H / worth_a_turn : 1;
-    const int64_t helpers = std::min<int64_t>(parts, sharers) - 1;
-    // A thread that is done with its items looks at a piece; one that comes to take turns, at both of
-    // a direction, before.
-    const int64_t looks = inference ? 2 * p.directions : 0, pieces = shared ? 2 : 1;
-    const int64_t count = (int64_t)items.size() + std::max(looks / pieces, helpers);
-    auto begin = [&](const Item &item, const Scratch<T> &all) {
-      const gru_direction &d = directions[item.direction];
-      for (int64_t i = 0; i < item.rows; ++i) {
-        const bool anew = p.resets && steps && resets_at(p, d, item, d.reverse ? steps - 1 : 0, i);
-        T *const h = all.h + i * call.state_stride;
-        for (int64_t u = 0; u < call.state_stride; ++u) {
-          const int64_t at = item.row[i] * H + u;
-          h[u] = u >= H ? T(0) : anew ? reset_state<T>(d, at) : d.h0 ? ((const T *)d.h0)[at] : T(0);
-        }
-      }
-    };
-    auto finish = [&](const Item &item, const Scratch<T> &all) {
-      for (int64_t i = 0; i < item.rows; ++i)
-        memcpy((T *)directions[item.direction].h_last + item.row[i] * H,
-               all.state(steps) + i * call.state_stride, H * sizeof(T));
-    };
-    auto take_turns = [&](const Item &item, const Scratch<T> &all, const Scratch<T> &own,
-                          Turns &turns, bool to_the_end) {
-      const int64_t pairs = call.weight_stride / (2 * V), halves = p.reset_after ? 1 : 2;
-      while (to_the_end || !turns.busy) {
-        const int64_t turn = turns.taken.fetch_add(1), half = turn / parts, part = turn % parts;
-        if (half >= steps * halves) return;
-        if (Pool::wait([&] { return turns.done >= half * parts; })) turns.busy = true;
-        kernels.forward(call, item, all, own,
-                        {half / halves, half % halves == 0, (half + 1) % halves == 0,
-                         pairs * part / parts * 2 * V, pairs * (part + 1) / parts * 2 * V});
-        turns.done.fetch_add(1);
-      }
-    };
-    std::atomic<bool> changed;
-    auto look = [&](int direction, int piece) {
-      if (packed_before[direction] && fingerprint(kernels, p, directions[direction], piece) !=
-                                          kept[direction]->fingerprint[piece])
-        packed_before[direction] = false, changed = true;
-    };
-    do {
-      changed = false;
-      pack();
-      if (!backward)
-        multiply(cut(p.directions, call.live, panels, input_rows, input_panels), kernels.project);
-      Turns turns;
-      if (shared) begin(items[0], scratch[0]);
-      pool.run(count, sharers, [&](int64_t i, int thread) {
-        const int64_t beside = i - (int64_t)items.size();
-        for (int64_t j = beside * pieces; beside >= 0 && j < (beside + 1) * pieces && j < looks; ++j)
-          look((int)j / 2, (int)j % 2);
-        if (shared) return take_turns(items[0], scratch[0], scratch[thread], turns, i == 0);
-        if (beside >= 0) return;
-        if (!backward) {
-          Turns own;
-          begin(items[i], scratch[thread]);
-          take_turns(items[i], scratch[thread], scratch[thread], own, true);
-          return finish(items[i], scratch[thread]);
-        }
-        memset(items[i].d_weights, 0, 3 * call.gate_stride * call.weight_stride * sizeof(T));
-        memset(items[i].d_bias, 0, 3 * call.gate_stride * sizeof(T));
-        memset(items[i].d_projections, 0,
-               deal.distinct[i % blocks] * 3 * call.gate_stride * sizeof(T));
-        kernels.backward(call, items[i], scratch[thread]);
-      });
-      if (shared) finish(items[0], scratch[0]);
-    } while (changed);
-    if (backward) {
-      const int64_t some = 128, of_weights = (3 * H + some - 1) / some;
-      const int64_t of_rows = (call.live + some - 1) / some;
-      const int64_t of_tokens = p.tokens ? of_rows : 0, each = of_weights + of_tokens;
-      const int64_t elements = p.directions * blocks * 3 * H * (H + call.live) + call.live * D;
-      pool.run(of_rows + p.directions * each, sharing(elements, worth_sharing), [&](int64_t i, int) {
-        auto up_to = [&](int64_t from, int64_t end) { return std::min(from + some, end); };
-        if (i < of_rows) return kernels.pack_inputs(call, i * some, up_to(i * some, call.live));
-        const int direction = (int)((i - of_rows) / each);
-        const int64_t part = (i - of_rows) % each, at = part * some, row = at - of_weights * some;
-        if (row < 0) return kernels.reduce_weights(call, direction, at, up_to(at, 3 * H));
-        kernels.reduce_projections(call, direction, row, up_to(row, call.live));
-      });
-      const int64_t most = gradient_bytes / (int64_t)(2 * V * sizeof(T));
-      multiply(cut(p.directions, columns, panels_of_x, gradient_rows, most, 2 * multiplying),
-               kernels.input_weight_gradient);
-      if (p.d_x && !deal.place.empty()) memset(p.d_x, 0, p.distinct * D * sizeof(T));
-      if (p.d_x)
-        multiply(cut(1, call.live, panels_of_x, input_rows, input_panels), kernels.input_gradient);
-    }
-    pool.finish();
-  } catch (const std::bad_alloc &) {
-    return GRU_OUT_OF_MEMORY;
+  const int64_t of_input = backward ? p.d_x ? panels_of_x * columns : 0 : panels * (D + 1);
+  const int64_t packed = 3 * H * call.weight_stride + of_input * 2 * V;
+  bool inference = !backward;
+  for (int i = 0; i < p.directions; ++i) inference = inference && !directions[i].saved;
+  std::vector<Packed *> kept;
+  for (int i = 0; inference && i < p.directions; ++i) {
+    const gru_direction &d = directions[i];
+    kept.push_back(&pool.find({(int64_t)d.weight_ih, (int64_t)d.weight_hh, H, D, i, p.is_double,
+                               p.bfloat16, p.reset_after, p.nn_order, V}));
+    call.packed[i] = kept[i]->memory.reserve(packed * sizeof(T));
   }
+  std::vector<Scratch<T>> scratch;
+  auto lay_out = [&](Arena arena) {
+    scratch.clear();
+    for (int direction = 0; direction < p.directions; ++direction) {
+      if (!inference) call.packed[direction] = arena.take<T>(packed);
+      call.packed_inputs[direction] = (T *)call.packed[direction] + 3 * H * call.weight_stride;
+      call.projections[direction] = arena.take<T>(call.live * call.gates_stride);
+    }
+    call.inputs = arena.take<T>(backward ? panels_of_x * call.live * 2 * V : 0);
+    for (int thread = 0; thread < threads; ++thread)
+      scratch.emplace_back(arena, call, rows, V, backward);
+    for (size_t i = 0; backward && i < items.size(); ++i) {
+      items[i].d_weights = arena.take<T>(3 * call.gate_stride * call.weight_stride);
+      items[i].d_bias = arena.take<T>(3 * call.gate_stride);
+      items[i].d_projections = arena.take<T>(deal.distinct[i % blocks] * 3 * call.gate_stride);
+    }
+    return arena.at;
+  };
+  const size_t bytes = lay_out(Arena{});
+  lay_out(Arena{(uintptr_t)pool.memory.reserve(bytes)});
+
+  for (int direction = 0; !backward && direction < p.directions; ++direction)
+    if (directions[direction].saved)
+      want_huge_pages(directions[direction].saved,
+                      gru_saved_size(steps, B, H, p.reset_after) * sizeof(T));
+  std::atomic<bool> packed_before[2] = {};
+  for (int i = 0; inference && i < p.directions; ++i) packed_before[i] = kept[i]->filled;
+  auto pack = [&] {
+    bool complete = true;
+    for (int i = 0; i < p.directions; ++i) complete = complete && packed_before[i];
+    if (complete) return;
+    const int packing = sharing(p.directions * 3 * H * (H + D), worth_sharing);
+    gru_direction sources[2] = {};
+    std::copy_n(directions, p.directions, sources);
+    // Another thread may write to the weights meanwhile. What an inference keeps is therefore packed
+    // from a copy, and the fingerprint is that of the copy: it can stand for no other weights.
+    if (inference) {
+      const size_t size = (3 * H * (D + H + 2) * sizeof(T) + 4 * 64) * p.directions;
+      Arena arena{(uintptr_t)pool.copies.reserve(size)};
+      for (gru_direction &copy : sources) {
+        copy.weight_ih = arena.take<T>(3 * H * D);
+        copy.weight_hh = arena.take<T>(3 * H * H);
+        copy.bias_ih = arena.take<T>(3 * H);
+        copy.bias_hh = arena.take<T>(3 * H);
+      }
+      pool.run(2 * p.directions, packing, [&](int64_t i, int) {
+        const int direction = (int)i / 2, piece = (int)i % 2;
+        if (packed_before[direction]) return;
+        copy_piece<T>(p, directions[direction], sources[direction], piece);
+        kept[direction]->fingerprint[piece] = fingerprint(kernels, p, sources[direction], piece);
+      });
+    }
+    Call from = call;
+    from.directions = sources;
+    pool.run(2 * p.directions, packing, [&](int64_t i, int) {
+      const int direction = (int)i / 2;
+      if (packed_before[direction]) return;
+      if (i % 2 && (!backward || p.d_x)) kernels.pack_input_weights(from, direction, backward);
+      if (i % 2 == 0) kernels.pack_weights(from, direction, backward);
+    });
+    for (Packed *each : kept) each->filled = true;
+  };
+  const int64_t multiplications = p.directions * call.live * 3 * H * D;
+  const int multiplying = sharing(multiplications, worth_multiplying);
+  auto multiply = [&](const std::vector<Part> &parts, auto product) {
+    pool.run((int64_t)parts.size(), multiplying,
+             [&](int64_t i, int thread) { product(call, scratch[thread], parts[i]); });
+  };
+  // What was packed before is taken to be right, and looked at beside the recurrence.
+  const int64_t looked_at = inference ? p.directions * 3 * H * (H + D) : 0;
+  const int64_t states = p.directions * steps * B * 3 * H * H + looked_at * 8;
+  // Where there is but one item, threads take turns at it.
+  const int sharers = sharing(states, worth_multiplying);
+  const bool shared = !backward && items.size() == 1 && sharers > 1 && H >= 2 * worth_a_turn;
+  const int64_t parts = shared ? H / worth_a_turn : 1;
+  const int64_t helpers = std::min<int64_t>(parts, sharers) - 1;
+  // A thread that is done with its items looks at a piece; one that comes to take turns, at both of
+  // a direction, before.
+  const int64_t looks = inference ? 2 * p.directions : 0, pieces = shared ? 2 : 1;
+  const int64_t count = (int64_t)items.size() + std::max(looks / pieces, helpers);
+  auto begin = [&](const Item &item, const Scratch<T> &all) {
+    const gru_direction &d = directions[item.direction];
+    for (int64_t i = 0; i < item.rows; ++i) {
+      const bool anew = p.resets && steps && resets_at(p, d, item, d.reverse ? steps - 1 : 0, i);
+      T *const h = all.h + i * call.state_stride;
+      for (int64_t u = 0; u < call.state_stride; ++u) {
+        const int64_t at = item.row[i] * H + u;
+        h[u] = u >= H ? T(0) : anew ? reset_state<T>(d, at) : d.h0 ? ((const T *)d.h0)[at] : T(0);
+      }
+    }
+  };
+  auto finish = [&](const Item &item, const Scratch<T> &all) {
+    for (int64_t i = 0; i < item.rows; ++i)
+      memcpy((T *)directions[item.direction].h_last + item.row[i] * H,
+             all.state(steps) + i * call.state_stride, H * sizeof(T));
+  };
+  auto take_turns = [&](const Item &item, const Scratch<T> &all, const Scratch<T> &own,
+                        Turns &turns, bool to_the_end) {
+    const int64_t pairs = call.weight_stride / (2 * V), halves = p.reset_after ? 1 : 2;
+    while (to_the_end || !turns.busy) {
+      const int64_t turn = turns.taken.fetch_add(1), half = turn / parts, part = turn % parts;
+      if (half >= steps * halves) return;
+      if (Pool::wait([&] { return turns.done >= half * parts; })) turns.busy = true;
+      kernels.forward(call, item, all, own,
+                      {half / halves, half % halves == 0, (half + 1) % halves == 0,
+                       pairs * part / parts * 2 * V, pairs * (part + 1) / parts * 2 * V});
+      turns.done.fetch_add(1);
+    }
+  };
+  std::atomic<bool> changed;
+  auto look = [&](int direction, int piece) {
+    if (packed_before[direction] && fingerprint(kernels, p, directions[direction], piece) !=
+                                        kept[direction]->fingerprint[piece])
+      packed_before[direction] = false, changed = true;
+  };
+  do {
+    changed = false;
+    pack();
+    if (!backward)
+      multiply(cut(p.directions, call.live, panels, input_rows, input_panels), kernels.project);
+    Turns turns;
+    if (shared) begin(items[0], scratch[0]);
+    pool.run(count, sharers, [&](int64_t i, int thread) {
+      const int64_t beside = i - (int64_t)items.size();
+      for (int64_t j = beside * pieces; beside >= 0 && j < (beside + 1) * pieces && j < looks; ++j)
+        look((int)j / 2, (int)j % 2);
+      if (shared) return take_turns(items[0], scratch[0], scratch[thread], turns, i == 0);
+      if (beside >= 0) return;
+      if (!backward) {
+        Turns own;
+        begin(items[i], scratch[thread]);
+        take_turns(items[i], scratch[thread], scratch[thread], own, true);
+        return finish(items[i], scratch[thread]);
+      }
+      memset(items[i].d_weights, 0, 3 * call.gate_stride * call.weight_stride * sizeof(T));
+      memset(items[i].d_bias, 0, 3 * call.gate_stride * sizeof(T));
+      memset(items[i].d_projections, 0,
+             deal.distinct[i % blocks] * 3 * call.gate_stride * sizeof(T));
+      kernels.backward(call, items[i], scratch[thread]);
+    });
+    if (shared) finish(items[0], scratch[0]);
+  } while (changed);
+  if (backward) {
+    const int64_t some = 128, of_weights = (3 * H + some - 1) / some;
+    const int64_t of_rows = (call.live + some - 1) / some;
+    const int64_t of_tokens = p.tokens ? of_rows : 0, each = of_weights + of_tokens;
+    const int64_t elements = p.directions * blocks * 3 * H * (H + call.live) + call.live * D;
+    pool.run(of_rows + p.directions * each, sharing(elements, worth_sharing), [&](int64_t i, int) {
+      auto up_to = [&](int64_t from, int64_t end) { return std::min(from + some, end); };
+      if (i < of_rows) return kernels.pack_inputs(call, i * some, up_to(i * some, call.live));
+      const int direction = (int)((i - of_rows) / each);
+      const int64_t part = (i - of_rows) % each, at = part * some, row = at - of_weights * some;
+      if (row < 0) return kernels.reduce_weights(call, direction, at, up_to(at, 3 * H));
+      kernels.reduce_projections(call, direction, row, up_to(row, call.live));
+    });
+    const int64_t most = gradient_bytes / (int64_t)(2 * V * sizeof(T));
+    multiply(cut(p.directions, columns, panels_of_x, gradient_rows, most, 2 * multiplying),
+             kernels.input_weight_gradient);
+    if (p.d_x && !deal.place.empty()) memset(p.d_x, 0, p.distinct * D * sizeof(T));
+    if (p.d_x)
+      multiply(cut(1, call.live, panels_of_x, input_rows, input_panels), kernels.input_gradient);
+  }
+  pool.finish();
   return GRU_OK;
+}
+
+int compute(const gru_problem &problem, const gru_direction *directions, bool backward) try {
+  const OwnIndices own(problem);
+  if (own.status != GRU_OK) return own.status;
+  return problem.is_double ? execute<double>(own.problem, directions, backward)
+                           : execute<float>(own.problem, directions, backward);
+} catch (const std::bad_alloc &) {
+  return GRU_OUT_OF_MEMORY;
 }
 
 }  // namespace
@@ -595,13 +669,11 @@ int execute(const gru_problem &p, const gru_direction *directions, bool backward
 extern "C" {
 
 int gru_forward(const gru_problem *problem, const gru_direction *directions) {
-  return problem->is_double ? execute<double>(*problem, directions, false)
-                            : execute<float>(*problem, directions, false);
+  return compute(*problem, directions, false);
 }
 
 int gru_backward(const gru_problem *problem, const gru_direction *directions) {
-  return problem->is_double ? execute<double>(*problem, directions, true)
-                            : execute<float>(*problem, directions, true);
+  return compute(*problem, directions, true);
 }
 
 int64_t gru_saved_size(int64_t steps, int64_t batch, int64_t hidden, int32_t reset_after) {

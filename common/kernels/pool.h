@@ -137,6 +137,7 @@ class Pool {
  public:
   std::mutex in_use;
   Memory memory;             // what a call works in
+  Memory copies;             // of the weights that an inference packs
   std::list<Packed> packed;  // the one used last comes first
   OpenMP openmp = nullptr;   // if not null, its threads do this call's work
   int team = 1;              // as many as the process has of them: of a smaller team, the others end
@@ -250,7 +251,8 @@ class Pool {
   // Keeps memory for the next call, which saves asking the system for it again, unless it is large;
   // and of packed weights those that were used last, the very last however large they are.
   void finish() {
-    if (memory.capacity > most_kept) memory.release();
+    for (Memory *each : {&memory, &copies})
+      if (each->capacity > most_kept) each->release();
     size_t bytes = 0;
     for (auto each = packed.begin(); each != packed.end();) {
       bytes += each->memory.capacity;

@@ -309,8 +309,11 @@ FN void transpose(int64_t rows, int64_t K, const Number<E> *a, int sign, E *to) 
       to[k * 2 * V + j] = j < rows ? sign * element(E{}, a + j * K, k, K) : E{};
 }
 
-// A number that tells n words of memory from others: from others with one changed for certain, else
-// but for one in 2^32. (A sum would not: many changes of sign are no change of a sum.)
+// A hash of n 32-bit words. It detects every change of a single word, and changes of several words
+// unless they cancel: a random change does so with a probability of 2^-32 at most, but the changes
+// that cancel are easy to construct (bit 31 of word k together with bits 31 and 16 of the word
+// that the same lane reads next). The hash detects accidents; it is not collision-resistant. (A sum
+// would miss accidents: many changes of sign leave a sum as it is.)
 template <class T>
 FN uint64_t fingerprint(const void *memory, int64_t n) {
   typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
