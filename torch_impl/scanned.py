@@ -54,16 +54,16 @@ def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[.
         begin, h_reset = (torch.zeros_like(mask), h) if restart is None else restart
 
         def one(h: Tensor, a: Tensor, live: Tensor, begin: Tensor, *read: Any) -> Any:
-            h_reset, *hidden = read[:-1]
-            h = torch.where(begin, h_reset, h)
-            after, _ = step(a, h, *hidden, reset_after=reset_after)
+            h = torch.where(begin, read[0], h)
+            after, _ = step(a, h, *read[1 : 2 + len(hidden)], reset_after=reset_after)
             h = torch.where(live, after, h)
             return h, h.clone()  # not the same tensor twice
 
         along = [gather(project(x, weight_ih, bias_ih), tokens, mask), mask, begin]
         along = [each.flip(0) for each in along] if reverse else along
-        # AOTInductor asks for the size of the batch, which is that of the states.
-        read = (h_reset.clone(), weight_hh, *hidden, h.shape[0])
+        read = (h_reset.clone(), weight_hh, *hidden)
+        if not isinstance(h.shape[0], int):  # AOTInductor needs the symbol for the size of the batch
+            read += (h.shape[0],)
         h, states = torch.ops.higher_order.scan(one, [h], along, read)
         return h, states.flip(0) if reverse else states
 
