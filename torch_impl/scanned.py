@@ -62,7 +62,7 @@ def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[.
         along = [gather(project(x, weight_ih, bias_ih), tokens, mask), mask, begin]
         along = [each.flip(0) for each in along] if reverse else along
         read = (h_reset.clone(), weight_hh, *hidden)
-        if not isinstance(h.shape[0], int):  # AOTInductor needs the symbol for the size of the batch
+        if not isinstance(h.shape[0], int):  # AOTInductor needs the symbol for it
             read += (h.shape[0],)
         h, states = torch.ops.higher_order.scan(one, [h], along, read)
         return h, states.flip(0) if reverse else states
