@@ -173,6 +173,8 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
         console.print(msgspec.json.encode(check).decode(), markup=False, soft_wrap=True)
     if count := len(results.parity):
         console.print(f"{count - len(failed)} of {count} parity checks passed")
+    if excesses := tables.excesses(results.parity):
+        console.print(excesses, markup=False, soft_wrap=True)
     console.print(f"report: {report}", markup=False, soft_wrap=True)
     return bool(failed)
 

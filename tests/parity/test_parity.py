@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from comparison import parity
+from comparison.implementations import Implementation
 
 IMPLEMENTATIONS = {each.name: each for each in parity.implementations()}
 CASES = {
@@ -44,3 +45,22 @@ def test_everything_agrees_with_the_oracle(case, dtype, request):
         head = ("logits", "loss", "d head")
         names = {name for name in names if not name.startswith(head)}
     assert {row.check for row in rows} == names
+
+
+@pytest.mark.parametrize("peer", [False, True])
+@pytest.mark.parametrize("share", [1.02, 4.1])
+def test_a_peer_fails_only_far_above_its_bound(share, peer):
+    (case, *_) = CASES["gru, ties, zeros, unsorted, reset after"]
+    result = parity.equations(case, np.float64)
+    off = share * parity.BOUND_GRADIENT * np.abs(result["d x"]).max()
+    result["d x"] = result["d x"] + off
+    rows = parity.check(Implementation("off", lambda case: result, peer=peer), (case,), np.float64)
+    allowed = peer and share < 4
+    assert [row.check for row in rows if not row.passed] == ([] if allowed else ["d x"])
+    assert [row.check for row in rows if row.is_excess] == (["d x"] if allowed else [])
+
+
+def test_what_is_of_other_libraries_is_a_peer():
+    peers = {"torch nn.GRU", "flax.linen.GRUCell", "flax.nnx.GRUCell"}
+    assert {name for name, each in IMPLEMENTATIONS.items() if each.peer} == peers
+    assert parity.SIMPLE_CELL.peer
