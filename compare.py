@@ -177,6 +177,8 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
         console.print(msgspec.json.encode(check).decode(), markup=False, soft_wrap=True)
     if count := len(results.parity):
         console.print(f"{count - len(failed)} of {count} parity checks passed")
+    if excesses := tables.excesses(results.parity):
+        console.print(excesses, markup=False, soft_wrap=True)
     if drawn:
         console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
     return bool(failed)

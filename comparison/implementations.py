@@ -104,6 +104,8 @@ class Implementation:
     cell: str = "gru"
     resets: bool = False
     """Whether it can begin a sequence within a row."""
+    peer: bool = False
+    """Whether it belongs to another library, and not to this project (see Check.peer)."""
 
     def can(self, case: Case, dtype: str) -> bool:
         """Whether it can express a case, in a dtype."""

@@ -204,8 +204,8 @@ def flax_cells() -> list[Implementation]:
     linen = in_layout("linen", partial(compute, layer=linen_gru))
     nnx = in_layout("nnx", partial(compute, layer=nnx_gru))
     return [
-        Implementation("flax.linen.GRUCell", linen, supports=lambda case: case.reset_after),
-        Implementation("flax.nnx.GRUCell", nnx, supports=without_bias, lacks=("bias_hh",)),
+        Implementation("flax.linen.GRUCell", linen, lambda case: case.reset_after, peer=True),
+        Implementation("flax.nnx.GRUCell", nnx, without_bias, lacks=("bias_hh",), peer=True),
     ]
 
 
@@ -213,5 +213,5 @@ def flax_simple_cell() -> Implementation:
     """flax.linen.SimpleCell, the tanh RNN."""
     layer = stacked("rnn.{layer}.{direction}.", linen_simple)
     return Implementation(
-        "flax.linen.SimpleCell", lambda case: compute(case.with_h0(), layer), cell="rnn"
+        "flax.linen.SimpleCell", lambda case: compute(case.with_h0(), layer), cell="rnn", peer=True
     )

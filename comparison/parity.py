@@ -20,6 +20,10 @@ bfloat16: both twins compute in float32 and round once, so half a unit in the la
     bfloat16 of the largest value, plus the bound of float32 for the same numbers. Of the GRU alone:
     its results, and its gradients without the classifier's head, which rounds at every operation.
 
+The bounds hold the implementations of this project. A peer, which is a layer of PyTorch or Flax,
+rounds as its library and XLA's version decide: its errors are reported beside the bound, and fail
+only above PEER_BOUNDS times the bound, where they are no matter of rounding any more.
+
 The largest of a few rounding errors is a matter of luck, and a tensor may have a single entry. So
 each float32 case is drawn several times, and the draws of a tensor count as one tensor. That alone
 leaves the yardstick's luck: on a draw where errors grow most, its own may happen to cancel. So the
@@ -239,7 +243,7 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
             )
             bound = 2 * allowed + ulp_allowed + (ulp / 2 if dtype == BFLOAT16 else 0)
         models = [implementation.name, "oracle"]
-        rows.append(Check.of(models, name, dtype.name, error, bound, ulp))
+        rows.append(Check.of(models, name, dtype.name, error, bound, ulp, implementation.peer))
     return rows
 
 

@@ -237,4 +237,4 @@ def torch_autocast() -> Implementation:
 def torch_nn_gru() -> Implementation:
     """torch.nn.GRU on packed sequences."""
     run = in_layout("torch", partial(compute, layer=nn_gru))
-    return Implementation("torch nn.GRU", run, supports=lambda case: case.reset_after)
+    return Implementation("torch nn.GRU", run, supports=lambda case: case.reset_after, peer=True)

@@ -113,6 +113,21 @@ def test_a_failed_parity_check_is_exit_status_1(
     assert "0 of 1 parity checks passed" in output
 
 
+def test_the_rounding_of_a_peer_is_reported_and_is_no_failure(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, quantity = ["flax.linen.GRUCell", "oracle"], "d params, reset after"
+    rounded = Check.of(models, quantity, "float32", 1.02, 1, 1, peer=True)
+    monkeypatch.setattr(parity, "run", lambda: [rounded])
+    status, output, _ = command(compare.main, "parity", "--out", tmp_path)
+    assert status == 0
+    assert "1 of 1 parity checks passed" in output
+    assert f"by at most a factor of 1.02 ({models[0]}, {quantity}, float32)" in output
+    again = command(compare.main, "report", "--out", tmp_path)  # the file says that it is a peer
+    assert again[0] == 0
+    assert "above the bound, not ours" in (tmp_path / "report.md").read_text()
+
+
 def test_losses_that_part_are_found(tmp_path: Path) -> None:
     for framework, loss in (("torch", 0.50), ("jax", 0.52)):
         (tmp_path / f"{framework}-gru").mkdir()

@@ -31,6 +31,8 @@ def introduction(results: Results) -> list[str]:
         failed = sum(not check.passed for check in results.parity)
         verdict = f"**{failed} of {count} parity checks failed.**"
         lines.append(verdict if failed else f"All {count} parity checks passed.")
+    if excesses := tables.excesses(results.parity):
+        lines.append(excesses)
     return lines
 
 
@@ -154,18 +156,21 @@ def _tuning(tuning: Tuning) -> Iterator[Block]:
 
 
 def _parity(checks: Sequence[Check]) -> Iterator[Block]:
-    tightest = max(checks, key=lambda check: check.strain)
-    passed = sum(check.passed for check in checks)
-    yield (
-        "finding",
-        f"{passed} of {len(checks)} checks passed. The error closest to its bound takes "
-        f"{tightest.strain:.0%} of it: {' and '.join(tightest.models)}, {tightest.check}, "
-        f"{tightest.dtype}.",
-    )
+    finding = f"{sum(check.passed for check in checks)} of {len(checks)} checks passed."
+    for whose, peer in (("this project's implementations", False), ("other libraries", True)):
+        if of_them := [check for check in checks if check.peer is peer]:
+            tightest = max(of_them, key=lambda check: check.strain)
+            finding += (
+                f" Of {whose}, the error closest to its bound takes {tightest.strain:.0%} of it: "
+                f"{' and '.join(tightest.models)}, {tightest.check}, {tightest.dtype}."
+            )
+    yield "finding", finding
     yield (
         "note",
         "Errors are relative to the largest value of the tensor, ULP is that value's unit in the "
-        "last place.",
+        "last place. The bounds hold this project's implementations. The layers of other libraries "
+        "are measured beside them, and their rounding is not a fault of this project: their checks "
+        f"fail only where the error is more than {schema.PEER_BOUNDS} times the bound.",
     )
     yield "table", tables.parity(checks)
 

@@ -25,6 +25,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Index = Annotated[int, Meta(ge=0)]
 REFERENCE = "nn.GRU padded"  # what speeds are compared with
 BUILT_IN = "nn.GRU"  # the same of latencies, where there is no padding
+PEER_BOUNDS = 4  # so many times its bound may the error of another library's layer be
 FEWEST_SEEDS = 5  # of fewer, no finding and no headline says that models or words differ
 
 
@@ -191,7 +192,8 @@ class Data(Struct):
 
 
 class Check(Struct):
-    """A parity check; it has passed where the error is at most the bound."""
+    """A parity check. It passes where the error is at most the bound, or, for a peer, PEER_BOUNDS
+    times the bound."""
 
     models: Annotated[list[str], Meta(min_length=2, max_length=2)]
     check: str
@@ -200,23 +202,39 @@ class Check(Struct):
     bound: float
     ulp: float
     passed: bool
+    peer: bool = False
+    """Whether another library's layer is checked. The bounds hold this project's implementations;
+    the rounding of a peer is reported, and only a gross error of a peer is a failure."""
 
     @classmethod
     def of(
-        cls, models: list[str], check: str, dtype: str, error: float, bound: float, ulp: float
+        cls,
+        models: list[str],
+        check: str,
+        dtype: str,
+        error: float,
+        bound: float,
+        ulp: float,
+        peer: bool = False,
     ) -> "Check":
         """ulp: a unit in the last place of what is compared; 0 where that is all zeros."""
         largest = sys.float_info.max  # JSON knows no infinity, and no NaN
         error = float(error) if error < math.inf else largest
-        units, passed = min(error / ulp, largest) if ulp else error, error <= bound < math.inf
-        return cls(models, check, dtype, error, float(bound), float(units), bool(passed))
+        units = min(error / ulp, largest) if ulp else error
+        passed = error <= (PEER_BOUNDS if peer else 1) * bound < math.inf
+        return cls(models, check, dtype, error, float(bound), float(units), bool(passed), peer)
 
     @property
     def strain(self) -> float:
-        """How much of its bound the error takes: more than 1 is a failure."""
+        """The error as a multiple of its bound."""
         if self.bound == 0:  # of a tensor of zeros: its error is 0 or infinite
             return self.error
         return self.error / self.bound
+
+    @property
+    def is_excess(self) -> bool:
+        """Whether the error exceeds its bound, and the check passes nevertheless."""
+        return self.passed and self.error > self.bound
 
 
 class Task(Struct, frozen=True):

@@ -17,6 +17,7 @@ from rich.text import Text
 from common.metrics import MOST_DRAWN
 from common.report.schema import (
     BUILT_IN,
+    PEER_BOUNDS,
     REFERENCE,
     Check,
     Gates,
@@ -231,11 +232,24 @@ def parity(checks: Sequence[Check]) -> Table:
         [
             *(" / ".join(each.models), each.check, each.dtype, f"{each.error:.1e}"),
             *(f"{each.bound:.1e}", f"{each.strain:.0%}", f"{each.ulp:.1f}"),
-            "yes" if each.passed else "**NO**",
+            ("above the bound, not ours" if each.is_excess else "yes") if each.passed else "**NO**",
         ]
         for each in checks
     ]
     return Table("Parity checks", header, rows, names=3)
+
+
+def excesses(checks: Sequence[Check]) -> str:
+    """A sentence about the layers of other libraries whose errors exceed their bounds, if any."""
+    excesses = [check for check in checks if check.is_excess]
+    if not excesses:
+        return ""
+    worst = max(excesses, key=lambda check: check.strain)
+    return (
+        f"In {len(excesses)} of those that passed, the error of another library's layer exceeds "
+        f"its bound, by at most a factor of {worst.strain:.2f} ({worst.models[0]}, {worst.check}, "
+        f"{worst.dtype}); that is a failure only above a factor of {PEER_BOUNDS}."
+    )
 
 
 def oracle(checks: Sequence[Check]) -> list[Table]:
@@ -244,6 +258,7 @@ def oracle(checks: Sequence[Check]) -> list[Table]:
     for each in checks:
         quantity, kind = each.check.split(", reset ")
         cell = f"{each.error:.0e} ({each.ulp:.1f})"
+        cell += f", {each.strain:.2f} x bound" if each.is_excess else ""
         cell = cell if each.passed else f"**{cell} > {each.bound:.0e}**"
         of_model = lines.setdefault(each.dtype, {}).setdefault((each.models[0], kind), {})
         of_model[quantity] = cell

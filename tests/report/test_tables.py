@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from common.report import html, tables
-from common.report.content import introduction
+from common.report.content import introduction, sections
 from common.report.schema import Check, Results, Speed, convert
 
 HELD = Check.of(["torch fused", "oracle"], "outputs, reset before", "float64", 4e-13, 1e-12, 2e-16)
 BROKEN = Check.of(["jax [/red] fused", "oracle"], "loss, reset before", "float64", 2.0, 1e-12, 0)
+OF_A_PEER = ["flax.linen.GRUCell", "oracle"], "d params, reset after", "float32"
 
 
 def shown(table: tables.Table) -> str:
@@ -33,6 +34,32 @@ def test_a_check_that_fails_stands_out_everywhere() -> None:
     assert introduction(Results({"command": "x"}, parity=[HELD, BROKEN])) == [
         "**1 of 2 parity checks failed.**"
     ]
+
+
+@pytest.mark.parametrize(
+    ("peer", "share", "passed"), [(True, 1.02, True), (True, 4.1, False), (False, 1.02, False)]
+)
+def test_a_bound_holds_what_is_ours_and_fails_a_peer_only_far_above(
+    peer: bool, share: float, passed: bool
+) -> None:
+    check = Check.of(*OF_A_PEER, share * 2e-7, 2e-7, 6e-8, peer)
+    assert (check.passed, check.is_excess) == (passed, passed)
+    assert check.strain == pytest.approx(share)
+
+
+def test_a_peer_above_its_bound_is_shown_everywhere() -> None:
+    checks = [HELD, Check.of(*OF_A_PEER, 2.04e-7, 2e-7, 6e-8, peer=True)]
+    assert tables.parity(checks).rows[1][-3:] == ["102%", "3.4", "above the bound, not ours"]
+    assert tables.oracle(checks)[1].rows[0][-1] == "2e-07 (3.4), 1.02 x bound"
+    results = Results({"command": "x"}, parity=checks)
+    verdict, excesses = introduction(results)
+    assert verdict == "All 2 parity checks passed."
+    assert "In 1 of those that passed, the error of another library's layer exceeds" in excesses
+    assert "1.02 (flax.linen.GRUCell, d params, reset after, float32)" in excesses
+    (_, finding), (_, note), _ = sections(results)["Parity"]
+    assert "Of this project's implementations, the error closest to its bound takes 40%" in finding
+    assert "Of other libraries, the error closest to its bound takes 102% of it" in finding
+    assert "fail only where the error is more than 4 times the bound" in note
 
 
 def test_the_suite_in_short_names_the_bound_that_does_not_hold() -> None:
