@@ -29,7 +29,8 @@ def requests_of(count: int) -> list[bytes]:
     for number in range(min(count, len(data.train))):
         text = " ".join(data.vocabulary[word] for word in data.train[number])
         body = msgspec.json.encode({"texts": [text]})
-        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         found.append(head.encode() + body)
     return found
 

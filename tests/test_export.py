@@ -281,6 +281,7 @@ TRICKY = [
     "isn&#39;t &#x27;quoted&#X27; rock'n'roll''s 'em don\u2019t \u2018so\u2019 l&rsquo;amour",
     "&ampere &notit; &copyright &nosuch; & ; &;x &#; &#x; &#xg &amp;amp; &ApplyFunction;f",
     "&#128;uro &#x80; &#0;nul &#1;one on&#1;e &#11;x &#xD800;a &#1114112;b &#99999999999;c",
+    f"&#{'9' * 5_000}; long &#{'0' * 5_000}65;a number",
     "<br /><br />a<b>b</b>c</p >d <3 5 < 6 > 2 <not closed",
     "\u03a3\u0391\u03a3 \u038c\u03a3\u039f\u03a3 \u0130stanbul \u01c5 \ufb01n STRASSE stra\u00dfe",
     "na\u00efve cafe\u0301 x\u200dy \u00bd \u00b2 \u2167 \u0663 \u4e2d\u6587\u5b57 \U0001d400 z",

@@ -313,6 +313,25 @@ def test_torch_compile_of_any_number_of_units():
         assert_same(compiled(*given), h_last(*given))
 
 
+@pytest.mark.parametrize("shape", [(0, B, D), (T, 0, D), (0, 0, D), (0, D), (T, B, 0), (0, B, 1)])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_empty_input_gives_what_nn_gru_gives(batch_first, device, shape):
+    """The same shapes, or the same error with the name of the argument before it."""
+    x, found = torch.ones(shape, device=device), []
+    if batch_first and len(shape) == 3:
+        x = x.transpose(0, 1)
+    for layer in (nn.GRU, torch_impl.GRU):
+        for recorded in (False, True):
+            with torch.set_grad_enabled(recorded):
+                try:
+                    results = layer(D, H, batch_first=batch_first, device=device)(x)
+                    found.append(str([each.shape for each in results]))
+                except RuntimeError as error:
+                    found.append(str(error).removeprefix("input: "))
+    assert len({*found}) == 1, found
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_torch_cell(bias, with_hx):
@@ -500,10 +519,13 @@ def test_flax_cell():
 
 
 def test_no_time_steps_no_rows_and_no_inputs():
+    """As in nnx.RNN, which allows zero time steps, too."""
     gru = jax_impl.GRU(D, H, 2, rngs=nnx.Rngs(0))
     for shape in ((0, D), (3, 0, D), (2, 3, 0, D), (0, T, D), (2, 0, T, D)):
         outputs, h_last = gru(jnp.zeros(shape))
         assert outputs.shape == (*shape[:-1], H) and h_last.shape == (2, *shape[:-2], H)
+        theirs = nnx.RNN(nnx.GRUCell(D, H, rngs=nnx.Rngs(0)))(jnp.zeros(shape))
+        assert theirs.shape == outputs.shape
     assert gru(jnp.zeros((0, T, D)), [])[0].shape == (0, T, H)
     parameters = {name: p.astype(np.float32) for name, p in init_gru(0, H, 1, False, 0).items()}
     lengths = jnp.full(B, T)

@@ -55,11 +55,13 @@ class Client:
         self.port = int(self.said.rpartition(":")[2])
         self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
-    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and answer; what is no bytes is asked as JSON."""
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Status and answer; what is no bytes is asked as JSON. content_type: application/json."""
         method = "GET" if body is None else "POST"
         body = body if body is None or isinstance(body, bytes) else json.dumps(body)
-        self.connection.request(method, path, body)
+        headers = {"content_type": "application/json", **headers}
+        named = {name.replace("_", "-"): value for name, value in headers.items() if value}
+        self.connection.request(method, path, body, named)
         answer = self.connection.getresponse()
         content = answer.read()
         is_json = answer.headers["content-type"] == "application/json"
@@ -77,7 +79,9 @@ each_twin = pytest.mark.parametrize("client", TWINS, indirect=True)
 
 @pytest.fixture(scope="module", params=["torch"])
 def client(request: pytest.FixtureRequest, trained: dict[str, Path]) -> Iterator[Client]:
-    found = Client(request.param, *trained.values(), "--max-bytes", 50_000)
+    found = Client(
+        request.param, *trained.values(), "--max-bytes", 50_000, "--allowed-hosts", "name.example"
+    )
     yield found
     status, error = found.end()
     assert (status, error) == (143, "stopped by SIGTERM; what was asked before is answered\n")
@@ -211,6 +215,57 @@ def test_questions_that_wait_are_answered_together(
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"host": "localhost"}, 200),
+        ({"host": "LOCALHOST:8000"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "name.example:8000"}, 200),
+        ({"host": "evil.example"}, 400),
+        ({"host": "localhost.evil.example:8000"}, 400),
+        ({"host": "[::2]:8000"}, 400),
+        ({"host": "localhost:8000", "origin": "http://localhost:8000"}, 200),
+        ({"host": "name.example", "origin": "https://name.example"}, 200),
+        ({"host": "localhost:8000", "origin": "http://localhost:3000"}, 403),
+        ({"host": "localhost:8000", "origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"content_type": "Application/JSON; charset=utf-8"}, 200),
+        ({"content_type": "text/plain"}, 415),
+        ({"content_type": "application/json-seq"}, 415),
+        ({"content_type": "application/x-www-form-urlencoded"}, 415),
+        ({"content_type": ""}, 415),
+    ],
+)
+def test_foreign_pages_are_refused(headers: dict[str, str], expected: int, client: Client) -> None:
+    for path in ("/predict", "/explain"):
+        assert client.ask(path, {"texts": ["film"]}, **headers)[0] == expected
+    if "content_type" not in headers:
+        for path in ("/", "/runs", "/healthz", "/metrics"):
+            assert client.ask(path, **headers)[0] == expected
+
+
+def test_a_request_without_host_is_refused(client: Client) -> None:
+    """HTTP/1.0 allows it."""
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "refused"),
+    [("0.0.0.0", "localhost:8000", "10.0.0.1"), ("127.0.0.2", "127.0.0.2:80", "localhost")],
+)
+def test_the_hosts_that_are_allowed_by_default(
+    host: str, allowed: str, refused: str, trained: dict[str, Path]
+) -> None:
+    client = Client("torch", trained["gru"], "--host", host)
+    client.connection.host = host
+    assert client.ask("/healthz", host=allowed)[0] == 200
+    assert client.ask("/healthz", host=refused)[0] == 400
+    assert client.end()[0] == 143
+
+
 @pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_thousands_of_malformed_bodies(count: int, client: Client) -> None:
     """Each gets a 4xx; that nothing is written to standard error is seen when the server ends."""
@@ -249,7 +304,8 @@ def test_what_is_no_http_is_refused(head: bytes, client: Client) -> None:
 
 
 def test_who_goes_away_is_forgotten(client: Client) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: 100\r\n\r\n"
     for _ in range(50):
         with socket.create_connection(("127.0.0.1", client.port)) as connection:
             connection.sendall(head)
@@ -264,7 +320,8 @@ def test_many_at_a_time_each_get_their_own(client: Client) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
         for _ in range(20):
             texts = ["film " * (number + 1)] * (number % 3 + 1)
-            connection.request("POST", "/predict", json.dumps({"texts": texts}))
+            headers = {"content-type": "application/json"}
+            connection.request("POST", "/predict", json.dumps({"texts": texts}), headers)
             found = json.loads(connection.getresponse().read())["predictions"]
             assert [each["known_words"] for each in found] == [number + 1] * len(texts)
             answers.setdefault(number, []).extend(
@@ -286,7 +343,10 @@ def test_the_end_waits_for_what_was_asked(trained: dict[str, Path]) -> None:
     """Even for a question of which the server has read the head alone."""
     client = Client("torch", trained["gru"])
     body = json.dumps({"texts": TEXTS}).encode()
-    head = f"POST /explain HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    head = (
+        "POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
     with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
         connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
         # So the server says that it waits for the body.
@@ -327,6 +387,8 @@ def test_a_signal_that_comes_as_soon_as_it_serves_is_heard(trained: dict[str, Pa
         (["GRU", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
         (["GRU", "--port", "TAKEN"], "in use"),
         (["GRU", "--max-texts", "0"], "--max-texts 0"),
+        (["GRU", "--allowed-hosts", "a.example", "b:80"], "--allowed-hosts b:80"),
+        (["GRU", "--allowed-hosts", "a*"], "--allowed-hosts a*"),
     ],
 )
 def test_bad_options_get_one_clear_line(

@@ -136,7 +136,7 @@ class GRU(nn.RNNBase):
             if any(each is not None for each in (lengths, resets, h_reset)):
                 raise ValueError("lengths, resets, h_reset: expected none beside a PackedSequence")
             return self._packed(input, hx)
-        if not self.batch_first and type(input) is Tensor and input.dim() == 3:
+        if not self.batch_first and type(input) is Tensor and input.dim() == 3 and len(input):
             found = self._at_once(input, lengths, hx, None, resets, h_reset)
             if found is not None:
                 return found
@@ -218,6 +218,8 @@ class GRU(nn.RNNBase):
                     )
                 if state.dtype != x.dtype and not autocast_at(x):
                     check_same_dtype(name, state, "input", x)
+        if sizes is None and x.shape[1 if self.batch_first else 0] == 0:
+            raise RuntimeError("input: Expected sequence length to be larger than 0 in RNN")
 
     def _drop(self, x: Tensor) -> Tensor:
         """What one layer hands to the next."""

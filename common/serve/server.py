@@ -9,11 +9,17 @@ GET /openapi.json   all of this, for programs
 GET /               a page to look into the runs
 
 What cannot be answered gets a 4xx and {"error": a line}.
+
+A web page of another origin must not read the answers: the Host header has to name this server
+(otherwise a foreign name that resolves to its address would do: DNS rebinding), an Origin header
+has to agree with it, and a question has to be application/json, which browsers do not send to
+another origin without a preflight request.
 """
 
 import asyncio
 import dataclasses
 import gc
+import re
 import socket
 import sys
 import time
@@ -42,6 +48,8 @@ try:
     from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
     from starlette.routing import Route
@@ -57,10 +65,13 @@ POLICY = (
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 REFUSALS = {
+    403: "The Origin is not this server.",
     404: "No such run.",
     408: "It took too long to arrive.",
     413: "More than a limit, which is named.",
+    415: "The Content-Type is not application/json.",
     422: "Not what is expected.",
 }
 
@@ -79,6 +90,10 @@ class ServeOptions:
     """The address to listen on: by default, only this machine reaches it; 0.0.0.0: every one."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """The port to listen on; 0 for one that is free."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names or addresses, without a port, by which clients reach the server: name,
+    *.example.com, [2001:db8::1]; "*" for any. Requests with another Host header are refused.
+    Always allowed: --host, and localhost where that is reached."""
     max_texts: Count = 256
     """Refuse a request of more texts."""
     max_characters: Count = 20_000
@@ -176,7 +191,8 @@ class Served:
 class Server:
     """The application, which uvicorn or another ASGI server runs."""
 
-    def __init__(self, runs: Sequence[Served], options: ServeOptions) -> None:
+    def __init__(self, runs: Sequence[Served], options: ServeOptions, hosts: Sequence[str]) -> None:
+        """hosts: the values, without a port, that a request's Host header may have."""
         self.runs, self.options = {run.name: run for run in runs}, options
         self.explaining = ThreadPoolExecutor(1)
         registry = self.registry = CollectorRegistry()
@@ -195,7 +211,8 @@ class Server:
                 for method, handlers in (("GET", self.get), ("POST", self.post))
                 for path, handler in handlers.items()
             ],
-            exception_handlers={HTTPException: refused},
+            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
+            exception_handlers={HTTPException: refused, InputError: failed},
         )
 
     def timed(self, path: str, handler: Handler) -> Handler:
@@ -204,6 +221,7 @@ class Server:
         async def endpoint(request: Request) -> Response:
             started, status = time.perf_counter(), 500
             try:
+                check_origin(request)
                 response = await handler(request)
                 status = response.status_code
                 return response
@@ -242,6 +260,11 @@ class Server:
     async def read(self, request: Request, kind: type[Q]) -> tuple[Q, Served]:
         """What is asked, and which run. Raises HTTPException for what cannot be answered."""
         limits, body = self.options, bytearray()
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip()
+        if media_type.lower() != "application/json":
+            raise HTTPException(
+                415, f"expected Content-Type application/json, found {media_type or 'none'}"
+            )
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for chunk in request.stream():
@@ -328,11 +351,24 @@ def as_json(answer: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(answer), status, media_type="application/json")
 
 
+def check_origin(request: Request) -> None:
+    """Raise HTTPException for a request of a page that does not come from this server. Programs
+    send no Origin header."""
+    origin, host = request.headers.get("origin"), request.headers["host"]
+    if origin is not None and origin.partition("://")[2] != host:
+        raise HTTPException(403, f"Origin {origin} is not {host}")
+
+
 async def refused(request: Request, problem: Exception) -> Response:
     """What cannot be answered, in a line."""
     assert isinstance(problem, HTTPException)
     line = " ".join(problem.detail.split())
     return as_json(Problem(f"{request.method} {request.url.path}: {line}"), problem.status_code)
+
+
+async def failed(request: Request, problem: Exception) -> Response:
+    """A model that cannot answer, in a line: its numbers overflow."""
+    return as_json(Problem(f"{request.method} {request.url.path}: {problem}"), 500)
 
 
 def content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -357,6 +393,7 @@ def main(framework: Framework) -> None:
         check_numbers(options)
         if not options.run_dirs:
             raise InputError("RUN_DIR: give one run directory, at least")
+        check_hosts(options.allowed_hosts)
         listener = listen(options.host, options.port)
         runs = []
         for name, folder in names(options.run_dirs).items():
@@ -366,10 +403,12 @@ def main(framework: Framework) -> None:
         gc.collect()
         gc.freeze()
         host, port = listener.getsockname()[:2]
-        host = f"[{host}]" if ":" in host else host
+        hosts = [*options.allowed_hosts, bracketed(options.host), host := bracketed(host)]
+        if host in (*LOOPBACK, "0.0.0.0", "[::]"):
+            hosts += LOOPBACK
         line = f"serving {', '.join(run.name for run in runs)} on http://{host}:{port}"
         config = uvicorn.Config(
-            Server(runs, options).app,
+            Server(runs, options, hosts).app,
             log_level="error",
             access_log=False,
             ws="none",
@@ -389,6 +428,21 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: {error.strerror}") from None
+
+
+def bracketed(host: str) -> str:
+    """A host as a URL has it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def check_hosts(hosts: Sequence[str]) -> None:
+    """Raise InputError for the first that is no name, address or pattern of names."""
+    for host in hosts:
+        if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:.]+\]", host):
+            raise InputError(
+                f"--allowed-hosts {host}: expected a name or an address without a port, as in "
+                "name, *.example.com, 10.0.0.1 or [::1]"
+            )
 
 
 def names(folders: Sequence[Path]) -> dict[str, Path]:

@@ -19,7 +19,10 @@ ids = {word: number for number, word in enumerate(about["vocabulary"])}
 session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 for text in texts or sys.stdin.read().splitlines():
-    plain = html.unescape(re.sub(tokenizer["tag"], " ", text))
+    plain = re.sub(tokenizer["tag"], " ", text)
+    # Python reads no number of thousands of digits; one of eight digits is no character either.
+    plain = re.sub("&#([0-9]{9,})", lambda found: f"&#{found[1].lstrip('0')[:8] or 0}", plain)
+    plain = html.unescape(plain)
     plain = plain.lower().replace(tokenizer["apostrophe"], "'")
     words = re.findall(tokenizer["word"], plain)
     known = [ids[word] for word in words if word in ids][-longest:]
