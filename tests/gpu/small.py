@@ -106,6 +106,27 @@ def test_torch_without_what_may_be_left_out(
     assert found[0].isfinite().all()
 
 
+def test_torch_launches_the_kernel_with_copies_of_the_indices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another stream may write to the caller's while the kernel reads them."""
+    launch, launched = cuda.launch, []
+
+    def record(kernel: Any, call: Any, stream: Any) -> None:
+        launched.append({call.tokens, call.lengths, call.resets})
+        launch(kernel, call, stream)
+
+    monkeypatch.setattr(cuda, "launch", record)
+    weights = {n: torch.tensor(p).float() for n, p in init_gru(5, 15, 1, False, 0).items()}
+    x, lengths = torch.rand(4, 5, requires_grad=True), torch.tensor([3, 1], dtype=torch.int32)
+    tokens, resets = torch.zeros(3, 2, dtype=torch.int32), torch.ones(3, 2, dtype=torch.bool)
+    how = {"tokens": tokens, "resets": resets, "implementation": "cuda"}
+    torch_gru(weights, x, lengths, **how)[0].sum().backward()
+    own = {each.data_ptr() for each in (tokens, lengths, resets)}
+    for addresses in launched[-2:]:  # after those of the trial: forward and backward
+        assert addresses - {None} and not addresses & own
+
+
 @of_kinds([kind for kind in KINDS if kind[:2] in SMALLEST])  # elsewhere the kernel is the same
 def test_jax(factors: str, size: int, reset_after: bool) -> None:
     twin = trial.Twin(jax_impl.cuda.forward, jax_impl.cuda.backward, jax_impl.cuda.array)
