@@ -133,9 +133,9 @@ def parse_tensors(
 ) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, in the order of `shapes`, in which None is any size.
 
-    They are float32 or float64, finite as float32; one named "step" or "codes.N" is int32 or int64. Raises
-    InputError naming the file, and the tensor that is missing, not expected, or of another shape or
-    type.
+    They are float32 or float64, finite as float32; one named "step" or "codes.N" is int32 or int64.
+    Raises InputError naming the file, and the tensor that is missing, not expected, or of another
+    shape or type.
     """
     limit(int.from_bytes(content[:8], "little"), path, _LONGEST_HEADER)
     try:

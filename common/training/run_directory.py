@@ -295,7 +295,7 @@ def parse_about(content: bytes, path: Path) -> About:
     try:
         about.options.check_values()
     except InputError as error:
-        raise InputError(f"{path}: options: {error}") from None
+        raise InputError(f"{path}: options: {str(error)!r}") from None
     shape = model.vocabulary_size, model.input_size
     if model != about.options.model_config(shape, model.classes, model.train_vectors):
         raise InputError(f"{path}: model: is not the one that the options describe")
