@@ -143,9 +143,9 @@ def parse_tensors(
 ) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, in the order of `shapes`, in which None is any size.
 
-    They are finite float32 or float64; one named "step" or "codes.N" is int32 or int64. Raises
-    InputError naming the file, and the tensor that is missing, not expected, or of another shape or
-    type.
+    They are float32 or float64, finite as float32; one named "step" or "codes.N" is int32 or int64.
+    Raises InputError naming the file, and the tensor that is missing, not expected, or of another
+    shape or type.
     """
     limit(int.from_bytes(content[:8], "little"), path, _LONGEST_HEADER)
     try:
@@ -166,8 +166,10 @@ def parse_tensors(
         kinds = ("int32", "int64") if whole else ("float32", "float64")
         if value.dtype not in kinds:
             raise InputError(f"{path}: {name} is {value.dtype}, expected {' or '.join(kinds)}")
-        if not np.isfinite(value).all():
-            raise InputError(f"{path}: {name} is not all finite numbers")
+        with np.errstate(over="ignore"):  # all that reads them computes in float32
+            finite = whole or np.isfinite(value.astype(np.float32, copy=False)).all()
+        if not finite:
+            raise InputError(f"{path}: {name} is not all finite numbers in float32")
     # Not in the file's order: sums over all parameters (the norm of the gradient) depend on it in
     # the last bit.
     return {name: tensors[name] for name in shapes}

@@ -160,10 +160,12 @@ def assert_reading_takes_no_more_than_said(
 def test_many_words_and_large_arrays_take_what_is_said(word: str, run: Path) -> None:
     about = json.loads((run / "config.json").read_text())
     about["model"] |= {"input_size": 1, "hidden_size": 2000}
+    about["options"]["hidden_size"] = 2000
     shapes = params.shapes(ModelConfig(**about["model"])) | {"vectors": (MANY, 1)}
     arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     rewrite(run, "config.json", json.dumps(about).encode())
-    rewrite(run, "vocabulary.txt", f"{word}\n".encode() * MANY)
+    words = "".join(f"{word}{number:x}\n" for number in range(MANY))
+    rewrite(run, "vocabulary.txt", words.encode())
     rewrite(run, "vectors.safetensors", files.to_tensors({"vectors": arrays.pop("vectors")}))
     rewrite(run, "model.safetensors", files.to_tensors(arrays))
     assert len(run_directory.load_run(run).vocabulary) == MANY

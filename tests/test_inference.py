@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 import jax_impl
 import jax_impl.learner
 import torch_impl
 import torch_impl.learner
+from common import files
 from common.inference import explanation, prediction
 from common.inference.model import ROWS, Model
 from common.training import checkpoint, loop, run_directory
@@ -169,3 +172,74 @@ def test_the_command_line(
         2,
         "error: no text: give some as arguments, or as lines of standard input\n",
     )
+
+
+def rewrite(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Change a file of a run directory, and SHA256SUMS with it, as a stranger could."""
+    path, sums = folder / name, folder / files.SUMS
+    path.write_bytes(change(path.read_bytes()))
+    names = [line.split("  ")[1] for line in sums.read_text().splitlines()]
+    sums.write_bytes(files.checksums({each: (folder / each).read_bytes() for each in names}))
+
+
+def with_json(*keys: str, value: object) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        whole = part = json.loads(content)
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = value
+        return json.dumps(whole).encode()
+
+    return change
+
+
+def filled(name: str, value: float, dtype: type) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        tensors = safetensors.load(content)
+        return safetensors.save(tensors | {name: np.full_like(tensors[name], value, dtype)})
+
+    return change
+
+
+CONFIG, WORDS, PARAMETERS = "config.json", "vocabulary.txt", "model.safetensors"
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "pooling": (CONFIG, with_json("options", "pooling", value="xx"), "--pooling xx"),
+    "model": (CONFIG, with_json("model", "pooling", value="xx"), "model: is not the one"),
+    "type": (CONFIG, with_json("model", "relu", value=3), "bool"),
+    "name": (CONFIG, with_json("options", "model", value="xx"), "no model 'xx'"),
+    "framework": (CONFIG, with_json("framework", value="xx"), "holds a linear model"),
+    "classes": (CONFIG, with_json("classes", value=["a", "a"]), "names that differ"),
+    "twice": (WORDS, lambda c: b"\n".join([c.split(b"\n")[1], *c.split(b"\n")[1:]]), "differ"),
+    "empty": (WORDS, lambda c: b"\n".join([b"", *c.split(b"\n")[1:]]), "words that differ"),
+    "Latin-1": (WORDS, lambda c: b"\n".join([b"\xe9", *c.split(b"\n")[1:]]), "not UTF-8"),
+    "float64": (PARAMETERS, filled("head.weight", 1e300, np.float64), "head.weight is not all"),
+    "NaN": (PARAMETERS, filled("head.bias", np.nan, np.float32), "head.bias is not all"),
+    "overflow": (PARAMETERS, filled("head.weight", 3e38, np.float32), "parameters are too large"),
+    "dtype": (PARAMETERS, filled("head.bias", 1, np.float16), "head.bias is float16"),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_strangers_run_directory_gets_one_clear_line(
+    case: str, name: str, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    file, change, problem = DAMAGE[case]
+    folder = shutil.copytree(trained, tmp_path / "run", ignore=lambda *_: ["checkpoints"])
+    rewrite(folder, file, change)
+    for tool, more in ((prediction, ["--json"]), (explanation, [])):
+        main = partial(tool.main, TWINS[name].learner)
+        status, output, error = command(main, folder, " ".join(TEXTS[:3]), *more)
+        assert (status, output) == (2, "")
+        assert re.fullmatch(r"error: .+\n", error) and problem in error
+
+
+@pytest.mark.parametrize("metrics", [b"[]", b"3", b'{"accuracy": "high"}', b'{"accuracy": null}'])
+def test_a_run_with_unusable_metrics_is_not_finished(
+    metrics: bytes, trained: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run", ignore=lambda *_: ["checkpoints"])
+    options = run_directory.load_run(folder).options
+    assert run_directory.finished(folder, "torch", options)
+    rewrite(folder, "metrics.json", lambda _: metrics)
+    assert run_directory.finished(folder, "torch", options) is None

@@ -135,6 +135,7 @@ class Model:
 
         (batch,) = self._batches([ids], np.array([best]), shapes=shape).epoch()
         insides = self.learner.explain(batch)
+        finite("gradients", insides["influence"][:n, 0])
         inside = {name: insides[name][:, :n, 0] for name in self.gates}
         states = insides["states"][:, :n, 0]
         start = states.dtype.type(0)
@@ -157,7 +158,7 @@ class Model:
     ) -> Float[np.ndarray, "N C"]:
         if not texts:
             return np.zeros((0, len(self.classes)), np.float32)
-        return predict(self.learner, self._batches(texts, **how))[0]
+        return finite("logits", predict(self.learner, self._batches(texts, **how))[0])
 
     def _batches(
         self,
@@ -237,14 +238,22 @@ def read_checkpoint(folder: Path, which: Saved) -> Run:
 def answers(
     classes: Sequence[str], logits: Float[np.ndarray, "N C"], known: Iterable[int]
 ) -> list[Prediction]:
-    """What logits say, of texts of which so many words are known."""
-    probabilities = softmax(logits.astype(np.float64), axis=1)
+    """What logits say, of texts of which so many words are known. Raises InputError for logits that
+    are not finite."""
+    probabilities = softmax(finite("logits", logits).astype(np.float64), axis=1)
     return [
         Prediction(classes[best], dict(zip(classes, row, strict=True)), words)
         for best, row, words in zip(
             probabilities.argmax(axis=1).tolist(), probabilities.tolist(), known, strict=True
         )
     ]
+
+
+def finite(name: str, values: np.ndarray) -> np.ndarray:
+    """The values. Raises InputError unless all are finite: large parameters may overflow."""
+    if not np.isfinite(values).all():
+        raise InputError(f"{name}: not all finite numbers; the model's parameters are too large")
+    return values
 
 
 def texts_of(texts: Iterable[str]) -> list[str]:

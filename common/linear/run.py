@@ -80,7 +80,8 @@ def parse_about(content: bytes, path: Path) -> About:
     about = run_directory.parse(About, content, path)
     if (about.framework, about.format) != (FRAMEWORK, FORMAT):
         raise InputError(f"{path}: not that of a linear model of format {FORMAT}")
-    if len(about.classes) < 2 or not all(map(str.isprintable, about.classes)):
+    run_directory.check_classes(about.classes, path)
+    if len(about.classes) < 2:
         raise InputError(f"{path}: classes: expected the names of two or more")
     return about
 
@@ -108,7 +109,7 @@ def load(folder: Path) -> Run:
         raise InputError(f"{folder}: holds no linear model: torch_impl and jax_impl read it")
     contents = files.read_verified(folder, RUN_FILES)
     about = parse_about(contents[CONFIG], folder / CONFIG)
-    vocabulary = contents[VOCABULARY].decode(errors="replace").split("\n")[:-1]
+    vocabulary = run_directory.parse_vocabulary(contents[VOCABULARY], folder / VOCABULARY)
     rows = 1 if len(about.classes) == 2 else len(about.classes)
     names = [f"codes.{n}" for n in range(1, about.options.ngrams + 1)]
     shapes = {"weight": (rows, None), "bias": (rows,), **{name: (None,) for name in names}}

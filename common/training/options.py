@@ -189,6 +189,10 @@ class TrainConfig(DataConfig):
             raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
         super().check()
         vectors.check(self.vectors)
+        self.check_values()
+
+    def check_values(self) -> None:
+        """The part of `check` that reads no file: also for options that come from a file."""
         if self.reset_after and not CELLS[self.cell].reset_gate:
             raise InputError(f"--model {self.model}: has no reset gate")
         if self.dtype == "bfloat16" and self.model not in ("gru", "bigru"):

@@ -224,6 +224,11 @@ def finished(
         metrics = files.parse_json(contents[METRICS], folder / METRICS, _LONGEST_METRICS)
     except InputError:
         return None
+    # {} is legal: common.convert writes a run that has not been tested.
+    if metrics != {} and not (
+        isinstance(metrics, dict) and isinstance(metrics.get("accuracy"), float)
+    ):
+        return None
     different = differences(about.options, options, MAY_CHANGE - {"epochs"})
     return metrics if about.framework == framework and not different else None
 
@@ -241,7 +246,7 @@ def load_run(folder: Path) -> Run:
         raise InputError(f"{folder}: this run is not finished: --resume {folder} goes on with it")
     contents = files.read_verified(folder, RUN_FILES)
     about = parse_about(contents[CONFIG], folder / CONFIG)
-    words = contents[VOCABULARY].decode(errors="replace").split("\n")[:-1]
+    words = parse_vocabulary(contents[VOCABULARY], folder / VOCABULARY)
     orders, width = range(1, about.model.ngrams + 1), params.ratio_columns(about.model.classes)
     shapes: dict[str, tuple[int | None, ...]] = {"vectors": (len(words), about.model.input_size)}
     shapes |= {f"codes.{n}": (None,) for n in orders}
@@ -288,13 +293,31 @@ def parse(kind: type[T], content: bytes, path: Path) -> T:
         raise InputError(f"{path}: not what it should hold ({error})") from None
 
 
+def parse_vocabulary(content: bytes, path: Path) -> list[str]:
+    """The words of a vocabulary.txt. Raises InputError naming the file."""
+    try:
+        words = content.decode().split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error})") from None
+    if len({*words}) < len(words) or "" in words:
+        raise InputError(f"{path}: expected words that differ, one a line")
+    return words
+
+
+def check_classes(classes: Sequence[str], path: Path) -> None:
+    """Raise InputError unless these can be the names of classes."""
+    if len({*classes}) < len(classes) or not all(map(str.isprintable, classes)):
+        raise InputError(f"{path}: classes: expected printable names that differ")
+
+
 def parse_about(content: bytes, path: Path) -> About:
-    """A config.json. Raises InputError, too, for sizes that no run has."""
+    """A config.json. Raises InputError, too, for values that no run has."""
     about = parse(About, content, path)
     model = about.model
     if about.format != FORMAT:
         raise InputError(f"{path}: format {about.format}, this program knows {FORMAT}")
-    if len(about.classes) != model.classes or not all(map(str.isprintable, about.classes)):
+    check_classes(about.classes, path)
+    if len(about.classes) != model.classes:
         raise InputError(f"{path}: classes: expected the names of {model.classes} classes")
     if not 0 <= model.ngrams <= _MOST_NGRAMS:
         raise InputError(f"{path}: model.ngrams {model.ngrams}: not from 0 to {_MOST_NGRAMS}")
@@ -303,4 +326,13 @@ def parse_about(content: bytes, path: Path) -> About:
             raise InputError(f"{path}: model.{name} {getattr(model, name)}: must be at least 1")
     if model.num_layers > _MOST_LAYERS:
         raise InputError(f"{path}: model.num_layers {model.num_layers}: more than {_MOST_LAYERS}")
+    if (named := about.options.model) not in MODELS.get(about.framework, ()):
+        raise InputError(f"{path}: no model {named!r} in the framework {about.framework!r}")
+    try:
+        about.options.check_values()
+    except InputError as error:
+        raise InputError(f"{path}: options: {str(error)!r}") from None
+    shape = model.vocabulary_size, model.input_size
+    if model != about.options.model_config(shape, model.classes, model.train_vectors):
+        raise InputError(f"{path}: model: is not the one that the options describe")
     return about
