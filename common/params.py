@@ -112,7 +112,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
-            raise InputError(f"cell {self.cell}: expected one of {', '.join(CELLS)}")
+            raise InputError(f"cell {self.cell!r}: expected one of {', '.join(CELLS)}")
 
     @property
     def directions(self) -> int:

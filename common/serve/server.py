@@ -11,8 +11,8 @@ GET /               a page to look into the runs
 What cannot be answered gets a 4xx and {"error": a line}.
 
 A web page of another origin must not read the answers. The Host header has to name this server,
-for a foreign name may resolve to its address (DNS rebinding). An Origin header has to agree with it. A
-question has to be application/json, which browsers do not send to another origin without a
+for a foreign name may resolve to its address (DNS rebinding). An Origin header has to agree with
+it. A question has to be application/json, which browsers do not send to another origin without a
 preflight request.
 """
 
