@@ -116,6 +116,7 @@ def classify(
         for name, array in (("distinct", distinct), ("tokens", tokens), ("lengths", lengths))
     )
     ratios = None if ratios is None else as_array("ratios", ratios)
+    masks = jax.tree.map(lambda mask: as_array("masks", mask), dict(masks))
     cell, directions, size = check_classify(parameters, vectors, distinct, tokens, ratios, pooling)
     distinct, wrong = in_range(
         "distinct", distinct, len(vectors) - 1, "V - 1, there being V vectors"

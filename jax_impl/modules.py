@@ -223,7 +223,8 @@ class GRU(nnx.Module):
         parameters = self.canonical()
         if self.dtype is not None:
             parameters, x, h0, h_reset = jax.tree.map(
-                lambda array: jnp.asarray(array, self.dtype), (parameters, x, h0, h_reset)
+                lambda array: as_array("parameters", array).astype(self.dtype),
+                (parameters, x, h0, h_reset),
             )
         states = (h0, None, resets, h_reset, between)
         how: dict[str, Any] = {"implementation": self.implementation}

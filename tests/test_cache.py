@@ -104,6 +104,31 @@ def test_what_was_cut_short_is_made_anew(damage: str) -> None:
     assert damaged.read_bytes() == whole
 
 
+def test_folders_that_were_exchanged_are_made_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    def fill_with(content: str) -> Path:
+        return cached("kind", {"of": content}, lambda to: (to / "content").write_text(content))
+
+    one, other = fill_with("one"), fill_with("other")
+    for source, target in ((one, "aside"), (other, one), (one.with_name("aside"), other)):
+        source.rename(one.with_name(target) if isinstance(target, str) else target)
+    assert (fill_with("one") / "content").read_text() == "one"
+    assert (fill_with("other") / "content").read_text() == "other"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("describes another folder's content" in line for line in said)
+
+
+def test_a_file_that_is_none_of_the_cache_s_is_not_read(
+    options: TrainConfig, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = contents(options)
+    (folder,) = own_cache.glob("corpus-*")
+    labels = np.load(folder / "train.labels.npy")
+    np.save(folder / "train.labels.7.npy", 1 - labels)
+    assert contents(options) == wanted
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "train.labels.7.npy: is not a file of the cache; making it anew" in said
+
+
 def test_a_flipped_bit_in_any_file_is_noticed_and_the_file_made_anew(
     options: TrainConfig, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

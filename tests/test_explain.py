@@ -374,11 +374,12 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
     model = Model(torch_impl.learner, rnn)
     monkeypatch.setattr(explanation, "load", lambda *_: model)
     assert model.explain("a good film", units=True)["units"].keys() == {"state"}
-    status, _, error = command(explain_main("torch"), "run", "a good film")
+    status, _, error = command(explain_main("torch"), "run", "a good film", "--by", "z")
     assert status == 2
     assert "--by z" in error
-    status, output, _ = command(explain_main("torch"), "run", "a good film", "--by", "change")
+    status, output, _ = command(explain_main("torch"), "run", "a good film")
     assert status == 0
+    assert "tinted by change" in output
     assert "leave-one-out" in output and " r " not in output
 
 

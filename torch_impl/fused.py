@@ -75,11 +75,13 @@ def recurrence(
         )
     if forward_mode() or (torch.compiler.is_compiling() and transformed()):
         return by_scan(tokens, lengths, resets, reset_after, return_sequences, bfloat16)(*arrays)
-    tokens = None if tokens is None else tokens.to(torch.int32).contiguous()
-    lengths = lengths.to(torch.int32).contiguous()
-    in_memory = plain(tokens, lengths, resets, *arrays)
     # Whether torch.func will want a derivative cannot be seen from here.
     save = torch.is_grad_enabled() and (transformed() or any(each.requires_grad for each in arrays))
+    tokens = None if tokens is None else tokens.to(torch.int32).contiguous()
+    # Backward must have the lengths of forward, which saves nothing beyond them, even if the caller
+    # writes to the tensor meanwhile.
+    lengths = lengths.to(torch.int32, copy=save).contiguous()
+    in_memory = plain(tokens, lengths, resets, *arrays)
     how = (tokens, lengths, resets, reset_after, return_sequences, bfloat16, save)
     if (in_memory and not save) or torch.compiler.is_compiling():
         function = forward if in_memory else forward_operator
@@ -275,7 +277,9 @@ backward_operator.register_fake(backward_shapes)
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     """Saves for the operator's gradient, which needs no biases and outputs."""
-    weight_ih, weight_hh, _, _, x, _, _, *places, reverse, reset_after, _, _, bfloat16 = inputs
+    weight_ih, weight_hh, _, _, x, _, _, tokens, lengths, resets, *how = inputs
+    reverse, reset_after, _, _, bfloat16 = how
+    places = tokens, lengths.clone(), resets  # see recurrence
     ctx.save_for_backward(*weight_ih, *weight_hh, x, output[2], *places)
     ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as the forward
     ctx.how = (reverse, reset_after, bfloat16)

@@ -50,19 +50,19 @@ def cached(
     be written and cannot be.
     """
     folder = _folder(kind, key)
-    if not _problem(folder, by_block):
+    if not _problem(folder, key, by_block):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.with_name(f".{folder.name}.lock")):
-            if problem := _problem(folder, by_block):
+            if problem := _problem(folder, key, by_block):
                 if os.path.lexists(folder):
                     complain(f"{problem}; making it anew")
                 _fill(folder, key, build)
     except BrokenPipeError:  # about standard output
         raise
     except OSError as error:
-        if problem := _problem(folder, by_block):  # else another process was first
+        if problem := _problem(folder, key, by_block):  # else another process was first
             damage = f"{problem}; " if os.path.lexists(folder) else ""
             raise InputError(
                 f"{damage}{folder.parent}: cannot write the cache ({error.strerror or error}); "
@@ -148,11 +148,15 @@ def _alone(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _problem(folder: Path, by_block: Container[str]) -> str:
-    """Which file of the folder is missing or damaged, if one is."""
+def _problem(folder: Path, key: Mapping[str, object], by_block: Container[str]) -> str:
+    """What is wrong with the folder: a file is missing, damaged, of another key or a stranger."""
     path = folder / _ABOUT
     try:
         about = _about(folder)
+        if about["key"] != json.loads(json.dumps(key)):
+            return f"{path}: describes another folder's content"
+        for stranger in {each.name for each in folder.iterdir()} - {_ABOUT, *about["sizes"]}:
+            return f"{folder / stranger}: is not a file of the cache"
         for name, size in about["sizes"].items():
             path = folder / name
             if path.stat().st_size != size:

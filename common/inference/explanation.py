@@ -46,10 +46,11 @@ class ExplainOptions:
     """The run directory of a trained model, of either framework."""
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """The text to classify."""
-    by: str = "z"
+    by: str | None = None
     """What the words are tinted by: z (mean update gate) or another gate of the cell, change (of
     the state), gradient (x input, of the predicted class's logit) or leave_out (fall of that logit
-    when the word is left out)."""
+    when the word is left out). The default is the first gate of the cell, z for a GRU, or change
+    for a cell without gates."""
     json: Path | None = None
     """Write everything to this file, too."""
     checkpoint: Saved | None = None
@@ -66,16 +67,17 @@ def main(framework: Framework) -> None:
         options = parse_options(ExplainOptions, program)
         model = load(framework, options.run_dir, options.device, options.checkpoint)
         measures = [*model.gates, *(name for name in MEASURES if name != "z")]
-        if options.by not in measures:
+        by = options.by or measures[0]
+        if by not in measures:
             cell = model.run.model.cell
-            raise InputError(f"--by {options.by}: expected, of the {cell}, {', '.join(measures)}")
+            raise InputError(f"--by {by}: expected, of the {cell}, {', '.join(measures)}")
         found = model.explain(options.text, track=_progress)
         if options.json is not None:
             about = {"run_dir": options.run_dir, "text": options.text, "classes": model.classes}
             files.write_json(options.json, about | found)
         (known,) = model.encode([options.text])
         written = len(words_of(options.text))
-        _print(model.classes, model.gates, found, options.by, written, len(known))
+        _print(model.classes, model.gates, found, by, written, len(known))
 
 
 def _progress(chunks: Iterable[Any], count: int) -> Iterable[Any]:
