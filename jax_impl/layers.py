@@ -258,14 +258,10 @@ def check_arrays(
 
 
 def as_array(name: str, value: Any, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
-    """The value as an array: a JAX array as it is, anything else as `convert` of a NumPy copy.
-
-    The copy is needed because JAX reads a NumPy array in place, after the call has returned: the
-    caller may have written other numbers to it by then.
-    """
+    """The value as an array: JAX's as it is, anything else as `convert` of a NumPy copy."""
     if isinstance(value, Array):
         return value
-    array = np.array(value)
+    array = np.array(value)  # a copy, because JAX reads in place, even after the call has returned
     if array.dtype.kind in "OSUV" and array.dtype.name not in FLOATS:
         raise TypeError(f"{name}: expected an array, found {type(value).__name__}")
     return convert(array)

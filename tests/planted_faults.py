@@ -67,8 +67,8 @@ FAULTS = [
     Fault(
         "an eager call in JAX reads NumPy arrays in place",
         "jax_impl/layers.py",
-        "    array = np.array(value)\n",
-        "    array = np.asarray(value)\n",
+        "    array = np.array(value)",
+        "    array = np.asarray(value)",
         ("tests/test_changing_memory.py",),
     ),
     # Sequences that begin within a row.
@@ -354,14 +354,14 @@ FAULTS = [
     Fault(
         "large weights of the second direction are those of the first",
         CPP,
-        "kernels.pack_weights(call, direction, backward);",
-        "kernels.pack_weights(call, weights > worth_sharing ? 0 : direction, backward);",
+        "kernels.pack_weights(from, direction, backward);",
+        "kernels.pack_weights(from, packing > 1 ? 0 : direction, backward);",
     ),
     Fault(
         "large input weights of the second direction are those of the first",
         CPP,
-        "kernels.pack_input_weights(call, direction, backward);",
-        "kernels.pack_input_weights(call, weights > worth_sharing ? 0 : direction, backward);",
+        "kernels.pack_input_weights(from, direction, backward);",
+        "kernels.pack_input_weights(from, packing > 1 ? 0 : direction, backward);",
     ),
     Fault(
         "the second direction's gradient of b is written over the first's",
@@ -583,8 +583,11 @@ FAULTS = [
     Fault(
         "a negative length is let in",
         CPP,
-        "if (p.lengths[b] < 0 || p.lengths[b] > steps) return GRU_BAD_LENGTH;",
-        "if (p.lengths[b] > steps) return GRU_BAD_LENGTH;",
+        "    if (!in_range(problem.lengths, B, given.steps)) ",
+        "    bool longer = false;\n"
+        "    for (int64_t b = 0; problem.lengths && b < B; ++b)\n"
+        "      longer |= problem.lengths[b] > given.steps;\n"
+        "    if (longer) ",
     ),
     Fault(
         "an instruction set asked for is named, not taken",
