@@ -140,7 +140,7 @@ def _time(
 
 
 def _latencies(task: Task, seconds: dict[str, list[float]]) -> list[Latency]:
-    reference = float(np.median(seconds[BUILT_IN]))
+    reference = float(np.quantile(seconds[BUILT_IN], 0.5))
     rows = []
     for name, found in seconds.items():
         p50, p99 = np.quantile(found, [0.5, 0.99]).tolist()
@@ -152,7 +152,7 @@ def _latencies(task: Task, seconds: dict[str, list[float]]) -> list[Latency]:
 def _rows(task: Task, seconds: dict[str, list[float]], peak: float) -> list[Timed]:
     batch = batch_of(task.B, task.T)
     flops = _flops(task, batch.words, len(batch.distinct))
-    reference = float(np.median(seconds[REFERENCE]))
+    reference = float(np.quantile(seconds[REFERENCE], 0.5))
     rows = []
     for name, found in seconds.items():
         slow, median, fast = np.quantile(found, [0.75, 0.5, 0.25]).tolist()

@@ -112,6 +112,8 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     T, B = int(rng.integers(10)), int(rng.choice([0, 1, 2, 3, 3, 4, 5, 20, 31, 70]))
     if framework.name == "jax" and operator:
         B = max(B, 1)  # XLA makes no call all results of which are empty
+    if framework.name == "torch" and entry == "GRU":
+        T = max(T, 1)  # as nn.GRU, the module refuses sequences without steps
     D, H = int(rng.choice([1, 5])), int(rng.choice([1, 3, 8, 17]))
     if rng.random() < 0.05:
         T, B, H = 9, 70, 40  # so much that threads share the work

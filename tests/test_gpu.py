@@ -82,7 +82,7 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
         "TSAN_OPTIONS": "halt_on_error=1:history_size=4:ignore_noninstrumented_modules=1",
     }
     only = ("-m", "pytest", "-qs", "-n0", "--noconftest", "tests/gpu/small.py", "-k", "test_torch")
-    assert "16 passed" in run(*only, before=fixed, **options)
+    assert "17 passed" in run(*only, before=fixed, **options)
 
 
 def test_small_cases_and_what_is_done_with_any_device() -> None:
