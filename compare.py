@@ -188,7 +188,7 @@ def on_gpu(options: CompareConfig, results: Results, console: Console) -> None:
     """Compile, check and time the kernel for GPUs; fills in results."""
     if options.mock:
         try:
-            from tests.gpu import rehearsal
+            from tools.gpu import rehearsal
 
             rehearsal.start()
         except ImportError:

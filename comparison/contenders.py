@@ -38,7 +38,7 @@ def start(process: str, device: str = "cpu") -> list[str]:
     "rehearsal" is the tests' device. The process ends without a word at Ctrl-C.
     """
     if device == "rehearsal":
-        from tests.gpu import rehearsal
+        from tools.gpu import rehearsal
 
         rehearsal.start()
         device = "cpu"

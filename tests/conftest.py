@@ -101,7 +101,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium."""
-    import chromium
+    from tests import chromium
 
     with chromium.start(tmp_path_factory.mktemp("chromium")) as started:
         yield started

@@ -31,7 +31,7 @@ from common.training.options import TrainConfig
 from comparison import parity
 from comparison.parity import Size
 from jax_impl.gru import gru as jax_gru
-from tests.gpu import rehearsal
+from tools.gpu import rehearsal
 from torch_impl.gru import CELL
 from torch_impl.gru import gru as torch_gru
 

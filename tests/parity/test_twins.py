@@ -10,13 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html import unescape
-from pathlib import Path
 
 import pytest
 
 from comparison import twins
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = (
     *("layers", "bfloat16", "gru", "rnn", "fused", "cuda", "classifier"),
     *("trace", "learner", "train", "predict", "explain"),

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import (
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from common.report import content, html
+from common.report.schema import Results, convert
+from comparison import twins
+from tests.chromium import (
     DESKTOP,
     PHONE,
     barriers,
@@ -22,15 +31,6 @@ from chromium import (
     show,
     words,
 )
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.ui import Select, WebDriverWait
-
-from common.report import content, html
-from common.report.schema import Results, convert
-from comparison import twins
 
 SCREENS = {"desktop": DESKTOP, "phone": PHONE}
 each_screen = pytest.mark.parametrize(

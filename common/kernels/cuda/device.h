@@ -1,4 +1,4 @@
-// What recurrence.cu needs of an NVIDIA GPU. tests/gpu/emulator.h is the same for a CPU. Nothing is
+// What recurrence.cu needs of an NVIDIA GPU. tools/gpu/emulator.h is the same for a CPU. Nothing is
 // included: NVRTC has no headers.
 #pragma once
 

@@ -1,5 +1,5 @@
 // The GRU's recurrence on an NVIDIA GPU, forward and backward: cuda.py compiles it, driver.cpp
-// launches it, and tests/gpu runs it on a CPU.
+// launches it, and tools/gpu runs it on a CPU.
 //
 // A cluster of C blocks takes 8 rows of the batch through all their steps, with the recurrent
 // weights of all H units in its registers. Products are transposed, [units, H] x [H, 8 rows], so

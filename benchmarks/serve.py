@@ -1,0 +1,101 @@
+"""How much the server does: python -m benchmarks.serve torch|jax RUN_DIR [--requests 100000]
+
+Starts it, warms it up, and then asks it from 64 connections, over loopback, each one short review
+at a time (of the data set rt). The clients are a process of their own on the same machine.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from common.data import corpus
+
+CONNECTIONS = 64
+
+
+def requests_of(count: int) -> list[bytes]:
+    """Requests as HTTP has them."""
+    data = corpus.load("rt")
+    found = []
+    for number in range(min(count, len(data.train))):
+        text = " ".join(data.vocabulary[word] for word in data.train[number])
+        body = msgspec.json.encode({"texts": [text]})
+        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        found.append(head.encode() + body)
+    return found
+
+
+async def ask(port: int, requests: list[bytes], count: int) -> tuple[list[float], int, float]:
+    """The seconds of each answer, how many were none, and the seconds of all together."""
+    seconds: list[float] = []
+    lost, left = 0, iter(range(count))
+
+    async def client() -> None:
+        nonlocal lost
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for number in left:
+            started = time.perf_counter()
+            writer.write(requests[number % len(requests)])
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
+            answer = await reader.readexactly(length)
+            seconds.append(time.perf_counter() - started)
+            lost += not (head.startswith(b"HTTP/1.1 200") and b'"label"' in answer)
+        writer.close()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
+    return seconds, lost, time.perf_counter() - started
+
+
+def memory(pid: int) -> float:
+    """The resident memory of a process in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("framework", choices=["torch", "jax"])
+    parser.add_argument("run_dir")
+    parser.add_argument("--requests", type=int, default=100_000)
+    options, more = parser.parse_known_args()
+    module = f"{options.framework}_impl.serve"
+    command = [sys.executable, "-m", module, options.run_dir, "--port", "0", *more]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    print(line, end="")
+    port, requests = int(line.rpartition(":")[2]), requests_of(options.requests)
+    try:
+        import uvloop
+
+        run = uvloop.run
+    except ImportError:
+        run = asyncio.run
+    run(ask(port, requests, 5_000))
+    before = memory(server.pid)
+    seconds, lost, wall = run(ask(port, requests, options.requests))
+    after = memory(server.pid)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(60) == 143, server.returncode
+    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
+    print(
+        f"{options.framework}: {len(seconds):,} requests, {lost} lost, {len(seconds) / wall:,.0f} "
+        f"a second; p50 {p50:.1f} ms, p99 {p99:.1f} ms; memory {before:.0f} MiB before, "
+        f"{after:.0f} after; load {os.getloadavg()[0]:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The commands as a user types them: gru-twins, help, versions, spelling; and what is shipped."""
+
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+
+import pytest
+
+import common
+import compare
+import gru_twins
+import torch_impl.export
+import torch_impl.learner
+from common.convert import __main__ as convert
+from common.inference import explanation, export, prediction
+from common.linear import train as linear
+from common.serve import server
+from common.training import loop
+from tests import ROOT
+
+Command = Callable[..., tuple[int, str, str]]
+MAINS: dict[str, Callable[[], None]] = {
+    "gru-twins": gru_twins.main,
+    "python compare.py": compare.main,
+    "python -m torch_impl.train": partial(loop.main, torch_impl.learner),
+    "python -m torch_impl.predict": partial(prediction.main, torch_impl.learner),
+    "python -m torch_impl.explain": partial(explanation.main, torch_impl.learner),
+    "python -m torch_impl.export": partial(
+        export.main, torch_impl.learner, "torch", torch_impl.export.save, torch_impl.export.load
+    ),
+    "python -m torch_impl.serve": partial(server.main, torch_impl.learner),
+    "python -m common.convert": convert.main,
+    "python -m common.linear.train": linear.main,
+    "python -m common.linear.predict": prediction.main,
+}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines that gru-twins becomes, in place of becoming them."""
+    lines: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, line: lines.append(line))
+    return lines
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_help_reads_well_in_80_columns(
+    name: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, output, error = command(MAINS[name], "--help")
+    assert (status, error) == (0, "")
+    assert output.startswith(f"usage: {name} ")
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80
+    for line, following in pairwise(lines):  # no line ends where more would have fitted
+        text, more = line[1:-1].rstrip(), re.match(r". {5,}(\S+)", following)
+        if more and "  " in text:  # no option alone
+            assert len(text) + 1 + len(more[1]) > 77, line
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_every_command_says_its_version(name: str, command: Command) -> None:
+    assert command(MAINS[name], "--version") == (0, f"gru-twins {common.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "meant"),
+    [
+        ("gru-twins", ["trian"], "train"),
+        ("python -m torch_impl.train", ["--epoch", "3"], "--epochs"),
+        ("python -m torch_impl.train", ["--bach-size=3"], "--batch-size"),
+        ("python -m torch_impl.train", ["--no-tensorbord"], "--tensorboard"),
+        ("python compare.py", ["--framework", "jax"], "--frameworks"),
+        ("python compare.py", ["parity", "--modles", "gru"], "--models"),
+        ("python -m torch_impl.predict", ["run", "text", "--devise", "cpu"], "--device"),
+        ("python -m torch_impl.explain", ["run", "text", "--jsn", "a"], "--json"),
+        ("python -m common.linear.train", ["--min-review", "3"], "--min-reviews"),
+    ],
+)
+def test_what_is_misspelt_suggests_what_was_meant(
+    name: str, arguments: list[str], meant: str, command: Command
+) -> None:
+    status, output, error = command(MAINS[name], *arguments)
+    assert (status, output) == (2, "")
+    assert re.fullmatch(rf"error: .+; did you mean {meant}\?( \(see {name} --help\))?\n", error)
+
+
+def test_what_is_missing_is_named(command: Command) -> None:
+    status, _, error = command(convert.main, "a", "b", "--form", "keras")
+    assert status == 2
+    missing = "missing: --from, --to; unrecognized: --form"
+    assert error == f"error: {missing} (see python -m common.convert --help)\n"
+
+
+@pytest.mark.parametrize("name", ["python compare.py", "python -m torch_impl.train"])
+def test_a_preset_without_its_name_is_named(name: str, command: Command) -> None:
+    status, output, error = command(MAINS[name], "--preset")
+    assert (status, output) == (2, "")
+    assert re.fullmatch(r"error: Missing value for argument '--preset'.*\n", error)
+
+
+@pytest.mark.parametrize("framework", [[], ["--framework", "torch"], ["--framework=jax"]])
+def test_gru_twins_becomes_the_program(
+    framework: list[str], command: Command, started: list[list[str]]
+) -> None:
+    arguments = ["--data", "csv:a b.csv", "--", "--framework", "-x"]
+    assert command(gru_twins.main, "train", *framework, *arguments)[0] == 0
+    module = f"{'jax' if '--framework=jax' in framework else 'torch'}_impl.train"
+    name = "gru_twins=gru-twins train"
+    assert started == [[sys.executable, "-X", name, "-P", "-m", module, *arguments]]
+
+
+@pytest.mark.parametrize("name", sorted({*gru_twins.COMMANDS}))
+def test_what_gru_twins_names_is_there(
+    name: str, command: Command, started: list[list[str]]
+) -> None:
+    command(gru_twins.main, name)
+    assert find_spec(started[0][-1])
+
+
+@pytest.mark.parametrize("arguments", [["keras"], []])
+def test_gru_twins_knows_two_frameworks(
+    arguments: list[str], command: Command, started: list[list[str]]
+) -> None:
+    status, _, error = command(gru_twins.main, "train", "--framework", *arguments)
+    assert (status, started) == (2, [])
+    assert error == f"error: --framework {''.join(arguments)}: expected torch or jax\n"
+
+
+def test_a_program_of_gru_twins_goes_by_its_name(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys._xoptions, "gru_twins", "gru-twins train")
+    main = MAINS["python -m torch_impl.train"]
+    assert command(main, "--help")[1].startswith("usage: gru-twins train ")
+    assert command(main, "--epoch", 3)[2].endswith("(see gru-twins train --help)\n")
+
+
+def test_all_is_shipped() -> None:
+    """In the wheel, all packages and their types; in the container, all that the wheel needs."""
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages, modules = about["packages"], about["py-modules"]
+    roots = {name for name in packages if "." not in name}
+    found = [path.parent for root in roots for path in (ROOT / root).rglob("__init__.py")]
+    assert {".".join(path.relative_to(ROOT).parts) for path in found} == {*packages}
+    assert all((ROOT / root / "py.typed").exists() for root in roots)
+    lines = re.findall("^COPY (.+) .+$", (ROOT / "Containerfile").read_text(), re.MULTILINE)
+    files = {"pyproject.toml", "setup.py", "README.md", "LICENSE", *(f"{m}.py" for m in modules)}
+    assert {*" ".join(lines).split()} == roots | files

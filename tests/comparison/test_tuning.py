@@ -1,0 +1,198 @@
+"""compare.py tune: what it tries and records, goes on with, shares and refuses."""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import compare
+import torch_impl.learner
+import torch_impl.train
+from common.errors import Stopped
+from common.training import loop
+from common.training.options import TrainConfig, parse_options
+from comparison import processes, tuning
+from tests import ROOT
+
+Command = Callable[..., tuple[int, str, str]]
+QUICKLY = ("--vectors", "random:8", "--epochs", 2, "--hidden-size", 64)
+
+
+def trials(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "results.json").read_text())["tuning"]["trials"]
+
+
+def validation_losses(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [v for line in lines if (v := line.get("validation_loss")) is not None]
+
+
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.long)])
+def test_it_goes_on_and_prints_what_gave_the_best(
+    framework: str, small: list[str], command: Command, tmp_path: Path
+) -> None:
+    options = ("tune", *small, *QUICKLY, "--frameworks", framework, "--out", tmp_path)
+    status, output, error = command(compare.main, *options, "--trials", 1)
+    assert (status, error) == (0, "")
+    first = trials(tmp_path)
+    assert [trial["number"] for trial in first] == [0]
+    assert "19 validation reviews are few: " in output
+    # It begins with the options that are given.
+    (given,) = (trial["options"] for trial in first if trial["given"])
+    assert given["hidden_size"] == 64
+    assert given["learning_rate"] == TrainConfig().learning_rate
+    status, output, error = command(compare.main, *options, "--trials", 2)
+    assert (status, error) == (0, "")
+    assert trials(tmp_path)[:1] == first and len(trials(tmp_path)) == 2
+    assert "1 of 2 trials are there" in output and "trial 1: epoch 1 of 2" in output
+
+    best = min(
+        (trial for trial in trials(tmp_path) if trial["state"] == "complete"),
+        key=lambda trial: min(trial["losses"]),
+    )
+    line = json.loads((tmp_path / "results.json").read_text())["tuning"]["command"]
+    assert line in output and line in (tmp_path / "report.md").read_text()
+    again = [*shlex.split(line)[3:], "--out", str(tmp_path / "again")]
+    program = [sys.executable, "-m", f"{framework}_impl.train", *again]
+    share = os.sched_getaffinity(0)
+    # On one core, as a trial: the number of threads may change the last bits.
+    subprocess.run(["taskset", "-c", str(min(share)), *program], cwd=ROOT, check=True)
+    assert validation_losses(tmp_path / "again") == best["losses"]
+    assert not list(tmp_path.glob(".trial-*"))
+
+
+def test_a_trial_that_is_not_finite_is_recorded(
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*small, *QUICKLY, "--learning-rate", 1e300, "--trials", 1, "--out", tmp_path)
+    status, output, error = command(compare.main, "tune", *options)
+    assert (status, error) == (0, "")
+    (trial,) = trials(tmp_path)
+    assert trial["state"] == "failed" and "the loss is" in trial["error"]
+    assert "no trial was completed" in output
+
+    def run(*_: Any) -> None:
+        raise Stopped(signal.SIGINT, "")
+
+    monkeypatch.setattr(processes, "run", run)
+    status, output, _ = command(compare.main, "tune", *options, "--restart")
+    assert status == 130 and "0 of 1 trials are there" in output
+
+
+def config(small: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> tuning.TrialConfig:
+    options = [*small, *map(str, QUICKLY), "--validation-size", "32"]
+    monkeypatch.setattr(sys, "argv", ["command", *options])
+    return parse_options(tuning.TrialConfig, "command")
+
+
+def test_no_test_review_is_read_and_the_bad_are_given_up(
+    small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = config(small, monkeypatch)
+
+    class Untested(loop.Trainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.data = dataclasses.replace(self.data, test=None)
+
+    monkeypatch.setattr(tuning, "Trainer", Untested)
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=1.0))
+
+    def objective(trial: optuna.Trial) -> float:
+        return tuning._try(options, torch_impl.learner, trial)
+
+    study.enqueue_trial({"learning_rate": 1e-3})
+    study.enqueue_trial({"learning_rate": 10.0})
+    monkeypatch.setattr(tuning, "LEARNING_RATES", (1e-3, 10.0))
+    study.optimize(objective, n_trials=2)
+    good, bad = study.trials
+    assert good.state.name == "COMPLETE" and good.value == min(good.intermediate_values.values())
+    assert bad.state.name == "PRUNED" and list(bad.intermediate_values) == [1]
+
+
+def test_what_is_stopped_is_taken_up_again(small: list[str], tmp_path: Path) -> None:
+    more = ("--epochs", "400", "--jobs", "1", "--trials", "1", "--out", str(tmp_path))
+    options = [*small, *map(str, QUICKLY), *more]
+    program = [sys.executable, "compare.py", "tune", *options]
+    running = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if "epoch 2 of 400" in line:
+            break
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=60)
+    assert running.returncode == 143
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'trials.sqlite3'}")
+    assert [trial.state.name for trial in study.trials] == ["FAIL"]
+    assert tuning.counted(study) == []
+    assert not list(tmp_path.glob(".trial-*"))
+
+
+def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.sqlite3'}"
+    options = [*small, *map(str, QUICKLY), "--storage", storage, "--trials", "3", "--jobs", "1"]
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "compare.py", "tune", *options, "--out", str(tmp_path / name)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    said = [each.communicate(timeout=300)[0] for each in programs]
+    assert [each.returncode for each in programs] == [0, 0], said
+    # The one that ends last has all; that two begin a trial at the same instant is no error.
+    assert 3 <= max(len(trials(tmp_path / name)) for name in ("one", "two")) <= 4
+    assert all(": done, " in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (("--storage", "sqlite:////nowhere/trials.sqlite3"), "--storage sqlite:////nowhere"),
+        (("--storage", "trials"), "--storage trials: cannot be opened"),
+        (("--storage", f"sqlite:///{__file__}"), "cannot be opened"),
+        (("--trials", 0), "--trials 0: expected `int` >= 1"),
+        (("--frameworks", "sklearn"), "--frameworks sklearn: tune is for torch and jax"),
+        (("--models", "linear"), "--models linear: tune is for gru, bigru"),
+        (("--validation-size", 500), "--validation-size 500: leaves nothing of 192 reviews"),
+        (("--pooling", "median"), "--pooling median"),
+        (("--device", "cuda"), "--device cuda: PyTorch finds no such device"),
+        (("--class-weights", "1,2,3"), "--class-weights 1,2,3: 3 numbers for 2 classes"),
+        (("--implementation", "none"), "implementation none"),
+        (("--storage", "postgresql://me:secret@localhost/db"), "--storage postgresql://***@local"),
+    ],
+)
+def test_bad_input(
+    given: tuple,
+    problem: str,
+    small: list[str],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuning.time, "sleep", lambda _: None)  # before a storage is tried again
+    options = (*small, *QUICKLY, "--out", tmp_path, *given)
+    status, _, error = command(compare.main, "tune", *options)
+    assert status == 2 and problem in error and error.count("\n") == 1
+    assert "secret" not in error
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_without_optuna(
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
+    status, _, error = command(compare.main, "tune", *small, "--out", tmp_path)
+    assert status == 2 and 'pip install -e ".[tune]"' in error

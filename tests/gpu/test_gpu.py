@@ -1,0 +1,100 @@
+"""The kernel for GPUs, on one that is emulated: see tests/gpu and docs/gpu.md."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import kernels
+from common.kernels import cuda
+from common.kernels.build import compiler
+from comparison import gpu
+from tests import ROOT
+
+QUICKLY = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # to begin
+pytestmark = [
+    pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler"),
+    pytest.mark.skipif(not kernels.available(), reason="the kernels have not been built"),
+]
+
+
+def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> str:
+    """A command of ours; returns what it says."""
+    command = [*before, sys.executable, *map(str, arguments)]
+    env = os.environ | QUICKLY | environment
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("factors", gpu.FACTORS)
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_the_factors_that_are_named_are_checked(
+    framework: str, factors: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both frameworks choose the kernel by settings of the process, within which it is called."""
+    layers, twin = getattr(gpu, f"{framework}_layers"), getattr(gpu, f"{framework}_impl").cuda
+    monkeypatch.setattr(
+        layers, "compute", lambda _, layer: twin.factors_of(layer.keywords["bfloat16"])
+    )
+    case: Any = None
+    assert gpu.Kernel(framework, factors).run(case) == factors
+
+
+@pytest.mark.long
+def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
+    """Every kernel, in both frameworks, on all sizes of the parity suite."""
+    said = run("compare.py", "gpu", "--mock", "--out", tmp_path)
+    assert "rehearsed the timing" in said
+    rows = json.loads((tmp_path / "results.json").read_text())["parity"]
+    assert len(rows) == 90
+    assert all(row["passed"] for row in rows)
+    kinds = {factors for factors, _ in cuda.CONFIGURATIONS}
+    assert {row["models"][0] for row in rows} == {
+        f"{twin} cuda, {kind}, emulated" for twin, kind in product(("torch", "jax"), kinds)
+    }
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
+    """The same in PyTorch but for the largest, under GCC's sanitizers."""
+    names = ("tsan",) if sanitizer == "thread" else ("asan", "ubsan")
+    asked = [[str(compiler()), f"-print-file-name=lib{name}.so"] for name in names]
+    paths = [subprocess.check_output(each, text=True).strip() for each in asked]
+    if not all(map(os.path.isabs, paths)):
+        pytest.skip(f"the compiler has no {sanitizer} sanitizer")
+    # ThreadSanitizer does not get on with the address randomisation of new kernels.
+    fixed = ["setarch", "-R"] if sanitizer == "thread" else []
+    if fixed and subprocess.run(["bash", "-c", "setarch -R true"], check=False).returncode:
+        pytest.skip("setarch -R is refused")
+    options = {
+        "SANITIZER": sanitizer,
+        "LD_PRELOAD": " ".join(paths),
+        # A fiber is no thread that AddressSanitizer could have a stack for; there are many of them.
+        "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0",
+        "TSAN_OPTIONS": "halt_on_error=1:history_size=4:ignore_noninstrumented_modules=1",
+    }
+    only = ("-m", "pytest", "-qs", "-n0", "--noconftest", "tests/gpu/small.py", "-k", "test_torch")
+    assert "17 passed" in run(*only, before=fixed, **options)
+
+
+def test_small_cases_and_what_is_done_with_any_device() -> None:
+    """A few kernels, of one block and of clusters of 2 to 16; and tests of other files."""
+    few = {
+        "tests/gpu/small.py": "test",
+        "tests/layers/test_modules.py": "torch_modules or torch_export or compile or recomputed"
+        " or packed or drop or no_time or wrong_length",
+        "tests/layers/test_arguments.py": "cuda or numbers",
+        "tests/parity/test_derivatives.py": "torch_func or of_a_grad or (jax_transf and grad)",
+    }
+    chosen = " or ".join(f"({Path(file).name} and ({names}))" for file, names in few.items())
+    said = run("-m", "pytest", "-q", "-n0", *few, "-k", chosen)
+    passed = re.search(r"(\d+) passed", said)
+    assert passed and int(passed[1]) > 150, said

@@ -1,0 +1,191 @@
+"""Callers whose arrays change during a call, or right after it: another thread's doing, or a data
+loader's that has one buffer. tools/fuzz_gru.py does the same under AddressSanitizer."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from common.params import init_gru
+from jax_impl.classifier import classify
+from jax_impl.gru import gru as jax_gru
+from jax_impl.modules import GRU as JaxGRU
+from torch_impl.gru import gru as torch_gru
+
+T, B, D, H, K = 20, 8, 16, 32, 50
+
+
+def arguments() -> dict[str, np.ndarray]:
+    """Those of `gru`, as NumPy arrays."""
+    rng = np.random.default_rng(0)
+    return {
+        "x": rng.standard_normal((K, D)).astype(np.float32),
+        "lengths": rng.integers(1, T + 1, B).astype(np.int32),
+        "h0": rng.standard_normal((1, B, H)).astype(np.float32),
+        "tokens": rng.integers(0, K, (T, B)).astype(np.int32),
+        "resets": rng.random((T, B)) < 0.1,
+        "h_reset": rng.standard_normal((1, B, H)).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_jax_has_read_numpy_arrays_when_an_eager_call_returns(implementation: str) -> None:
+    parameters = {name: p.astype(np.float32) for name, p in init_gru(D, H, 1, False, 0).items()}
+
+    def function(lengths, **others):
+        x, h0 = others.pop("x"), others.pop("h0")
+        return jax_gru(parameters, x, lengths, h0, implementation=implementation, **others)
+
+    hold_to_first_numbers(function, arguments())
+
+
+def test_the_jax_module_has_read_numpy_arrays_when_an_eager_call_returns() -> None:
+    module = JaxGRU(D, H, rngs=nnx.Rngs(0))
+    given = arguments()
+    x = np.ascontiguousarray(given["x"][given.pop("tokens")].swapaxes(0, 1))
+    given |= {"x": x, "resets": np.ascontiguousarray(given["resets"].T)}
+
+    def function(x, lengths, h0, **others):
+        return module(x, lengths, h0, **others)
+
+    hold_to_first_numbers(function, given)
+
+
+def test_the_jax_classifier_has_read_numpy_arrays_when_an_eager_call_returns() -> None:
+    rng = np.random.default_rng(0)
+    head = {"head.weight": rng.standard_normal((2, H)), "head.bias": rng.standard_normal(2)}
+    drawn = init_gru(D, H, 1, False, 0) | head
+    parameters = {name: value.astype(np.float32) for name, value in drawn.items()}
+    given = arguments()
+    given = {
+        "h0": rng.standard_normal((K, D)).astype(np.float32),  # the vectors
+        "distinct": np.arange(K, dtype=np.int32),
+        "tokens": given["tokens"],
+        "lengths": given["lengths"],
+        "mask": rng.integers(0, 2, (K, D)).astype(np.float32),
+    }
+
+    def function(h0, distinct, tokens, lengths, mask):
+        masks = {"elements": mask}
+        return (classify(parameters, h0, distinct, tokens, lengths, masks),)
+
+    hold_to_first_numbers(function, given)
+
+
+def hold_to_first_numbers(function, given: dict[str, np.ndarray]) -> None:
+    """Assert that a call's results are those of the arrays as they were when it was made.
+
+    Another argument is still being computed when the arrays change, so that the call cannot have
+    read them by itself.
+    """
+    wanted = [np.array(each) for each in function(**given)]
+    for name, array in given.items():
+        passed = given | {name: aligned(array)}
+        late = "h0" if name != "h0" else "x"
+        if late not in given:
+            continue
+        passed[late] = slowly(given[late], jnp.ones((1500, 1500)))
+        results = function(**passed)
+        passed[name][...] = ~array if array.dtype == bool else 1
+        for result, want in zip(results, wanted, strict=True):
+            np.testing.assert_array_equal(result, want, err_msg=name)
+
+
+@jax.jit
+def slowly(array: jax.Array, factor: jax.Array) -> jax.Array:
+    """The array, after some tenths of a second."""
+    return array + 0 * (factor @ factor @ factor @ factor)[0, 0]
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy in memory that JAX reads in place, not having to move it."""
+    whole = np.empty(array.nbytes + 64, np.uint8)
+    start = -whole.ctypes.data % 64
+    copy = whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+CHANGING = {
+    "torch": """
+import threading, sys
+import torch
+from torch_impl.gru import gru
+sys.setswitchinterval(1e-5)
+tokens = torch.randint(K, (T, B), dtype=torch.int32)
+own, ended = tokens.clone(), threading.Event()
+def change():
+    while not ended.is_set():
+        tokens.fill_(2**30)
+        tokens.copy_(own)
+thread = threading.Thread(target=change)
+thread.start()
+P = {name: torch.tensor(value) for name, value in parameters.items()}
+x, lengths = torch.tensor(x), torch.full((B,), T, dtype=torch.int32)
+for i in range(300):
+    try:
+        with torch.set_grad_enabled(i % 3 == 0):
+            outputs, _ = gru(P, x.requires_grad_(i % 3 == 0), lengths, tokens=tokens)
+        if i % 3 == 0:
+            outputs.sum().backward()
+        assert outputs.isfinite().all()
+    except (ValueError, RuntimeError):  # RuntimeError: what a gradient needs has been changed
+        pass
+ended.set()
+thread.join()
+""",
+    "jax": """
+import jax
+from jax_impl.gru import gru
+def loss(x, lengths, tokens):
+    return gru(parameters, x, lengths, tokens=tokens, implementation="fused")[0].sum()
+own = np.random.default_rng(0).integers(0, K, (T, B)).astype(np.int32)
+lengths = np.full(B, T, np.int32)
+for function in (jax.jit(loss), jax.jit(jax.value_and_grad(loss))):
+    jax.block_until_ready(function(x, lengths, own))
+    for _ in range(100):
+        whole = np.empty(own.nbytes + 64, np.uint8)
+        tokens = whole[-whole.ctypes.data % 64 :][: own.nbytes].view(np.int32).reshape(own.shape)
+        tokens[...] = own
+        result = function(x, lengths, tokens)
+        tokens[...] = 2**30
+        tokens[...] = own
+        tokens[...] = 2**30
+        jax.block_until_ready(result)
+""",
+}
+
+
+@pytest.mark.parametrize("framework", CHANGING)
+def test_tokens_that_change_during_a_call_are_no_end_of_the_process(framework: str) -> None:
+    """Any rows, NaN or an error will do, as with an embedding, but no memory that is not x's."""
+    start = (
+        f"T, B, D, H, K = {(200, 64, D, 64, K)}\n"
+        "import numpy as np\nfrom common.params import init_gru\n"
+        "drawn = init_gru(D, H, 1, False, 0)\n"
+        "parameters = {name: value.astype(np.float32) for name, value in drawn.items()}\n"
+        "x = np.ones((K, D), np.float32)\n"
+    )
+    subprocess.run([sys.executable, "-c", start + CHANGING[framework]], check=True)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_backward_in_torch_has_the_lengths_of_forward(implementation: str) -> None:
+    """Nothing has been saved of the steps beyond them."""
+    parameters = {name: torch.tensor(p).float() for name, p in init_gru(D, H, 1, False, 0).items()}
+    x = torch.randn(T, B, D, requires_grad=True)
+
+    def gradient(lengths: np.ndarray, later: int) -> torch.Tensor:
+        passed = torch.from_numpy(lengths)
+        outputs, _ = torch_gru(parameters, x, passed, implementation=implementation)
+        lengths[:] = later
+        return torch.autograd.grad(outputs.sum(), x)[0]
+
+    wanted = gradient(np.full(B, 2, np.int32), 2)
+    for later in (3, T, 2**30):
+        assert torch.equal(gradient(np.full(B, 2, np.int32), later), wanted)

@@ -1,0 +1,607 @@
+"""Wrong calls of the layer raise, naming the argument; odd ones are right. In both twins alike.
+
+Most of these once returned wrong numbers, or read and wrote memory that was not the caller's.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import jax_impl
+import jax_impl.fused
+import torch_impl
+import torch_impl.fused
+from common.params import ModelConfig, init, init_gru
+from jax_impl.gru import CELL as JAX_GRU
+from tests import ROOT
+from torch_impl.gru import CELL as TORCH_GRU
+
+T, B, D, H, K = 7, 4, 5, 8, 6
+pytestmark = pytest.mark.usefixtures("x64")
+EACH = [("torch", name) for name in TORCH_GRU.implementations()]
+EACH += [("jax", name) for name in JAX_GRU.implementations()]
+each = pytest.mark.parametrize(("framework", "implementation"), EACH)
+each_framework = pytest.mark.parametrize("framework", ["torch", "jax"])
+PARAMETERS = init_gru(D, H, 1, False, seed=0)
+WEIGHT_HH = "gru.0.forward.weight_hh"
+
+
+def arguments(**changes: object) -> dict[str, object]:
+    """The arguments of a valid call of gru, in NumPy's float32, but for the changes."""
+    rng = np.random.default_rng(0)
+    valid = {
+        "parameters": {name: value.astype(np.float32) for name, value in PARAMETERS.items()},
+        "x": rng.normal(size=(T, B, D)).astype(np.float32),
+        "lengths": np.array([3, 7, 0, 5], np.int32),
+        "h0": rng.normal(size=(1, B, H)).astype(np.float32),
+        "tokens": None,
+    }
+    if "tokens" in changes:
+        valid["x"] = rng.normal(size=(K, D)).astype(np.float32)
+    return valid | changes
+
+
+def convert(framework: str, value: object) -> object:
+    """Arrays as those of a framework, wherever they are; other things as they are."""
+    if isinstance(value, dict):
+        return {name: convert(framework, each) for name, each in value.items()}
+    if not isinstance(value, np.ndarray):
+        return value
+    return torch.from_numpy(value) if framework == "torch" else jnp.asarray(value)
+
+
+def call(framework: str, implementation: str, arguments: dict) -> tuple[np.ndarray, ...]:
+    """outputs and h_last."""
+    gru = {"torch": torch_impl.gru.gru, "jax": jax_impl.gru.gru}[framework]
+    results = gru(**convert(framework, arguments), implementation=implementation)
+    return tuple(np.asarray(result) for result in results)
+
+
+def parameter(**changes: object) -> dict[str, object]:
+    """All parameters, one of them changed or, with None, missing."""
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    both = arguments()["parameters"] | {f"gru.0.forward.{n}": v for n, v in changed.items()}
+    return {name: value for name, value in both.items() if value is not None}
+
+
+def ones(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.ones(shape, dtype)
+
+
+TOKENS = np.zeros((T, B), np.int32)
+RESETS = np.zeros((T, B), bool)
+WRONG = {
+    "h0 of a wide state": ("h0", {"h0": ones(1, B, 4096)}),
+    "h0 of few rows": ("h0", {"h0": ones(1, 3, H)}),
+    "h0 of another state": ("h0", {"h0": ones(1, B, 64)}),
+    "h0 of two layers": ("h0", {"h0": ones(2, B, H)}),
+    "h0 of no layers": ("h0", {"h0": ones(B, H)}),
+    "h0 in float64": ("h0", {"h0": ones(1, B, H, dtype="float64")}),
+    "h0 in float16": ("h0", {"h0": ones(1, B, H, dtype="float16")}),
+    "h0 in int32": ("h0", {"h0": ones(1, B, H, dtype="int32")}),
+    "x in float64": ("x", {"x": ones(T, B, D, dtype="float64")}),
+    "x in int64": ("x", {"x": ones(T, B, D, dtype="int64")}),
+    "x in complex64": ("x", {"x": ones(T, B, D, dtype="complex64")}),
+    "x of few rows": ("lengths", {"x": ones(T, 3, D)}),
+    "x of another size": ("weight_ih", {"x": ones(T, B, D + 1)}),
+    "x of two dimensions": ("x", {"x": ones(T, D)}),
+    "x of three dimensions, and tokens": ("x", {"tokens": TOKENS, "x": ones(T, B, D)}),
+    "no x": ("x", {"x": None}),
+    "lengths beyond T": ("lengths", {"lengths": np.array([3, 8, 0, 5])}),
+    "lengths below 0": ("lengths", {"lengths": np.array([3, -1, 0, 5])}),
+    "lengths beyond int32": ("lengths", {"lengths": np.array([3, 2**32 + 3, 0, 5])}),
+    "lengths in float32": ("lengths", {"lengths": ones(B)}),
+    "lengths in bool": ("lengths", {"lengths": ones(B, dtype="bool")}),
+    "few lengths": ("lengths", {"lengths": np.array([3, 7, 0])}),
+    "no lengths": ("lengths", {"lengths": None}),
+    "tokens beyond K": ("tokens", {"tokens": TOKENS + K}),
+    "tokens below 0": ("tokens", {"tokens": TOKENS - 1}),
+    "tokens beyond int32": ("tokens", {"tokens": TOKENS + np.int64(2**32)}),
+    "tokens in float32": ("tokens", {"tokens": TOKENS.astype(np.float32)}),
+    "tokens of few rows": ("lengths", {"tokens": TOKENS[:, :3]}),
+    "tokens and no rows in x": ("x", {"tokens": TOKENS, "x": ones(0, D)}),
+    "weight_hh too small": (WEIGHT_HH, {"parameters": parameter(weight_hh=ones(3 * H, H - 1))}),
+    "weight_hh too large": (WEIGHT_HH, {"parameters": parameter(weight_hh=ones(4 * H, H))}),
+    "weight_hh of one dimension": (WEIGHT_HH, {"parameters": parameter(weight_hh=ones(3 * H))}),
+    "weight_ih of another size": ("weight_ih", {"parameters": parameter(weight_ih=ones(H, D))}),
+    "bias_hh too small": ("bias_hh", {"parameters": parameter(bias_hh=ones(3 * H - 1))}),
+    "bias_ih in float64": (
+        "bias_ih",
+        {"parameters": parameter(bias_ih=ones(3 * H, dtype="float64"))},
+    ),
+    "no bias_hh": ("bias_hh", {"parameters": parameter(bias_hh=None)}),
+    "resets of few rows": ("resets", {"resets": ones(T, 3, dtype="bool")}),
+    "resets in int32": ("resets", {"resets": ones(T, B, dtype="int32")}),
+    "resets of another state": ("h_reset", {"resets": RESETS, "h_reset": ones(1, B, H + 1)}),
+    "resets in float64": ("h_reset", {"resets": RESETS, "h_reset": ones(1, B, H, dtype="float64")}),
+    "h_reset alone": ("h_reset", {"h_reset": ones(1, B, H)}),
+    "no parameters": ("parameters", {"parameters": {}}),
+    "parameters without names": ("parameters", {"parameters": [ones(3 * H, D)]}),
+}
+
+
+@each
+def test_what_fits_does_not_raise(framework, implementation):
+    for changes in ({}, {"tokens": TOKENS}):
+        call(framework, implementation, arguments(**changes))
+
+
+@each
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_does_not_fit_raises(framework, implementation, wrong):
+    name, changes = WRONG[wrong]
+    with pytest.raises((ValueError, TypeError), match=name):
+        call(framework, implementation, arguments(**changes))
+
+
+def layer(framework: str, *sizes: int, **options: object) -> Callable:
+    if framework == "torch":
+        return torch_impl.GRU(*sizes, **options)
+    return jax_impl.GRU(*sizes, rngs=nnx.Rngs(0), **options)
+
+
+WRONG_OF_MODULES = {
+    "input of another size": ("input", {"x": ones(B, T, D + 1)}),
+    "input of one dimension": ("input", {"x": ones(D)}),
+    "no input": ("input", {"x": None}),
+    "a word for input": ("input", {"x": "words"}),
+    "h0 of few rows": ("h0|hx", {"h0": ones(1, 3, H)}),
+    "h_reset of few rows": (
+        "h_reset",
+        {"h_reset": ones(1, 3, H), "resets": ones(B, T, dtype="bool")},
+    ),
+    "h_reset alone": ("h_reset", {"h_reset": ones(1, B, H)}),
+    "resets with the time steps first": ("resets", {"resets": ones(T, B, dtype="bool")}),
+    "resets of two steps": ("resets", {"resets": ones(B, 2, dtype="bool")}),
+    "resets in int32": ("resets", {"resets": ones(B, T, dtype="int32")}),
+    "words for lengths": ("lengths", {"lengths": "words"}),
+    "few lengths": ("lengths", {"lengths": [1, 2]}),
+    "lengths beyond T": ("lengths", {"lengths": [1, 2, 3, 8]}),
+}
+
+
+@each_framework
+@pytest.mark.parametrize("wrong", WRONG_OF_MODULES)
+def test_the_module_says_what_does_not_fit_in_its_own_words(framework, wrong):
+    name, changes = WRONG_OF_MODULES[wrong]
+    x, h0, *others = (
+        convert(framework, changes.get(n, d))
+        for n, d in (
+            ("x", ones(B, T, D)),
+            ("h0", None),
+            ("lengths", None),
+            ("resets", None),
+            ("h_reset", None),
+        )
+    )
+    named = dict(zip(("lengths", "resets", "h_reset"), others, strict=True))
+    if framework == "torch":
+        gru = torch_impl.GRU(D, H, batch_first=True)
+        with pytest.raises((ValueError, TypeError, RuntimeError), match=name):
+            gru(x, h0, **named)
+    else:
+        gru = jax_impl.GRU(D, H, rngs=nnx.Rngs(0))
+        with pytest.raises((ValueError, TypeError), match=name):
+            gru(x, h0=h0, **named)
+
+
+@each_framework
+@pytest.mark.parametrize(
+    ("sizes", "options", "error"),
+    [
+        ((0, H), {}, ValueError),
+        ((D, -1), {}, ValueError),
+        ((D, H, 0), {}, ValueError),
+        ((D, 8.0), {}, TypeError),
+        ((D, H), {"implementation": "fast"}, ValueError),
+    ],
+)
+def test_the_module_refuses_sizes_and_names_that_are_none(framework, sizes, options, error):
+    with pytest.raises(error):
+        layer(framework, *sizes, **options)
+
+
+@each
+def test_any_layout_and_any_integers_are_right(framework, implementation):
+    """In another integer dtype the bits are the same, in another layout the numbers."""
+    usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
+    want = call(framework, implementation, usual)
+    for dtype in ("int8", "uint8", "int16", "int64"):
+        odd = {name: usual[name].astype(dtype) for name in ("lengths", "tokens")}
+        for got, expected in zip(call(framework, implementation, usual | odd), want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    odd = {"h0": np.asfortranarray(usual["h0"]), "x": np.repeat(usual["x"], 2, axis=1)[:, ::2]}
+    odd["lengths"] = np.repeat(usual["lengths"], 2)[::2]
+    odd["tokens"] = np.asfortranarray(usual["tokens"])
+    odd["parameters"] = {n: np.asfortranarray(p) for n, p in usual["parameters"].items()}
+    for got, expected in zip(call(framework, implementation, usual | odd), want, strict=True):
+        # A product of matrices that lie otherwise in memory may add up in another order.
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+@each
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, everywhere):
+    """A row of x that is not a number and is read at padding alone, by some or by all reviews."""
+    tokens = np.random.default_rng(1).integers(0, K - 2, (T, B)).astype(np.int32)
+    lengths = arguments()["lengths"]
+    padding = np.arange(T)[:, None] >= lengths
+    tokens[padding & (everywhere | (np.arange(B) == 0))] = K - 2  # K - 1 is read nowhere
+    usual = arguments(tokens=tokens)
+    odd = usual | {"x": usual["x"].copy()}
+    odd["x"][K - 2 :] = np.nan
+    usual["x"][K - 2 :] = 0
+
+    def gradients(given: dict) -> list[np.ndarray]:
+        leaves = {"x": given["x"], "h0": given["h0"], **given["parameters"]}
+
+        def loss(leaves: dict, gru: Callable, convert: Callable) -> object:
+            outputs, h_last = gru(
+                leaves,
+                leaves["x"],
+                convert(given["lengths"]),
+                leaves["h0"],
+                tokens=convert(given["tokens"]),
+                implementation=implementation,
+            )
+            return (outputs**2).sum() + h_last.sum()
+
+        if framework == "jax":
+            found = jax.jit(jax.grad(lambda leaves: loss(leaves, jax_impl.gru.gru, jnp.asarray)))(
+                leaves
+            )
+            return [np.asarray(found[name]) for name in leaves]
+        inputs = {name: torch.tensor(v, requires_grad=True) for name, v in leaves.items()}
+        value = loss(inputs, torch_impl.gru.gru, torch.from_numpy)
+        return [g.numpy() for g in torch.autograd.grad(value, list(inputs.values()))]
+
+    for got, want in zip(gradients(odd), gradients(usual), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
+@pytest.mark.parametrize("wrong", ["lengths", "tokens"])
+def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementation, wrong):
+    """In that call alone: an error would have made every later call of the process fail."""
+    # The kernel multiplies one or two inputs in another order than many.
+    usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
+    compiled = jax.jit(
+        lambda lengths, tokens: jax_impl.gru.gru(
+            **convert("jax", usual | {"lengths": lengths, "tokens": tokens}),
+            implementation=implementation,
+        )
+    )
+    want = compiled(usual["lengths"], usual["tokens"])
+    changed = {name: usual[name].copy() for name in ("lengths", "tokens")}
+    changed[wrong][..., 1] = 1000
+    for _ in range(2):
+        outputs, h_last = compiled(changed["lengths"], changed["tokens"])
+        assert np.isnan(outputs.sum((0, 2))[1]) and np.isnan(h_last[0, 1]).all()
+        others = [0, 2, 3]
+        np.testing.assert_array_equal(outputs[:, others], want[0][:, others])
+        np.testing.assert_array_equal(h_last[:, others], want[1][:, others])
+    for got, expected in zip(compiled(usual["lengths"], usual["tokens"]), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("implementation", JAX_GRU.implementations())
+@pytest.mark.parametrize("wrong", ["lengths", "tokens"])
+@pytest.mark.parametrize("along", [jax.jacrev, jax.jacfwd])
+def test_jax_under_jit_derivatives_of_other_rows_are_right(implementation, wrong, along):
+    usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
+
+    def result(given, lengths, tokens):
+        changed = usual | {"lengths": lengths, "tokens": tokens} | given
+        gru = partial(jax_impl.gru.gru, implementation=implementation)
+        return gru(**convert("jax", changed))[1].sum((0, 2))  # of each row
+
+    derivatives = jax.jit(along(result))
+    given = {name: usual[name] for name in ("h0", "parameters")}
+    want = derivatives(given, usual["lengths"], usual["tokens"])
+    changed = {name: usual[name].copy() for name in ("lengths", "tokens")}
+    changed[wrong][..., 1] = 1000
+    got = derivatives(given, changed["lengths"], changed["tokens"])
+    others = np.ix_([0, 2, 3], [0], [0, 2, 3])
+    np.testing.assert_allclose(got["h0"][others], want["h0"][others], rtol=0, atol=1e-6)
+    assert np.isnan(got["h0"][1, :, 1]).any()
+    for found in jax.tree.leaves(got["parameters"]):  # the row has part in them
+        assert np.isnan(found[1]).any()
+
+
+CLASSIFY = {
+    "vectors of another size": ("vectors", {"vectors": ones(9, D + 1)}),
+    "vectors in float64": ("vectors", {"vectors": ones(9, D, dtype="float64")}),
+    "distinct beyond V": ("distinct", {"distinct": np.arange(K) + 4}),
+    "distinct below 0": ("distinct", {"distinct": np.arange(K) - 1}),
+    "distinct in float32": ("distinct", {"distinct": ones(K)}),
+    "tokens beyond K": ("tokens", {"tokens": TOKENS + K}),
+    "lengths beyond T": ("lengths", {"lengths": np.array([3, 8, 0, 5])}),
+    "few lengths": ("lengths", {"lengths": np.array([3, 0, 5])}),
+    "no tokens": ("tokens", {"tokens": None}),
+    "head of another size": ("head.weight", {"head.weight": ones(2, H + 1)}),
+    "head in float64": ("head.bias", {"head.bias": ones(2, dtype="float64")}),
+    "no head": ("head.weight", {"head.weight": None}),
+}
+
+
+@each_framework
+@pytest.mark.parametrize("wrong", [None, *CLASSIFY])
+def test_classify(framework, wrong):
+    name, changes = CLASSIFY[wrong] if wrong else ("", {})
+    drawn = init(ModelConfig(D, H), 0, ones(9, D))
+    parameters = {n: value.astype(np.float32) for n, value in drawn.items()}
+    given = {
+        "vectors": ones(9, D),
+        "distinct": np.arange(K),
+        "tokens": TOKENS,
+        "lengths": np.array([3, 7, 0, 5]),
+    }
+    for key, value in changes.items():
+        (given if key in given else parameters)[key] = value
+    parameters = {n: value for n, value in parameters.items() if value is not None}
+    classify = {
+        "torch": torch_impl.classifier.classify,
+        "jax": jax_impl.classifier.classify,
+    }[framework]
+    if wrong is None:
+        assert classify(**convert(framework, {"parameters": parameters, **given})).shape == (B, 2)
+        return
+    with pytest.raises((ValueError, TypeError), match=name):
+        classify(**convert(framework, {"parameters": parameters, **given}))
+
+
+needs_kernel = pytest.mark.skipif(TORCH_GRU.implementations()[-1] == "scan", reason="no kernel")
+
+
+@needs_kernel
+def test_torch_takes_tensors_without_numbers():
+    """Fake ones give fake results, those of the meta device results there: no memory is read."""
+    gru = torch_impl.GRU(D, H)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        outputs, h_last = gru(torch.empty(T, B, D))
+        outputs, h_last = torch_impl.GRU(D, H)(torch.empty(T, B, D))
+    assert outputs.shape == (T, B, H) and h_last.shape == (1, B, H)
+    outputs, _ = torch_impl.GRU(D, H).to("meta")(torch.empty(B, T, D, device="meta"))
+    assert outputs.shape == (B, T, H) and outputs.is_meta
+    with pytest.raises(RuntimeError, match="hx: Input and hidden tensors are not at the same dev"):
+        gru(torch.empty(B, T, D), torch.empty(1, T, H, device="meta"))
+    with pytest.raises(ValueError, match="lengths: expected it on cpu, found meta"):
+        gru(torch.empty(T, B, D), lengths=torch.ones(B, dtype=torch.int64, device="meta"))
+    with pytest.raises(TypeError, match="dense"):
+        gru(torch.empty(B, T, D).to_sparse())
+
+
+@pytest.mark.parametrize("wrong", ["abc", "0", "-1", "1.5", "99999999999"])
+def test_a_number_of_threads_that_is_none(wrong, monkeypatch):
+    monkeypatch.setenv("GRU_NUM_THREADS", wrong)
+    layer = jax_impl.GRU(D, H, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=f"GRU_NUM_THREADS: .* found {wrong}"):
+        layer(jnp.zeros((T, B, D), jnp.float32))
+
+
+def operator_arguments() -> dict[str, object]:
+    return {
+        "weight_ih": [torch.ones(3 * H, D)],
+        "weight_hh": [torch.ones(3 * H, H)],
+        "bias_ih": [torch.ones(3 * H)],
+        "bias_hh": [torch.ones(3 * H)],
+        "x": torch.ones(T, B, D),
+        "h0": torch.ones(1, B, H),
+        "h_reset": None,
+        "tokens": None,
+        "lengths": torch.full((B,), T, dtype=torch.int32),
+        "resets": None,
+        "reverse": [False],
+        "reset_after": False,
+        "return_sequences": True,
+        "save": True,
+    }
+
+
+OPERATOR = {
+    "h0 of few rows": ("^x:", {"h0": torch.ones(1, 3, H)}),
+    "h0 of another state": ("weight_ih", {"h0": torch.ones(1, B, 64)}),
+    "h0 in float64": ("^x:", {"h0": torch.ones(1, B, H, dtype=torch.float64)}),
+    "h0 in bfloat16": ("scan", {"h0": torch.ones(1, B, H, dtype=torch.bfloat16)}),
+    "h0 not contiguous": ("h0", {"h0": torch.ones(1, H, B).mT}),
+    "weight_ih too small": ("weight_ih", {"weight_ih": [torch.ones(3 * H, D - 1)]}),
+    "weight_ih of few gates": ("weight_ih", {"weight_ih": [torch.ones(2 * H, D)]}),
+    "weight_ih not contiguous": ("weight_ih", {"weight_ih": [torch.ones(D, 3 * H).mT]}),
+    "weight_ih for two": ("weight_ih", {"weight_ih": [torch.ones(3 * H, D)] * 2}),
+    "weight_hh too small": ("weight_hh", {"weight_hh": [torch.ones(3 * H, H - 1)]}),
+    "weight_hh for two": ("weight_hh", {"weight_hh": [torch.ones(3 * H, H)] * 2}),
+    "bias_ih too small": ("bias_ih", {"bias_ih": [torch.ones(1)]}),
+    "bias_ih for two": ("bias_ih", {"bias_ih": [torch.ones(3 * H)] * 2}),
+    "bias_hh too small": ("bias_hh", {"bias_hh": [torch.ones(1)]}),
+    "x of few steps, and lengths": ("lengths", {"x": torch.ones(T - 1, B, D)}),
+    "x of few rows": ("^x:", {"x": torch.ones(T, 3, D)}),
+    "x of another size": ("weight_ih", {"x": torch.ones(T, B, D + 1)}),
+    "x of two dimensions": ("^x:", {"x": torch.ones(T * B, D)}),
+    "x in float64": ("^x:", {"x": torch.ones(T, B, D, dtype=torch.float64)}),
+    "x not contiguous": ("^x:", {"x": torch.ones(T, D, B).mT}),
+    "x of three dimensions, and tokens": ("^x:", {"tokens": torch.zeros(T, B, dtype=torch.int32)}),
+    "no x": ("^x:", {"x": None}),
+    "lengths in int64": ("lengths", {"lengths": torch.full((B,), T)}),
+    "lengths beyond T": ("lengths", {"lengths": torch.full((B,), T + 1, dtype=torch.int32)}),
+    "tokens of few rows": (
+        "tokens",
+        {"x": torch.ones(K, D), "tokens": torch.zeros(T, 3, dtype=torch.int32)},
+    ),
+    "tokens beyond K": (
+        "tokens",
+        {"x": torch.ones(K, D), "tokens": torch.full((T, B), K, dtype=torch.int32)},
+    ),
+    "three directions": ("reverse", {"reverse": [False] * 3}),
+    "no direction": ("reverse", {"reverse": []}),
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("wrong", OPERATOR)
+def test_torch_operators_look_at_all_memory(wrong):
+    """Called by name, they believe nobody."""
+    name, changes = OPERATOR[wrong]
+    torch.ops.gru.forward(**operator_arguments())
+    with pytest.raises((ValueError, TypeError), match=name):
+        torch.ops.gru.forward(**operator_arguments() | changes)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("saved", torch.ones(1, 10)),
+        ("d_h_last", torch.ones(1, 3, H)),
+        ("d_outputs", torch.ones(T, B, 2 * H)),
+        ("weight_ih", [torch.ones(3 * H, 2 * D)]),
+        ("weight_hh", [torch.ones(3 * H, 2 * H)]),
+        ("x", torch.ones(T + 1, B, D)),
+        ("x", torch.ones(T, B, D + 1)),
+    ],
+)
+def test_torch_backward_operator_looks_at_all_memory(name, value):
+    given = operator_arguments()
+    _, h_last, saved = torch.ops.gru.forward(**given)
+    names = ("weight_ih", "weight_hh", "x", "tokens", "lengths", "resets", "reverse", "reset_after")
+    backward = {name: given[name] for name in names}
+    backward |= {"d_outputs": None, "d_h_last": h_last, "saved": saved, "of_x": True}
+    torch.ops.gru.backward(**backward)
+    with pytest.raises((ValueError, TypeError)):
+        torch.ops.gru.backward(**backward | {name: value})
+
+
+FFI_SHAPES = [(T, B, H), (1, B, H), (1, 4 * T * B * H)]
+FFI_GRADIENTS = [(3 * H, D), (3 * H, H), (3 * H,), (3 * H,), (T, B, D), (1, B, H), (0,)]
+FFI = {
+    "h0 of few rows": {"h0": (1, 3, H)},
+    "h0 of another state": {"h0": (1, B, 64)},
+    "weight_ih too small": {"weight_ih": (3 * H, D - 1)},
+    "weight_ih of few gates": {"weight_ih": (2 * H, D)},
+    "weight_hh too small": {"weight_hh": (3 * H, H - 1)},
+    "weight_hh of one dimension": {"weight_hh": (3 * H,)},
+    "bias_ih too small": {"bias_ih": (3,)},
+    "bias_hh too small": {"bias_hh": (3,)},
+    "x of few rows": {"x": (T, 3, D)},
+    "x of few steps": {"x": (T - 1, B, D)},
+    "x of another size": {"x": (T, B, D + 1)},
+    "x of two dimensions": {"x": (T * B, D)},
+    "resets without h_reset": {"resets": (T, B)},
+    "resets too small": {"resets": (T, B - 1), "h_reset": (1, B, H)},
+    "h_reset of another state": {"resets": (T, B), "h_reset": (1, B, 64)},
+    "outputs too small": {"results": [(T, B, H - 1), *FFI_SHAPES[1:]]},
+    "saved too small": {"results": [*FFI_SHAPES[:2], (1, 10)]},
+    "a result too few": {"results": FFI_SHAPES[:2]},
+    "lengths in float32": {"lengths": jnp.ones(B, jnp.float32)},
+    "d_weight_ih too small": {"gradients": [(3 * H, D - 1), *FFI_GRADIENTS[1:]]},
+    "d_bias_ih too small": {"gradients": [*FFI_GRADIENTS[:2], (3,), *FFI_GRADIENTS[3:]]},
+    "d_x too small": {"gradients": [*FFI_GRADIENTS[:4], (T, B, 1), *FFI_GRADIENTS[5:]]},
+    "d_x flat": {"gradients": [*FFI_GRADIENTS[:4], (T * B * D,), *FFI_GRADIENTS[5:]]},
+    "d_x of one number": {"gradients": [*FFI_GRADIENTS[:4], (1,), *FFI_GRADIENTS[5:]]},
+    "a gradient too few": {"gradients": FFI_GRADIENTS[:-1]},
+}
+
+
+@pytest.mark.skipif(not jax_impl.fused.available(), reason="no kernel for JAX")
+@pytest.mark.parametrize("wrong", [None, *FFI])
+def test_jax_operators_look_at_all_memory(wrong):
+    """Called through jax.ffi, they believe nobody; and later calls go well."""
+    changes = FFI[wrong] if wrong else {}
+
+    def operate(name: str, results: list, *arrays: jax.Array) -> list:
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
+        told = jax_impl.fused.attributes((False,), False)
+        return jax.block_until_ready(jax.ffi.ffi_call(name, shapes)(*arrays, **told))
+
+    def run(changes: dict) -> tuple[list, list]:
+        shapes = {
+            "weight_ih": (3 * H, D),
+            "weight_hh": (3 * H, H),
+            "bias_ih": (3 * H,),
+            "bias_hh": (3 * H,),
+            "x": (T, B, D),
+            "h0": (1, B, H),
+            "h_reset": (0,),
+        } | changes
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "x", "h0", "h_reset")
+        arrays = {name: jnp.ones(shapes[name], jnp.float32) for name in names}
+        lengths = changes.get("lengths", jnp.full(B, T, jnp.int32))
+        places = jnp.zeros(0, jnp.int32), lengths, jnp.zeros(shapes.get("resets", 0), bool)
+        results = shapes.get("results", FFI_SHAPES)
+        outputs, h_last, saved = operate("gru_forward", results, *arrays.values(), *places)
+        read = [arrays[name] for name in ("weight_ih", "weight_hh", "x")]
+        read += [outputs, h_last, saved, *places]
+        gradients = operate("gru_backward", shapes.get("gradients", FFI_GRADIENTS), *read)
+        return outputs, gradients
+
+    if wrong:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="GRU"):
+            run(changes)
+    outputs, h_last, saved = torch.ops.gru.forward(**operator_arguments())
+    given = operator_arguments()
+    read = (given["weight_ih"], given["weight_hh"], given["x"], outputs, h_last, saved)
+    how = (None, given["lengths"], None, [False], False, True)
+    want = [outputs, *torch.ops.gru.backward(*read, *how)]
+    found, gradients = run({})
+    for got, expected in zip([found, *gradients[:-1]], want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+PROGRAMS = [
+    ["-m", "torch_impl.train"],
+    ["-m", "jax_impl.train"],
+    ["-m", "torch_impl.predict", "absent"],
+    ["-m", "common.convert"],
+    ["-m", "comparison.checks"],
+    ["compare.py"],
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
+def test_ctrl_c_while_a_program_is_importing_prints_nothing(program):
+    # As soon as `common` has been imported, which comes first: python -v says so.
+    process = subprocess.Popen(
+        [sys.executable, "-v", *program, "--help"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("import 'common'"):
+            break
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate()[1]
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert "Traceback" not in rest and "KeyboardInterrupt" not in rest
+
+
+def test_ctrl_c_of_a_program_that_imports_the_layer_is_its_own(tmp_path):
+    """Whatever it and its arguments are called: Python's own handler stays."""
+    code = "import signal, common\nassert signal.getsignal(2) is signal.default_int_handler\n"
+    script = tmp_path / "compare.py"
+    script.write_text(code)
+    package = tmp_path / "commonplace"
+    package.mkdir()
+    (package / "__init__.py").write_text(code)
+    (package / "main.py").write_text("")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    for program in ([str(script)], ["-m", "commonplace.main", "torch_impl.train"]):
+        # Not what a shell may have set for what it starts in the background.
+        start = "import os, signal, sys; signal.signal(2, signal.SIG_DFL); "
+        start += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        subprocess.run([sys.executable, "-c", start, *program], check=True, env=environment)

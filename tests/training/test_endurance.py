@@ -1,0 +1,34 @@
+"""The short form of tools/endurance.py, whose table is in docs/reproducibility.md."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tools import endurance
+
+
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.long)])
+def test_killed_runs_end_as_if_they_had_not_been(framework: str, tmp_path: Path) -> None:
+    same, _, _ = endurance.kill_many(framework, 2, random.Random(0), tmp_path)
+    assert same == 2
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    endurance.train("torch", endurance.TINY, tmp_path)
+    options = endurance.Endurance(cuts=5, flips=60)
+    found = list(endurance.damage(tmp_path, options, random.Random(0)))
+    assert len(found) == 6
+    for what, count, missed in found:
+        assert (what, count > 0, missed) == (what, True, 0)
+
+
+def test_a_full_disk_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
+    outcome, good = endurance.full_disk(tmp_path)
+    assert good, outcome
+
+
+def test_checkpoints_cost_little(tmp_path: Path) -> None:
+    count, _, share = endurance.cost(tmp_path, "random:8")
+    assert count > 1
+    assert share < 0.02

@@ -1,0 +1,480 @@
+"""The calls of tools/fuzz_gru.py: right ones, and what is done to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from numpy.random import Generator, default_rng
+
+from common import kernels
+from common.params import DIRECTIONS, GRU_PARAMETERS, gru_shapes
+
+if TYPE_CHECKING:
+    from tools.fuzz_gru_frameworks import Framework
+
+OPERATORS = ("forward", "backward")  # torch.ops.gru.forward and XLA's gru_forward, and so on
+LISTS = GRU_PARAMETERS  # their arguments with an entry a direction
+FLOATS = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+SAME = {"torch": 1, "jax": 25}  # calls in a row of the same sizes: JAX compiles for each anew
+VOCABULARY, CLASSES = 9, 3
+
+Array = np.ndarray
+Way = tuple[str, str, dict[str, Any]]
+"""What is done to an argument, the kind of mistake that it is, and what it makes of the call."""
+
+
+@dataclass
+class Call:
+    """A call, and what must come of it."""
+
+    entry: str
+    dtype: str
+    T: int
+    B: int
+    D: int
+    H: int
+    L: int
+    R: int
+    K: int | None
+    gradients: bool
+    jit: bool
+    options: dict[str, Any]
+    """What is passed that is no array."""
+    arrays: dict[str, Any]
+    """What is passed, parameters under their canonical names, entry i of a list as name.i: NumPy
+    arrays, which the framework makes its own, and what changes have made of them."""
+    given: dict[str, Array]
+    """What the right answer is computed from: the arrays, and the gradients of the results."""
+    holes: bool = False
+    """Whether what no word reads is no number."""
+    frozen: set[str] = field(default_factory=set)
+    """Arrays of which no gradient is asked, though it is of others."""
+    changes: list[tuple[str, str]] = field(default_factory=list)
+    """Arguments, and what was done to them."""
+    expect: str = "right"
+    """right; raise; fake: the shape alone is right; anything but a crash; NaN: in a row, or all."""
+    row: int | None = None
+    names: set[str] = field(default_factory=set)
+    """The arguments of which an error has to name one."""
+    before: Call | None = None
+    """The call while it was right."""
+
+    @property
+    def operator(self) -> bool:
+        return self.entry in OPERATORS
+
+    def __str__(self) -> str:
+        told = [f"{name}={getattr(self, name)}" for name in "TBDHLRK"]
+        told += [f"{name}={value}" for name, value in self.options.items() if name != "results"]
+        told += ["gradients"] * self.gradients + ["jit"] * self.jit + ["h0"] * ("h0" in self.given)
+        told += ["resets"] * ("resets" in self.given) + ["h_reset"] * ("h_reset" in self.given)
+        told += ["holes"] * self.holes
+        changes = "; ".join(f"{name}: {what}" for name, what in self.changes)
+        return f"{self.entry} {self.dtype} {' '.join(told)} | {changes or 'unchanged'}"
+
+
+class Raw:
+    """An argument that is passed as it is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def is_float(value: Any) -> bool:
+    return isinstance(value, Array) and value.dtype in FLOATS.values()
+
+
+def result_names(call: Call) -> list[str]:
+    if call.entry == "backward":
+        others = ["d_x", "d_h0"] + ["d_h_reset"] * ("resets" in call.given)
+        return [f"d_{name}.{i}" for name in LISTS for i in range(call.R)] + others
+    if call.entry == "classify":
+        return ["logits"]
+    return ["outputs", "h_last"] + ["saved"] * (call.entry == "forward")
+
+
+def draw(framework: Framework, seed: int, number: int) -> Call:
+    """A right call, and what is then done to it."""
+    rng = default_rng([seed, number // SAME[framework.name]])
+    entry = str(rng.choice(["gru", "GRU", "classify", *OPERATORS], p=[0.4, 0.15, 0.15, 0.15, 0.15]))
+    operator = entry in OPERATORS
+    shares = [0.5, 0.5, 0, 0] if operator else [0.4, 0.35, 0.15, 0.1]
+    dtype = str(rng.choice(list(FLOATS), p=shares))
+    T, B = int(rng.integers(10)), int(rng.choice([0, 1, 2, 3, 3, 4, 5, 20, 31, 70]))
+    if framework.name == "jax" and operator:
+        B = max(B, 1)  # XLA makes no call all results of which are empty
+    if framework.name == "torch" and entry == "GRU":
+        T = max(T, 1)  # as nn.GRU, the module refuses sequences without steps
+    D, H = int(rng.choice([1, 5])), int(rng.choice([1, 3, 8, 17]))
+    if rng.random() < 0.05:
+        T, B, H = 9, 70, 40  # so much that threads share the work
+    R, L = int(rng.integers(1, 3)), 1 if operator else int(rng.integers(1, 3))
+    tokens = entry == "classify" or (entry != "GRU" and rng.random() < 0.4)
+    K = int(rng.integers(T * B > 0, 8)) if tokens else None
+    rows = (T, B) if K is None else (K,)
+    options: dict[str, Any] = {"reset_after": bool(rng.integers(2))}
+    return_sequences = True
+    if entry in ("gru", *OPERATORS):
+        options["return_sequences"] = return_sequences = bool(rng.integers(2))
+    if operator:
+        options["reverse"] = [bool(each) for each in rng.integers(0, 2, R)]
+        options |= {"save": bool(rng.integers(2)), "threads": int(rng.choice([-1, 0, 1, 2]))}
+        options["of_x"] = bool(rng.integers(2))
+    else:
+        options["implementation"] = str(rng.choice(framework.implementations))
+    gradients = bool(rng.random() < 1 / 3) and options.get("save", True) and entry != "backward"
+    starts, jit = operator or (entry != "classify" and rng.random() < 0.5), False
+    resets = entry != "classify" and bool(rng.random() < 0.3)
+    own_reset = resets and (operator or bool(rng.random() < 0.5))
+    if framework.name == "jax" and not operator:
+        # Outside of jit, gradients and scans take seconds to compile.
+        jit = bool(rng.random() < 0.5) or options["implementation"] == "scan"
+        jit = jit or (gradients and rng.random() < 0.7)
+        L = 1 if gradients and options["implementation"] == "scan" else L
+    elif framework.name == "jax":
+        gradients = False
+    # From here on, what JAX does not compile anew for.
+    rng = default_rng([seed, number, 1])
+
+    def normal(*shape: int, scale: float = 1.0) -> Array:
+        return (scale * rng.standard_normal(shape)).astype(FLOATS[dtype])
+
+    def integers(limit: int, *shape: int) -> Array:
+        return rng.integers(0, max(limit, 1), shape, np.int32 if operator else np.int64)
+
+    arrays = {"lengths": integers(T + 1, B)}
+    results = {
+        "d_outputs": normal(T if return_sequences else 0, B, R * H),
+        "d_h_last": normal(L * R, B, H),
+    }
+    if K is not None:
+        arrays["tokens"] = integers(K, T, B)
+    if starts:
+        arrays["h0"] = normal(L * R, B, H)
+    if resets:
+        arrays["resets"] = rng.random((B, T) if entry == "GRU" else (T, B)) < 0.3
+    if own_reset:
+        arrays["h_reset"] = normal(L * R, B, H)
+    for name, shape in gru_shapes(D, H, L, R == 2).items():
+        _, _, direction, own = name.split(".")
+        entry_of_list = f"{own}.{DIRECTIONS.index(direction)}"
+        arrays[entry_of_list if operator else name] = normal(*shape, scale=H**-0.5)
+    if entry in ("gru", *OPERATORS):
+        arrays["x"] = normal(*rows, D)
+    elif entry == "GRU":
+        arrays["x"] = normal(B, T, D)
+        results["d_outputs"] = results["d_outputs"].swapaxes(0, 1)
+        if rng.random() < 0.2:
+            arrays["lengths"] = np.full(B, T)
+    elif entry == "classify":
+        arrays |= {"vectors": normal(VOCABULARY, D), "distinct": integers(VOCABULARY, K or 0)}
+        arrays |= {"head.weight": normal(CLASSES, R * H), "head.bias": normal(CLASSES)}
+        results = {"d_logits": normal(B, CLASSES)}
+    given = arrays | results
+    holes = rng.choice([0, 0, 0, np.nan, np.inf, -np.inf])
+    if entry == "GRU" and (arrays["lengths"] == T).all() and rng.random() < 0.5:
+        del arrays["lengths"]
+    call = Call(entry, dtype, T, B, D, H, L, R, K, gradients, jit, options, arrays, given)
+    if holes:  # no number where no word reads
+        call.holes = True
+        name = "vectors" if entry == "classify" else "x"
+        arrays[name][unread(call, name)] = holes
+    if entry == "backward":
+        forward = replace(call, entry="forward", options=options | {"save": True})
+        forward.options["results"] = operator_results(forward)
+        gone = ("bias_ih", "bias_hh", "h0", "h_reset")
+        forgotten = [name for name in arrays if name.startswith(gone)]
+        call.arrays = {name: value for name, value in arrays.items() if name not in forgotten}
+        call.arrays |= results | {"saved": framework.run(forward)["saved"]}
+        if framework.name == "torch" and not return_sequences:
+            del call.arrays["d_outputs"]
+    elif framework.name == "torch" and rng.random() < 0.3:
+        call.frozen = {name for name in arrays if rng.random() < 0.5}
+    if operator:
+        options["results"] = operator_results(call)
+    change(call, framework, rng)
+    return call
+
+
+def operator_results(call: Call) -> list[tuple[tuple[int, ...], np.dtype]]:
+    """Shapes and dtypes of an operator's results, which XLA asks its caller for."""
+    T, B, H, R, dtype = call.T, call.B, call.H, call.R, FLOATS[call.dtype]
+    if call.entry == "forward":
+        saved = kernels.saved_size(T, B, H, call.options["reset_after"]) * call.options["save"]
+        shapes = [(T * call.options["return_sequences"], B, R * H), (R, B, H), (R, saved)]
+    else:
+        each: list[tuple[int, ...]] = [(3 * H, call.D), (3 * H, H), (3 * H,), (3 * H,)]
+        shapes = [shape for shape in each for _ in range(R)]
+        shapes.append(call.given["x"].shape if call.options["of_x"] else (0,))
+        shapes += [(R, B, H), (R, B, H) if "resets" in call.given else (0,)]
+    return [(shape, dtype) for shape in shapes]
+
+
+def change(call: Call, framework: Framework, rng: Generator) -> None:
+    """Make up to two changes; three calls of five become wrong."""
+    plans = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
+    right, wrong = plans[rng.choice(5, p=[0.2, 0.2, 0.4, 0.1, 0.1])]
+    call.before = snapshot(call)
+    if right:
+        vary(call, framework, rng)
+    if call.expect == "right":
+        call.before = snapshot(call)
+    kinds: set[str] = set()
+    for _ in range(wrong):
+        spoil(call, framework, rng, kinds, alone=right + wrong == 1)
+
+
+def snapshot(call: Call) -> Call:
+    own = {"arrays": dict(call.arrays), "given": dict(call.given), "options": dict(call.options)}
+    return replace(call, **own, changes=list(call.changes), before=None)
+
+
+def target(names: list[str], rng: Generator) -> str:
+    """One of the names. All parameters count as two, what the kernel goes by counts double."""
+    parameters = [name for name in names if name.startswith(("gru.", "head."))]
+    others = [name for name in names if name not in parameters]
+    indices = [name for name in names if name in ("lengths", "tokens")]
+    chosen = others + indices + [str(name) for name in rng.permutation(parameters)[:2]]
+    return chosen[rng.integers(len(chosen))]
+
+
+def vary(call: Call, framework: Framework, rng: Generator) -> None:
+    """Pass the same numbers in another way, or others that are as right."""
+    name = target(list(call.arrays), rng)
+    array = call.arrays[name]
+    ways = list(framework.layouts(call, name))
+    if array.dtype.kind in "iu" and not (call.operator or call.jit):
+        fitting = [each for each in INTEGERS if array.max(initial=0) <= np.iinfo(each).max]
+        ways += [(f"in {dtype}", array.astype(dtype)) for dtype in fitting]
+    if is_float(array) and call.entry != "backward":
+        constant = np.repeat(array[..., :1], array.shape[-1], -1)
+        ways.append(("expanded", framework.expanded(constant)))
+    if call.entry == "GRU" and framework.name == "jax" and "." in name:
+        return  # a parameter of a module is an array
+    what, value = ways[rng.integers(len(ways))]
+    call.changes.append((name, what))
+    call.arrays[name] = value
+    if what == "expanded":
+        call.given[name] = constant
+    if framework.name == "torch" and call.operator:
+        call.expect = "right" if framework.array(value).is_contiguous() else "raise"
+
+
+def unread(call: Call, name: str) -> Array:
+    """Which rows of an array of inputs are neither words nor the input of any."""
+    padding = np.arange(call.T)[:, None] >= call.given["lengths"]
+    if call.K is None:
+        return padding.T if call.entry == "GRU" else padding
+    read = call.given["tokens"][~padding]
+    if call.entry == "classify":
+        read = call.given["distinct"][read]
+    return ~np.isin(np.arange(len(call.given[name])), read)
+
+
+def spoil(
+    call: Call, framework: Framework, rng: Generator, kinds: set[str], *, alone: bool
+) -> None:
+    """Make a call wrong, in another place and by another kind of mistake than it already is, so
+    that one mistake does not make up for the other."""
+    done = {name for name, _ in call.changes}
+    names = [name for name in call.arrays if name not in done]
+    if call.entry == "GRU":  # its parameters are its own
+        names = [name for name in names if "." not in name]
+    if call.operator:
+        names += ["lists", "reverse", *(["results"] if framework.name == "jax" else [])]
+    else:
+        names += ["implementation"] + ["parameters"] * (call.entry != "GRU")
+    if framework.name == "torch" and alone and rng.random() < 0.25:  # fake tensors take their time
+        names.append("everything")
+    name = target([each for each in names if each not in done], rng)
+    if name in call.arrays:
+        ways, row = wrong(call, framework, name, rng)
+    else:
+        ways, row = wrong_besides(call, framework, name, rng), None
+    odd = ("anything", "fake")
+    ways = [way for way in ways if way[1] not in kinds and (alone or way[1] not in odd)]
+    if not ways:
+        return
+    what, kind, fields = ways[rng.integers(len(ways))]
+    kinds.add(kind)
+    call.changes.append((name, what))
+    call.names |= {"shape": set(call.given) | {name}, "missing": set()}.get(kind, {name})
+    for field_name, value in fields.items():
+        setattr(call, field_name, value)
+    call.jit = call.jit and not isinstance(call.arrays.get(name), Raw)
+    if kind in odd:
+        call.expect = kind
+    elif kind != "value" or framework.name == "torch" or not (call.jit or call.operator):
+        call.expect = "raise"
+    elif call.expect == "right":
+        # A value that is not known when the call is made, or only to the kernel.
+        call.expect, call.gradients = "NaN", False
+        call.row = None if call.entry == "backward" else row
+
+
+def wrong(
+    call: Call, framework: Framework, name: str, rng: Generator
+) -> tuple[list[Way], int | None]:
+    """What can be wrong with an array, and the row of the batch that a wrong value is in."""
+    array, torch = call.arrays[name], framework.name == "torch"
+    found: list[tuple[str, str, Any]] = []
+    if torch or not call.operator:
+        found.append(("a string", "type", Raw("words")))
+        if name not in optional(call):
+            found.append(("None", "shape" if name == "tokens" else "type", Raw(None)))
+    if torch and (call.entry, name) != ("GRU", "lengths"):
+        found += [("a list", "type", Raw(array.tolist())), ("NumPy", "type", Raw(array))]
+    if torch:
+        found.append(("on meta", "anything", Raw(framework.array(array).to("meta"))))
+        found.append(("sparse", "type", Raw(framework.array(array).to_sparse())))
+    others = ["complex64", "bool", "int64" if call.operator or is_float(array) else "float64"]
+    others += list(FLOATS) if is_float(array) else ["float32"]
+    for dtype in others:
+        if FLOATS.get(dtype, np.dtype(dtype)) != array.dtype:
+            found.append((f"as {dtype}", "type", array.astype(FLOATS.get(dtype, dtype))))
+
+    for axis in pinned(call, name):
+        first = array.swapaxes(0, axis)
+        size = len(first)
+        for other in {1, size - 1, size + 1} - {size, -1}:
+            resized = np.resize(first, (other, *first.shape[1:])).swapaxes(0, axis)
+            if (name, axis, other) != ("d_outputs", 0, 0):  # which is how one leaves it out
+                found.append((f"axis {axis} of size {other}", "shape", resized))
+    any_batch = (call.entry, name) == ("GRU", "x")  # none, or in JAX several dimensions
+    if not any_batch:
+        found.append(("an axis more", "shape", array[None]))
+    if array.ndim > 1:
+        found.append(("flat", "shape", array.flatten()))
+        if array.shape != array.swapaxes(0, -1).shape:
+            found.append(("transposed shape", "shape", array.swapaxes(0, -1)))
+    if len(array) and not any_batch:
+        found.append(("an axis less", "shape", array[0]))
+
+    row = None
+    limit = {"lengths": call.T + 1, "tokens": call.K, "distinct": VOCABULARY}.get(name)
+    if limit is not None and array.size and not (name == "distinct" and call.jit):
+        place = tuple(int(rng.integers(size)) for size in array.shape)
+        row, good = place[-1], int(array[place])
+        bad = [limit, -1, 2**31 - 1, -(2**31)]
+        if not call.operator:
+            bad += [2**31, 2**32 + good, -(2**32) + good, -(2**63), 2**63 - 1]
+        for value in bad:
+            spoilt = array.copy()
+            spoilt[place] = value
+            found += [(f"value {value}", "value", spoilt)] * 2
+    if call.entry == "backward" and name in ("saved", "lengths", "tokens", "resets"):
+        # What did not come from this forward pass gives no right answer, but nothing worse.
+        found.append(("of another call", "anything", rng.permuted(array)))
+    return [(what, kind, {"arrays": call.arrays | {name: v}}) for what, kind, v in found], row
+
+
+def optional(call: Call) -> set[str]:
+    """The arrays that may be None."""
+    if call.operator:
+        return {"tokens", "d_outputs", "resets", "h_reset"}
+    return {"h0", "resets", "h_reset"} | ({"lengths"} if call.entry == "GRU" else set())
+
+
+def pinned(call: Call, name: str) -> tuple[int, ...]:
+    """The axes of an array that have to be as long as an axis of another one."""
+    match name.partition(".")[0]:
+        case "x" if call.entry == "GRU":
+            return (0, 2) if {"lengths", "h0"} & set(call.arrays) else (2,)
+        case "x" if call.entry == "backward" and call.K is None and call.B:
+            return (0, 1, 2)  # saved has as many steps
+        case "x":
+            return (1, 2) if call.K is None else (1,)
+        case "vectors" | "tokens":
+            return (1,)
+        case "distinct":
+            return ()
+    return tuple(range(call.arrays[name].ndim))
+
+
+def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -> list[Way]:
+    """What can be wrong with what is no array, or with all of them."""
+    arrays, options, R = call.arrays, call.options, call.R
+
+    def option(what: str, kind: str, **changed: Any) -> Way:
+        return what, kind, {"options": options | changed}
+
+    match name:
+        case "implementation":
+            return [option(f"{each!r}", "type", implementation=each) for each in ("quick", None, 3)]
+        case "parameters":
+            parameters = [each for each in arrays if each.startswith(("gru.", "head."))]
+            missing = str(rng.choice(parameters))
+            rest = {each: value for each, value in arrays.items() if each != missing}
+            gone = {"arrays": rest, "names": call.names | {missing}}
+            none = {each: value for each, value in arrays.items() if each not in parameters}
+            return [
+                *[(f"without {missing}", "missing", gone)] * 3,
+                ("none", "type", {"arrays": none}),
+                ("None", "type", {"arrays": none | {"parameters": Raw(None)}}),
+                ("a list", "type", {"arrays": none | {"parameters": Raw([arrays[missing]])}}),
+            ]
+        case "lists":
+            base = str(rng.choice([each for each in LISTS if f"{each}.0" in arrays]))
+            fewer = {each: value for each, value in arrays.items() if each != f"{base}.{R - 1}"}
+            more = arrays | {f"{base}.{R}": arrays[f"{base}.0"]}
+            return [
+                (f"fewer {base}", "shape", {"arrays": fewer}),
+                (f"more {base}", "shape", {"arrays": more}),
+            ]
+        case "reverse":
+            reverse = options["reverse"]
+            ways = [
+                option("more directions", "shape", reverse=[*reverse, True]),
+                option("fewer directions", "shape", reverse=reverse[1:]),
+            ]
+            # JAX takes attributes that are equal for the same, whatever their types.
+            told: list[tuple[str, Any]] = [
+                ("reverse", np.array(reverse, np.int32) + 2),
+                ("threads", np.int64(3)),
+                ("reset_after", np.int32(2)),
+                ("threads", None),
+                ("reset_after", None),
+            ]
+            if framework.name == "jax":
+                for key, value in told:
+                    what = f"{key} is {'missing' if value is None else value.dtype}"
+                    ways.append(option(what, "type", attributes={key: value}))
+            return ways
+        case "results":
+            return wrong_results(call, rng)
+    fake = "fake tensors", "fake", {"expect": "fake"}
+    if call.operator:
+        half = {n: v.astype(FLOATS["bfloat16"]) if is_float(v) else v for n, v in arrays.items()}
+        return [fake, ("as bfloat16", "type", {"arrays": half})]
+    meta = {each: Raw(framework.array(value).to("meta")) for each, value in arrays.items()}
+    return [fake, ("on meta", "anything", {"arrays": meta})]
+
+
+def wrong_results(call: Call, rng: Generator) -> list[Way]:
+    """What can be wrong with the results that JAX asks the kernel for."""
+    results = call.options["results"]
+    place = int(rng.integers(len(result_names(call))))
+    shape, dtype = results[place]
+    name = result_names(call)[place]
+    others = [((1, *shape), dtype, "an axis more"), (shape, np.dtype(np.int32), "int32")]
+    other = FLOATS["float64" if call.dtype == "float32" else "float32"]
+    others += [(shape, other, "another dtype"), (shape, FLOATS["bfloat16"], "bfloat16")]
+    for axis, size in enumerate(shape):
+        if (name, axis, size + 1) != ("outputs", 0, call.T):
+            longer = (*shape[:axis], size + 1, *shape[axis + 1 :])
+            others.append((longer, dtype, f"axis {axis} longer"))
+    changed = [
+        (f"{what} of {name}", [*results[:place], (shape, dtype), *results[place + 1 :]])
+        for shape, dtype, what in others
+    ]
+    changed += [("one fewer", results[:-1]), ("one more", [*results, results[-1]])]
+    return [(what, "shape", {"options": call.options | {"results": r}}) for what, r in changed]

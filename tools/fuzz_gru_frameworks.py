@@ -1,0 +1,278 @@
+"""How tools/fuzz_gru.py makes its calls in PyTorch and in JAX."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tools.fuzz_gru_calls import FLOATS, LISTS, Array, Call, Raw, result_names
+
+
+class Torch:
+    name = "torch"
+    implementations = ("auto", "fused", "scan", "loop")
+    refusals: tuple[type[Exception], ...] = (ValueError, TypeError, RuntimeError)  # of operators
+
+    def __init__(self) -> None:
+        import torch
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        from torch_impl.classifier import classify
+        from torch_impl.gru import gru
+        from torch_impl.modules import GRU
+
+        self.torch, self.fake_mode = torch, FakeTensorMode
+        self.entries, self.module = {"gru": gru, "classify": classify}, GRU
+
+    def threads(self, number: int) -> None:
+        self.torch.set_num_threads(number)
+
+    def array(self, value: Any) -> Any:
+        """A tensor in memory of its own."""
+        if not isinstance(value, Array):
+            return value.value if isinstance(value, Raw) else value
+        if value.dtype == FLOATS["bfloat16"]:
+            return self.torch.tensor(value.view(np.int16)).view(self.torch.bfloat16)
+        return self.torch.tensor(value)
+
+    def numpy(self, tensor: Any) -> Array:
+        dtype = FLOATS[str(tensor.dtype).removeprefix("torch.")]
+        if tensor.is_meta or isinstance(tensor, self.torch._subclasses.FakeTensor):
+            return np.broadcast_to(np.zeros((), dtype), tensor.shape)  # there are no numbers
+        whole = tensor.view(self.torch.int16) if dtype == FLOATS["bfloat16"] else tensor
+        return whole.numpy(force=True).view(dtype)
+
+    def layouts(self, call: Call, name: str) -> Iterator[tuple[str, Any]]:
+        """Other tensors with the same numbers."""
+        torch, tensor = self.torch, self.array(call.arrays[name])
+        yield "transposed", tensor.transpose(0, -1).contiguous().transpose(0, -1)
+        yield "every second number", torch.stack([tensor, tensor], -1)[..., 0]
+        shifted = torch.cat([tensor.new_zeros(3), tensor.flatten()])[3:]
+        yield "offset", shifted.view(tensor.shape)
+        if tensor.is_floating_point():
+            yield "non-leaf", tensor.clone().requires_grad_() * 1
+        if tensor.dtype in (torch.float32, torch.float64) and not call.operator:
+            yield "negative", torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+
+    def expanded(self, value: Array) -> Any:
+        """The same, with a stride of 0."""
+        return self.array(value)[..., :1].expand(value.shape)
+
+    def run(self, call: Call, shared: dict[str, Array] | None = None) -> dict[str, Array]:
+        """The results, and the gradients of the floating-point arrays, by name.
+
+        The tensors of shared arrays use the memory of these.
+        """
+        torch = self.torch
+        arrays = {name: self.array(value) for name, value in call.arrays.items()}
+        arrays |= {name: torch.from_numpy(value) for name, value in (shared or {}).items()}
+        if call.entry == "GRU":
+            how = {"bidirectional": call.R == 2, "batch_first": True, **call.options}
+            module = self.module(call.D, call.H, call.L, **how)
+        mode: Any = self.fake_mode() if call.expect == "fake" else nullcontext()
+        if call.expect == "fake":
+            arrays = {name: mode.from_tensor(value) for name, value in arrays.items()}
+        floats = {
+            name: value.requires_grad_()
+            for name, value in arrays.items()
+            if call.gradients and name not in call.frozen
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        }
+        with mode:
+            if call.operator:
+                results = self.operate(call, arrays)
+            elif call.entry == "GRU":
+                own, rest = attributes(arrays), (arrays["x"], arrays.get("h0"))
+                if call.options["reset_after"]:
+                    own = {its_name(name): self.as_nn_gru(value) for name, value in own.items()}
+                keywords = {n: arrays[n] for n in ("lengths", "resets", "h_reset") if n in arrays}
+                results = torch.func.functional_call(module, own, rest, keywords)
+            else:
+                positional, named = arguments(call.entry, arrays)
+                results = self.entries[call.entry](*positional, **named, **call.options)
+            found = dict(zip(result_names(call), as_tuple(results), strict=True))
+            wanted = [n for n in found if f"d_{n}" in call.given and found[n].requires_grad]
+            if floats and wanted:
+                given = [self.array(call.given[f"d_{name}"]) for name in wanted]
+                sources = [found[name] for name in wanted]
+                gradients = torch.autograd.grad(
+                    sources, list(floats.values()), given, allow_unused=True
+                )
+                found |= {f"d_{n}": each for n, each in zip(floats, gradients, strict=True)}
+            for name in floats:  # None: does not depend on it
+                if found.get(f"d_{name}") is None:
+                    found[f"d_{name}"] = torch.zeros_like(arrays[name])
+        return {name: self.numpy(value) for name, value in found.items()}
+
+    def as_nn_gru(self, value: Any) -> Any:
+        """A canonical parameter, as nn.GRU has it."""
+        z, r, n = value.chunk(3)
+        return self.torch.cat([r, -z, n])
+
+    def operate(self, call: Call, arrays: dict[str, Any]) -> Any:
+        a, o, lists = arrays, call.options, [entries(arrays, name) for name in LISTS]
+        how = (a.get("tokens"), a["lengths"], a.get("resets"), o["reverse"], o["reset_after"])
+        if call.entry == "forward":
+            how += (o["return_sequences"], o["save"])
+            return self.torch.ops.gru.forward(*lists, a["x"], a["h0"], a.get("h_reset"), *how)
+        given = (a["x"], a.get("d_outputs"), a["d_h_last"], a["saved"])
+        return self.torch.ops.gru.backward(*lists[:2], *given, *how, o["of_x"])
+
+
+class Jax:
+    name = "jax"
+    implementations = ("auto", "fused", "fused", "fused", "scan")
+    refusals: tuple[type[Exception], ...] = (Exception,)
+
+    def __init__(self) -> None:
+        import jax
+        from flax import nnx
+
+        from jax_impl.classifier import classify
+        from jax_impl.gru import gru
+        from jax_impl.modules import GRU
+
+        jax.config.update("jax_enable_x64", True)
+        self.jax, self.nnx = jax, nnx
+        self.entries, self.gru = {"gru": gru, "classify": classify}, GRU
+        self.module, self.function = lru_cache(8)(self.new_module), lru_cache(8)(self.new_function)
+
+    def threads(self, number: int) -> None:
+        os.environ["GRU_NUM_THREADS"] = str(number)
+
+    def array(self, value: Any) -> Any:
+        if isinstance(value, Array):
+            return self.jax.numpy.asarray(value)
+        return value.value if isinstance(value, Raw) else value
+
+    def layouts(self, call: Call, name: str) -> Iterator[tuple[str, Any]]:
+        """The same numbers in other objects that JAX takes for arrays."""
+        array = call.arrays[name]
+        if call.entry == "GRU" and "." in name:
+            return
+        yield "NumPy", Raw(array)
+        yield "NumPy, transposed", Raw(np.asfortranarray(array))
+        yield "NumPy, backwards", Raw(np.ascontiguousarray(array[::-1])[::-1])
+        # A list of numbers has no dtype but these, and one of nothing no shape.
+        if (
+            array.size
+            and array.dtype in (np.float64, np.int64)
+            and not (call.operator or call.jit or call.gradients)
+        ):
+            yield "list", Raw(array.tolist())
+
+    def expanded(self, value: Array) -> Any:
+        """The same, with a stride of 0."""
+        return Raw(np.broadcast_to(value[..., :1], value.shape))
+
+    def new_module(self, D: int, H: int, L: int, R: int, options: tuple) -> Any:
+        rngs = self.nnx.Rngs(0)
+        return self.nnx.split(self.gru(D, H, L, bidirectional=R == 2, rngs=rngs, **dict(options)))
+
+    def new_function(
+        self, entry: str, sizes: tuple, options: tuple, gradients: bool, jit: bool
+    ) -> Callable[[dict, dict, tuple], tuple[tuple, dict]]:
+        """Of floating-point arrays, other arguments and gradients of the results."""
+
+        def results(floats: dict, others: dict) -> tuple:
+            arrays = floats | others
+            if entry == "GRU":
+                definition, state = self.module(*sizes, options)
+                values = {n: state[n].replace(each) for n, each in attributes(arrays).items()}
+                module = self.nnx.merge(definition, self.nnx.State(values))
+                named = {n: arrays[n] for n in ("resets", "h_reset") if n in arrays}
+                return module(arrays["x"], arrays.get("lengths"), arrays.get("h0"), **named)
+            positional, named = arguments(entry, arrays)
+            return as_tuple(self.entries[entry](*positional, **named, **dict(options)))
+
+        def function(floats: dict, others: dict, given: tuple) -> tuple[tuple, dict]:
+            if not gradients:
+                return results(floats, others), {}
+            found, pull = self.jax.vjp(lambda floats: results(floats, others), floats)
+            return found, pull(given)[0]
+
+        return self.jax.jit(function) if jit else function
+
+    def run(self, call: Call, shared: dict[str, Array] | None = None) -> dict[str, Array]:
+        """The results, and the gradients of the floating-point arrays, by name.
+
+        Shared arrays are passed as they are: XLA reads them in place.
+        """
+        arrays = {name: self.array(value) for name, value in call.arrays.items()}
+        arrays |= shared or {}
+        floats, others = {}, {}
+        for name, value in arrays.items():
+            known = isinstance(value, Array | self.jax.Array)
+            (floats if known and value.dtype in FLOATS.values() else others)[name] = value
+        if call.operator:
+            results, gradients = self.operate(call, arrays), {}
+        else:
+            given = [self.array(call.given[f"d_{n}"]) for n in result_names(call) if call.gradients]
+            sizes, options = (call.D, call.H, call.L, call.R), tuple(call.options.items())
+            function = self.function(call.entry, sizes, options, call.gradients, call.jit)
+            results, gradients = function(floats, others, tuple(given))
+        found = dict(zip(result_names(call), results, strict=True))
+        found |= {f"d_{name}": value for name, value in gradients.items()}
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    def operate(self, call: Call, arrays: dict[str, Any]) -> Any:
+        a, o, lists = arrays, call.options, [entries(arrays, name) for name in LISTS]
+        last = a.get("tokens", np.zeros(0, np.int32)), a["lengths"]
+        last += (a.get("resets", np.zeros(0, bool)),)
+        if call.entry == "forward":
+            none = np.zeros(0, FLOATS[call.dtype])
+            lists.append([a["x"], a["h0"], a.get("h_reset", none), *last])
+        else:
+            lists[2:] = [[a["x"], a["d_outputs"], a["d_h_last"], a["saved"], *last]]
+        passed = [each for some in lists for each in some]
+        told = {
+            "reverse": np.array(o["reverse"], np.int64),
+            "reset_after": np.bool_(o["reset_after"]),
+            "bfloat16": np.bool_(False),
+            "threads": np.int32(o["threads"]),
+        } | o.get("attributes", {})
+        told = {name: value for name, value in told.items() if value is not None}
+        results = [self.jax.ShapeDtypeStruct(*each) for each in o["results"]]
+        function = self.jax.ffi.ffi_call(f"gru_{call.entry}", results)
+        found = self.jax.block_until_ready(function(*passed, **told))
+        return found[: len(result_names(call))]
+
+
+Framework = Torch | Jax
+FRAMEWORKS: dict[str, type[Framework]] = {"torch": Torch, "jax": Jax}
+
+
+def entries(arrays: dict[str, Any], name: str) -> list[Any]:
+    """The list that has been taken apart into name.0, name.1 ..."""
+    return [arrays[each] for each in sorted(arrays) if each.startswith(f"{name}.")]
+
+
+def its_name(name: str) -> str:
+    """nn.GRU's name for the attribute gru_LAYER_DIRECTION_NAME."""
+    _, layer, direction, own = name.split("_", 3)
+    return f"{own}_l{layer}{'_reverse' if direction == 'backward' else ''}"
+
+
+def attributes(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, as the attributes that they are of GRU."""
+    own = {name: value for name, value in arrays.items() if name.startswith("gru.")}
+    return {name.replace(".", "_"): value for name, value in own.items()}
+
+
+def arguments(entry: str, arrays: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """What is passed to gru() or classify(), in order and by name, but for the options."""
+    own = {name: value for name, value in arrays.items() if name.startswith(("gru.", "head."))}
+    parameters = arrays.get("parameters", own)
+    if entry == "gru":
+        named = {n: arrays[n] for n in ("tokens", "resets", "h_reset") if n in arrays}
+        return [parameters, arrays["x"], arrays["lengths"], arrays.get("h0")], named
+    return [parameters, *(arrays[n] for n in ("vectors", "distinct", "tokens", "lengths"))], {}
+
+
+def as_tuple(results: Any) -> tuple:
+    return tuple(results) if isinstance(results, tuple | list) else (results,)
