@@ -1,0 +1,294 @@
+"""One problem for a GRU layer: drawn, converted, computed by the oracle and by the CPU kernel.
+
+Results and gradients are dicts of arrays: outputs, h_last, d_x, d_h0, d_h_reset, and each
+parameter's gradient under the name of the parameter. This module imports no framework.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from common import kernels, oracle
+from common.params import DIRECTIONS, GRU_PARAMETERS
+
+Array = NDArray[np.floating]
+Arrays = dict[str, Array]
+BEHIND = 64  # elements behind each array that the kernel must neither read nor write
+
+
+@dataclass
+class Case:
+    """Arguments of one GRU layer, and the gradients of its results; None is NULL in gru.h."""
+
+    parameters: Arrays
+    """Under their canonical names, of the forward direction, the backward direction or both."""
+    x: Array
+    """[T, B, D], or with tokens [K, D]."""
+    tokens: NDArray[np.int32] | None
+    lengths: NDArray[np.int32] | None
+    h0: Array | None
+    resets: NDArray[np.bool_] | None
+    h_reset: Array | None
+    d_outputs: Array | None
+    d_h_last: Array | None
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return tuple(side for side in DIRECTIONS if f"gru.0.{side}.bias_hh" in self.parameters)
+
+    @property
+    def weights(self) -> list[list[Array]]:
+        """The parameters of each direction, in the order of GRU_PARAMETERS."""
+        names = [[f"gru.0.{side}.{name}" for name in GRU_PARAMETERS] for side in self.sides]
+        return [[self.parameters[name] for name in own] for own in names]
+
+    @property
+    def size(self) -> tuple[int, int, int, int, int]:
+        """T, B, R, H, D."""
+        T, B = (self.x if self.tokens is None else self.tokens).shape[:2]
+        return T, B, len(self.sides), self.weights[0][1].shape[1], self.x.shape[-1]
+
+    @property
+    def rows(self) -> Array:
+        """x as a matrix: [T * B, D], or with tokens [K, D]."""
+        T, B, _, _, D = self.size
+        return self.x.reshape(T * B, D) if self.tokens is None else self.x
+
+    @property
+    def places(self) -> NDArray[np.integer]:
+        """[T, B]: the row of x that each step reads."""
+        T, B, *_ = self.size
+        return np.arange(T * B).reshape(T, B) if self.tokens is None else self.tokens
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """[T, B]: the steps that are no padding."""
+        T, B, *_ = self.size
+        return np.arange(T)[:, None] < (np.full(B, T) if self.lengths is None else self.lengths)
+
+    def arguments(self, convert: Callable[[Array], Any]) -> dict[str, Any]:
+        """Arguments of `gru`, each array converted."""
+        parameters = {name: convert(value) for name, value in self.parameters.items()}
+        names = ("x", "lengths", "h0", "tokens", "resets", "h_reset")
+        arrays = {name: getattr(self, name) for name in names}
+        given = {name: convert(value) for name, value in arrays.items() if value is not None}
+        return {"parameters": parameters, **given}
+
+    def operands(self, convert: Callable[[Array], Any]) -> list[Any]:
+        """Positional arguments of `recurrence`, each array converted."""
+        given = self.arguments(convert)
+        del given["parameters"]
+        weights = [[convert(each) for each in own] for own in self.weights]
+        first = [given["x"], given.get("tokens"), weights, given["lengths"], given["h0"]]
+        return first + [given[name] for name in ("resets", "h_reset") if name in given]
+
+
+def draw(
+    T: int,
+    B: int,
+    D: int,
+    H: int,
+    K: int = 0,
+    *,
+    sides: tuple[str, ...] = DIRECTIONS[:1],
+    resets: bool | None = None,
+    dtype: DTypeLike = np.float64,
+    seed: int = 0,
+) -> Case:
+    """A random case; with K, of K distinct tokens. By default an odd B has resets."""
+    rng, R = np.random.default_rng([T, B, D, H, K, seed]), len(sides)
+    lengths = rng.integers(0, T + 1, B)
+    lengths[: B // 2] = np.maximum(lengths[: B // 2], T // 2)
+    lengths[: min(B, 1)] = T
+    rng.shuffle(lengths)
+    shapes = dict(zip(GRU_PARAMETERS, [(3 * H, D), (3 * H, H), (3 * H,), (3 * H,)], strict=True))
+    has_resets = B % 2 == 1 if resets is None else resets
+
+    def normal(*shape: int) -> Array:
+        return rng.normal(size=shape).astype(dtype)
+
+    return Case(
+        parameters={
+            f"gru.0.{side}.{name}": normal(*shape) / max(shape[-1], 1) ** 0.5
+            for side in sides
+            for name, shape in shapes.items()
+        },
+        x=normal(K, D) if K else normal(T, B, D),
+        tokens=rng.integers(0, K, (T, B)).astype(np.int32) if K else None,
+        lengths=lengths.astype(np.int32),
+        h0=normal(R, B, H),
+        resets=rng.random((T, B)) < 1 / 4 if has_resets else None,
+        h_reset=normal(R, B, H) if has_resets else None,
+        d_outputs=normal(T, B, R * H),
+        d_h_last=normal(R, B, H),
+    )
+
+
+class Identity(np.ndarray):
+    """A matrix that stands for the identity: the product with it is the other factor, even where
+    that is not finite."""
+
+    def __rmatmul__(self, other: Array) -> Array:
+        return other
+
+
+def reference(
+    case: Case,
+    reset_after: bool,
+    dtype: DTypeLike = np.float64,
+    module: ModuleType = oracle,
+    times: Callable[[Array, Array], Array] = np.matmul,
+) -> Arrays:
+    """The results and gradients of the oracle, or of a module with its text.
+
+    As in the kernel, the input product is computed of the rows of x, and so are its gradients:
+    the oracle receives the product as its input, and the identity for its weights.
+    """
+    T, B, R, H, _ = case.size
+    x, live = case.rows.astype(dtype), case.live[..., None]
+    begins = live & (np.False_ if case.resets is None else case.resets[..., None])
+    zeros = np.zeros((R, B, H), dtype)
+    h0, h_reset, d_h_last = (
+        zeros if each is None else each.astype(dtype)
+        for each in (case.h0, case.h_reset, case.d_h_last)
+    )
+    d_outputs = np.zeros((T, B, R * H)) if case.d_outputs is None else case.d_outputs
+    d_outputs = np.split(d_outputs.astype(dtype), R, axis=-1)
+    found: dict[str, list[Array]] = {}
+    gradients: Arrays = {}
+    for i, (side, weights) in enumerate(zip(case.sides, case.weights, strict=True)):
+        name = f"gru.0.{side}"
+        W, U, b, c = (each.astype(dtype) for each in weights)
+        own = (np.zeros((3 * H, 3 * H), dtype).view(Identity), U, np.zeros_like(b), c)
+        named = {f"{name}.{part}": each for part, each in zip(GRU_PARAMETERS, own, strict=True)}
+        inputs = np.where(live, (times(x, W.T) + b)[case.places], 0)
+        direction, outputs, h_last = module._forward_direction(
+            named, name, inputs, live, begins, h0[i], h_reset[i], reset_after=reset_after
+        )
+        run = module.Forward(None, None, named, live, begins, [], reset_after)
+        d_inputs, d_h0, d_h_reset = module._backward_direction(
+            run, direction, d_outputs[i], d_h_last[i], gradients
+        )
+        d_rows = np.zeros((len(x), 3 * H), dtype)
+        np.add.at(d_rows, case.places, d_inputs)
+        gradients |= {f"{name}.weight_ih": times(d_rows.T, x), f"{name}.bias_ih": d_rows.sum(0)}
+        states = {"outputs": outputs, "h_last": h_last, "d_h0": d_h0, "d_h_reset": d_h_reset}
+        for part, value in (states | {"d_x": times(d_rows, W)}).items():
+            found.setdefault(part, []).append(value)
+    if case.resets is None:
+        del found["d_h_reset"]
+    outputs, d_x = np.concatenate(found.pop("outputs"), -1), sum(found.pop("d_x"))
+    joined = {name: np.stack(values) for name, values in found.items()}
+    return {"outputs": outputs, "d_x": d_x.reshape(case.x.shape), **joined, **gradients}
+
+
+def each_part(case: Case, results: Arrays) -> Iterator[tuple[str, Array]]:
+    """The arrays of each direction by themselves."""
+    for name, array in results.items():
+        common = name == "d_x" or "." in name
+        axis = -1 if name == "outputs" else 0
+        parts = [array] if common else np.split(array, len(case.sides), axis)
+        yield from ((f"{name} {i}", part) for i, part in enumerate(parts))
+
+
+def address(array: NDArray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def call_kernel(
+    case: Case,
+    reset_after: bool,
+    *,
+    threads: int = 2,
+    outputs: bool = True,
+    backward: bool = True,
+    d_x: bool = True,
+    shared: bool = False,
+    **options: bool,
+) -> Arrays:
+    """The results of the kernel; options are further fields of gru_problem.
+
+    All memory that the kernel has to write is NaN before the call. So are rows of x that no step
+    reads and the memory behind each array, which must be NaN afterwards, too. With `shared`, the
+    directions' outputs are parts of one matrix, a column between them.
+    """
+    T, B, R, H, D = case.size
+    dtype = case.x.dtype
+    untouched = []
+
+    def new(*shape: int) -> Array:
+        whole = np.full(math.prod(shape) + BEHIND, np.nan, dtype)
+        untouched.append(whole[-BEHIND:])
+        return whole[:-BEHIND].reshape(shape)
+
+    def matrices() -> list[Array]:
+        if not shared:
+            return [new(T * B, H) for _ in range(R)]
+        whole = new(T * B, R, H + 1)
+        untouched.append(whole[..., -1])
+        return [whole[:, i, :-1] for i in range(R)]
+
+    is_read = np.isin(np.arange(len(case.rows)), case.places[case.live])
+    x = np.where(is_read[:, None], case.rows, dtype.type(np.nan))
+    gradient, of_outputs, d_outputs = new(*x.shape), matrices(), matrices()
+    if case.d_outputs is not None:
+        for part, values in zip(d_outputs, np.split(case.d_outputs, R, -1), strict=True):
+            part[:] = values.reshape(T * B, H)
+    saved = [new(kernels.saved_size(T, B, H, reset_after)) for _ in range(R)]
+    states = ("h_last", "d_h0", "d_h_reset")[: 2 if case.resets is None else 3]
+    written = [
+        {name: new(B, H) for name in states}
+        | {f"d_{name}": new(*each.shape) for name, each in zip(GRU_PARAMETERS, own, strict=True)}
+        for own in case.weights
+    ]
+    directions = (kernels.Direction * R)()
+    for i, (side, own) in enumerate(zip(case.sides, case.weights, strict=True)):
+        fields = dict(zip(GRU_PARAMETERS, own, strict=True)) | written[i]
+        for name in ("h0", "h_reset", "d_h_last"):
+            whole = getattr(case, name)
+            fields[name] = None if whole is None else whole[i]
+        fields["outputs"] = of_outputs[i] if outputs else None
+        fields["saved"] = saved[i] if backward else None
+        fields["d_outputs"] = None if case.d_outputs is None else d_outputs[i]
+        directions[i] = kernels.Direction(
+            reverse=side == "backward",
+            ld_outputs=(H + 1) * R if shared else H,
+            **{name: address(array) for name, array in fields.items()},
+        )
+    problem = kernels.Problem(
+        steps=T,
+        batch=B,
+        inputs=D,
+        hidden=H,
+        distinct=len(x),
+        x=address(x),
+        tokens=address(case.tokens),
+        lengths=address(case.lengths),
+        resets=address(case.resets),
+        is_double=dtype == np.float64,
+        reset_after=reset_after,
+        directions=R,
+        threads=threads,
+        d_x=address(gradient) if d_x else None,
+        **options,
+    )
+    kernels.forward(problem, directions)
+    if backward:
+        kernels.backward(problem, directions)
+        assert not d_x or (gradient[~is_read] == 0).all()
+    assert all(np.isnan(array).all() for array in untouched)
+    results = {name: np.stack([each[name] for each in written]) for name in states}
+    results |= {"d_x": gradient.reshape(case.x.shape)} if d_x else {}
+    for side, each in zip(case.sides, written, strict=True):
+        results |= {f"gru.0.{side}.{name}": each[f"d_{name}"] for name in GRU_PARAMETERS}
+    results = results if backward else {"h_last": results["h_last"]}
+    if outputs:
+        results["outputs"] = np.concatenate([part.reshape(T, B, H) for part in of_outputs], -1)
+    return results
