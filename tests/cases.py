@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import DTypeLike, NDArray
 
 from common import kernels, oracle
@@ -196,6 +197,21 @@ def each_part(case: Case, results: Arrays) -> Iterator[tuple[str, Array]]:
         axis = -1 if name == "outputs" else 0
         parts = [array] if common else np.split(array, len(case.sides), axis)
         yield from ((f"{name} {i}", part) for i, part in enumerate(parts))
+
+
+def instruction_sets(*names: str) -> Any:
+    """A fixture that has the kernel use each of these instruction sets that this processor has."""
+
+    @pytest.fixture(params=names)
+    def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+        choose = kernels.library().gru_instruction_set
+        best = choose(None)
+        if choose(request.param.encode()) is None:
+            pytest.skip(f"this processor lacks {request.param}")
+        yield
+        choose(best)
+
+    return instruction_set
 
 
 def address(array: NDArray | None) -> int | None:
