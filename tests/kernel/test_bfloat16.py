@@ -6,10 +6,10 @@ import ast
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 import jax_impl.bfloat16
 import jax_impl.fused
@@ -30,12 +29,13 @@ import torch_impl.learner
 from common import kernels, oracle
 from common.inference import prediction
 from common.inference.model import Model
-from common.params import GRU_PARAMETERS, ModelConfig, init
+from common.params import DIRECTIONS, ModelConfig, init
 from common.training import loop, run_directory
+from tests import cases
+from tests.cases import Array, Arrays, Case, Identity, call_kernel, instruction_sets, reference
 
-Array = NDArray[np.floating]
-Arrays = dict[str, Array]
-SETS = (b"avx512bf16", b"avx512", b"avx2", b"baseline")
+each_reset = pytest.mark.parametrize("reset_after", [False, True])
+instruction_set = instruction_sets("avx512bf16", "avx512", "avx2", "baseline")
 # T, B, D, H, K. Without K there are no tokens, of an odd B there are resets, of an even D two
 # directions.
 SIZES = [
@@ -59,10 +59,8 @@ def low(array: Array) -> Array:
 
 
 def product(a: Array, b: Array) -> Array:
-    """Of what is rounded; the identity stands where the oracle is given x W' as it is."""
-    if b.shape[0] == b.shape[1] and np.array_equal(b, np.eye(len(b))):
-        return a
-    return low(a) @ low(b)
+    """The product of the rounded matrices."""
+    return a if isinstance(b, Identity) else low(a) @ low(b)
 
 
 @cache
@@ -84,150 +82,47 @@ def rounding_oracle() -> ModuleType:
     return module
 
 
-def draw(T: int, B: int, D: int, H: int, K: int, seed: int = 0) -> SimpleNamespace:
-    """A random layer's arguments, float32, and the gradients of what it returns."""
-    rng, R = np.random.default_rng([T, B, D, H, K, seed]), 2 - D % 2
-
-    def normal(*shape: int) -> Array:
-        return rng.normal(size=shape).astype(np.float32)
-
-    shapes = dict(zip(GRU_PARAMETERS, [(3 * H, D), (3 * H, H), (3 * H,), (3 * H,)], strict=True))
-    sides = ("forward", "backward")[:R]
-    lengths = rng.integers(0, T + 1, B).astype(np.int32)
-    lengths[0] = T
-    return SimpleNamespace(
-        steps=T,
-        sides=sides,
-        parameters={
-            f"gru.0.{side}.{name}": normal(*shape) / np.float32(shape[-1] ** 0.5)
-            for side in sides
-            for name, shape in shapes.items()
-        },
-        x=normal(K, D) if K else normal(T, B, D),
-        tokens=rng.integers(0, K, (T, B)).astype(np.int32) if K else None,
-        lengths=lengths,
-        h0=normal(R, B, H),
-        resets=rng.random((T, B)) < 1 / 3 if B % 2 else None,
-        h_reset=normal(R, B, H) if B % 2 else None,
-        d_outputs=normal(T, B, R * H),
-        d_h_last=normal(R, B, H),
-    )
+def draw(T: int, B: int, D: int, H: int, K: int, seed: int = 0) -> Case:
+    sides = DIRECTIONS[: 2 - D % 2]
+    return cases.draw(T, B, D, H, K, sides=sides, dtype=np.float32, seed=seed)
 
 
-def reference(case: SimpleNamespace, reset_after: bool, bfloat16: bool) -> Arrays:
-    """The layer and its gradients in float64. The input product is of the rows of x, as are its
-    gradients: the oracle is given what comes out of it, and the identity for W."""
-    module, times = (rounding_oracle(), product) if bfloat16 else (oracle, np.matmul)
-    x = case.x.reshape(-1, case.x.shape[-1]).astype(np.float64)
-    T, B = case.d_outputs.shape[:2]
-    tokens = np.arange(T * B).reshape(T, B) if case.tokens is None else case.tokens
-    live = (np.arange(T)[:, None] < case.lengths)[..., None]
-    resets = np.zeros((T, B), bool) if case.resets is None else case.resets
-    begins = resets[..., None] & live
-    found: dict[str, list[Array]] = {"outputs": [], "h_last": [], "h0": [], "h_reset": []}
-    found["x"], gradients = [], {}
-    d_outputs = np.split(case.d_outputs.astype(np.float64), len(case.sides), axis=-1)
-    for i, side in enumerate(case.sides):
-        name = f"gru.0.{side}"
-        W, U, b, c = (case.parameters[f"{name}.{n}"].astype(np.float64) for n in GRU_PARAMETERS)
-        own = dict(zip(GRU_PARAMETERS, (np.eye(len(W)), U, np.zeros_like(b), c), strict=True))
-        parameters = {f"{name}.{part}": value for part, value in own.items()}
-        rows = np.where(live, (times(x, W.T) + b)[tokens], 0)
-        h_reset = case.h0[i] if case.h_reset is None else case.h_reset[i]
-        states = (case.h0[i].astype(np.float64), h_reset.astype(np.float64))
-        direction, outputs, h_last = module._forward_direction(
-            parameters, name, rows, live, begins, *states, reset_after=reset_after
-        )
-        run = module.Forward(None, None, parameters, live, begins, [], reset_after)
-        d_h_last = case.d_h_last[i].astype(np.float64)
-        d_a, d_h0, d_h_reset = module._backward_direction(
-            run, direction, d_outputs[i], d_h_last, gradients
-        )
-        d_rows = np.zeros((len(x), len(W)))
-        np.add.at(d_rows, tokens, d_a)
-        gradients[f"{name}.weight_ih"] = times(d_rows.T, x)
-        gradients[f"{name}.bias_ih"] = d_rows.sum(axis=0)
-        values = (outputs, h_last, d_h0, d_h_reset, times(d_rows, W))
-        for where, value in zip(found.values(), values, strict=True):
-            where.append(value)
-    outputs, h_last, d_h0, d_h_reset, d_x = found.values()
-    return {
-        "outputs": np.concatenate(outputs, axis=-1),
-        "h_last": np.stack(h_last),
-        "d_x": sum(d_x).reshape(case.x.shape),
-        "d_h0": np.stack(d_h0),
-        **({} if case.h_reset is None else {"d_h_reset": np.stack(d_h_reset)}),
-        **gradients,
-    }
+def references(drawn: list[Case], reset_after: bool) -> tuple[list[Arrays], list[Arrays]]:
+    """The oracle's results, with rounded products and with exact ones."""
+    rounds = {"module": rounding_oracle(), "times": product}
+    exact = [reference(case, reset_after) for case in drawn]
+    return [reference(case, reset_after, **rounds) for case in drawn], exact
 
 
-def by_torch(
-    case: SimpleNamespace, reset_after: bool, bfloat16: bool, implementation: str = "fused"
-) -> Arrays:
-    """The same by PyTorch."""
-    leaf: Callable[..., torch.Tensor] = partial(torch.tensor, requires_grad=True)
-    parameters = {name: leaf(value) for name, value in case.parameters.items()}
-    x, h0 = leaf(case.x), leaf(case.h0)
-    h_reset = None if case.h_reset is None else leaf(case.h_reset)
-    tokens = None if case.tokens is None else torch.tensor(case.tokens)
-    resets = None if case.resets is None else torch.tensor(case.resets)
-    outputs, h_last = torch_impl.gru.gru(
-        parameters,
-        x,
-        torch.tensor(case.lengths),
-        h0,
-        tokens=tokens,
-        resets=resets,
-        h_reset=h_reset,
-        reset_after=reset_after,
-        implementation=implementation,
-        bfloat16=bfloat16,
-    )
+def by_torch(case: Case, reset_after: bool, implementation: str) -> Arrays:
+    """The results of PyTorch, with products in bfloat16."""
+    given = case.arguments(lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"))
+    how = {"reset_after": reset_after, "implementation": implementation, "bfloat16": True}
+    outputs, h_last = torch_impl.gru.gru(**given, **how)
     cotangents = torch.tensor(case.d_outputs), torch.tensor(case.d_h_last)
     torch.autograd.backward((outputs, h_last), cotangents)
-    states = {"d_h0": h0} if h_reset is None else {"d_h0": h0, "d_h_reset": h_reset}
-    leaves = {"d_x": x, **states, **parameters}
-    found = {"outputs": outputs, "h_last": h_last} | {n: each.grad for n, each in leaves.items()}
+    leaves = {f"d_{n}": given[n] for n in ("x", "h0", "h_reset") if n in given}
+    gradients = {name: each.grad for name, each in (leaves | given["parameters"]).items()}
+    found = {"outputs": outputs, "h_last": h_last} | gradients
     return {name: value.detach().numpy() for name, value in found.items()}
 
 
-@partial(jax.jit, static_argnames=("reset_after", "bfloat16", "implementation"))
-def pulled(
-    arrays: dict, others: tuple, cotangents: tuple, **how: bool | str
-) -> dict[str, jax.Array]:
+@partial(jax.jit, static_argnames=("reset_after", "implementation"))
+def pulled(floats: dict, others: dict, cotangents: tuple, **how: bool | str) -> dict:
     """Compiled once for all draws of a size."""
-    lengths, tokens, resets = others
-
-    def layer(arrays: dict) -> tuple[jax.Array, jax.Array]:
-        return jax_impl.gru.gru(
-            arrays,
-            arrays["d_x"],
-            lengths,
-            arrays["d_h0"],
-            tokens=tokens,
-            resets=resets,
-            h_reset=arrays.get("d_h_reset"),
-            **how,
-        )
-
-    (outputs, h_last), pull = jax.vjp(layer, arrays)
-    return {"outputs": outputs, "h_last": h_last, **pull(cotangents)[0]}
-
-
-def by_jax(
-    case: SimpleNamespace, reset_after: bool, bfloat16: bool, implementation: str = "fused"
-) -> Arrays:
-    """The same by JAX."""
-    arrays = {"d_x": case.x, "d_h0": case.h0, **case.parameters}
-    arrays |= {} if case.h_reset is None else {"d_h_reset": case.h_reset}
-    found = pulled(
-        arrays,
-        (case.lengths, case.tokens, case.resets),
-        (case.d_outputs, case.d_h_last),
-        reset_after=reset_after,
-        bfloat16=bfloat16,
-        implementation=implementation,
+    results, pull = jax.vjp(
+        lambda floats: jax_impl.gru.gru(**floats, **others, **how, bfloat16=True), floats
     )
+    return {"outputs": results[0], "h_last": results[1]} | pull(cotangents)[0]
+
+
+def by_jax(case: Case, reset_after: bool, implementation: str) -> Arrays:
+    """The same by JAX."""
+    given = case.arguments(np.asarray)
+    others = {name: given.pop(name) for name in ("lengths", "tokens", "resets") if name in given}
+    how = {"reset_after": reset_after, "implementation": implementation}
+    found = pulled(given, others, (case.d_outputs, case.d_h_last), **how)
+    found |= found.pop("parameters") | {f"d_{n}": found.pop(n) for n in given if n != "parameters"}
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -259,75 +154,17 @@ def apart(got: list[Arrays], want: list[Arrays], exact: list[Arrays]) -> dict[st
     }
 
 
-def address(array: NDArray | None) -> int | None:
-    return None if array is None else array.ctypes.data
-
-
-def kernel(
-    case: SimpleNamespace, reset_after: bool, bfloat16: bool = True, threads: int = 1
-) -> Arrays:
-    """The kernel itself, with whatever instruction set is chosen."""
-    R, B, H = case.h0.shape
-    T, D = case.steps, case.x.shape[-1]
-    found = {"outputs": np.empty((T, B, R * H), np.float32), "h_last": np.empty_like(case.h0)}
-    found |= {"d_x": np.empty_like(case.x), "d_h0": np.empty_like(case.h0)}
-    found |= {} if case.h_reset is None else {"d_h_reset": np.empty_like(case.h0)}
-    found |= {name: np.empty_like(value) for name, value in case.parameters.items()}
-    saved = np.empty((R, kernels.saved_size(T, B, H, reset_after)), np.float32)
-    problem = kernels.Problem(
-        steps=T,
-        batch=B,
-        inputs=D,
-        hidden=H,
-        distinct=case.x.size // D,
-        x=address(case.x),
-        tokens=address(case.tokens),
-        lengths=address(case.lengths),
-        resets=address(case.resets),
-        reset_after=reset_after,
-        directions=R,
-        threads=threads,
-        bfloat16=bfloat16,
-        d_x=address(found["d_x"]),
-    )
-    directions = (kernels.Direction * R)()
-    for i, (side, direction) in enumerate(zip(case.sides, directions, strict=True)):
-        direction.reverse, direction.ld_outputs, direction.saved = i, R * H, address(saved[i])
-        for part in GRU_PARAMETERS:
-            setattr(direction, part, address(case.parameters[f"gru.0.{side}.{part}"]))
-            setattr(direction, f"d_{part}", address(found[f"gru.0.{side}.{part}"]))
-        for part in ("h0", "h_reset", "d_h_last"):
-            whole = getattr(case, part)
-            setattr(direction, part, None if whole is None else address(whole[i]))
-        for part in {"h_last", "d_h0", "d_h_reset"} & found.keys():
-            setattr(direction, part, address(found[part][i]))
-        direction.outputs = address(found["outputs"][..., i * H :])
-        direction.d_outputs = address(case.d_outputs[..., i * H :])
-    kernels.forward(problem, directions)
-    kernels.backward(problem, directions)
-    return found
-
-
-@pytest.fixture(params=SETS, ids=bytes.decode)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each that this processor has; all but the first with the arithmetic of its instruction."""
-    lib = kernels.library()
-    best = lib.gru_instruction_set(None)
-    if lib.gru_instruction_set(request.param) is None:
-        pytest.skip("this processor lacks it")
-    yield
-    lib.gru_instruction_set(best)
+def kernel(case: Case, reset_after: bool, threads: int = 1) -> Arrays:
+    return call_kernel(case, reset_after, threads=threads, shared=True, bfloat16=True)
 
 
 @needs_kernel
-@pytest.mark.parametrize("reset_after", [False, True])
+@each_reset
 @pytest.mark.parametrize("size", SIZES)
 def test_kernel(size: tuple, reset_after: bool, instruction_set: None) -> None:
-    cases = [draw(*size, seed=seed) for seed in range(8)]
-    want, exact = (
-        [reference(case, reset_after, rounds) for case in cases] for rounds in (True, False)
-    )
-    found = apart([kernel(case, reset_after) for case in cases], want, exact)
+    drawn = [draw(*size, seed=seed) for seed in range(8)]
+    want, exact = references(drawn, reset_after)
+    found = apart([kernel(case, reset_after) for case in drawn], want, exact)
     assert max(found.values()) < MOST, found
 
 
@@ -340,9 +177,8 @@ def test_one_step_to_the_last_bits(instruction_set: None) -> None:
     rng = np.random.default_rng(0)
     case.x = (1 + rng.integers(0, 256, case.x.shape) / 256).astype(np.float32)
     case.x *= rng.choice(np.float32([-1, 1]), case.x.shape)
-    want = reference(case, True, True)["outputs"]
-    factors = [np.abs(case.parameters[f"gru.0.forward.{name}"]) for name in GRU_PARAMETERS]
-    W, U, b, c = factors
+    want = references([case], True)[0][0]["outputs"]
+    W, U, b, c = map(np.abs, case.weights[0])
     states = np.maximum(np.abs(case.h0[0]), np.abs(case.h_reset[0]))
     terms = (np.abs(case.x[0]) @ W.T + states @ U.T + b + c).max()
     error = np.abs(kernel(case, True)["outputs"] - want).max()
@@ -385,27 +221,24 @@ def test_not_a_number_stays_one(instruction_set: None) -> None:
 @needs_kernel
 def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
     case, arrays = draw(2, 3, 8, 8, 0), {}
-    parameters = {name: torch.tensor(value) for name, value in case.parameters.items()}
-    given = (parameters, torch.tensor(case.x), torch.tensor(case.lengths))
+    given = case.arguments(torch.tensor)
     if not HERE:
         pytest.skip("fused needs the instruction")
     for bfloat16 in (False, True, False, True):
-        outputs, _ = torch_impl.gru.gru(*given, implementation="fused", bfloat16=bfloat16)
+        outputs, _ = torch_impl.gru.gru(**given, implementation="fused", bfloat16=bfloat16)
         assert torch.equal(arrays.setdefault(bfloat16, outputs), outputs)
     assert not torch.equal(arrays[False], arrays[True])
 
 
-@pytest.mark.parametrize("reset_after", [False, True])
+@each_reset
 @pytest.mark.parametrize("size", SIZES[2:])
 def test_twins(size: tuple, reset_after: bool) -> None:
     """scan, in both, is what the equations say; fused, and the other twin, are what it is."""
-    cases = [draw(*size, seed=seed) for seed in range(3)]
-    want, exact = (
-        [reference(case, reset_after, rounds) for case in cases] for rounds in (True, False)
-    )
+    drawn = [draw(*size, seed=seed) for seed in range(3)]
+    want, exact = references(drawn, reset_after)
     for name, twin in TWINS.items():
         for implementation in ("scan", "fused")[: 1 + (name in HERE)]:
-            got = [twin(case, reset_after, True, implementation) for case in cases]
+            got = [twin(case, reset_after, implementation) for case in drawn]
             found = apart(got, want, exact)
             assert max(found.values()) < MOST, (name, implementation, found)
 
