@@ -11,6 +11,7 @@ from common.kernels.build import SOURCES, compiler
 DRIVER = Path(__file__).with_name("sanitizers.cpp")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path) -> None:
