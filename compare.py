@@ -192,7 +192,7 @@ def on_gpu(options: CompareConfig, results: Results, console: Console) -> None:
 
             rehearsal.start()
         except ImportError:
-            raise InputError("--mock: it needs a checkout, with its tests") from None
+            raise InputError("--mock: needs a checkout of the repository, with tools/gpu") from None
         except RuntimeError as error:
             reason = str(error).strip().rpartition("\n")[2]
             raise InputError(f"--mock: the emulated GPU cannot be compiled: {reason}") from None

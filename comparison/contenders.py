@@ -35,7 +35,7 @@ _contenders: dict[str, Callable[[Task], Run]] = {}
 def start(process: str, device: str = "cpu") -> list[str]:
     """Make this process one of PROCESSES; returns what it can time on a device.
 
-    "rehearsal" is the tests' device. The process ends without a word at Ctrl-C.
+    "rehearsal" is the emulated GPU of tools/gpu. The process exits silently at Ctrl-C.
     """
     if device == "rehearsal":
         from tools.gpu import rehearsal

@@ -62,7 +62,9 @@ def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize(
+    "sanitizer", ["thread", pytest.param("address,undefined", marks=pytest.mark.long)]
+)
 def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
     """The same in PyTorch but for the largest, under GCC's sanitizers."""
     names = ("tsan",) if sanitizer == "thread" else ("asan", "ubsan")
@@ -85,6 +87,7 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
     assert "17 passed" in run(*only, before=fixed, **options)
 
 
+@pytest.mark.long
 def test_small_cases_and_what_is_done_with_any_device() -> None:
     """A few kernels, of one block and of clusters of 2 to 16; and tests of other files."""
     few = {

@@ -217,6 +217,7 @@ def test_one_of_two_killed(name: str, tmp_path: Path) -> None:
     assert longest < 10
 
 
+@long  # a killed worker and a resumed training: test_one_of_two_killed
 def test_torchrun_starts_all_again(tmp_path: Path) -> None:
     """And --restart is for the first time."""
     sizes = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]

@@ -33,6 +33,7 @@ from comparison import tuning
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 EVERY = [(name, model) for name, models in MODELS.items() for model in models]
+IN_LONG = {("jax", "gru"), ("jax", "rnn"), ("jax", "birnn")}  # bigru's run is alike in JAX
 
 
 def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None]:
@@ -66,7 +67,7 @@ def test_lines_are_written_to_a_pipe_at_once(
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [pytest.param(*e, marks=[pytest.mark.long] * (e == ("jax", "gru"))) for e in EVERY],
+    [pytest.param(*e, marks=[pytest.mark.long] * (e in IN_LONG)) for e in EVERY],
 )
 def test_a_run_prints_the_homeworks_lines_and_leaves_a_run_directory(
     name: str, model: str, command: Command, small: list[str], tmp_path: Path

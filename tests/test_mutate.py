@@ -1,0 +1,78 @@
+"""The mutants of tools/mutate.py: what is changed, what is left alone, and what is valid."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from common.errors import InputError
+from tools.mutate import Mutant, Outcome, cpp_mutants, draw, python_mutants, table
+
+PYTHON = b'''"""Text 1 < 2."""
+def f(a: int = 3, *, b: "1 + 1" = True) -> "2 < 3":
+    if a <= 4 and not b:
+        g(a, b, c=5)
+    x[0] += 1.5
+'''
+CPP = b"""#define N 3
+// i < 4
+    if (i < 5 && ready) f(i, "6 < 7");
+    total = i + 8;
+"""
+
+
+def lines(mutants: Iterator[Mutant], source: bytes) -> set[tuple[str, str]]:
+    """Each mutant's kind and the new text of the line that it changes."""
+    every = list(mutants)
+    assert all(mutant.is_valid(source) for mutant in every)
+    return {(each.kind, each.shown(source).split("→ `")[1].rstrip("`")) for each in every}
+
+
+def test_python_is_changed_by_its_syntax_tree() -> None:
+    assert lines(python_mutants("a.py", PYTHON), PYTHON) == {
+        ("constant", 'def f(a: int = 4, *, b: "1 + 1" = True) -> "2 < 3":'),
+        ("constant", 'def f(a: int = 3, *, b: "1 + 1" = False) -> "2 < 3":'),
+        ("boolean", "if a <= 4 or not b:"),
+        ("comparison", "if a < 4 and not b:"),
+        ("constant", "if a <= 5 and not b:"),
+        ("boolean", "if a <= 4 and b:"),
+        ("dropped statement", "pass"),
+        ("swapped arguments", "g(b, a, c=5)"),
+        ("dropped keyword argument", "g(a, b)"),
+        ("constant", "g(a, b, c=6)"),
+        ("arithmetic", "x[0] -= 1.5"),
+        ("constant", "x[1] += 1.5"),
+        ("constant", "x[0] += 3.0"),
+    }
+
+
+def test_cpp_is_changed_by_pattern() -> None:
+    assert lines(cpp_mutants("a.cpp", CPP), CPP) == {
+        ("comparison", 'if (i <= 5 && ready) f(i, "6 < 7");'),
+        ("boolean", 'if (i < 5 || ready) f(i, "6 < 7");'),
+        ("constant", 'if (i < 6 && ready) f(i, "6 < 7");'),
+        ("arithmetic", "total = i - 8;"),
+        ("constant", "total = i + 9;"),
+        ("dropped statement", ";"),
+    }
+
+
+def test_a_change_that_does_not_parse_is_no_mutant() -> None:
+    source = b"f(a, (b))\n"
+    (swapped,) = (each for each in python_mutants("a.py", source) if each.kind.startswith("swap"))
+    assert swapped.changed(source) == b"f(b, (a))\n" and swapped.is_valid(source)
+    assert not Mutant("a.py", "", 0, 2, b"").is_valid(source)
+    assert not Mutant("a.py", "", 4, 5, b"  ").is_valid(source)
+
+
+def test_a_seed_gives_the_same_mutants_and_the_table_has_the_survivors() -> None:
+    first, second = draw(["common/metrics.py"], 2, 0)
+    assert [first, second] == draw(["common/metrics.py"], 2, 0)
+    text = table({first: Outcome("tests/test_a.py::test", 3, 1.0), second: Outcome("", 7, 2.0)})
+    assert "| all | 2 | 1 |" in text
+    (survivor,) = (line for line in text.splitlines() if "→" in line)
+    assert survivor.startswith("| common/metrics.py:") and survivor.endswith("| 7 |")
+
+
+def test_a_path_without_a_program_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--paths docs/layer.md: no Python or C\+\+ file"):
+        draw(["docs/layer.md"], 1, 0)
