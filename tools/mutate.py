@@ -47,8 +47,8 @@ CPP_TESTS = {
 """The tests of C++ files: those of the first key that a file's name starts with."""
 TIME_LIMIT = 60  # seconds for one test; a mutant that hangs is found
 COVERAGE = """[run]
-source = .
-omit = tests/*, tools/*, benchmarks/*
+source = {tree}
+omit = {tree}/tests/*, {tree}/tools/*, {tree}/benchmarks/*
 patch = subprocess
 context = ${PYTEST_CURRENT_TEST-}
 """  # pytest sets that variable, which the programs that a test starts inherit
@@ -260,7 +260,7 @@ PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 def measure(tree: Path, into: Path) -> None:
     """Run the default tests once: which lines they execute, how long they take, which ones fail."""
-    (tree / ".coveragerc").write_text(COVERAGE)
+    (tree / ".coveragerc").write_text(COVERAGE.replace("{tree}", str(tree)))
     tests = ["-n", str(JOBS), "-o", "junit_family=xunit1", f"--junitxml={into / 'tests.xml'}"]
     lines = ["--cov", "--cov-config=.coveragerc", "--cov-context=test", "--cov-report="]
     status, output = run(tree, *PYTEST, *tests, *lines, COVERAGE_FILE=str(into / "coverage"))

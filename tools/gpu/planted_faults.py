@@ -14,6 +14,7 @@ from tools.planted_faults import Fault, main
 SMALL = ("--noconftest", "tests/gpu/small.py")
 # What the emulator cannot compile, its import says: that is not found.
 SANITIZED = ("--noconftest", "-p", "tests.gpu.small", "tests/gpu/test_gpu.py")
+SANITIZED += ("-m", "long or not long")
 # Name | text | in its place; after "@", the file of those that follow, and which tests find them.
 TABLE = """
 @ common/kernels/cuda/recurrence.cu thread
