@@ -1,8 +1,8 @@
 """What recurs, and how a layer of it can be computed: the same for both frameworks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import InputError
 from common.params import CellSpec
@@ -15,19 +15,48 @@ def dtype_name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-@dataclass(frozen=True)
-class Recurrence:
-    """A way to compute a layer, and where there is one.
+class LayerCall(NamedTuple):
+    """What one layer computes from, all directions of it.
 
-    compute(x, tokens, weights, lengths, h0, resets, h_reset, *, reset_after, return_sequences, and
-    where it is available for bfloat16 that, whether what products multiply is rounded to bfloat16)
-    takes inputs x [T, B, D], or distinct inputs [K, D] and tokens [T, B] that point at them, the
-    weights of each direction, lengths [B], first states h0 [R, B, H] and, or None, resets [T, B]
-    and the states h_reset [R, B, H] that they go back to; it returns (outputs [T, B, R*H], zero at
-    padding, h_last [R, B, H]). Without return_sequences, outputs have no time steps.
+    T time steps, B rows of the batch, K distinct inputs, D input size, H hidden size, R directions.
+    The arrays are those of the framework.
     """
 
-    compute: Callable[..., tuple[Any, Any]]
+    x: Any
+    """The inputs [T, B, D], or, with tokens, the distinct inputs [K, D]."""
+    tokens: Any
+    """None, or the row of x that each time step reads [T, B], integers."""
+    weights: Sequence[Sequence[Any]]
+    """The parameters of each direction, in the order of CellSpec.names."""
+    lengths: Any
+    """The number of time steps of each row [B], integers."""
+    h0: Any
+    """The first states [R, B, S*H]."""
+    resets: Any = None
+    """None, or where a new sequence begins within a row [T, B], bool."""
+    h_reset: Any = None
+    """The states [R, B, S*H] in which these sequences begin; None without resets."""
+    reset_after: bool = False
+    """Whether the reset gate acts after the product with U_n."""
+    return_sequences: bool = True
+    """Whether the outputs are wanted; without them, they have no time steps."""
+    bfloat16: bool = False
+    """Whether the matrices that products multiply are rounded to bfloat16."""
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return (self.x if self.tokens is None else self.tokens).shape[0]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A way to compute a layer, and where it is available.
+
+    compute(call), a LayerCall, returns (outputs [T, B, R*H], zero at padding, h_last [R, B, S*H]).
+    """
+
+    compute: Callable[[LayerCall], tuple[Any, Any]]
     available: Callable[[str, Any, int | None], bool] = lambda device, dtype, size: (
         dtype != "bfloat16"
     )

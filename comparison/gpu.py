@@ -30,6 +30,7 @@ import jax_impl.gru
 import torch_impl.cuda
 import torch_impl.gru
 from common.kernels import cuda
+from common.kernels.cuda import nvrtc
 from common.report.schema import Check, Task
 from comparison import jax_layers, parity, torch_layers
 from comparison.implementations import Case, Implementation, Layer, Result, equations
@@ -148,7 +149,7 @@ def build(report: Callable[[str], object]) -> None:
     flags = product((False, True), repeat=2)
     for (factors, size), (reset_after, backward) in product(cuda.CONFIGURATIONS, flags):
         if kernel := cuda.instance(size, factors, reset_after, backward, arch):
-            cuda.ready(kernel, arch)
+            nvrtc.ready(kernel, arch)
     report(f"every kernel for sm_{arch[0]}{arch[1]}: {time.perf_counter() - started:.1f} s")
 
 

@@ -1,4 +1,6 @@
-"""The two gru.py side by side, what differs marked: docs/twins.md, and a section of report.html.
+"""gru.py and scan.py of the twins side by side, with marked differences.
+
+The page is docs/twins.md; report.html has it as a section.
 
 python -m comparison.twins               write docs/twins.md
 """
@@ -22,10 +24,11 @@ from common.report.tables import Table
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "twins.md"
 TWINS = {"torch": "PyTorch", "jax": "JAX"}
+FILES = ("gru", "scan")
 HEADER = (*TWINS.values(), "an instance of")
 NOTHING = "—"
 WIDTH = 52  # characters of a column: two of them fit GitHub's page
-# What stands in one gru.py, what stands in the other for it, and what that is an instance of.
+# Code of one twin, the other's code for it, and what that is an instance of.
 DIFFERENCES = (
     (
         "F.linear(h, U_z, c_z)",
@@ -111,8 +114,8 @@ class Part:
     """HTML that GitHub shows, too, which lets through neither classes nor styles."""
 
 
-def source(framework: str, file: str = "gru") -> str:
-    """A file of a twin."""
+def source(framework: str, file: str) -> str:
+    """The text of a file of a twin."""
     return (ROOT / f"{framework}_impl" / f"{file}.py").read_text(encoding="utf-8")
 
 
@@ -122,22 +125,26 @@ def neutral(text: str) -> str:
 
 
 def parts() -> list[Part]:
-    """The two gru.py from top to bottom, but for the module's docstring."""
+    """The files from top to bottom, without the docstrings of the modules."""
     return [
         Part(name, about, table(ours.splitlines(), theirs.splitlines()))
-        for (name, about, ours), (_, _, theirs) in zip(*map(_parts, TWINS), strict=True)
+        for file in FILES
+        for (name, about, ours), (_, _, theirs) in zip(
+            *(_parts(framework, file) for framework in TWINS), strict=True
+        )
     ]
 
 
-def _parts(framework: str) -> Iterator[tuple[str, str, str]]:
+def _parts(framework: str, file: str) -> Iterator[tuple[str, str, str]]:
     """Name, first paragraph of the docstring, and text without it."""
 
     def name(node: ast.stmt) -> str:
         if isinstance(node, ast.FunctionDef):
             return node.name
-        return "imports" if isinstance(node, ast.Import | ast.ImportFrom) else "recurrences"
+        imports = isinstance(node, ast.Import | ast.ImportFrom)
+        return f"imports of {file}.py" if imports else "recurrences"
 
-    text = source(framework)
+    text = source(framework, file)
     first, *nodes = ast.parse(text).body
     end = first.end_lineno
     for title, group in groupby(nodes, name):
@@ -228,8 +235,8 @@ def markdown() -> str:
 
     python -m comparison.twins
 
-writes this page from [torch_impl/gru.py](../torch_impl/gru.py) and
-[jax_impl/gru.py](../jax_impl/gru.py).
+writes this page from gru.py and scan.py in [torch_impl](../torch_impl) and
+[jax_impl](../jax_impl).
 
 {FOR_WHOM}
 

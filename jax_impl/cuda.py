@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array
 
 from common import kernels
-from common.cells import dtype_name
+from common.cells import LayerCall, dtype_name
 from common.kernels import cuda
 from jax_impl.bfloat16 import rounded
-from jax_impl.ffi import like, or_empty
+from jax_impl.ffi import forward_shapes, like, or_empty
 from jax_impl.layers import without_padding
 
 BUILT = hasattr(kernels.library(), "gru_cuda_xla_forward")  # with JAX's FFI headers
@@ -99,47 +99,50 @@ def array(values: np.ndarray) -> Array:
     return jax.device_put(values, devices()[0])
 
 
-def forward(*given: Any) -> Sequence[Array]:
+def forward(call: LayerCall, save: bool) -> Sequence[Array]:
     """What fused.forward returns, for the same arguments."""
-    from jax_impl.fused import forward_shapes
-
-    weight_ih, weight_hh, bias_ih, bias_hh, x, h0, h_reset, tokens, *given_too = given
-    lengths, resets, reverse, reset_after, _, _, bfloat16 = given_too
-    factor = rounded if bfloat16 else lambda array: array
-    rows = factor(jax.lax.collapse(x, 0, -1))
-    projections = jnp.stack(
-        [rows @ factor(W).T + b[None] for W, b in zip(weight_ih, bias_ih, strict=True)]
+    factor = rounded if call.bfloat16 else lambda array: array
+    rows = factor(jax.lax.collapse(call.x, 0, -1))
+    projections = jnp.stack([rows @ factor(W).T + b[None] for W, _, b, _ in call.weights])
+    arrays = (
+        projections,
+        jnp.stack([c for *_, c in call.weights]),
+        call.h0,
+        or_empty(call.h_reset, call.h0.dtype),
+        or_empty(call.tokens, jnp.int32),
+        call.lengths,
+        or_empty(call.resets, bool),
     )
-    states = (h0, or_empty(h_reset, h0.dtype), or_empty(tokens, jnp.int32))
-    arrays = (projections, jnp.stack(list(bias_hh)), *states, lengths, or_empty(resets, bool))
-    steps = (x if tokens is None else tokens).shape[0]
-    how = (reverse, reset_after, bfloat16)
-    return run(forward_shapes(*given), arrays, weight_hh, steps, *how, backward=False)
+    return run(call, arrays, forward_shapes(call, save), backward=False)
 
 
-def backward(*given: Any) -> Sequence[Array]:
+def backward(
+    call: LayerCall,
+    d_outputs: Array,
+    d_h_last: Array,
+    saved: Array,
+    of_x: bool,
+) -> Sequence[Array]:
     """What fused.backward returns, for the same arguments."""
-    weight_ih, weight_hh, x, d_outputs, d_h_last, saved, tokens, *given_too = given
-    lengths, resets, reverse, reset_after, of_x, bfloat16 = given_too
-    directions, batch, size = d_h_last.shape
-    steps, distinct = (x if tokens is None else tokens).shape[0], x.shape[0]
-    factor = rounded if bfloat16 else lambda array: array
-    record = 5 if reset_after else 4  # numbers that are saved of a unit
+    x, tokens, resets, steps = call.x, call.tokens, call.resets, call.steps
+    R, batch, size = d_h_last.shape
+    distinct = x.shape[0]
+    factor = rounded if call.bfloat16 else lambda array: array
+    record = 5 if call.reset_after else 4  # numbers that are saved of a unit
     shape = like(d_h_last)
     shapes = [
-        shape((directions, steps, batch, 3 * size)),
-        shape((directions, steps, batch if reset_after else 0, size)),
+        shape((R, steps, batch, 3 * size)),
+        shape((R, steps, batch if call.reset_after else 0, size)),
         shape(d_h_last.shape),
         shape((0,) if resets is None else d_h_last.shape),
     ]
-    arrays = (d_outputs, d_h_last, saved, lengths, or_empty(resets, bool))
-    how = (reverse, reset_after, bfloat16)
-    d_a, d_q, d_h0, d_h_reset = run(shapes, arrays, weight_hh, steps, *how, backward=True)
-    d_a = d_a.reshape(directions, steps * batch, 3 * size)
-    kept = saved.reshape(directions, steps * batch, record * size)
+    arrays = (d_outputs, d_h_last, saved, call.lengths, or_empty(resets, bool))
+    d_a, d_q, d_h0, d_h_reset = run(call, arrays, shapes, backward=True)
+    d_a = d_a.reshape(R, steps * batch, 3 * size)
+    kept = saved.reshape(R, steps * batch, record * size)
     before = kept[..., 3 * size : 4 * size]
     d_zr, d_n = jnp.split(d_a, [2 * size], axis=-1)
-    if reset_after:
+    if call.reset_after:
         d_n, gated = d_q.reshape(d_n.shape), before
     else:
         gated = kept[..., size : 2 * size] * before
@@ -150,22 +153,18 @@ def backward(*given: Any) -> Sequence[Array]:
     d_bias_hh = jnp.concatenate([d_bias_ih[:, : 2 * size], d_n.sum(axis=1)], axis=1)
     d_rows = d_a  # of the projections: those of a distinct input add up
     if tokens is not None:
-        d_rows = jnp.zeros((directions, distinct, 3 * size), d_a.dtype)
+        d_rows = jnp.zeros((R, distinct, 3 * size), d_a.dtype)
         d_rows = d_rows.at[:, tokens.reshape(-1)].add(d_a, mode="drop")
     d_rows = factor(d_rows)
-    rows = factor(jax.lax.collapse(without_padding(x, tokens, lengths), 0, -1))
+    rows = factor(jax.lax.collapse(without_padding(x, tokens, call.lengths), 0, -1))
     d_x = jnp.zeros(0, d_a.dtype)
     if of_x:
-        d_x = sum(d @ factor(W) for d, W in zip(d_rows, weight_ih, strict=True)).reshape(x.shape)
-    return [
-        *over_steps(d_rows, jnp.broadcast_to(rows, (directions, *rows.shape))),
-        *d_weight_hh.reshape(directions, 3 * size, size),
-        *d_bias_ih,
-        *d_bias_hh,
-        d_x,
-        d_h0,
-        d_h_reset,
-    ]
+        d_x = sum(d @ factor(W) for d, (W, *_) in zip(d_rows, call.weights, strict=True))
+        d_x = d_x.reshape(x.shape)
+    d_weight_ih = over_steps(d_rows, jnp.broadcast_to(rows, (R, *rows.shape)))
+    d_weights = (d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh)
+    by_direction = [each[i] for i in range(R) for each in d_weights]
+    return [d_x, *by_direction, d_h0, d_h_reset]
 
 
 def over_steps(d: Array, factors: Array) -> Array:
@@ -175,22 +174,23 @@ def over_steps(d: Array, factors: Array) -> Array:
 
 
 def run(
-    shapes: Sequence[jax.ShapeDtypeStruct],
+    call: LayerCall,
     arrays: Sequence[Array],
-    weight_hh: Sequence[Array],
-    steps: int,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    bfloat16: bool,
+    shapes: Sequence[jax.ShapeDtypeStruct],
     *,
     backward: bool,
 ) -> Sequence[Array]:
-    """Launches the kernel: what it returns, of these shapes. arrays: what driver.cpp's handlers
-    take besides weight_hh."""
-    batch, size = arrays[-2].shape[0], weight_hh[0].shape[1]  # of lengths
+    """Launch the kernel.
+
+    arrays: what driver.cpp's handlers take besides weight_hh. shapes: those of the results.
+    """
+    from common.kernels.cuda import nvrtc  # imports what a layer on a CPU does not need
+
+    weight_hh = [U for _, U, *_ in call.weights]
+    batch, size = call.lengths.shape[0], weight_hh[0].shape[1]
     distinct = 0 if backward else arrays[0].shape[1]
-    cuda.check_size(steps, batch, size, distinct, len(reverse))
-    kernel = cuda.instance(size, factors_of(bfloat16), reset_after, backward, arch())
+    cuda.check_size(call.steps, batch, size, distinct, len(weight_hh))
+    kernel = cuda.instance(size, factors_of(call.bfloat16), call.reset_after, backward, arch())
     if kernel is None:
         raise ValueError(f"the GRU on this GPU has no kernel for {size} hidden units")
     beyond = kernel.size - size
@@ -202,9 +202,9 @@ def run(
         *arrays[:at],
         weights,
         *arrays[at:],
-        key=cuda.ready(kernel, arch()),
+        key=nvrtc.ready(kernel, arch()),
         size=np.int64(kernel.size),
-        steps=np.int64(steps),
-        reverse=np.array(reverse, np.int64),
-        reset_after=np.bool_(reset_after),
+        steps=np.int64(call.steps),
+        reverse=np.arange(len(weight_hh)),
+        reset_after=np.bool_(call.reset_after),
     )

@@ -2,13 +2,12 @@
 torch_impl/fused.py.
 
 Forward and backward are written by hand in C++. Here they become XLA FFI calls, gru_forward and
-gru_backward, in two functions that JAX differentiates by rules of ours, `layer` and `pull`: the
-gradient is the kernel's, and its own derivatives are those of `scan` in gru.py, which computes in
-forward mode, too.
+gru_backward, in two functions that JAX differentiates by rules of this file, `layer` and `pull`:
+the kernel computes the gradient, and `scan` (scan.py) computes the derivatives of the gradient and
+forward mode.
 One call computes all directions of a layer, with GRU_NUM_THREADS threads (an environment variable,
-read when a function is traced; without it, all cores), but never more than the cores this process
-may use. What a function needs for one direction, it takes as a sequence with one entry a direction;
-those are forward, or forward and backward.
+read when a function is traced; without it, all cores), but never more than the cores that this
+process may use.
 """
 
 import warnings
@@ -22,17 +21,23 @@ import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Bool, Float, Int
 
 from common import kernels
-from common.cells import dtype_name
+from common.cells import LayerCall, dtype_name
 from common.kernels import cuda as gpu
 from jax_impl import cuda
-from jax_impl.ffi import like, or_empty
-from jax_impl.layers import Found, Weights, in_range, spoil
+from jax_impl.ffi import backward_shapes, forward_shapes, or_empty
+from jax_impl.layers import Found, in_range, spoil
+from jax_impl.scan import scan
 
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
 DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
+
+# JAX differentiates functions of `arrays` (x, the weights of each direction, h0 and h_reset),
+# `places` (tokens, lengths and resets) and `how` (reset_after, return_sequences, bfloat16, gpu).
+Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array, Array | None]
+Places = tuple[Array | None, Array, Array | None]
+How = tuple[bool, bool, bool, bool]
 
 
 def available(device: str = "cpu", dtype: Any = "float32", size: int | None = None) -> bool:
@@ -43,21 +48,9 @@ def available(device: str = "cpu", dtype: Any = "float32", size: int | None = No
     return BUILT and not gpu.rehearsed and device == "cpu" and dtype_name(dtype) in DTYPES
 
 
-def recurrence(
-    x: Float[Array, "T B D"] | Float[Array, "K D"],
-    tokens: Int[Array, "T B"] | None,
-    weights: Sequence[Weights],
-    lengths: Int[Array, " B"],
-    h0: Float[Array, "R B H"],
-    resets: Bool[Array, "T B"] | None = None,
-    h_reset: Float[Array, "R B H"] | None = None,
-    *,
-    reset_after: bool,
-    return_sequences: bool,
-    bfloat16: bool = False,
-    gpu: bool = False,
-) -> Found:
-    """A layer: see Recurrence in common/cells.py. Outputs that are not wanted are not written.
+def recurrence(call: LayerCall, *, gpu: bool = False) -> Found:
+    """Compute a layer: see Recurrence in common/cells.py. Outputs that are not wanted are not
+    written.
 
     A row where a length is not in 0..T or a token not in 0..K-1 is NaN, and so are gradients that
     it has part in.
@@ -65,7 +58,8 @@ def recurrence(
     Raises ValueError for shapes that do not fit, TypeError for a dtype that the kernel does not
     compute in.
     """
-    if bfloat16 and h0.dtype != jnp.float32:
+    x, tokens, weights, lengths, h0, resets, h_reset, *flags = call
+    if call.bfloat16 and h0.dtype != jnp.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {h0.dtype}")
     if h0.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
@@ -75,13 +69,13 @@ def recurrence(
     arrays = (x, tuple(map(tuple, weights)), h0, h_reset)
     tokens = None if tokens is None else tokens.astype(jnp.int32)
     places = (tokens, lengths.astype(jnp.int32), resets)
-    how = (reset_after, return_sequences, bfloat16, gpu)
-    return layer(*vary_alike((arrays, places)), how)
+    return layer(*vary_alike((arrays, places)), (*flags, gpu))
 
 
-def operands(x: Array, weights: Sequence[Weights], *states: Array | None) -> tuple[Any, ...]:
-    """What the kernel reads: the weights by name, each a list, x, h0 and h_reset."""
-    return *map(list, zip(*weights, strict=True)), x, *states
+def call_of(arrays: Arrays, places: Places, how: How) -> LayerCall:
+    """The LayerCall of these."""
+    (x, weights, h0, h_reset), (tokens, lengths, resets) = arrays, places
+    return LayerCall(x, tokens, weights, lengths, h0, resets, h_reset, *how[:3])
 
 
 def vary_alike(tree: Any) -> Any:
@@ -95,98 +89,41 @@ def vary_alike(tree: Any) -> Any:
     return jax.tree.map(vary, tree)
 
 
-def forward(
-    weight_ih: Sequence[Array],
-    weight_hh: Sequence[Array],
-    bias_ih: Sequence[Array],
-    bias_hh: Sequence[Array],
-    x: Array,
-    h0: Array,
-    h_reset: Array | None,
-    tokens: Array | None,
-    lengths: Array,
-    resets: Array | None,
-    reverse: Sequence[bool],
-    reset_after: bool,
-    return_sequences: bool,
-    save: bool,
-    bfloat16: bool = False,
-) -> Sequence[Array]:
-    """(outputs, h_last, saved); saved, if asked for, is what backward needs."""
-    weights = (*weight_ih, *weight_hh, *bias_ih, *bias_hh)
-    given = (x, h0, h_reset, tokens, lengths, resets, reverse, reset_after, return_sequences, save)
-    shapes = forward_shapes(weight_ih, weight_hh, bias_ih, bias_hh, *given)
-    call = jax.ffi.ffi_call("gru_forward", shapes, vmap_method="sequential")
-    states = (h0, or_empty(h_reset, h0.dtype))
-    places = (or_empty(tokens, jnp.int32), here(lengths), or_empty(resets, bool))
-    return call(*weights, x, *states, *places, **attributes(reverse, reset_after, bfloat16))
-
-
-def forward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
-    """What forward returns, not filled in, for the same arguments."""
-    _, _, _, _, x, h0, _, tokens, _, _, _, reset_after, return_sequences, save, *_ = given
-    directions, batch, size = h0.shape
-    steps = (x if tokens is None else tokens).shape[0]
-    saved = kernels.saved_size(steps, batch, size, reset_after) if save else 0
-    shape = like(h0)
-    return [
-        shape((steps if return_sequences else 0, batch, directions * size)),
-        shape(h0.shape),
-        shape((directions, saved)),
-    ]
+def forward(call: LayerCall, save: bool) -> Sequence[Array]:
+    """(outputs, h_last, saved) of a layer; saved, if requested, is what `backward` needs."""
+    function = jax.ffi.ffi_call("gru_forward", forward_shapes(call, save), vmap_method="sequential")
+    weights = [each for of_name in zip(*call.weights, strict=True) for each in of_name]
+    states = (call.h0, or_empty(call.h_reset, call.h0.dtype))
+    return function(*weights, call.x, *states, *places_of(call), **attributes(call))
 
 
 def backward(
-    weight_ih: Sequence[Array],
-    weight_hh: Sequence[Array],
-    x: Array,
+    call: LayerCall,
     d_outputs: Array,
     d_h_last: Array,
     saved: Array,
-    tokens: Array | None,
-    lengths: Array,
-    resets: Array | None,
-    reverse: Sequence[bool],
-    reset_after: bool,
     of_x: bool,
-    bfloat16: bool = False,
 ) -> Sequence[Array]:
-    """The gradients of weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0 and h_reset, or an
-    empty one; without of_x, that of x is empty."""
-    given = (x, d_outputs, d_h_last, saved, tokens, lengths, resets, reverse, reset_after, of_x)
-    shapes = backward_shapes(weight_ih, weight_hh, *given)
-    call = jax.ffi.ffi_call("gru_backward", shapes, vmap_method="sequential")
-    places = (or_empty(tokens, jnp.int32), here(lengths), or_empty(resets, bool))
-    arguments = (*weight_ih, *weight_hh, x, d_outputs, d_h_last, saved, *places)
-    return call(*arguments, **attributes(reverse, reset_after, bfloat16))
+    """The gradients of the arrays of a layer in a row (x, the weights of each direction, h0 and
+    h_reset, empty without resets); without of_x, that of x is empty."""
+    shapes = backward_shapes(call, d_h_last, of_x)
+    function = jax.ffi.ffi_call("gru_backward", shapes, vmap_method="sequential")
+    weights = [each for of_name in [*zip(*call.weights, strict=True)][:2] for each in of_name]
+    given = (call.x, d_outputs, d_h_last, saved, *places_of(call))
+    *by_name, d_x, d_h0, d_h_reset = function(*weights, *given, **attributes(call))
+    R = len(call.weights)
+    return d_x, *(each for i in range(R) for each in by_name[i::R]), d_h0, d_h_reset
 
 
-def backward_shapes(*given: Any) -> list[jax.ShapeDtypeStruct]:
-    """What backward returns, not filled in, for the same arguments."""
-    weight_ih, weight_hh, x, _, d_h_last, _, _, _, resets, _, _, of_x, *_ = given
-    shape = like(d_h_last)
-    return [
-        *(shape(each.shape) for each in (*weight_ih, *weight_hh)),
-        *(shape((3 * d_h_last.shape[2],)) for _ in (*weight_ih, *weight_hh)),
-        shape(x.shape if of_x else (0,)),
-        shape(d_h_last.shape),
-        shape((0,) if resets is None else d_h_last.shape),
-    ]
-
-
-# What follows tells JAX how to differentiate. `arrays` are x, the weights of each direction, h0 and
-# h_reset, `places` are tokens, lengths and resets, `how` is (reset_after, return_sequences,
-# bfloat16, gpu).
-Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array, Array | None]
-Places = tuple[Array | None, Array, Array | None]
-How = tuple[bool, bool, bool, bool]
+def places_of(call: LayerCall) -> tuple[Array, Array, Array]:
+    """tokens, lengths and resets as the kernel takes them."""
+    return or_empty(call.tokens, jnp.int32), here(call.lengths), or_empty(call.resets, bool)
 
 
 def compute(arrays: Arrays, places: Places, how: How, save: bool) -> tuple[Array, Array, Array]:
     """A layer, without a gradient; returns what `forward` does."""
-    reverse = directions_of(arrays[1])
-    given: tuple = (*operands(*arrays), *places, reverse, *how[:2], save, how[2])
-    outputs, h_last, saved = (cuda.forward if how[3] else forward)(*given)
+    function = cuda.forward if how[3] else forward
+    outputs, h_last, saved = function(call_of(arrays, places, how), save)
     return outputs, h_last, saved
 
 
@@ -244,12 +181,11 @@ def pull(
     of_x: bool,
 ) -> Arrays:
     """The gradients of arrays; that of x is zero unless of_x says that it is wanted."""
-    (weight_ih, weight_hh, _, _, x, *_), R = operands(*arrays), len(arrays[1])
-    given = (weight_ih, weight_hh, x, *cotangents, saved, *places, directions_of(weight_ih))
-    found = (cuda.backward if how[3] else backward)(*given, how[0], of_x, how[2])
-    d_weights = tuple(tuple(found[i : 4 * R : R]) for i in range(R))
-    d_x = found[4 * R] if of_x else jnp.zeros_like(x)
-    return d_x, d_weights, found[4 * R + 1], None if arrays[3] is None else found[4 * R + 2]
+    call, function = call_of(arrays, places, how), cuda.backward if how[3] else backward
+    d_x, *d_weights, d_h0, d_h_reset = function(call, *cotangents, saved, of_x)
+    by_direction = tuple(tuple(d_weights[i : i + 4]) for i in range(0, len(d_weights), 4))
+    d_x = d_x if of_x else jnp.zeros_like(call.x)
+    return d_x, by_direction, d_h0, None if call.h_reset is None else d_h_reset
 
 
 @pull.defjvp
@@ -263,20 +199,11 @@ def _(how: How, of_x: bool, primals: tuple, tangents: tuple) -> tuple[Arrays, Ar
     return pull(*primals, how, of_x), along
 
 
-def directions_of(entries: Sequence[Any]) -> list[bool]:
-    """Whether each direction is the backward one."""
-    return [False, True][: len(entries)]
-
-
 def by_scan(places: Places, how: How) -> Callable[..., Found]:
-    """The function of the arrays that the kernel computes, written out by gru.py."""
-    from jax_impl.gru import scan
+    """The function of the arrays that the kernel computes, by scan.py."""
 
-    (tokens, lengths, resets), (reset_after, return_sequences, bfloat16, _) = places, how
-
-    def run(x: Array, weights: Sequence[Weights], h0: Array, h_reset: Array | None) -> Found:
-        how = {"reset_after": reset_after, "return_sequences": return_sequences}
-        return scan(x, tokens, weights, lengths, h0, resets, h_reset, **how, bfloat16=bfloat16)
+    def run(*arrays: Any) -> Found:
+        return scan(call_of(arrays, places, how))
 
     return run
 
@@ -380,13 +307,11 @@ if BUILT:
         jax.ffi.register_ffi_target(f"gru_{name}", jax.ffi.pycapsule(handler), platform="cpu")
 
 
-def attributes(
-    reverse: Sequence[bool], reset_after: bool, bfloat16: bool = False
-) -> dict[str, Any]:
-    """What a call is told besides its arrays."""
+def attributes(call: LayerCall) -> dict[str, Any]:
+    """What the kernel is told of a call besides its arrays."""
     return {
-        "reverse": np.array(reverse, np.int64),
-        "reset_after": np.bool_(reset_after),
-        "bfloat16": np.bool_(bfloat16),
+        "reverse": np.arange(len(call.weights)),
+        "reset_after": np.bool_(call.reset_after),
+        "bfloat16": np.bool_(call.bfloat16),
         "threads": np.int32(kernels.threads()),
     }

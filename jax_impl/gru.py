@@ -6,14 +6,14 @@
     n = tanh(x W_n' + b_n + r * (h U_n' + c_n))          candidate, reset_after=True (cuDNN)
     h <- h + z * (n - h)
 
-`step` is these equations. Around it: layers.py, which knows no cell; `scan`, the fast form that the
-framework differentiates; fused.py, the kernel. Shapes are named as in layers.py; W, U, b, c
-(weight_ih, weight_hh, bias_ih, bias_hh) hold the three gates one after the other: z, r, n.
+`step` is these equations. layers.py applies them to all time steps, directions and layers and knows
+no cell. scan.py is the fast form that the framework differentiates, fused.py calls the CPU kernel,
+cuda.py the GPU's. Shapes are named as in layers.py; W, U, b, c (weight_ih, weight_hh, bias_ih,
+bias_hh) hold the blocks of the three gates in the order z, r, n.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 from common.cells import Cell, Recurrence
 from common.params import CELLS
 from jax_impl import cuda, fused
-from jax_impl.bfloat16 import rounded, rounded_back
-from jax_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
+from jax_impl.layers import loop, run
+from jax_impl.scan import scan
 
 
 def step(
@@ -47,87 +47,6 @@ def step(
         n = jnp.tanh(a_n + (r * h) @ U_n.T + c_n)
     return h + z * (n - h), {"z": z, "r": r, "n": n}
 
-
-def hoisted_step(
-    a_zr: Float[Array, "B 2H"],
-    a_n: Float[Array, "B H"],
-    h: Float[Array, "B H"],
-    U_zr: Float[Array, "H 2H"],
-    U_n: Float[Array, "H H"],
-    c_n: Float[Array, " H"],
-    *,
-    reset_after: bool,
-    bfloat16: bool = False,
-) -> Float[Array, "B H"]:
-    """`step` without what can be done for all time steps at once: see `hoist`."""
-    # The product first: the other way round, XLA takes a fifth longer for a single step.
-    addmm = rounding if bfloat16 else lambda a, h, U: h @ U + a
-    z, r = jnp.split(jax.nn.sigmoid(addmm(a_zr, h, U_zr)), 2, axis=-1)
-    a_n = a_n + r * addmm(c_n, h, U_n) if reset_after else addmm(a_n, r * h, U_n)
-    return h + z * (jnp.tanh(a_n) - h)
-
-
-def rounding(
-    a: Float[Array, "*N"], h: Float[Array, "B H"], U: Float[Array, "H N"]
-) -> Float[Array, "B N"]:
-    """a + h U, in bfloat16; U has been rounded."""
-    return a + rounded_back(rounded(h) @ U)
-
-
-def hoist(
-    weights: Weights, *, reset_after: bool
-) -> tuple[Float[Array, " 3H"], Float[Array, "H 2H"], Float[Array, "H H"], Float[Array, " H"]]:
-    """The bias of the inputs' share, with the hidden biases that are only added to it, U_zr', U_n'
-    and c_n."""
-    _, weight_hh, bias_ih, bias_hh = weights
-    size = weight_hh.shape[-1]
-    U_zr, U_n = jnp.split(weight_hh, [2 * size])
-    # Masked, not cut and joined: that would be a call of its own in a single step.
-    hidden = jnp.where(jnp.arange(3 * size) < 2 * size, bias_hh, 0) if reset_after else bias_hh
-    return bias_ih + hidden, U_zr.T, U_n.T, bias_hh[2 * size :]
-
-
-def scan_direction(
-    x: Float[Array, "T B D"] | Float[Array, "K D"],
-    tokens: Int[Array, "T B"] | None,
-    mask: Bool[Array, "T B 1"],
-    weights: Weights,
-    h: Float[Array, "B H"],
-    restart: Restart | None,
-    *,
-    reverse: bool,
-    reset_after: bool,
-    bfloat16: bool = False,
-) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
-    """`hoisted_step` in a loop over time."""
-    size = h.shape[-1]
-    bias, U_zr, U_n, c_n = hoist(weights, reset_after=reset_after)
-    if bfloat16:
-        U_zr, U_n = rounded(U_zr), rounded(U_n)
-        a = bias + rounded_back(project(rounded(x), rounded(weights[0]), jnp.zeros_like(bias)))
-    else:
-        a = project(x, weights[0], bias)
-    rows = jnp.split(a, [2 * size], axis=-1)
-    inputs = [gather(each, tokens, mask) for each in rows]
-    how = {"reset_after": reset_after, "bfloat16": bfloat16}
-
-    # What is cheap is computed once more in the backward pass: to keep it costs more time.
-    @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    def one(
-        h: Float[Array, "B H"], at: tuple[Array, Array, Array, Any]
-    ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
-        a_zr, a_n, live, begin = at
-        if restart is not None:
-            h = jnp.where(begin, restart[1], h)
-        after = hoisted_step(a_zr, a_n, h, U_zr, U_n, c_n, **how)
-        h = jnp.where(live, after, h)
-        return h, h
-
-    begin = None if restart is None else restart[0]
-    return jax.lax.scan(one, h, (*inputs, mask, begin), reverse=reverse)
-
-
-scan = partial(by_direction, scan_direction)
 
 RECURRENCES = {
     "loop": Recurrence(loop(step)),

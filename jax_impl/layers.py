@@ -23,7 +23,7 @@ from jax import Array
 from jaxtyping import Bool, DTypeLike, Float, Int
 
 from common.arguments import FLOATS, OPTIONAL, check_bool, check_cell, check_mapping, check_range
-from common.cells import Cell
+from common.cells import Cell, LayerCall
 
 HALF = (jnp.bfloat16, jnp.float16)
 
@@ -107,37 +107,26 @@ def unroll(
     return jax.lax.scan(one, h, (a, mask, begin, nudges), reverse=reverse)
 
 
-def by_direction(
-    direction: Callable[..., tuple[Array, Array]],
-    x: Float[Array, "T B D"] | Float[Array, "K D"],
-    tokens: Int[Array, "T B"] | None,
-    weights: Sequence[Weights],
-    lengths: Int[Array, " B"],
-    h0: Float[Array, "R B H"],
-    resets: Bool[Array, "T B"] | None = None,
-    h_reset: Float[Array, "R B H"] | None = None,
-    *,
-    return_sequences: bool,
-    **how: bool,
-) -> Found:
-    """A recurrence from what computes one direction.
+def by_direction(direction: Callable[..., tuple[Array, Array]], call: LayerCall) -> Found:
+    """Compute a layer from a function that computes one direction of it.
 
-    direction(x, tokens, mask, weights, h, restart, *, reverse, **how) returns (last state, states);
-    how: see Recurrence in common/cells.py.
+    direction(call, mask, weights, h, restart, *, reverse) returns (last state, states).
     """
-    x = without_padding(x, tokens, lengths)
-    mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
-    restarts: list[Restart | None] = [None] * len(weights)
-    if resets is not None and h_reset is not None:
-        restarts = [(beginnings(resets, mask, reverse=i == 1), h) for i, h in enumerate(h_reset)]
+    call = call._replace(x=without_padding(call.x, call.tokens, call.lengths))
+    mask = within(call.lengths, call.steps)[..., None]
+    restarts: list[Restart | None] = [None] * len(call.weights)
+    if call.resets is not None and call.h_reset is not None:
+        restarts = [
+            (beginnings(call.resets, mask, reverse=i == 1), h) for i, h in enumerate(call.h_reset)
+        ]
     results = [
-        direction(x, tokens, mask, each, h0[i], restart, reverse=i == 1, **how)
-        for i, (each, restart) in enumerate(zip(weights, restarts, strict=True))
+        direction(call, mask, weights, call.h0[i], restart, reverse=i == 1)
+        for i, (weights, restart) in enumerate(zip(call.weights, restarts, strict=True))
     ]
     h_last, states = zip(*results, strict=True)
-    size = weights[0][1].shape[-1]
+    size = call.weights[0][1].shape[-1]
     outputs = jnp.where(mask, jnp.concatenate([each[..., :size] for each in states], axis=-1), 0)
-    return outputs if return_sequences else outputs[:0], jnp.stack(h_last)
+    return outputs if call.return_sequences else outputs[:0], jnp.stack(h_last)
 
 
 def beginnings(
@@ -152,19 +141,17 @@ def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., F
     """The recurrence that calls a cell's step at each time step: the teaching version."""
 
     def direction(
-        x: Float[Array, "T B D"] | Float[Array, "K D"],
-        tokens: Int[Array, "T B"] | None,
+        call: LayerCall,
         mask: Bool[Array, "T B 1"],
         weights: Weights,
         h: Float[Array, "B H"],
         restart: Restart | None,
         *,
         reverse: bool,
-        reset_after: bool,
     ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
         weight_ih, weight_hh, bias_ih, *hidden = weights
-        a = gather(project(x, weight_ih, bias_ih), tokens, mask)
-        how = {"reverse": reverse, "reset_after": reset_after}
+        a = gather(project(call.x, weight_ih, bias_ih), call.tokens, mask)
+        how = {"reverse": reverse, "reset_after": call.reset_after}
         h, found = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **how)
         return h, found["states"]
 
@@ -217,13 +204,12 @@ def run(
     if tokens is not None:
         tokens, wrong = look("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
         h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
-    how = {"reset_after": reset_after} | ({"bfloat16": True} if bfloat16 else {})
     h_last = []
     for number in range(layers):
         own_states = slice(number * R, (number + 1) * R)
         if number and between is not None:
             x = between(x)
-        x, last = recurrence.compute(
+        call = LayerCall(
             x,
             tokens,
             [cell.weights(parameters, number, side) for side in directions],
@@ -231,9 +217,11 @@ def run(
             h0[own_states],
             resets,
             None if h_reset is None else h_reset[own_states],
-            return_sequences=return_sequences or number < layers - 1,
-            **how,
+            reset_after,
+            return_sequences or number < layers - 1,
+            bfloat16,
         )
+        x, last = recurrence.compute(call)
         tokens = None
         h_last.append(last)
     return x.astype(dtype), jnp.concatenate(h_last).astype(dtype)

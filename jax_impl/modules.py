@@ -20,8 +20,9 @@ from jaxtyping import DTypeLike, Float
 from common.arguments import check_bool, check_canonical, check_shape, check_sizes
 from common.cells import Cell
 from common.params import GRU_PARAMETERS, cell_shapes, gru_shapes
-from jax_impl.gru import CELL, hoist, hoisted_step
+from jax_impl.gru import CELL
 from jax_impl.layers import as_array, canonical, run
+from jax_impl.scan import hoist, hoisted_step
 
 Initializer = Callable[..., Array]
 

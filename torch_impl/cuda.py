@@ -7,7 +7,6 @@ and `backward` are those of fused.py, which has all else: how they are different
 operators.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.arguments import check_shape
-from common.cells import dtype_name
+from common.cells import LayerCall, dtype_name
 from common.kernels import cuda
 from torch_impl.bfloat16 import rounded
 from torch_impl.layers import without_padding
-from torch_impl.memory import address, read_sizes
+from torch_impl.memory import address, forward_shapes, read_sizes
 
 PARTS = 4  # of the long sums
 OTHERS = {"tokens": torch.int32, "lengths": torch.int32, "resets": torch.bool}  # than float32
@@ -83,65 +82,61 @@ def array(values: np.ndarray) -> Tensor:
     return torch.tensor(values, device="cpu" if cuda.rehearsed else "cuda")
 
 
-def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """What fused.forward returns, for the same arguments."""
-    from torch_impl.fused import forward_shapes
-
-    weight_ih, weight_hh, bias_ih, bias_hh, x, h0, h_reset, tokens, *given_too = given
-    lengths, resets, reverse, reset_after, _, _, bfloat16 = given_too
-    directions, batch, size = h0.shape
-    steps, distinct = read_sizes(x, tokens, batch)
-    factor = rounded if bfloat16 else lambda array: array
+    x, h0 = call.x, call.h0
+    R, batch, size = h0.shape
+    steps, distinct = read_sizes(x, call.tokens, batch)
+    factor = rounded if call.bfloat16 else lambda array: array
     rows = factor(x.flatten(0, -2))
-    projections = torch.stack(
-        [torch.addmm(b, rows, factor(W).T) for W, b in zip(weight_ih, bias_ih, strict=True)]
-    )
-    outputs, h_last, saved = forward_shapes(*given)
+    projections = torch.stack([torch.addmm(b, rows, factor(W).T) for W, _, b, _ in call.weights])
+    outputs, h_last, saved = forward_shapes(call, save)
     arrays = {
-        "projections": (projections, (directions, distinct, 3 * size)),
-        "bias_hh": (torch.stack(list(bias_hh)), (directions, 3 * size)),
-        "h0": (h0, (directions, batch, size)),
-        "h_reset": (h_reset, (directions, batch, size)),
-        "tokens": (tokens, (steps, batch)),
+        "projections": (projections, (R, distinct, 3 * size)),
+        "bias_hh": (torch.stack([c for *_, c in call.weights]), (R, 3 * size)),
+        "h0": (h0, (R, batch, size)),
+        "h_reset": (call.h_reset, (R, batch, size)),
+        "tokens": (call.tokens, (steps, batch)),
         "outputs": (outputs, outputs.shape),
         "h_last": (h_last, h_last.shape),
         "saved": (saved, saved.shape),
     }
-    sizes = (steps, batch, size, distinct, directions)
-    how = (reverse, reset_after, bfloat16)
-    run(arrays, weight_hh, (lengths, resets), sizes, *how, backward=False)
+    run(call, arrays, (steps, batch, size, distinct, R), backward=False)
     return outputs, h_last, saved
 
 
-def backward(*given: Any) -> list[Tensor]:
+def backward(
+    call: LayerCall,
+    d_outputs: Tensor | None,
+    d_h_last: Tensor,
+    saved: Tensor,
+    of_x: bool,
+) -> list[Tensor]:
     """What fused.backward returns, for the same arguments."""
-    weight_ih, weight_hh, x, d_outputs, d_h_last, saved, tokens, *given_too = given
-    lengths, resets, reverse, reset_after, of_x, bfloat16 = given_too
-    directions, batch, size = d_h_last.shape
+    x, tokens, resets = call.x, call.tokens, call.resets
+    R, batch, size = d_h_last.shape
     steps, distinct = read_sizes(x, tokens, batch)
-    factor = rounded if bfloat16 else lambda array: array
-    record = 5 if reset_after else 4  # numbers that are saved of a unit
-    d_a = saved.new_empty(directions, steps * batch, 3 * size)
-    d_q = saved.new_empty(directions, steps * batch if reset_after else 0, size)
+    factor = rounded if call.bfloat16 else lambda array: array
+    record = 5 if call.reset_after else 4  # numbers that are saved of a unit
+    d_a = saved.new_empty(R, steps * batch, 3 * size)
+    d_q = saved.new_empty(R, steps * batch if call.reset_after else 0, size)
     d_h0, d_h_reset = torch.empty_like(d_h_last), torch.empty_like(d_h_last)
     if d_outputs is not None and d_outputs.shape[0] == 0:
         d_outputs = None
     arrays = {
-        "d_outputs": (d_outputs, (steps, batch, directions * size)),
-        "d_h_last": (d_h_last, (directions, batch, size)),
-        "saved": (saved, (directions, steps * batch * size * record)),
+        "d_outputs": (d_outputs, (steps, batch, R * size)),
+        "d_h_last": (d_h_last, (R, batch, size)),
+        "saved": (saved, (R, steps * batch * size * record)),
         "d_a": (d_a, d_a.shape),
         "d_q": (d_q, d_q.shape),
         "d_h0": (d_h0, d_h0.shape),
         "d_h_reset": (None if resets is None else d_h_reset, d_h0.shape),
     }
-    sizes = (steps, batch, size, distinct, directions)
-    how = (reverse, reset_after, bfloat16)
-    run(arrays, weight_hh, (lengths, resets), sizes, *how, backward=True)
-    kept = saved.view(directions, steps * batch, record * size)
+    run(call, arrays, (steps, batch, size, distinct, R), backward=True)
+    kept = saved.view(R, steps * batch, record * size)
     before = kept[..., 3 * size : 4 * size]
     d_zr, d_n = d_a.split([2 * size, size], dim=-1)
-    if reset_after:
+    if call.reset_after:
         d_n, gated = d_q, before
     else:
         gated = kept[..., size : 2 * size] * before
@@ -153,25 +148,18 @@ def backward(*given: Any) -> list[Tensor]:
     d_rows = d_a  # of the projections: those of a distinct input add up
     if tokens is not None:
         at = tokens.flatten().clamp(0, max(distinct - 1, 0))
-        d_rows = d_a.new_zeros(directions, distinct, 3 * size)
+        d_rows = d_a.new_zeros(R, distinct, 3 * size)
         d_rows = d_rows.index_add_(1, at, d_a) if distinct else d_rows
-    d_rows, rows = factor(d_rows), factor(without_padding(x, tokens, lengths).flatten(0, -2))
+    d_rows, rows = factor(d_rows), factor(without_padding(x, tokens, call.lengths).flatten(0, -2))
     d_x = saved.new_empty(0)
     if of_x:
-        d_x = sum(d @ factor(W) for d, W in zip(d_rows, weight_ih, strict=True)).view(x.shape)
-    return [
-        *apart(over_steps(d_rows, rows.expand(directions, *rows.shape))),
-        *apart(d_weight_hh),
-        *apart(d_bias_ih),
-        *apart(d_bias_hh),
-        d_x,
-        *([d_h0] if resets is None else [d_h0, d_h_reset]),
-    ]
-
-
-def apart(directions: Tensor) -> list[Tensor]:
-    """A tensor for each direction, with memory of its own, as an operator has to return them."""
-    return [each.clone() for each in directions]
+        d_x = sum(d @ factor(W) for d, (W, *_) in zip(d_rows, call.weights, strict=True))
+        d_x = d_x.view(x.shape)
+    d_weight_ih = over_steps(d_rows, rows.expand(R, *rows.shape))
+    d_weights = (d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh)
+    # With memory of its own, as an operator has to return each.
+    by_direction = [each[i].clone() for i in range(R) for each in d_weights]
+    return [d_x, *by_direction, d_h0, *([] if resets is None else [d_h_reset])]
 
 
 def over_steps(d: Tensor, factors: Tensor) -> Tensor:
@@ -181,22 +169,26 @@ def over_steps(d: Tensor, factors: Tensor) -> Tensor:
 
 
 def run(
+    call: LayerCall,
     arrays: dict[str, tuple[Tensor | None, tuple[int, ...]]],
-    weight_hh: Sequence[Tensor],
-    places: tuple[Tensor, Tensor | None],
     sizes: tuple[int, int, int, int, int],
-    reverse: Sequence[bool],
-    reset_after: bool,
-    bfloat16: bool,
     *,
     backward: bool,
 ) -> None:
-    """Launches the kernel. arrays: what call.h has besides, with the shapes that they have to have;
-    places: lengths and resets; sizes: T, B, H, K, R."""
+    """Launch the kernel.
+
+    arrays: the tensors by their names in call.h, but for weight_hh, lengths and resets, each with
+    the shape that it must have. sizes: T, B, H, K, R.
+    """
     steps, batch, size, *_ = sizes
+    from common.kernels.cuda import nvrtc  # imports what a layer on a CPU does not need
+
+    weight_hh = [U for _, U, *_ in call.weights]
     device = weight_hh[0].device
     cuda.check_size(*sizes)
-    kernel = cuda.instance(size, factors_of(bfloat16), reset_after, backward, arch(device))
+    kernel = cuda.instance(
+        size, factors_of(call.bfloat16), call.reset_after, backward, arch(device)
+    )
     if kernel is None:
         raise ValueError(f"the GRU on this GPU has no kernel for {size} hidden units")
     for i, each in enumerate(weight_hh):
@@ -204,14 +196,13 @@ def run(
     beyond = kernel.size - size
     weights = torch.stack([each.view(3, size, size) for each in weight_hh])
     weights = F.pad(weights, (0, beyond, 0, beyond)) if beyond else weights
-    lengths, resets = places
     given: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         **arrays,
         "weight_hh": (weights, weights.shape),
-        "lengths": (lengths, (batch,)),
-        "resets": (resets, (steps, batch)),
+        "lengths": (call.lengths, (batch,)),
+        "resets": (call.resets, (steps, batch)),
     }
-    call = cuda.Call(*[None] * 17, *sizes)
+    launched = cuda.Call(*[None] * 17, *sizes)
     copies = []
     for name, (array, shape) in given.items():
         if array is not None:
@@ -219,11 +210,11 @@ def run(
             if place and name in OTHERS:  # another stream may write to an index while it is used
                 copies.append(array.clone())
                 place = copies[-1].data_ptr()
-            setattr(call, name, place)
-    call.reverse[:] = [*reverse, False][:2]
+            setattr(launched, name, place)
+    launched.reverse[:] = [False, True]
     with current(device):
         stream = 1 if cuda.rehearsed else torch.cuda.current_stream(device).cuda_stream
-        cuda.launch(cuda.ready(kernel, arch(device)), call, stream)
+        cuda.launch(nvrtc.ready(kernel, arch(device)), launched, stream)
 
 
 def current(device: torch.device) -> AbstractContextManager:

@@ -6,13 +6,13 @@
     n = tanh(x W_n' + b_n + r * (h U_n' + c_n))          candidate, reset_after=True (cuDNN)
     h <- h + z * (n - h)
 
-`step` is these equations. Around it: layers.py, which knows no cell; `scan`, the fast form that the
-framework differentiates; fused.py, the kernel. Shapes are named as in layers.py; W, U, b, c
-(weight_ih, weight_hh, bias_ih, bias_hh) hold the three gates one after the other: z, r, n.
+`step` is these equations. layers.py applies them to all time steps, directions and layers and knows
+no cell. scan.py is the fast form that the framework differentiates, fused.py calls the CPU kernel,
+cuda.py the GPU's. Shapes are named as in layers.py; W, U, b, c (weight_ih, weight_hh, bias_ih,
+bias_hh) hold the blocks of the three gates in the order z, r, n.
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ from torch import Tensor
 from common.cells import Cell, Recurrence
 from common.params import CELLS
 from torch_impl import cuda, fused, inference
-from torch_impl.bfloat16 import rounded, rounded_back
-from torch_impl.layers import Restart, Weights, by_direction, gather, loop, project, run
+from torch_impl.layers import loop, run
+from torch_impl.scan import scan
 
 
 def step(
@@ -46,83 +46,6 @@ def step(
         n = torch.tanh(a_n + F.linear(r * h, U_n, c_n))
     return h + z * (n - h), {"z": z, "r": r, "n": n}
 
-
-def hoisted_step(
-    a_zr: Float[Tensor, "B 2H"],
-    a_n: Float[Tensor, "B H"],
-    h: Float[Tensor, "B H"],
-    U_zr: Float[Tensor, "H 2H"],
-    U_n: Float[Tensor, "H H"],
-    c_n: Float[Tensor, " H"],
-    *,
-    reset_after: bool,
-    bfloat16: bool = False,
-) -> Float[Tensor, "B H"]:
-    """`step` without what can be done for all time steps at once: see `hoist`."""
-    addmm = rounding if bfloat16 else torch.addmm
-    z, r = torch.sigmoid(addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
-    if reset_after:
-        n = torch.tanh(a_n + r * addmm(c_n, h, U_n))
-    else:
-        n = torch.tanh(addmm(a_n, r * h, U_n))
-    return torch.lerp(h, n, z)  # h + z * (n - h)
-
-
-def rounding(
-    a: Float[Tensor, "*N"], h: Float[Tensor, "B H"], U: Float[Tensor, "H N"]
-) -> Float[Tensor, "B N"]:
-    """a + h U, in bfloat16; U has been rounded."""
-    return a + rounded_back(rounded(h) @ U)
-
-
-def hoist(
-    weights: Weights, *, reset_after: bool
-) -> tuple[Float[Tensor, " 3H"], Float[Tensor, "H 2H"], Float[Tensor, "H H"], Float[Tensor, " H"]]:
-    """The bias of the inputs' share, with the hidden biases that are only added to it, U_zr', U_n'
-    and c_n."""
-    _, weight_hh, bias_ih, bias_hh = weights
-    size = weight_hh.shape[-1]
-    U_zr, U_n = weight_hh.split([2 * size, size])
-    c_n = bias_hh[2 * size :]
-    hidden = torch.cat([bias_hh[: 2 * size], torch.zeros_like(c_n)]) if reset_after else bias_hh
-    return bias_ih + hidden, U_zr.T, U_n.T, c_n
-
-
-def scan_direction(
-    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
-    tokens: Int[Tensor, "T B"] | None,
-    mask: Bool[Tensor, "T B 1"],
-    weights: Weights,
-    h: Float[Tensor, "B H"],
-    restart: Restart | None,
-    *,
-    reverse: bool,
-    reset_after: bool,
-    bfloat16: bool = False,
-) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
-    """`hoisted_step` in a loop over time."""
-    size = h.shape[-1]
-    bias, U_zr, U_n, c_n = hoist(weights, reset_after=reset_after)
-    if bfloat16:
-        U_zr, U_n = rounded(U_zr), rounded(U_n)
-        a = bias + rounded_back(project(rounded(x), rounded(weights[0]), torch.zeros_like(bias)))
-    else:
-        a = project(x, weights[0], bias)
-    rows = a.split([2 * size, size], dim=-1)
-    inputs = [gather(each, tokens, mask) for each in rows]
-    a_zr, a_n, live = (each.unbind() for each in (*inputs, mask))
-    begin = () if restart is None else restart[0].unbind()
-    states = [h] * len(live)
-    how = {"reset_after": reset_after, "bfloat16": bfloat16}
-    for t in reversed(range(len(live))) if reverse else range(len(live)):
-        if restart is not None:
-            h = torch.where(begin[t], restart[1], h)
-        after = hoisted_step(a_zr[t], a_n[t], h, U_zr, U_n, c_n, **how)
-        h = states[t] = torch.where(live[t], after, h)
-    return h, torch.stack(states) if states else h.new_zeros(0, *h.shape)
-
-
-scan = partial(by_direction, scan_direction)
 
 RECURRENCES = {
     "loop": Recurrence(loop(step)),

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from common.arguments import OPTIONAL, check_bool, check_cell, check_mapping, check_range
-from common.cells import Cell
+from common.cells import Cell, LayerCall
 
 HALF = (torch.bfloat16, torch.float16)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -108,39 +108,29 @@ def unroll(
     return h, {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 
-def by_direction(
-    direction: Callable[..., tuple[Tensor, Tensor]],
-    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
-    tokens: Int[Tensor, "T B"] | None,
-    weights: Sequence[Weights],
-    lengths: Int[Tensor, " B"],
-    h0: Float[Tensor, "R B H"],
-    resets: Bool[Tensor, "T B"] | None = None,
-    h_reset: Float[Tensor, "R B H"] | None = None,
-    *,
-    return_sequences: bool,
-    **how: bool,
-) -> Found:
-    """A recurrence from what computes one direction.
+def by_direction(direction: Callable[..., tuple[Tensor, Tensor]], call: LayerCall) -> Found:
+    """Compute a layer from a function that computes one direction of it.
 
-    direction(x, tokens, mask, weights, h, restart, *, reverse, **how) returns (last state, states);
-    how: see Recurrence in common/cells.py.
+    direction(call, mask, weights, h, restart, *, reverse) returns (last state, states).
     """
     # 0 times what is finite is 0, and only gradients have such products.
+    x = call.x
     if torch.is_grad_enabled() and not (plain(x) and math.isfinite(x.detach().sum())):
-        x = without_padding(x, tokens, lengths)
-    mask = within(lengths, (x if tokens is None else tokens).shape[0])[..., None]
-    restarts: list[Restart | None] = [None] * len(weights)
-    if resets is not None and h_reset is not None:
-        restarts = [(beginnings(resets, mask, reverse=i == 1), h) for i, h in enumerate(h_reset)]
+        call = call._replace(x=without_padding(x, call.tokens, call.lengths))
+    mask = within(call.lengths, call.steps)[..., None]
+    restarts: list[Restart | None] = [None] * len(call.weights)
+    if call.resets is not None and call.h_reset is not None:
+        restarts = [
+            (beginnings(call.resets, mask, reverse=i == 1), h) for i, h in enumerate(call.h_reset)
+        ]
     results = [
-        direction(x, tokens, mask, each, h0[i], restart, reverse=i == 1, **how)
-        for i, (each, restart) in enumerate(zip(weights, restarts, strict=True))
+        direction(call, mask, weights, call.h0[i], restart, reverse=i == 1)
+        for i, (weights, restart) in enumerate(zip(call.weights, restarts, strict=True))
     ]
     h_last, states = zip(*results, strict=True)
-    size = weights[0][1].shape[-1]
+    size = call.weights[0][1].shape[-1]
     outputs = torch.where(mask, torch.cat([each[..., :size] for each in states], dim=-1), 0)
-    return outputs if return_sequences else outputs[:0], torch.stack(h_last)
+    return outputs if call.return_sequences else outputs[:0], torch.stack(h_last)
 
 
 def beginnings(
@@ -155,19 +145,17 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
     """The recurrence that calls a cell's step at each time step: the teaching version."""
 
     def direction(
-        x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
-        tokens: Int[Tensor, "T B"] | None,
+        call: LayerCall,
         mask: Bool[Tensor, "T B 1"],
         weights: Weights,
         h: Float[Tensor, "B H"],
         restart: Restart | None,
         *,
         reverse: bool,
-        reset_after: bool,
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
         weight_ih, weight_hh, bias_ih, *hidden = weights
-        a = gather(project(x, weight_ih, bias_ih), tokens, mask)
-        how = {"reverse": reverse, "reset_after": reset_after}
+        a = gather(project(call.x, weight_ih, bias_ih), call.tokens, mask)
+        how = {"reverse": reverse, "reset_after": call.reset_after}
         h, found = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **how)
         return h, found["states"]
 
@@ -231,13 +219,12 @@ def run(
         h0 = x.new_zeros(layers * R, lengths.shape[0], cell.spec.states * size)
     if resets is not None and h_reset is None:
         h_reset = h0
-    how = {"reset_after": reset_after} | ({"bfloat16": True} if bfloat16 else {})
     h_last = []
     for number in range(layers):
         own_states = slice(number * R, (number + 1) * R)
         if number and between is not None:
             x = between(x)
-        x, last = recurrence.compute(
+        call = LayerCall(
             x,
             tokens,
             [cell.weights(parameters, number, side) for side in directions],
@@ -245,9 +232,11 @@ def run(
             h0[own_states],
             resets,
             None if h_reset is None else h_reset[own_states],
-            return_sequences=return_sequences or number < layers - 1,
-            **how,
+            reset_after,
+            return_sequences or number < layers - 1,
+            bfloat16,
         )
+        x, last = recurrence.compute(call)
         tokens = None
         h_last.append(last)
     states = torch.cat(h_last) if layers > 1 else h_last[0]

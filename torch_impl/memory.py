@@ -1,13 +1,17 @@
-"""What fused.py and cuda.py hand to a kernel, which believes what it is told about memory: so each
-array is looked at here, whoever calls. Those of inference.py and of JAX are looked at in C++, by
-common/kernels/tensors.cpp and xla.cpp."""
+"""Tensors as fused.py and cuda.py pass them to a kernel, and those that a kernel fills in.
+
+A kernel trusts the addresses that it gets, so all of them are validated here. The tensors of
+inference.py and the arrays of JAX are validated in C++, by common/kernels/tensors.cpp and xla.cpp.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from common import kernels
 from common.arguments import check_shape
+from common.cells import LayerCall
 
 CPU = torch.device("cpu")
 
@@ -52,6 +56,31 @@ def address(
     return place
 
 
-def within_memory(place: int | None, offset: int) -> int | None:
-    """An address so many bytes behind another, if there is one."""
-    return None if place is None else place + offset
+def pointer(array: Tensor) -> int | None:
+    """The address of a tensor that this project has allocated; None if it is empty."""
+    return array.data_ptr() or None
+
+
+def offset(place: int | None, size: int) -> int | None:
+    """The address `size` bytes after another; None if that is None."""
+    return None if place is None else place + size
+
+
+def forward_shapes(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What fused.forward returns for the same arguments, allocated but not filled in."""
+    R, batch, size = call.h0.shape
+    saved = kernels.saved_size(call.steps, batch, size, call.reset_after) if save else 0
+    steps = call.steps if call.return_sequences else 0
+    outputs = call.h0.new_empty(steps, batch, R * size)
+    return outputs, torch.empty_like(call.h0), call.h0.new_empty(R, saved)
+
+
+def backward_shapes(call: LayerCall, d_h_last: Tensor, of_x: bool) -> list[Tensor]:
+    """What fused.backward returns for the same arguments, allocated but not filled in."""
+    size = d_h_last.shape[2]
+    gradients = [torch.empty_like(call.x) if of_x else d_h_last.new_empty(0)]
+    for weight_ih, weight_hh, *_ in call.weights:
+        gradients += [torch.empty_like(weight_ih), torch.empty_like(weight_hh)]
+        gradients += [d_h_last.new_empty(3 * size), d_h_last.new_empty(3 * size)]
+    states = 1 if call.resets is None else 2
+    return [*gradients, *(torch.empty_like(d_h_last) for _ in range(states))]

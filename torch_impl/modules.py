@@ -23,9 +23,10 @@ from common.arguments import (
 )
 from common.cells import Cell
 from common.params import DIRECTIONS, GRU_PARAMETERS, cell_shapes
-from torch_impl.gru import CELL, hoist, hoisted_step
+from torch_impl.gru import CELL
 from torch_impl.inference import at_once
 from torch_impl.layers import as_array, canonical, run
+from torch_impl.scan import hoist, hoisted_step
 from torch_impl.scanned import exportable
 
 

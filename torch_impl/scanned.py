@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from common.cells import Cell, Recurrence
+from common.cells import Cell, LayerCall, Recurrence
 from torch_impl.layers import Found, Restart, Weights, by_direction, gather, project
 
 
@@ -39,15 +39,13 @@ def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[.
     """
 
     def direction(
-        x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
-        tokens: Int[Tensor, "T B"] | None,
+        call: LayerCall,
         mask: Bool[Tensor, "T B 1"],
         weights: Weights,
         h: Float[Tensor, "B H"],
         restart: Restart | None,
         *,
         reverse: bool,
-        reset_after: bool,
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
         weight_ih, weight_hh, bias_ih, *hidden = weights
         # What the operator reads must not alias its first state.
@@ -55,11 +53,11 @@ def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[.
 
         def one(h: Tensor, a: Tensor, live: Tensor, begin: Tensor, *read: Any) -> Any:
             h = torch.where(begin, read[0], h)
-            after, _ = step(a, h, *read[1 : 2 + len(hidden)], reset_after=reset_after)
+            after, _ = step(a, h, *read[1 : 2 + len(hidden)], reset_after=call.reset_after)
             h = torch.where(live, after, h)
             return h, h.clone()  # not the same tensor twice
 
-        along = [gather(project(x, weight_ih, bias_ih), tokens, mask), mask, begin]
+        along = [gather(project(call.x, weight_ih, bias_ih), call.tokens, mask), mask, begin]
         along = [each.flip(0) for each in along] if reverse else along
         read = (h_reset.clone(), weight_hh, *hidden)
         if not isinstance(h.shape[0], int):  # AOTInductor needs the symbol for it

@@ -6,7 +6,7 @@ n-grams, one GRU or RNN node a layer, pooling and head. Inside, arrays are time-
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from common import convert
 from common.errors import InputError
-from common.inference.export import Call
 from common.params import cell_of, structure
 from common.training.run_directory import Run
 
@@ -205,7 +204,7 @@ def save(run: Run, *, int8: bool = False) -> bytes:
         return path.read_bytes()
 
 
-def load(content: bytes) -> Call:
+def load(content: bytes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Read a file that `save` wrote, for ONNX Runtime to compute."""
     import onnxruntime
 

@@ -23,6 +23,7 @@ import jax_impl.cuda
 import jax_impl.learner
 import torch_impl.cuda
 import torch_impl.learner
+from common.cells import LayerCall
 from common.data.batches import Batch
 from common.kernels import cuda
 from common.kernels.cuda import nvrtc, trial
@@ -240,14 +241,14 @@ def test_a_kernel_that_is_not_trusted(
 ) -> None:
     """What cannot be compiled, does not launch or is off is said once, and is then not there."""
 
-    def forward(*given: Any) -> Sequence[torch.Tensor]:
-        outputs, *others = torch_impl.cuda.forward(*given)
+    def forward(call: LayerCall, save: bool) -> Sequence[torch.Tensor]:
+        outputs, *others = torch_impl.cuda.forward(call, save)
         return outputs + beyond, *others
 
     arch = (9, len(reason))  # another device: the driver knows this one's kernels by now
     monkeypatch.setattr(nvrtc, "compile", compiler)
     monkeypatch.setattr(cuda, "rehearsed", arch)
-    cuda.ready.cache_clear()
+    nvrtc.ready.cache_clear()
     twin = trial.Twin(forward, torch_impl.cuda.backward, torch_impl.cuda.array)
     with pytest.warns(UserWarning, match=f"{reason}.*scan takes over") as said:
         assert not any(trial.trusted(32, "Float32", arch, twin) for _ in range(2))

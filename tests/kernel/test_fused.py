@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ import torch
 
 import jax_impl
 import jax_impl.fused
+import jax_impl.scan
 import torch_impl.fused
 import torch_impl.gru
+import torch_impl.scan
+from common.cells import LayerCall
 from common.params import DIRECTIONS, GRU_PARAMETERS, init_gru
-from jax_impl.gru import scan as jax_scan
-from torch_impl.gru import scan as torch_scan
 from torch_impl.inference import at_once
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -31,6 +33,15 @@ each_number = pytest.mark.parametrize("directions", [1, 2])
 T, B, D, H = 6, 4, 3, 5
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
 HOW = {"reset_after": False, "return_sequences": True}
+
+
+def layer(recurrence: Callable[[LayerCall], tuple]) -> Callable[..., tuple]:
+    """A recurrence as a function of the fields of a LayerCall."""
+    return lambda *fields, **flags: recurrence(LayerCall(*fields, **flags))
+
+
+torch_fused, torch_scan = layer(torch_impl.fused.recurrence), layer(torch_impl.scan.scan)
+jax_fused, jax_scan = layer(jax_impl.fused.recurrence), layer(jax_impl.scan.scan)
 
 
 def draw(
@@ -118,7 +129,7 @@ def test_both_twins_compute_without_the_library() -> None:
 def test_torch_gradients(K, directions, reset_after):
     arguments = tensors(draw(K, directions))
     how = {**HOW, "reset_after": reset_after}
-    got = torch_impl.fused.recurrence(*arguments, **how)
+    got = torch_fused(*arguments, **how)
     torch.testing.assert_close(got, torch_scan(*arguments, **how), rtol=0, atol=1e-12)
     tree = jax.tree.structure(arguments)
     given = jax.tree.leaves(arguments)
@@ -126,17 +137,17 @@ def test_torch_gradients(K, directions, reset_after):
     def function(*floats):
         floats = iter(floats)
         leaves = [next(floats) if each.dtype == torch.float64 else each for each in given]
-        return torch_impl.fused.recurrence(*jax.tree.unflatten(tree, leaves), **how)
+        return torch_fused(*jax.tree.unflatten(tree, leaves), **how)
 
     assert torch.autograd.gradcheck(function, differentiable(arguments))
 
 
 def operands(arguments: list, directions: int = 1) -> list:
-    """The operator's first arguments, as leaves that a gradient is wanted of."""
+    """The operator's arrays, as leaves that a gradient is wanted of."""
     x, _, weights, _, *states = arguments
     states = [torch.cat([state] * directions) for state in states[::2]]  # h0, h_reset
-    by_name, *others = torch_impl.fused.operands(x, *weights[0] * directions, *states)
-    return jax.tree.map(lambda each: each.detach().requires_grad_(), [*by_name, *others])
+    given = [x, *weights[0] * directions, *states]
+    return [each.detach().requires_grad_() for each in given]
 
 
 @needs_torch
@@ -148,15 +159,14 @@ def test_torch_operator(resets, return_sequences, K, reset_after):
     """The schema, the shapes without data and the dispatch under torch.compile are right."""
     arguments = tensors(draw(K, full=True, resets=resets))
     places = (arguments[1], arguments[3], arguments[5] if resets else None)
-    how = ([False, True], reset_after, return_sequences, True)
-    torch.library.opcheck(
-        torch_impl.fused.forward_operator, (*operands(arguments, 2), *places, *how)
-    )
+    flags = [reset_after, return_sequences, False]
+    given = (operands(arguments, 2), *places, flags, True)
+    torch.library.opcheck(torch_impl.fused.forward_operator, given)
 
 
 class Recur(torch.nn.Module):
     def forward(self, *arguments):
-        return torch_impl.fused.recurrence(*arguments, **HOW)
+        return torch_fused(*arguments, **HOW)
 
 
 @needs_torch
@@ -195,8 +205,8 @@ def test_torch_operator_refuses_a_second_derivative(create_graph):
     """Called by name, it does not leave it out: only the layer has it."""
     arguments = tensors(draw(7))
     given = operands(arguments)
-    how = (arguments[1], arguments[3], None, [False], False, True, True)
-    _, h_last, _ = torch.ops.gru.forward(*given, *how)
+    how = (arguments[1], arguments[3], None, [False, True, False], True)
+    _, h_last, _ = torch.ops.gru.forward(given, *how)
     (gradient,) = torch.autograd.grad((h_last**2).sum(), given[0], create_graph=create_graph)
     assert gradient.requires_grad == create_graph
     if create_graph:
@@ -207,11 +217,11 @@ def test_torch_operator_refuses_a_second_derivative(create_graph):
 @needs_torch
 def test_torch_operator_refuses_forward_mode():
     arguments = tensors(draw(7))
-    *given, h0, _ = operands(arguments)
+    *given, h0 = operands(arguments)
 
     def last(h0):
-        how = (arguments[1], arguments[3], None, [False], False, True, False)
-        return torch.ops.gru.forward(*given, h0, None, *how)[1]
+        how = (arguments[1], arguments[3], None, [False, True, False], False)
+        return torch.ops.gru.forward([*given, h0], *how)[1]
 
     with pytest.raises(RuntimeError, match='implementation="scan"'):
         torch.func.jvp(last, (h0.detach(),), (h0.detach(),))
@@ -233,19 +243,19 @@ def test_torch_backward_writes_no_zeros_as_large_as_what_was_saved():
 @needs_torch
 def test_torch_takes_any_layout_and_refuses_other_types():
     arguments = tensors(draw(7))
-    want = torch_impl.fused.recurrence(*arguments, **HOW)
+    want = torch_fused(*arguments, **HOW)
 
     def strided(each):
         return each if each.dim() < 2 else each.detach().mT.contiguous().mT
 
     odd = jax.tree.map(strided, arguments)
     odd[1] = odd[1].long()
-    torch.testing.assert_close(torch_impl.fused.recurrence(*odd, **HOW), want, rtol=0, atol=1e-15)
+    torch.testing.assert_close(torch_fused(*odd, **HOW), want, rtol=0, atol=1e-15)
     with pytest.raises(TypeError, match="float16"):
         half = jax.tree.map(lambda x: x.half() if x.is_floating_point() else x, arguments)
-        torch_impl.fused.recurrence(*half, **HOW)
+        torch_fused(*half, **HOW)
     with pytest.raises(ValueError, match="tokens"):
-        torch_impl.fused.recurrence(arguments[0], arguments[1] + 7, *arguments[2:], **HOW)
+        torch_fused(arguments[0], arguments[1] + 7, *arguments[2:], **HOW)
 
 
 @needs_jax
@@ -265,7 +275,7 @@ def test_jax_gradients(K, reset_after):
         jax.jit(jax.value_and_grad(loss, (1, 2, 3), has_aux=True), static_argnums=0)(
             recurrence, x, weights, h0
         )
-        for recurrence in (jax_impl.fused.recurrence, jax_scan)
+        for recurrence in (jax_fused, jax_scan)
     )
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
@@ -283,7 +293,7 @@ def test_the_other_gradients_are_the_same_where_that_of_x_is_not_wanted(K, direc
     def torch_gradients(of_x: bool) -> list[torch.Tensor]:
         x, tokens, weights, lengths, h0 = tensors(drawn)
         x.requires_grad_(of_x)
-        results = torch_impl.fused.recurrence(x, tokens, weights, lengths, h0, **how)
+        results = torch_fused(x, tokens, weights, lengths, h0, **how)
         loss = sum((result**2).sum() for result in results)
         return list(torch.autograd.grad(loss, jax.tree.leaves((weights, h0))))
 
@@ -291,7 +301,7 @@ def test_the_other_gradients_are_the_same_where_that_of_x_is_not_wanted(K, direc
         x, tokens, weights, lengths, h0 = arrays(drawn)
 
         def loss(weights, h0, x):
-            results = jax_impl.fused.recurrence(x, tokens, weights, lengths, h0, **how)
+            results = jax_fused(x, tokens, weights, lengths, h0, **how)
             return sum((result**2).sum() for result in results)
 
         gradients = jax.grad(loss, (0, 1, 2) if of_x else (0, 1))(weights, h0, x)
@@ -309,7 +319,7 @@ def test_jax_vmap():
     states = jnp.stack([h0, h0 + 1])
 
     def recur(h0):
-        return jax_impl.fused.recurrence(*others, h0, **how)
+        return jax_fused(*others, h0, **how)
 
     def gradient(h0):
         return jax.grad(lambda h0: recur(h0)[1].sum())(h0)
@@ -325,18 +335,14 @@ def test_jax_vmap():
 @needs_jax
 def test_jax_refuses_bad_input():
     x, tokens, *others = arrays(draw(7))
-    results = jax_impl.fused.recurrence(x, tokens + 7, *others, **HOW)
+    results = jax_fused(x, tokens + 7, *others, **HOW)
     assert all(jnp.isnan(result).all() for result in results)
-    weights, (lengths, h0) = [[each] for each in others[0][0]], others[1:]
-    outputs, h_last, saved = jax_impl.fused.forward(
-        *weights, x, h0, None, tokens, lengths, None, [False], False, True, True
-    )
-    gradients = jax_impl.fused.backward(
-        *weights[:2], x, outputs, h_last, saved, tokens + 7, lengths, None, [False], False, True
-    )
+    call = LayerCall(x, tokens, *others)
+    results = jax_impl.fused.forward(call, True)
+    gradients = jax_impl.fused.backward(call._replace(tokens=tokens + 7), *results, True)
     assert all(jnp.isnan(result).all() for result in gradients)
     with pytest.raises(TypeError, match="float16"):
-        jax_impl.fused.recurrence(x, tokens, *others[:-1], others[-1].astype(jnp.float16), **HOW)
+        jax_fused(x, tokens, *others[:-1], others[-1].astype(jnp.float16), **HOW)
 
 
 @needs_torch
@@ -348,14 +354,14 @@ def test_both_directions_are_each_direction(K, reset_after):
     drawn, results = draw(K, 2, full=True), []
     how = {"reset_after": reset_after, "return_sequences": True}
     turned = {name: drawn[name][::-1].copy() for name in ("x" if not K else "tokens",)}
-    for fused, convert in ((torch_impl.fused, tensors), (jax_impl.fused, arrays)):
+    for fused, convert in ((torch_fused, tensors), (jax_fused, arrays)):
         x, tokens, weights, lengths, h0 = convert(drawn)
-        outputs, h_last = fused.recurrence(x, tokens, weights, lengths, h0, **how)
-        forward = fused.recurrence(x, tokens, weights[:1], lengths, h0[:1], **how)
+        outputs, h_last = fused(x, tokens, weights, lengths, h0, **how)
+        forward = fused(x, tokens, weights[:1], lengths, h0[:1], **how)
         x, tokens, *_ = convert(drawn | turned)  # full rows turned round: the backward direction
-        backward = fused.recurrence(x, tokens, weights[1:], lengths, h0[1:], **how)
+        backward = fused(x, tokens, weights[1:], lengths, h0[1:], **how)
         x, tokens, *_ = convert(drawn)
-        none, again = fused.recurrence(
+        none, again = fused(
             x, tokens, weights, lengths, h0, reset_after=reset_after, return_sequences=False
         )
         outputs, h_last, none, again, *alone = (
@@ -385,9 +391,9 @@ def test_both_frameworks_at_once():
                 i for i in range(50) if not np.array_equal(recurrence(*arguments, **HOW)[1], want)
             )
 
-    other = threading.Thread(target=repeat, args=(torch_impl.fused.recurrence, torch_arguments))
+    other = threading.Thread(target=repeat, args=(torch_fused, torch_arguments))
     other.start()
-    repeat(jax_impl.fused.recurrence, jax_arguments)
+    repeat(jax_fused, jax_arguments)
     other.join()
     assert not wrong
 
@@ -629,7 +635,7 @@ def test_torch_results_do_not_depend_on_the_threads(reset_after):
         torch.set_num_threads(threads)
         leaves = jax.tree.map(lambda a: torch.tensor(a, requires_grad=a.dtype == np.float32), given)
         how = {"reset_after": reset_after, "return_sequences": True}
-        outputs, h_last = torch_impl.fused.recurrence(*leaves, **how)
+        outputs, h_last = torch_fused(*leaves, **how)
         (outputs.sum() + (h_last**2).sum()).backward()
         gradients = [leaf.grad for leaf in jax.tree.leaves(leaves) if leaf.requires_grad]
         return [outputs, h_last, *gradients]

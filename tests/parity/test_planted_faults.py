@@ -94,10 +94,10 @@ def test_a_backward_direction_that_starts_at_the_padding_fails(
     make, module, layers, join = TWINS[twin]
     correct = module.RECURRENCES[recurrence].compute
 
-    def faulty(x, tokens, weights, lengths, h0, *resets, **how):
-        outputs, h_last = correct(x, tokens, weights, lengths, h0, *resets, **how)
-        others, last = correct(x, tokens, weights, lengths * 0 + len(x), h0, *resets, **how)
-        H, mask = h0.shape[-1], layers.within(lengths, len(x))[..., None]
+    def faulty(call):
+        outputs, h_last = correct(call)
+        others, last = correct(call._replace(lengths=call.lengths * 0 + call.steps))
+        H, mask = call.h0.shape[-1], layers.within(call.lengths, call.steps)[..., None]
         outputs = join([outputs[..., :H], others[..., H:] * mask], -1)
         return outputs, join([h_last[:1], last[1:]], 0)
 

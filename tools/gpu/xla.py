@@ -18,6 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import jax_impl.fused
+from common.cells import LayerCall
 from common.kernels import cuda
 
 # What XLA looks at of it.
@@ -30,8 +31,8 @@ T, B, D, H, K = 20, 16, 30, 128, 50
 
 def loss(x: jax.Array, weights: list, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """Of both directions of a layer."""
-    how = {"reset_after": False, "return_sequences": True, "gpu": True}
-    outputs, _ = jax_impl.fused.recurrence(x, tokens, weights, lengths, jnp.zeros((2, B, H)), **how)
+    call = LayerCall(x, tokens, weights, lengths, jnp.zeros((2, B, H)))
+    outputs, _ = jax_impl.fused.recurrence(call, gpu=True)
     return (outputs**2).sum()
 
 

@@ -110,19 +110,6 @@ def units(hidden: int) -> int:
 
 
 @cache
-def ready(kernel: Instance, arch: Arch) -> str:
-    """The key that driver.cpp launches it by, once it is compiled. Raises as nvrtc.compile does."""
-    from common.kernels.cuda import nvrtc
-
-    image = nvrtc.compile(kernel, arch)
-    key = f"{kernel.template},sm_{arch[0]}{arch[1]}"
-    cluster = kernel.configuration[0]
-    sizes = (len(image), cluster, kernel.threads, kernel.shared_bytes)
-    library().gru_cuda_add(key.encode(), image, *sizes)
-    return key
-
-
-@cache
 def library() -> Any:
     """The loaded library, with driver.cpp's functions declared."""
     lib = kernels.library()

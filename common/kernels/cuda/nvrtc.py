@@ -2,13 +2,28 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from common.data.cache import cached
-from common.kernels.cuda import Arch, Instance
+from common.kernels.cuda import Arch, Instance, library
 
 HEADERS = ("call.h", "device.h")
+
+
+@cache
+def ready(kernel: Instance, arch: Arch) -> str:
+    """Compile a kernel for a device and register it with driver.cpp, once in a process.
+
+    Returns the key by which driver.cpp launches it. Raises as `compile` does.
+    """
+    image = compile(kernel, arch)
+    key = f"{kernel.template},sm_{arch[0]}{arch[1]}"
+    cluster = kernel.configuration[0]
+    sizes = (len(image), cluster, kernel.threads, kernel.shared_bytes)
+    library().gru_cuda_add(key.encode(), image, *sizes)
+    return key
 
 
 def compile(kernel: Instance, arch: Arch) -> bytes:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common import oracle
+from common.cells import LayerCall
 from common.kernels.cuda import ROWS, Arch, instance
-from common.params import GRU_PARAMETERS
+from common.params import DIRECTIONS, GRU_PARAMETERS
 
 # How far a small case may be from the oracle, relative to the largest value: some ten times as far
 # as rounding takes it, and far less than any fault.
@@ -89,27 +90,23 @@ def error_of(size: int, factors: str, reset_after: bool, twin: Twin) -> float:
         for name in GRU_PARAMETERS
     }
     array = twin.array
-    own = {name: [array(each) for each in both] for name, both in weights.items()}
+    own = [[array(both[i]) for both in weights.values()] for i in range(2)]
     of_x, of_tokens, of_lengths, of_resets = map(array, (x, tokens, lengths, resets))
-    how = ([False, True], reset_after)
-    outputs, h_last, saved = twin.forward(
-        *own.values(),
-        *(of_x, array(h0), array(h_reset), of_tokens, of_lengths, of_resets),
-        *(*how, True, True, factors == "Bf16"),
-    )
-    found = twin.backward(
-        *(own["weight_ih"], own["weight_hh"], of_x, array(d_outputs), array(d_h_last), saved),
-        *(of_tokens, of_lengths, of_resets, *how, True, factors == "Bf16"),
-    )
-    names = [f"gru.0.{side}.{name}" for name in GRU_PARAMETERS for side in ("forward", "backward")]
-    parameters = dict(zip(names, (each for both in weights.values() for each in both), strict=True))
+    states = (array(h0), of_resets, array(h_reset))
+    how = (reset_after, True, factors == "Bf16")
+    call = LayerCall(of_x, of_tokens, own, of_lengths, *states, *how)
+    outputs, h_last, saved = twin.forward(call, True)
+    found = twin.backward(call, array(d_outputs), array(d_h_last), saved, True)
+    names = [f"gru.0.{side}.{name}" for side in DIRECTIONS for name in GRU_PARAMETERS]
+    in_order = (both[i] for i in range(2) for both in weights.values())
+    parameters = dict(zip(names, in_order, strict=True))
     run = oracle.forward(
         parameters, x[tokens], lengths, h0, resets, h_reset, reset_after=reset_after
     )
     gradients = oracle.backward(run, d_outputs, d_h_last)
     d_x = np.zeros((K, D))
     np.add.at(d_x, tokens, gradients["x"])
-    exact = [run.outputs, run.h_last, *(gradients[name] for name in names), d_x]
+    exact = [run.outputs, run.h_last, d_x, *(gradients[name] for name in names)]
     exact += [gradients["h0"], gradients["h_reset"]]
     got = [np.asarray(to_numpy(each), np.float64) for each in (outputs, h_last, *found)]
     return max(

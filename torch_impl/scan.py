@@ -1,0 +1,93 @@
+"""The fast form of the GRU that PyTorch differentiates. Its twin is jax_impl/scan.py.
+
+It computes what `step` in gru.py does. What does not depend on the state is computed for all time
+steps at once, before a Python loop computes the rest; products may be rounded to bfloat16.
+Shapes are named as in layers.py.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from common.cells import LayerCall
+from torch_impl.bfloat16 import rounded, rounded_back
+from torch_impl.layers import Found, Restart, Weights, by_direction, gather, project
+
+
+def hoisted_step(
+    a_zr: Float[Tensor, "B 2H"],
+    a_n: Float[Tensor, "B H"],
+    h: Float[Tensor, "B H"],
+    U_zr: Float[Tensor, "H 2H"],
+    U_n: Float[Tensor, "H H"],
+    c_n: Float[Tensor, " H"],
+    *,
+    reset_after: bool,
+    bfloat16: bool = False,
+) -> Float[Tensor, "B H"]:
+    """`step` without what can be done for all time steps at once: see `hoist`."""
+    addmm = rounding if bfloat16 else torch.addmm
+    z, r = torch.sigmoid(addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
+    if reset_after:
+        n = torch.tanh(a_n + r * addmm(c_n, h, U_n))
+    else:
+        n = torch.tanh(addmm(a_n, r * h, U_n))
+    return torch.lerp(h, n, z)  # h + z * (n - h)
+
+
+def rounding(
+    a: Float[Tensor, "*N"], h: Float[Tensor, "B H"], U: Float[Tensor, "H N"]
+) -> Float[Tensor, "B N"]:
+    """a + h U, in bfloat16; U has been rounded."""
+    return a + rounded_back(rounded(h) @ U)
+
+
+def hoist(
+    weights: Weights, *, reset_after: bool
+) -> tuple[Float[Tensor, " 3H"], Float[Tensor, "H 2H"], Float[Tensor, "H H"], Float[Tensor, " H"]]:
+    """The bias of the inputs' share, with the hidden biases that are only added to it, U_zr', U_n'
+    and c_n."""
+    _, weight_hh, bias_ih, bias_hh = weights
+    size = weight_hh.shape[-1]
+    U_zr, U_n = weight_hh.split([2 * size, size])
+    c_n = bias_hh[2 * size :]
+    hidden = torch.cat([bias_hh[: 2 * size], torch.zeros_like(c_n)]) if reset_after else bias_hh
+    return bias_ih + hidden, U_zr.T, U_n.T, c_n
+
+
+def scan_direction(
+    call: LayerCall,
+    mask: Bool[Tensor, "T B 1"],
+    weights: Weights,
+    h: Float[Tensor, "B H"],
+    restart: Restart | None,
+    *,
+    reverse: bool,
+) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
+    """`hoisted_step` in a loop over time."""
+    size = h.shape[-1]
+    bias, U_zr, U_n, c_n = hoist(weights, reset_after=call.reset_after)
+    if call.bfloat16:
+        U_zr, U_n = rounded(U_zr), rounded(U_n)
+        a = bias + rounded_back(
+            project(rounded(call.x), rounded(weights[0]), torch.zeros_like(bias))
+        )
+    else:
+        a = project(call.x, weights[0], bias)
+    rows = a.split([2 * size, size], dim=-1)
+    inputs = [gather(each, call.tokens, mask) for each in rows]
+    a_zr, a_n, live = (each.unbind() for each in (*inputs, mask))
+    begin = () if restart is None else restart[0].unbind()
+    states = [h] * len(live)
+    how = {"reset_after": call.reset_after, "bfloat16": call.bfloat16}
+    for t in reversed(range(len(live))) if reverse else range(len(live)):
+        if restart is not None:
+            h = torch.where(begin[t], restart[1], h)
+        after = hoisted_step(a_zr[t], a_n[t], h, U_zr, U_n, c_n, **how)
+        h = states[t] = torch.where(live[t], after, h)
+    return h, torch.stack(states) if states else h.new_zeros(0, *h.shape)
+
+
+def scan(call: LayerCall) -> Found:
+    """The recurrence: all directions of a layer by `scan_direction`."""
+    return by_direction(scan_direction, call)
