@@ -39,7 +39,7 @@ from xml.etree import ElementTree
 from common.data.cache import cached
 from common.errors import InputError, exit_on_input_error
 from common.training.options import Count, Positive, check_numbers, parse_options
-from tools.planted_faults import JOBS, ROOT, copy_tree
+from tools.planted_faults import ENVIRONMENT, JOBS, ROOT, copy_tree, python
 
 KERNEL = "common/kernels"
 PRODUCT = ("torch_impl", "jax_impl", "common", "comparison")
@@ -241,28 +241,18 @@ def draw(paths: Sequence[str], count: int, seed: int) -> list[Mutant]:
     return list(islice(valid, count))
 
 
-def environment(tree: Path) -> dict[str, str]:
+def environment(tree: Path, **more: str) -> dict[str, str]:
     """That of a copy of the tree, whose temporary files, which are removed, are beside it."""
     temporary = tree.parent / "tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     own = {"PYTHONPATH": str(tree), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
-    return os.environ | own | {"GRU_TWINS_CACHE": str(tree.parent / "cache")}
+    return own | {"GRU_TWINS_CACHE": str(tree.parent / "cache")} | more
 
 
 def run(tree: Path, *arguments: str, **more: str) -> tuple[int, str]:
     """Exit status and output of Python in a copy of the tree."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=tree,
-        env=environment(tree) | more,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    return result.returncode, result.stdout
+    return python(tree, *arguments, environment=environment(tree, **more), seconds=None)
 
 
 PYTEST = ("-q", "-p", "no:cacheprovider")
@@ -360,11 +350,11 @@ class Tree:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        own = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
+        plugins = {name: ENVIRONMENT[name] for name in ENVIRONMENT if name.startswith("PYTEST")}
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tools.pytest_server"],
             cwd=path,
-            env=environment(path) | own | {"PYTEST_ADDOPTS": ""},
+            env=os.environ | environment(path, **plugins, PYTEST_ADDOPTS=""),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -514,19 +514,24 @@ def try_out(fault: Fault | None, tests: Sequence[str], library: Path) -> Outcome
     return Outcome(found[1] if found else "", time.monotonic() - begin, error)
 
 
-def python(folder: Path, *arguments: str) -> tuple[int, str]:
+def python(
+    folder: Path,
+    *arguments: str,
+    environment: dict[str, str] = ENVIRONMENT,
+    seconds: float | None = 600,
+) -> tuple[int, str]:
     """Exit status and output of Python in a copy of the tree."""
+    own = {"PYTHONPATH": str(folder), "GRU_TWINS_CACHE": str(folder / "cache")}
     try:
         result = subprocess.run(
             [sys.executable, *arguments],
             cwd=folder,
-            env=os.environ
-            | ENVIRONMENT
-            | {"PYTHONPATH": str(folder), "GRU_TWINS_CACHE": str(folder / "cache")},
+            env=os.environ | own | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            errors="replace",
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired as late:
