@@ -10,7 +10,18 @@ import pytest
 
 from common.errors import InputError
 from tests import ROOT
-from tools.mutate import Measured, Mutant, Outcome, cpp_mutants, draw, parts, python_mutants, table
+from tools.mutate import (
+    KERNEL,
+    TEXT_TESTS,
+    Measured,
+    Mutant,
+    Outcome,
+    cpp_mutants,
+    draw,
+    parts,
+    python_mutants,
+    table,
+)
 
 PYTHON = b'''"""Text 1 < 2."""
 def f(a: int = 3, *, b: "1 + 1" = True) -> "2 < 3":
@@ -91,6 +102,8 @@ def test_fast_tests_and_those_that_find_mutants_come_first() -> None:
     assert measured.tests("a.py", 3) == ["c::fast", "b::faster", "b::fast", "b::slow"]
     measured.finds.update(["b", "b::fast"])
     assert measured.tests("a.py", 3) == ["b::fast", "b::faster", "c::fast", "b::slow"]
+    kernel = dict.fromkeys(["tests/kernel/test_a.py::test", f"{TEXT_TESTS}::test"], 1.0)
+    assert Measured(kernel, {}).tests(f"{KERNEL}/gru.cpp", 1) == ["tests/kernel/test_a.py::test"]
     assert parts([*"aabcdea"]) == [[*"aabcd"], [*"ea"]] and parts(["a"]) == [["a"]]
 
 
