@@ -12,12 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from common.data import corpus
+from tools.large_corpus import resident
 
 CONNECTIONS = 64
 
@@ -58,12 +58,6 @@ async def ask(port: int, requests: list[bytes], count: int) -> tuple[list[float]
     return seconds, lost, time.perf_counter() - started
 
 
-def memory(pid: int) -> float:
-    """The resident memory of a process in MiB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("framework", choices=["torch", "jax"])
@@ -84,9 +78,9 @@ def main() -> None:
     except ImportError:
         run = asyncio.run
     run(ask(port, requests, 5_000))
-    before = memory(server.pid)
+    before = resident(str(server.pid))[0] / 2**20
     seconds, lost, wall = run(ask(port, requests, options.requests))
-    after = memory(server.pid)
+    after = resident(str(server.pid))[0] / 2**20
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 143, server.returncode
     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000

@@ -63,9 +63,7 @@ def main(folder: tyro.conf.Positional[Path], reviews: int = 5_000_000, seconds: 
     same += ["--batch-size", "256", "--epochs", "1000", "--restart"]
     for framework in ("torch", "jax"):
         arguments = [*same, "--out", str(folder / framework)]
-        measure(
-            framework, arguments, seconds
-        )  # renumbers the words, reads the vectors: cached then
+        measure(framework, arguments, seconds)  # caches the renumbered words and the vectors
         found = measure(framework, arguments, seconds)
         print(f"{framework}: {' and '.join(f'{peak:.0f}' for peak in found)} MB", flush=True)
 

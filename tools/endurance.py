@@ -109,7 +109,7 @@ def rows(
 ) -> Iterator[tuple[str, int, str, bool]]:
     """The lines of the table: what, how often, outcome, whether that is as it should be."""
     for framework in options.frameworks:
-        same, halves, ends = kill_many(framework, options.kills, rng, work / framework)
+        same, halves, ends, _ = kill_many(framework, options.kills, rng, work / framework)
         yield (
             f"{framework}: killed, started again",
             options.kills,
@@ -117,7 +117,7 @@ def rows(
             f"half-written checkpoint, {ends} came after the last step",
             same == options.kills,
         )
-        same, longest = kill_workers(framework, options.workers, rng, work / framework)
+        same, *_, longest = kill_many(framework, options.workers, rng, work / framework, workers=2)
         yield (
             f"{framework}: one of two workers killed, both started again",
             options.workers,
@@ -180,12 +180,6 @@ def forkserver() -> Any:
     return context
 
 
-def start(context: Any, framework: str, options: TrainConfig, out: Path) -> Any:
-    """A training run in a process of its own that has come as far as its first step."""
-    [process] = start_workers(context, framework, options, out, 1)
-    return process
-
-
 def launch(count: int) -> list[dict[str, str]]:
     """What torchrun would tell each of so many workers."""
     with socket.create_server(("localhost", 0)) as server:
@@ -196,10 +190,8 @@ def launch(count: int) -> list[dict[str, str]]:
     return [{**about, "MASTER_ADDR": "localhost"} for about in told]
 
 
-def start_workers(
-    context: Any, framework: str, options: TrainConfig, out: Path, count: int
-) -> list[Any]:
-    """The same, of so many workers, as torchrun would start them."""
+def start(context: Any, framework: str, options: TrainConfig, out: Path, count: int) -> list[Any]:
+    """A training by so many workers, each a process, that has come as far as its first step."""
     processes = []
     for launched in launch(count):
         given = framework, options, out, launched
@@ -210,80 +202,58 @@ def start_workers(
     return processes
 
 
-def kill_many(framework: str, kills: int, rng: random.Random, work: Path) -> tuple[int, int, int]:
-    """How many runs ended as if nothing had happened; how many kills left a half-written
-    checkpoint; how many came when all was trained and only the end of the run was missing."""
-    context = forkserver()
+def kill_many(
+    framework: str, kills: int, rng: random.Random, work: Path, workers: int = 1
+) -> tuple[int, int, int, float]:
+    """Kill one of the workers of so many trainings and start all of them again.
+
+    Returns how many trainings ended as if nothing had happened; how many kills left a half-written
+    checkpoint; how many came when all was trained and only the end of the run was missing; and how
+    many seconds the other workers lived on at most.
+    """
+    context, out = forkserver(), work / "killed"
+    kinds = KINDS[framework] if workers == 1 else KINDS[framework][:1]
     expected, seconds = {}, {}
-    for kind in KINDS[framework][:kills]:
+    same = halves = ends = killed = 0
+    longest = 0.0
+
+    def run(kind: tuple[str, str]) -> list[Any]:
         options = dataclasses.replace(TINY, model=kind[0], implementation=kind[1])
-        for _ in range(2):  # the first warms up whatever there is to be warmed up
-            out = work / "-".join(kind)
+        return start(context, framework, options, out, workers)
+
+    for kind in kinds[:kills]:
+        for _ in range(min(kills, 2)):  # the first warms up, which is not worth it for one kill
             shutil.rmtree(out, ignore_errors=True)
-            process = start(context, framework, options, out)
-            began = time.perf_counter()
-            while process.is_alive() and not (out / "checkpoints" / LAST).exists():
+            processes, began = run(kind), time.perf_counter()
+            while processes[0].is_alive() and not (out / "checkpoints" / LAST).exists():
                 time.sleep(0.001)
             seconds[kind] = time.perf_counter() - began
-            process.join()
-            assert process.exitcode == 0, f"{framework} {kind} does not train"
+            for process in processes:
+                process.join()
+                assert process.exitcode == 0, f"{framework} {kind} does not train"
         expected[kind] = outcome(out)
-    same = halves = ends = killed = 0
-    while killed < kills:
-        kind = KINDS[framework][killed % len(KINDS[framework])]
-        options = dataclasses.replace(TINY, model=kind[0], implementation=kind[1])
-        out = work / "killed"
-        process = start(context, framework, options, out)
-        process.join(rng.uniform(0, seconds[kind]))
-        process.kill()
-        process.join()
-        if process.exitcode == 0:  # it was done before
-            shutil.rmtree(out)
-            continue
-        killed += 1
-        halves += (out / "checkpoints" / ".partial").exists()
-        ends += (out / "checkpoints" / LAST).exists()
-        process = start(context, framework, options, out)
-        process.join()
-        same += process.exitcode == 0 and outcome(out) == expected[kind]
-        shutil.rmtree(out)
-    return same, halves, ends
-
-
-def kill_workers(framework: str, kills: int, rng: random.Random, work: Path) -> tuple[int, float]:
-    """How many runs of two workers, of which one was killed, ended as if nothing had happened, and
-    how long, in seconds, the other one lived on at most."""
-    context, longest, same, killed = forkserver(), 0.0, 0, 0
-    out = work / "workers"
-
-    def run() -> list[Any]:
-        return start_workers(context, framework, TINY, out, 2)
-
-    for _ in range(min(kills, 2)):  # as above; not worth it for one
-        shutil.rmtree(out, ignore_errors=True)
-        processes, began = run(), time.perf_counter()
-        for process in processes:
-            process.join()
-            assert process.exitcode == 0, f"{framework}: two workers do not train"
-        seconds, expected = time.perf_counter() - began, outcome(out)
     while killed < kills:
         shutil.rmtree(out)
-        processes = run()
-        victim, other = rng.sample(processes, 2)
-        victim.join(rng.uniform(0, seconds))
+        kind = kinds[killed % len(kinds)]
+        victim, *others = rng.sample(run(kind), workers)
+        victim.join(rng.uniform(0, seconds[kind]))
         victim.kill()
         victim.join()
         began = time.perf_counter()
-        other.join(30)
-        if victim.exitcode == 0:
+        for other in others:
+            other.join(30)
+        if victim.exitcode == 0:  # it was done before
             continue
         killed += 1
         longest = max(longest, time.perf_counter() - began)
-        other.kill()
-        for process in (again := run()):
+        for other in others:
+            other.kill()
+        halves += (out / "checkpoints" / ".partial").exists()
+        ends += (out / "checkpoints" / LAST).exists()
+        for process in (again := run(kind)):
             process.join()
-        same += all(each.exitcode == 0 for each in again) and outcome(out) == expected
-    return same, longest
+        same += all(each.exitcode == 0 for each in again) and outcome(out) == expected[kind]
+    return same, halves, ends, longest
 
 
 def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:

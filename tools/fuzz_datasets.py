@@ -16,7 +16,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.data import sources
@@ -37,8 +37,8 @@ TOKENS = [
 ]
 
 
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """The data with one to six flips, cuts, repetitions or insertions."""
+def mutated(data: bytes, rng: random.Random, tokens: Sequence[bytes] = TOKENS) -> bytes:
+    """The data with one to six flips, cuts, repetitions or insertions, some of them of tokens."""
     mutant = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         place = rng.randrange(len(mutant) + 1)
@@ -53,7 +53,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
         elif what == 3:
             mutant[place:place] = mutant[end : end + rng.choice((4, 40))] * rng.choice((1, 2, 50))
         elif what == 4:
-            mutant[place:place] = rng.choice(TOKENS)
+            mutant[place:place] = rng.choice(tokens)
         elif what == 5:
             mutant[place:place] = rng.choice(OPCODES) + rng.randbytes(rng.randrange(5))
         elif rng.random() < 0.2:

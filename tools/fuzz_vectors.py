@@ -6,6 +6,7 @@ Each input is a small valid file with a few random changes; the same seed makes 
 """
 
 import gzip
+import random
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from safetensors.numpy import save
 
 from common.data.vectors import files
 from common.errors import InputError
+from tools.fuzz_datasets import mutated
 
 WORDS = ["the", "cat", "sat", "naïve", "Don't", "of", "a", "mat"]
 D = 6
@@ -48,6 +50,7 @@ def formats() -> dict[str, dict[str, bytes]]:
         read = {path.name: path.read_bytes() for path in folder.iterdir()}
     apart = {"v": read["v"], "v.vectors.npy": read["v.vectors.npy"]}
     vocabulary = "".join(f"{word}\n" for word in WORDS).encode()
+    tensors = save({"vectors": MATRIX})
     return {
         "glove": {"v": glove},
         "word2vec text": {"v": header + glove},
@@ -55,39 +58,11 @@ def formats() -> dict[str, dict[str, bytes]]:
         "gensim": {"v": read["inside"]},
         "gensim, vectors apart": apart,
         "gensim, its npy": dict(reversed(apart.items())),
-        "safetensors": {"v": save({"vectors": MATRIX}), "vocabulary.txt": vocabulary},
-        "safetensors, its words": {"vocabulary.txt": vocabulary, "v": save({"vectors": MATRIX})},
+        "safetensors": {"v": tensors, "vocabulary.txt": vocabulary},
+        "safetensors, its words": {"vocabulary.txt": vocabulary, "v": tensors},
         "glove, gzip": {"v": gzip.compress(glove, mtime=0)},
-        "safetensors, gzip": {
-            "v": gzip.compress(save({"vectors": MATRIX}), mtime=0),
-            "vocabulary.txt": vocabulary,
-        },
+        "safetensors, gzip": {"v": gzip.compress(tensors, mtime=0), "vocabulary.txt": vocabulary},
     }
-
-
-def damage(data: bytes, rng: np.random.Generator) -> bytes:
-    """The data with one to four changes: bytes, stretches and telling tokens."""
-    changed = bytearray(data)
-    for _ in range(rng.integers(1, 5)):
-        at, size = int(rng.integers(len(changed) + 1)), int(rng.geometric(0.2))
-        token = TOKENS[rng.integers(len(TOKENS))]
-        match rng.integers(7):
-            case 0:
-                changed[at : at + 1] = bytes([rng.integers(256)])
-            case 1:
-                del changed[at : at + size]
-            case 2:
-                changed[at:at] = changed[at : at + size]
-            case 3:
-                changed[at:at] = token
-            case 4:
-                changed[at : at + len(token)] = token
-            case 5 if rng.random() < 0.3:
-                del changed[at:]
-            case _:
-                if at < len(changed):
-                    changed[at] ^= 1 << int(rng.integers(8))
-    return bytes(changed)
 
 
 def attack(name: str, inputs: int, folder: Path, seed: int = 0) -> Counter[str]:
@@ -100,9 +75,9 @@ def attack(name: str, inputs: int, folder: Path, seed: int = 0) -> Counter[str]:
     for file, content in parts.items():
         (folder / file).write_bytes(content)
     target = next(iter(parts))
-    rng = np.random.default_rng(seed)
+    rng = random.Random(seed)
     for number in range(inputs):
-        damaged = damage(parts[target], rng)
+        damaged = mutated(parts[target], rng, TOKENS)
         (folder / target).write_bytes(damaged)
         started = time.perf_counter()
         tracemalloc.reset_peak()

@@ -161,12 +161,13 @@ class PeakMemory:
             processes = [str(os.getpid())]
             for thread in Path("/proc/self/task").iterdir():
                 processes += (thread / "children").read_text().split()
-            sizes = [_resident(process) for process in processes]
+            sizes = [resident(process) for process in processes]
             self.peak = max(self.peak, sum(every for every, _ in sizes))
             self.peak_private = max(self.peak_private, sum(private for _, private in sizes))
 
 
-def _resident(process: str) -> tuple[int, int]:
+def resident(process: str) -> tuple[int, int]:
+    """Bytes of memory of a process: all that is resident, and what is of no file."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:  # it has just ended

@@ -5,14 +5,18 @@
 
 The first run measures which tests execute which lines (coverage.py, some ten minutes), and keeps
 the measurement in the cache until a file changes. Each mutant is then a copy of the working tree
-with one change, in which the default tests that execute the changed line run, the fastest first,
-until one fails. For C++, whose lines coverage.py does not see, they are those of CPP_TESTS.
+with one change, in which the default tests that execute the changed line run until one fails: the
+fast ones first, and of these the files that have found most mutants in least time. For C++, whose
+lines coverage.py does not see, they are those of CPP_TESTS. A test that fails without the change,
+too, runs no more.
 
 A survivor either needs a test or behaves as the original does, which its reader has to decide.
 """
 
 import ast
 import hashlib
+import json
+import math
 import os
 import random
 import re
@@ -24,28 +28,29 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 from xml.etree import ElementTree
 
 from common.data.cache import cached
 from common.errors import InputError, exit_on_input_error
-from common.training.options import parse_options
-from tools.planted_faults import JOBS, ROOT, copy_tree
+from common.training.options import Count, Positive, check_numbers, parse_options
+from tools.planted_faults import ENVIRONMENT, JOBS, ROOT, copy_tree, python
 
 KERNEL = "common/kernels"
 PRODUCT = ("torch_impl", "jax_impl", "common", "comparison")
 CPP_TESTS = {
     f"{KERNEL}/cuda": ("tests/gpu",),
-    f"{KERNEL}/xla": ("tests/jax_impl", "tests/layers", "tests/parity"),
-    f"{KERNEL}/tensors.cpp": ("tests/torch_impl", "tests/layers", "tests/parity"),
-    KERNEL: ("tests/kernel", "tests/torch_impl", "tests/jax_impl", "tests/layers", "tests/parity"),
+    KERNEL: ("tests/kernel", "tests/layers", "tests/parity"),
 }
 """The tests of C++ files: those of the first key that a file's name starts with."""
-TIME_LIMIT = 60  # seconds for one test; a mutant that hangs is found
+TEXT_TESTS = "tests/kernel/test_planted_faults_apply.py"  # see changes of text, not of behaviour
+TIME_LIMIT = 20  # seconds for one test, and ten times what it takes; a mutant that hangs is found
+FEW = 4  # files of tests that run before all others are imported
 COVERAGE = """[run]
 source = {tree}
 omit = {tree}/tests/*, {tree}/tools/*, {tree}/benchmarks/*
@@ -78,12 +83,15 @@ CPP_SWAPS = {
 class Options:
     """Change the program at random places; print a table of the changes that no test finds."""
 
-    count: int = 200
+    count: Count = 200
     """How many mutants; all that there are, if these are fewer."""
     seed: int = 0
     """Seed of the choice among them."""
     paths: tuple[str, ...] = (*PRODUCT,)
     """Files and folders of the repository whose mutants are drawn."""
+    budget: Positive | None = None
+    """How many seconds the tests of one mutant may take. A mutant that no test has found by then
+    is listed as not decided. No limit by default."""
 
 
 @dataclass(frozen=True)
@@ -235,27 +243,21 @@ def draw(paths: Sequence[str], count: int, seed: int) -> list[Mutant]:
     return list(islice(valid, count))
 
 
-def run(tree: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-    """Exit status and output of Python in a copy of the tree, with temporary files beside it."""
+def environment(tree: Path, **more: str) -> dict[str, str]:
+    """That of a copy of the tree, whose temporary files, which are removed, are beside it."""
     temporary = tree.parent / "tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     own = {"PYTHONPATH": str(tree), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
-    own["GRU_TWINS_CACHE"] = str(tree.parent / "cache")
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=tree,
-        env=os.environ | own | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    return result.returncode, result.stdout
+    return own | {"GRU_TWINS_CACHE": str(tree.parent / "cache")} | more
 
 
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+def run(tree: Path, *arguments: str, **more: str) -> tuple[int, str]:
+    """Exit status and output of Python in a copy of the tree."""
+    return python(tree, *arguments, environment=environment(tree, **more), seconds=None)
+
+
+PYTEST = ("-q", "-p", "no:cacheprovider")
 
 
 def measure(tree: Path, into: Path) -> None:
@@ -263,7 +265,8 @@ def measure(tree: Path, into: Path) -> None:
     (tree / ".coveragerc").write_text(COVERAGE.replace("{tree}", str(tree)))
     tests = ["-n", str(JOBS), "-o", "junit_family=xunit1", f"--junitxml={into / 'tests.xml'}"]
     lines = ["--cov", "--cov-config=.coveragerc", "--cov-context=test", "--cov-report="]
-    status, output = run(tree, *PYTEST, *tests, *lines, COVERAGE_FILE=str(into / "coverage"))
+    of = {"COVERAGE_FILE": str(into / "coverage")}
+    status, output = run(tree, "-m", "pytest", *PYTEST, *tests, *lines, **of)
     print(output.rpartition("short test summary")[2], flush=True)
     if status not in (0, 1):
         raise InputError(f"the tests cannot be run without a change either: {output[-2000:]}")
@@ -278,16 +281,36 @@ class Measured:
     """Test functions that pass, and the time that all their cases take."""
     reached: dict[str, dict[int, set[str]]]
     """Test functions that execute a line, by file and line; line 0: those that execute any."""
+    finds: Counter[str] = field(default_factory=Counter)
+    """How many mutants each test function and each file of tests has found."""
+    failing: set[str] = field(default_factory=set)
+    """Test functions that fail without a change when they run alone."""
 
     def tests(self, file: str, line: int) -> list[str]:
-        """The test functions that execute a line, the fastest first."""
+        """The test functions that execute a line, in the order in which they run.
+
+        First those below a second, then those below ten, then the others; each time file by file,
+        for a file's tests share fixtures.
+        """
         if file.endswith(".py"):
             lines = self.reached[file]
             of = lines[line] or lines[0]  # what runs at import belongs to no test
         else:
             rooms = next(tests for key, tests in CPP_TESTS.items() if file.startswith(key))
             of = {test for test in self.seconds if test.startswith(rooms)}
-        return sorted(of & self.seconds.keys(), key=self.seconds.__getitem__)
+            of -= {test for test in of if test.startswith(TEXT_TESTS)}
+        of = (of & self.seconds.keys()) - self.failing
+        ranks = {each: math.floor(math.log10(max(self.seconds[each], 0.1))) for each in of}
+        files: Counter[tuple[int, str]] = Counter()
+        for each, rank in ranks.items():
+            files[rank, each.partition("::")[0]] += self.seconds[each]
+
+        def order(test: str) -> tuple[int, float, str, float]:
+            rank, path = ranks[test], test.partition("::")[0]
+            cost = files[rank, path] / (1 + self.finds[path])
+            return rank, cost, path, self.seconds[test] / (1 + self.finds[test])
+
+        return sorted(of, key=order)
 
 
 def read(folder: Path) -> Measured:
@@ -322,53 +345,108 @@ class Outcome:
     found_by: str  # what failed first; empty for a survivor
     tests: int  # functions that execute the line
     seconds: float
+    is_decided: bool = True  # not where the budget was used up
 
 
-def try_out(mutant: Mutant, tests: Sequence[str], tree: Path) -> Outcome:
-    """Run the tests in the tree with the change, and take the change back."""
-    begin = time.monotonic()
-    path, library, names = tree / mutant.file, tree / KERNEL / "libgru.so", tree.parent / "tests"
-    original, built = path.read_bytes(), library.read_bytes()
-    path.write_bytes(mutant.changed(original))
-    names.write_text("\n".join(tests))
-    status, found = 0, ""
-    if not mutant.file.endswith(".py"):
-        status, _ = run(tree, "-m", "common.kernels.build")
-        found = "the compiler" if status else ""
-    if tests and not status:
-        limit = f"faulthandler_timeout={TIME_LIMIT}"
-        status, output = run(tree, *PYTEST, "-x", "-n0", "-o", limit, f"@{names}")
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-        found = failed[1] if failed else f"exit status {status}" if status else ""
-    path.write_bytes(original)
-    library.write_bytes(built)
-    return Outcome(found, len(tests), time.monotonic() - begin)
+def parts(tests: list[str]) -> list[list[str]]:
+    """The tests of the first files, and all others: pytest imports all files before it begins."""
+    files = [test.partition("::")[0] for test in tests]
+    first = list(dict.fromkeys(files))[:FEW]
+    length = sum(1 for _ in takewhile(first.__contains__, files))
+    return [part for part in (tests[:length], tests[length:]) if part]
+
+
+class Tree:
+    """A copy of the working tree, and the process that runs its tests (tools/pytest_server.py)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        plugins = {name: ENVIRONMENT[name] for name in ENVIRONMENT if name.startswith("PYTEST")}
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tools.pytest_server"],
+            cwd=path,
+            env=os.environ | environment(path, **plugins, PYTEST_ADDOPTS=""),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def pytest(self, *arguments: str, **limits: Any) -> tuple[int | None, str]:
+        """Exit status, or None where the seconds were over, and output."""
+        environment(self.path)
+        request = [*PYTEST, *arguments], limits.get("each", {}), limits.get("seconds")
+        assert self.server.stdin and self.server.stdout
+        print(json.dumps(request), file=self.server.stdin, flush=True)
+        status = json.loads(self.server.stdout.readline())
+        return status, (self.path.parent / "output").read_text(errors="replace")
+
+    def try_out(self, mutant: Mutant, measured: Measured, budget: float | None) -> Outcome:
+        """Run the tests with the change, and take the change back."""
+        begin = time.monotonic()
+        path, library = self.path / mutant.file, self.path / KERNEL / "libgru.so"
+        original, built, times = path.read_bytes(), library.read_bytes(), path.stat()
+        tests = measured.tests(mutant.file, mutant.line(original))
+        path.write_bytes(mutant.changed(original))
+        # Python compares whole seconds (and the size) with those of the file that it has compiled.
+        os.utime(path, (times.st_atime, times.st_mtime + 2))
+        status: int | None = 0
+        found = ""
+        if not mutant.file.endswith(".py"):
+            status, _ = run(self.path, "-m", "common.kernels.build")
+            found = "the compiler" if status else ""
+        limits = {test: TIME_LIMIT + 10 * measured.seconds[test] for test in tests}
+        end = time.monotonic() + (budget or math.inf)
+        for part in parts(tests):
+            if status != 0:
+                break
+            left = max(end - time.monotonic(), 0) if budget else None
+            status, output = self.pytest("-x", *part, each=limits, seconds=left)
+            failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+            found = failed[1] if failed else f"exit status {status}" if status else ""
+        path.write_bytes(original)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        if not mutant.file.endswith(".py"):
+            library.write_bytes(built)
+        function = found.partition("[")[0]
+        if function in tests:
+            if not measured.finds[function] and self.pytest(function)[0]:
+                print(f"fails without a change, and is left out: {function}", flush=True)
+                measured.failing.add(function)
+                return self.try_out(mutant, measured, budget)
+            measured.finds.update([function, function.partition("::")[0]])
+        is_decided = bool(found) or status is not None
+        return Outcome(found, len(tests), time.monotonic() - begin, is_decided)
 
 
 def table(outcomes: dict[Mutant, Outcome]) -> str:
-    """How many are found, of all, of each kind and in each file; and the survivors one by one."""
-    groups: dict[str, list[bool]] = defaultdict(list)
+    """How many are found, of all, of each kind and in each file; the survivors one by one; and
+    those that the budget left undecided."""
+    groups: dict[str, list[Outcome]] = defaultdict(list)
     for mutant, outcome in outcomes.items():
         for group in ("", mutant.kind, mutant.file):
-            groups[group].append(bool(outcome.found_by))
-    lines = ["| of | mutants | found |", "| --- | ---: | ---: |"]
-    lines += [
-        f"| {each or 'all'} | {len(groups[each])} | {sum(groups[each])} |"
-        for each in sorted(groups)
-    ]
-    lines += ["", "| survivor | kind | change | tests |", "| --- | --- | --- | ---: |"]
-    survivors = (mutant for mutant, outcome in outcomes.items() if not outcome.found_by)
-    for mutant in sorted(survivors, key=lambda each: (each.file, each.start)):
-        source = (ROOT / mutant.file).read_bytes()
-        change = mutant.shown(source).replace("|", "\\|")
-        where, tests = f"{mutant.file}:{mutant.line(source)}", outcomes[mutant].tests
-        lines.append(f"| {where} | {mutant.kind} | {change} | {tests} |")
+            groups[group].append(outcome)
+    lines = ["| of | mutants | found | not decided |", "| --- | ---: | ---: | ---: |"]
+    for group, members in sorted(groups.items()):
+        found = sum(bool(each.found_by) for each in members)
+        undecided = sum(not each.is_decided for each in members)
+        lines.append(f"| {group or 'all'} | {len(members)} | {found} | {undecided} |")
+    for title, is_decided in (("survivor", True), ("not decided", False)):
+        lines += ["", f"| {title} | kind | change | tests |", "| --- | --- | --- | ---: |"]
+        for mutant in sorted(outcomes, key=lambda each: (each.file, each.start)):
+            outcome = outcomes[mutant]
+            if outcome.found_by or outcome.is_decided != is_decided:
+                continue
+            source = (ROOT / mutant.file).read_bytes()
+            change = mutant.shown(source).replace("|", "\\|")
+            where = f"{mutant.file}:{mutant.line(source)}"
+            lines.append(f"| {where} | {mutant.kind} | {change} | {outcome.tests} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     with exit_on_input_error():
         options = parse_options(Options, "python -m tools.mutate")
+        check_numbers(options)
         chosen = draw(options.paths, options.count, options.seed)
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS) as pool:
             first = Path(folder, "0/tree")
@@ -381,17 +459,18 @@ def main() -> None:
             files = sorted(path for path in first.rglob("*") if path.suffix in LANGUAGES)
             key = {"of": hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest()}
             measured = read(cached("mutate", key, partial(measure, first)))
-            trees: SimpleQueue[Path] = SimpleQueue()
+            trees: SimpleQueue[Tree] = SimpleQueue()
             for i in range(JOBS):
                 if i:
                     shutil.copytree(first.parent, Path(folder, str(i)), symlinks=True)
-                trees.put(Path(folder, str(i), "tree"))
+                trees.put(tree := Tree(Path(folder, str(i), "tree")))
+                if not i:
+                    tree.pytest("--collect-only")
 
             def outcome(mutant: Mutant) -> Outcome:
-                line = mutant.line((ROOT / mutant.file).read_bytes())
                 tree = trees.get()
                 try:
-                    return try_out(mutant, measured.tests(mutant.file, line), tree)
+                    return tree.try_out(mutant, measured, options.budget)
                 finally:
                     trees.put(tree)
 
@@ -401,7 +480,8 @@ def main() -> None:
                 source = (ROOT / mutant.file).read_bytes()
                 print(f"{len(outcomes)} of {len(chosen)}: {mutant.file}:{mutant.line(source)}")
                 print(f"    {mutant.kind}: {mutant.shown(source)}")
-                print(f"    {each.found_by or 'SURVIVES'} ({each.seconds:.0f} s)", flush=True)
+                result = each.found_by or ("SURVIVES" if each.is_decided else "NOT DECIDED")
+                print(f"    {result} ({each.seconds:.0f} s)", flush=True)
         print(table(outcomes))
 
 

@@ -26,11 +26,6 @@ from common.kernels.build import build
 ROOT = Path(__file__).parents[1]
 JOBS = 2  # at a time: the compiler runs on one core, and most of the time is the compiler's
 PACKAGES = ("torch_impl", "jax_impl", "common")
-CPP, XLA, POOL = (f"common/kernels/{name}" for name in ("gru.cpp", "xla.cpp", "pool.h"))
-VECTORS, INPUT, RECURRENCE = (
-    f"common/kernels/{name}" for name in ("vectors.h", "input_product.h", "recurrence.h")
-)
-TORCH, TENSORS = "torch_impl/fused.py", "common/kernels/tensors.cpp"
 # NumPy's and PyTorch's own threads would only be in the way of the other job, and pytest's plugins,
 # which these tests do without, take two seconds to import.
 ENVIRONMENT = {
@@ -41,7 +36,14 @@ ENVIRONMENT = {
 }
 # Arguments of pytest. The kernel's tests use nothing of conftest.py, which imports PyTorch.
 KERNEL_TESTS = ("--noconftest", "tests/kernel/test_kernel.py")
-BINDINGS, ARGUMENTS = ("tests/kernel/test_fused.py",), ("tests/layers/test_arguments.py",)
+TESTS = {
+    "kernel": KERNEL_TESTS,
+    "bindings": ("tests/kernel/test_fused.py",),
+    "arguments": ("tests/layers/test_arguments.py",),
+    "memory": ("tests/kernel/test_changing_memory.py",),
+    "derivatives": ("-k", "gradient_of_a_gradient", "tests/parity/test_derivatives.py"),
+}
+FAULT = r"^(\S+): (.*)\n((?:-.*\n?)+)((?:\+.*\n?)*)"
 
 
 @dataclass(frozen=True)
@@ -55,698 +57,412 @@ class Fault:
     tests: tuple[str, ...] = KERNEL_TESTS
 
 
-FAULTS = [
-    # Arrays that change during a call.
-    Fault(
-        "tokens are read again from the caller's memory",
-        CPP,
-        "    copy(problem.tokens, cells, at);\n",
-        "",
-        ("tests/kernel/test_changing_memory.py",),
-    ),
-    Fault(
-        "an eager call in JAX reads NumPy arrays in place",
-        "jax_impl/layers.py",
-        "    array = np.array(value)",
-        "    array = np.asarray(value)",
-        ("tests/kernel/test_changing_memory.py",),
-    ),
-    # Sequences that begin within a row.
-    Fault(
-        "the backward direction starts anew a step late",
-        CPP,
-        "const int64_t begin = t + (d.reverse ? 1 : 0);",
-        "const int64_t begin = t;",
-    ),
-    Fault(
-        "padding resets the backward direction",
-        CPP,
-        "begin < p.steps && i < item.active[begin] && p.resets",
-        "begin < p.steps && p.resets",
-    ),
-    Fault(
-        "a gradient crosses a reset",
-        RECURRENCE,
-        "          dh[i * stride + u] = T(0);",
-        "          dh[i * stride + u] += T(0);",
-    ),
-    Fault(
-        "of a row's resets the last one's gradient is kept",
-        RECURRENCE,
-        "((T *)d.d_h_reset)[item.row[i] * H + u] += dh[i * stride + u];",
-        "((T *)d.d_h_reset)[item.row[i] * H + u] = dh[i * stride + u];",
-    ),
-    Fault(
-        "resets go back to zero",
-        CPP,
-        "return d.h_reset ? ((const T *)d.h_reset)[at] : T(0);",
-        "return T(0);",
-    ),
-    # The ends of vectors, tiles, chunks and items.
-    Fault(
-        "a partial vector's store writes one element too many",
-        VECTORS,
-        "if (n >= Simd<T>::width) return store(p, v);",
-        "if (n >= Simd<T>::width - 1) return store(p, v);",
-    ),
-    Fault(
-        "a partial vector of six loses one",
-        VECTORS,
-        "for (int64_t i = 0; i < n; ++i) v[i] = p[i];",
-        "for (int64_t i = 0; i < n - (n == 6); ++i) v[i] = p[i];",
-    ),
-    Fault(
-        "rows that do not come out even on the tiles are lost",
-        VECTORS,
-        "const int64_t row = M * i / tiles, next = M * (i + 1) / tiles;",
-        "const int64_t row = M / tiles * i, next = M / tiles * (i + 1);",
-    ),
-    Fault(
-        "a tile of two rows reads the first twice at an odd end",
-        VECTORS,
-        "const E x = Transposed ? a[k * lda + i] : a[i * lda + k];",
-        "const E x = Transposed ? a[k * lda] : a[i * lda + k];",
-    ),
-    Fault(
-        "rows an even number of vectors apart overlap",
-        CPP,
-        "return (n / width | 1) * width + n % width;",
-        "return (n / width - 1 | 1) * width + n % width;",
-    ),
-    Fault(
-        "a full chunk of whole items counts twice",
-        RECURRENCE,
-        "    gathered += rows;",
-        "    gathered += rows;\n"
-        "    if (gathered == call.chunk && rows == 16) flush<E>(call, item, scratch, gathered);",
-    ),
-    Fault(
-        "a chunk may have a row too many",
-        RECURRENCE,
-        "if (gathered + rows > call.chunk) {",
-        "if (gathered + rows > call.chunk + 1) {",
-    ),
-    Fault(
-        "a full chunk's last row is missing from the bias's gradient",
-        RECURRENCE,
-        "for (int64_t i = 0; i < rows; ++i) sum += load(g + i * gates + u);",
-        "for (int64_t i = 0; i < (rows < 64 ? rows : 63); ++i) sum += load(g + i * gates + u);",
-    ),
-    # The ends of parts of the input product.
-    Fault(
-        "inputs that do not come out even on the parts of a long product are lost",
-        INPUT,
-        "const int64_t k = K * i / parts, end = K * (i + 1) / parts;",
-        "const int64_t k = K / parts * i, end = K / parts * (i + 1);",
-    ),
-    Fault(
-        "every part of a long product begins anew",
-        INPUT,
-        "i ? c : from, i ? ldc : ld_from,",
-        "from, ld_from,",
-    ),
-    Fault(
-        "rows of x that do not come out even on the parts are lost",
-        CPP,
-        "parts.push_back({direction, rows * i / down, rows * (i + 1) / down,",
-        "parts.push_back({direction, rows / down * i, rows / down * (i + 1),",
-    ),
-    Fault(
-        "panels that do not come out even on the parts are lost",
-        CPP,
-        "panels * j / across,\n                         panels * (j + 1) / across});",
-        "panels / across * j,\n                         panels / across * (j + 1)});",
-    ),
-    Fault(
-        "a chunk of a single row is missing from the gradients of W and b",
-        INPUT,
-        "for (int64_t k = 0; k < call.live; k += chunk_rows) {",
-        "for (int64_t k = 0; k + (k > 0) < call.live; k += chunk_rows) {",
-    ),
-    Fault(
-        "the gradient of b is that of the last chunk",
-        INPUT,
-        "store(bias + u, load(bias + u) + (sum[0] + sum[1]));",
-        "store(bias + u, sum[0] + sum[1]);",
-    ),
-    Fault(
-        "the last of 129 rows is not packed for the gradient of W",
-        CPP,
-        "kernels.pack_inputs(call, i * some, up_to(i * some, call.live));",
-        "kernels.pack_inputs(call, i * some,\n"
-        "                                   up_to(i * some, call.live - (call.live % some == 1)));",
-    ),
-    Fault(
-        "the last number of an odd row of x is not packed",
-        INPUT,
-        "store_rows(at, row + u, next ? next + u : next, D - u);",
-        "store_rows(at, row + u, next ? next + u : next, D - u - (D - u - V == 1));",
-    ),
-    # The input's weights and biases.
-    Fault(
-        "the gates of W are taken to be whole vectors apart",
-        INPUT,
-        "weights + (call.rows_of(gate) + u) * D, call.sign_of(gate)",
-        "weights + (gate < 2 ? call.rows_of(gate) + u : 3 * H - Hv + u) * D, call.sign_of(gate)",
-    ),
-    Fault(
-        "backward, the last unit of each gate of W is the first of the next",
-        INPUT,
-        "const T *from = weights + (row / Hv * H + row % Hv) * D + u;",
-        "const T *from = weights + (row / Hv * H + (row % Hv + 1) % H) * D + u;",
-    ),
-    Fault(
-        "the recurrent biases of z and r are added twice",
-        INPUT,
-        "(gate == 2 && p.reset_after ? input : input + hidden));",
-        "(gate == 2 ? p.reset_after ? input : input + hidden : input + hidden + hidden));",
-    ),
-    Fault(
-        "with the reset after the product, n's recurrent bias is outside it, too",
-        INPUT,
-        "(gate == 2 && p.reset_after ? input : input + hidden));",
-        "(input + hidden));",
-    ),
-    # Which rows of x are read.
-    Fault(
-        "with tokens, rows of x that no step reads count as read",
-        CPP,
-        "bool ragged = p.tokens;",
-        "bool ragged = false;",
-    ),
-    Fault(
-        "without tokens, padded rows of x count as read",
-        CPP,
-        "!ragged && p.lengths; ++b) ragged = p.lengths[b] < p.steps;",
-        "!ragged && p.lengths; ++b) ragged = p.lengths[b] + 1 < p.steps;",
-    ),
-    Fault(
-        "a row of x that is read has the place of the one before",
-        CPP,
-        "place[row] = (int64_t)live_rows.size();",
-        "place[row] = (int64_t)live_rows.size() - (live_rows.size() > 100);",
-    ),
-    Fault(
-        "the first rows of x are taken for those that are read",
-        CPP,
-        "return (const T *)problem->x + row(i) * problem->inputs;",
-        "return (const T *)problem->x + i * problem->inputs;",
-    ),
-    Fault(
-        "the gradients of the rows of x that are read come first",
-        INPUT,
-        "store((T *)call.problem->d_x + call.row(part.from + i) * D + u + j,",
-        "store((T *)call.problem->d_x + (part.from + i) * D + u + j,",
-    ),
-    Fault(
-        "the last row of x has no gradient where no step reads it",
-        CPP,
-        "memset(p.d_x, 0, p.distinct * D * sizeof(T));",
-        "memset(p.d_x, 0, (p.distinct - 1) * D * sizeof(T));",
-    ),
-    # Ragged rows.
-    Fault(
-        "a row that ends a step before the others does not",
-        CPP,
-        "p.lengths[item.row[still - 1]] <= t) --still;",
-        "p.lengths[item.row[still - 1]] <= t - (t + 1 == p.steps)) --still;",
-    ),
-    Fault(
-        "outputs are not zero at a step that no row of the item has",
-        RECURRENCE,
-        "rows = item.active[t];\n  if (turn.gates)\n",
-        "rows = item.active[t];\n  if (turn.gates && rows)\n",
-    ),
-    Fault(
-        "an empty row has no gradient of h0",
-        RECURRENCE,
-        "item.row[i] * H + u, load(dh + i * stride + u), H - u);",
-        "item.row[i] * H + u,\n"
-        "            p.steps && i >= item.active[0] ? Vector<T>{} : load(dh + i * stride + u),"
-        " H - u);",
-    ),
-    Fault(
-        "in reverse, the first step's record is another's",
-        RECURRENCE,
-        "const T *saved = (const T *)d.saved + (item.first * p.steps + t * item.rows) * record;",
-        "const T *saved = (const T *)d.saved +\n"
-        "                     (item.first * p.steps +\n"
-        "                      (t - (d.reverse && t && t + 1 == p.steps)) * item.rows) * record;",
-    ),
-    Fault(
-        "in reverse, with the reset after the product, h_last is a step old",
-        CPP,
-        "all.state(steps) +",
-        "all.state(steps - (p.reset_after && directions[item.direction].reverse && steps)) +",
-    ),
-    Fault(
-        "where no backward follows, the reset comes after the product",
-        RECURRENCE,
-        "store(shared.operand + at, reset * state);",
-        "store(shared.operand + at, saved ? reset * state : state);",
-    ),
-    # Threads that take turns at a step.
-    Fault(
-        "nobody waits for the others' units",
-        CPP,
-        "if (Pool::wait([&] { return turns.done >= half * parts; })) turns.busy = true;",
-        "",
-    ),
-    Fault(
-        "r * h is not waited for",
-        CPP,
-        "turns.done >= half * parts;",
-        "turns.done >= half / halves * halves * parts;",
-    ),
-    Fault(
-        "a row that has ended goes back by a step",
-        RECURRENCE,
-        "after[i * stride + u] = h[i * stride + u];",
-        "",
-    ),
-    Fault(
-        "a unit is not reset",
-        RECURRENCE,
-        "for (int64_t u = turn.from; u < end; ++u)\n        after[",
-        "for (int64_t u = turn.from; u < end - 1; ++u)\n        after[",
-    ),
-    # Two directions, many blocks.
-    Fault(
-        "the second direction's bias gradient is that of the first of more than four blocks",
-        RECURRENCE,
-        "i < call.blocks; ++i) sum += ((const T *)items[i].d_bias)[padded];",
-        "i < (direction && call.blocks > 4 ? 1 : call.blocks); ++i)\n"
-        "      sum += ((const T *)items[i].d_bias)[padded];",
-    ),
-    Fault(
-        "the weights' gradient lacks the last of more than eight blocks",
-        RECURRENCE,
-        "        sum += load((const T *)items[i].d_weights + padded",
-        "        if (i < 8 || i + 1 < call.blocks)\n"
-        "          sum += load((const T *)items[i].d_weights + padded",
-    ),
-    Fault(
-        "the second direction's token gradients lack the last of more than eight blocks",
-        RECURRENCE,
-        "if (items[i].slot[token] >= 0)",
-        "if (items[i].slot[token] >= 0 && (!direction || i < 8 || i + 1 < call.blocks))",
-    ),
-    Fault(
-        "large weights of the second direction are those of the first",
-        CPP,
-        "kernels.pack_weights(from, direction, backward);",
-        "kernels.pack_weights(from, packing > 1 ? 0 : direction, backward);",
-    ),
-    Fault(
-        "large input weights of the second direction are those of the first",
-        CPP,
-        "kernels.pack_input_weights(from, direction, backward);",
-        "kernels.pack_input_weights(from, packing > 1 ? 0 : direction, backward);",
-    ),
-    Fault(
-        "the second direction's gradient of b is written over the first's",
-        INPUT,
-        "((T *)d.d_bias_ih)[row] = bias[i];",
-        "((T *)call.directions->d_bias_ih)[row] = bias[i];",
-    ),
-    Fault(
-        "the gradient of x is that of the first direction alone",
-        INPUT,
-        "for (int direction = 0; direction < call.problem->directions; ++direction)\n"
-        "      long_product",
-        "for (int direction = 0; direction < 1; ++direction)\n      long_product",
-    ),
-    # Tokens.
-    Fault(
-        "the last token of 129 has no gradient",
-        CPP,
-        "const int64_t of_tokens = p.tokens ? of_rows : 0,",
-        "const int64_t of_tokens = p.tokens ? of_rows - (call.live % some == 1) : 0,",
-    ),
-    Fault(
-        "tokens of one block are counted in 16 bits",
-        CPP,
-        "item.slot[k] = (int32_t)distinct[block]++;",
-        "item.slot[k] = (uint16_t)distinct[block]++;",
-    ),
-    Fault(
-        "a token's gradient loses half a bit with each addition",
-        RECURRENCE,
-        "store(to + u, load(to + u) + load(from + u));",
-        "store(to + u, (load(to + u) + load(from + u)) *\n"
-        "                  (T(1) - T(1) / (T(2) * (int64_t(1) << Simd<T>::mantissa))));",
-    ),
-    # Memory that is used again.
-    Fault(
-        "the weights' gradient is added to an earlier call's",
-        CPP,
-        "memset(items[i].d_weights, 0, 3 *",
-        "memset(items[i].d_weights, 0, 0 *",
-    ),
-    Fault(
-        "the bias's gradient is added to an earlier call's",
-        CPP,
-        "memset(items[i].d_bias, 0, 3 *",
-        "memset(items[i].d_bias, 0, 0 *",
-    ),
-    Fault(
-        "a token's gradient is added to an earlier call's in all threads but the caller's",
-        CPP,
-        "memset(items[i].d_projections, 0,\n",
-        "if (!thread) memset(items[i].d_projections, 0,\n",
-    ),
-    Fault(
-        "the gradient of W is added to that of another part",
-        INPUT,
-        "for (int64_t i = 0; i < rows * width; i += V) store(sums + i, Vector<T>{});",
-        "for (int64_t i = V; i < rows * width; i += V) store(sums + i, Vector<T>{});",
-    ),
-    Fault(
-        "a part of the gradient of W begins with the first column",
-        INPUT,
-        "store((T *)d.d_weight_ih + row * D + part.first * 2 * V + u,",
-        "store((T *)d.d_weight_ih + row * D + u,",
-    ),
-    Fault(
-        "a part of the gradient of W begins with the first row",
-        INPUT,
-        "const T *g = (const T *)call.projections[part.direction] + part.from;",
-        "const T *g = (const T *)call.projections[part.direction];",
-    ),
-    Fault(
-        "how many rows a part of the gradient of W has hangs on the threads",
-        CPP,
-        "gradient_rows, most, 2 * multiplying),",
-        "gradient_rows / (multiplying > 1 ? 48 : 1), most),",
-    ),
-    Fault(
-        "the gradient of x is added to that of another part",
-        INPUT,
-        "direction ? sums : zeros, direction ? 2 * V : 0,",
-        "sums, 2 * V,",
-    ),
-    Fault(
-        "backward's gradients of the candidates share memory with its sums",
-        CPP,
-        "        z(arena.take<T>(rows * call.state_stride)),",
-        "        z(arena.take<T>(backward ? 0 : rows * call.state_stride)),",
-    ),
-    Fault(
-        "memory that could not be had is not reported",
-        CPP,
-        "return GRU_OUT_OF_MEMORY;",
-        "return GRU_OK;",
-    ),
-    # Weights that were packed before.
-    Fault(
-        "what is kept is packed from the caller's weights, which another thread changes",
-        CPP,
-        "from.directions = sources;",
-        "from.directions = directions;",
-    ),
-    Fault(
-        "changed weights are taken for those of an earlier call",
-        CPP,
-        "packed_before[direction] = false, changed = true;",
-        "packed_before[direction] = false;",
-    ),
-    Fault(
-        "changes of a second piece of the weights are not seen",
-        CPP,
-        "look((int)j / 2, (int)j % 2);",
-        "look((int)j / 2, 0);",
-    ),
-    Fault(
-        "where threads take turns, one piece of the weights is looked at",
-        CPP,
-        "j < (beside + 1) * pieces",
-        "j < beside * pieces + 1",
-    ),
-    Fault(
-        "weights in nn.GRU's order are taken for canonical ones packed before",
-        CPP,
-        "p.reset_after, p.nn_order, V}",
-        "p.reset_after, V}",
-    ),
-    Fault(
-        "two changes of sign are no change of a fingerprint",
-        VECTORS,
-        "      hash[s] ^= hash[s] >> 15;\n",
-        "",
-    ),
-    Fault(
-        "in nn.GRU's order, the update gate is not turned round",
-        CPP,
-        "problem->nn_order && gate == 0 ? -1 : 1;",
-        "1;",
-    ),
-    # Threads and processes.
-    Fault(
-        "one thread computes a long recurrence",
-        CPP,
-        "sharing(states, worth_multiplying)",
-        "sharing(0, states)",
-    ),
-    Fault(
-        "all threads go forward in one thread's memory",
-        CPP,
-        "take_turns(items[i], scratch[thread], scratch[thread], own, true);",
-        "take_turns(items[i], scratch[thread], scratch[0], own, true);",
-    ),
-    Fault(
-        "all threads go backward in one thread's memory",
-        CPP,
-        "kernels.backward(call, items[i], scratch[thread]);",
-        "kernels.backward(call, items[i], scratch[0]);",
-    ),
-    Fault(
-        "all threads multiply in one thread's memory",
-        CPP,
-        "product(call, scratch[thread], parts[i]);",
-        "product(call, scratch[thread * 0], parts[i]);",
-    ),
-    Fault(
-        "of OpenMP's threads, those end that have no work",
-        POOL,
-        "std::max(team, helpers + 1)",
-        "helpers + 1",
-    ),
-    Fault(
-        "all threads of OpenMP work in one thread's memory",
-        POOL,
-        "const int thread = its.arrived++;",
-        "const int thread = its.arrived.load();",
-    ),
-    Fault(
-        "two calls at once share their memory",
-        CPP,
-        "Pool::lock(threads);\n  std::lock_guard<std::mutex> lock(pool.in_use, std::adopt_lock);",
-        "Pool::get();",
-    ),
-    Fault(
-        "a forked child waits for its parent's threads",
-        POOL,
-        "new (place) Pool; });",
-        "});",
-    ),
-    Fault(
-        "a forked child waits for its parent's OpenMP threads",
-        POOL,
-        "pthread_atfork(end_openmp_threads,",
-        "pthread_atfork(nullptr,",
-    ),
-    # Numbers and instruction sets.
-    Fault(
-        "denormal numbers count where they come in",
-        POOL,
-        "_mm_setcsr(before | 0x8040);",
-        "_mm_setcsr(before | 0x8000);",
-    ),
-    Fault(
-        "denormal numbers count in all threads but the caller's",
-        POOL,
-        "const FlushDenormals while_it_works;",
-        "std::unique_ptr<FlushDenormals> while_it_works(thread ? nullptr : new FlushDenormals);",
-    ),
-    Fault(
-        "gates are never closer to 0 than e^-80",
-        VECTORS,
-        "exp_low = -87.f, exp_high = 89.f,",
-        "exp_low = -87.f, exp_high = 80.f,",
-    ),
-    Fault(
-        "e^x in double precision is a few bits short",
-        VECTORS,
-        "bias = 1023, degree = 13;",
-        "bias = 1023, degree = 11;",
-    ),
-    Fault(
-        "a negative length is let in",
-        CPP,
-        "    if (!in_range(problem.lengths, B, given.steps)) ",
-        "    bool longer = false;\n"
-        "    for (int64_t b = 0; problem.lengths && b < B; ++b)\n"
-        "      longer |= problem.lengths[b] > given.steps;\n"
-        "    if (longer) ",
-    ),
-    Fault(
-        "an instruction set asked for is named, not taken",
-        CPP,
-        "    chosen = set;\n",
-        "    return set->name;\n",
-    ),
-    Fault(
-        "an unknown instruction set changes the choice",
-        CPP,
-        "    if (!set) return nullptr;\n    chosen = set;\n",
-        "    chosen = set;\n    if (!set) return nullptr;\n",
-    ),
-    # The bindings: what the kernel is told.
-    Fault(
-        "PyTorch: the second direction writes over the first's outputs",
-        TORCH,
-        "direction.outputs = within_memory(of_outputs, i * row)",
-        "direction.outputs = within_memory(of_outputs, 0)",
-        BINDINGS,
-    ),
-    Fault(
-        "PyTorch: the second direction's last states lie a row too early",
-        TORCH,
-        "direction.h_last = within_memory(of_h_last, i * call.batch * row)",
-        "direction.h_last = within_memory(of_h_last, i * (call.batch - 1) * row)",
-        BINDINGS,
-    ),
-    Fault(
-        "PyTorch: the shape of the recurrent weights is not looked at",
-        TORCH,
-        'address(f"weight_hh[{i}]", weight_hh[i], (3 * size, size), dtype)',
-        'address(f"weight_hh[{i}]", weight_hh[i], weight_hh[i].shape, dtype)',
-        ARGUMENTS,
-    ),
-    Fault(
-        "PyTorch: the shape of the input weights is not looked at",
-        TORCH,
-        'address(f"weight_ih[{i}]", weight_ih[i], (3 * size, inputs), dtype)',
-        'address(f"weight_ih[{i}]", weight_ih[i], weight_ih[i].shape, dtype)',
-        ARGUMENTS,
-    ),
-    Fault(
-        "PyTorch: the second direction's biases are those of the first",
-        TORCH,
-        'address(f"{name}[{i}]", each[i], (3 * call.hidden,), h0.dtype)',
-        'address(f"{name}[{i}]", each[0], (3 * call.hidden,), h0.dtype)',
-        BINDINGS,
-    ),
-    Fault(
-        "PyTorch: an array that is not contiguous is taken as if it were",
-        "torch_impl/memory.py",
-        "if array.device != device or not array.is_contiguous() or array.is_neg():",
-        "if array.device != device or array.is_neg():",
-        ARGUMENTS,
-    ),
-    *(
-        Fault(f"PyTorch, at once: {name}", file, old, new, BINDINGS)
-        for name, file, old, new in (
-            ("OpenMP's threads whether they spin or not", POOL, "before.tv_nsec !=", "0 <= "),
-            ("never OpenMP's", CPP, "GRU_ALWAYS || seen ?", "GRU_ALWAYS ?"),
-            ("OpenMP's of a thread that has none", POOL, "number() == getpid() &&", ""),
-            ("OpenMP's of a parent", POOL, "threads.st_nlink > 3 + workers.size()", "true"),
-            (
-                "nobody knows of a fork before the first call",
-                POOL,
-                "&first = Pool::get()",
-                "*first = 0",
-            ),
-        )
-    ),
-    *(
-        Fault(f"PyTorch, at once: {name}", TENSORS, old, new, BINDINGS)
-        for name, old, new in (
-            ("the shape is not looked at", "found.shape[k] == shape.begin()[k] &&", "true &&"),
-            ("nor distances in memory", "|| found.strides[k] == distance)", "|| true)"),
-            ("nor how wide a number is", "found.bits == bits &&", "true &&"),
-            ("float16 is read as float32", "x.bits != 64 || bfloat16", "x.bits != 64 && bfloat16"),
-            ("states of the first layer for all", "(layer * R + i) * B * row", "i * B * row"),
-            ("one direction's states for both", "(layer * R + i) * B * row", "layer * R * B * row"),
-            ("anew from h0", "h_reset ? h_reset + state : nullptr", "d.h0"),
-            ("both directions write the same outputs", "outputs + i * row", "outputs"),
-        )
-    ),
-    Fault(
-        "PyTorch: a second derivative is that of the other reset",
-        TORCH,
-        "function = partial(gradients_of, by_scan(tokens, lengths, resets, *ctx.how))",
-        "function = partial(\n"
-        "            gradients_of,\n"
-        "            by_scan(tokens, lengths, resets, not ctx.how[0], ctx.how[1]),\n"
-        "        )",
-        ("-k", "gradient_of_a_gradient", "tests/parity/test_derivatives.py"),
-    ),
-    Fault(
-        "PyTorch: lengths beyond 32 bits are cut",
-        "torch_impl/layers.py",
-        "if not it_checks or lengths.dtype != torch.int32:",
-        "if not it_checks:",
-        ARGUMENTS,
-    ),
-    Fault(
-        "JAX: the shape of h0 is not looked at",
-        XLA,
-        '{"h0", backward ? result(4 * R + 1) : arg(4 * R + 1), of_states, type},',
-        '{"h0", x, of_x, type},',
-        ARGUMENTS,
-    ),
-    Fault(
-        "JAX: the shape of x is not looked at",
-        XLA,
-        '{"x", x, of_x, type},',
-        '{"x", lengths, {B}, ffi::S32},',
-        ARGUMENTS,
-    ),
-    Fault(
-        "JAX: the gradient of bias_ih is written where that of bias_hh belongs",
-        XLA,
-        "d.d_bias_ih = result(2 * R + i).untyped_data();",
-        "d.d_bias_ih = result(3 * R + i).untyped_data();",
-        BINDINGS,
-    ),
-    Fault(
-        "JAX: the second direction writes over the first's outputs",
-        XLA,
-        "(char *)outputs.untyped_data() + i * H * size",
-        "(char *)outputs.untyped_data() + 0 * i * H * size",
-        BINDINGS,
-    ),
-    Fault(
-        "JAX: the last result is not NaN where a token points nowhere",
-        XLA,
-        "status != GRU_OK && i < of_results; ++i)",
-        "status != GRU_OK && i + 2 < of_results; ++i)",
-        BINDINGS,
-    ),
-    *(
-        Fault(f"JAX: {name}", XLA, old, new, ARGUMENTS)
-        for name, old, new in (
-            ("a row out of range begins from numbers", "0xff, row);", "0, row);"),
-            ("all rows begin from NaN", "if (wrong) rows", "rows"),
-            ("of a row out of range, a token is not mended", "token = 0, wrong", "wrong"),
-        )
-    ),
-    Fault(
-        "JAX: derivatives of a row out of range are numbers",
-        "jax_impl/fused.py",
-        "mended(*primals), tangents",
-        "primals, tangents",
-        ARGUMENTS,
-    ),
-    Fault(
-        "JAX: a length out of range passes under jit",
-        "jax_impl/layers.py",
-        "s + jnp.where(rows[:, None], jnp.nan, 0) for s in states",
-        "s + jnp.where(rows[:, None], 0, 0) for s in states",
-        ARGUMENTS,
-    ),
-]
+# A group begins with "@", the tests that find its faults, and what these are about. A fault is a
+# file (without a folder: of common/kernels), a name, and lines before (-) and after (+).
+TABLE = """
+@ memory: Arrays that change during a call.
+gru.cpp: tokens are read again from the caller's memory
+- copy(problem.tokens, cells, at);
+jax_impl/layers.py: an eager call in JAX reads NumPy arrays in place
+- array = np.array(value)
++ array = np.asarray(value)
+@ kernel: Sequences that begin within a row.
+gru.cpp: the backward direction starts anew a step late
+- const int64_t begin = t + (d.reverse ? 1 : 0);
++ const int64_t begin = t;
+gru.cpp: padding resets the backward direction
+- begin < p.steps && i < item.active[begin] && p.resets
++ begin < p.steps && p.resets
+recurrence.h: a gradient crosses a reset
+- dh[i * stride + u] = T(0);
++ dh[i * stride + u] += T(0);
+recurrence.h: of a row's resets the last one's gradient is kept
+- ((T *)d.d_h_reset)[item.row[i] * H + u] += dh[i * stride + u];
++ ((T *)d.d_h_reset)[item.row[i] * H + u] = dh[i * stride + u];
+gru.cpp: resets go back to zero
+- return d.h_reset ? ((const T *)d.h_reset)[at] : T(0);
++ return T(0);
+@ kernel: The ends of vectors, tiles, chunks and items.
+vectors.h: a partial vector's store writes one element too many
+- if (n >= Simd<T>::width) return store(p, v);
++ if (n >= Simd<T>::width - 1) return store(p, v);
+vectors.h: a partial vector of six loses one
+- for (int64_t i = 0; i < n; ++i) v[i] = p[i];
++ for (int64_t i = 0; i < n - (n == 6); ++i) v[i] = p[i];
+vectors.h: rows that do not come out even on the tiles are lost
+- const int64_t row = M * i / tiles, next = M * (i + 1) / tiles;
++ const int64_t row = M / tiles * i, next = M / tiles * (i + 1);
+vectors.h: a tile of two rows reads the first twice at an odd end
+- const E x = Transposed ? a[k * lda + i] : a[i * lda + k];
++ const E x = Transposed ? a[k * lda] : a[i * lda + k];
+gru.cpp: rows an even number of vectors apart overlap
+- return (n / width | 1) * width + n % width;
++ return (n / width - 1 | 1) * width + n % width;
+recurrence.h: a full chunk of whole items counts twice
+-     gathered += rows;
++     gathered += rows;
++     if (gathered == call.chunk && rows == 16) flush<E>(call, item, scratch, gathered);
+recurrence.h: a chunk may have a row too many
+- if (gathered + rows > call.chunk) {
++ if (gathered + rows > call.chunk + 1) {
+recurrence.h: a full chunk's last row is missing from the bias's gradient
+- for (int64_t i = 0; i < rows; ++i) sum += load(g + i * gates + u);
++ for (int64_t i = 0; i < (rows < 64 ? rows : 63); ++i) sum += load(g + i * gates + u);
+@ kernel: The ends of parts of the input product.
+input_product.h: inputs that do not come out even on the parts of a long product are lost
+- const int64_t k = K * i / parts, end = K * (i + 1) / parts;
++ const int64_t k = K / parts * i, end = K / parts * (i + 1);
+input_product.h: every part of a long product begins anew
+- i ? c : from, i ? ldc : ld_from,
++ from, ld_from,
+gru.cpp: rows of x that do not come out even on the parts are lost
+- parts.push_back({direction, rows * i / down, rows * (i + 1) / down,
++ parts.push_back({direction, rows / down * i, rows / down * (i + 1),
+gru.cpp: panels that do not come out even on the parts are lost
+- panels * j / across,
+-                          panels * (j + 1) / across});
++ panels / across * j,
++                          panels / across * (j + 1)});
+input_product.h: a chunk of a single row is missing from the gradients of W and b
+- for (int64_t k = 0; k < call.live; k += chunk_rows) {
++ for (int64_t k = 0; k + (k > 0) < call.live; k += chunk_rows) {
+input_product.h: the gradient of b is that of the last chunk
+- store(bias + u, load(bias + u) + (sum[0] + sum[1]));
++ store(bias + u, sum[0] + sum[1]);
+gru.cpp: the last of 129 rows is not packed for the gradient of W
+- kernels.pack_inputs(call, i * some, up_to(i * some, call.live));
++ kernels.pack_inputs(call, i * some,
++                                    up_to(i * some, call.live - (call.live % some == 1)));
+input_product.h: the last number of an odd row of x is not packed
+- store_rows(at, row + u, next ? next + u : next, D - u);
++ store_rows(at, row + u, next ? next + u : next, D - u - (D - u - V == 1));
+@ kernel: The input's weights and biases.
+input_product.h: the gates of W are taken to be whole vectors apart
+- weights + (call.rows_of(gate) + u) * D, call.sign_of(gate)
++ weights + (gate < 2 ? call.rows_of(gate) + u : 3 * H - Hv + u) * D, call.sign_of(gate)
+input_product.h: backward, the last unit of each gate of W is the first of the next
+- const T *from = weights + (row / Hv * H + row % Hv) * D + u;
++ const T *from = weights + (row / Hv * H + (row % Hv + 1) % H) * D + u;
+input_product.h: the recurrent biases of z and r are added twice
+- (gate == 2 && p.reset_after ? input : input + hidden));
++ (gate == 2 ? p.reset_after ? input : input + hidden : input + hidden + hidden));
+input_product.h: with the reset after the product, n's recurrent bias is outside it, too
+- (gate == 2 && p.reset_after ? input : input + hidden));
++ (input + hidden));
+@ kernel: Which rows of x are read.
+gru.cpp: with tokens, rows of x that no step reads count as read
+- bool ragged = p.tokens;
++ bool ragged = false;
+gru.cpp: without tokens, padded rows of x count as read
+- !ragged && p.lengths; ++b) ragged = p.lengths[b] < p.steps;
++ !ragged && p.lengths; ++b) ragged = p.lengths[b] + 1 < p.steps;
+gru.cpp: a row of x that is read has the place of the one before
+- place[row] = (int64_t)live_rows.size();
++ place[row] = (int64_t)live_rows.size() - (live_rows.size() > 100);
+gru.cpp: the first rows of x are taken for those that are read
+- return (const T *)problem->x + row(i) * problem->inputs;
++ return (const T *)problem->x + i * problem->inputs;
+input_product.h: the gradients of the rows of x that are read come first
+- store((T *)call.problem->d_x + call.row(part.from + i) * D + u + j,
++ store((T *)call.problem->d_x + (part.from + i) * D + u + j,
+gru.cpp: the last row of x has no gradient where no step reads it
+- memset(p.d_x, 0, p.distinct * D * sizeof(T));
++ memset(p.d_x, 0, (p.distinct - 1) * D * sizeof(T));
+@ kernel: Ragged rows.
+gru.cpp: a row that ends a step before the others does not
+- p.lengths[item.row[still - 1]] <= t) --still;
++ p.lengths[item.row[still - 1]] <= t - (t + 1 == p.steps)) --still;
+recurrence.h: outputs are not zero at a step that no row of the item has
+- rows = item.active[t];
+-   if (turn.gates)
++ rows = item.active[t];
++   if (turn.gates && rows)
+recurrence.h: an empty row has no gradient of h0
+- item.row[i] * H + u, load(dh + i * stride + u), H - u);
++ item.row[i] * H + u,
++             p.steps && i >= item.active[0] ? Vector<T>{} : load(dh + i * stride + u), H - u);
+recurrence.h: in reverse, the first step's record is another's
+- const T *saved = (const T *)d.saved + (item.first * p.steps + t * item.rows) * record;
++ const T *saved = (const T *)d.saved +
++                      (item.first * p.steps +
++                       (t - (d.reverse && t && t + 1 == p.steps)) * item.rows) * record;
+gru.cpp: in reverse, with the reset after the product, h_last is a step old
+- all.state(steps) +
++ all.state(steps - (p.reset_after && directions[item.direction].reverse && steps)) +
+recurrence.h: where no backward follows, the reset comes after the product
+- store(shared.operand + at, reset * state);
++ store(shared.operand + at, saved ? reset * state : state);
+@ kernel: Threads that take turns at a step.
+gru.cpp: nobody waits for the others' units
+- if (Pool::wait([&] { return turns.done >= half * parts; })) turns.busy = true;
+gru.cpp: r * h is not waited for
+- turns.done >= half * parts;
++ turns.done >= half / halves * halves * parts;
+recurrence.h: a row that has ended goes back by a step
+- after[i * stride + u] = h[i * stride + u];
+recurrence.h: a unit is not reset
+- for (int64_t u = turn.from; u < end; ++u)
+-         after[
++ for (int64_t u = turn.from; u < end - 1; ++u)
++         after[
+@ kernel: Two directions, many blocks.
+recurrence.h: the second direction's bias gradient is that of the first of more than four blocks
+- i < call.blocks; ++i) sum += ((const T *)items[i].d_bias)[padded];
++ i < (direction && call.blocks > 4 ? 1 : call.blocks); ++i)
++       sum += ((const T *)items[i].d_bias)[padded];
+recurrence.h: the weights' gradient lacks the last of more than eight blocks
+-         sum += load((const T *)items[i].d_weights + padded
++         if (i < 8 || i + 1 < call.blocks)
++           sum += load((const T *)items[i].d_weights + padded
+recurrence.h: the second direction's token gradients lack the last of more than eight blocks
+- if (items[i].slot[token] >= 0)
++ if (items[i].slot[token] >= 0 && (!direction || i < 8 || i + 1 < call.blocks))
+gru.cpp: large weights of the second direction are those of the first
+- kernels.pack_weights(from, direction, backward);
++ kernels.pack_weights(from, packing > 1 ? 0 : direction, backward);
+gru.cpp: large input weights of the second direction are those of the first
+- kernels.pack_input_weights(from, direction, backward);
++ kernels.pack_input_weights(from, packing > 1 ? 0 : direction, backward);
+input_product.h: the second direction's gradient of b is written over the first's
+- ((T *)d.d_bias_ih)[row] = bias[i];
++ ((T *)call.directions->d_bias_ih)[row] = bias[i];
+input_product.h: the gradient of x is that of the first direction alone
+- for (int direction = 0; direction < call.problem->directions; ++direction)
+-       long_product
++ for (int direction = 0; direction < 1; ++direction)
++       long_product
+@ kernel: Tokens.
+gru.cpp: the last token of 129 has no gradient
+- const int64_t of_tokens = p.tokens ? of_rows : 0,
++ const int64_t of_tokens = p.tokens ? of_rows - (call.live % some == 1) : 0,
+gru.cpp: tokens of one block are counted in 16 bits
+- item.slot[k] = (int32_t)distinct[block]++;
++ item.slot[k] = (uint16_t)distinct[block]++;
+recurrence.h: a token's gradient loses half a bit with each addition
+- store(to + u, load(to + u) + load(from + u));
++ store(to + u, (load(to + u) + load(from + u)) *
++                   (T(1) - T(1) / (T(2) * (int64_t(1) << Simd<T>::mantissa))));
+@ kernel: Memory that is used again.
+gru.cpp: the weights' gradient is added to an earlier call's
+- memset(items[i].d_weights, 0, 3 *
++ memset(items[i].d_weights, 0, 0 *
+gru.cpp: the bias's gradient is added to an earlier call's
+- memset(items[i].d_bias, 0, 3 *
++ memset(items[i].d_bias, 0, 0 *
+gru.cpp: a token's gradient is added to an earlier call's in all threads but the caller's
+- memset(items[i].d_projections, 0,
++ if (!thread) memset(items[i].d_projections, 0,
+input_product.h: the gradient of W is added to that of another part
+- for (int64_t i = 0; i < rows * width; i += V) store(sums + i, Vector<T>{});
++ for (int64_t i = V; i < rows * width; i += V) store(sums + i, Vector<T>{});
+input_product.h: a part of the gradient of W begins with the first column
+- store((T *)d.d_weight_ih + row * D + part.first * 2 * V + u,
++ store((T *)d.d_weight_ih + row * D + u,
+input_product.h: a part of the gradient of W begins with the first row
+- const T *g = (const T *)call.projections[part.direction] + part.from;
++ const T *g = (const T *)call.projections[part.direction];
+gru.cpp: how many rows a part of the gradient of W has hangs on the threads
+- gradient_rows, most, 2 * multiplying),
++ gradient_rows / (multiplying > 1 ? 48 : 1), most),
+input_product.h: the gradient of x is added to that of another part
+- direction ? sums : zeros, direction ? 2 * V : 0,
++ sums, 2 * V,
+gru.cpp: backward's gradients of the candidates share memory with its sums
+- z(arena.take<T>(rows * call.state_stride)),
++ z(arena.take<T>(backward ? 0 : rows * call.state_stride)),
+gru.cpp: memory that could not be had is not reported
+- return GRU_OUT_OF_MEMORY;
++ return GRU_OK;
+@ kernel: Weights that were packed before.
+gru.cpp: what is kept is packed from the caller's weights, which another thread changes
+- from.directions = sources;
++ from.directions = directions;
+gru.cpp: changed weights are taken for those of an earlier call
+- packed_before[direction] = false, changed = true;
++ packed_before[direction] = false;
+gru.cpp: changes of a second piece of the weights are not seen
+- look((int)j / 2, (int)j % 2);
++ look((int)j / 2, 0);
+gru.cpp: where threads take turns, one piece of the weights is looked at
+- j < (beside + 1) * pieces
++ j < beside * pieces + 1
+gru.cpp: weights in nn.GRU's order are taken for canonical ones packed before
+- p.reset_after, p.nn_order, V}
++ p.reset_after, V}
+vectors.h: two changes of sign are no change of a fingerprint
+- hash[s] ^= hash[s] >> 15;
+gru.cpp: in nn.GRU's order, the update gate is not turned round
+- problem->nn_order && gate == 0 ? -1 : 1;
++ 1;
+@ kernel: Threads and processes.
+gru.cpp: one thread computes a long recurrence
+- sharing(states, worth_multiplying)
++ sharing(0, states)
+gru.cpp: all threads go forward in one thread's memory
+- take_turns(items[i], scratch[thread], scratch[thread], own, true);
++ take_turns(items[i], scratch[thread], scratch[0], own, true);
+gru.cpp: all threads go backward in one thread's memory
+- kernels.backward(call, items[i], scratch[thread]);
++ kernels.backward(call, items[i], scratch[0]);
+gru.cpp: all threads multiply in one thread's memory
+- product(call, scratch[thread], parts[i]);
++ product(call, scratch[thread * 0], parts[i]);
+pool.h: of OpenMP's threads, those end that have no work
+- std::max(team, helpers + 1)
++ helpers + 1
+pool.h: all threads of OpenMP work in one thread's memory
+- const int thread = its.arrived++;
++ const int thread = its.arrived.load();
+gru.cpp: two calls at once share their memory
+- Pool::lock(threads);
+-   std::lock_guard<std::mutex> lock(pool.in_use, std::adopt_lock);
++ Pool::get();
+pool.h: a forked child waits for its parent's threads
+- new (place) Pool; });
++ });
+pool.h: a forked child waits for its parent's OpenMP threads
+- pthread_atfork(end_openmp_threads,
++ pthread_atfork(nullptr,
+@ kernel: Numbers and instruction sets.
+pool.h: denormal numbers count where they come in
+- _mm_setcsr(before | 0x8040);
++ _mm_setcsr(before | 0x8000);
+pool.h: denormal numbers count in all threads but the caller's
+- const FlushDenormals while_it_works;
++ std::unique_ptr<FlushDenormals> while_it_works(thread ? nullptr : new FlushDenormals);
+vectors.h: gates are never closer to 0 than e^-80
+- exp_low = -87.f, exp_high = 89.f,
++ exp_low = -87.f, exp_high = 80.f,
+vectors.h: e^x in double precision is a few bits short
+- bias = 1023, degree = 13;
++ bias = 1023, degree = 11;
+gru.cpp: a negative length is let in
+-     if (!in_range(problem.lengths, B, given.steps))
++     bool longer = false;
++     for (int64_t b = 0; problem.lengths && b < B; ++b)
++       longer |= problem.lengths[b] > given.steps;
++     if (longer)
+gru.cpp: an instruction set asked for is named, not taken
+- chosen = set;
++ return set->name;
+gru.cpp: an unknown instruction set changes the choice
+-     if (!set) return nullptr;
+-     chosen = set;
++     chosen = set;
++     if (!set) return nullptr;
+@ bindings: The bindings: what the kernel is told.
+torch_impl/fused.py: PyTorch: the second direction writes over the first's outputs
+- direction.outputs = within_memory(of_outputs, i * row)
++ direction.outputs = within_memory(of_outputs, 0)
+torch_impl/fused.py: PyTorch: the second direction's last states lie a row too early
+- direction.h_last = within_memory(of_h_last, i * call.batch * row)
++ direction.h_last = within_memory(of_h_last, i * (call.batch - 1) * row)
+torch_impl/fused.py: PyTorch: the second direction's biases are those of the first
+- address(f"{name}[{i}]", each[i], (3 * call.hidden,), h0.dtype)
++ address(f"{name}[{i}]", each[0], (3 * call.hidden,), h0.dtype)
+pool.h: PyTorch, at once: OpenMP's threads whether they spin or not
+- before.tv_nsec !=
++ 0 <=
+gru.cpp: PyTorch, at once: never OpenMP's
+- GRU_ALWAYS || seen ?
++ GRU_ALWAYS ?
+pool.h: PyTorch, at once: OpenMP's of a thread that has none
+- number() == getpid() &&
+pool.h: PyTorch, at once: OpenMP's of a parent
+- threads.st_nlink > 3 + workers.size()
++ true
+pool.h: PyTorch, at once: nobody knows of a fork before the first call
+- &first = Pool::get()
++ *first = 0
+tensors.cpp: PyTorch, at once: the shape is not looked at
+- found.shape[k] == shape.begin()[k] &&
++ true &&
+tensors.cpp: PyTorch, at once: nor distances in memory
+- || found.strides[k] == distance)
++ || true)
+tensors.cpp: PyTorch, at once: nor how wide a number is
+- found.bits == bits &&
++ true &&
+tensors.cpp: PyTorch, at once: float16 is read as float32
+- x.bits != 64 || bfloat16
++ x.bits != 64 && bfloat16
+tensors.cpp: PyTorch, at once: states of the first layer for all
+- (layer * R + i) * B * row
++ i * B * row
+tensors.cpp: PyTorch, at once: one direction's states for both
+- (layer * R + i) * B * row
++ layer * R * B * row
+tensors.cpp: PyTorch, at once: anew from h0
+- h_reset ? h_reset + state : nullptr
++ d.h0
+tensors.cpp: PyTorch, at once: both directions write the same outputs
+- outputs + i * row
++ outputs
+xla.cpp: JAX: the gradient of bias_ih is written where that of bias_hh belongs
+- d.d_bias_ih = result(2 * R + i).untyped_data();
++ d.d_bias_ih = result(3 * R + i).untyped_data();
+xla.cpp: JAX: the second direction writes over the first's outputs
+- (char *)outputs.untyped_data() + i * H * size
++ (char *)outputs.untyped_data() + 0 * i * H * size
+xla.cpp: JAX: the last result is not NaN where a token points nowhere
+- status != GRU_OK && i < of_results; ++i)
++ status != GRU_OK && i + 2 < of_results; ++i)
+@ arguments: The bindings: what the kernel is told.
+torch_impl/fused.py: PyTorch: the shape of the recurrent weights is not looked at
+- address(f"weight_hh[{i}]", weight_hh[i], (3 * size, size), dtype)
++ address(f"weight_hh[{i}]", weight_hh[i], weight_hh[i].shape, dtype)
+torch_impl/fused.py: PyTorch: the shape of the input weights is not looked at
+- address(f"weight_ih[{i}]", weight_ih[i], (3 * size, inputs), dtype)
++ address(f"weight_ih[{i}]", weight_ih[i], weight_ih[i].shape, dtype)
+torch_impl/memory.py: PyTorch: an array that is not contiguous is taken as if it were
+- if array.device != device or not array.is_contiguous() or array.is_neg():
++ if array.device != device or array.is_neg():
+torch_impl/layers.py: PyTorch: lengths beyond 32 bits are cut
+- if not it_checks or lengths.dtype != torch.int32:
++ if not it_checks:
+xla.cpp: JAX: the shape of h0 is not looked at
+- {"h0", backward ? result(4 * R + 1) : arg(4 * R + 1), of_states, type},
++ {"h0", x, of_x, type},
+xla.cpp: JAX: the shape of x is not looked at
+- {"x", x, of_x, type},
++ {"x", lengths, {B}, ffi::S32},
+xla.cpp: JAX: a row out of range begins from numbers
+- 0xff, row);
++ 0, row);
+xla.cpp: JAX: all rows begin from NaN
+- if (wrong) rows
++ rows
+xla.cpp: JAX: of a row out of range, a token is not mended
+- token = 0, wrong
++ wrong
+jax_impl/fused.py: JAX: derivatives of a row out of range are numbers
+- mended(*primals), tangents
++ primals, tangents
+jax_impl/layers.py: JAX: a length out of range passes under jit
+- s + jnp.where(rows[:, None], jnp.nan, 0) for s in states
++ s + jnp.where(rows[:, None], 0, 0) for s in states
+@ derivatives: The bindings: what the kernel is told.
+torch_impl/fused.py: PyTorch: a second derivative is that of the other reset
+- function = partial(gradients_of, by_scan(tokens, lengths, resets, *ctx.how))
++ function = partial(
++             gradients_of,
++             by_scan(tokens, lengths, resets, not ctx.how[0], ctx.how[1]),
++         )
+"""
+
+
+def faults(table: str) -> list[Fault]:
+    """Those of a table in the notation of TABLE."""
+    return [
+        Fault(name, file if "/" in file else f"common/kernels/{file}", *sides, TESTS[tests])
+        for group in table.split("\n@ ")[1:]
+        for tests in [group.partition(":")[0]]
+        for file, name, *parts in re.findall(FAULT, group, re.MULTILINE)
+        for sides in [["\n".join(line[2:] for line in part.splitlines()) for part in parts]]
+    ]
+
+
+FAULTS = faults(TABLE)
 
 
 @dataclass(frozen=True)
@@ -798,19 +514,24 @@ def try_out(fault: Fault | None, tests: Sequence[str], library: Path) -> Outcome
     return Outcome(found[1] if found else "", time.monotonic() - begin, error)
 
 
-def python(folder: Path, *arguments: str) -> tuple[int, str]:
+def python(
+    folder: Path,
+    *arguments: str,
+    environment: dict[str, str] = ENVIRONMENT,
+    seconds: float | None = 600,
+) -> tuple[int, str]:
     """Exit status and output of Python in a copy of the tree."""
+    own = {"PYTHONPATH": str(folder), "GRU_TWINS_CACHE": str(folder / "cache")}
     try:
         result = subprocess.run(
             [sys.executable, *arguments],
             cwd=folder,
-            env=os.environ
-            | ENVIRONMENT
-            | {"PYTHONPATH": str(folder), "GRU_TWINS_CACHE": str(folder / "cache")},
+            env=os.environ | own | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            errors="replace",
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired as late:

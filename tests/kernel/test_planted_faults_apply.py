@@ -14,6 +14,15 @@ def test_each_can_be_planted(fault: planted_faults.Fault) -> None:
     assert fault.new != fault.old
 
 
+def test_every_line_of_the_table_is_read() -> None:
+    texts = [text for fault in planted_faults.FAULTS for text in (fault.old, fault.new) if text]
+    lines = planted_faults.TABLE.strip().splitlines()
+    changed = sum(text.count("\n") + 1 for text in texts)
+    assert len(lines) == changed + len(planted_faults.FAULTS) + sum(
+        each[0] == "@" for each in lines
+    )
+
+
 def test_pytest_runs_as_they_run_it() -> None:
     """With the options of pyproject.toml, whatever plugin they belong to."""
     command = ("-m", "pytest", "--collect-only", *planted_faults.KERNEL_TESTS)

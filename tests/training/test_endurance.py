@@ -1,17 +1,22 @@
 """The short form of tools/endurance.py, whose table is in docs/reproducibility.md."""
 
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tools import endurance
 
+long = partial(pytest.param, marks=pytest.mark.long)
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.long)])
-def test_killed_runs_end_as_if_they_had_not_been(framework: str, tmp_path: Path) -> None:
-    same, _, _ = endurance.kill_many(framework, 2, random.Random(0), tmp_path)
-    assert same == 2
+
+@pytest.mark.parametrize(("framework", "kills"), [("torch", 1), long("torch", 4), long("jax", 2)])
+def test_killed_runs_end_as_if_they_had_not_been(
+    framework: str, kills: int, tmp_path: Path
+) -> None:
+    same, *_ = endurance.kill_many(framework, kills, random.Random(0), tmp_path)
+    assert same == kills
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
