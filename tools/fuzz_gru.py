@@ -354,7 +354,7 @@ def sanitizer() -> str:
 def build_sanitized(folder: Path) -> Path:
     """The kernel with AddressSanitizer. Raises OSError where it cannot be had."""
     sanitizer()
-    library = build(folder, ["-fsanitize=address", "-O1", "-g"])
+    library = build(folder, ["-fsanitize=address", "-O0", "-g1"])
     if library is None:
         raise OSError("the kernel does not compile with AddressSanitizer")
     return library
