@@ -66,9 +66,9 @@ for name, (learner, exported) in own.items():
         export.main(learner, kind, exported.save, exported.load)
     assert "no operator of ONNX computes the cell mgu" in said.getvalue()
 
-cases = [draws for draws in parity.cases() if draws[0].cell == "mgu"][1:4]
+cases = [draws for draws in parity.cases() if draws[0].cell == "mgu"][1:2]
 able = [each for each in parity.implementations() if each.cell == "mgu"]
-assert [each.name for each in able] == ["torch mgu", "jax mgu"] and len(cases) == 3
+assert [each.name for each in able] == ["torch mgu", "jax mgu"] and len(cases) == 1
 rows = [row for each in able for case in cases for row in parity.check(each, case, "float64")]
 assert {"d mgu.0.forward.gain", "outputs"} <= {row.check for row in rows}
 assert [row for row in rows if not row.passed] == []

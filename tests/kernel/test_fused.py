@@ -19,6 +19,7 @@ import torch_impl.fused
 import torch_impl.gru
 from common.params import DIRECTIONS, GRU_PARAMETERS, init_gru
 from jax_impl.gru import scan as jax_scan
+from tests import cases
 from torch_impl.gru import scan as torch_scan
 from torch_impl.inference import at_once
 
@@ -27,6 +28,9 @@ needs_torch = pytest.mark.skipif(not torch_impl.fused.available(), reason="no ke
 needs_jax = pytest.mark.skipif(not jax_impl.fused.available(), reason="no kernel for JAX")
 with_tokens = pytest.mark.parametrize("K", [0, 7])
 both = pytest.mark.parametrize("reset_after", [False, True])
+each_layer = cases.combinations(
+    "000 011 101 110", K=(0, 7), directions=(1, 2), reset_after=(False, True)
+)
 each_number = pytest.mark.parametrize("directions", [1, 2])
 T, B, D, H = 6, 4, 3, 5
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
@@ -112,9 +116,7 @@ def test_both_twins_compute_without_the_library() -> None:
 
 
 @needs_torch
-@both
-@each_number
-@with_tokens
+@each_layer
 def test_torch_gradients(K, directions, reset_after):
     arguments = tensors(draw(K, directions))
     how = {**HOW, "reset_after": reset_after}
@@ -140,10 +142,13 @@ def operands(arguments: list, directions: int = 1) -> list:
 
 
 @needs_torch
-@both
-@with_tokens
-@pytest.mark.parametrize("return_sequences", [False, True])
-@pytest.mark.parametrize("resets", [False, True])
+@cases.combinations(
+    "0000 0111 1011 1101 1110",
+    resets=(False, True),
+    return_sequences=(False, True),
+    K=(0, 7),
+    reset_after=(False, True),
+)
 def test_torch_operator(resets, return_sequences, K, reset_after):
     """The schema, the shapes without data and the dispatch under torch.compile are right."""
     arguments = tensors(draw(K, full=True, resets=resets))
@@ -249,8 +254,7 @@ def test_torch_takes_any_layout_and_refuses_other_types():
 
 
 @needs_jax
-@both
-@with_tokens
+@cases.combinations("00 11", K=(0, 7), reset_after=(False, True))
 def test_jax_gradients(K, reset_after):
     x, tokens, weights, lengths, h0 = arrays(draw(K, 2))
 
@@ -273,9 +277,7 @@ def test_jax_gradients(K, reset_after):
 
 @needs_torch
 @needs_jax
-@both
-@each_number
-@with_tokens
+@each_layer
 def test_the_other_gradients_are_the_same_where_that_of_x_is_not_wanted(K, directions, reset_after):
     drawn = draw(K, directions)
     how = {**HOW, "reset_after": reset_after}
@@ -499,7 +501,11 @@ OMP = {"OMP_NUM_THREADS": "2"}
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
 @pytest.mark.parametrize(
     ("thread", "policy", "own"),
-    [("first", "active", False), ("first", "passive", True), ("other", "active", True)],
+    [
+        ("first", "active", False),
+        ("other", "active", True),
+        pytest.param("first", "passive", True, marks=pytest.mark.long),
+    ],
 )
 def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
     thread: str, policy: str, own: bool
@@ -512,7 +518,10 @@ def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
 
 @needs_torch
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
-@pytest.mark.parametrize("how", ["first call in a child", "import in a child"])
+@pytest.mark.parametrize(
+    "how",
+    ["first call in a child", pytest.param("import in a child", marks=pytest.mark.long)],
+)
 def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads(how: str) -> None:
     """A runtime does not survive a fork."""
     subprocess.run([sys.executable, "-c", OPENMP, how], env=os.environ | OMP, check=True)
