@@ -139,6 +139,15 @@ def test_onnx_export_of_a_model_with_the_gru() -> None:
         found = session.run(None, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)))
         for ours, theirs in zip(found, model(x, lengths), strict=True):
             np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-6)
+    if "fused" in torch_impl.gru.CELL.implementations():
+        graph = torch.export.export(model, example).graph
+        assert any("gru.forward" in str(node.target) for node in graph.nodes)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_export_of_a_layer() -> None:
+    pytest.importorskip("onnxscript")
     layer = torch_impl.GRU(5, 7, 2, bidirectional=True, batch_first=True, reset_after=False).eval()
     x = torch.randn(3, 4, 5)
     program = torch.onnx.export(layer, (x,), dynamo=True, verbose=False)
@@ -146,6 +155,3 @@ def test_onnx_export_of_a_model_with_the_gru() -> None:
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     for ours, theirs in zip(found, layer(x), strict=True):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-6)
-    if "fused" in torch_impl.gru.CELL.implementations():
-        graph = torch.export.export(model, example).graph
-        assert any("gru.forward" in str(node.target) for node in graph.nodes)

@@ -41,28 +41,10 @@ def draw(
     K: int, directions: int = 1, *, H: int = H, full: bool = False, resets: bool = False
 ) -> dict:
     """Arguments of a recurrence, in its order; `full` makes all rows as long as the batch."""
-    rng = np.random.default_rng(K)
-    weights = [
-        [
-            rng.normal(size=(3 * H, D)) / D**0.5,
-            rng.normal(size=(3 * H, H)) / H**0.5,
-            rng.normal(size=3 * H),
-            rng.normal(size=3 * H),
-        ]
-        for _ in range(directions)
-    ]
-    return {
-        "x": rng.normal(size=(K, D) if K else (T, B, D)),
-        "tokens": rng.integers(0, K, (T, B), dtype=np.int32) if K else None,
-        "weights": weights,
-        "lengths": np.array([T] * B if full else [3, 6, 0, 5], np.int32),
-        "h0": rng.normal(size=(directions, B, H)),
-        **(
-            {"resets": rng.random((T, B)) < 1 / 3, "h_reset": rng.normal(size=(directions, B, H))}
-            if resets
-            else {}
-        ),
-    }
+    case = cases.draw(T, B, D, H, K, sides=DIRECTIONS[:directions], resets=resets)
+    lengths = np.array([T] * B if full else [3, 6, 0, 5], np.int32)
+    names = ("x", "tokens", "weights", "lengths", "h0", *("resets", "h_reset") * resets)
+    return {name: lengths if name == "lengths" else getattr(case, name) for name in names}
 
 
 def tensors(arguments: dict) -> list:
