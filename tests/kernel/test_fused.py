@@ -501,8 +501,7 @@ def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
 @needs_torch
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
 @pytest.mark.parametrize(
-    "how",
-    ["first call in a child", pytest.param("import in a child", marks=pytest.mark.long)],
+    "how", ["first call in a child", pytest.param("import in a child", marks=pytest.mark.long)]
 )
 def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads(how: str) -> None:
     """A runtime does not survive a fork."""

@@ -213,10 +213,7 @@ def test_torch_func_of_the_kernel_is_that_of_scan(transformation, reset_after):
     torch.testing.assert_close(got, want, rtol=BOUND, atol=BOUND)
 
 
-@pytest.mark.parametrize(
-    "transformation",
-    quickly([*IN_JAX, *BY_STATE_IN_JAX], *IN_JAX, "hessian"),
-)
+@pytest.mark.parametrize("transformation", quickly([*IN_JAX, *BY_STATE_IN_JAX], *IN_JAX, "hessian"))
 def test_jax_transformations_of_the_kernel_are_those_of_scan(transformation, x64):
     leaves, lengths = small(False)
     arrays = {name: jnp.asarray(value) for name, value in leaves.items()}

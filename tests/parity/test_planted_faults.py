@@ -89,7 +89,7 @@ TWINS = {
     ("twin", "recurrence", "reset_after", "dtype"),
     [
         *product(["torch"], ["loop", "scan"], [False, True], DTYPES),
-        ("jax", "scan", True, "float64"),
+        pytest.param("jax", "scan", True, "float64", marks=pytest.mark.long),
     ],
 )
 def test_a_backward_direction_that_starts_at_the_padding_fails(

@@ -121,10 +121,7 @@ def test_a_sequence_in_two_parts_is_the_whole(implementation, case, share):
     whole = implementation.run(case)
     first = implementation.run(
         replace(
-            case,
-            x=case.x[:at],
-            lengths=np.minimum(case.lengths, at),
-            d_outputs=case.d_outputs[:at],
+            case, x=case.x[:at], lengths=np.minimum(case.lengths, at), d_outputs=case.d_outputs[:at]
         )
     )
     second = implementation.run(

@@ -28,10 +28,7 @@ ONLY = {
         *("keep", "differentiate", "refuse", "gradients_of", "one_by_one", "directions_of"),
         *("check_directions", "describe"),
         *("on_gpu", "current", "apart"),
-        *(
-            "Rounded",
-            "RoundedAlong",
-        ),
+        *("Rounded", "RoundedAlong"),
         *("Forward", "Eager", "Backward"),
     },
     "jax": {
