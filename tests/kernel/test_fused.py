@@ -605,19 +605,11 @@ def test_torch_at_once_leaves_a_model_in_float16() -> None:
 @both
 def test_torch_results_do_not_depend_on_the_threads(reset_after):
     """They are those of PyTorch's OpenMP runtime, not of the kernel's own pool."""
-    T, B, D, H, K = 50, 64, 20, 32, 40
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
-
-    weights = [[normal(3 * H, D), normal(3 * H, H) / H**0.5, normal(3 * H), normal(3 * H)]]
-    tokens, lengths = rng.integers(0, K, (T, B)), rng.integers(0, T + 1, B)
-    given = [normal(K, D), tokens, weights, lengths, normal(1, B, H)]
+    case = cases.draw(50, 64, 20, 32, 40, dtype=np.float32)
 
     def results(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)
-        leaves = jax.tree.map(lambda a: torch.tensor(a, requires_grad=a.dtype == np.float32), given)
+        leaves = case.operands(lambda a: torch.tensor(a, requires_grad=a.dtype == np.float32))
         how = {"reset_after": reset_after, "return_sequences": True}
         outputs, h_last = torch_impl.fused.recurrence(*leaves, **how)
         (outputs.sum() + (h_last**2).sum()).backward()
