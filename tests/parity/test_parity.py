@@ -54,7 +54,7 @@ def checks():
 
 @pytest.mark.parametrize(("case", "dtype", "name"), [*checks()])
 def test_everything_agrees_with_the_oracle(case, dtype, name, request):
-    if dtype != "float64":  # The bounds depend on how XLA rounds.
+    if dtype != "float64" and "torch" not in name:  # The bounds depend on how XLA rounds.
         request.getfixturevalue("optimized")
     draws, implementation = CASES[case], IMPLEMENTATIONS[name]
     rows = parity.check(implementation, draws, dtype)
