@@ -7,8 +7,9 @@ parameter's gradient under the name of the parameter. This module imports no fra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -197,6 +198,25 @@ def each_part(case: Case, results: Arrays) -> Iterator[tuple[str, Array]]:
         axis = -1 if name == "outputs" else 0
         parts = [array] if common else np.split(array, len(case.sides), axis)
         yield from ((f"{name} {i}", part) for i, part in enumerate(parts))
+
+
+def combinations(few: str, **values: Sequence) -> Any:
+    """A parametrization by all combinations; those outside of `few` are long.
+
+    Each word of `few` has a digit for each name: the index into its values.
+    """
+    digits = product(*(range(len(each)) for each in values.values()))
+    default = [tuple(map(int, word)) for word in few.split()]
+    return pytest.mark.parametrize(
+        tuple(values),
+        [
+            pytest.param(
+                *(each[i] for each, i in zip(values.values(), combination, strict=True)),
+                marks=() if combination in default else pytest.mark.long,
+            )
+            for combination in digits
+        ],
+    )
 
 
 def instruction_sets(*names: str) -> Any:

@@ -66,9 +66,9 @@ for name, (learner, exported) in own.items():
         export.main(learner, kind, exported.save, exported.load)
     assert "no operator of ONNX computes the cell mgu" in said.getvalue()
 
-cases = [draws for draws in parity.cases() if draws[0].cell == "mgu"][1:4]
+cases = [draws for draws in parity.cases() if draws[0].cell == "mgu"][1:2]
 able = [each for each in parity.implementations() if each.cell == "mgu"]
-assert [each.name for each in able] == ["torch mgu", "jax mgu"] and len(cases) == 3
+assert [each.name for each in able] == ["torch mgu", "jax mgu"] and len(cases) == 1
 rows = [row for each in able for case in cases for row in parity.check(each, case, "float64")]
 assert {"d mgu.0.forward.gain", "outputs"} <= {row.check for row in rows}
 assert [row for row in rows if not row.passed] == []
@@ -139,6 +139,15 @@ def test_onnx_export_of_a_model_with_the_gru() -> None:
         found = session.run(None, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)))
         for ours, theirs in zip(found, model(x, lengths), strict=True):
             np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-6)
+    if "fused" in torch_impl.gru.CELL.implementations():
+        graph = torch.export.export(model, example).graph
+        assert any("gru.forward" in str(node.target) for node in graph.nodes)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_export_of_a_layer() -> None:
+    pytest.importorskip("onnxscript")
     layer = torch_impl.GRU(5, 7, 2, bidirectional=True, batch_first=True, reset_after=False).eval()
     x = torch.randn(3, 4, 5)
     program = torch.onnx.export(layer, (x,), dynamo=True, verbose=False)
@@ -146,6 +155,3 @@ def test_onnx_export_of_a_model_with_the_gru() -> None:
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     for ours, theirs in zip(found, layer(x), strict=True):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-6)
-    if "fused" in torch_impl.gru.CELL.implementations():
-        graph = torch.export.export(model, example).graph
-        assert any("gru.forward" in str(node.target) for node in graph.nodes)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common import oracle
+from common.params import ModelConfig, shapes
 
 T, B, D, H, C = 5, 5, 3, 4, 3
 LENGTHS = np.array([2, 5, 0, 5, 1])
@@ -16,19 +17,10 @@ STRUCTURES = [(1, 1), (1, 2), (2, 1), (3, 2)]
 def draw(layers: int, directions: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Parameters, x, h0 and h_reset, everything non-zero and of order one."""
     rng = np.random.default_rng(seed)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(layers):
-        for side in ("forward", "backward")[:directions]:
-            width = H * directions if layer else D
-            shapes[f"gru.{layer}.{side}.weight_ih"] = (3 * H, width)
-            shapes[f"gru.{layer}.{side}.weight_hh"] = (3 * H, H)
-            shapes[f"gru.{layer}.{side}.bias_ih"] = (3 * H,)
-            shapes[f"gru.{layer}.{side}.bias_hh"] = (3 * H,)
-    shapes["head.weight"] = (C, H * directions)
-    shapes["head.bias"] = (C,)
-    shapes["x"] = (T, B, D)
-    shapes["h0"] = shapes["h_reset"] = (layers * directions, B, H)
-    return {name: rng.uniform(-1, 1, shape) for name, shape in shapes.items()}
+    states = (layers * directions, B, H)
+    sizes = shapes(ModelConfig(D, H, layers, directions == 2, classes=C))
+    sizes |= {"x": (T, B, D), "h0": states, "h_reset": states}
+    return {name: rng.uniform(-1, 1, shape) for name, shape in sizes.items()}
 
 
 def run(

@@ -63,10 +63,16 @@ def test_the_first_ten_minutes_rehearsed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "sanitizer", ["thread", pytest.param("address,undefined", marks=pytest.mark.long)]
+    ("sanitizer", "kinds", "number"),
+    [
+        ("thread", "(Tf32-63-False or Float32-31-True or Bf16-31)", 6),
+        pytest.param("thread", "test", 17, marks=pytest.mark.long),
+        pytest.param("address,undefined", "test", 17, marks=pytest.mark.long),
+    ],
 )
-def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
-    """The same in PyTorch but for the largest, under GCC's sanitizers."""
+def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, kinds: str, number: int) -> None:
+    """The same in PyTorch but for the largest, under GCC's sanitizers. By default, these kinds:
+    all factors, both resets, one block and clusters of 2 and 4, one part and several."""
     names = ("tsan",) if sanitizer == "thread" else ("asan", "ubsan")
     asked = [[str(compiler()), f"-print-file-name=lib{name}.so"] for name in names]
     paths = [subprocess.check_output(each, text=True).strip() for each in asked]
@@ -83,8 +89,9 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str) -> None:
         "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0",
         "TSAN_OPTIONS": "halt_on_error=1:history_size=4:ignore_noninstrumented_modules=1",
     }
-    only = ("-m", "pytest", "-qs", "-n0", "--noconftest", "tests/gpu/small.py", "-k", "test_torch")
-    assert "17 passed" in run(*only, before=fixed, **options)
+    only = ("-m", "pytest", "-qs", "-n0", "--noconftest", "tests/gpu/small.py", "-k")
+    said = run(*only, f"test_torch and {kinds}", before=fixed, **options)
+    assert f"{number} passed" in said
 
 
 @pytest.mark.long

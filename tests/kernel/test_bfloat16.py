@@ -231,7 +231,14 @@ def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "reset_after"), [*zip(SIZES[2:], (True, False, True, False, True), strict=True)]
+    ("size", "reset_after"),
+    [
+        (SIZES[4], True),
+        (SIZES[5], False),
+        pytest.param(SIZES[2], True, marks=pytest.mark.long),
+        pytest.param(SIZES[3], False, marks=pytest.mark.long),
+        pytest.param(SIZES[6], True, marks=pytest.mark.long),
+    ],
 )
 def test_twins(size: tuple, reset_after: bool) -> None:
     """scan and fused of both twins are what the equations say."""
@@ -278,7 +285,7 @@ def jax_rows(function: Callable, x: Array, gradient: Array) -> tuple[Array, Arra
     return np.asarray(result), np.asarray(pull(gradient)[0])
 
 
-@pytest.mark.parametrize("implementation", ["scan", "fused"])
+@pytest.mark.parametrize("implementation", [pytest.param("scan", marks=pytest.mark.long), "fused"])
 def test_further_derivatives(implementation: str) -> None:
     """Forward mode, and the gradient's gradient, differ from those in float32 by bfloat16's 2^-8,
     give or take a factor for the way there; and PyTorch compiles them."""

@@ -22,6 +22,7 @@ import torch_impl.gru
 import torch_impl.scan
 from common.cells import LayerCall
 from common.params import DIRECTIONS, GRU_PARAMETERS, init_gru
+from tests import cases
 from torch_impl.inference import at_once
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -29,6 +30,9 @@ needs_torch = pytest.mark.skipif(not torch_impl.fused.available(), reason="no ke
 needs_jax = pytest.mark.skipif(not jax_impl.fused.available(), reason="no kernel for JAX")
 with_tokens = pytest.mark.parametrize("K", [0, 7])
 both = pytest.mark.parametrize("reset_after", [False, True])
+each_layer = cases.combinations(
+    "000 011 101 110", K=(0, 7), directions=(1, 2), reset_after=(False, True)
+)
 each_number = pytest.mark.parametrize("directions", [1, 2])
 T, B, D, H = 6, 4, 3, 5
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
@@ -48,28 +52,10 @@ def draw(
     K: int, directions: int = 1, *, H: int = H, full: bool = False, resets: bool = False
 ) -> dict:
     """Arguments of a recurrence, in its order; `full` makes all rows as long as the batch."""
-    rng = np.random.default_rng(K)
-    weights = [
-        [
-            rng.normal(size=(3 * H, D)) / D**0.5,
-            rng.normal(size=(3 * H, H)) / H**0.5,
-            rng.normal(size=3 * H),
-            rng.normal(size=3 * H),
-        ]
-        for _ in range(directions)
-    ]
-    return {
-        "x": rng.normal(size=(K, D) if K else (T, B, D)),
-        "tokens": rng.integers(0, K, (T, B), dtype=np.int32) if K else None,
-        "weights": weights,
-        "lengths": np.array([T] * B if full else [3, 6, 0, 5], np.int32),
-        "h0": rng.normal(size=(directions, B, H)),
-        **(
-            {"resets": rng.random((T, B)) < 1 / 3, "h_reset": rng.normal(size=(directions, B, H))}
-            if resets
-            else {}
-        ),
-    }
+    case = cases.draw(T, B, D, H, K, sides=DIRECTIONS[:directions], resets=resets)
+    lengths = np.array([T] * B if full else [3, 6, 0, 5], np.int32)
+    names = ("x", "tokens", "weights", "lengths", "h0", *("resets", "h_reset") * resets)
+    return {name: lengths if name == "lengths" else getattr(case, name) for name in names}
 
 
 def tensors(arguments: dict) -> list:
@@ -123,9 +109,7 @@ def test_both_twins_compute_without_the_library() -> None:
 
 
 @needs_torch
-@both
-@each_number
-@with_tokens
+@each_layer
 def test_torch_gradients(K, directions, reset_after):
     arguments = tensors(draw(K, directions))
     how = {**HOW, "reset_after": reset_after}
@@ -151,10 +135,13 @@ def operands(arguments: list, directions: int = 1) -> list:
 
 
 @needs_torch
-@both
-@with_tokens
-@pytest.mark.parametrize("return_sequences", [False, True])
-@pytest.mark.parametrize("resets", [False, True])
+@cases.combinations(
+    "0000 0111 1011 1101 1110",
+    resets=(False, True),
+    return_sequences=(False, True),
+    K=(0, 7),
+    reset_after=(False, True),
+)
 def test_torch_operator(resets, return_sequences, K, reset_after):
     """The schema, the shapes without data and the dispatch under torch.compile are right."""
     arguments = tensors(draw(K, full=True, resets=resets))
@@ -259,8 +246,7 @@ def test_torch_takes_any_layout_and_refuses_other_types():
 
 
 @needs_jax
-@both
-@with_tokens
+@cases.combinations("00 11", K=(0, 7), reset_after=(False, True))
 def test_jax_gradients(K, reset_after):
     x, tokens, weights, lengths, h0 = arrays(draw(K, 2))
 
@@ -283,9 +269,7 @@ def test_jax_gradients(K, reset_after):
 
 @needs_torch
 @needs_jax
-@both
-@each_number
-@with_tokens
+@each_layer
 def test_the_other_gradients_are_the_same_where_that_of_x_is_not_wanted(K, directions, reset_after):
     drawn = draw(K, directions)
     how = {**HOW, "reset_after": reset_after}
@@ -505,7 +489,11 @@ OMP = {"OMP_NUM_THREADS": "2"}
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
 @pytest.mark.parametrize(
     ("thread", "policy", "own"),
-    [("first", "active", False), ("first", "passive", True), ("other", "active", True)],
+    [
+        ("first", "active", False),
+        ("other", "active", True),
+        pytest.param("first", "passive", True, marks=pytest.mark.long),
+    ],
 )
 def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
     thread: str, policy: str, own: bool
@@ -518,7 +506,9 @@ def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
 
 @needs_torch
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
-@pytest.mark.parametrize("how", ["first call in a child", "import in a child"])
+@pytest.mark.parametrize(
+    "how", ["first call in a child", pytest.param("import in a child", marks=pytest.mark.long)]
+)
 def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads(how: str) -> None:
     """A runtime does not survive a fork."""
     subprocess.run([sys.executable, "-c", OPENMP, how], env=os.environ | OMP, check=True)
@@ -621,19 +611,11 @@ def test_torch_at_once_leaves_a_model_in_float16() -> None:
 @both
 def test_torch_results_do_not_depend_on_the_threads(reset_after):
     """They are those of PyTorch's OpenMP runtime, not of the kernel's own pool."""
-    T, B, D, H, K = 50, 64, 20, 32, 40
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
-
-    weights = [[normal(3 * H, D), normal(3 * H, H) / H**0.5, normal(3 * H), normal(3 * H)]]
-    tokens, lengths = rng.integers(0, K, (T, B)), rng.integers(0, T + 1, B)
-    given = [normal(K, D), tokens, weights, lengths, normal(1, B, H)]
+    case = cases.draw(50, 64, 20, 32, 40, dtype=np.float32)
 
     def results(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)
-        leaves = jax.tree.map(lambda a: torch.tensor(a, requires_grad=a.dtype == np.float32), given)
+        leaves = case.operands(lambda a: torch.tensor(a, requires_grad=a.dtype == np.float32))
         how = {"reset_after": reset_after, "return_sequences": True}
         outputs, h_last = torch_fused(*leaves, **how)
         (outputs.sum() + (h_last**2).sum()).backward()

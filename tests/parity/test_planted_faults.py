@@ -16,6 +16,7 @@ from comparison.implementations import Case, Implementation
 from comparison.jax_layers import jax_cell
 from comparison.parity import RESETS, SIZES, check, draw
 from comparison.torch_layers import OURS, torch_cell
+from tests.cases import combinations
 
 SIZE = next(size for size in SIZES if size.name == "ties, zeros, unsorted")
 DRAWS = {after: tuple(draw(SIZE, after, seed) for seed in range(4)) for after in (False, True)}
@@ -61,14 +62,17 @@ def failed(implementation: Implementation, reset_after: bool, dtype: str) -> set
 
 # PyTorch's, whose loop has a yardstick of its own: these faults are planted in what they are given.
 each_implementation = pytest.mark.parametrize("implementation", [*map(torch_cell, OURS)], ids=OURS)
-each_reset = pytest.mark.parametrize("reset_after", [False, True])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-@each_dtype
-@each_reset
+# scan has the yardstick of fused; and each dtype takes one kind of reset by default.
+@combinations(
+    "000 011 200 211",
+    implementation=[*map(torch_cell, OURS)],
+    reset_after=(False, True),
+    dtype=DTYPES,
+)
 @pytest.mark.parametrize("fault", FAULTS)
-@each_implementation
 def test_a_fault_in_the_equations_fails(implementation, fault, reset_after, dtype):
     faulty = replace(implementation, run=lambda case: implementation.run(FAULTS[fault](case)))
     missed = {"outputs", "h_last", "loss", "d x"} - failed(faulty, reset_after, dtype)
@@ -85,7 +89,7 @@ TWINS = {
     ("twin", "recurrence", "reset_after", "dtype"),
     [
         *product(["torch"], ["loop", "scan"], [False, True], DTYPES),
-        ("jax", "scan", True, "float64"),
+        pytest.param("jax", "scan", True, "float64", marks=pytest.mark.long),
     ],
 )
 def test_a_backward_direction_that_starts_at_the_padding_fails(

@@ -28,10 +28,7 @@ ONLY = {
         *("forward_of_arrays", "backward_of_arrays", "_"),
         *("keep", "differentiate", "refuse", "gradients_of", "one_by_one"),
         *("describe", "on_gpu", "current"),
-        *(
-            "Rounded",
-            "RoundedAlong",
-        ),
+        *("Rounded", "RoundedAlong"),
         *("Forward", "Eager", "Backward"),
     },
     "jax": {
