@@ -24,7 +24,7 @@ import pytest
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
 from common.errors import LOST
-from common.training import checkpoint, dropout, loop, run_directory
+from common.training import checkpoint, dropout, loop
 from common.training.options import TrainConfig
 from common.training.recipe import Recipe
 from common.training.world import ALONE, World, joined
@@ -100,16 +100,10 @@ def test_shares_come_to_the_whole_batch(name: str, shares: int, whole: Any, x64:
     assert_near(gradients(name, ALONE, shares), whole[name])
 
 
-def quiet(name: str, out: Path) -> None:
-    """Say nothing, and draw nothing, which takes longer than to train."""
-    endurance.quiet(name, out.parents[1] / "compiled")
-    run_directory.draw = lambda folder: True
-
-
 def worker(name: str, out: Path, launched: dict[str, str], shares: int, devices: int) -> None:
     """Train, in JAX on that many devices, and write the gradients."""
     os.environ.update(launched, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
-    quiet(name, out)
+    endurance.quiet(name, out.parents[1] / "compiled")
     framework = import_module(f"{name}_impl.learner")
     with joined(framework) as world:
         assert name == "torch" or len(jax.local_devices()) == devices
@@ -178,7 +172,7 @@ def test_workers_find_and_leave_what_one_does(
 def training(name: str, out: Path, launched: dict[str, str], options: TrainConfig) -> None:
     """As `python -m torch_impl.train`, but that it says nothing."""
     os.environ.update(launched)
-    quiet(name, out)
+    endurance.quiet(name, out.parents[1] / "compiled")
     framework = import_module(f"{name}_impl.learner")
     with joined(framework) as world:
         loop.train(framework, dataclasses.replace(options, out=out), world)
