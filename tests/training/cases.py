@@ -3,13 +3,15 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import jax_impl.learner
 import torch_impl.learner
-from common.training import loop, run_directory
+from common import files
+from common.training import checkpoint, loop, run_directory
 
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
@@ -44,6 +46,15 @@ def refused_at_once(result: tuple[int, str, str]) -> str:
     """The same of a command that wrote nothing to standard output."""
     assert result[1] == ""
     return refused(result)
+
+
+def rewrite(folder: Path, name: str, content: bytes) -> None:
+    """Change a file of a run or a checkpoint, and make SHA256SUMS fit."""
+    (folder / name).write_bytes(content)
+    is_checkpoint = folder.name.isdigit()
+    names = checkpoint.CHECKPOINT_FILES if is_checkpoint else run_directory.RUN_FILES
+    content_of = {each: (folder / each).read_bytes() for each in names if (folder / each).exists()}
+    (folder / files.SUMS).write_bytes(files.checksums(content_of))
 
 
 @pytest.fixture(scope="module", autouse=True)

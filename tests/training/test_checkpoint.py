@@ -23,7 +23,15 @@ from common.inference import prediction
 from common.params import ModelConfig
 from common.training import checkpoint, loop, run_directory
 from common.training.options import TrainConfig
-from tests.training.cases import Command, main_of, refused, refused_at_once, succeeds, train_torch
+from tests.training.cases import (
+    Command,
+    main_of,
+    refused,
+    refused_at_once,
+    rewrite,
+    succeeds,
+    train_torch,
+)
 
 SIZES = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
 OPTIONS = TrainConfig(data="rt", vectors="random:4", checkpoint_seconds=0, log_every=1, **SIZES)
@@ -49,15 +57,6 @@ def last(run: Path) -> Path:
     found = checkpoint.last(run)
     assert found is not None
     return found
-
-
-def rewrite(folder: Path, name: str, content: bytes) -> None:
-    """Change a file and make SHA256SUMS fit, as somebody who means it would."""
-    (folder / name).write_bytes(content)
-    is_checkpoint = folder.name.isdigit()
-    names = checkpoint.CHECKPOINT_FILES if is_checkpoint else run_directory.RUN_FILES
-    content_of = {each: (folder / each).read_bytes() for each in names if (folder / each).exists()}
-    (folder / files.SUMS).write_bytes(files.checksums(content_of))
 
 
 def test_the_last_that_is_whole_is_used_and_the_damaged_one_named(run: Path) -> None:

@@ -224,11 +224,7 @@ def after_steps(
 
 @pytest.mark.parametrize(
     ("name", "number", "code"),
-    [
-        ("torch", signal.SIGINT, 130),
-        ("torch", signal.SIGTERM, 143),
-        ("jax", signal.SIGINT, 130),
-    ],
+    [("torch", signal.SIGINT, 130), ("torch", signal.SIGTERM, 143), ("jax", signal.SIGINT, 130)],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(
     name: str,
@@ -368,11 +364,7 @@ runpy.run_module("common.report", run_name="__main__")
     ],
 )
 def test_figures_that_cannot_be_drawn_cost_one_warning(
-    program: str,
-    reason: str,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    program: str, reason: str, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The run is whole and finished without them, and they can be drawn later."""
     out = tmp_path / "a run"
@@ -422,11 +414,7 @@ def run(drawn: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_a_run_that_cannot_be_drawn_gets_one_clear_line_and_keeps_its_figures(
-    name: str,
-    change: Callable[[dict[str, Any]], object],
-    message: str,
-    run: Path,
-    command: Command,
+    name: str, change: Callable[[dict[str, Any]], object], message: str, run: Path, command: Command
 ) -> None:
     content = json.loads((run / name).read_text())
     change(content)

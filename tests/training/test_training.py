@@ -4,6 +4,7 @@ import ctypes
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import product
@@ -17,7 +18,6 @@ from safetensors.numpy import save
 import compare
 import jax_impl.learner
 import torch_impl.learner
-from common import files
 from common.data import corpus
 from common.data.batches import MAX_SHAPES
 from common.inference import prediction
@@ -35,6 +35,7 @@ from tests.training.cases import (
     main_of,
     refused,
     refused_at_once,
+    rewrite,
     succeeds,
     train_torch,
 )
@@ -286,9 +287,7 @@ def test_bad_prediction_input_gets_one_clear_line(
 def test_a_damaged_run_directory_is_refused_by_file(
     file: str, damage: str, command: Command, trained: Path, tmp_path: Path
 ) -> None:
-    for path in trained.iterdir():
-        if path.is_file():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     content = (tmp_path / file).read_bytes()
     if damage == "missing":
         (tmp_path / file).unlink()
@@ -305,8 +304,6 @@ def test_a_damaged_run_directory_is_refused_by_file(
         return
     # Where there are no checksums (earlier versions wrote none), or they are made to fit, it shows
     # all the same: half a vocabulary at the vectors, whose number has to be the same.
-    (tmp_path / "SHA256SUMS").write_bytes(
-        files.checksums({name: (tmp_path / name).read_bytes() for name in run_directory.RUN_FILES})
-    )
+    rewrite(tmp_path, file, (tmp_path / file).read_bytes())
     error = refused(command(predict, tmp_path, "text"))
     assert file in error or (file == "vocabulary.txt" and "vectors.safetensors" in error)
