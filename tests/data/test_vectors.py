@@ -257,11 +257,14 @@ def test_gensims_file_of_every_protocol_is_read(protocol: int, tmp_path: Path) -
     assert matrix[:, 0].tolist() == list(range(0, 70_000, 7))
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.parametrize("format_", fuzz_vectors.formats())
-def test_damaged_files_are_refused_and_nothing_else(format_: str, tmp_path: Path) -> None:
+def test_damaged_files_are_refused_and_nothing_else(
+    format_: str, count: int, tmp_path: Path
+) -> None:
     tracemalloc.start()
     try:
-        outcome = fuzz_vectors.attack(format_, 100, tmp_path, seed=1)
+        outcome = fuzz_vectors.attack(format_, count, tmp_path, seed=1)
     finally:
         tracemalloc.stop()
     assert outcome["refused"] > 0
