@@ -157,7 +157,8 @@ def _run(framework: str, options: TrainConfig, out: Path, launched: Mapping[str,
 
 
 def quiet(framework: str, compiled: Path) -> None:
-    """Let a forked process print nothing, and compile nothing that is in that folder."""
+    """Let a forked process print and draw nothing, and compile nothing that is in that folder."""
+    run_directory.draw = lambda folder, program=(): True  # takes longer than the training
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if framework == "torch":
         import torch

@@ -520,8 +520,9 @@ def test_folders_without_the_layout(acl_imdb: Callable[[], Path], tmp_path: Path
 # ----------------------------------------------------------------------------------- damaged files
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", fuzz_datasets.KINDS)
-def test_of_damaged_files_nothing_but_an_input_error_comes(kind: str) -> None:
-    refused, slowest = fuzz_datasets.fuzz(kind, 300)
+def test_of_damaged_files_nothing_but_an_input_error_comes(kind: str, count: int) -> None:
+    refused, slowest = fuzz_datasets.fuzz(kind, count)
     assert refused or kind == "text"  # every byte is a text
     assert slowest < 2

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.data import corpus, encode
-
-Command = Callable[..., tuple[int, str, str]]
+from tests.training.cases import Command, refused_at_once, succeeds
 
 
 @pytest.fixture
@@ -46,8 +44,8 @@ def test_parts_come_to_the_whole(
     same = ["--data", reviews, "--parts", tmp_path / "parts", "--skip-bad-rows"]
     for part in reversed(range(of)):
         assert command(encode.main, "part", *same, "--part", part, "--of", of)[0] == 0
-    status, output, _ = command(encode.main, "merge", *same)
-    assert (status, output) == (0, f"{reviews}: 299 texts, {len(whole.vocabulary)} words\n")
+    output = succeeds(command(encode.main, "merge", *same))
+    assert output == f"{reviews}: 299 texts, {len(whole.vocabulary)} words\n"
     assert contents(tmp_path / "merged") == contents(tmp_path / "whole")
     lines: list[str] = []
     assert corpus.load(reviews, lines.append, skip_bad_rows=True).left_out == whole.left_out
@@ -62,9 +60,7 @@ def test_what_does_not_fit_is_refused(reviews: str, command: Command, tmp_path: 
         assert command(encode.main, "part", *same, "--part", part, "--of", 3)[0] == 0
 
     def refused(*arguments: object) -> str:
-        status, output, error = command(encode.main, *arguments)
-        assert (status, output) == (2, "")
-        return error
+        return refused_at_once(command(encode.main, *arguments))
 
     assert f"{parts / '2'}: part 2 of 3 is missing" in refused("merge", *same)
     assert command(encode.main, "part", *same, "--part", 2, "--of", 4)[0] == 0

@@ -117,11 +117,11 @@ from common.data import corpus, encoding
 from common.data.sources.dataset import Dataset, Example
 from common.errors import exit_on_input_error
 
-encoding._ALONE, encoding.cores = 1, lambda: 2
+encoding._ALONE, encoding.cores, corpus.CHUNK = 1, lambda: 2, 10_000
 
 def endless():
     for i in itertools.count():
-        if i == 400_000:
+        if i == 20_000:
             print("running", flush=True)
         yield Example("some text", "a")
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from scipy.special import softmax
 
 import jax_impl.classifier
 import jax_impl.learner
 import torch_impl.classifier
 import torch_impl.learner
-from common import convert, files, oracle, params
+from common import convert, oracle, params
 from common.data import corpus, ngrams
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit, join
@@ -29,10 +29,19 @@ from common.inference.model import Model
 from common.training import loop
 from common.training.options import TrainConfig
 from common.training.run_directory import load_run
+from tests.training.cases import (
+    FRAMEWORKS,
+    Command,
+    each_framework,
+    main_of,
+    refused,
+    rewrite,
+    succeeds,
+    train_torch,
+)
 
-Command = Callable[..., tuple[int, str, str]]
-TWINS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 V = 7
+predict = main_of(torch_impl.learner, prediction)
 
 
 @pytest.fixture
@@ -127,16 +136,17 @@ def batches_of(steps: int) -> list[Batch]:
     ("model", "train_vectors"), [("gru", True), ("bigru", False), ("rnn", False)]
 )
 def test_both_twins_take_the_same_steps(model: str, train_vectors: bool) -> None:
-    """100 in float64; and the first logits are the oracle's on vectors and ratios side by side."""
+    """30 in float64; and the first logits are the oracle's on vectors and ratios side by side."""
     words = len(corpus.load("imdb").vocabulary)
     vectors = np.random.default_rng(0).standard_normal((words, 8))
     training = TrainConfig(device="cpu", hidden_size=12, model=model, ngrams=2, word_dropout=0.2)
     config = training.model_config(vectors.shape, 2, train_vectors)
     values = params.init(config, 1, vectors)
-    batches = batches_of(100)
+    batches = batches_of(30)
     with jax.enable_x64(True):
         in_torch, in_jax = (
-            twin.Learner(config, training, vectors, values, "float64") for twin in TWINS.values()
+            twin.Learner(config, training, vectors, values, "float64")
+            for twin in FRAMEWORKS.values()
         )
         first = batches[0]
         x = np.concatenate([vectors[first.distinct][first.tokens], first.ratios], -1)
@@ -183,7 +193,7 @@ def test_from_training_to_prediction(trained: Path, command: Command) -> None:
     data = corpus.load("rt")
     test = data.test.subset(96)
     texts = tuple(" ".join(data.vocabulary[token] for token in test[i]) for i in range(96))
-    models = [Model(twin, run) for twin in TWINS.values()]
+    models = [Model(twin, run) for twin in FRAMEWORKS.values()]
     found = [softmax(model.logits(texts), axis=1) for model in models]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
     right = (found[0].argmax(1) == test.labels).mean()
@@ -192,9 +202,8 @@ def test_from_training_to_prediction(trained: Path, command: Command) -> None:
         for text in (0, 3):
             answer = model.explain(texts[text])
             assert answer["probability"] == pytest.approx(probabilities[text].max(), abs=1e-5)
-    predict = partial(prediction.main, torch_impl.learner)
-    status, output, error = command(predict, trained, texts[0])
-    assert (status, error) == (0, "") and output.split("\t")[0] == run.classes[found[0][0].argmax()]
+    output = succeeds(command(predict, trained, texts[0]))
+    assert output.split("\t")[0] == run.classes[found[0][0].argmax()]
 
 
 @pytest.mark.parametrize(
@@ -210,24 +219,18 @@ def test_from_training_to_prediction(trained: Path, command: Command) -> None:
 def test_damaged_ratios_are_refused(
     trained: Path, damage: Callable, problem: str, tmp_path: Path, command: Command
 ) -> None:
-    for path in trained.iterdir():
-        if path.is_file():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(tmp_path / "vectors.safetensors")
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    tensors = load_file(run / "vectors.safetensors")
     damage(tensors)
-    save_file(tensors, tmp_path / "vectors.safetensors")
-    names = ("config.json", "vocabulary.txt", "vectors.safetensors", "model.safetensors")
-    contents = {n: (tmp_path / n).read_bytes() for n in (*names, "metrics.json")}
-    (tmp_path / "SHA256SUMS").write_bytes(files.checksums(contents))
-    status, _, error = command(partial(prediction.main, torch_impl.learner), tmp_path, "text")
-    assert status == 2 and problem in error and "vectors.safetensors" in error
+    rewrite(run, "vectors.safetensors", save(tensors))
+    error = refused(command(predict, run, "text"))
+    assert problem in error and "vectors.safetensors" in error
 
 
 @pytest.mark.parametrize("number", [-1, 11])
 def test_a_length_that_is_none_is_refused(number: int, command: Command, tmp_path: Path) -> None:
-    main = partial(loop.main, torch_impl.learner)
-    status, _, error = command(main, "--ngrams", number, "--out", tmp_path / "run")
-    assert status == 2 and f"--ngrams {number}" in error and error.count("\n") == 1
+    error = refused(command(train_torch, "--ngrams", number, "--out", tmp_path / "run"))
+    assert f"--ngrams {number}" in error
 
 
 def test_a_model_is_converted_there_and_back(trained: Path, tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_a_model_is_converted_there_and_back(trained: Path, tmp_path: Path) -> N
         convert.convert(tensors, "canonical", "keras", reset_after=False)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@each_framework
 def test_ratios_that_do_not_fit_are_refused(name: str) -> None:
     config = TrainConfig(hidden_size=4, ngrams=2).model_config((9, 3), 2, False)
     module = {"torch": torch_impl.classifier, "jax": jax_impl.classifier}[name]

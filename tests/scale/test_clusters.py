@@ -15,56 +15,70 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
-from common.training import loop
 from common.training.options import to_arguments
-from comparison import processes, runs
+from comparison import processes
 from comparison.processes import Job, Place
-from comparison.runs import Training
 from tests import ROOT
 from tools import endurance
 
 LONG = dataclasses.replace(endurance.TINY, epochs=20, validation_size=0)
+# A program that prints, goes on after a kill and leaves a file as a training does, but starts fast.
+QUICK = """
+import pathlib, sys, time, common
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir(exist_ok=True)
+steps = out / "model.safetensors"
+begun = steps.read_text().split() if steps.exists() else []
+if begun:
+    print(f"going on after step {len(begun)}")
+for step in range(len(begun) + 1, 21):
+    print(f"[epoch:{step}/20]", flush=True)
+    time.sleep(0.05)
+    steps.open("a").write(f"{step}\\n")
+"""
 
 
-@pytest.fixture
-def chosen(tmp_path: Path) -> Training:
-    """What is to be trained elsewhere."""
-    return Training.of("torch", "gru", LONG, tmp_path / "run", "elsewhere")
+@pytest.fixture(params=["quick_train", pytest.param("torch_impl.train", marks=pytest.mark.long)])
+def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The program that runs elsewhere."""
+    (tmp_path / "quick_train.py").write_text(QUICK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The parameters that it comes to here."""
-    import torch_impl.learner
-
-    out = tmp_path_factory.mktemp("here")
-    loop.train(torch_impl.learner, dataclasses.replace(LONG, out=out))  # type: ignore[arg-type]
-    return (out / "model.safetensors").read_bytes()
-
-
-def train_and_disturb(chosen: Training, place: Place) -> list[str]:
-    """Train it; in its third epoch, once, kill who runs it. What was printed."""
+def run_and_disturb(module: str, place: Place) -> None:
+    """Kill, in the third epoch of the program, the process that runs it; another one goes on."""
+    assert place.folder is not None
+    options = dataclasses.replace(LONG, out=place.folder / "run")
     lines: list[str] = []
     killed: list[int] = []
+    ended: list[Job] = []
 
-    def say(name: str, line: str) -> None:
+    def say(job: Job, line: str) -> None:
         lines.append(line)
         if line.startswith("[epoch:3/") and not killed:
-            killed.append(parent(running(chosen.folder)))
+            killed.append(parent(running(place.folder / "run", module)))
             os.kill(killed[0], signal.SIGKILL)
 
-    runs.train([chosen], place, say, lambda name, run: lines.append(f"{name} ended"))
-    assert killed
+    job = Job("elsewhere", module, tuple(to_arguments(options)))
+    processes.run([job], place, say, ended.append)
+    assert killed and ended == [job]
     assert [line for line in lines if "going on after step" in line], "it began anew"
-    return lines
+    expected = "".join(f"{step}\n" for step in range(1, 21)).encode()
+    if module != "quick_train":
+        alone = place.folder / "alone"
+        endurance.train("torch", LONG, alone)
+        expected = (alone / "model.safetensors").read_bytes()
+    assert (place.folder / "run" / "model.safetensors").read_bytes() == expected
+    assert not list(place.folder.glob(".jobs-*"))
 
 
-def running(out: Path) -> int:
-    """The process that trains into this folder."""
+def running(out: Path, module: str = "torch_impl.train") -> int:
+    """The process of the program that writes to this folder."""
     words = f"--out\0{out}\0".encode()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if words in (said := path.read_bytes()) and b"torch_impl.train" in said:
+            if words in (said := path.read_bytes()) and module.encode() in said:
                 return int(path.parent.name)
         except OSError:
             continue
@@ -76,10 +90,7 @@ def parent(process: int) -> int:
 
 
 def test_dask_has_another_worker_go_on(
-    chosen: Training,
-    undisturbed: bytes,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import dask
     from distributed import LocalCluster
@@ -89,17 +100,14 @@ def test_dask_has_another_worker_go_on(
         dask.config.set({"scheduler-address": cluster.scheduler_address}),
     ):
 
-        def grow() -> None:  # once we have come; one of its clients is its own
+        def grow() -> None:  # once the client of the run, the second one, has come
             while len(cluster.scheduler.clients) < 2:
                 time.sleep(0.05)
             cluster.scale(2)
 
         threading.Thread(target=grow, daemon=True).start()
-        lines = train_and_disturb(chosen, Place("dask", folder=tmp_path))
+        run_and_disturb(module, Place("dask", folder=tmp_path))
     assert "has no workers yet: waiting for some" in capsys.readouterr().out
-    assert [line for line in lines if line.endswith(" ended")] == ["elsewhere ended"]
-    assert (chosen.folder / "model.safetensors").read_bytes() == undisturbed
-    assert not list(tmp_path.glob(".jobs-*"))
 
 
 SLURM = {
@@ -146,15 +154,12 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return stub
 
 
-def test_slurm_gets_a_script_and_may_run_it_again(
-    slurm: Path, chosen: Training, undisturbed: bytes, tmp_path: Path
-) -> None:
+def test_slurm_gets_a_script_and_may_run_it_again(slurm: Path, module: str, tmp_path: Path) -> None:
     (slurm / "requeue").touch()
-    place = Place("slurm", slurm=("partition=long", "cpus-per-task=2"), folder=tmp_path)
-    train_and_disturb(chosen, place)
+    options = ("partition=long", "cpus-per-task=2")
+    run_and_disturb(module, Place("slurm", slurm=options, folder=tmp_path))
     script = (slurm / "script").read_text().splitlines()
     assert {"#SBATCH --partition=long", "#SBATCH --cpus-per-task=2"} <= {*script}
-    assert (chosen.folder / "model.safetensors").read_bytes() == undisturbed
 
 
 @pytest.mark.long

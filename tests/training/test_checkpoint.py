@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,17 +23,26 @@ from common.inference import prediction
 from common.params import ModelConfig
 from common.training import checkpoint, loop, run_directory
 from common.training.options import TrainConfig
+from tests.training.cases import (
+    Command,
+    main_of,
+    refused,
+    refused_at_once,
+    rewrite,
+    succeeds,
+    train_torch,
+)
 
-Command = Callable[..., tuple[int, str, str]]
 SIZES = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 1}
 OPTIONS = TrainConfig(data="rt", vectors="random:4", checkpoint_seconds=0, log_every=1, **SIZES)
-predict = partial(prediction.main, torch_impl.learner)
+predict = main_of(torch_impl.learner, prediction)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, not_drawn: Callable[..., bool]) -> Path:
     folder = tmp_path_factory.mktemp("run")
     loop.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": folder}))
+    assert not_drawn(folder)
     return folder
 
 
@@ -41,17 +51,12 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def rewrite(folder: Path, name: str, content: bytes) -> None:
-    """Change a file and make SHA256SUMS fit, as somebody who means it would."""
-    (folder / name).write_bytes(content)
-    names = [path.name for path in folder.iterdir() if path.is_file()]
-    names = [
-        each for each in names if each in (*run_directory.RUN_FILES, *checkpoint.CHECKPOINT_FILES)
-    ]
-    if not folder.name.isdigit():
-        names.remove("log.jsonl")
-    sums = files.checksums({each: (folder / each).read_bytes() for each in names})
-    (folder / files.SUMS).write_bytes(sums)
+@pytest.fixture
+def last(run: Path) -> Path:
+    """The last checkpoint of the run."""
+    found = checkpoint.last(run)
+    assert found is not None
+    return found
 
 
 def test_the_last_that_is_whole_is_used_and_the_damaged_one_named(run: Path) -> None:
@@ -67,17 +72,15 @@ def test_the_last_that_is_whole_is_used_and_the_damaged_one_named(run: Path) -> 
         checkpoint.newest(run, warnings.append)
 
 
-def test_a_checkpoint_under_another_number_is_refused(run: Path) -> None:
-    last = checkpoint.last(run)
-    assert last is not None
+def test_a_checkpoint_under_another_number_is_refused(last: Path) -> None:
     last.rename(last.with_name("000000007"))
     with pytest.raises(InputError, match="is that of step 2"):
         checkpoint.load_checkpoint(last.with_name("000000007"))
 
 
-def test_keep_and_the_damaged_ones_after_it(run: Path) -> None:
+def test_keep_and_the_damaged_ones_after_it(run: Path, last: Path) -> None:
     """After going back from a damaged checkpoint, it does not count as one of those kept."""
-    (checkpoint.last(run) / "state.json").unlink()  # type: ignore[operator]
+    (last / "state.json").unlink()
     (run / files.SUMS).unlink()
     loop.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": run, "keep": 1}))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000002"]
@@ -85,9 +88,7 @@ def test_keep_and_the_damaged_ones_after_it(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "state.json"])
-def test_every_field_of_another_type_gets_one_clear_line(name: str, run: Path) -> None:
-    last = checkpoint.last(run)
-    assert last is not None
+def test_every_field_of_another_type_gets_one_clear_line(name: str, last: Path) -> None:
     right = json.loads((last / name).read_text())
     wrong = [None, True, -1, 10**30, 1.5, "x", "\x1b[2J", [], [1], {}, {"a": 1}, [["x"] * 3]]
 
@@ -130,9 +131,7 @@ def test_every_field_of_another_type_gets_one_clear_line(name: str, run: Path) -
 )
 def test_malformed_json_gets_one_clear_line(content: bytes, run: Path, command: Command) -> None:
     rewrite(run, "config.json", content)
-    status, _, error = command(predict, run, "text")
-    assert status == 2
-    assert re.fullmatch(r"error: .*config\.json.*\n", error)
+    assert "config.json" in refused(command(predict, run, "text"))
 
 
 MANY = 2_000_000
@@ -141,22 +140,24 @@ LINE = ("epoch", "iteration", "seconds", "loss", "gradient_norm", "tokens_per_se
 
 
 def assert_reading_takes_no_more_than_said(
-    read: Callable[[Path], object], folder: Path, constant: int = 48 * 2**20
-) -> None:
+    read: Callable[[Path], Any], folder: Path, constant: int = 48 * 2**20
+) -> Any:
     size = sum(
         TIMES.get(path.suffix, 1) * path.stat().st_size
         for path in folder.iterdir()
         if path.is_file()
     )
+    found = None
     tracemalloc.start()
     with suppress(InputError):
-        found = read(folder)  # noqa: F841 - as long as it is kept, it counts
+        found = read(folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size + constant
+    return found
 
 
-@pytest.mark.parametrize("word", ["a", "\N{GRINNING FACE}"])
+@pytest.mark.parametrize("word", [pytest.param("a", marks=pytest.mark.long), "\N{GRINNING FACE}"])
 def test_many_words_and_large_arrays_take_what_is_said(word: str, run: Path) -> None:
     about = json.loads((run / "config.json").read_text())
     about["model"] |= {"input_size": 1, "hidden_size": 2000}
@@ -168,8 +169,8 @@ def test_many_words_and_large_arrays_take_what_is_said(word: str, run: Path) -> 
     rewrite(run, "vocabulary.txt", words.encode())
     rewrite(run, "vectors.safetensors", files.to_tensors({"vectors": arrays.pop("vectors")}))
     rewrite(run, "model.safetensors", files.to_tensors(arrays))
-    assert len(run_directory.load_run(run).vocabulary) == MANY
-    assert_reading_takes_no_more_than_said(run_directory.load_run, run)
+    found = assert_reading_takes_no_more_than_said(run_directory.load_run, run)
+    assert len(found.vocabulary) == MANY
 
 
 @pytest.mark.parametrize(
@@ -185,16 +186,16 @@ def test_many_words_and_large_arrays_take_what_is_said(word: str, run: Path) -> 
         ("metrics.json", b"[" + b"[]," * (MANY // 3)),
     ],
 )
-def test_what_is_made_to_take_memory_takes_no_more(name: str, content: bytes, run: Path) -> None:
+def test_what_is_made_to_take_memory_takes_no_more(
+    name: str, content: bytes, run: Path, last: Path
+) -> None:
     if name in run_directory.RUN_FILES:
         rewrite(run, name, content)
         assert_reading_takes_no_more_than_said(run_directory.load_run, run)
-        options = checkpoint.load_checkpoint(checkpoint.last(run)).about.options  # type: ignore[arg-type]
+        options = checkpoint.load_checkpoint(last).about.options
         finished = partial(run_directory.finished, framework="torch", options=options)
         assert_reading_takes_no_more_than_said(finished, run)
     else:
-        last = checkpoint.last(run)
-        assert last is not None
         rewrite(last, name, content)
         assert_reading_takes_no_more_than_said(checkpoint.load_checkpoint, last)
 
@@ -213,14 +214,12 @@ def test_what_is_claimed_takes_no_memory(field: str, value: int, run: Path) -> N
 
 
 def test_neither_pipes_nor_devices_are_read(run: Path) -> None:
-    (run / "vocabulary.txt").unlink()
-    os.mkfifo(run / "vocabulary.txt")
-    with pytest.raises(InputError, match=r"vocabulary\.txt: is not a regular file"):
-        run_directory.load_run(run)
-    (run / "vocabulary.txt").unlink()
-    (run / "vocabulary.txt").symlink_to("/dev/zero")
-    with pytest.raises(InputError, match=r"vocabulary\.txt: is not a regular file"):
-        run_directory.load_run(run)
+    path = run / "vocabulary.txt"
+    for make in (os.mkfifo, partial(os.symlink, "/dev/zero")):
+        path.unlink()
+        make(path)
+        with pytest.raises(InputError, match=r"vocabulary\.txt: is not a regular file"):
+            run_directory.load_run(run)
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "checkpoints", "figures", "figures/loss.png"])
@@ -236,16 +235,13 @@ def test_no_link_leads_out_of_the_run_directory(name: str, run: Path, tmp_path: 
 
 
 def test_the_folder_in_the_configuration_is_not_written_to(
-    run: Path, tmp_path: Path, command: Command
+    run: Path, last: Path, tmp_path: Path, command: Command
 ) -> None:
     """A run directory that was moved, or says that it is somewhere else, is written where it is."""
-    last = checkpoint.last(run)
-    assert last is not None
     about = json.loads((last / "config.json").read_text())
     about["options"]["out"] = str(tmp_path / "elsewhere")
     rewrite(last, "config.json", json.dumps(about).encode())
-    main = partial(loop.main, torch_impl.learner)
-    assert command(main, "--resume", run, "--epochs", 2)[0] == 0
+    succeeds(command(train_torch, "--resume", run, "--epochs", 2))
     assert checkpoint.last(run) == run / "checkpoints" / "000000004"
     assert not (tmp_path / "elsewhere").exists()
 
@@ -260,10 +256,7 @@ def test_numbers_that_are_not_finite_are_refused(run: Path) -> None:
 
 def test_a_second_process_is_refused(run: Path, command: Command) -> None:
     with run_directory.lock(run):
-        status, output, error = command(
-            partial(loop.main, torch_impl.learner), "--resume", run, "--epochs", 2
-        )
-    assert (status, output) == (2, "")
+        error = refused_at_once(command(train_torch, "--resume", run, "--epochs", 2))
     assert error == f"error: {run}: process {os.getpid()} is at work here\n"
     with run_directory.lock(run):  # it was let go of
         pass
@@ -287,29 +280,29 @@ def test_where_there_are_no_rights(
     path = run / name
     path.chmod(mode)
     try:
-        main = partial(loop.main, torch_impl.learner)
         if name == "model.safetensors":
-            status, _, error = command(predict, run, "text")
+            result = command(predict, run, "text")
         else:
-            status, _, error = command(main, "--resume", run, "--epochs", 2)
+            result = command(train_torch, "--resume", run, "--epochs", 2)
     finally:
         path.chmod(0o700)
     if what is None:
-        assert (status, error) == (0, "")
+        succeeds(result)
     else:
-        place = re.escape(str(path))
-        assert re.fullmatch(
-            rf"error: .*{place}.* cannot be {what} \(Permission denied\).*\n", error
-        )
-        assert status == 2
+        message = rf"{re.escape(str(path))}.* cannot be {what} \(Permission denied\)"
+        assert re.search(message, refused(result))
         assert checkpoint.newest(run, pytest.fail).state.step == 2  # type: ignore[arg-type, union-attr]
 
 
 @pytest.mark.parametrize("what", ["full", "vanished", "no folder", "no rights"])
 def test_a_disk_that_fails_costs_no_checkpoint(
-    what: str, run: Path, command: Command, monkeypatch: pytest.MonkeyPatch, unprivileged: None
+    what: str,
+    run: Path,
+    last: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    unprivileged: None,
 ) -> None:
-    before = checkpoint.last(run)
     save = checkpoint.save_checkpoint
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -327,23 +320,19 @@ def test_a_disk_that_fails_costs_no_checkpoint(
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", failing)
     try:
-        status, _, error = command(
-            partial(loop.main, torch_impl.learner), "--resume", run, "--epochs", 2
-        )
+        result = command(train_torch, "--resume", run, "--epochs", 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         if what == "no rights":
             (run / "checkpoints").chmod(0o700)
-    assert status == 2
-    assert re.fullmatch(
-        r"error: .*checkpoints/000000003: cannot be written \(.+\); the last .*\n", error
-    )
+    error = refused(result)
+    assert re.search(r"checkpoints/000000003: cannot be written \(.+\); the last ", error)
     if what in ("full", "no rights"):
-        assert str(before) in error
+        assert str(last) in error
         assert not (run / "checkpoints" / ".partial").exists()
     elif what == "vanished":
         run.with_name("moved").rename(run)
     else:
         (run / "checkpoints").unlink()
         (run / "kept").rename(run / "checkpoints")
-    assert checkpoint.newest(run, pytest.fail).path == before  # type: ignore[arg-type, union-attr]
+    assert checkpoint.newest(run, pytest.fail).path == last  # type: ignore[arg-type, union-attr]

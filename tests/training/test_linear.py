@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +9,15 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.svm import LinearSVC
 
-import jax_impl.learner
 import torch_impl.learner
 from common import files
 from common.data import ngrams
 from common.data.corpus import EncodedSplit, join
 from common.inference import explanation, prediction
 from common.linear import model, run, train
-from common.training import loop, run_directory
+from common.training import run_directory
+from tests.training.cases import FRAMEWORKS, Command, main_of, refused, succeeds, train_torch
 
-Command = Callable[..., tuple[int, str, str]]
 HOW = {"longest": 3, "fewest": 2, "smoothing": 1.0, "c": 0.01}
 SMALL = ("--data", "rt", "--train-size", 192, "--test-size", 96)
 
@@ -108,9 +105,9 @@ def test_the_model_is_nb_svm(repetitive: EncodedSplit, classes: int) -> None:
     np.testing.assert_allclose(fitted.logits(split), expected, atol=2e-5)
 
 
-def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:
-    status, output, error = command(train.main, *SMALL, "--validation-size", 32, "--out", tmp_path)
-    assert (status, error) == (0, "")
+def test_from_training_to_prediction(command: Command, tmp_path: Path, drawing: None) -> None:
+    arguments = (*SMALL, "--validation-size", 32, "--out", tmp_path)
+    output = succeeds(command(train.main, *arguments))
     assert re.search(r"^validation accuracy: \d+\.\d\d%$", output, re.MULTILINE)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["framework"], metrics["model"]) == ("sklearn", "linear")
@@ -123,24 +120,22 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path) -> None:
     options = run.load(tmp_path).options
     texts, _, test, _ = train.load_texts(options, lambda line: None)
     said = [" ".join(texts.vocabulary[token] for token in test[i]) for i in range(96)]
-    status, output, error = command(prediction.main, tmp_path, *said)
-    assert (status, error) == (0, "")
+    output = succeeds(command(prediction.main, tmp_path, *said))
     labels = [line.partition("\t")[0] for line in output.splitlines()]
     right = np.equal(labels, [texts.classes[label] for label in test.labels])
     assert right.mean() == metrics["accuracy"]
 
     # Asked again, it is there; of other options, it is another's.
-    status, output, _ = command(train.main, *SMALL, "--validation-size", 32, "--out", tmp_path)
-    assert status == 0 and "finished before" in output
-    status, _, error = command(train.main, *SMALL, "--c", 0.02, "--out", tmp_path)
-    assert status == 2 and "--c was 0.01, is 0.02; --restart trains anew" in error
+    assert "finished before" in succeeds(command(train.main, *arguments))
+    error = refused(command(train.main, *SMALL, "--c", 0.02, "--out", tmp_path))
+    assert "--c was 0.01, is 0.02; --restart trains anew" in error
     # What a crash has left of it is trained again.
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "SHA256SUMS").unlink()
     (tmp_path / "model.safetensors").write_bytes(whole[:100])
-    assert command(train.main, *SMALL, "--validation-size", 32, "--out", tmp_path)[0] == 0
+    succeeds(command(train.main, *arguments))
     assert (tmp_path / "model.safetensors").read_bytes() == whole
-    assert command(train.main, *SMALL, "--out", tmp_path, "--restart")[0] == 0
+    succeeds(command(train.main, *SMALL, "--out", tmp_path, "--restart"))
 
 
 def test_bad_rows_are_left_out_and_reported(command: Command, tmp_path: Path) -> None:
@@ -148,12 +143,11 @@ def test_bad_rows_are_left_out_and_reported(command: Command, tmp_path: Path) ->
     path, out = tmp_path / "table", tmp_path / "out"
     path.write_text("\n".join(["text,label", *rows, "no label,", "a,b,c", ",good"]))
     arguments = ("--data", f"csv:{path}", "--out", out)
-    status, _, error = command(train.main, *arguments)
-    assert (status, error) == (2, f"error: {path}: line 62: no label\n")
+    error = refused(command(train.main, *arguments))
+    assert error == f"error: {path}: line 62: no label\n"
     for restart in ((), ("--restart",)):  # the second from the cache
-        status, output, _ = command(train.main, *arguments, "--skip-bad-rows", *restart)
+        output = succeeds(command(train.main, *arguments, "--skip-bad-rows", *restart))
         counted = "no label (1), another number of columns (1), no text (1)"
-        assert status == 0
         assert f"csv:{path}: 3 bad rows left out (--skip-bad-rows): {counted}\n" in output
     data = json.loads((out / "metrics.json").read_text())["data"]
     assert (data["train"], data["test"], sum(data["left_out"].values())) == (48, 12, 3)
@@ -177,23 +171,19 @@ def test_bad_rows_are_left_out_and_reported(command: Command, tmp_path: Path) ->
 def test_bad_options_get_one_clear_line(
     arguments: list[str], named: str, command: Command, tmp_path: Path
 ) -> None:
-    status, _, error = command(train.main, *SMALL, "--out", tmp_path, *arguments)
-    assert status == 2
-    assert re.fullmatch(r"error: .+\n", error)
-    assert named in error
+    assert named in refused(command(train.main, *SMALL, "--out", tmp_path, *arguments))
     assert not (tmp_path / files.SUMS).exists()
 
 
 def test_a_temperature_changes_the_probabilities_alone(command: Command, tmp_path: Path) -> None:
     options = (*SMALL, "--validation-size", 64)
-    assert command(train.main, *options, "--out", tmp_path / "plain")[0] == 0
-    assert command(train.main, *options, "--temperature", "--out", tmp_path / "tempered")[0] == 0
-    plain, tempered = (
-        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "tempered")
-    )
+    folders = tmp_path / "plain", tmp_path / "tempered"
+    for folder, more in zip(folders, ((), ("--temperature",)), strict=True):
+        succeeds(command(train.main, *options, *more, "--out", folder))
+    plain, tempered = (json.loads((each / "metrics.json").read_text()) for each in folders)
     assert plain["temperature"] == 1 != tempered["temperature"]
     assert tempered["confusion"] == plain["confusion"]
-    before, after = (run.load(tmp_path / name).model for name in ("plain", "tempered"))
+    before, after = (run.load(folder).model for folder in folders)
     expected = before.weight / tempered["temperature"]
     np.testing.assert_allclose(after.weight, expected, rtol=1e-6)
 
@@ -205,42 +195,40 @@ def test_a_class_without_a_text_is_said() -> None:
 
 @pytest.mark.parametrize("name", run.RUN_FILES)
 def test_a_damaged_file_is_refused(name: str, command: Command, tmp_path: Path) -> None:
-    assert command(train.main, *SMALL, "--out", tmp_path)[0] == 0
+    succeeds(command(train.main, *SMALL, "--out", tmp_path))
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[:-3] + b"???")
-    status, _, error = command(prediction.main, tmp_path, "text")
-    assert status == 2 and str(tmp_path / name) in error
+    assert str(tmp_path / name) in refused(command(prediction.main, tmp_path, "text"))
 
 
 def test_codes_that_are_none_are_refused(command: Command, tmp_path: Path) -> None:
-    assert command(train.main, *SMALL, "--out", tmp_path)[0] == 0
+    succeeds(command(train.main, *SMALL, "--out", tmp_path))
     found = run.load(tmp_path)
     found.model.codes[0][:2] = found.model.codes[0][1::-1]
     about = run.About(found.options, found.classes)
     run.write(tmp_path, about, found.vocabulary, found.model, {})
-    status, _, error = command(prediction.main, tmp_path, "text")
-    assert status == 2 and "model.safetensors: expected ascending codes" in error
+    error = refused(command(prediction.main, tmp_path, "text"))
+    assert "model.safetensors: expected ascending codes" in error
     found.model.codes[0][:2] = found.model.codes[0][1::-1]
     run.write(tmp_path, about, found.vocabulary[:5], found.model, {})
-    status, _, error = command(prediction.main, tmp_path, "text")
-    assert status == 2 and "more words than vocabulary.txt" in error
+    error = refused(command(prediction.main, tmp_path, "text"))
+    assert "more words than vocabulary.txt" in error
 
 
 def test_an_ensemble_is_the_mean_of_its_runs(
     command: Command, small: list[str], tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in ("torch", "jax", "linear")]
-    for framework, folder in zip((torch_impl.learner, jax_impl.learner), folders, strict=False):
-        main = partial(loop.main, framework)
-        assert command(main, *small, "--epochs", 1, "--out", folder)[0] == 0
-    assert command(train.main, *SMALL, "--out", folders[2])[0] == 0
+    for framework, folder in zip(FRAMEWORKS.values(), folders, strict=False):
+        succeeds(command(main_of(framework), *small, "--epochs", 1, "--out", folder))
+    succeeds(command(train.main, *SMALL, "--out", folders[2]))
     # Another order of the classes: the names count.
     found = run.load(folders[2])
     found.model.weight[:], found.model.bias[:] = -found.model.weight, -found.model.bias
     about = run.About(found.options, found.classes[::-1])
     run.write(folders[2], about, found.vocabulary, found.model, {})
 
-    predict = partial(prediction.main, torch_impl.learner)
+    predict = main_of(torch_impl.learner, prediction)
     texts = ("a charming and moving film", "flat and dull")
     alone = [command(predict, folder, *texts) for folder in folders]
     assert [error for _, _, error in alone] == ["", "", ""]
@@ -253,35 +241,28 @@ def test_an_ensemble_is_the_mean_of_its_runs(
         assert float(probability) == pytest.approx(np.mean(means), abs=2e-4)
         assert float(probability) >= 0.5
 
-    status, output, _ = command(predict, folders[2], "--json", texts[0])
-    assert status == 0 and 1 <= json.loads(output)["known_words"] <= 5
-    status, _, error = command(predict, folders[2], "--checkpoint", "last")
-    assert status == 2 and f"--checkpoint last: {folders[2]} is linear" in error
+    output = succeeds(command(predict, folders[2], "--json", texts[0]))
+    assert 1 <= json.loads(output)["known_words"] <= 5
+    error = refused(command(predict, folders[2], "--checkpoint", "last"))
+    assert f"--checkpoint last: {folders[2]} is linear" in error
     with pytest.raises(TypeError, match="found one str"):
         found.predict("text")
 
-    status, _, error = command(predict, folders[0], tmp_path, "text")
-    assert status == 2 and re.fullmatch(r"error: .+\n", error) and str(tmp_path) in error
+    assert str(tmp_path) in refused(command(predict, folders[0], tmp_path, "text"))
     about = run.About(found.options, ("good", "bad"))
     run.write(folders[2], about, found.vocabulary, found.model, {})
-    status, _, error = command(predict, *folders, *texts)
-    assert status == 2 and f"{folders[2]}: its classes are good, bad" in error
+    error = refused(command(predict, *folders, *texts))
+    assert f"{folders[2]}: its classes are good, bad" in error
 
 
 def test_what_reads_a_gru_says_that_this_is_none(
     command: Command, small: list[str], tmp_path: Path
 ) -> None:
     linear, gru = tmp_path / "linear", tmp_path / "gru"
-    assert command(train.main, *SMALL, "--out", linear)[0] == 0
-    main = partial(loop.main, torch_impl.learner)
-    assert command(main, *small, "--epochs", 1, "--out", gru)[0] == 0
-    explain = partial(explanation.main, torch_impl.learner)
-    for status, _, error in (
-        command(explain, linear, "text"),
-        command(prediction.main, gru, "text"),
-        command(main, *small, "--out", linear),
-    ):
-        assert status == 2
-        assert re.fullmatch(r"error: .+\n", error)
+    succeeds(command(train.main, *SMALL, "--out", linear))
+    succeeds(command(train_torch, *small, "--epochs", 1, "--out", gru))
+    refused(command(main_of(torch_impl.learner, explanation), linear, "text"))
+    refused(command(prediction.main, gru, "text"))
+    refused(command(train_torch, *small, "--out", linear))
     with pytest.raises(ValueError, match="holds a linear model"):
         run_directory.load_run(linear)

@@ -6,46 +6,45 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+import compare
 import jax_impl.learner
 import torch_impl.learner
 from common import files
 from common.errors import InputError
 from common.inference import explanation, prediction
 from common.report import __main__ as draw
-from common.report.schema import Run
 from common.training import checkpoint, loop, run_directory
 from common.training.data import Data, load_data
 from common.training.learner import validate
 from common.training.options import TrainConfig
 from comparison import runs
 from comparison.processes import Place
-from tests import ROOT
+from tests.training.cases import (
+    ARGUMENTS,
+    FRAMEWORKS,
+    Command,
+    each_framework,
+    main_of,
+    refused,
+    refused_at_once,
+    succeeds,
+    train_torch,
+)
 from tools import endurance
 
-Command = Callable[..., tuple[int, str, str]]
-FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 TINY = dataclasses.replace(endurance.TINY, epochs=2, keep=100)
-ARGUMENTS = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]
-ARGUMENTS += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "2"]
-each_framework = pytest.mark.parametrize("name", FRAMEWORKS)
-
-
 draw_in_a_process = run_directory.draw  # conftest.py has others draw in their own
-
-
-def main_of(framework: ModuleType) -> Callable[[], None]:
-    return partial(loop.main, framework)
 
 
 def train(name: str, out: Path, **options: Any) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     how = {"model": model, "implementation": implementation}
     whole = train(name, tmp_path / "whole", **how)
     assert whole["train_seconds"] > 0
-    for step in (5, 6, 12) if name == "torch" else (5,):  # JAX compiles anew each time
+    for step in (5, 6, 12) if model == "bigru" else (5,):  # JAX compiles anew each time
         run = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{step}"))
         cut_back(run, step)
         again = train(name, run, **how)
@@ -111,7 +110,8 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("torch", "bigru"), ("torch", "nn.bigru"), ("jax", "gru")]
+    ("name", "model"),
+    [("torch", "bigru"), pytest.param("torch", "nn.bigru", marks=pytest.mark.long), ("jax", "gru")],
 )
 def test_so_does_one_with_every_option(
     name: str, model: str, command: Command, tmp_path: Path
@@ -132,44 +132,35 @@ def test_so_does_one_with_every_option(
 
     answers = []
     for framework in FRAMEWORKS.values():
-        predict = partial(prediction.main, framework)
-        status, output, error = command(predict, run, "a fine film", "zzz")
-        assert (status, error) == (0, "")
+        predict = main_of(framework, prediction)
+        output = succeeds(command(predict, run, "a fine film", "zzz"))
         answers.append([float(line.split("\t")[1]) for line in output.splitlines()[-2:]])
-        status, output, error = command(partial(explanation.main, framework), run, "the film is")
-        assert (status, error) == (0, "")
+        succeeds(command(main_of(framework, explanation), run, "the film is"))
     np.testing.assert_allclose(*answers, atol=1.1e-4)
 
 
 def test_the_schedule_forbids_another_number_of_epochs(command: Command, tmp_path: Path) -> None:
-    main = main_of(torch_impl.learner)
-    assert command(main, *ARGUMENTS, "--schedule", "linear", "--out", tmp_path)[0] == 0
-    status, _, error = command(main, "--resume", tmp_path, "--epochs", 3)
-    assert status == 2
+    succeeds(command(train_torch, *ARGUMENTS, "--schedule", "linear", "--out", tmp_path))
+    error = refused(command(train_torch, "--resume", tmp_path, "--epochs", 3))
     assert "--epochs was 2, is 3 (its --schedule hangs on that)" in error
 
 
 def test_more_epochs_are_as_if_asked_for_at_once(command: Command, tmp_path: Path) -> None:
-    main = main_of(torch_impl.learner)
-    assert command(main, *ARGUMENTS, "--out", tmp_path / "two")[0] == 0
-    assert command(main, *ARGUMENTS, "--epochs", 3, "--out", tmp_path / "three")[0] == 0
-    assert command(main, "--resume", tmp_path / "two", "--epochs", 3)[0] == 0
+    succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path / "two"))
+    succeeds(command(train_torch, *ARGUMENTS, "--epochs", 3, "--out", tmp_path / "three"))
+    succeeds(command(train_torch, "--resume", tmp_path / "two", "--epochs", 3))
     assert endurance.outcome(tmp_path / "two") == endurance.outcome(tmp_path / "three")
-    status, output, error = command(main, "--resume", tmp_path / "two")
-    assert (status, error) == (0, "")
-    assert "finished before" in output
-    status, _, error = command(main, "--resume", tmp_path / "two", "--epochs", 2)
-    assert (status, "--epochs 2" in error) == (2, True)
+    assert "finished before" in succeeds(command(train_torch, "--resume", tmp_path / "two"))
+    error = refused(command(train_torch, "--resume", tmp_path / "two", "--epochs", 2))
+    assert "--epochs 2" in error
 
 
 def test_one_framework_goes_on_with_the_others_run(command: Command, tmp_path: Path) -> None:
-    assert command(main_of(torch_impl.learner), *ARGUMENTS, "--out", tmp_path)[0] == 0
-    status, _, error = command(main_of(jax_impl.learner), *ARGUMENTS, "--out", tmp_path)
-    assert status == 2
+    train_jax = main_of(jax_impl.learner)
+    succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path))
+    error = refused(command(train_jax, *ARGUMENTS, "--out", tmp_path))
     assert "holds a run of torch" in error
-    arguments = ["--resume", tmp_path, "--epochs", 3]
-    status, output, error = command(main_of(jax_impl.learner), *arguments)
-    assert (status, error) == (0, "")
+    output = succeeds(command(train_jax, "--resume", tmp_path, "--epochs", 3))
     assert "begun with torch" in output
     assert json.loads((tmp_path / "metrics.json").read_text())["framework"] == "jax"
 
@@ -182,20 +173,16 @@ OTHERS = {
 
 
 def test_another_configuration_is_refused_by_name(command: Command, tmp_path: Path) -> None:
-    main = main_of(torch_impl.learner)
-    assert command(main, *ARGUMENTS, "--out", tmp_path)[0] == 0
+    succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path))
     before = endurance.outcome(tmp_path)
     ways = ["--resume", tmp_path], [*ARGUMENTS, "--out", tmp_path]
     tried = [(way, other, named) for way in ways for other, named in OTHERS.items()]
     for way, other, named in [*tried, (ways[0], "--out elsewhere", "--out elsewhere")]:
-        status, output, error = command(main, *way, *other.split())
-        assert (status, output) == (2, "")
-        assert re.fullmatch(r"error: .+\n", error)
-        assert named in error
+        assert named in refused_at_once(command(train_torch, *way, *other.split()))
     assert endurance.outcome(tmp_path) == before
     allowed = ["--device", "cpu", "--log-every", 3, "--keep", 5, "--checkpoint-seconds", 9]
-    assert command(main, "--resume", tmp_path, *allowed)[0] == 0
-    assert command(main, *ARGUMENTS, "--seed", 7, "--restart", "--out", tmp_path)[0] == 0
+    succeeds(command(train_torch, "--resume", tmp_path, *allowed))
+    succeeds(command(train_torch, *ARGUMENTS, "--seed", 7, "--restart", "--out", tmp_path))
     assert endurance.outcome(tmp_path) != before
 
 
@@ -214,8 +201,7 @@ def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_resuming_needs_a_checkpoint(command: Command, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        status, _, error = command(main_of(torch_impl.learner), "--resume", folder)
-        assert (status, str(folder) in error) == (2, True)
+        assert str(folder) in refused(command(train_torch, "--resume", folder))
     assert not list(tmp_path.iterdir())
 
 
@@ -238,11 +224,7 @@ def after_steps(
 
 @pytest.mark.parametrize(
     ("name", "number", "code"),
-    [
-        ("torch", signal.SIGINT, 130),
-        ("torch", signal.SIGTERM, 143),
-        ("jax", signal.SIGINT, 130),
-    ],
+    [("torch", signal.SIGINT, 130), ("torch", signal.SIGTERM, 143), ("jax", signal.SIGINT, 130)],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(
     name: str,
@@ -253,82 +235,62 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     main = main_of(FRAMEWORKS[name])
-    assert command(main, *ARGUMENTS, "--out", tmp_path / "whole")[0] == 0
+    succeeds(command(main, *ARGUMENTS, "--out", tmp_path / "whole"))
     with monkeypatch.context() as patch:
         after_steps(patch, name, 5, lambda learner: os.kill(os.getpid(), number))
         status, _, error = command(main, *ARGUMENTS, "--out", tmp_path / "run")
     assert status == code
     assert re.fullmatch(r"stopped by SIG(INT|TERM) after step 5; .+\n", error)
     assert checkpoint.last(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "000000005"
-    status, output, _ = command(main, *ARGUMENTS, "--out", tmp_path / "run")
-    assert status == 0
+    output = succeeds(command(main, *ARGUMENTS, "--out", tmp_path / "run"))
     assert "going on after step 5" in output
     assert endurance.outcome(tmp_path / "run") == endurance.outcome(tmp_path / "whole")
 
 
-IMPATIENT = """
-import os, signal, time
-import torch_impl.learner as twin
-from common.training import loop
+def test_the_second_signal_leaves_at_once(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_twice(learner: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the process goes on")
 
-def step(self, batch, asked):
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(60)
-
-twin.Learner.step = step
-loop.main(twin)
-"""
-
-
-def test_the_second_signal_leaves_at_once(tmp_path: Path) -> None:
-    arguments = [*ARGUMENTS, "--checkpoint-seconds", "0", "--out", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, *arguments], cwd=ROOT, timeout=200, check=False
-    )
-    assert done.returncode == 130
+    monkeypatch.setattr(os, "_exit", sys.exit)  # which would end the tests
+    after_steps(monkeypatch, "torch", 1, interrupt_twice)
+    arguments = ["--checkpoint-seconds", 0, "--out", tmp_path]
+    assert command(train_torch, *ARGUMENTS, *arguments)[0] == 130
     assert checkpoint.last(tmp_path) is None
 
 
 def test_compare_stops_with_its_training_and_goes_on_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    out = tmp_path / "torch-gru"
+
+    def interrupt() -> None:
+        while not (last := checkpoint.last(out)) or int(last.name) <= 8:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
     arguments = ["accuracy", "--frameworks", "torch", "--models", "gru", *ARGUMENTS]
-    arguments += ["--epochs", "5000", "--log-every", "1", "--out", str(tmp_path)]
-    command = [sys.executable, "-u", "compare.py", *arguments]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        for line in process.stdout:
-            if "[epoch:2/" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        output, error = process.communicate(timeout=200)
-    assert process.returncode == 130, output + error
+    arguments += ["--epochs", 5000, "--checkpoint-seconds", 0, "--out", tmp_path]
+    threading.Thread(target=interrupt, daemon=True).start()
+    status, _, error = command(compare.main, *arguments)
+    assert status == 130
     assert "the same command goes on" in error
-    last = checkpoint.last(tmp_path / "torch-gru")
-    assert last is not None and int(last.name) > 8
+    last = checkpoint.last(out)
+    assert last is not None
 
-    options = dataclasses.replace(
-        checkpoint.load_checkpoint(last).about.options, epochs=1 + int(last.name) // 8
-    )
+    arguments = ["--resume", out, "--epochs", 1 + int(last.name) // 8]
+    output = succeeds(command(train_torch, *arguments))
+    assert f"going on after step {int(last.name):,}" in output
+    options = checkpoint.load_checkpoint(checkpoint.last(out)).about.options  # type: ignore[arg-type]
+    training = runs.Training("torch", dataclasses.replace(options, out=out), "torch gru")
+    monkeypatch.setattr(runs, "to_arguments", lambda *_: pytest.fail("it is trained again"))
     lines: list[str] = []
-    training = runs.Training("torch", options, "torch gru")
-
-    def train() -> list[Run]:
-        return runs.train(
-            [training], Place(), lambda name, line: lines.append(line), lambda *_: None
-        )
-
-    first = train()
-    assert any(line.startswith(f"going on after step {int(last.name):,}") for line in lines)
-    lines.clear()
-    monkeypatch.setattr(runs, "to_arguments", lambda *_: pytest.fail("it was trained again"))
-    again = train()
+    [run] = runs.train([training], Place(), lambda _, line: lines.append(line), lambda *_: None)
     assert "finished before" in lines[0]
-    assert again == first
+    assert run.accuracy == json.loads((out / "metrics.json").read_text())["accuracy"]
 
 
 @each_framework
@@ -344,9 +306,7 @@ def test_numbers_that_are_not_finite_stop_the_run(
 
     after_steps(monkeypatch, name, 11, spoil)  # the third of the second epoch
     arguments = ["--checkpoint-seconds", "0", "--log-every", 100, "--out", tmp_path]
-    status, _, error = command(main_of(FRAMEWORKS[name]), *ARGUMENTS, *arguments)
-    assert status == 3
-    assert re.fullmatch(r"error: .+\n", error)
+    error = refused(command(main_of(FRAMEWORKS[name]), *ARGUMENTS, *arguments), 3)
     assert "in step 11 (epoch 2, iteration 3)" in error
     options = TrainConfig(
         **{**vars(TINY), "epochs": 2, "validation_size": 0, "max_length": 2, "clip_norm": None}
@@ -363,8 +323,7 @@ def test_a_step_size_that_explodes_stops_the_run(
 ) -> None:
     """Nothing is planted here: the numbers themselves run away."""
     arguments = ["--learning-rate", "1e38", "--out", tmp_path]
-    status, _, error = command(main_of(FRAMEWORKS[name]), *ARGUMENTS, *arguments)
-    assert status == 3
+    error = refused(command(main_of(FRAMEWORKS[name]), *ARGUMENTS, *arguments), 3)
     assert "the last good checkpoint is none" in error
 
 
@@ -390,38 +349,38 @@ def test_patience_stops_and_the_best_parameters_are_used(tmp_path: Path) -> None
     assert validate(learner, data.validation)[0] == losses[best]
 
 
+LITTLE_MEMORY = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+runpy.run_module("common.report", run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGTRAP)", "the process ended: Trace"),
+        (LITTLE_MEMORY, "the process ended: "),  # by V8
         ("import sys; sys.exit('one\\nNo space left')", "No space left"),
     ],
 )
 def test_figures_that_cannot_be_drawn_cost_one_warning(
-    program: str,
-    reason: str,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    program: str, reason: str, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The run is whole and finished without them, and they can be drawn later."""
     out = tmp_path / "a run"
     (out / "figures").mkdir(parents=True)
     (out / "figures" / "loss.png").write_text("of another run")
     (tmp_path / "dying.py").write_text(program)
-    main = main_of(torch_impl.learner)
     with monkeypatch.context() as patch:
         patch.setattr(run_directory, "draw", partial(draw_in_a_process, program=("dying",)))
         patch.setenv("PYTHONPATH", str(tmp_path))
-        status, output, error = command(main, *ARGUMENTS, "--out", out)
+        status, output, error = command(train_torch, *ARGUMENTS, "--out", out)
     assert (status, error.count("\n")) == (0, 1)
     assert error.startswith(f"warning: {out}: drawing failed ({reason}")
     assert error.endswith(f"); to draw again: python -m dying '{out}'\n")
     assert "Accuracy: " in output
     assert not (out / "figures").exists()
-    status, output, error = command(main, *ARGUMENTS, "--out", out)
-    assert (status, error) == (0, "")
-    assert "finished before" in output
+    assert "finished before" in succeeds(command(train_torch, *ARGUMENTS, "--out", out))
     before = run_directory.load_run(out)
     assert draw_in_a_process(out)
     assert {path.name for path in (out / "figures").iterdir()} == {
@@ -430,28 +389,12 @@ def test_figures_that_cannot_be_drawn_cost_one_warning(
     assert run_directory.load_run(out).classes == before.classes
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_process_too_small_for_v8_trains_all_the_same(tmp_path: Path) -> None:
-    """V8 aborts where it cannot reserve its address space."""
-    limited = ["bash", "-c", 'ulimit -v 8000000; exec "$@"', "", sys.executable]
-    line = ["-m", "common.linear.train", "--data", "rt", "--train-size", "64", "--test-size", "16"]
-    done = subprocess.run(
-        [*limited, *line, "--out", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
-    assert done.stderr.startswith(f"warning: {tmp_path}: drawing failed")
-    assert (tmp_path / files.SUMS).exists()
-
-
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(tmp_path_factory: pytest.TempPathFactory, not_drawn: Callable[..., bool]) -> Path:
     """A finished run."""
     out = tmp_path_factory.mktemp("drawn")
     train("torch", out)
+    assert not_drawn(out)
     return out
 
 
@@ -471,18 +414,13 @@ def run(drawn: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_a_run_that_cannot_be_drawn_gets_one_clear_line_and_keeps_its_figures(
-    name: str,
-    change: Callable[[dict[str, Any]], object],
-    message: str,
-    run: Path,
-    command: Command,
+    name: str, change: Callable[[dict[str, Any]], object], message: str, run: Path, command: Command
 ) -> None:
     content = json.loads((run / name).read_text())
     change(content)
     (run / name).write_text(json.dumps(content))
     figures = sorted((run / "figures").iterdir())
-    status, _, error = command(draw.main, run)
-    assert status == 2
+    error = refused_at_once(command(draw.main, run))
     assert re.fullmatch(f"error: {run}/.+{re.escape(message)}.*\n", error)
     assert sorted((run / "figures").iterdir()) == figures
     assert command(draw.main) == (2, "", "error: usage: python -m common.report RUN_DIR\n")

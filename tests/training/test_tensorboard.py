@@ -4,16 +4,11 @@ import json
 import struct
 import sys
 from collections import defaultdict
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-import torch_impl.learner
-from common.training import loop
-
-Command = Callable[..., tuple[int, str, str]]
+from tests.training.cases import Command, refused, succeeds, train_torch
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -35,7 +30,7 @@ def test_the_scalars_are_those_of_the_run(
     command: Command, small: list[str], tmp_path: Path
 ) -> None:
     arguments = [*small, "--epochs", 2, "--log-every", 4, "--tensorboard", "--out", tmp_path]
-    assert command(partial(loop.main, torch_impl.learner), *arguments)[0] == 0
+    succeeds(command(train_torch, *arguments))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     found = read(tmp_path / "tensorboard")
     steps, losses = zip(*found["loss"], strict=True)
@@ -51,9 +46,7 @@ def test_a_missing_tensorboardx_is_said_before_any_work(
     monkeypatch.setattr("common.training.options.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     out = tmp_path / "run"
-    main = partial(loop.main, torch_impl.learner)
-    status, _, error = command(main, *small, "--tensorboard", "--out", out)
-    assert status == 2
+    error = refused(command(train_torch, *small, "--tensorboard", "--out", out))
     assert error.startswith("error: --tensorboard: needs tensorboardX: pip install")
     assert not out.exists()
-    assert command(main, *small, "--epochs", 1, "--out", out)[0] == 0, "not needed without"
+    succeeds(command(train_torch, *small, "--epochs", 1, "--out", out))  # not needed without

@@ -4,9 +4,9 @@ import ctypes
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,7 +18,6 @@ from safetensors.numpy import save
 import compare
 import jax_impl.learner
 import torch_impl.learner
-from common import files
 from common.data import corpus
 from common.data.batches import MAX_SHAPES
 from common.inference import prediction
@@ -29,15 +28,20 @@ from common.training.data import load_data, load_texts
 from common.training.learner import predict
 from common.training.options import MODELS, TrainConfig
 from comparison import tuning
+from tests.training.cases import (
+    FRAMEWORKS,
+    Command,
+    each_framework,
+    main_of,
+    refused,
+    refused_at_once,
+    rewrite,
+    succeeds,
+    train_torch,
+)
 
-Command = Callable[..., tuple[int, str, str]]
-FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 EVERY = [(name, model) for name, models in MODELS.items() for model in models]
-IN_LONG = {("jax", "gru"), ("jax", "rnn"), ("jax", "birnn")}  # bigru's run is alike in JAX
-
-
-def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None]:
-    return partial(tool.main, framework)
+SHORT = {("torch", "birnn"), ("torch", "nn.bigru"), ("jax", "bigru")}  # the others are alike
 
 
 def test_freed_memory_is_kept_and_by_all_threads_only_on_demand(
@@ -67,14 +71,13 @@ def test_lines_are_written_to_a_pipe_at_once(
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [pytest.param(*e, marks=[pytest.mark.long] * (e in IN_LONG)) for e in EVERY],
+    [pytest.param(*e, marks=[pytest.mark.long] * (e not in SHORT)) for e in EVERY],
 )
 def test_a_run_prints_the_homeworks_lines_and_leaves_a_run_directory(
-    name: str, model: str, command: Command, small: list[str], tmp_path: Path
+    name: str, model: str, command: Command, small: list[str], tmp_path: Path, drawing: None
 ) -> None:
-    arguments = ["--model", model, *small, "--epochs", 2, "--log-every", 2]
-    status, output, error = command(main_of(FRAMEWORKS[name]), *arguments, "--out", tmp_path)
-    assert (status, error) == (0, "")
+    arguments = ["--model", model, *small, "--epochs", 2, "--log-every", 2, "--out", tmp_path]
+    output = succeeds(command(main_of(FRAMEWORKS[name]), *arguments))
     pattern = r"^\[epoch:\d/2\] \[iter: +\d+\] elapsed time: +\d+ secs   loss: \d\.\d{5}$"
     assert len(re.findall(pattern, output, re.MULTILINE)) == 2 * 3
     assert re.search(r"^Total training time: \d+ secs$", output, re.MULTILINE)
@@ -111,9 +114,7 @@ def test_reviews_that_are_left_out_are_said_first() -> None:
     assert said == []
 
 
-@pytest.mark.parametrize(
-    "main", [partial(loop.main, torch_impl.learner), linear.main, compare.main]
-)
+@pytest.mark.parametrize("main", [train_torch, linear.main, compare.main])
 def test_a_refused_call_leaves_nothing(
     main: Callable[[], None], command: Command, tmp_path: Path
 ) -> None:
@@ -122,8 +123,8 @@ def test_a_refused_call_leaves_nothing(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "note").touch()
     for out in ("new/deep/run", "notes"):
-        status, _, error = command(main, *arguments, tmp_path / out)
-        assert (status, error) == (2, f"error: {tmp_path}/table: line 3: no text\n")
+        error = refused(command(main, *arguments, tmp_path / out))
+        assert error == f"error: {tmp_path}/table: line 3: no text\n"
     left = {path.name for path in tmp_path.rglob("*")}
     assert left == {"table", "notes", "note"}
 
@@ -133,7 +134,7 @@ def test_jax_predicts_with_what_pytorchs_own_layer_has_learnt(
 ) -> None:
     """And says the same as PyTorch: of texts as arguments, and as lines."""
     arguments = ["--model", "nn.bigru", *small, "--epochs", 1, "--out", tmp_path]
-    assert command(main_of(torch_impl.learner), *arguments)[0] == 0
+    succeeds(command(train_torch, *arguments))
     texts = ["a moving and wonderful film", "dull , tired and boring", "xyzzy", "film " * 500]
     answers = []
     for framework in FRAMEWORKS.values():
@@ -161,7 +162,7 @@ def test_predictions_are_those_of_the_test_run(
 ) -> None:
     """predict reads a text as training did: same words, same cut, same model."""
     arguments = [*small, "--test-size", "None", "--epochs", 1, "--out", tmp_path]
-    assert command(main_of(torch_impl.learner), *arguments)[0] == 0
+    succeeds(command(train_torch, *arguments))
     run = run_directory.load_run(tmp_path)
     texts = corpus.load("rt")
     chosen = tuple(" ".join(texts.vocabulary[i] for i in texts.test[row]) for row in range(64))
@@ -182,8 +183,7 @@ def test_a_temperature_changes_the_probabilities_alone(
     options = [*small, "--epochs", 2, "--validation-size", 32]
     runs = []
     for folder, more in ((tmp_path / "plain", ()), (tmp_path / "tempered", ("--temperature",))):
-        status, output, error = command(main_of(FRAMEWORKS[name]), *options, *more, "--out", folder)
-        assert (status, error) == (0, "")
+        output = succeeds(command(main_of(FRAMEWORKS[name]), *options, *more, "--out", folder))
         assert ("temperature: " in output) == bool(more)
         metrics = json.loads((folder / "metrics.json").read_text())
         runs.append((metrics, run_directory.load_run(folder).parameters))
@@ -241,10 +241,7 @@ def test_bad_options_get_one_clear_line(
             pytest.skip("this machine has a CUDA device")
     monkeypatch.chdir(tmp_path)
     arguments, named = BAD_OPTIONS[case]
-    status, output, error = command(main_of(FRAMEWORKS[name]), *arguments)
-    assert (status, output) == (2, "")
-    assert re.fullmatch(r"error: .+\n", error)
-    assert named in error
+    assert named in refused_at_once(command(main_of(FRAMEWORKS[name]), *arguments))
     assert not list(tmp_path.iterdir())
 
 
@@ -258,9 +255,8 @@ def test_a_class_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
 
 
 def test_models_that_jax_lacks_are_refused(command: Command) -> None:
-    status, _, error = command(main_of(jax_impl.learner), "--model", "nn.gru")
-    assert status == 2
-    assert re.fullmatch(r"error: --model nn\.gru: jax has gru, bigru, rnn, birnn\n", error)
+    error = refused(command(main_of(jax_impl.learner), "--model", "nn.gru"))
+    assert error == "error: --model nn.gru: jax has gru, bigru, rnn, birnn\n"
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +267,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
+@each_framework
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [(["nowhere", "x"], "nowhere"), (["RUN", "--strict", " "], "text 1"), ([], "RUN_DIR")],
@@ -280,10 +276,8 @@ def test_bad_prediction_input_gets_one_clear_line(
     name: str, arguments: list[str], named: str, command: Command, trained: Path
 ) -> None:
     arguments = [str(trained) if word == "RUN" else word for word in arguments]
-    status, output, error = command(main_of(FRAMEWORKS[name], prediction), *arguments)
-    assert (status, output) == (2, "")
-    assert re.fullmatch(r"error: .+\n", error)
-    assert re.search(named, error)
+    error = refused_at_once(command(main_of(FRAMEWORKS[name], prediction), *arguments))
+    assert named in error
 
 
 @pytest.mark.parametrize(
@@ -293,9 +287,7 @@ def test_bad_prediction_input_gets_one_clear_line(
 def test_a_damaged_run_directory_is_refused_by_file(
     file: str, damage: str, command: Command, trained: Path, tmp_path: Path
 ) -> None:
-    for path in trained.iterdir():
-        if path.is_file():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     content = (tmp_path / file).read_bytes()
     if damage == "missing":
         (tmp_path / file).unlink()
@@ -306,18 +298,12 @@ def test_a_damaged_run_directory_is_refused_by_file(
             file, save({"vectors": np.zeros((2, 2), np.float32)})
         )
         (tmp_path / file).write_bytes(other)
-    status, _, error = command(main_of(torch_impl.learner, prediction), tmp_path, "text")
-    assert status == 2
-    assert re.fullmatch(r"error: .+\n", error)
-    assert file in error
+    predict = main_of(torch_impl.learner, prediction)
+    assert file in refused(command(predict, tmp_path, "text"))
     if damage == "missing":
         return
     # Where there are no checksums (earlier versions wrote none), or they are made to fit, it shows
     # all the same: half a vocabulary at the vectors, whose number has to be the same.
-    (tmp_path / "SHA256SUMS").write_bytes(
-        files.checksums({name: (tmp_path / name).read_bytes() for name in run_directory.RUN_FILES})
-    )
-    status, _, error = command(main_of(torch_impl.learner, prediction), tmp_path, "text")
-    assert status == 2
-    assert re.fullmatch(r"error: .+\n", error)
+    rewrite(tmp_path, file, (tmp_path / file).read_bytes())
+    error = refused(command(predict, tmp_path, "text"))
     assert file in error or (file == "vocabulary.txt" and "vectors.safetensors" in error)

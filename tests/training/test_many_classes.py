@@ -3,8 +3,7 @@ what is different with very many classes."""
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import msgspec
 import numpy as np
 import pytest
 
-import jax_impl.learner
-import torch_impl.learner
 from common import files, metrics
 from common.data import corpus, sources
 from common.data.sources.dataset import Dataset, Example
@@ -21,10 +18,9 @@ from common.errors import InputError
 from common.inference import prediction
 from common.report import content, figures, html, markdown
 from common.report.schema import Data, Results, Run, convert
-from common.training import loop, run_directory
+from common.training import run_directory
+from tests.training.cases import FRAMEWORKS, Command, each_framework, main_of, succeeds
 
-Command = Callable[..., tuple[int, str, str]]
-FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 CLASSES = ("1", "2", "3", "5", "10")  # in the order of numbers
 TELLING = ("awful", "poor", "fair", "good", "great")
 
@@ -44,32 +40,26 @@ def five_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "fingerprint", lambda spec: {"data": "stars"})
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
+@each_framework
 def test_five_classes_are_learnt_reported_and_predicted(
     name: str, five_classes: None, command: Command, tmp_path: Path
 ) -> None:
     options = ["--vectors", "random:16", "--hidden-size", 16, "--learning-rate", 0.02]
     options += ["--epochs", 6, "--out", tmp_path]
-    status, _, error = command(partial(loop.main, FRAMEWORKS[name]), *options)
-    assert (status, error) == (0, "")
+    succeeds(command(main_of(FRAMEWORKS[name]), *options))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert tuple(metrics["classes"]) == CLASSES
     assert np.sum(metrics["confusion"], axis=1).tolist() == [20] * 5
     assert metrics["accuracy"] > 0.9
     assert metrics["roc_auc"] > 0.9
     categories = metrics["categories"]
-    assert {name: found["support"] for name, found in categories.items()} == {
-        "books": 50,
-        "dvd": 50,
-    }
+    assert {key: value["support"] for key, value in categories.items()} == {"books": 50, "dvd": 50}
     correct = sum(found["accuracy"] * found["support"] for found in categories.values())
     assert correct / 100 == pytest.approx(metrics["accuracy"])
 
     assert "vectors.weight" in run_directory.load_run(tmp_path).parameters
     texts = [f"word1 {word} word2 word3" for word in TELLING]
-    predict = partial(prediction.main, FRAMEWORKS[name])
-    status, output, _ = command(predict, tmp_path, *texts)
-    assert status == 0
+    output = succeeds(command(main_of(FRAMEWORKS[name], prediction), tmp_path, *texts))
     assert [line.split("\t")[0] for line in output.splitlines()] == list(CLASSES)
 
     data = convert({**metrics["data"], "classes": CLASSES}, Data, tmp_path)
@@ -81,7 +71,7 @@ def test_five_classes_are_learnt_reported_and_predicted(
     assert f"| dvd | 50 | {cell} |" in report
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
+@each_framework
 def test_a_run_with_many_classes_is_finished_and_stays_so(
     name: str, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -95,13 +85,13 @@ def test_a_run_with_many_classes_is_finished_and_stays_so(
     monkeypatch.setattr(sources, "fingerprint", lambda spec: {"data": "many"})
     monkeypatch.setattr(metrics, "MOST_SCORES", 0)
     options = ["--vectors", "random:8", "--hidden-size", 8, "--epochs", 1, "--out", tmp_path]
-    main = partial(loop.main, FRAMEWORKS[name])
-    assert command(main, *options)[0] == 0
+    main = main_of(FRAMEWORKS[name])
+    succeeds(command(main, *options))
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["roc_auc"] is None
     assert sum(count for *_, count in found["mistakes"]) == round(40 * (1 - found["accuracy"]))
     assert len(found["classes"]) == 40
-    assert "finished before" in command(main, *options)[1]
+    assert "finished before" in succeeds(command(main, *options))
 
 
 @pytest.mark.parametrize("declared", [(), ("a", "b", "c", "d")])

@@ -1,0 +1,72 @@
+"""What the tests that train share: the frameworks, a small run, and the forms of an assertion."""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import jax_impl.learner
+import torch_impl.learner
+from common import files
+from common.training import checkpoint, loop, run_directory
+
+Command = Callable[..., tuple[int, str, str]]
+FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+each_framework = pytest.mark.parametrize("name", FRAMEWORKS)
+ARGUMENTS = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]
+ARGUMENTS += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "2"]
+
+
+def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None]:
+    """The main function of a program, by default of training, in this framework."""
+    return partial(tool.main, framework)
+
+
+train_torch = main_of(torch_impl.learner)
+
+
+def succeeds(result: tuple[int, str, str]) -> str:
+    """The standard output of a command that ended well and wrote no warning."""
+    status, output, error = result
+    assert (status, error) == (0, "")
+    return output
+
+
+def refused(result: tuple[int, str, str], status: int = 2) -> str:
+    """The one line that a command wrote to standard error before it ended with this status."""
+    assert result[0] == status
+    assert re.fullmatch(r"error: .+\n", result[2])
+    return result[2]
+
+
+def refused_at_once(result: tuple[int, str, str]) -> str:
+    """The same of a command that wrote nothing to standard output."""
+    assert result[1] == ""
+    return refused(result)
+
+
+def rewrite(folder: Path, name: str, content: bytes) -> None:
+    """Change a file of a run or a checkpoint, and make SHA256SUMS fit."""
+    (folder / name).write_bytes(content)
+    is_checkpoint = folder.name.isdigit()
+    names = checkpoint.CHECKPOINT_FILES if is_checkpoint else run_directory.RUN_FILES
+    content_of = {each: (folder / each).read_bytes() for each in names if (folder / each).exists()}
+    (folder / files.SUMS).write_bytes(files.checksums(content_of))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def not_drawn(drawn_here: None) -> Iterator[Callable[..., bool]]:
+    """Figures take longer than a small training: only tests with the fixture `drawing` draw."""
+    draw = run_directory.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_directory, "draw", lambda folder: True)
+        yield draw
+
+
+@pytest.fixture
+def drawing(not_drawn: Callable[..., bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished runs are drawn, in this process."""
+    monkeypatch.setattr(run_directory, "draw", not_drawn)
