@@ -1,8 +1,6 @@
 """compare.py tune: what it tries and records, goes on with, shares and refuses."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import shlex
 import signal
@@ -23,26 +21,10 @@ from common.errors import Stopped
 from common.training import loop
 from common.training.options import TrainConfig, parse_options
 from comparison import processes, tuning
-from comparison.processes import Job, Place
 from tests import ROOT
 
 Command = Callable[..., tuple[int, str, str]]
 QUICKLY = ("--vectors", "random:8", "--epochs", 2, "--hidden-size", 64)
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials run in the process of the tests: an import of a framework takes seconds."""
-
-    def run(jobs: Sequence[Job], place: Place, say: Callable[[Job, str], None], _: Any) -> None:
-        for job in jobs:
-            monkeypatch.setattr(sys, "argv", ["trial", *job.arguments])
-            with contextlib.redirect_stdout(io.StringIO()) as output:
-                tuning.main()
-            for line in output.getvalue().splitlines():
-                say(job, line)
-
-    monkeypatch.setattr(processes, "run", run)
 
 
 def trials(out: Path) -> list[dict[str, Any]]:
