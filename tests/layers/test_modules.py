@@ -634,6 +634,7 @@ def test_a_recurrent_policy_goes_on_in_chunks(batch_first):
 
 
 KERAS = f"""
+import pathlib
 import keras, numpy as np, torch
 from common.convert import from_format
 import jax_impl, torch_impl
@@ -649,25 +650,18 @@ for reset_after in (False, True):
     twin = jax_impl.GRU.from_canonical(parameters, reset_after=reset_after)
     for outputs in (ours(torch.tensor(x))[0].detach().numpy(), twin(x)[0]):
         np.testing.assert_allclose(outputs, expected, rtol=0, atol=2e-6)
+text = pathlib.Path("docs/layer.md").read_text()
+blocks = [block.partition("```")[0] for block in text.split("```python\\n")[1:]]
+assert len(blocks) >= 6
+for block in blocks:
+    exec(compile(block, "docs/layer.md", "exec"), {{"__name__": "docs"}})
 """
 
 
 @pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.long)])
-def test_keras_is_taken_over(backend):
-    """In a process of its own: Keras has one backend in each."""
+def test_keras_is_taken_over_and_docs_examples_run(backend):
+    """In a process of its own, because Keras has one backend in each process."""
     if not find_spec("keras"):
         pytest.skip("needs keras")
     environment = os.environ | {"KERAS_BACKEND": backend}
-    subprocess.run([sys.executable, "-c", KERAS], check=True, env=environment)
-
-
-def test_docs_examples_run(monkeypatch):
-    """Those of docs/layer.md, each by itself."""
-    if not find_spec("keras"):
-        pytest.skip("needs keras")
-    monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "jax"))
-    text = (ROOT / "docs" / "layer.md").read_text()
-    blocks = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
-    assert len(blocks) >= 6
-    for block in blocks:
-        exec(compile(block, "docs/layer.md", "exec"), {"__name__": "docs"})
+    subprocess.run([sys.executable, "-c", KERAS], check=True, cwd=ROOT, env=environment)
