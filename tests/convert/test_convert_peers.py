@@ -18,8 +18,10 @@ from flax import nnx, traverse_util
 from common import oracle
 from common.convert import FORMATS, from_format, to_format
 from comparison.jax_layers import equinox_scan, linen_rnn, nnx_rnn
+from tests.convert.test_convert import D, H
+from tests.convert.test_convert import draw as draw_canonical
 
-T, B, D, H = 6, 4, 3, 5
+T, B = 6, 4
 DTYPES = ("float32", "float64")
 # Outputs are below 1, from sums of D + H + 2 = 10 terms of order 1: some ten roundings, which the
 # gates damp rather than amplify. A wrong gate, sign or bias shows as a difference above 1e-2.
@@ -237,23 +239,6 @@ def draw(shapes: dict[str, tuple[int, ...]], dtype: str) -> Tensors:
     return {name: rng.uniform(-1, 1, shape).astype(dtype) for name, shape in shapes.items()}
 
 
-def canonical(layers: int, directions: int, dtype: str) -> Tensors:
-    return draw(
-        {
-            f"gru.{layer}.{direction}.{part}": shape
-            for layer in range(layers)
-            for direction in ("forward", "backward")[:directions]
-            for part, shape in {
-                "weight_ih": (3 * H, H * directions if layer else D),
-                "weight_hh": (3 * H, H),
-                "bias_ih": (3 * H,),
-                "bias_hh": (3 * H,),
-            }.items()
-        },
-        dtype,
-    )
-
-
 def run(name: str, tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
     """All layers and directions: those that the library's layer has no notion of, one by one."""
     run_layer, _ = LIBRARIES[name]
@@ -291,11 +276,7 @@ def check_outputs(name: str, tensors: Tensors, parameters: Tensors, reset_after:
 def test_library_computes_the_same_from_converted_parameters(
     name, reset_after, layers, directions, dtype
 ):
-    parameters = canonical(layers, directions, dtype)
-    if name == "nnx":  # has no hidden bias for n
-        for key in parameters:
-            if key.endswith("bias_hh"):
-                parameters[key][2 * H :] = 0
+    parameters = draw_canonical(name, layers, directions, dtype, alone=True)
     tensors = to_format(name, parameters, reset_after=reset_after)
     check_outputs(name, tensors, parameters, reset_after)
 
