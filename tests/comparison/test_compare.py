@@ -21,6 +21,7 @@ Command = Callable[..., tuple[int, str, str]]
 QUICKLY = ("--epochs", 1, "--log-every", 2)
 
 
+@pytest.mark.usefixtures("in_this_process")  # .ci/run starts processes
 def test_accuracy_trains_models_and_writes_the_report(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,7 @@ def test_fewer_than_five_seeds_are_too_few_to_tell(seeds: int, says: str) -> Non
     assert found.conclusion.startswith(says)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_compare_answers_the_questions_and_trains_only_once(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,10 @@ from comparison.torch_layers import nn_module
 def test_every_contender_is_timed(
     processes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    quickly = "from comparison import contenders, inference\ncontenders.ENOUGH_SECONDS = 0.01\n"
+    quickly += "inference.WARM_UP = 0, 1\ninference.TIMED = 0.01, 3"
+    start = partial(speed.ProcessPoolExecutor, initializer=exec, initargs=(quickly,))
+    monkeypatch.setattr(speed, "ProcessPoolExecutor", start)
     monkeypatch.setattr(speed, "REPETITIONS", 2)
     monkeypatch.setattr(speed, "RECIPE", Task(1, 12, 8, training=True))
     monkeypatch.setattr(speed, "LENGTHS", (Task(3, 5, 8), Task(3, 12, 8)))

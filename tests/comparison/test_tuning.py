@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import pytest
 
 import compare
 import torch_impl.learner
-import torch_impl.train
 from common.errors import Stopped
 from common.training import loop
 from common.training.options import TrainConfig, parse_options
@@ -36,6 +36,7 @@ def validation_losses(run: Path) -> list[float]:
     return [v for line in lines if (v := line.get("validation_loss")) is not None]
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.long)])
 def test_it_goes_on_and_prints_what_gave_the_best(
     framework: str, small: list[str], command: Command, tmp_path: Path
@@ -61,15 +62,15 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     )
     line = json.loads((tmp_path / "results.json").read_text())["tuning"]["command"]
     assert line in output and line in (tmp_path / "report.md").read_text()
-    again = [*shlex.split(line)[3:], "--out", str(tmp_path / "again")]
-    program = [sys.executable, "-m", f"{framework}_impl.train", *again]
-    share = os.sched_getaffinity(0)
-    # On one core, as a trial: the number of threads may change the last bits.
-    subprocess.run(["taskset", "-c", str(min(share)), *program], cwd=ROOT, check=True)
+    program, again = shlex.split(line)[:3], shlex.split(line)[3:]
+    assert program == ["python", "-m", f"{framework}_impl.train"]
+    main = partial(loop.main, import_module(f"{framework}_impl.learner"))
+    assert command(main, *again, "--out", tmp_path / "again")[0] == 0
     assert validation_losses(tmp_path / "again") == best["losses"]
     assert not list(tmp_path.glob(".trial-*"))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_trial_that_is_not_finite_is_recorded(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,28 @@ def test_what_is_stopped_is_taken_up_again(small: list[str], tmp_path: Path) -> 
     assert not list(tmp_path.glob(".trial-*"))
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_trials_of_another_process_count(
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes the rest of the trials while the first trial of this one runs."""
+    storage = f"sqlite:///{tmp_path / 'shared.sqlite3'}"
+    options = [*small, *map(str, QUICKLY), "--storage", storage, "--trials", "2"]
+
+    def say(_: str) -> None:
+        monkeypatch.setattr(tuning, "say", print)
+        assert command(compare.main, "tune", *options, "--out", tmp_path / "other")[::2] == (0, "")
+
+    monkeypatch.setattr(tuning, "say", say)
+    result = command(compare.main, "tune", *options, "--out", tmp_path / "own")
+    assert result[::2] == (0, "")
+    (other,) = trials(tmp_path / "other")
+    found = trials(tmp_path / "own")
+    assert [trial["number"] for trial in found] == [0, 1] and found[1] == other
+    assert [trial["given"] for trial in found] == [True, False]
+
+
+@pytest.mark.long
 def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.sqlite3'}"
     options = [*small, *map(str, QUICKLY), "--storage", storage, "--trials", "3", "--jobs", "1"]

@@ -28,32 +28,23 @@ EXTENSIONS = (".safetensors", ".npz", ".pt")
 
 # The keys and shapes of docs/layouts.md, for one layer in one direction; H=5, D=3, C=2, V=7.
 KERNEL_HEAD = {"head/kernel": (5, 2), "head/bias": (2,)}
+HEAD = {"head.weight": (2, 5), "head.bias": (2,), "vectors.weight": (7, 3)}
+FC = {"fc.weight": (2, 5), "fc.bias": (2,), "vectors.weight": (7, 3)}
+TORCH = {
+    "gru.weight_ih_l0": (15, 3),
+    "gru.weight_hh_l0": (15, 5),
+    "gru.bias_ih_l0": (15,),
+    "gru.bias_hh_l0": (15,),
+}
+ONNX = {"gru.0.W": (1, 15, 3), "gru.0.R": (1, 15, 5), "gru.0.B": (1, 30)}
 TABLE = {
-    ("torch", True): {
-        "gru.weight_ih_l0": (15, 3),
-        "gru.weight_hh_l0": (15, 5),
-        "gru.bias_ih_l0": (15,),
-        "gru.bias_hh_l0": (15,),
-        "head.weight": (2, 5),
-        "head.bias": (2,),
-        "vectors.weight": (7, 3),
-    },
-    ("homework-nn", True): {
-        "gru.weight_ih_l0": (15, 3),
-        "gru.weight_hh_l0": (15, 5),
-        "gru.bias_ih_l0": (15,),
-        "gru.bias_hh_l0": (15,),
-        "fc.weight": (2, 5),
-        "fc.bias": (2,),
-        "vectors.weight": (7, 3),
-    },
+    ("torch", True): TORCH | HEAD,
+    ("homework-nn", True): TORCH | FC,
     ("homework", False): {
         **{f"gru.W{gate}.weight": (5, 3) for gate in "zrh"},
         **{f"gru.U{gate}.weight": (5, 5) for gate in "zrh"},
         **{f"gru.{part}{gate}.bias": (5,) for part in "WU" for gate in "zrh"},
-        "fc.weight": (2, 5),
-        "fc.bias": (2,),
-        "vectors.weight": (7, 3),
+        **FC,
     },
     ("linen", True): {
         **{f"gru/0/forward/i{gate}/kernel": (3, 5) for gate in "rzn"},
@@ -88,9 +79,7 @@ TABLE = {
         "gru.0.forward.weight_hh": (15, 5),
         "gru.0.forward.bias": (15,),
         "gru.0.forward.bias_n": (5,),
-        "head.weight": (2, 5),
-        "head.bias": (2,),
-        "vectors.weight": (7, 3),
+        **HEAD,
     },
     ("haiku", False): {
         "gru/0/forward/w_i": (3, 15),
@@ -100,17 +89,8 @@ TABLE = {
         "head/b": (2,),
         "vectors/embeddings": (7, 3),
     },
-    **{
-        ("onnx", kind): {
-            "gru.0.W": (1, 15, 3),
-            "gru.0.R": (1, 15, 5),
-            "gru.0.B": (1, 30),
-            "head.weight": (2, 5),
-            "head.bias": (2,),
-            "vectors.weight": (7, 3),
-        }
-        for kind in (False, True)
-    },
+    ("onnx", False): ONNX | HEAD,
+    ("onnx", True): ONNX | HEAD,
 }
 
 

@@ -176,25 +176,12 @@ WRONG_OF_MODULES = {
 @pytest.mark.parametrize("wrong", WRONG_OF_MODULES)
 def test_the_module_says_what_does_not_fit_in_its_own_words(framework, wrong):
     name, changes = WRONG_OF_MODULES[wrong]
-    x, h0, *others = (
-        convert(framework, changes.get(n, d))
-        for n, d in (
-            ("x", ones(B, T, D)),
-            ("h0", None),
-            ("lengths", None),
-            ("resets", None),
-            ("h_reset", None),
-        )
-    )
-    named = dict(zip(("lengths", "resets", "h_reset"), others, strict=True))
-    if framework == "torch":
-        gru = torch_impl.GRU(D, H, batch_first=True)
-        with pytest.raises((ValueError, TypeError, RuntimeError), match=name):
-            gru(x, h0, **named)
-    else:
-        gru = jax_impl.GRU(D, H, rngs=nnx.Rngs(0))
-        with pytest.raises((ValueError, TypeError), match=name):
-            gru(x, h0=h0, **named)
+    given = convert(framework, {"x": ones(B, T, D)} | changes)
+    first = [given.pop("x"), *([given.pop("h0", None)] if framework == "torch" else [])]
+    gru = layer(framework, D, H, **({"batch_first": True} if framework == "torch" else {}))
+    errors = (ValueError, TypeError, *([RuntimeError] if framework == "torch" else []))
+    with pytest.raises(errors, match=name):
+        gru(*first, **given)
 
 
 @each_framework
@@ -244,36 +231,37 @@ def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, 
     odd["x"][K - 2 :] = np.nan
     usual["x"][K - 2 :] = 0
 
+    gru = {"torch": torch_impl.gru.gru, "jax": jax_impl.gru.gru}[framework]
+    places = convert(framework, {"lengths": lengths, "tokens": tokens})
+
+    def loss(leaves: dict) -> object:
+        own = {"x": leaves["x"], "h0": leaves["h0"], "implementation": implementation}
+        outputs, h_last = gru(leaves, **own, **places)
+        return (outputs**2).sum() + h_last.sum()
+
+    gradient = jax.jit(jax.grad(loss))
+
     def gradients(given: dict) -> list[np.ndarray]:
         leaves = {"x": given["x"], "h0": given["h0"], **given["parameters"]}
-
-        def loss(leaves: dict, gru: Callable, convert: Callable) -> object:
-            outputs, h_last = gru(
-                leaves,
-                leaves["x"],
-                convert(given["lengths"]),
-                leaves["h0"],
-                tokens=convert(given["tokens"]),
-                implementation=implementation,
-            )
-            return (outputs**2).sum() + h_last.sum()
-
         if framework == "jax":
-            found = jax.jit(jax.grad(lambda leaves: loss(leaves, jax_impl.gru.gru, jnp.asarray)))(
-                leaves
-            )
+            found = gradient(leaves)
             return [np.asarray(found[name]) for name in leaves]
         inputs = {name: torch.tensor(v, requires_grad=True) for name, v in leaves.items()}
-        value = loss(inputs, torch_impl.gru.gru, torch.from_numpy)
-        return [g.numpy() for g in torch.autograd.grad(value, list(inputs.values()))]
+        return [g.numpy() for g in torch.autograd.grad(loss(inputs), list(inputs.values()))]
 
     for got, want in zip(gradients(odd), gradients(usual), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
+def out_of_range(given: dict, name: str) -> list[np.ndarray]:
+    """lengths and tokens, of which one is far too large in row 1."""
+    changed = {each: given[each].copy() for each in ("lengths", "tokens")}
+    changed[name][..., 1] = 1000
+    return list(changed.values())
+
+
 @pytest.mark.parametrize("implementation", JAX_GRU.implementations())
-@pytest.mark.parametrize("wrong", ["lengths", "tokens"])
-def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementation, wrong):
+def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementation):
     """In that call alone: an error would have made every later call of the process fail."""
     # The kernel multiplies one or two inputs in another order than many.
     usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
@@ -284,10 +272,8 @@ def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementat
         )
     )
     want = compiled(usual["lengths"], usual["tokens"])
-    changed = {name: usual[name].copy() for name in ("lengths", "tokens")}
-    changed[wrong][..., 1] = 1000
-    for _ in range(2):
-        outputs, h_last = compiled(changed["lengths"], changed["tokens"])
+    for wrong in ("lengths", "tokens") * 2:
+        outputs, h_last = compiled(*out_of_range(usual, wrong))
         assert np.isnan(outputs.sum((0, 2))[1]) and np.isnan(h_last[0, 1]).all()
         others = [0, 2, 3]
         np.testing.assert_array_equal(outputs[:, others], want[0][:, others])
@@ -297,9 +283,8 @@ def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementat
 
 
 @pytest.mark.parametrize("implementation", JAX_GRU.implementations())
-@pytest.mark.parametrize("wrong", ["lengths", "tokens"])
 @pytest.mark.parametrize("along", [jax.jacrev, jax.jacfwd])
-def test_jax_under_jit_derivatives_of_other_rows_are_right(implementation, wrong, along):
+def test_jax_under_jit_derivatives_of_other_rows_are_right(implementation, along):
     usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
 
     def result(given, lengths, tokens):
@@ -310,14 +295,13 @@ def test_jax_under_jit_derivatives_of_other_rows_are_right(implementation, wrong
     derivatives = jax.jit(along(result))
     given = {name: usual[name] for name in ("h0", "parameters")}
     want = derivatives(given, usual["lengths"], usual["tokens"])
-    changed = {name: usual[name].copy() for name in ("lengths", "tokens")}
-    changed[wrong][..., 1] = 1000
-    got = derivatives(given, changed["lengths"], changed["tokens"])
     others = np.ix_([0, 2, 3], [0], [0, 2, 3])
-    np.testing.assert_allclose(got["h0"][others], want["h0"][others], rtol=0, atol=1e-6)
-    assert np.isnan(got["h0"][1, :, 1]).any()
-    for found in jax.tree.leaves(got["parameters"]):  # the row has part in them
-        assert np.isnan(found[1]).any()
+    for wrong in ("lengths", "tokens"):
+        got = derivatives(given, *out_of_range(usual, wrong))
+        np.testing.assert_allclose(got["h0"][others], want["h0"][others], rtol=0, atol=1e-6)
+        assert np.isnan(got["h0"][1, :, 1]).any()
+        for found in jax.tree.leaves(got["parameters"]):  # the row contributes to them
+            assert np.isnan(found[1]).any()
 
 
 CLASSIFY = {
@@ -351,15 +335,13 @@ def test_classify(framework, wrong):
     for key, value in changes.items():
         (given if key in given else parameters)[key] = value
     parameters = {n: value for n, value in parameters.items() if value is not None}
-    classify = {
-        "torch": torch_impl.classifier.classify,
-        "jax": jax_impl.classifier.classify,
-    }[framework]
+    given = convert(framework, {"parameters": parameters, **given})
+    classifier = {"torch": torch_impl.classifier, "jax": jax_impl.classifier}[framework]
     if wrong is None:
-        assert classify(**convert(framework, {"parameters": parameters, **given})).shape == (B, 2)
+        assert classifier.classify(**given).shape == (B, 2)
         return
     with pytest.raises((ValueError, TypeError), match=name):
-        classify(**convert(framework, {"parameters": parameters, **given}))
+        classifier.classify(**given)
 
 
 needs_kernel = pytest.mark.skipif(TORCH_GRU.implementations()[-1] == "scan", reason="no kernel")
@@ -410,6 +392,7 @@ def operator_arguments() -> dict[str, object]:
     }
 
 
+ROWS = torch.ones(K, D)
 OPERATOR = {
     "h0 of few rows": ("^x:", {"h0": torch.ones(1, 3, H)}),
     "h0 of another state": ("weight_ih", {"h0": torch.ones(1, B, 64)}),
@@ -435,14 +418,8 @@ OPERATOR = {
     "no x": ("^x:", {"x": None}),
     "lengths in int64": ("lengths", {"lengths": torch.full((B,), T)}),
     "lengths beyond T": ("lengths", {"lengths": torch.full((B,), T + 1, dtype=torch.int32)}),
-    "tokens of few rows": (
-        "tokens",
-        {"x": torch.ones(K, D), "tokens": torch.zeros(T, 3, dtype=torch.int32)},
-    ),
-    "tokens beyond K": (
-        "tokens",
-        {"x": torch.ones(K, D), "tokens": torch.full((T, B), K, dtype=torch.int32)},
-    ),
+    "tokens of few rows": ("tokens", {"x": ROWS, "tokens": torch.zeros(T, 3, dtype=torch.int32)}),
+    "tokens beyond K": ("tokens", {"x": ROWS, "tokens": torch.from_numpy(TOKENS + np.int32(K))}),
     "three directions": ("reverse", {"reverse": [False] * 3}),
     "no direction": ("reverse", {"reverse": []}),
 }
@@ -525,16 +502,8 @@ def test_jax_operators_look_at_all_memory(wrong):
         return jax.block_until_ready(jax.ffi.ffi_call(name, shapes)(*arrays, **told))
 
     def run(changes: dict) -> tuple[list, list]:
-        shapes = {
-            "weight_ih": (3 * H, D),
-            "weight_hh": (3 * H, H),
-            "bias_ih": (3 * H,),
-            "bias_hh": (3 * H,),
-            "x": (T, B, D),
-            "h0": (1, B, H),
-            "h_reset": (0,),
-        } | changes
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "x", "h0", "h_reset")
+        shapes = dict(zip(names, FFI_GRADIENTS, strict=True)) | changes
         arrays = {name: jnp.ones(shapes[name], jnp.float32) for name in names}
         lengths = changes.get("lengths", jnp.full(B, T, jnp.int32))
         places = jnp.zeros(0, jnp.int32), lengths, jnp.zeros(shapes.get("resets", 0), bool)
