@@ -29,10 +29,10 @@ from common.serve.server import HEADERS
 from common.training import loop
 from common.training.options import TrainConfig
 from tests.chromium import (
-    DESKTOP,
-    PHONE,
+    SCREENS,
     barriers,
     contrasts,
+    each_screen,
     facts,
     logged,
     needs_axe,
@@ -394,16 +394,16 @@ def test_no_known_word(browser: WebDriver, server: Server) -> None:
 LONG = "the film was not so bad that nobody would see it again " * 10
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("name", "metrics"), [("desktop", DESKTOP), ("phone", PHONE)])
+@each_screen
 def test_nothing_is_wider_than_the_screen(
-    browser: WebDriver, server: Server, tmp_path: Path, name: str, metrics: dict, scheme: str
+    browser: WebDriver, server: Server, tmp_path: Path, screen: str, scheme: str
 ) -> None:
-    show(browser, url(server, LONG + "x" * 90, "mine", BROKEN, "plain"), metrics, scheme)
-    screenshot(browser, tmp_path / f"{name}-{scheme}.png")
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= metrics["width"]
+    show(browser, url(server, LONG + "x" * 90, "mine", BROKEN, "plain"), SCREENS[screen], scheme)
+    screenshot(browser, tmp_path / f"{screen}-{scheme}.png")
+    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= SCREENS[screen]["width"]
     columns = {panel.rect["x"] for panel in panels(browser)}
-    assert len(columns) == (3 if metrics is DESKTOP else 1)
+    assert len(columns) == (3 if screen == "desktop" else 1)
     choose(browser, "tint", "leave_out")
     found = contrasts(browser)
     assert min(found) >= 4.5
@@ -424,10 +424,9 @@ def test_light_and_dark_can_be_chosen(browser: WebDriver, server: Server) -> Non
 
 
 @needs_axe
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("metrics", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_axe_finds_nothing(browser: WebDriver, server: Server, metrics: dict, scheme: str) -> None:
-    show(browser, url(server, LONG, "mine", BROKEN, "plain"), metrics, scheme)
+@each_screen
+def test_axe_finds_nothing(browser: WebDriver, server: Server, screen: str, scheme: str) -> None:
+    show(browser, url(server, LONG, "mine", BROKEN, "plain"), SCREENS[screen], scheme)
     assert barriers(browser) == []
     write(browser, "x" * 1001)
     WebDriverWait(browser, 10).until(lambda _: panels(browser)[2].get_attribute("class"))

@@ -20,10 +20,11 @@ from common.report import content, html
 from common.report.schema import Results, convert
 from comparison import twins
 from tests.chromium import (
-    DESKTOP,
     PHONE,
+    SCREENS,
     barriers,
     contrasts,
+    each_screen,
     facts,
     logged,
     needs_axe,
@@ -32,16 +33,6 @@ from tests.chromium import (
     words,
 )
 
-SCREENS = {"desktop": DESKTOP, "phone": PHONE}
-each_screen = pytest.mark.parametrize(
-    ("screen", "scheme"),
-    [
-        ("desktop", "light"),
-        ("phone", "dark"),
-        pytest.param("desktop", "dark", marks=pytest.mark.long),
-        pytest.param("phone", "light", marks=pytest.mark.long),
-    ],
-)
 each_size = pytest.mark.parametrize("page", ["results", "large_results"], indirect=True)
 
 
