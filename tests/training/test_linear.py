@@ -149,7 +149,10 @@ def test_bad_rows_are_left_out_and_reported(command: Command, tmp_path: Path) ->
     path.write_text("\n".join(["text,label", *rows, "no label,", "a,b,c", ",good"]))
     arguments = ("--data", f"csv:{path}", "--out", out)
     status, _, error = command(train.main, *arguments)
-    assert (status, error) == (2, f"error: {path}: line 62: no label\n")
+    assert (status, error) == (
+        2,
+        f"error: {path}: line 62: no label; --skip-bad-rows leaves such rows out\n",
+    )
     for restart in ((), ("--restart",)):  # the second from the cache
         status, output, _ = command(train.main, *arguments, "--skip-bad-rows", *restart)
         counted = "no label (1), another number of columns (1), no text (1)"
@@ -285,3 +288,33 @@ def test_what_reads_a_gru_says_that_this_is_none(
         assert re.fullmatch(r"error: .+\n", error)
     with pytest.raises(ValueError, match="holds a linear model"):
         run_directory.load_run(linear)
+
+
+def test_files_of_texts_are_classified_and_evaluated(command: Command, tmp_path: Path) -> None:
+    folder, file = tmp_path / "run", tmp_path / "reviews.csv"
+    assert "macro F1" in command(train.main, *SMALL, "--out", folder)[1]
+    texts = ["a charming\nand moving film", "dull, tired and boring", "xyzzy"]
+    answers = [answer.label for answer in run.load(folder).predict(texts)]
+
+    def predict(content: str, *options: str) -> tuple[int, str, str]:
+        file.write_text(content)
+        return command(prediction.main, folder, "--data", f"csv:{file}", *options)
+
+    rows = [f'"{text}",{label},valid' for text, label in zip(texts, answers, strict=True)]
+    status, output, error = predict("\n".join(["text,label,split", *rows, '"unlabelled",,test']))
+    assert status == 0
+    labels = [*answers, *(each.label for each in run.load(folder).predict(["unlabelled"]))]
+    assert [line.partition("\t")[0] for line in output.splitlines()] == labels
+    assert "a charming and moving film" in output.splitlines()[0]
+    assert error.startswith("Accuracy: 100.00%\n95 % interval: 43.85% to 100.00%   macro F1: ")
+    assert re.search(r"^negative +\d+\.\d\d% +100\.00% .+ [123]$", error, re.MULTILINE)
+
+    status, output, error = predict("text\n" + "film\n" * 3)
+    assert (status, output.count("\n"), error) == (0, 3, "")
+    status, _, error = predict("text,label\nfilm,good\n")
+    assert status == 2 and "text 1: its label 'good' is no class of the run (neg" in error
+    status, _, error = predict("text\nfilm\n  \n")
+    assert status == 2 and f"{file}: line 3: no text; --skip-bad-rows" in error
+    assert predict("text\nfilm\n  \n", "--skip-bad-rows")[0] == 0
+    status, _, error = command(prediction.main, folder, file)
+    assert status == 2 and f"error: {file}: is a file, not a text: --data csv:{file}" in error

@@ -123,7 +123,10 @@ def test_a_refused_call_leaves_nothing(
     (tmp_path / "notes" / "note").touch()
     for out in ("new/deep/run", "notes"):
         status, _, error = command(main, *arguments, tmp_path / out)
-        assert (status, error) == (2, f"error: {tmp_path}/table: line 3: no text\n")
+        assert (status, error) == (
+            2,
+            f"error: {tmp_path}/table: line 3: no text; --skip-bad-rows leaves such rows out\n",
+        )
     left = {path.name for path in tmp_path.rglob("*")}
     assert left == {"table", "notes", "note"}
 
