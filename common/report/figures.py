@@ -182,7 +182,13 @@ def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
     ]
     ends = dict.fromkeys(f"{row['label']} ({row['name']})" for row in (rows[-1], rows[0]))
     title = f"{' to '.join(ends)} of {reviews:,} reviews right"
-    title += "; too few seeds to tell which is better" if rows[1:] else ""
+    if rows[1:]:
+        best, second = rows[:2]
+        if best["low"] > second["high"]:
+            title += f"; the 95 % interval of {best['name']} is above that of the next"
+        else:
+            title += f"; {best['name']} and {second['name']} cannot be told apart: "
+            title += "their 95 % intervals overlap"
     x = alt.X("low:Q", title="accuracy, 95 % interval (Wilson)")
     x = x.axis(format="~%", tickCount=8).scale(zero=False, padding=20)
     label = alt.Chart(alt.Data(values=rows)).mark_text(dy=-11)

@@ -221,8 +221,11 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])
     second.update(accuracy=0.8, accuracy_interval=[0.78, 0.82])
     found = "80.00% (jax gru) to 90.00% (torch gru) of 1,000 reviews right"
-    few = "too few seeds to tell which is better"
-    assert titles(results)["accuracy"] == [f"{found}; {few}"]
+    above = "the 95 % interval of torch gru is above that of the next"
+    assert titles(results)["accuracy"] == [f"{found}; {above}"]
+    second["accuracy_interval"] = [0.78, 0.88]
+    apart = "torch gru and jax gru cannot be told apart: their 95 % intervals overlap"
+    assert titles(results)["accuracy"] == [f"{found}; {apart}"]
     first["confusion"] = [[450, 50], [100, 400]]
     assert titles(results)["confusion"][0].endswith("100 of 500 positive taken for negative")
     second["losses"][-1] = 0.01

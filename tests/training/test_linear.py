@@ -278,9 +278,7 @@ def test_what_reads_a_gru_says_that_this_is_none(
     assert command(train.main, *SMALL, "--out", linear)[0] == 0
     main = partial(loop.main, torch_impl.learner)
     assert command(main, *small, "--epochs", 1, "--out", gru)[0] == 0
-    explain = partial(explanation.main, torch_impl.learner)
     for status, _, error in (
-        command(explain, linear, "text"),
         command(prediction.main, gru, "text"),
         command(main, *small, "--out", linear),
     ):
@@ -318,3 +316,38 @@ def test_files_of_texts_are_classified_and_evaluated(command: Command, tmp_path:
     assert predict("text\nfilm\n  \n", "--skip-bad-rows")[0] == 0
     status, _, error = command(prediction.main, folder, file)
     assert status == 2 and f"error: {file}: is a file, not a text: --data csv:{file}" in error
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_contributions_add_up_to_the_margin(repetitive: EncodedSplit, classes: int) -> None:
+    split = join([repetitive[i] for i in range(120)], repetitive.labels % classes)
+    fitted = model.fit(split, 7, [str(i) for i in range(classes)], **HOW)
+    for number in range(5):
+        text = join([split[number]], np.zeros(1))
+        margins = fitted.contributions(text).sum(axis=0) + fitted.bias
+        np.testing.assert_allclose(margins, fitted.logits(text)[0, -len(margins) :], atol=1e-5)
+
+
+def test_a_linear_run_explains_its_answer(command: Command, tmp_path: Path) -> None:
+    folder, path = tmp_path / "run", tmp_path / "answer.json"
+    assert command(train.main, *SMALL, "--out", folder)[0] == 0
+    explain, text = partial(explanation.main, torch_impl.learner), "a moving xyzzy film"
+    status, output, error = command(explain, folder, text, "--json", path)
+    assert (status, error) == (0, "")
+    assert "4 words, 1 of them not in the vocabulary" in output
+    found, loaded = json.loads(path.read_text()), run.load(folder)
+    assert found["words"] == ["a", "moving", "film"]
+    (logits,) = loaded.model.logits(join(loaded.encode([text]), np.zeros(1)))
+    sign = 1 if found["predicted"] == loaded.classes[1] else -1
+    margin = sign * sum(found["contribution"]) + float(loaded.model.bias[0])
+    assert margin == pytest.approx(logits[1], abs=1e-5)
+    assert "vocabulary=" not in repr(loaded) and "negative" in repr(loaded)
+    assert command(explain, folder, text, "--by", "z")[0] == 2
+
+
+def test_probabilities_are_calibrated(command: Command, tmp_path: Path) -> None:
+    size = ("--data", "rt", "--train-size", 1000, "--test-size", 500)
+    assert command(train.main, *size, "--out", tmp_path)[0] == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert 0.05 < metrics["temperature"] < 1
+    assert metrics["calibration_error"] < 0.08
