@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from markdown_it import MarkdownIt
 
 import compare
 from common.report import content, figures, html, markdown
-from common.report.schema import Results, convert
+from common.report.schema import Bin, Results, convert
 
 Command = Callable[..., tuple[int, str, str]]
 SECTIONS = ("runs", "parity", "speed", "questions", "explorer", "tuning")
@@ -348,3 +349,23 @@ def test_only_report_takes_a_folder(command: Command, tmp_path: Path) -> None:
         2,
         f"error: {tmp_path}: only report takes a folder; the others take --out\n",
     )
+
+
+def test_a_model_has_one_colour_in_all_charts(results: dict[str, Any]) -> None:
+    bins = [Bin(400, 0.6, 0.55)]
+    runs = [
+        msgspec.structs.replace(run, calibration_error=0.1, reliability=bins)
+        for run in read(results).runs
+    ]
+    colours: dict[str, set[str]] = {}
+
+    def note(part: dict[str, Any]) -> None:
+        if str(part.get("range", [""])[0]).startswith("#"):
+            for name, colour in zip(part["domain"], part["range"], strict=True):
+                colours.setdefault(name.rpartition(" ")[2], set()).add(colour)
+
+    for draw in (lambda runs: figures.accuracy(runs, 1000), figures.losses, figures.reliability):
+        for shown in (runs, runs[2:], runs[::-1]):
+            json.loads(json.dumps(draw(shown).spec()), object_hook=note)
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == len(colours) == 4
