@@ -360,7 +360,7 @@ def test_a_model_has_one_colour_in_all_charts(results: dict[str, Any]) -> None:
     colours: dict[str, set[str]] = {}
 
     def note(part: dict[str, Any]) -> None:
-        if str(part.get("range", [""])[0]).startswith("#"):
+        if isinstance(part.get("range"), list) and str(part["range"][0]).startswith("#"):
             for name, colour in zip(part["domain"], part["range"], strict=True):
                 colours.setdefault(name.rpartition(" ")[2], set()).add(colour)
 
