@@ -5,11 +5,14 @@ Exit status 2: bad input, or a file that cannot be read or written. 3: numbers t
 by Ctrl-C or SIGTERM.
 """
 
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LOST = 4
 
@@ -47,6 +50,15 @@ def status_of(error: Exception) -> int:
     return 3 if isinstance(error, NotFiniteError) else 2
 
 
+def interrupt_again(unraisable: Any) -> None:
+    """Python's unraisablehook, but for a Ctrl-C that arrives in a callback, such as JAX's for the
+    garbage collector: Python discards that, so it is raised once more, outside the callback."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn the errors above into their one line on standard error and their exit status.
@@ -55,6 +67,7 @@ def exit_on_input_error() -> Iterator[None]:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as common/__init__.py has set it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = interrupt_again
     try:
         yield
     except (InputError, NotFiniteError) as error:

@@ -1,6 +1,6 @@
 """How good a classifier's answers are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,29 @@ def temperature_said(temperature: float) -> str:
             why = "all validation reviews are answered right, and say no more"
         why = f", the limit, which is no fit: {why}"
     return f"temperature: {temperature:.3f}{why}"
+
+
+def table(evaluated: Mapping[str, Any]) -> str:
+    """What `evaluate_answers` returned, as lines: accuracy, its interval, macro F1, and precision,
+    recall and F1 of each class or, of more than MOST_DRAWN classes, of the largest ones."""
+    low, high = evaluated["accuracy_interval"]
+    scores = evaluated["classes"]
+    macro = np.mean([each["f1"] for each in scores.values()])
+    largest = sorted(scores, key=lambda name: -scores[name]["support"])[:MOST_DRAWN]
+    shown = [name for name in scores if name in set(largest)]
+    width = max(map(len, ["class", *shown]))
+    return "\n".join(
+        [
+            f"Accuracy: {evaluated['accuracy']:.2%}",
+            f"95 % interval: {low:.2%} to {high:.2%}   macro F1: {macro:.2%}",
+            f"{'class':{width}}  precision   recall       F1  texts",
+            *(
+                f"{name:{width}}  {each['precision']:9.2%}  {each['recall']:7.2%}  "
+                f"{each['f1']:7.2%}  {each['support']:5,}"
+                for name, each in ((name, scores[name]) for name in shown)
+            ),
+        ]
+    )
 
 
 def _accuracy(correct: Bool[np.ndarray, " N"]) -> dict[str, Any]:

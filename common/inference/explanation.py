@@ -20,8 +20,10 @@ from rich.text import Text
 from common import files
 from common.errors import InputError, exit_on_input_error
 from common.inference.model import Saved, load, words_of
+from common.linear import run as linear
 from common.training.learner import Framework
 from common.training.options import Device, parse_options
+from common.training.run_directory import framework_of
 
 PATIENCE = 50  # so many batches take seconds
 # What a word can be tinted by, and what that says.
@@ -50,7 +52,7 @@ class ExplainOptions:
     """What the words are tinted by: z (mean update gate) or another gate of the cell, change (of
     the state), gradient (x input, of the predicted class's logit) or leave_out (fall of that logit
     when the word is left out). The default is the first gate of the cell, z for a GRU, or change
-    for a cell without gates."""
+    for a cell without gates. The words of a linear model are tinted by their contributions."""
     json: Path | None = None
     """Write everything to this file, too."""
     checkpoint: Saved | None = None
@@ -65,6 +67,9 @@ def main(framework: Framework) -> None:
     with exit_on_input_error():
         program = f"python -m {framework.__name__.partition('.')[0]}.explain"
         options = parse_options(ExplainOptions, program)
+        if framework_of(options.run_dir) == linear.FRAMEWORK:
+            _explain_linear(options)
+            return
         model = load(framework, options.run_dir, options.device, options.checkpoint)
         measures = [*model.gates, *(name for name in MEASURES if name != "z")]
         by = options.by or measures[0]
@@ -78,6 +83,33 @@ def main(framework: Framework) -> None:
         (known,) = model.encode([options.text])
         written = len(words_of(options.text))
         _print(model.classes, model.gates, found, by, written, len(known))
+
+
+def _explain_linear(options: ExplainOptions) -> None:
+    """Print what each word contributes to a linear model's answer."""
+    for name, value in (("checkpoint", options.checkpoint), ("by", options.by)):
+        if value is not None:
+            raise InputError(f"--{name} {value}: {options.run_dir} is linear and has none")
+    run = linear.load(options.run_dir)
+    found = run.explain(options.text)
+    if options.json is not None:
+        about = {"run_dir": options.run_dir, "text": options.text, "classes": run.classes}
+        files.write_json(options.json, about | found)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say(f"{found['predicted']}, probability {found['probability']:.4f}")
+    words, written = found["words"], len(words_of(options.text))
+    say(f"{written:,} words, {written - len(words):,} of them not in the vocabulary and left out")
+    if not words:
+        return
+    weights = np.array(found["contribution"])
+    table = Table(Column("word", overflow="fold"), box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("contribution", justify="right")
+    for word, number in zip(_tinted(words, weights, signed=True), weights, strict=True):
+        table.add_row(word, f"{number:.3f}")
+    console.print(table)
+    say("contribution: what the n-grams that end at a word add to the predicted class's margin")
+    say(f"blue: for the predicted class, orange: against it; full tint: {abs(weights).max():.3f}")
 
 
 def _progress(chunks: Iterable[Any], count: int) -> Iterable[Any]:

@@ -76,6 +76,13 @@ class Model:
         self.limit = run.options.max_length or sys.maxsize  # words that are read of a text
         self._ids = {word: number for number, word in enumerate(run.vocabulary)}
 
+    def __repr__(self) -> str:
+        run = self.run
+        return (
+            f"Model({run.framework} {run.options.model}, hidden_size={run.model.hidden_size}, "
+            f"num_layers={run.model.num_layers}, classes={self.classes}, out={run.options.out})"
+        )
+
     def predict(self, texts: Iterable[str]) -> list[Prediction]:
         """The answer to each text. Raises TypeError for one str, and for what holds no str."""
         known = self.encode(texts)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +13,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from common import metrics
+from common.data import sources
 from common.errors import InputError, exit_on_input_error
 from common.inference import model
 from common.inference.model import Model, Prediction, Saved
@@ -40,6 +44,12 @@ class PredictOptions:
     ] = ()
     """Further run directories, then texts to classify. -, and no text at all, is standard input:
     each of its lines is one."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="SPEC")] = None
+    """Classify the texts of a data set instead, spelled as for training: csv:FILE, jsonl:FILE, ...
+    (docs/data.md). Where they have labels, accuracy, macro F1 and the scores of each class are
+    printed on standard error at the end."""
+    skip_bad_rows: bool = False
+    """Leave out rows of --data that cannot be used, and print how many."""
     json: bool = False
     """Print a JSON object a line: text, label, probabilities of all classes, known_words."""
     strict: bool = False
@@ -71,22 +81,65 @@ def main(framework: Framework | None = None) -> None:
                 )
         if further:
             print(f"an ensemble of {len(models)} runs: their mean probabilities", file=sys.stderr)
-        texts = chain.from_iterable(map(_lines, options.texts[len(further) :] or ["-"]))
-        number = 0
-        while chunk := list(islice(texts, TOGETHER)):
-            for text, answer in zip(chunk, predict(models, chunk), strict=True):
+        left_out = Counter[str]() if options.skip_bad_rows else None
+        examples = _examples(options, options.texts[len(further) :], left_out)
+        numbers = {name: number for number, name in enumerate(models[0].classes)}
+        number, found, labels = 0, [], []
+        while chunk := list(islice(examples, TOGETHER)):
+            texts = [text for text, _ in chunk]
+            for (text, label), answer in zip(chunk, predict(models, texts), strict=True):
                 number += 1
                 if options.strict and not answer.known_words:
                     raise InputError(f"text {number}: has no word that the model knows: {text!r}")
+                if label and label not in numbers:
+                    raise InputError(
+                        f"--data {options.data}: text {number}: its label {label!r} is no class of "
+                        f"the run ({', '.join(numbers)}); ?label= ignores the labels"
+                    )
                 print(_line(text, answer, as_json=options.json))
+                if label:
+                    labels.append(numbers[label])
+                    found.append((numbers[answer.label], answer.probability, np.nan))
         if not number:
             raise InputError("no text: give some as arguments, or as lines of standard input")
+        if left_out:
+            rows = f"{left_out.total():,} bad rows left out (--skip-bad-rows)"
+            print(f"{options.data}: {rows}", file=sys.stderr)
+        if labels:
+            sys.stdout.flush()
+            answered, classes = np.array(found), models[0].classes
+            evaluated = metrics.evaluate_answers(answered, np.array(labels), classes)
+            print(metrics.table(evaluated), file=sys.stderr)
+
+
+def _examples(
+    options: PredictOptions, texts: Sequence[str], left_out: Counter[str] | None
+) -> Iterator[tuple[str, str]]:
+    """Each text to classify, with its label, which is empty where there is none."""
+    for text in texts:
+        if text != "-" and _is(Path.is_file, text):
+            raise InputError(
+                f"{text}: is a file, not a text: --data csv:{text} or --data jsonl:{text} reads "
+                f"its texts, and < {text} one text a line"
+            )
+    if options.data is None:
+        yield from ((text, "") for text in chain.from_iterable(map(_lines, texts or ["-"])))
+        return
+    if texts:
+        raise InputError(f"--data {options.data}: {texts[0]!r}: give either --data or texts")
+    for example in sources.load_unlabelled(options.data).examples(left_out):
+        yield example.text, example.label
 
 
 def is_folder(text: str) -> bool:
     """Whether an argument is the name of a folder, and so no text."""
+    return _is(Path.is_dir, text)
+
+
+def _is(kind: Callable[[Path], bool], text: str) -> bool:
+    """Whether an argument names a folder, or a file."""
     try:
-        return bool(text) and Path(text).is_dir()
+        return bool(text) and kind(Path(text))
     except (OSError, ValueError):  # too long for a name, or with a zero byte
         return False
 
@@ -127,5 +180,6 @@ def _lines(text: str) -> Iterator[str]:
 def _line(text: str, answer: Prediction, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"text": text, **vars(answer)}, ensure_ascii=False)
+    text = re.sub(r"[\r\n]+", " ", text)  # so that every text is one line
     unknown = "" if answer.known_words else "\t(no known word: the answer to an empty text)"
     return f"{answer.label}\t{answer.probability:.4f}\t{text}{unknown}"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from common.data.corpus import EncodedSplit
-from common.data.ngrams import Codes, log_count_ratios, matrix
+from common.data.ngrams import Codes, find, log_count_ratios, matrix
 from common.errors import InputError
 
 
@@ -35,6 +35,20 @@ class Linear:
         _, features = matrix(split, self.words, self.codes)
         margins = features @ self.weight.T + self.bias
         return margins if len(self.bias) > 1 else np.pad(margins, ((0, 0), (1, 0)))
+
+    def contributions(self, text: EncodedSplit) -> Float[np.ndarray, "T R"]:
+        """At each word of one text, the sum of the weights of the n-grams that end there.
+
+        An n-gram counts once a text, so its weight is shared by the places where the text has it.
+        With the bias, the sum over the words is the margin.
+        """
+        found, start = np.zeros((int(text.lengths.sum()), len(self.bias))), 0
+        for n, (codes, _, place) in enumerate(find(text, self.words, self.codes)):
+            begins = np.flatnonzero(place >= 0)
+            ngrams, which, count = np.unique(place[begins], return_inverse=True, return_counts=True)
+            found[begins + n] += (self.weight.T[start + ngrams] / count[:, None])[which]
+            start += len(codes)
+        return found
 
 
 def fit(

@@ -59,14 +59,32 @@ class About:
 class Run(About):
     """A run directory's model, read back."""
 
-    vocabulary: list[str]
-    model: Linear
+    vocabulary: list[str] = field(repr=False)
+    model: Linear = field(repr=False)
 
     def predict(self, texts: Iterable[str]) -> list[Prediction]:
         """The answer to each text; its probabilities are the softmax of the margins."""
         encoded = self.encode(texts)
         logits = self.model.logits(join(encoded, np.zeros(len(encoded))))
         return answers(self.classes, logits, (int((ids >= 0).sum()) for ids in encoded))
+
+    def explain(self, text: str) -> dict[str, Any]:
+        """Explain the answer to a text, word by word, ready for JSON:
+
+        words          those that training has seen
+        predicted      the class, probability that class's probability
+        contribution   what the n-grams that end at each word add to the margin of that class
+        """
+        (ids,), (answer,) = self.encode([text]), self.predict([text])
+        found = self.model.contributions(join([ids], np.zeros(1)))
+        best = self.classes.index(answer.label)
+        of_best = found[:, 0] * (1 if best else -1) if len(self.classes) == 2 else found[:, best]
+        return {
+            "words": [self.vocabulary[word] for word in ids[ids >= 0].tolist()],
+            "predicted": answer.label,
+            "probability": answer.probability,
+            "contribution": of_best[ids >= 0].tolist(),
+        }
 
     def encode(self, texts: Iterable[str]) -> list[Int32[np.ndarray, " words"]]:
         """The ids of each text's words; -1 is a word that was not seen."""

@@ -4,6 +4,7 @@ python -m common.linear.train --preset full --out runs/linear
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from common import files, metrics
+from common.data.corpus import EncodedSplit
 from common.data.encoding import cores
 from common.errors import InputError, exit_on_input_error
 from common.linear import model, run
@@ -69,18 +71,22 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
         f"{len(test):,} to test on"
     )
     started = time.perf_counter()
-    found = model.fit(
-        training,
-        len(texts.vocabulary),
-        texts.classes,
+    fit = partial(
+        model.fit,
+        words=len(texts.vocabulary),
+        classes=texts.classes,
         longest=options.ngrams,
         fewest=options.min_reviews,
         smoothing=options.smoothing,
         c=options.c,
     )
+    found = fit(training)
+    temperature = None
+    if not (options.temperature and len(validation)):
+        temperature = calibrate(fit, training)
     seconds = time.perf_counter() - started
     say(f"Total training time: {seconds:.0f} secs, {found.weight.shape[1]:,} n-grams")
-    held_out = temperature = None
+    held_out = None
     if len(validation):
         logits = found.logits(validation)
         held_out = float((logits.argmax(1) == validation.labels).mean())
@@ -88,8 +94,9 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
         if options.temperature:
             temperature = metrics.fit_temperature(logits, validation.labels)
             say(metrics.temperature_said(temperature))
-            weights = (each / np.float32(temperature) for each in (found.weight, found.bias))
-            found = Linear(found.words, found.codes, *weights)
+    if temperature:
+        weights = (each / np.float32(temperature) for each in (found.weight, found.bias))
+        found = Linear(found.words, found.codes, *weights)
     evaluated = metrics.evaluate(
         found.logits(test), test.labels, texts.classes, test.categories, texts.categories
     )
@@ -116,6 +123,21 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
     }
     run.write(out, run.About(options, texts.classes), texts.vocabulary, found, results)
     return results
+
+
+def calibrate(fit: Callable[[EncodedSplit], Linear], training: EncodedSplit) -> float | None:
+    """The temperature that makes probabilities of margins, which are none by themselves.
+
+    It is fitted to a fifth of the texts, by a machine that is trained on the others. None where
+    these are too few to train on.
+    """
+    others, fifth = training.hold_out(len(training) // 5)
+    if not len(fifth):
+        return None
+    try:
+        return metrics.fit_temperature(fit(others).logits(fifth), fifth.labels)
+    except InputError:
+        return None
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ from common.report.schema import (
 # Told apart by people who confuse red and green too (Okabe and Ito 2008); the first four also stand
 # out, 3 to 1, from white and from a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+# A model has the same colour in every chart.
+COLOURED = ("gru", "bigru", "nn.gru", "nn.bigru", "linear", "rnn", "birnn")
 FEW_CLASSES = 5
 VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # that Altair writes for
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # the last is only Altair's type of a sum
@@ -129,12 +131,17 @@ def of_run(folder: Path, results: Mapping[str, Any], classes: Sequence[str], pre
 
 
 def _intervals(
-    rows: Sequence[Mapping[str, Any]], x: alt.X, numbers: str, groups: Sequence[str] = ()
+    rows: Sequence[Mapping[str, Any]],
+    x: alt.X,
+    numbers: str,
+    groups: Sequence[str] = (),
+    colours: alt.Scale | None = None,
 ) -> Chart:
     """A line for each name: the dot is a row's value, the stroke goes from its low to its high.
 
     Hovering tells them, in the format `numbers`, and "n", if there is one. With groups, a row has a
-    "group", which gives its colour and its place among those of its name. Labels break at " · ".
+    "group", which gives its colour and its place among those of its name. Without, `colours` are
+    those of the names. Labels break at " · ".
     """
     names = list(dict.fromkeys(row["name"] for row in rows))
     broken = "split(datum.label, ' · ')"
@@ -154,6 +161,8 @@ def _intervals(
             yOffset=alt.YOffset("group:N", sort=groups),
             color=alt.Color("group:N", scale=alt.Scale(domain=groups), legend=legend),
         )
+    if colours:
+        base = base.encode(color=alt.Color("name:N", scale=colours, legend=None))
     stroke = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     dot = base.mark_point(filled=True, size=70 if groups else 110, color=COLOURS[0], opacity=1)
     return stroke + dot.encode(x="value:Q")
@@ -182,12 +191,19 @@ def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
     ]
     ends = dict.fromkeys(f"{row['label']} ({row['name']})" for row in (rows[-1], rows[0]))
     title = f"{' to '.join(ends)} of {reviews:,} reviews right"
-    title += "; too few seeds to tell which is better" if rows[1:] else ""
+    if rows[1:]:
+        best, second = rows[:2]
+        if best["low"] > second["high"]:
+            title += f"; the 95 % interval of {best['name']} is above that of the next"
+        else:
+            title += f"; {best['name']} and {second['name']} cannot be told apart: "
+            title += "their 95 % intervals overlap"
     x = alt.X("low:Q", title="accuracy, 95 % interval (Wilson)")
     x = x.axis(format="~%", tickCount=8).scale(zero=False, padding=20)
     label = alt.Chart(alt.Data(values=rows)).mark_text(dy=-11)
     label = label.encode(x="value:Q", y=alt.Y("name:N", sort=None), text="label:N")
-    return Figure("accuracy", title, _intervals(rows, x, ".2%") + label)
+    colours = _colours([row["name"] for row in rows])
+    return Figure("accuracy", title, _intervals(rows, x, ".2%", colours=colours) + label)
 
 
 def losses(runs: Sequence[Run]) -> Figure:
@@ -240,19 +256,25 @@ def loss_curves(
     return Figure("loss", title, chart)
 
 
+def _colours(names: Sequence[str]) -> alt.Scale:
+    """The colour of each run's model; models that COLOURED does not name get the last colours."""
+    models = [name.rpartition(" ")[2] for name in names]
+    others = dict.fromkeys(model for model in models if model not in COLOURED)
+    of_models = dict(zip(COLOURED, COLOURS, strict=True))
+    of_models |= zip(others, COLOURS[::-1] * len(models), strict=False)
+    return alt.Scale(domain=list(names), range=[of_models[model] for model in models])
+
+
 def _styles(names: Sequence[str]) -> tuple[alt.Color, alt.StrokeDash]:
     """The colour of each run's model, and how its line is drawn; with a legend, if it needs one.
 
     The framework twins lie on top of each other: one is dashed so that both show.
     """
-    models = [name.rpartition(" ")[2] for name in names]
-    of_models = dict(zip(dict.fromkeys(models), COLOURS * len(models), strict=False))
-    colours = alt.Scale(domain=list(names), range=[of_models[model] for model in models])
     dashes = [[5, 3] if name.startswith("jax") else [1, 0] for name in names]
     dashed = alt.Scale(domain=list(names), range=dashes)
     legend = alt.Legend(title=None, symbolType="stroke", columns=2) if names[1:] else None
     return (
-        alt.Color("name:N", scale=colours, legend=legend),
+        alt.Color("name:N", scale=_colours(names), legend=legend),
         alt.StrokeDash("name:N", scale=dashed, legend=legend),
     )
 

@@ -43,6 +43,7 @@ from common import files, params
 from common.data.ngrams import Ratios
 from common.errors import InputError, complain
 from common.files import SUMS
+from common.metrics import table
 from common.params import ModelConfig
 from common.training.learner import Arrays
 from common.training.options import MODELS, DataConfig, TrainConfig, option
@@ -169,9 +170,7 @@ def write(
         with files.writing(folder / name):
             files.replace(folder / name, content)
     if metrics:
-        low, high = metrics["accuracy_interval"]
-        print(f"Accuracy: {metrics['accuracy']:.2%}")
-        print(f"95 % interval: {low:.2%} to {high:.2%}   run directory: {folder}", flush=True)
+        print(f"{table(metrics)}\nrun directory: {folder}", flush=True)
         draw(folder)
 
 

@@ -1,12 +1,14 @@
 """The oracle is checked by what needs no GRU: finite differences, limits with a closed form."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from common import oracle
 from common.params import ModelConfig, shapes
+from tests import ROOT
 
 T, B, D, H, C = 5, 5, 3, 4, 3
 LENGTHS = np.array([2, 5, 0, 5, 1])
@@ -172,3 +174,17 @@ def test_large_logits_do_not_overflow():
     classified = oracle.classify(replace(result, parameters=large), LABELS)
     assert np.isfinite(classified.loss)
     assert np.all(np.isfinite(classified.gradients["head.weight"]))
+
+
+def test_the_worked_step_of_the_docs_is_the_oracles() -> None:
+    text = (ROOT / "docs" / "gru.md").read_text()
+    values: dict[str, Any] = {}
+    (block,) = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+    exec(compile(block, "docs/gru.md", "exec"), values)
+    W, U = (np.concatenate([values[f"{name}_{gate}"] for gate in "zrn"]) for name in "WU")
+    h, between = oracle.gru_step(values["x"] @ W.T, np.array([[0.5]]), U, np.zeros(3), False)
+    np.testing.assert_allclose(values["h"], h)
+    for name, said in {"z": "0.5", "r": "0.6225", "n": "0.9250"}.items():
+        np.testing.assert_allclose(values[name], between[name])
+        assert f"= {said}\n" in block and abs(float(said) - values[name].item()) < 5e-5
+    assert "= 0.7125\n" in block and abs(0.7125 - h.item()) < 5e-5

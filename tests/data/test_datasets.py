@@ -326,8 +326,12 @@ def test_tables_that_lack_something(kind: str, tmp_path: Path) -> None:
     def refused_rows(*second: str) -> str:
         return refused(write_table(kind, path, names, [("a", "b", "test"), second]))
 
-    assert refused_rows(" ", "b", "test") == f"{place}: no text"
-    assert refused_rows("a", "", "test") == f"{place}: no label"
+    assert (
+        refused_rows(" ", "b", "test") == f"{place}: no text; --skip-bad-rows leaves such rows out"
+    )
+    assert (
+        refused_rows("a", "", "test") == f"{place}: no label; --skip-bad-rows leaves such rows out"
+    )
     assert refused_rows("a", "b", "fold").startswith(f"{place}: the split is 'fold'; expected one")
     spec = write_table(kind, path, names, [("a", "b", "train")])
     assert refused(f"{spec}?text=txt") == f"{path}: no column txt; there are: text, label, split"
@@ -472,7 +476,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([b"\x92"]).view("string"), "label": [1]}), path)
     assert "table: after row 0: not a whole Parquet file: 'utf-8' codec" in refused(spec)
     write_table("parquet", path, ["text", "label"], [(None, "b")])
-    assert refused(spec) == f"{path}: row 1: no text"
+    assert refused(spec) == f"{path}: row 1: no text; --skip-bad-rows leaves such rows out"
 
 
 # ----------------------------------------------------------------------------------- text files

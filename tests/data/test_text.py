@@ -71,3 +71,8 @@ def test_numbers_of_thousands_of_digits() -> None:
         clean(f"&#{'0' * 5_000}65;film &#0000000065 &#{'0' * 9}")
         == "Afilm A \N{REPLACEMENT CHARACTER}"
     )
+
+
+def test_emoji_are_left_out() -> None:
+    face, heart = "\N{GRINNING FACE}", "\N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}"
+    assert tokenize(clean(f"great {face} film{heart}!")) == ["great", "film"]

@@ -243,3 +243,8 @@ def test_a_run_with_unusable_metrics_is_not_finished(
     assert run_directory.finished(folder, "torch", options)
     rewrite(folder, "metrics.json", lambda _: metrics)
     assert run_directory.finished(folder, "torch", options) is None
+
+
+def test_a_model_is_shown_by_what_it_is(model: Model) -> None:
+    found = repr(model)
+    assert found.startswith("Model(torch gru, hidden_size=4, num_layers=1, classes=('negative', ")

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from markdown_it import MarkdownIt
 
 import compare
 from common.report import content, figures, html, markdown
-from common.report.schema import Results, convert
+from common.report.schema import Bin, Results, convert
 
 Command = Callable[..., tuple[int, str, str]]
 SECTIONS = ("runs", "parity", "speed", "questions", "explorer", "tuning")
@@ -221,8 +222,11 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])
     second.update(accuracy=0.8, accuracy_interval=[0.78, 0.82])
     found = "80.00% (jax gru) to 90.00% (torch gru) of 1,000 reviews right"
-    few = "too few seeds to tell which is better"
-    assert titles(results)["accuracy"] == [f"{found}; {few}"]
+    above = "the 95 % interval of torch gru is above that of the next"
+    assert titles(results)["accuracy"] == [f"{found}; {above}"]
+    second["accuracy_interval"] = [0.78, 0.88]
+    apart = "torch gru and jax gru cannot be told apart: their 95 % intervals overlap"
+    assert titles(results)["accuracy"] == [f"{found}; {apart}"]
     first["confusion"] = [[450, 50], [100, 400]]
     assert titles(results)["confusion"][0].endswith("100 of 500 positive taken for negative")
     second["losses"][-1] = 0.01
@@ -345,3 +349,23 @@ def test_only_report_takes_a_folder(command: Command, tmp_path: Path) -> None:
         2,
         f"error: {tmp_path}: only report takes a folder; the others take --out\n",
     )
+
+
+def test_a_model_has_one_colour_in_all_charts(results: dict[str, Any]) -> None:
+    bins = [Bin(400, 0.6, 0.55)]
+    runs = [
+        msgspec.structs.replace(run, calibration_error=0.1, reliability=bins)
+        for run in read(results).runs
+    ]
+    colours: dict[str, set[str]] = {}
+
+    def note(part: dict[str, Any]) -> None:
+        if isinstance(part.get("range"), list) and str(part["range"][0]).startswith("#"):
+            for name, colour in zip(part["domain"], part["range"], strict=True):
+                colours.setdefault(name.rpartition(" ")[2], set()).add(colour)
+
+    for draw in (lambda runs: figures.accuracy(runs, 1000), figures.losses, figures.reliability):
+        for shown in (runs, runs[2:], runs[::-1]):
+            json.loads(json.dumps(draw(shown).spec()), object_hook=note)
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == len(colours) == 4

@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.svm import LinearSVC
 
 import torch_impl.learner
-from common import files
+from common import files, metrics
 from common.data import ngrams
 from common.data.corpus import EncodedSplit, join
 from common.inference import explanation, prediction
@@ -144,7 +144,7 @@ def test_bad_rows_are_left_out_and_reported(command: Command, tmp_path: Path) ->
     path.write_text("\n".join(["text,label", *rows, "no label,", "a,b,c", ",good"]))
     arguments = ("--data", f"csv:{path}", "--out", out)
     error = refused(command(train.main, *arguments))
-    assert error == f"error: {path}: line 62: no label\n"
+    assert error == (f"error: {path}: line 62: no label; --skip-bad-rows leaves such rows out\n")
     for restart in ((), ("--restart",)):  # the second from the cache
         output = succeeds(command(train.main, *arguments, "--skip-bad-rows", *restart))
         counted = "no label (1), another number of columns (1), no text (1)"
@@ -181,10 +181,10 @@ def test_a_temperature_changes_the_probabilities_alone(command: Command, tmp_pat
     for folder, more in zip(folders, ((), ("--temperature",)), strict=True):
         succeeds(command(train.main, *options, *more, "--out", folder))
     plain, tempered = (json.loads((each / "metrics.json").read_text()) for each in folders)
-    assert plain["temperature"] == 1 != tempered["temperature"]
+    assert plain["temperature"] != tempered["temperature"]
     assert tempered["confusion"] == plain["confusion"]
     before, after = (run.load(folder).model for folder in folders)
-    expected = before.weight / tempered["temperature"]
+    expected = before.weight * (plain["temperature"] / tempered["temperature"])
     np.testing.assert_allclose(after.weight, expected, rtol=1e-6)
 
 
@@ -261,8 +261,75 @@ def test_what_reads_a_gru_says_that_this_is_none(
     linear, gru = tmp_path / "linear", tmp_path / "gru"
     succeeds(command(train.main, *SMALL, "--out", linear))
     succeeds(command(train_torch, *small, "--epochs", 1, "--out", gru))
-    refused(command(main_of(torch_impl.learner, explanation), linear, "text"))
     refused(command(prediction.main, gru, "text"))
     refused(command(train_torch, *small, "--out", linear))
     with pytest.raises(ValueError, match="holds a linear model"):
         run_directory.load_run(linear)
+
+
+def test_files_of_texts_are_classified_and_evaluated(command: Command, tmp_path: Path) -> None:
+    folder, file = tmp_path / "run", tmp_path / "reviews.csv"
+    assert "macro F1" in command(train.main, *SMALL, "--out", folder)[1]
+    texts = ["a charming\nand moving film", "dull, tired and boring", "xyzzy"]
+    answers = [answer.label for answer in run.load(folder).predict(texts)]
+
+    def predict(content: str, *options: str) -> tuple[int, str, str]:
+        file.write_text(content)
+        return command(prediction.main, folder, "--data", f"csv:{file}", *options)
+
+    rows = [f'"{text}",{label},valid' for text, label in zip(texts, answers, strict=True)]
+    status, output, error = predict("\n".join(["text,label,split", *rows, '"unlabelled",,test']))
+    assert status == 0
+    labels = [*answers, *(each.label for each in run.load(folder).predict(["unlabelled"]))]
+    assert [line.partition("\t")[0] for line in output.splitlines()] == labels
+    assert "a charming and moving film" in output.splitlines()[0]
+    assert error.startswith("Accuracy: 100.00%\n95 % interval: 43.85% to 100.00%   macro F1: ")
+    assert re.search(r"^negative +\d+\.\d\d% +100\.00% .+ [123]$", error, re.MULTILINE)
+
+    status, output, error = predict("text\n" + "film\n" * 3)
+    assert (status, output.count("\n"), error) == (0, 3, "")
+    status, _, error = predict("text,label\nfilm,good\n")
+    assert status == 2 and "text 1: its label 'good' is no class of the run (neg" in error
+    status, _, error = predict("text\nfilm\n  \n")
+    assert status == 2 and f"{file}: line 3: no text; --skip-bad-rows" in error
+    assert predict("text\nfilm\n  \n", "--skip-bad-rows")[0] == 0
+    status, _, error = command(prediction.main, folder, file)
+    assert status == 2 and f"error: {file}: is a file, not a text: --data csv:{file}" in error
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_contributions_add_up_to_the_margin(repetitive: EncodedSplit, classes: int) -> None:
+    split = join([repetitive[i] for i in range(120)], repetitive.labels % classes)
+    fitted = model.fit(split, 7, [str(i) for i in range(classes)], **HOW)
+    for number in range(5):
+        text = join([split[number]], np.zeros(1))
+        margins = fitted.contributions(text).sum(axis=0) + fitted.bias
+        np.testing.assert_allclose(margins, fitted.logits(text)[0, -len(margins) :], atol=1e-5)
+
+
+def test_a_linear_run_explains_its_answer(command: Command, tmp_path: Path) -> None:
+    folder, path = tmp_path / "run", tmp_path / "answer.json"
+    assert command(train.main, *SMALL, "--out", folder)[0] == 0
+    explain, text = partial(explanation.main, torch_impl.learner), "a moving xyzzy film"
+    status, output, error = command(explain, folder, text, "--json", path)
+    assert (status, error) == (0, "")
+    assert "4 words, 1 of them not in the vocabulary" in output
+    found, loaded = json.loads(path.read_text()), run.load(folder)
+    assert found["words"] == ["a", "moving", "film"]
+    (logits,) = loaded.model.logits(join(loaded.encode([text]), np.zeros(1)))
+    sign = 1 if found["predicted"] == loaded.classes[1] else -1
+    margin = sign * sum(found["contribution"]) + float(loaded.model.bias[0])
+    assert margin == pytest.approx(logits[1], abs=1e-5)
+    assert "vocabulary=" not in repr(loaded) and "negative" in repr(loaded)
+    assert command(explain, folder, text, "--by", "z")[0] == 2
+
+
+def test_probabilities_are_calibrated(command: Command, tmp_path: Path) -> None:
+    size = ("--data", "rt", "--train-size", 3000, "--test-size", 1000)
+    assert command(train.main, *size, "--out", tmp_path)[0] == 0
+    found, loaded = json.loads((tmp_path / "metrics.json").read_text()), run.load(tmp_path)
+    texts, _, test, _ = train.load_texts(loaded.options, lambda line: None)
+    margins = loaded.model.logits(test) * found["temperature"]
+    before = metrics.evaluate(margins, test.labels, texts.classes)
+    assert found["confusion"] == before["confusion"]
+    assert 3 * found["calibration_error"] < before["calibration_error"]

@@ -124,7 +124,9 @@ def test_a_refused_call_leaves_nothing(
     (tmp_path / "notes" / "note").touch()
     for out in ("new/deep/run", "notes"):
         error = refused(command(main, *arguments, tmp_path / out))
-        assert error == f"error: {tmp_path}/table: line 3: no text\n"
+        assert error == (
+            f"error: {tmp_path}/table: line 3: no text; --skip-bad-rows leaves such rows out\n"
+        )
     left = {path.name for path in tmp_path.rglob("*")}
     assert left == {"table", "notes", "note"}
 

@@ -9,7 +9,7 @@ from common.data.sources import amazon, dlstudio, hugging_face, movie_reviews, t
 from common.data.sources.dataset import Dataset, Example
 from common.errors import InputError
 
-__all__ = ["Dataset", "Example", "fingerprint", "load"]
+__all__ = ["Dataset", "Example", "fingerprint", "load", "load_unlabelled"]
 
 _SOURCES: dict[str, Callable[[str], Dataset]] = {
     **dict.fromkeys(movie_reviews.NAMES, movie_reviews.load),
@@ -27,6 +27,15 @@ def load(spec: str) -> Dataset:
     Raises InputError for a spec that means nothing or a file that is not there.
     """
     return _source(spec)(spec)
+
+
+def load_unlabelled(spec: str) -> Dataset:
+    """All texts of the data set: of a table every row, whose label is empty where it has none.
+
+    Raises InputError as load does.
+    """
+    kind = spec.partition(":")[0]
+    return tables.load(spec, needs_label=False) if kind in tables.KINDS else load(spec)
 
 
 def fingerprint(spec: str) -> dict[str, str | int]:

@@ -31,7 +31,9 @@ SPLITS = {
 }
 
 
-def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Columns:
+def choose(
+    names: Sequence[str], options: Mapping[str, str], place: str, needs_label: bool = True
+) -> Columns:
     """The columns that the options name, or else those with usual names.
 
     Raises InputError, naming `place` and the columns there are.
@@ -46,7 +48,7 @@ def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Colu
         if name and names.count(name) != 1:
             found = "no column" if name not in names else "more than one column"
             raise InputError(f"{place}: {found} {name}; {there}")
-        if not name and use in ("text", "label"):
+        if not name and (use == "text" or (use == "label" and needs_label)):
             raise InputError(
                 f"{place}: no column for the {use}: name it with ?{use}=COLUMN; {there}"
             )
@@ -55,9 +57,15 @@ def choose(names: Sequence[str], options: Mapping[str, str], place: str) -> Colu
 
 
 def labelled(
-    rows: Callable[[], Iterator[Row | BadRow]], where: object, unit: str, given: str = ""
+    rows: Callable[[], Iterator[Row | BadRow]],
+    where: object,
+    unit: str,
+    given: str = "",
+    needs_label: bool = True,
 ) -> Iterator[Example | BadRow]:
     """The examples in `rows()`; the split is `given`, or what their rows say.
+
+    Without needs_label, a row without a label is an example whose label is empty.
 
     `where`, and the number of the unit (row or line), is the place that errors name.
     """
@@ -74,7 +82,7 @@ def labelled(
             problem = "no text" if text is None else "the text is no string"
         elif not text or text.isspace():
             problem = "no text"
-        elif not label:
+        elif needs_label and not label:
             problem = "no label"
         elif split is None:
             problem = f"the split is {split_value!r}; expected one of {', '.join(SPLITS)}"

@@ -54,6 +54,6 @@ class Dataset:
             if not isinstance(row, BadRow):
                 yield row
             elif left_out is None:
-                raise row
+                raise InputError(f"{row}; --skip-bad-rows leaves such rows out")
             else:
                 left_out[row.kind] += row.rows

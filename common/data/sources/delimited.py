@@ -119,7 +119,7 @@ def _delimiter(
 ) -> str:
     """The one by which the first line has the columns that are wanted, or the most of any.
 
-    Raises InputError where it has them by more than one.
+    Raises InputError where it has them by more than one, unless there is one column alone.
     """
     columns, found = dict.fromkeys(delimiters, 0), []
     for delimiter in delimiters[1:] and delimiters:  # of one, there is no choice
@@ -128,7 +128,7 @@ def _delimiter(
             columns[delimiter] = len(names)
             choose(names)
             found.append(delimiter)
-    if len(found) > 1:
+    if len(found) > 1 and any(columns[delimiter] > 1 for delimiter in found):
         raise InputError(f"{path}: are its columns separated by {' or '.join(found)}? Say ?sep=...")
     return found[0] if found else max(columns, key=columns.__getitem__)
 

@@ -26,18 +26,24 @@ BATCH = 1_000
 _NO_OBJECT = "not a JSON object"
 
 
-def load(spec: str) -> Dataset:
-    """The rows of the table, or of the two tables."""
+def load(spec: str, needs_label: bool = True) -> Dataset:
+    """The rows of the table, or of the two tables.
+
+    Without needs_label, all rows of all splits, whether they have a label or not.
+    """
     kind = spec.partition(":")[0]
     reader, unit = _READERS[kind]
     of_its_own = delimited.OPTIONS if kind in ("csv", "tsv") else ()
     paths, options = files.parse(spec, (*OPTIONS, *of_its_own), most=2)
     delimited.check(spec, options)
+    options = options if needs_label else {**options, "split": ""}
 
     def rows() -> Iterator[Example | BadRow]:
         for path, split in zip(paths, ("train", "test") if paths[1:] else ("",), strict=True):
-            columns = partial(choose, options=options, place=str(path))
-            yield from labelled(partial(reader, path, options, columns), path, unit, split)
+            place = str(path)
+            columns = partial(choose, options=options, place=place, needs_label=needs_label)
+            rows_of = partial(reader, path, options, columns)
+            yield from labelled(rows_of, path, unit, split, needs_label)
 
     return Dataset(spec, rows, state=files.state(paths))
 
