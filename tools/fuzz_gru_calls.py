@@ -126,7 +126,8 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     if entry in ("gru", *OPERATORS):
         options["return_sequences"] = return_sequences = bool(rng.integers(2))
     if operator:
-        options["reverse"] = [bool(each) for each in rng.integers(0, 2, R)]
+        sides = rng.integers(0, 2, R) if framework.name == "jax" else range(R)
+        options["reverse"] = [bool(each) for each in sides]  # PyTorch's are forward, backward
         options |= {"save": bool(rng.integers(2)), "threads": int(rng.choice([-1, 0, 1, 2]))}
         options["of_x"] = bool(rng.integers(2))
     else:
@@ -290,7 +291,7 @@ def spoil(
     if call.entry == "GRU":  # its parameters are its own
         names = [name for name in names if "." not in name]
     if call.operator:
-        names += ["lists", "reverse", *(["results"] if framework.name == "jax" else [])]
+        names += ["lists", *(["reverse", "results"] if framework.name == "jax" else [])]
     else:
         names += ["implementation"] + ["parameters"] * (call.entry != "GRU")
     if framework.name == "torch" and alone and rng.random() < 0.25:  # fake tensors take their time
@@ -444,10 +445,9 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
                 ("threads", None),
                 ("reset_after", None),
             ]
-            if framework.name == "jax":
-                for key, value in told:
-                    what = f"{key} is {'missing' if value is None else value.dtype}"
-                    ways.append(option(what, "type", attributes={key: value}))
+            for key, value in told:
+                what = f"{key} is {'missing' if value is None else value.dtype}"
+                ways.append(option(what, "type", attributes={key: value}))
             return ways
         case "results":
             return wrong_results(call, rng)

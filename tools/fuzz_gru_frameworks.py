@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -116,12 +117,21 @@ class Torch:
 
     def operate(self, call: Call, arrays: dict[str, Any]) -> Any:
         a, o, lists = arrays, call.options, [entries(arrays, name) for name in LISTS]
-        how = (a.get("tokens"), a["lengths"], a.get("resets"), o["reverse"], o["reset_after"])
+        states = [a["h0" if call.entry == "forward" else "d_h_last"]]
+        if call.entry == "backward":  # which reads no biases and no states
+            lists[2:] = [[self.torch.zeros(3 * call.H)] * call.R] * 2
+            states *= 1 if a.get("resets") is None else 2
+        elif a.get("h_reset") is not None:
+            states.append(a["h_reset"])
+        weights = [w for row in zip_longest(*lists) for w in row if w is not None]
+        flags = [o["reset_after"], o["return_sequences"], False]
+        how = ([a["x"], *weights, *states], a.get("tokens"), a["lengths"], a.get("resets"), flags)
         if call.entry == "forward":
-            how += (o["return_sequences"], o["save"])
-            return self.torch.ops.gru.forward(*lists, a["x"], a["h0"], a.get("h_reset"), *how)
-        given = (a["x"], a.get("d_outputs"), a["d_h_last"], a["saved"])
-        return self.torch.ops.gru.backward(*lists[:2], *given, *how, o["of_x"])
+            return self.torch.ops.gru.forward(*how, o["save"])
+        given = (a.get("d_outputs"), a["d_h_last"], a["saved"], o["of_x"])
+        d_x, *gradients = self.torch.ops.gru.backward(*how, *given)
+        by_name = [each for i in range(4) for each in gradients[i : 4 * call.R : 4]]
+        return [*by_name, d_x, *gradients[4 * call.R :]]
 
 
 class Jax:

@@ -352,14 +352,14 @@ gru.cpp: an unknown instruction set changes the choice
 +     if (!set) return nullptr;
 @ bindings: The bindings: what the kernel is told.
 torch_impl/fused.py: PyTorch: the second direction writes over the first's outputs
-- direction.outputs = within_memory(of_outputs, i * row)
-+ direction.outputs = within_memory(of_outputs, 0)
+- direction.outputs = offset(pointer(outputs), i * row)
++ direction.outputs = offset(pointer(outputs), 0)
 torch_impl/fused.py: PyTorch: the second direction's last states lie a row too early
-- direction.h_last = within_memory(of_h_last, i * call.batch * row)
-+ direction.h_last = within_memory(of_h_last, i * (call.batch - 1) * row)
+- direction.h_last = offset(pointer(h_last), state)
++ direction.h_last = offset(pointer(h_last), i * (problem.batch - 1) * row)
 torch_impl/fused.py: PyTorch: the second direction's biases are those of the first
-- address(f"{name}[{i}]", each[i], (3 * call.hidden,), h0.dtype)
-+ address(f"{name}[{i}]", each[0], (3 * call.hidden,), h0.dtype)
+- address(f"{name}[{i}]", each, (3 * problem.hidden,), h0.dtype)
++ address(f"{name}[{i}]", call.weights[0][3], (3 * problem.hidden,), h0.dtype)
 pool.h: PyTorch, at once: OpenMP's threads whether they spin or not
 - before.tv_nsec !=
 + 0 <=
@@ -408,12 +408,12 @@ xla.cpp: JAX: the last result is not NaN where a token points nowhere
 - status != GRU_OK && i < of_results; ++i)
 + status != GRU_OK && i + 2 < of_results; ++i)
 @ arguments: The bindings: what the kernel is told.
-torch_impl/fused.py: PyTorch: the shape of the recurrent weights is not looked at
-- address(f"weight_hh[{i}]", weight_hh[i], (3 * size, size), dtype)
-+ address(f"weight_hh[{i}]", weight_hh[i], weight_hh[i].shape, dtype)
-torch_impl/fused.py: PyTorch: the shape of the input weights is not looked at
-- address(f"weight_ih[{i}]", weight_ih[i], (3 * size, inputs), dtype)
-+ address(f"weight_ih[{i}]", weight_ih[i], weight_ih[i].shape, dtype)
+torch_impl/fused.py: PyTorch: the number of rows of the weights is not validated
+- each, (3 * size, columns), dtype)
++ each, (len(each), columns), dtype)
+torch_impl/fused.py: PyTorch: the number of columns of the weights is not validated
+- each, (3 * size, columns), dtype)
++ each, (3 * size, each.shape[-1]), dtype)
 torch_impl/memory.py: PyTorch: an array that is not contiguous is taken as if it were
 - if array.device != device or not array.is_contiguous() or array.is_neg():
 + if array.device != device or array.is_neg():
@@ -443,11 +443,9 @@ jax_impl/layers.py: JAX: a length out of range passes under jit
 + s + jnp.where(rows[:, None], 0, 0) for s in states
 @ derivatives: The bindings: what the kernel is told.
 torch_impl/fused.py: PyTorch: a second derivative is that of the other reset
-- function = partial(gradients_of, by_scan(tokens, lengths, resets, *ctx.how))
-+ function = partial(
-+             gradients_of,
-+             by_scan(tokens, lengths, resets, not ctx.how[0], ctx.how[1]),
-+         )
+- function = partial(gradients_of, by_scan(tokens, lengths, resets, ctx.flags))
++ flags = (not ctx.flags[0], *ctx.flags[1:])
++         function = partial(gradients_of, by_scan(tokens, lengths, resets, flags))
 """
 
 

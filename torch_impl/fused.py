@@ -65,7 +65,7 @@ def recurrence(call: LayerCall) -> Found:
     """
     x, tokens, weights, lengths, h0, resets, h_reset, *flags = call
     arrays = (x, *(array for each in weights for array in each), h0)
-    if resets is not None and h_reset is not None:
+    if resets is not None:
         arrays += (h_reset,)
         resets = resets.contiguous()
     if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
@@ -87,8 +87,8 @@ def recurrence(call: LayerCall) -> Found:
         function = forward_of_arrays if in_memory else forward_operator
         outputs, h_last, _ = function([*map(dense, arrays)], *places, flags, save)
     else:
-        function = Eager if in_memory else Forward
-        outputs, h_last, _ = function.apply(*places, flags, save, *arrays)
+        differentiated = Eager if in_memory else Forward
+        outputs, h_last, _ = differentiated.apply(*places, flags, save, *arrays)
     return outputs, h_last
 
 
@@ -100,19 +100,17 @@ def call_of(
     flags: Flags,
 ) -> LayerCall:
     """The LayerCall of these arrays and flags. Raises ValueError for a wrong number of them."""
-    if len(arrays) not in (6, 7, 10, 11) or len(flags) != 3:
-        raise ValueError(
-            "expected as arrays x, four parameters for each of one or two directions, h0 and, with "
-            "resets, h_reset, and three flags; "
-            f"found {len(arrays)} arrays and {len(flags)} flags"
-        )
     x, *others = arrays
-    end = len(others) // 4 * 4
-    h0, *h_reset = others[end:]
-    weights = [others[i : i + 4] for i in range(0, end, 4)]
-    return LayerCall(
-        x, tokens, weights, lengths, h0, resets, h_reset[0] if h_reset else None, *flags
-    )
+    R, rest = divmod(len(others), 4)
+    if R not in (1, 2) or rest != (1 if resets is None else 2) or len(flags) != 3:
+        raise ValueError(
+            "arrays, flags: expected x, four parameters for each of one or two directions, h0 and, "
+            "with resets alone, h_reset; three flags; found "
+            f"{len(arrays)} arrays and {len(flags)} flags"
+        )
+    h0, *h_reset = others[4 * R :]
+    weights = [others[4 * i : 4 * i + 4] for i in range(R)]
+    return LayerCall(x, tokens, weights, lengths, h0, resets, *(h_reset or [None]), *flags)
 
 
 def batched(*arrays: Tensor | None) -> bool:
@@ -290,7 +288,8 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        places, flags, save, arrays = inputs[:3], *inputs[3:5], inputs[5:]
+        tokens, lengths, resets, flags, save, *arrays = inputs
+        places = (tokens, lengths, resets)
         function = forward_of_arrays if plain(*places, *arrays) else forward_operator
         return function([*map(dense, arrays)], *places, flags, save)
 
@@ -346,11 +345,12 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
-        *places, flags, of_x, saved, d_outputs, d_h_last = inputs[:8]
-        arrays = [*map(dense, inputs[8:])]
+        tokens, lengths, resets, flags, of_x, saved, d_outputs, d_h_last, *arrays = inputs
+        arrays = [*map(dense, arrays)]
         in_memory = plain(saved, d_outputs, d_h_last, arrays[0])
         function = backward_of_arrays if in_memory else backward_operator
-        d_x, *others = function(arrays, *places, flags, d_outputs, d_h_last, saved, of_x)
+        places, given = (tokens, lengths, resets), (d_outputs, d_h_last, saved, of_x)
+        d_x, *others = function(arrays, *places, flags, *given)
         return d_x if of_x else None, *others
 
     @staticmethod

@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,8 @@ import jax_impl
 import jax_impl.fused
 import torch_impl
 import torch_impl.fused
-from common.params import ModelConfig, init, init_gru
+from common.cells import LayerCall
+from common.params import GRU_PARAMETERS, ModelConfig, init, init_gru
 from jax_impl.gru import CELL as JAX_GRU
 from tests import ROOT
 from torch_impl.gru import CELL as TORCH_GRU
@@ -385,11 +388,18 @@ def operator_arguments() -> dict[str, object]:
         "tokens": None,
         "lengths": torch.full((B,), T, dtype=torch.int32),
         "resets": None,
-        "reverse": [False],
-        "reset_after": False,
-        "return_sequences": True,
         "save": True,
     }
+
+
+def operator(given: dict[str, Any], function: str = "forward") -> Any:
+    """Call an operator with arguments by name, those of one name and all directions in a list."""
+    rest = dict(given)
+    lists = [rest.pop(name) for name in GRU_PARAMETERS]
+    states = [rest.pop("h0"), *filter(torch.is_tensor, [rest.pop("h_reset")])]
+    weights = [each for row in zip_longest(*lists) for each in row if each is not None]
+    arrays = [rest.pop("x"), *weights, *states]
+    return getattr(torch.ops.gru, function)(arrays, flags=[False, True, False], **rest)
 
 
 ROWS = torch.ones(K, D)
@@ -402,11 +412,11 @@ OPERATOR = {
     "weight_ih too small": ("weight_ih", {"weight_ih": [torch.ones(3 * H, D - 1)]}),
     "weight_ih of few gates": ("weight_ih", {"weight_ih": [torch.ones(2 * H, D)]}),
     "weight_ih not contiguous": ("weight_ih", {"weight_ih": [torch.ones(D, 3 * H).mT]}),
-    "weight_ih for two": ("weight_ih", {"weight_ih": [torch.ones(3 * H, D)] * 2}),
+    "weight_ih for two": ("arrays", {"weight_ih": [torch.ones(3 * H, D)] * 2}),
     "weight_hh too small": ("weight_hh", {"weight_hh": [torch.ones(3 * H, H - 1)]}),
-    "weight_hh for two": ("weight_hh", {"weight_hh": [torch.ones(3 * H, H)] * 2}),
+    "weight_hh for two": ("arrays", {"weight_hh": [torch.ones(3 * H, H)] * 2}),
     "bias_ih too small": ("bias_ih", {"bias_ih": [torch.ones(1)]}),
-    "bias_ih for two": ("bias_ih", {"bias_ih": [torch.ones(3 * H)] * 2}),
+    "bias_ih for two": ("arrays", {"bias_ih": [torch.ones(3 * H)] * 2}),
     "bias_hh too small": ("bias_hh", {"bias_hh": [torch.ones(1)]}),
     "x of few steps, and lengths": ("lengths", {"x": torch.ones(T - 1, B, D)}),
     "x of few rows": ("^x:", {"x": torch.ones(T, 3, D)}),
@@ -415,13 +425,15 @@ OPERATOR = {
     "x in float64": ("^x:", {"x": torch.ones(T, B, D, dtype=torch.float64)}),
     "x not contiguous": ("^x:", {"x": torch.ones(T, D, B).mT}),
     "x of three dimensions, and tokens": ("^x:", {"tokens": torch.zeros(T, B, dtype=torch.int32)}),
-    "no x": ("^x:", {"x": None}),
+    "no x": ("arrays", {"x": None}),
     "lengths in int64": ("lengths", {"lengths": torch.full((B,), T)}),
     "lengths beyond T": ("lengths", {"lengths": torch.full((B,), T + 1, dtype=torch.int32)}),
     "tokens of few rows": ("tokens", {"x": ROWS, "tokens": torch.zeros(T, 3, dtype=torch.int32)}),
     "tokens beyond K": ("tokens", {"x": ROWS, "tokens": torch.from_numpy(TOKENS + np.int32(K))}),
-    "three directions": ("reverse", {"reverse": [False] * 3}),
-    "no direction": ("reverse", {"reverse": []}),
+    "three directions": ("arrays", {name: [torch.ones(1)] * 3 for name in GRU_PARAMETERS}),
+    "no direction": ("arrays", {name: [] for name in GRU_PARAMETERS}),
+    "h_reset without resets": ("arrays", {"h_reset": torch.ones(1, B, H)}),
+    "resets without h_reset": ("arrays", {"resets": torch.ones(T, B, dtype=torch.bool)}),
 }
 
 
@@ -430,9 +442,9 @@ OPERATOR = {
 def test_torch_operators_look_at_all_memory(wrong):
     """Called by name, they believe nobody."""
     name, changes = OPERATOR[wrong]
-    torch.ops.gru.forward(**operator_arguments())
-    with pytest.raises((ValueError, TypeError), match=name):
-        torch.ops.gru.forward(**operator_arguments() | changes)
+    operator(operator_arguments())
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=name):
+        operator(operator_arguments() | changes)
 
 
 @needs_kernel
@@ -450,13 +462,12 @@ def test_torch_operators_look_at_all_memory(wrong):
 )
 def test_torch_backward_operator_looks_at_all_memory(name, value):
     given = operator_arguments()
-    _, h_last, saved = torch.ops.gru.forward(**given)
-    names = ("weight_ih", "weight_hh", "x", "tokens", "lengths", "resets", "reverse", "reset_after")
-    backward = {name: given[name] for name in names}
-    backward |= {"d_outputs": None, "d_h_last": h_last, "saved": saved, "of_x": True}
-    torch.ops.gru.backward(**backward)
+    _, h_last, saved = operator(given)
+    del given["save"]
+    given |= {"d_outputs": None, "d_h_last": h_last, "saved": saved, "of_x": True}
+    operator(given, "backward")
     with pytest.raises((ValueError, TypeError)):
-        torch.ops.gru.backward(**backward | {name: value})
+        operator(given | {name: value}, "backward")
 
 
 FFI_SHAPES = [(T, B, H), (1, B, H), (1, 4 * T * B * H)]
@@ -498,7 +509,7 @@ def test_jax_operators_look_at_all_memory(wrong):
 
     def operate(name: str, results: list, *arrays: jax.Array) -> list:
         shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
-        told = jax_impl.fused.attributes((False,), False)
+        told = jax_impl.fused.attributes(LayerCall(None, None, [()], None, None))
         return jax.block_until_ready(jax.ffi.ffi_call(name, shapes)(*arrays, **told))
 
     def run(changes: dict) -> tuple[list, list]:
@@ -517,11 +528,12 @@ def test_jax_operators_look_at_all_memory(wrong):
     if wrong:
         with pytest.raises(jax.errors.JaxRuntimeError, match="GRU"):
             run(changes)
-    outputs, h_last, saved = torch.ops.gru.forward(**operator_arguments())
     given = operator_arguments()
-    read = (given["weight_ih"], given["weight_hh"], given["x"], outputs, h_last, saved)
-    how = (None, given["lengths"], None, [False], False, True)
-    want = [outputs, *torch.ops.gru.backward(*read, *how)]
+    outputs, h_last, saved = operator(given)
+    del given["save"]
+    given |= {"d_outputs": outputs, "d_h_last": h_last, "saved": saved, "of_x": True}
+    d_x, *d_weights, d_h0 = operator(given, "backward")
+    want = [outputs, *d_weights, d_x, d_h0]
     found, gradients = run({})
     for got, expected in zip([found, *gradients[:-1]], want, strict=True):
         np.testing.assert_array_equal(got, expected)

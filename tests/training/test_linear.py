@@ -310,7 +310,7 @@ def test_contributions_add_up_to_the_margin(repetitive: EncodedSplit, classes: i
 def test_a_linear_run_explains_its_answer(command: Command, tmp_path: Path) -> None:
     folder, path = tmp_path / "run", tmp_path / "answer.json"
     assert command(train.main, *SMALL, "--out", folder)[0] == 0
-    explain, text = partial(explanation.main, torch_impl.learner), "a moving xyzzy film"
+    explain, text = main_of(torch_impl.learner, explanation), "a moving xyzzy film"
     status, output, error = command(explain, folder, text, "--json", path)
     assert (status, error) == (0, "")
     assert "4 words, 1 of them not in the vocabulary" in output
