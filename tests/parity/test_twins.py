@@ -149,24 +149,6 @@ def test_what_the_page_translates_stands_in_the_twins() -> None:
             assert code == twins.NOTHING or code in shown_source(twin)
 
 
-def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
-    forbidden = {
-        "common": {"torch", "jax", "flax", "optax", "torch_impl", "jax_impl", "comparison"},
-        "torch_impl": {"jax", "flax", "optax", "jax_impl", "comparison"},
-        "jax_impl": {"torch", "torch_impl", "comparison"},
-    }
-    for folder, modules in forbidden.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.parse(path.read_text()).body:  # imports at the top level
-                if isinstance(node, ast.Import):
-                    imported = {alias.name.partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom):
-                    imported = {str(node.module).partition(".")[0]}
-                else:
-                    continue
-                assert not imported & modules, path
-
-
 @pytest.mark.parametrize(("twin", "framework"), [("torch_impl", "torch"), ("jax_impl", "flax.nnx")])
 def test_a_layer_loads_the_bottom_of_common_and_nothing_else(twin: str, framework: str) -> None:
     bottom = {"common", "common.arguments", "common.errors", "common.params"}

@@ -34,6 +34,8 @@ from tests.chromium import (
 )
 
 each_size = pytest.mark.parametrize("page", ["results", "large_results"], indirect=True)
+long_large = pytest.param("large_results", marks=pytest.mark.long)
+each_size_on_screens = pytest.mark.parametrize("page", ["results", long_large], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_it_opens_fast_draws_every_chart_and_logs_nothing(
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-@each_size
+@each_size_on_screens
 @each_screen
 def test_nothing_is_wider_than_the_screen(
     browser: WebDriver, page: Path, tmp_path: Path, screen: str, scheme: str
@@ -271,7 +273,7 @@ def test_light_and_dark_can_be_chosen(browser: WebDriver, page: Path) -> None:
 
 
 @needs_axe
-@each_size
+@each_size_on_screens
 @each_screen
 def test_axe_finds_nothing(browser: WebDriver, page: Path, screen: str, scheme: str) -> None:
     show(browser, page.as_uri(), SCREENS[screen], scheme)

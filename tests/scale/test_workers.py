@@ -150,7 +150,7 @@ def train_alone(name: str, out: Path, launched: dict[str, str]) -> None:
         ("torch", 2),
         pytest.param("torch", 4, marks=long),
         pytest.param("jax", 1, marks=long),
-        ("jax", 2),
+        pytest.param("jax", 2, marks=long),
     ],
 )
 def test_workers_find_and_leave_what_one_does(

@@ -1,0 +1,50 @@
+"""The graph of imports: from the top of the product to its bottom, without circles."""
+
+import ast
+from graphlib import TopologicalSorter
+
+from tests import ROOT
+
+FOLDERS = ("common", "torch_impl", "jax_impl", "comparison")
+FORBIDDEN = {
+    "common": {"torch", "jax", "flax", "optax", "torch_impl", "jax_impl", "comparison", "compare"},
+    "torch_impl": {"jax", "flax", "optax", "jax_impl", "comparison", "compare"},
+    "jax_impl": {"torch", "torch_impl", "comparison", "compare"},
+}
+PATHS = [*ROOT.glob("*.py"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PATHS
+}
+
+
+def imported(name: str, *, top_level: bool = False) -> set[str]:
+    """The modules that a file imports, and what it imports from them, as full names."""
+    tree = ast.parse(FILES[name].read_text())
+    found: set[str] = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def file_of(name: str) -> str:
+    """The file that defines an imported name; "" if it is not one of the product's."""
+    while name and name not in FILES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def test_no_two_files_import_each_other_even_within_functions() -> None:
+    graph = {name: {*map(file_of, imported(name))} - {"", name} for name in FILES}
+    assert len(graph) > 100
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
+    for name in FILES:
+        above = FORBIDDEN.get(name.partition(".")[0], set())
+        roots = {each.partition(".")[0] for each in imported(name, top_level=True)}
+        assert not roots & above, name
