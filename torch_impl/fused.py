@@ -108,9 +108,9 @@ def call_of(
             "with resets alone, h_reset; three flags; found "
             f"{len(arrays)} arrays and {len(flags)} flags"
         )
-    h0, *h_reset = others[4 * R :]
     weights = [others[4 * i : 4 * i + 4] for i in range(R)]
-    return LayerCall(x, tokens, weights, lengths, h0, resets, *(h_reset or [None]), *flags)
+    h_reset = None if resets is None else others[-1]
+    return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *flags)
 
 
 def batched(*arrays: Tensor | None) -> bool:
