@@ -85,6 +85,7 @@ def array(values: np.ndarray) -> Tensor:
 def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """What fused.forward returns, for the same arguments."""
     x, h0 = call.x, call.h0
+    check_shape("h0", h0, len(call.weights), "B", "H")
     R, batch, size = h0.shape
     steps, distinct = read_sizes(x, call.tokens, batch)
     factor = rounded if call.bfloat16 else lambda array: array
@@ -114,6 +115,7 @@ def backward(
 ) -> list[Tensor]:
     """What fused.backward returns, for the same arguments."""
     x, tokens, resets = call.x, call.tokens, call.resets
+    check_shape("d_h_last", d_h_last, len(call.weights), "B", "H")
     R, batch, size = d_h_last.shape
     steps, distinct = read_sizes(x, tokens, batch)
     factor = rounded if call.bfloat16 else lambda array: array

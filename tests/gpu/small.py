@@ -158,10 +158,10 @@ def test_the_operator_looks_at_what_it_is_told() -> None:
     W, U, b, x, h0 = (torch.rand(*n) for n in ((96, 3), (96, 32), (96,), (2, 3), (1, 5, 32)))
 
     def outputs(U: torch.Tensor, x: torch.Tensor, h0: torch.Tensor) -> list[torch.Tensor]:
-        how = (tokens, lengths, None, [False], True, True)
-        found = torch.ops.gru.forward([W], [U], [b], [b], x, h0, None, *how, True)
+        how = ([x, W, U, b, b, h0], tokens, lengths, None, [True, True, False])
+        found = torch.ops.gru.forward(*how, True)
         ones = torch.ones_like(h0)
-        return [found[0], torch.ops.gru.backward([W], [U], x, None, ones, found[2], *how)[-1]]
+        return [found[0], torch.ops.gru.backward(*how, None, ones, found[2], True)[-1]]
 
     for nan in (each.isnan().any(-1) for each in outputs(U, x, h0)):
         assert nan.tolist() == [[False, *[True] * 4]] * len(nan)
@@ -170,7 +170,7 @@ def test_the_operator_looks_at_what_it_is_told() -> None:
         ((U, x, h0[:, :2]), "tokens"),
         ((U, x, h0.double()), "h0"),
         ((U.double(), x, h0), "weight_hh"),
-        ((U, x, h0.expand(2, 5, 32)), "h0: expected as many as reverse has, 1, found 2"),
+        ((U, x, h0.expand(2, 5, 32)), "^h0: "),
     ):
         with pytest.raises((ValueError, TypeError), match=what):
             outputs(*wrong)
