@@ -82,11 +82,15 @@ class Figure:
         chart = self.chart.properties(**page | properties).configure(**CONFIG)
         return chart.to_dict(validate=False)  # which takes longer than to write it
 
-    def save(self, path: Path) -> None:
-        """Write it as PNG to path, and as SVG beside it."""
+    def _repr_svg_(self) -> str:
+        """The chart as SVG with its title. Jupyter displays a Figure by this method."""
         title = textwrap.wrap(self.title, self.width // 8)
         spec = self.spec(width=self.width, background="white", title=title)
-        svg = vl_convert.vegalite_to_svg(spec, VEGA_LITE)
+        return vl_convert.vegalite_to_svg(spec, VEGA_LITE)
+
+    def save(self, path: Path) -> None:
+        """Write the chart as PNG to path, and as SVG beside it."""
+        svg = self._repr_svg_()
         path.with_suffix(".svg").write_text(svg, encoding="utf-8")
         path.write_bytes(vl_convert.svg_to_png(svg, scale=2))
 
