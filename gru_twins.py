@@ -21,7 +21,6 @@ COMMANDS = {
     "explain": ("{}_impl.explain", "say why a text was classified so, word by word"),
     "export": ("{}_impl.export", "write a trained model for other programs to run"),
     "serve": ("{}_impl.serve", "classify texts over HTTP"),
-    "encode": ("common.data.encode", "encode a data set, in parts"),
     "convert": ("common.convert", "convert parameters between the layouts of frameworks"),
 }
 HELP = """\
@@ -31,9 +30,9 @@ One GRU text classifier, twice from one specification: in PyTorch and in JAX.
 
 {commands}
 
-Each has a --help of its own. --framework is not for compare, encode, convert,
-which know both or none; torch is the default. gru-twins --version says which
-version this is.
+Each has a --help of its own. --framework is not for compare and convert, which
+know both or none; torch is the default. gru-twins --version says which version
+this is.
 """
 
 

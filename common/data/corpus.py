@@ -240,22 +240,12 @@ def load(
     return found
 
 
-def key_of(fingerprint: dict[str, str | int], skip_bad_rows: bool) -> dict[str, Any]:
-    """All that an encoded data set depends on."""
-    versions = {"tokenizer": TOKENIZER_VERSION, "split": SPLIT_SEED, "layout": LAYOUT_VERSION}
-    return {**fingerprint, **versions, **({"skip_bad_rows": True} if skip_bad_rows else {})}
-
-
 def encoded(
-    make: Callable[[], Dataset],
-    fingerprint: dict[str, str | int],
-    skip_bad_rows: bool = False,
-    reading: "Callable[[Dataset, Path, Counter[str] | None], Raw] | None" = None,
+    make: Callable[[], Dataset], fingerprint: dict[str, str | int], skip_bad_rows: bool = False
 ) -> Corpus:
     """The data set that make() gives, encoded, and kept under its fingerprint.
 
-    skip_bad_rows: leave out, and count, what BadRow in sources/dataset.py stands for. reading: does
-    what `read` does, which it is by default.
+    skip_bad_rows: leave out, and count, what BadRow in sources/dataset.py stands for.
 
     Raises InputError as its examples() does, and for a data set that cannot be trained and tested
     on: no text, no word, fewer than two classes, an empty split, or too few texts to split.
@@ -264,10 +254,18 @@ def encoded(
 
     def build(folder: Path) -> None:
         dataset = make()
-        raw = (reading or read)(dataset, folder / TOKENS, left_out)
+        raw = _read(dataset, folder / TOKENS, left_out)
         _write(dataset, raw, folder, left_out)
 
-    folder = cached("corpus", key_of(fingerprint, skip_bad_rows), build, (TOKENS,))
+    key: dict[str, str | int] = {
+        **fingerprint,
+        "tokenizer": TOKENIZER_VERSION,
+        "split": SPLIT_SEED,
+        "layout": LAYOUT_VERSION,
+    }
+    if skip_bad_rows:
+        key["skip_bad_rows"] = True
+    folder = cached("corpus", key, build, (TOKENS,))
     about = json.loads((folder / "about.json").read_text())
     vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
     tokens = map_file(folder / TOKENS, np.int32)
@@ -289,14 +287,13 @@ class Raw:
     """Texts as numbers, before it is known how often each word occurs and what is to test on.
 
     words, labels, categories: by their number. columns: of each text lengths, labels, categories,
-    splits and hashes. chunks: how many texts there are in each piece that was encoded at once.
+    splits and hashes.
     """
 
     words: list[str]
     labels: list[str]
     categories: list[str]
     columns: dict[str, Any]
-    chunks: list[int]
 
 
 def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | None) -> None:
@@ -339,41 +336,35 @@ def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | No
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def read(
-    dataset: Dataset, path: Path, left_out: Counter[str] | None, part: int = 0, of: int = 1
-) -> Raw:
-    """Read a data set, or of its pieces every so-manyth, and write the words' numbers to `path`."""
+def _read(dataset: Dataset, path: Path, left_out: Counter[str] | None) -> Raw:
+    """Read a data set, and write the words' numbers to `path`."""
     words, labels, categories = numbering(), numbering(), numbering()
     columns = {name: array("i") for name in ("labels", "categories", "splits", "lengths")}
-    hashes, sizes = bytearray(), []
+    hashes = bytearray()
 
     def chunks() -> Iterator[list[str]]:
-        texts, size, number = [], 0, 0
+        texts, size = [], 0
         for text, label, category, split in dataset.examples(left_out):
-            if number % of == part:
-                columns["labels"].append(labels[label])
-                columns["categories"].append(categories[category])
-                columns["splits"].append(_SPLITS.index(split))
-                texts.append(text)
+            columns["labels"].append(labels[label])
+            columns["categories"].append(categories[category])
+            columns["splits"].append(_SPLITS.index(split))
+            texts.append(text)
             size += len(text)
             if size >= CHUNK:
                 _check_count(dataset, labels)
-                if number % of == part:
-                    yield texts
-                texts, size, number = [], 0, number + 1
-        if number % of == part:
-            yield texts
+                yield texts
+                texts, size = [], 0
+        yield texts
 
     with path.open("wb") as file, closing(encode_all(chunks())) as encoded_chunks:
         for chunk in encoded_chunks:
             ids = np.fromiter(map(words.__getitem__, chunk.words), np.int32, len(chunk.words))
             file.write(ids[np.frombuffer(chunk.tokens, np.uint32)].data)
             columns["lengths"].extend(chunk.lengths)
-            sizes.append(len(chunk.lengths))
             hashes += chunk.hashes
     found = {name: np.frombuffer(column, np.int32) for name, column in columns.items()}
     found["hashes"] = np.frombuffer(hashes, np.uint64)
-    return Raw(list(words), list(labels), list(categories), found, sizes)
+    return Raw(list(words), list(labels), list(categories), found)
 
 
 def _check_count(dataset: Dataset, labels: Collection[str]) -> None:

@@ -124,6 +124,13 @@ def test_what_gru_twins_names_is_there(
     assert find_spec(started[0][-1])
 
 
+def test_gru_twins_encode_is_gone(command: Command, started: list[list[str]]) -> None:
+    """Encoding takes no program of its own: a training does it, once, on all cores."""
+    status, _, error = command(gru_twins.main, "encode", "part")
+    assert (status, started) == (2, [])
+    assert error.startswith("error: encode: expected one of compare, train, ")
+
+
 @pytest.mark.parametrize("arguments", [["keras"], []])
 def test_gru_twins_knows_two_frameworks(
     arguments: list[str], command: Command, started: list[list[str]]
