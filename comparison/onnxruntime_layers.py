@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import onnxruntime
 
-from common.data.encoding import cores
+from common.cores import cores
 from comparison.implementations import Inference, Layer, converted
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from common import signals
-from common.data.encoding import cores
+from common.cores import cores
 from common.errors import InputError, NotFiniteError, Stopped
 
 ROOT = Path(__file__).parents[1]

@@ -48,3 +48,16 @@ def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
         above = FORBIDDEN.get(name.partition(".")[0], set())
         roots = {each.partition(".")[0] for each in imported(name, top_level=True)}
         assert not roots & above, name
+
+
+def test_the_bottom_of_common_imports_none_of_its_folders_and_kernels_no_data() -> None:
+    folders = {f"common.{path.parent.name}" for path in ROOT.glob("common/*/__init__.py")}
+    bottom = [name for name in FILES if name.startswith("common.") and name.count(".") == 1]
+    forbidden = {name: folders for name in bottom if name not in folders}
+    assert {"common.cache", "common.cores", "common.signals"} <= forbidden.keys()
+    forbidden |= {
+        name: folders - {"common.kernels"} for name in FILES if name.startswith("common.kernels")
+    }
+    for name, above in forbidden.items():
+        imports = {*map(file_of, imported(name))}
+        assert not {each for each in imports if ".".join(each.split(".")[:2]) in above}, name

@@ -36,7 +36,7 @@ from queue import SimpleQueue
 from typing import Any
 from xml.etree import ElementTree
 
-from common.data.cache import cached
+from common.cache import cached
 from common.errors import InputError, exit_on_input_error
 from common.training.options import Count, Positive, check_numbers, parse_options
 from tools.planted_faults import ENVIRONMENT, JOBS, ROOT, copy_tree, python

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from common import files
-from common.data.cache import cached, forget
+from common.cache import cached, forget
 from common.data.corpus import EncodedSplit
 from common.params import NO_LABEL
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32, Int64, Shaped, UInt64
+from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt64
 
 from common import files
+from common.cache import Blocks, cached, in_blocks, map_file
 from common.data import sources
-from common.data.cache import Blocks, cached, in_blocks
 from common.data.encoding import CHUNK, encode_all, numbering
 from common.data.sources.dataset import Dataset
 from common.data.text import TOKENIZER_VERSION
@@ -468,14 +468,3 @@ def _offsets(lengths: Int32[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
 def _column(path: Path) -> Any:
     """A number of each text, mapped: processes on a machine share what they read of it."""
     return np.asarray(np.load(path, mmap_mode="r"))
-
-
-def map_file(path: Path, dtype: type[np.generic]) -> Shaped[np.ndarray, " numbers"]:
-    """A file of numbers, memory-mapped, for reading at random places."""
-    if not path.stat().st_size:  # which cannot be mapped
-        return np.zeros(0, dtype)
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    mapped.madvise(mmap.MADV_RANDOM)  # a batch needs its texts, not what lies beside them
-    # A plain array: slices of np.memmap, an array class of its own, take longer.
-    return np.frombuffer(mapped, dtype)

@@ -1,10 +1,11 @@
 """Texts to numbers, in as many processes as there are cores.
 
-A worker is a fresh interpreter that imports nothing but this file and the tokenizer: it starts in
-a few hundredths of a second, whatever the program around it has loaded (multiprocessing would
-import the main module, and so a framework, in each). It ends when its standard input does, so none
-outlives the program, and Ctrl-C does not reach it. loky, joblib's pool, encodes as fast, but starts
-a second later (14 MB of reviews took 60 % longer), and leaves its workers behind if it is killed.
+A worker is a fresh interpreter that imports nothing but this file and the few that this file
+imports: it starts in a few hundredths of a second, whatever the program around it has loaded
+(multiprocessing would import the main module, and so a framework, in each). It ends when its
+standard input does, so none outlives the program, and Ctrl-C does not reach it. loky, joblib's
+pool, encodes as fast, but starts a second later (14 MB of reviews took 60 % longer), and leaves its
+workers behind if it is killed.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, count, islice
 from typing import NamedTuple
 
+from common.cores import cores
 from common.data.text import clean, tokenize
 from common.errors import InputError
 
@@ -76,13 +78,6 @@ def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
             busy.append(worker)
             yield from done
         yield from map(_Worker.take, busy)
-
-
-def cores() -> int:
-    """How many cores this process may use, by its affinity and by a container's quota."""
-    import joblib  # which reads the quota, and which a worker does without
-
-    return int(joblib.cpu_count())
 
 
 class _Worker:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from common import files, metrics
+from common.cores import cores
 from common.data.corpus import EncodedSplit
-from common.data.encoding import cores
 from common.errors import InputError, exit_on_input_error
 from common.linear import model, run
 from common.linear.model import Linear

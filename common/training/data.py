@@ -11,10 +11,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from common import files
+from common.cache import cached, in_blocks, map_file
 from common.data import corpus, ngrams, sources, vectors
 from common.data.batches import Batches
-from common.data.cache import cached, in_blocks
-from common.data.corpus import LAYOUT_VERSION, EncodedSplit, map_file
+from common.data.corpus import LAYOUT_VERSION, EncodedSplit
 from common.data.ngrams import Ratios
 from common.errors import InputError
 from common.params import ratio_columns

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from rich.progress import MofNCompleteColumn, Progress
 
 from common import files, metrics, params
-from common.data.encoding import cores
+from common.cores import cores
 from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error
 from common.signals import stop_requests
 from common.training import checkpoint, run_directory

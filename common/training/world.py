@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 from jaxtyping import Int, Int32
 
+from common.cores import cores
 from common.errors import LOST, InputError, NotFiniteError, Stopped, complain, status_of
 
 T = TypeVar("T")
@@ -212,8 +213,6 @@ def take_cores() -> int:
 
     Where the launcher has dealt them out already, as srun does, that stays.
     """
-    from common.data.encoding import cores
-
     local_size = told("LOCAL_WORLD_SIZE", "1", least=1)
     if local_size == 1 or not hasattr(os, "sched_setaffinity"):
         return cores()

@@ -15,8 +15,9 @@ from threading import Event
 import numpy as np
 import pytest
 
-from common.data import batches, cache
-from common.data.cache import cache_folder, cached
+from common import cache
+from common.cache import cache_folder, cached
+from common.data import batches
 from common.errors import InputError, exit_on_input_error
 from common.training.data import load_data
 from common.training.options import TrainConfig

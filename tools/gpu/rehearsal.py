@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from common.data.cache import cached
+from common.cache import cached
 from common.kernels import cuda
 from common.kernels.build import compiler
 from common.kernels.cuda import nvrtc

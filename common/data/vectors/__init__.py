@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import load_file, save
 
-from common.data.cache import cached
+from common.cache import cached
 from common.data.corpus import Corpus, EncodedSplit
 from common.data.vectors import files
 from common.errors import InputError

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.data.cache import cached
+from common.cache import cached
 from common.kernels.cuda import Arch, Instance, library
 
 HEADERS = ("call.h", "device.h")

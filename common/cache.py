@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import platformdirs
 from isal.isal_zlib import crc32
+from jaxtyping import Shaped
 
 from common import files
 from common.errors import InputError, complain
@@ -75,7 +76,7 @@ class Blocks:
     """Verifies a large file of the cache, each block when it is first read."""
 
     def __init__(self, path: Path, content: np.ndarray, width: int) -> None:
-        """content: the whole file, mapped by corpus.map_file. width: numbers in a row of it."""
+        """content: the whole file, mapped by map_file. width: numbers in a row of it."""
         self.path, self._row_bytes = path, width * content.itemsize
         self._mapped: mmap.mmap = content.base.obj  # type: ignore[union-attr]
         self._sums = _about(path.parent)["sums"][path.name]
@@ -104,6 +105,17 @@ class Blocks:
 def in_blocks(path: Path, content: np.ndarray, width: int = 1) -> tuple[Blocks, ...]:
     """What verifies a file that was named to `cached` as one by_block: nothing if it is small."""
     return (Blocks(path, content, width),) if content.nbytes > WHOLE else ()
+
+
+def map_file(path: Path, dtype: type[np.generic]) -> Shaped[np.ndarray, " numbers"]:
+    """A file of numbers, memory-mapped, for reading at random places."""
+    if not path.stat().st_size:  # which cannot be mapped
+        return np.zeros(0, dtype)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.madvise(mmap.MADV_RANDOM)  # a batch needs its texts, not what lies beside them
+    # A plain array: slices of np.memmap, an array class of its own, take longer.
+    return np.frombuffer(mapped, dtype)
 
 
 def forget(kind: str, key: Mapping[str, object]) -> None:
