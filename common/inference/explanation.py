@@ -19,7 +19,7 @@ from rich.text import Text
 
 from common import files
 from common.errors import InputError, exit_on_input_error
-from common.inference.model import Saved, load, words_of
+from common.inference.model import Saved, load
 from common.linear import run as linear
 from common.training.learner import Framework
 from common.training.options import Device, parse_options
@@ -35,6 +35,7 @@ MEASURES = {
 }
 # Told apart by people who confuse red and green too (Okabe and Ito 2008).
 FOR, AGAINST = (0, 114, 178), (213, 94, 0)
+UNREAD = " (grey, without numbers)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,7 @@ def main(framework: Framework) -> None:
             about = {"run_dir": options.run_dir, "text": options.text, "classes": model.classes}
             files.write_json(options.json, about | found)
         (known,) = model.encode([options.text])
-        written = len(words_of(options.text))
-        _print(model.classes, model.gates, found, by, written, len(known))
+        _print(model.classes, model.gates, found, by, len(known))
 
 
 def _explain_linear(options: ExplainOptions) -> None:
@@ -98,15 +98,15 @@ def _explain_linear(options: ExplainOptions) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{found['predicted']}, probability {found['probability']:.4f}")
-    words, written = found["words"], len(words_of(options.text))
-    say(f"{written:,} words, {written - len(words):,} of them not in the vocabulary and left out")
+    words, written = found["words"], len(found["all_words"])
+    left_out = f"{written - len(words):,} of them not in the vocabulary and left out"
+    say(f"{written:,} words, {left_out}{UNREAD if written > len(words) else ''}")
     if not words:
         return
     weights = np.array(found["contribution"])
     table = Table(Column("word", overflow="fold"), box=box.SIMPLE_HEAD, padding=0)
     table.add_column("contribution", justify="right")
-    for word, number in zip(_tinted(words, weights, signed=True), weights, strict=True):
-        table.add_row(word, f"{number:.3f}")
+    _add_rows(table, found, _tinted(words, weights, signed=True), [weights], first=0)
     console.print(table)
     say("contribution: what the n-grams that end at a word add to the predicted class's margin")
     say(f"blue: for the predicted class, orange: against it; full tint: {abs(weights).max():.3f}")
@@ -125,16 +125,16 @@ def _print(
     gates: Sequence[str],
     found: Mapping[str, Any],
     by: str,
-    written: int,
     known: int,
 ) -> None:
     """A table with a line a word and, where there is colour, the text itself, tinted."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{found['predicted']}, probability {found['probability']:.4f}")
-    words = found["words"]
+    words, written = found["words"], len(found["all_words"])
     say(
         f"{written:,} words, {written - known:,} of them without a vector and so left out"
+        + (UNREAD if written > known else "")
         + (f"; read: the last {len(words):,}" if len(words) < known else "")
     )
     if not words:
@@ -155,17 +155,36 @@ def _print(
     table = Table(Column("word", overflow="fold"), box=box.SIMPLE_HEAD, padding=0)
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
-    for word, numbers in zip(tinted, zip(*columns.values(), strict=True), strict=True):
-        table.add_row(word, *(f"{number:.3f}" for number in numbers))
+    first = found["places"][0] if len(words) < known else 0
+    shown = _add_rows(table, found, tinted, [*columns.values()], first=first)
     console.print(table)
     if console.color_system:
-        console.print(Text(" ").join(tinted))
+        console.print(Text(" ").join(shown))
     say(f"tinted by {by}: {MEASURES.get(by, 'a gate of the cell: the mean over the units')}")
     if signed:
         strongest = abs(weights).max()
         say(f"blue: for the predicted class, orange: against it; full tint: {strongest:.3f}")
     else:
         say(f"no tint: {weights.min():.3f}, full tint: {weights.max():.3f}")
+
+
+def _add_rows(
+    table: Table,
+    found: Mapping[str, Any],
+    tinted: Sequence[Text],
+    columns: Sequence[Sequence[float]],
+    *,
+    first: int,
+) -> list[Text]:
+    """Add a row for each word of the text from the first to show. Words that the model does not
+    read are grey and have no numbers. Returns the words."""
+    rows = dict(zip(found["places"], zip(tinted, *columns, strict=True), strict=True))
+    shown = []
+    for place in range(first, len(found["all_words"])):
+        word, *numbers = rows.get(place, [Text(found["all_words"][place], "bright_black")])
+        table.add_row(word, *(f"{number:.3f}" for number in numbers))
+        shown.append(word)
+    return shown
 
 
 def _tinted(words: Sequence[str], weights: Float[np.ndarray, " n"], *, signed: bool) -> list[Text]:

@@ -110,6 +110,7 @@ class Model:
         """Explain the answer to a text, word by word, ready for JSON:
 
         words        those that the model reads: the last max_length of the known ones
+        all_words    all words of the text; places: where in these each of `words` stands
         predicted    the class, probability that class's probability
         z, r         of a GRU: the mean over the units of update and reset gate at each word; of
                      another cell, the same of the gates that it declares
@@ -125,8 +126,10 @@ class Model:
 
         track: given what is read in turn, and how often, to pass on, as rich.progress.track does.
         """
-        (known,) = self.encode([text])
-        ids = known[-self.limit :]
+        all_words = words_of(*texts_of([text]))
+        places = [place for place, word in enumerate(all_words) if word in self._ids]
+        places = places[-self.limit :]
+        ids = np.array([self._ids[all_words[place]] for place in places], np.int32)
         n = len(ids)
         without = (np.delete(ids, i) for i in range(n))
         up_to = (ids[: i + 1] for i in range(n))
@@ -150,7 +153,9 @@ class Model:
         moves += [np.diff(backward, axis=0, append=start) for backward in states[1:]]
         gates = {name: gate.mean(axis=-1) for name, gate in inside.items()}
         found = {
-            "words": [self.run.vocabulary[word] for word in ids.tolist()],
+            "words": [all_words[place] for place in places],
+            "all_words": all_words,
+            "places": places,
             "predicted": self.classes[best],
             "probability": float(probabilities[0, best]),
             **_by_direction({**gates, "change": np.linalg.norm(moves, axis=-1)}),

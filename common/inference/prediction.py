@@ -72,7 +72,8 @@ def main(framework: Framework | None = None) -> None:
         options = parse_options(PredictOptions, f"python -m {package}.predict")
         further = [*takewhile(is_folder, options.texts)]
         folders = [options.run_dir, *map(Path, further)]
-        models = [load(framework, folder, options) for folder in folders]
+        how = options.device, options.checkpoint
+        models = [load(framework, folder, *how) for folder in folders]
         for each, folder in zip(models, folders, strict=True):
             if sorted(each.classes) != sorted(models[0].classes):
                 raise InputError(
@@ -144,13 +145,15 @@ def _is(kind: Callable[[Path], bool], text: str) -> bool:
         return False
 
 
-def load(framework: Framework | None, folder: Path, options: PredictOptions) -> Model | linear.Run:
+def load(
+    framework: Framework | None, folder: Path, device: Device, checkpoint: Saved | None
+) -> Model | linear.Run:
     """Read a run directory, of a framework or linear. Raises InputError as they do."""
     if framework is None or framework_of(folder) == linear.FRAMEWORK:
-        if options.checkpoint:
-            raise InputError(f"--checkpoint {options.checkpoint}: {folder} is linear and has none")
+        if checkpoint:
+            raise InputError(f"--checkpoint {checkpoint}: {folder} is linear and has none")
         return linear.load(folder)
-    return model.load(framework, folder, options.device, options.checkpoint)
+    return model.load(framework, folder, device, checkpoint)
 
 
 def predict(models: Sequence[Model | linear.Run], texts: Sequence[str]) -> list[Prediction]:

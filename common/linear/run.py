@@ -6,6 +6,7 @@ vocabulary.txt         every word of the data set, in training and test
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,7 @@ class About:
 
     options: LinearConfig
     classes: tuple[str, ...]
+    example: str = field(default="", kw_only=True)
     framework: str = field(default=FRAMEWORK, kw_only=True)
     format: int = field(default=FORMAT, kw_only=True)
 
@@ -72,25 +74,32 @@ class Run(About):
         """Explain the answer to a text, word by word, ready for JSON:
 
         words          those that training has seen
+        all_words      all words of the text; places: where in these each of `words` stands
         predicted      the class, probability that class's probability
         contribution   what the n-grams that end at each word add to the margin of that class
         """
         (ids,), (answer,) = self.encode([text]), self.predict([text])
+        places = np.flatnonzero(ids >= 0)
         found = self.model.contributions(join([ids], np.zeros(1)))
         best = self.classes.index(answer.label)
         of_best = found[:, 0] * (1 if best else -1) if len(self.classes) == 2 else found[:, best]
         return {
-            "words": [self.vocabulary[word] for word in ids[ids >= 0].tolist()],
+            "words": [self.vocabulary[word] for word in ids[places].tolist()],
+            "all_words": words_of(text),
+            "places": places.tolist(),
             "predicted": answer.label,
             "probability": answer.probability,
-            "contribution": of_best[ids >= 0].tolist(),
+            "contribution": of_best[places].tolist(),
         }
 
     def encode(self, texts: Iterable[str]) -> list[Int32[np.ndarray, " words"]]:
         """The ids of each text's words; -1 is a word that was not seen."""
-        ids = {word: number for number, word in enumerate(self.vocabulary)}
-        read = map(words_of, texts_of(texts))
+        ids, read = self._ids, map(words_of, texts_of(texts))
         return [np.array([ids.get(word, -1) for word in words], np.int32) for words in read]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.vocabulary)}
 
 
 def parse_about(content: bytes, path: Path) -> About:

@@ -19,7 +19,7 @@ from common.linear import model, run
 from common.linear.model import Linear
 from common.linear.run import FRAMEWORK, NAME, LinearConfig
 from common.training import run_directory
-from common.training.data import load_texts
+from common.training.data import example, load_texts
 from common.training.memory import peak_bytes
 from common.training.options import parse_options
 
@@ -121,7 +121,8 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
             "vocabulary": len(texts.vocabulary),
         },
     }
-    run.write(out, run.About(options, texts.classes), texts.vocabulary, found, results)
+    about = run.About(options, texts.classes, example=example(texts.vocabulary, training, test))
+    run.write(out, about, texts.vocabulary, found, results)
     return results
 
 

@@ -56,7 +56,7 @@ const directed = (found) => (!found || Array.isArray(found) ? found : found[$("d
 const PANEL = `
 <p class="verdict"></p>
 <div class="legend" aria-hidden="true"><span class="low"></span><span class="scale"></span><span class="high"></span></div>
-<div class="words" role="listbox" tabindex="0" aria-label="words that are read" dir="auto"></div>
+<div class="words" role="listbox" tabindex="0" aria-label="words of the text" dir="auto"></div>
 <dl class="word facts"></dl>
 <figure>
 <figcaption></figcaption>
@@ -71,34 +71,41 @@ function panel(place, onselect = () => {}) {
   const part = (name) => place.querySelector(name);
   const [legend, words, facts, chart] = [".legend", ".words", ".word", ".chart"].map(part);
   const id = `panel-${++panels}`;
-  let current, active;
+  let current, active, read = [];
 
-  function show(found, texts, classes, index = 0) {
+  // places: those of the words that are read. The others are grey and cannot be chosen.
+  function show(found, texts, places, classes, index = 0) {
     current = found;
     active = undefined;
     const shown = classes.length === 2 ? classes[1] : found.predicted;
     part("figcaption").textContent = `The probability of ${shown} after each word`;
+    part("figure").hidden = !found.running;
     words.replaceChildren(...texts.map((word, i) =>
-      element("span", word, { id: `${id}-${i}`, role: "option", ariaSelected: "false" })));
-    const points = found.running.map((probability, i) => ({ word: i + 1, probability }));
-    chart.view.data("words", points);
+      element("span", word, { id: `${id}-${i}`, role: "option", ariaDisabled: "true" })));
+    words.removeAttribute("aria-activedescendant");
+    read = [...places].map((i) =>
+      Object.assign(words.children[i], { ariaDisabled: null, ariaSelected: "false" }));
+    const points = (found.running ?? []).map((probability, i) => ({ word: i + 1, probability }));
+    if (points.length) chart.view.data("words", points);
     refresh();
     select(index);
-    const top = words.children[index]?.offsetTop - words.offsetTop - words.clientHeight / 2;
+    const top = read[index]?.offsetTop - words.offsetTop - words.clientHeight / 2;
     words.scrollTop = top || 0;
   }
 
   // What hangs on the choices.
   function refresh() {
     if (!current) return;
-    const tint = $("tint").value, found = directed(current[tint]) ?? [];
-    const signed = tint === "gradient" || tint === "leave_out";
+    // A linear model has one quantity.
+    const tint = current.contribution ? "contribution" : $("tint").value;
+    const found = directed(current[tint]) ?? [];
+    const signed = ["contribution", "gradient", "leave_out"].includes(tint);
     // Influence has two signs, and its tints grow from zero; gates and changes of state lie close
     // together, and theirs from the least of the text.
     const sizes = found.map((value) => (signed ? Math.abs(value) : value));
     const least = signed ? 0 : sizes.reduce((a, b) => Math.min(a, b), Infinity);
     const most = sizes.reduce((a, b) => Math.max(a, b), -Infinity);
-    [...words.children].forEach((option, i) => {
+    read.forEach((option, i) => {
       const share = found.length && (sizes[i] - least) / (most - least || 1);
       option.style.setProperty("--tint", found[i] < 0 ? "var(--minus)" : "var(--plus)");
       option.style.setProperty("--amount", `${100 * share}%`);
@@ -111,13 +118,13 @@ function panel(place, onselect = () => {}) {
   }
 
   function select(index) {
-    const option = words.children[index];
+    const option = read[index];
     if (index === active || !option) return;
-    if (active !== undefined) words.children[active].ariaSelected = "false";
+    if (active !== undefined) read[active].ariaSelected = "false";
     active = index;
     option.ariaSelected = "true";
     words.setAttribute("aria-activedescendant", option.id);
-    chart.view.signal("word", index + 1).run();
+    if (current.running) chart.view.signal("word", index + 1).run();
     tell();
   }
 
@@ -125,10 +132,11 @@ function panel(place, onselect = () => {}) {
     const both = Array.isArray(current.change) ? "" : ` (${$("direction").value})`;
     const of = (quantity) => directed(current[quantity])?.[active];
     facts.replaceChildren(...[
-      ["word", `${words.children[active].textContent} (${active + 1} of ${words.childElementCount})`],
+      ["word", `${read[active].textContent} (${active + 1} of ${read.length})`],
       [`update gate z${both}`, of("z"), number],
       [`reset gate r${both}`, of("r"), number],
       [`state change${both}`, of("change"), number],
+      ["contribution", of("contribution"), number],
       ["gradient × input", of("gradient"), number],
       ["left out", of("leave_out"), number],
       ["probability so far", of("running"), percent],
@@ -142,10 +150,10 @@ function panel(place, onselect = () => {}) {
 
   // The word above or below: the nearest to the left edge of this one, on the next line.
   function line(step) {
-    const { left, top } = words.children[active].getBoundingClientRect();
+    const { left, top } = read[active].getBoundingClientRect();
     let best = active, bestTop = null, nearest = Infinity;
-    for (let i = active + step; words.children[i]; i += step) {
-      const box = words.children[i].getBoundingClientRect();
+    for (let i = active + step; read[i]; i += step) {
+      const box = read[i].getBoundingClientRect();
       if ((box.top - top) * step < 4) continue;
       bestTop ??= box.top;
       if (Math.abs(box.top - bestTop) > 4) break;
@@ -156,6 +164,7 @@ function panel(place, onselect = () => {}) {
   }
 
   words.onkeydown = (event) => {
+    if (active === undefined) return;
     const ahead = getComputedStyle(words).direction === "rtl" ? -1 : 1;
     const next = {
       ArrowRight: () => active + ahead,
@@ -163,15 +172,15 @@ function panel(place, onselect = () => {}) {
       ArrowDown: () => line(1),
       ArrowUp: () => line(-1),
       Home: () => 0,
-      End: () => words.childElementCount - 1,
+      End: () => read.length - 1,
     }[event.key]?.();
-    if (next === undefined || active === undefined) return;
+    if (next === undefined) return;
     event.preventDefault();
     select(next);
-    words.children[active].scrollIntoView({ block: "nearest", behavior: "instant" });
+    read[active].scrollIntoView({ block: "nearest", behavior: "instant" });
   };
   words.onpointerover = words.onclick = ({ target }) => {
-    if (target !== words) select([...words.children].indexOf(target));
+    if (target !== words) select(read.indexOf(target));
   };
   // Screen readers say it of the panel whose words have the focus, not of those beside it.
   words.onfocus = () => { facts.ariaLive = "polite"; };

@@ -65,7 +65,7 @@ function startExplorer() {
       `True class: ${truth}. ${model.value} says ${found.predicted}, with probability ` +
       `${percent(found.probability)}: ${found.predicted === truth ? "right" : "wrong"}.`;
     $("text").textContent = text;
-    show(found, words, explorer.classes);
+    show(found, words, words.keys(), explorer.classes);
   }
 
   model.onchange = () => { listReviews(); showReview(); };

@@ -95,7 +95,9 @@ function heatMap(place, onselect) {
 // A run and its panel. onselect is told that a word is chosen, onanswer that there is news.
 function served(run, onselect, onanswer) {
   const place = element("section", "", { className: "empty" }), output = element("output");
-  const about = [`${run.framework} ${run.model}`, `${run.hidden_size} units`];
+  const isLinear = !run.hidden_size;
+  const about = [`${run.framework} ${run.model}`];
+  about.push(isLinear ? "words tinted by what they contribute to the margin" : `${run.hidden_size} units`);
   if (run.num_layers > 1) about.push(`the last of ${run.num_layers} layers`);
   place.append(element("h2", run.name), element("p", about.join(", "), { className: "note" }));
   const { show, refresh, select } = panel(place, (index) => {
@@ -103,7 +105,7 @@ function served(run, onselect, onanswer) {
     mark(index);
     onselect(it);
   });
-  const { paint, mark } = heatMap(place, select);
+  const { paint, mark } = isLinear ? { paint() {}, mark() {} } : heatMap(place, select);
   let asking, asked;
 
   // One question at a time: what is typed meanwhile is asked next, so that no answer overtakes
@@ -114,7 +116,7 @@ function served(run, onselect, onanswer) {
     await it.drawn;
     while (asked !== box.value) {
       asked = box.value;
-      const question = { texts: [asked], run: run.name, units: true };
+      const question = { texts: [asked], run: run.name, units: !isLinear };
       try {
         answer((await ask("explain", question)).explanations[0]);
         it.error = "";
@@ -134,12 +136,14 @@ function served(run, onselect, onanswer) {
     const known = length ? `${length} known word${length > 1 ? "s" : ""}` : "no known word";
     place.querySelector(".verdict").textContent = `${output.textContent} · ${known}`;
     place.classList.toggle("empty", !length);
-    if (!length) return;
     // Whoever is at the end stays there.
     const end = !it.found || it.index === it.found.words.length - 1;
-    it.found = found;
-    paint(found);
-    show(found, found.words, run.classes, end ? length - 1 : Math.min(it.index, length - 1));
+    if (length) {
+      it.found = found;
+      paint(found);
+    }
+    const index = end ? length - 1 : Math.min(it.index, length - 1);
+    show(found, found.all_words, found.places, run.classes, index);
   }
 
   const repaint = () => { if (it.found) { paint(it.found); refresh(); } };
@@ -188,7 +192,7 @@ async function start() {
     const state = new URLSearchParams(location.hash.slice(1)), wanted = state.getAll("run");
     const known = wanted.filter((name) => boxes.some(({ value }) => value === name));
     boxes.forEach((each, i) => { each.checked = known.length ? known.includes(each.value) : i < 2; });
-    box.value = state.get("text") ?? box.value;
+    box.value = state.get("text") ?? (box.value || runs[0].example);
     return arrange();
   }
 

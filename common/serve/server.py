@@ -36,8 +36,9 @@ from msgspec import Meta
 
 from common import __version__
 from common.errors import InputError, Stopped, exit_on_input_error
-from common.inference import model
+from common.inference import prediction
 from common.inference.model import ROWS, Model, Prediction, Saved
+from common.linear import run as linear
 from common.serve.assets import PATHS, assets
 from common.signals import stop_requests
 from common.training.learner import Framework
@@ -56,6 +57,7 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}: pip install 'gru-twins[serve]' brings it")
 
+SIZES = ("hidden_size", "num_layers", "bidirectional")
 TOGETHER = 256  # texts that are predicted together, unless one request has more
 CONNECTIONS = 1000
 BODY_SECONDS = 30
@@ -85,7 +87,7 @@ class ServeOptions:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]", help_behavior_hint=""),
     ] = ()
-    """Their run directories, of either framework."""
+    """Their run directories, of either framework or linear."""
     host: str = "127.0.0.1"
     """The address to listen on: by default, only this machine reaches it; 0.0.0.0: every one."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
@@ -117,7 +119,8 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Explain(Question, forbid_unknown_fields=True):
-    """Texts to explain. units: with the gates and states of every unit."""
+    """Texts to explain. units: with the gates and states of every unit, which a linear run has
+    none of."""
 
     units: bool = False
 
@@ -130,7 +133,7 @@ class Predictions(msgspec.Struct):
 
 
 class Explanations(msgspec.Struct):
-    """What Model.explain says of each text."""
+    """What Model.explain says of each text; of a linear run, what its explain says."""
 
     run: str
     explanations: list[dict[str, Any]]
@@ -152,7 +155,7 @@ class Served:
     To wait for more, a millisecond or three, gave fewer answers a second.
     """
 
-    def __init__(self, name: str, model: Model) -> None:
+    def __init__(self, name: str, model: Model | linear.Run) -> None:
         self.name, self.model = name, model
         self.worker = ThreadPoolExecutor(1)
         self.waiting: list[tuple[list[str], asyncio.Future[list[Prediction]]]] = []
@@ -244,13 +247,18 @@ class Server:
     async def explain(self, request: Request) -> Response:
         """Gates, changes of the state and influence of each word of each text."""
         question, run = await self.read(request, Explain)
-        known = await asyncio.to_thread(run.model.encode, question.texts)
-        words = sum(min(len(ids), run.model.limit) for ids in known)
-        if words > (most := self.options.max_explained):
-            raise HTTPException(
-                413, f"{words:,} words to explain, more than --max-explained {most:,}"
-            )
-        loop, explain = asyncio.get_running_loop(), partial(run.model.explain, units=question.units)
+        explain: Callable[[str], dict[str, Any]] = run.model.explain
+        if isinstance(run.model, Model):
+            known = await asyncio.to_thread(run.model.encode, question.texts)
+            words = sum(min(len(ids), run.model.limit) for ids in known)
+            if words > (most := self.options.max_explained):
+                raise HTTPException(
+                    413, f"{words:,} words to explain, more than --max-explained {most:,}"
+                )
+            explain = partial(run.model.explain, units=question.units)
+        elif question.units:
+            raise HTTPException(422, f"units: the run {run.name} is linear and has none")
+        loop = asyncio.get_running_loop()
         found = [
             await loop.run_in_executor(self.explaining, explain, text) for text in question.texts
         ]
@@ -379,10 +387,13 @@ def content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def about(served: Served) -> dict[str, Any]:
     """What is to know of a run before it is asked."""
-    run = served.model.run
-    sizes = {name: getattr(run.model, name) for name in ("hidden_size", "num_layers")}
-    named = {"name": served.name, "framework": run.framework, "model": run.options.model}
-    return named | sizes | {"bidirectional": run.model.bidirectional, "classes": run.classes}
+    model = served.model
+    run: Any = model if isinstance(model, linear.Run) else model.run
+    found = {"name": served.name, "framework": run.framework, "model": linear.NAME}
+    if run is not model:
+        found |= {"model": run.options.model}
+        found |= {name: getattr(run.model, name) for name in SIZES}
+    return found | {"classes": run.classes, "example": run.example}
 
 
 def main(framework: Framework) -> None:
@@ -397,8 +408,8 @@ def main(framework: Framework) -> None:
         listener = listen(options.host, options.port)
         runs = []
         for name, folder in names(options.run_dirs).items():
-            found = model.load(framework, folder, options.device, options.checkpoint)
-            runs.append(Served(name, found))
+            model = prediction.load(framework, folder, options.device, options.checkpoint)
+            runs.append(Served(name, model))
         # Else garbage collection looks at all of PyTorch now and then, for a tenth of a second.
         gc.collect()
         gc.freeze()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from common.params import ratio_columns
 from common.training.options import DataConfig, TrainConfig
 
 TRAIN = "train.float32"
+EXAMPLE, EXAMPLE_CHARACTERS = 20, 500
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Data:
     validation: Batches | None = None
     ratios: Ratios | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    example: str = ""
 
 
 def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
@@ -44,6 +46,7 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     report is told, in a line of text, of work that takes seconds. Raises InputError.
     """
     texts, train, test, validation = load_texts(options, report)
+    shown = example(texts.vocabulary, train, test)
     found = vectors.load(
         options.vectors, texts, train, report, train_with_model=options.train_vectors
     )
@@ -62,7 +65,15 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     in_order = partial(batches, batch_size=to_train.rows, in_order=True, shapes=to_train.shapes)
     held_out = in_order(validation) if options.validation_size else None
     names = texts.name, texts.classes, texts.categories
-    return Data(*names, found, to_train, in_order(test), held_out, ratios, texts.left_out)
+    return Data(*names, found, to_train, in_order(test), held_out, ratios, texts.left_out, shown)
+
+
+def example(vocabulary: Sequence[str], train: EncodedSplit, test: EncodedSplit) -> str:
+    """The words of the test text (without test texts, training text) of the length closest to
+    EXAMPLE words, or their first EXAMPLE_CHARACTERS."""
+    split = test if len(test) else train
+    closest = np.abs(split.lengths.astype(np.int64) - EXAMPLE).argmin()
+    return " ".join(vocabulary[word] for word in split[closest])[:EXAMPLE_CHARACTERS]
 
 
 def _with_ratios(

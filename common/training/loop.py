@@ -157,7 +157,8 @@ class Trainer:
         self.data = data = load_by_all(world, options)
         shape, classes = data.vectors.matrix.shape, len(data.classes)
         model = options.model_config(shape, classes, data.vectors.trained_with_model)
-        self.about = About(model, self.options, data.classes, framework.FRAMEWORK)
+        name = framework.FRAMEWORK
+        self.about = About(model, self.options, data.classes, name, example=data.example)
         fingerprint = fingerprint_of(options, data)
         world.same("data or word vectors", fingerprint)
         if saved and (saved.about.model, saved.state.data) != (model, fingerprint):

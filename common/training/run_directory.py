@@ -1,6 +1,6 @@
 """The run directory: everything about a trained model, the same for both frameworks.
 
-config.json            the options, the model's sizes, the data's classes, the framework
+config.json            the options, the model's sizes, the data's classes, the framework, an example
 vocabulary.txt         a word a line; the line number is the word's id
 vectors.safetensors    vectors [V, D]: the word vectors; with --ngrams, codes.N and ratios.N, too
 model.safetensors      the canonical parameters: the best ones, or the last
@@ -79,6 +79,8 @@ class About:
     options: TrainConfig
     classes: tuple[str, ...]
     framework: str
+    example: str = field(default="", kw_only=True)
+    """The words of a text of the data set, with which the server's page begins."""
     format: int = field(default=FORMAT, kw_only=True)
 
 

@@ -290,6 +290,9 @@ def test_explain_prints_a_table_and_writes_json(
     assert answer["classes"] == ["negative", "positive"]
     assert "film" in answer["words"] and "xyzzy" not in answer["words"]
     lines = [line.split() for line in output.splitlines()]
+    assert ["xyzzy"] in lines, "a word without a vector has no numbers"
+    assert [answer["all_words"][place] for place in answer["places"]] == answer["words"]
+    assert " ".join(answer["all_words"]).startswith("a film that is not as good nor")
     for place, word in enumerate(answer["words"]):
         numbers = [answer["z"]["forward"][place], answer["leave_out"][place]]
         assert any(
@@ -338,8 +341,9 @@ def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPat
     screen = io.StringIO()
     terminal = partial(Console, file=screen, force_terminal=True, color_system="truecolor")
     monkeypatch.setattr(explanation, "Console", lambda **how: terminal(width=100))
-    found = model.explain("a good film")
-    explanation._print(model.classes, model.gates, found, "gradient", 3, 3)
+    found = model.explain("a good xyzzy film")
+    explanation._print(model.classes, model.gates, found, "gradient", 3)
+    assert screen.getvalue().count("\x1b[90mxyzzy") == 2, "grey, in the table and below it"
     tinted = re.findall(r"\x1b\[[\d;]*48;2;(\d+);(\d+);(\d+)m(\w+)", screen.getvalue())
     assert [word for *_, word in tinted][-3:] == ["a", "good", "film"]
     strongest = int(np.abs(found["gradient"]).argmax())

@@ -21,6 +21,8 @@ import pytest
 import jax_impl
 import torch_impl
 import torch_impl.learner
+from common.linear import run as linear
+from common.linear import train
 from common.serve import server
 from common.training import loop
 from common.training.options import TrainConfig
@@ -39,6 +41,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         options = TrainConfig(data="rt", model=model, out=folder / model, **SIZES)
         loop.train(torch_impl.learner, options)
     return {model: folder / model for model in ("gru", "rnn")}
+
+
+@pytest.fixture(scope="module")
+def linear_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("linear") / "linear"
+    sizes = {name: SIZES[name] for name in ("train_size", "test_size")}
+    train.train(linear.LinearConfig(data="rt", out=out, **sizes))
+    return out
 
 
 class Client:
@@ -78,9 +88,14 @@ each_twin = pytest.mark.parametrize("client", TWINS, indirect=True)
 
 
 @pytest.fixture(scope="module", params=["torch"])
-def client(request: pytest.FixtureRequest, trained: dict[str, Path]) -> Iterator[Client]:
+def client(
+    request: pytest.FixtureRequest, trained: dict[str, Path], linear_run: Path
+) -> Iterator[Client]:
     found = Client(
-        request.param, *trained.values(), "--max-bytes", 50_000, "--allowed-hosts", "name.example"
+        request.param,
+        *trained.values(),
+        linear_run,
+        *("--max-bytes", 50_000, "--allowed-hosts", "name.example"),
     )
     yield found
     status, error = found.end()
@@ -89,7 +104,7 @@ def client(request: pytest.FixtureRequest, trained: dict[str, Path]) -> Iterator
 
 @each_twin
 def test_it_answers_as_the_model_does(client: Client, trained: dict[str, Path]) -> None:
-    assert re.fullmatch(r"serving gru, rnn on http://127\.0\.0\.1:\d+\n", client.said)
+    assert re.fullmatch(r"serving gru, rnn, linear on http://127\.0\.0\.1:\d+\n", client.said)
     for name, folder in trained.items():
         model = torch_impl.load(folder)
         status, found = client.ask("/predict", {"texts": TEXTS, "run": name})
@@ -104,18 +119,36 @@ def test_it_answers_as_the_model_does(client: Client, trained: dict[str, Path]) 
         for text, answer in zip(TEXTS, found["explanations"], strict=False):
             expected = model.explain(text, units=True)
             assert answer.keys() == expected.keys()
+            assert [answer["all_words"][place] for place in answer["places"]] == answer["words"]
             assert answer["words"] == expected["words"]
             assert answer["change"] == pytest.approx(expected["change"], abs=1e-5)
             assert len(answer["units"]["state"]) == len(answer["words"])
     assert client.ask("/predict", {"texts": []}) == (200, {"run": "gru", "predictions": []})
 
 
+def test_a_linear_run_is_served(client: Client, linear_run: Path) -> None:
+    run, question = linear.load(linear_run), {"texts": TEXTS, "run": "linear"}
+    status, found = client.ask("/predict", question)
+    expected = [vars(answer) for answer in run.predict(TEXTS)]
+    assert (status, found["predictions"]) == (200, expected)
+    assert found["predictions"][2]["known_words"] == 0
+    status, found = client.ask("/explain", question)
+    assert (status, found["explanations"]) == (200, [*map(run.explain, TEXTS)])
+    status, found = client.ask("/explain", question | {"units": True})
+    assert status == 422
+    assert found["error"] == "POST /explain: units: the run linear is linear and has none"
+
+
 def test_what_is_served(client: Client) -> None:
     status, found = client.ask("/runs")
     assert status == 200
-    gru, rnn = found["runs"]
+    gru, rnn, linear = found["runs"]
     assert (gru["name"], gru["model"], gru["hidden_size"], rnn["model"]) == ("gru", "gru", 4, "rnn")
     assert gru["classes"] == ["negative", "positive"]
+    assert gru["example"].startswith("a beguiling evocation of the quality that keeps dickens")
+    assert gru["example"] == rnn["example"]
+    about = {"name": "linear", "framework": "sklearn", "model": "linear"}
+    assert linear == about | {"classes": gru["classes"], "example": gru["example"]}
     assert client.ask("/healthz") == (200, {"status": "ok"})
     status, page = client.ask("/")
     assert status == 200 and page.startswith("<!doctype html>")

@@ -24,6 +24,8 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import torch_impl
 import torch_impl.learner
+from common.linear import run as linear
+from common.linear import train
 from common.serve.assets import assets
 from common.serve.server import HEADERS
 from common.training import loop
@@ -52,6 +54,7 @@ RUNS = [
         "hidden_size": 8,
         "num_layers": 1,
         "bidirectional": model == "bigru",
+        "example": "an example of the data",
     }
     for name, model in (("mine", "gru"), (BROKEN, "bigru"), ("plain", "rnn"), ("same", "nn.gru"))
 ]
@@ -59,7 +62,8 @@ RUNS = [
 
 def explain(text: str, model: str) -> dict[str, Any]:
     """Made up: every word is known but xyzzy, and every number hangs on the text."""
-    read = [word for word in text.split() if word != "xyzzy"]
+    places = [place for place, word in enumerate(text.split()) if word != "xyzzy"]
+    read = [text.split()[place] for place in places]
     rng = np.random.default_rng([*text.encode()])
 
     def either_way(low: float, *shape: int) -> Any:
@@ -72,6 +76,8 @@ def explain(text: str, model: str) -> dict[str, Any]:
     inside["units"]["state"] = either_way(-1, n, 8)
     return {
         "words": read,
+        "all_words": text.split(),
+        "places": places,
         "predicted": "positive",
         "probability": 0.75,
         **{name: either_way(0, n) for name in (*gates, "change")},
@@ -221,12 +227,16 @@ def test_it_shows_what_the_real_server_says(
     for model in ("bigru", "rnn"):
         options = TrainConfig(data="rt", model=model, out=tmp_path / model, **SIZES)
         loop.train(torch_impl.learner, options)
-    client = Client("torch", tmp_path / "bigru", tmp_path / "rnn")
+    sizes = {"train_size": SIZES["train_size"], "test_size": SIZES["test_size"]}
+    train.train(linear.LinearConfig(data="rt", out=tmp_path / "linear", **sizes))
+    client = Client("torch", *(tmp_path / name for name in ("bigru", "rnn", "linear")))
     request.addfinalizer(client.end)
     show(browser, f"http://127.0.0.1:{client.port}/")
     bigru, rnn = panels(browser)
-    found = torch_impl.load(tmp_path / "bigru").explain(box(browser).get_property("value"))
-    assert [word.text for word in words(bigru)] == found["words"]
+    text = box(browser).get_property("value")
+    assert text == json.loads((tmp_path / "bigru" / "config.json").read_text())["example"]
+    found = torch_impl.load(tmp_path / "bigru").explain(text)
+    assert [word.text for word in words(bigru)] == found["all_words"] == text.split()
     z = float(facts(bigru)["update gate z (forward)"])
     assert z == pytest.approx(found["z"]["forward"][-1], abs=6e-4)
     told = f"{found['predicted']} {found['probability']:.1%} · {len(found['words'])} known words"
@@ -235,6 +245,15 @@ def test_it_shows_what_the_real_server_says(
     assert pixels(browser, bigru).shape == (SIZES["hidden_size"], len(found["words"]), 4)
     choose(browser, "inside", "state")
     assert pixels(browser, rnn).any()
+    browser.find_element(By.CSS_SELECTOR, "#runs [value=linear]").send_keys(Keys.SPACE)
+    await_words(browser, text)
+    told = linear.load(tmp_path / "linear").explain(text)
+    panel = panels(browser)[2]
+    read = [word.text for word in words(panel) if not word.get_attribute("aria-disabled")]
+    assert read == told["words"]
+    last = {"word": f"{read[-1]} ({len(read)} of {len(read)})"}
+    assert facts(panel) == last | {"contribution": f"{told['contribution'][-1]:.3f}"}
+    assert not any(each.is_displayed() for each in panel.find_elements(By.TAG_NAME, "figure"))
     assert logged(browser) == []
 
 
@@ -378,11 +397,17 @@ def test_no_known_word(browser: WebDriver, server: Server) -> None:
     show(browser, url(server, "xyzzy"))
     (mine, _) = panels(browser)
     assert mine.find_element(By.CLASS_NAME, "verdict").text == "positive 75.0 % · no known word"
-    hidden = [".words", ".word", "figure"]
+    grey = words(mine)
+    assert [(word.text, word.get_attribute("aria-disabled")) for word in grey] == [
+        ("xyzzy", "true")
+    ]
+    hidden = [".word", "figure"]
     for selector in hidden:
         assert not mine.find_element(By.CSS_SELECTOR, selector).is_displayed()
-    write(browser, "known")
-    await_words(browser, "known")
+    write(browser, "known xyzzy")
+    await_words(browser, "known xyzzy")
+    assert [word.get_attribute("aria-disabled") for word in words(mine)] == [None, "true"]
+    assert facts(mine)["word"] == "known (1 of 1)"
     assert mine.find_element(By.CLASS_NAME, "verdict").text == "positive 75.0 % · 1 known word"
     for selector in hidden:
         assert mine.find_element(By.CSS_SELECTOR, selector).is_displayed()

@@ -316,6 +316,8 @@ def test_a_linear_run_explains_its_answer(command: Command, tmp_path: Path) -> N
     assert "4 words, 1 of them not in the vocabulary" in output
     found, loaded = json.loads(path.read_text()), run.load(folder)
     assert found["words"] == ["a", "moving", "film"]
+    assert found["all_words"] == text.split() and found["places"] == [0, 1, 3]
+    assert ["xyzzy"] in [line.split() for line in output.splitlines()]
     (logits,) = loaded.model.logits(join(loaded.encode([text]), np.zeros(1)))
     sign = 1 if found["predicted"] == loaded.classes[1] else -1
     margin = sign * sum(found["contribution"]) + float(loaded.model.bias[0])
