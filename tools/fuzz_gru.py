@@ -253,7 +253,9 @@ def disturb(call: Call, framework: Framework) -> str:
 
 def make_calls(options: argparse.Namespace) -> None:
     """What the process under AddressSanitizer does: a record of every call, before and after."""
-    kernels.LIBRARY = options.library
+    kernels.PATH = Path(options.library)
+    if not kernels.available():  # scan would make the calls instead, and prove nothing
+        raise OSError(f"{options.library} does not load")
     np.seterr(all="ignore")
     sys.setswitchinterval(1e-5)  # for the threads of `changing`
     framework = FRAMEWORKS[options.framework]()

@@ -1,30 +1,42 @@
 """A few of the calls of tools/fuzz_gru.py, which makes any number of them."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from common import kernels
 from tools import fuzz_gru
-
-long = partial(pytest.param, marks=pytest.mark.long)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel with AddressSanitizer, which takes longer to build than the calls take."""
     try:
         return fuzz_gru.build_sanitized(tmp_path_factory.mktemp("kernel"))
     except OSError as error:
         pytest.skip(str(error))
 
 
-# JAX compiles almost every call.
-@pytest.mark.parametrize(
-    ("framework", "calls"), [("torch", 120), long("torch", 1500), long("jax", 500)]
-)
-def test_right_calls_are_right_and_wrong_ones_raise(
-    framework: str, calls: int, library: Path
-) -> None:
+def check(library: Path, framework: str, calls: int) -> None:
+    """Assert that all calls end as they must."""
     report = fuzz_gru.fuzz(library, framework, calls)
     assert not report.failures, "\n".join(report.failures.values())
     assert report.calls == calls
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the kernel has not been built")
+def test_right_calls_are_right_and_wrong_ones_raise() -> None:
+    try:
+        fuzz_gru.sanitizer()
+    except OSError as error:
+        pytest.skip(str(error))
+    check(kernels.PATH, "torch", 120)
+    with pytest.raises(RuntimeError, match="absent does not load"):
+        fuzz_gru.fuzz(Path("absent"), "torch", 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("framework", "calls"), [("torch", 1500), ("jax", 500)])
+def test_calls_of_the_sanitized_kernel(framework: str, calls: int, sanitized: Path) -> None:
+    """JAX, which compiles almost every call, has fewer."""
+    check(sanitized, framework, calls)
