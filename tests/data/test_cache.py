@@ -164,9 +164,9 @@ def test_a_large_file_is_verified_as_it_is_read(
                 assert not path.parent.exists()
                 assert contents(options) == expected
             path.write_bytes(whole[path])
-    # The texts as they were encoded are not read again once their numbers are those of the vectors.
+    # Once the words have the numbers of the vectors, only the example text is read as it was encoded.
     kinds = sorted(folder.name.partition("-")[0] for folder in noticed)
-    assert kinds == ["ratios", "tokens", "tokens", "tokens"]
+    assert [kind for kind in kinds if kind != "corpus"] == ["ratios", "tokens", "tokens", "tokens"]
 
 
 def test_training_on_a_damaged_cache_gives_the_same_model(
