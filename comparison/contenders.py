@@ -35,13 +35,8 @@ _contenders: dict[str, Callable[[Task], Run]] = {}
 def start(process: str, device: str = "cpu") -> list[str]:
     """Make this process one of PROCESSES; returns what it can time on a device.
 
-    "rehearsal" is the emulated GPU of tools/gpu. The process exits silently at Ctrl-C.
+    The process exits silently at Ctrl-C.
     """
-    if device == "rehearsal":
-        from tools.gpu import rehearsal
-
-        rehearsal.start()
-        device = "cpu"
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     keep_freed_memory()  # as in training
     if process in ("torch", "keras-torch"):

@@ -50,7 +50,6 @@ TASKS = tuple(
     for H, B in product((64, 128, 256, 512), (32, 64, 128, 256))
     for bfloat16, backward in product((False, True), repeat=2)
 )
-REHEARSED = (Task(8, 2, 64, bfloat16=True),)
 FAST = ("torch cuda", "jax cuda", "nn.GRU padded", "nn.GRU packed")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SECONDS = 60  # for a tool
@@ -83,7 +82,7 @@ class Kernel:
 
     def check(self, size: Size, reset_after: bool) -> Check:
         """The tensor of a random case that comes closest to its bound, or goes furthest beyond."""
-        name = f"{self.framework} cuda, {self.factors}{', emulated' if cuda.rehearsed else ''}"
+        name = f"{self.framework} cuda, {self.factors}"
         ours = Implementation(name, self.run, dtypes=("float32",), resets=True)
         # What is of few numbers is drawn several times: see parity.py.
         few = parity.DRAWS if self.factors == "Float32" and size not in LARGE else 1
@@ -118,8 +117,13 @@ def by_rounding(case: Case) -> Result:
 
 
 @torch_layers.one_thread()
-def check(report: Callable[[str], object]) -> list[Check]:
-    """The worst row of each case of parity; report is told what is being checked."""
+def check(device: str, report: Callable[[str], object]) -> list[Check]:
+    """Compile every kernel and check it on PyTorch's device; returns each case's worst row.
+
+    report is called with a line of text before each step.
+    """
+    torch_layers.place(device)
+    compile_all(report)
     rows = []
     for framework, factors in product(("torch", "jax"), FACTORS):
         kernel = Kernel(framework, factors)
@@ -135,14 +139,12 @@ def check(report: Callable[[str], object]) -> list[Check]:
 
 def device_name() -> str | None:
     """What the GPU is called; None where there is none for both frameworks."""
-    if cuda.rehearsed:
-        return "an emulated GPU, sm_{}{}".format(*cuda.rehearsed)
     if not torch_impl.cuda.available() or not jax_impl.cuda.available():
         return None
     return torch.cuda.get_device_name()
 
 
-def build(report: Callable[[str], object]) -> None:
+def compile_all(report: Callable[[str], object]) -> None:
     """Compile every kernel for the device that is here, so that nothing later waits for it."""
     arch = torch_impl.cuda.arch()
     started = time.perf_counter()
