@@ -194,8 +194,7 @@ def on_gpu(results: Results, console: Console) -> None:
     if not all(row.passed for row in rows):
         return
     results.environment["gpu"] = name
-    how = (gpu.TASKS, console.print, "cuda", gpu.chosen, speed.GPU_PROCESSES)
-    results.speed = found = speed.measure(*how)
+    results.speed = found = speed.measure(gpu.TASKS, console.print, "cuda", gpu.chosen)
     console.print(*tables.tasks(found.rows, tables.ON_GPU))
     gpu.sanitize(console.print)
 

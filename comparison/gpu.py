@@ -32,9 +32,11 @@ import torch_impl.gru
 from common.kernels import cuda
 from common.kernels.cuda import nvrtc
 from common.report.schema import Check, Task
-from comparison import jax_layers, parity, torch_layers
+from comparison import parity
 from comparison.implementations import Case, Implementation, Layer, Result, equations
 from comparison.parity import Size
+from comparison.peers import jax as jax_peer
+from comparison.peers import torch as torch_peer
 
 FACTORS = tuple(dict.fromkeys(kind for kind, _ in cuda.CONFIGURATIONS))
 BOUNDS = {"Tf32": 3e-4, "Bf16": 5e-3}
@@ -72,9 +74,9 @@ class Kernel:
         """What compute of the framework's layers module returns, from the kernel."""
         if self.framework == "torch":
             with torch.backends.cudnn.flags(allow_tf32=self.factors != "Float32"):
-                return torch_layers.compute(case, layer(torch_impl.gru.gru, self.factors))
+                return torch_peer.compute(case, layer(torch_impl.gru.gru, self.factors))
         with jax.default_matmul_precision("highest" if self.factors == "Float32" else "default"):
-            return jax_layers.compute(case, layer(jax_impl.gru.gru, self.factors))
+            return jax_peer.compute(case, layer(jax_impl.gru.gru, self.factors))
 
     def fits(self, hidden: int) -> bool:
         """Whether there is a kernel for so many units here."""
@@ -112,17 +114,17 @@ class Kernel:
 def by_rounding(case: Case) -> Result:
     """scan in PyTorch on the CPU, with factors rounded to bfloat16."""
     layer = partial(torch_impl.gru.gru, implementation="scan", bfloat16=True)
-    with torch_layers.on("cpu"):
-        return torch_layers.compute(case, layer)
+    with torch_peer.on("cpu"):
+        return torch_peer.compute(case, layer)
 
 
-@torch_layers.one_thread()
+@torch_peer.one_thread()
 def check(device: str, report: Callable[[str], object]) -> list[Check]:
     """Compile every kernel and check it on PyTorch's device; returns each case's worst row.
 
     report is called with a line of text before each step.
     """
-    torch_layers.place(device)
+    torch_peer.place(device)
     compile_all(report)
     rows = []
     for framework, factors in product(("torch", "jax"), FACTORS):
@@ -158,7 +160,7 @@ def compile_all(report: Callable[[str], object]) -> None:
 def chosen(name: str, task: Task) -> bool:
     """What is timed on a task: what takes long, and what has no bfloat16, not on all of them."""
     few = task.B == 64 and task.H in (128, 256) and not task.bfloat16
-    return name in FAST or (few and not name.endswith(" loop"))
+    return name in FAST or (few and not name.endswith((" loop", ", denormals")))
 
 
 def sanitize(report: Callable[[str], object]) -> bool:

@@ -39,7 +39,7 @@ def test_the_factors_that_are_named_are_checked(
     framework: str, factors: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both frameworks choose the kernel by settings of the process, within which it is called."""
-    layers, twin = getattr(gpu, f"{framework}_layers"), getattr(gpu, f"{framework}_impl").cuda
+    layers, twin = getattr(gpu, f"{framework}_peer"), getattr(gpu, f"{framework}_impl").cuda
     monkeypatch.setattr(
         layers, "compute", lambda _, layer: twin.factors_of(layer.keywords["bfloat16"])
     )
