@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -34,12 +34,14 @@ class Contenders:
     """What is timed in a process, by name.
 
     training: a contender at a task, forward and backward. inference: called within the context
-    `within`.
+    `within`. tolerances: how far a last state in inference may be off, if not by
+    inference.TOLERANCE.
     """
 
     training: Mapping[str, Callable[[Task], Run]]
     inference: Mapping[str, Inference]
     within: Callable[[], AbstractContextManager] = nullcontext
+    tolerances: Mapping[str, float] = field(default_factory=dict)
 
 
 here: list[Contenders] = []

@@ -63,6 +63,8 @@ def test_every_contender_is_timed(
         ("keras-torch", "Keras on torch"),
         ("keras-jax", "Keras on jax"),
         ("onnxruntime", "ONNX Runtime"),
+        ("openvino", "OpenVINO"),
+        ("openvino", "OpenVINO float32"),
     ]
     inferring = {"torch_impl.gru", "torch_impl.GRU", "jax_impl.gru", BUILT_IN, "nn.GRU compiled"}
     inferring |= {"flax.linen RNN", "flax.nnx RNN"}
@@ -104,6 +106,8 @@ def test_a_wrong_last_state_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(inference.seconds("right", task)) >= 20
     with pytest.raises(ArithmeticError, match=r"wrong, B 2, T 5, H 128 .* off by"):
         inference.seconds("wrong", task)
+    monkeypatch.setattr(contenders, "here", [Contenders({}, kinds, tolerances={"wrong": 1})])
+    assert inference.ready("wrong", task)
 
 
 def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
