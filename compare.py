@@ -78,8 +78,6 @@ class CompareConfig(TrainConfig):
     """Which models; the nn. ones are PyTorch's own layer, linear is scikit-learn's."""
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
-    mock: bool = False
-    """For gpu: rehearse it without a GPU, on an emulated one, in a checkout. Nothing is timed."""
     jobs: Count | None = None
     """How many models are trained at a time, each on its share of the cores; None for one a core
     (on a GPU, and where cores cannot be shared out, one). 1 for times that all cores give."""
@@ -108,8 +106,6 @@ class CompareConfig(TrainConfig):
             from comparison import processes
 
             processes.check(processes.Place(self.on, slurm=self.slurm))
-        if self.mock and self.part != "gpu":
-            raise InputError(f"--mock: it is for gpu, not {self.part}")
         if self.folder is not None and self.part != "report":
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
@@ -162,7 +158,7 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
             console.print(tables.lengths(found), tables.recipe(found))
             console.print(*tables.tasks(found.inference, tables.LATENCY), tables.calls(found))
         case "gpu":
-            on_gpu(options, results, console)
+            on_gpu(results, console)
         case "questions":
             answer_questions(options, results, console)
         case "tune":
@@ -184,39 +180,21 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
     return bool(failed)
 
 
-def on_gpu(options: CompareConfig, results: Results, console: Console) -> None:
+def on_gpu(results: Results, console: Console) -> None:
     """Compile, check and time the kernel for GPUs; fills in results."""
-    if options.mock:
-        try:
-            from tools.gpu import rehearsal
+    from comparison import gpu, speed
 
-            rehearsal.start()
-        except ImportError:
-            raise InputError("--mock: needs a checkout of the repository, with tools/gpu") from None
-        except RuntimeError as error:
-            reason = str(error).strip().rpartition("\n")[2]
-            raise InputError(f"--mock: the emulated GPU cannot be compiled: {reason}") from None
-    from comparison import gpu, speed, torch_layers
-
-    device = "cpu" if options.mock else "cuda"
     name = gpu.device_name()
     if name is None:
-        raise InputError("gpu: PyTorch or JAX finds no CUDA device here; --mock rehearses without")
+        raise InputError("gpu: PyTorch or JAX finds no CUDA device here")
     console.print(name)
-    torch_layers.place(device)
-    gpu.build(console.print)
-    rows = gpu.check(console.print)
+    rows = gpu.check("cuda", console.print)
     names = {row.models[0] for row in rows}
     results.parity = [row for row in results.parity if row.models[0] not in names] + rows
     if not all(row.passed for row in rows):
         return
-    if options.mock:
-        how = (gpu.REHEARSED, console.print, "rehearsal", gpu.chosen, ("torch",))
-        console.print(f"rehearsed the timing of {len(speed.measure(*how).rows)} of them")
-        return
     results.environment["gpu"] = name
-    how = (gpu.TASKS, console.print, device, gpu.chosen, speed.GPU_PROCESSES)
-    results.speed = found = speed.measure(*how)
+    results.speed = found = speed.measure(gpu.TASKS, console.print, "cuda", gpu.chosen)
     console.print(*tables.tasks(found.rows, tables.ON_GPU))
     gpu.sanitize(console.print)
 

@@ -20,8 +20,8 @@ from common.training.learner import Framework
 from common.training.options import TrainConfig, parse_options
 from comparison import parity
 from comparison.implementations import Implementation
-from comparison.jax_layers import jax_cell
-from comparison.torch_layers import torch_cell
+from comparison.peers.jax import jax_cell
+from comparison.peers.torch import torch_cell
 
 Answers = dict[str, np.ndarray]
 

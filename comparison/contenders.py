@@ -1,16 +1,16 @@
-"""What `python compare.py speed` times: every GRU that runs here, one process a framework.
+"""What `python compare.py speed` times: every GRU that runs here, one process a peer.
 
-Frameworks are kept apart because the threads of one, waiting for work, slow the other down. The
-process torch-default is nn.GRU as PyTorch has it unless told otherwise: it computes with denormal
-numbers, which XLA takes for 0, and so does PyTorch in the others.
+Peers are kept apart because the threads of one, waiting for work, slow the other down. The process
+torch-default is nn.GRU as PyTorch has it unless told otherwise: it computes with denormal numbers,
+which XLA takes for 0, and so does PyTorch in the others.
 """
 
-import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -21,59 +21,51 @@ from common.data.batches import Batch, Batches
 from common.report.schema import Task
 from common.training.memory import keep_freed_memory
 from common.training.options import TrainConfig
-from comparison.implementations import BFLOAT16, Layer, converted
+from comparison import peers
+from comparison.implementations import BFLOAT16, Inference, Layer, converted
 
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""
-PROCESSES = ("torch", "torch-default", "jax", "keras-torch", "keras-jax", "onnxruntime")
 ENOUGH_SECONDS = 0.2  # of runs in a row
 
-# What this process can time.
-_contenders: dict[str, Callable[[Task], Run]] = {}
 
+@dataclass(frozen=True)
+class Contenders:
+    """What is timed in a process, by name.
 
-def start(process: str, device: str = "cpu") -> list[str]:
-    """Make this process one of PROCESSES; returns what it can time on a device.
-
-    "rehearsal" is the emulated GPU of tools/gpu. The process exits silently at Ctrl-C.
+    training: a contender at a task, forward and backward. inference: called within the context
+    `within`. tolerances: how far a last state in inference may be off, if not by
+    inference.TOLERANCE.
     """
-    if device == "rehearsal":
-        from tools.gpu import rehearsal
 
-        rehearsal.start()
-        device = "cpu"
+    training: Mapping[str, Callable[[Task], Run]]
+    inference: Mapping[str, Inference]
+    within: Callable[[], AbstractContextManager] = nullcontext
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+
+
+here: list[Contenders] = []
+"""The last one is what this process times."""
+
+
+def start(process: str, device: str = "cpu") -> tuple[list[str], list[str]]:
+    """Make this process one of peers.PROCESSES; returns what it can time in training on a device,
+    and what in inference.
+
+    The process exits silently at Ctrl-C.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     keep_freed_memory()  # as in training
-    if process in ("torch", "keras-torch"):
-        import torch
-
-        from comparison import torch_layers
-
-        torch_layers.place(device)
-        torch.set_flush_denormal(True)  # as XLA does: on Intel, nn.GRU is seven times as fast so
-    framework, _, kind = process.partition("-")
-    if framework == "keras":
-        os.environ["KERAS_BACKEND"] = kind
-        import_module("keras")  # while the other processes start, too
-        _contenders[f"Keras on {kind}"] = partial(keras_gru, kind)
-    else:
-        layers = import_module(f"comparison.{framework}_layers")
-        there = layers.CELLS["gru"].implementations(device) if layers.CONTENDERS else ()
-        for name, (layer, layout) in layers.CONTENDERS.items():
-            if layout == "canonical" and name.split()[1] not in there:
-                continue
-            contender = partial(in_framework, framework, name, layer, layout, layers.timed)
-            if not kind:
-                _contenders[name] = contender
-            elif name.startswith("nn.GRU"):
-                _contenders[f"{name}, denormals"] = contender
-    return list(_contenders)
+    peer, _, variant = process.partition("-")
+    contenders = peers.function(peer, "contenders")
+    here.append(contenders(variant, device) if contenders else Contenders({}, {}))
+    return [*here[-1].training], [*here[-1].inference]
 
 
 @cache
 def ready(name: str, task: Task) -> Run:
     """A contender at a task, compiled."""
-    run = _contenders[name](task)
+    run = here[-1].training[name](task)
     run()
     return run
 
@@ -118,16 +110,31 @@ def weights_of(task: Task) -> dict[str, np.ndarray]:
     }
 
 
-def in_framework(
-    framework: str, name: str, layer: Layer, layout: str, timed: Callable[..., Run], task: Task
-) -> Run:
-    """A contender that torch_layers.py or jax_layers.py lists, on the task.
+def training_of(
+    learner: Callable[..., Any], layers: Mapping[str, tuple[Layer, str]], timed: Callable[..., Run]
+) -> dict[str, Callable[[Task], Run]]:
+    """Layers of a framework as contenders, from each layer and the layout of its weights.
 
-    Ours read the distinct words, others look each one up.
+    learner: the framework's Learner. timed: runs a layer, see comparison/peers/torch.py.
     """
+    return {
+        name: partial(_at, learner, timed, name, layer, layout)
+        for name, (layer, layout) in layers.items()
+    }
+
+
+def _at(
+    learner: Callable[..., Any],
+    timed: Callable[..., Run],
+    name: str,
+    layer: Layer,
+    layout: str,
+    task: Task,
+) -> Run:
+    """A layer at a task. Ours read the distinct words, others look each one up."""
     if task.training:
         ours = {"implementation": name.split()[1]} if layout == "canonical" else {"model": "nn.gru"}
-        return training(framework, task, **ours)
+        return _training(learner, task, **ours)
     batch, table = batch_of(task.B, task.T), word_vectors(task.input_size)
     weights = converted(layout, weights_of(task))
     if layout == "canonical":
@@ -142,48 +149,13 @@ def in_framework(
     return timed(layer, weights, task.backward, table.astype(dtype, copy=False), *rest)
 
 
-def training(framework: str, task: Task, **how: Any) -> Run:
+def _training(learner_of: Callable[..., Any], task: Task, **how: Any) -> Run:
     """A step of the classifier's training, with Adam, as the training loop takes it."""
-    learner_of = import_module(f"{framework}_impl.learner").Learner
     options = TrainConfig(hidden_size=task.H, clip_norm=None, **how)
     table = word_vectors(task.input_size)
     config = options.model_config(table.shape, classes=2, train_vectors=False)
     learner, batch = learner_of(config, options, table), batch_of(task.B, task.T)
     return lambda: float(learner.step(batch))
-
-
-def keras_gru(backend: str, task: Task) -> Run:
-    """keras.layers.GRU on one backend, with the padding masked, as Keras users write it."""
-    import keras
-
-    batch = batch_of(task.B, task.T)
-    layer = keras.layers.GRU(task.H)
-    if task.bidirectional:
-        layer = keras.layers.Bidirectional(layer)
-    x = word_vectors(task.input_size)[batch.distinct[batch.tokens].T]
-    layer.build(x.shape)
-    return keras_timed(backend, layer, task.backward, x, batch.lengths)
-
-
-def keras_timed(
-    backend: str, layer: Any, backward: bool, x: np.ndarray, lengths: np.ndarray | None
-) -> Run:
-    """A layer of Keras, built, on x [B, T, D]; without lengths there is no padding to mask."""
-    import keras
-
-    trained = layer.trainable_variables
-    fixed = [variable.value for variable in layer.non_trainable_variables]
-
-    def last(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> Any:
-        words = None
-        if lengths is not None:
-            words = keras.ops.arange(x.shape[1]) < keras.ops.expand_dims(lengths, 1)
-        named = [weights[variable.path] for variable in trained]
-        return None, layer.stateless_call(named, fixed, x, mask=words)[0]
-
-    weights = {v.path: keras.ops.convert_to_numpy(v) for v in trained}
-    timed = import_module(f"comparison.{backend}_layers").timed
-    return timed(last, weights, backward, x, None, lengths, None, None)
 
 
 def seconds_of(run: Run) -> float:
@@ -206,7 +178,7 @@ def peak(framework: str) -> float:
     def square(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> tuple[None, Any]:
         return None, x @ x
 
-    timed = import_module(f"comparison.{framework}_layers").timed
+    timed: Any = peers.function(framework, "timed")
     product: Run = timed(square, {}, False, a, None, None, None, None)
     product()
     return 2 * 2048**3 / seconds_of(product)

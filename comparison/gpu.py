@@ -32,9 +32,11 @@ import torch_impl.gru
 from common.kernels import cuda
 from common.kernels.cuda import nvrtc
 from common.report.schema import Check, Task
-from comparison import jax_layers, parity, torch_layers
+from comparison import parity
 from comparison.implementations import Case, Implementation, Layer, Result, equations
 from comparison.parity import Size
+from comparison.peers import jax as jax_peer
+from comparison.peers import torch as torch_peer
 
 FACTORS = tuple(dict.fromkeys(kind for kind, _ in cuda.CONFIGURATIONS))
 BOUNDS = {"Tf32": 3e-4, "Bf16": 5e-3}
@@ -50,7 +52,6 @@ TASKS = tuple(
     for H, B in product((64, 128, 256, 512), (32, 64, 128, 256))
     for bfloat16, backward in product((False, True), repeat=2)
 )
-REHEARSED = (Task(8, 2, 64, bfloat16=True),)
 FAST = ("torch cuda", "jax cuda", "nn.GRU padded", "nn.GRU packed")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SECONDS = 60  # for a tool
@@ -73,9 +74,9 @@ class Kernel:
         """What compute of the framework's layers module returns, from the kernel."""
         if self.framework == "torch":
             with torch.backends.cudnn.flags(allow_tf32=self.factors != "Float32"):
-                return torch_layers.compute(case, layer(torch_impl.gru.gru, self.factors))
+                return torch_peer.compute(case, layer(torch_impl.gru.gru, self.factors))
         with jax.default_matmul_precision("highest" if self.factors == "Float32" else "default"):
-            return jax_layers.compute(case, layer(jax_impl.gru.gru, self.factors))
+            return jax_peer.compute(case, layer(jax_impl.gru.gru, self.factors))
 
     def fits(self, hidden: int) -> bool:
         """Whether there is a kernel for so many units here."""
@@ -83,7 +84,7 @@ class Kernel:
 
     def check(self, size: Size, reset_after: bool) -> Check:
         """The tensor of a random case that comes closest to its bound, or goes furthest beyond."""
-        name = f"{self.framework} cuda, {self.factors}{', emulated' if cuda.rehearsed else ''}"
+        name = f"{self.framework} cuda, {self.factors}"
         ours = Implementation(name, self.run, dtypes=("float32",), resets=True)
         # What is of few numbers is drawn several times: see parity.py.
         few = parity.DRAWS if self.factors == "Float32" and size not in LARGE else 1
@@ -113,13 +114,18 @@ class Kernel:
 def by_rounding(case: Case) -> Result:
     """scan in PyTorch on the CPU, with factors rounded to bfloat16."""
     layer = partial(torch_impl.gru.gru, implementation="scan", bfloat16=True)
-    with torch_layers.on("cpu"):
-        return torch_layers.compute(case, layer)
+    with torch_peer.on("cpu"):
+        return torch_peer.compute(case, layer)
 
 
-@torch_layers.one_thread()
-def check(report: Callable[[str], object]) -> list[Check]:
-    """The worst row of each case of parity; report is told what is being checked."""
+@torch_peer.one_thread()
+def check(device: str, report: Callable[[str], object]) -> list[Check]:
+    """Compile every kernel and check it on PyTorch's device; returns each case's worst row.
+
+    report is called with a line of text before each step.
+    """
+    torch_peer.place(device)
+    compile_all(report)
     rows = []
     for framework, factors in product(("torch", "jax"), FACTORS):
         kernel = Kernel(framework, factors)
@@ -135,14 +141,12 @@ def check(report: Callable[[str], object]) -> list[Check]:
 
 def device_name() -> str | None:
     """What the GPU is called; None where there is none for both frameworks."""
-    if cuda.rehearsed:
-        return "an emulated GPU, sm_{}{}".format(*cuda.rehearsed)
     if not torch_impl.cuda.available() or not jax_impl.cuda.available():
         return None
     return torch.cuda.get_device_name()
 
 
-def build(report: Callable[[str], object]) -> None:
+def compile_all(report: Callable[[str], object]) -> None:
     """Compile every kernel for the device that is here, so that nothing later waits for it."""
     arch = torch_impl.cuda.arch()
     started = time.perf_counter()
@@ -156,7 +160,7 @@ def build(report: Callable[[str], object]) -> None:
 def chosen(name: str, task: Task) -> bool:
     """What is timed on a task: what takes long, and what has no bfloat16, not on all of them."""
     few = task.B == 64 and task.H in (128, 256) and not task.bfloat16
-    return name in FAST or (few and not name.endswith(" loop"))
+    return name in FAST or (few and not name.endswith((" loop", ", denormals")))
 
 
 def sanitize(report: Callable[[str], object]) -> bool:

@@ -1,7 +1,7 @@
 """Everything that computes a GRU, behind one function: a case in, results and gradients out.
 
 An `Implementation` takes a `Case` of NumPy arrays, computes in their dtype, and returns NumPy
-arrays under the canonical names: see torch_layers.py and jax_layers.py. Here is what knows neither.
+arrays under the canonical names: see comparison/peers/. Here is what knows neither.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -5,50 +5,20 @@ is no padding, and return the last state, which is compared with the oracle's be
 """
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
-from importlib import import_module
+from functools import cache
 
 import numpy as np
 
 from common import oracle
 from common.report.schema import Task
-from comparison.contenders import Run, batch_of, keras_timed, weights_of, word_vectors
-from comparison.implementations import Inference, converted
+from comparison import contenders
+from comparison.contenders import Run, batch_of, weights_of, word_vectors
 
 TOLERANCE = 1e-4  # of the last state, absolute; another kind of reset is a hundred times as far off
 # In a round, at least so many seconds and calls. What another process has left behind (its threads
 # spin for a while) is over after the first.
 WARM_UP = 0.03, 3
 TIMED = 0.1, 20
-
-# What this process can time, and in what it does so.
-_contenders: dict[str, Inference] = {}
-_within: list[Callable[[], AbstractContextManager]] = [nullcontext]
-
-
-def start(process: str) -> list[str]:
-    """What this process can time; contenders.start has made it one of PROCESSES."""
-    framework, _, kind = process.partition("-")
-    if framework == "keras":
-        _contenders[f"Keras on {kind}"] = partial(keras_gru, kind)
-    elif not kind:
-        layers = import_module(f"comparison.{framework}_layers")
-        _contenders.update(layers.INFERENCE)
-        _within.append(getattr(layers, "WITHIN", nullcontext))
-    return list(_contenders)
-
-
-def keras_gru(backend: str, weights: Mapping[str, np.ndarray], x: np.ndarray) -> Run:
-    """keras.layers.GRU on one backend."""
-    import keras
-
-    x = np.ascontiguousarray(x.swapaxes(0, 1))
-    layer = keras.layers.GRU(weights["gru.0.forward.weight_hh"].shape[1])
-    layer.build(x.shape)
-    layer.set_weights([*converted("keras", weights).values()])
-    return keras_timed(backend, layer, False, x, None)
 
 
 @cache
@@ -63,10 +33,11 @@ def problem(task: Task) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
 def ready(name: str, task: Task) -> Run:
     """A contender at a task, compiled. Raises ArithmeticError where its last state is wrong."""
     weights, x, expected = problem(task)
-    with _within[-1]():
-        run = _contenders[name](weights, x)
+    process = contenders.here[-1]
+    with process.within():
+        run = process.inference[name](weights, x)
         error = np.abs(np.asarray(run()).reshape(expected.shape) - expected).max()
-    if not error <= TOLERANCE:
+    if not error <= process.tolerances.get(name, TOLERANCE):
         raise ArithmeticError(f"{name}, {task.name}: the last state is off by {error:.1e}")
     return run
 
@@ -79,7 +50,7 @@ def check(name: str, task: Task) -> None:
 def seconds(name: str, task: Task) -> list[float]:
     """What each call of a round takes."""
     run = ready(name, task)
-    with _within[-1]():
+    with contenders.here[-1].within():
         for enough, calls in (WARM_UP, TIMED):
             durations: list[float] = []
             end = time.perf_counter() + enough

@@ -44,10 +44,10 @@ from common.data import corpus
 from common.data.batches import Batches, Shape
 from common.params import ModelConfig, shapes
 from common.report.schema import Check
-from comparison import jax_layers, torch_layers
+from comparison import peers
 from comparison.implementations import BFLOAT16, EVERY, Case, Implementation, Result, equations
-from comparison.jax_layers import flax_cells, flax_simple_cell, jax_cell
-from comparison.torch_layers import CELLS, one_thread, torch_autocast, torch_cell, torch_nn_gru
+from comparison.peers.jax import flax_simple_cell, jax_cell
+from comparison.peers.torch import CELLS, NN_GRU, one_thread, torch_cell
 
 BOUND_RESULT, BOUND_GRADIENT = 1e-12, 1e-11
 DRAWS, NEIGHBOURS = 8, 4
@@ -61,7 +61,6 @@ QUANTITIES = {
     "d params": (*(f"d {cell}." for cell in oracle.CELLS), "d head."),
 }
 
-NN_GRU = torch_nn_gru()
 LOOPS = {name: torch_cell(next(iter(CELLS[name].recurrences)), name) for name in oracle.CELLS}
 OTHERS = [name for name in oracle.CELLS if name != "gru"]
 JAX_RNN, SIMPLE_CELL = jax_cell("auto", "rnn"), flax_simple_cell()
@@ -70,10 +69,8 @@ NUMPY = Implementation("NumPy", lambda case: equations(case, case.x.dtype))  # r
 
 def implementations() -> list[Implementation]:
     """Everything there is to check on this machine."""
-    twins = [*map(torch_cell, torch_layers.OURS), *map(jax_cell, jax_layers.OURS)]
-    for cell in OTHERS:
-        twins += [torch_cell("auto", cell), jax_cell("auto", cell)]
-    return [*twins, torch_autocast(), NN_GRU, *flax_cells()]
+    functions = (peers.function(name, "implementations") for name in peers.INSTALLED)
+    return [each for function in functions if function for each in function()]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ beside it the spread between the first and the third quartile; in inference, of 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
-from importlib.util import find_spec
 from itertools import chain, product
 from multiprocessing import get_context
 from types import ModuleType
@@ -19,12 +18,12 @@ from msgspec.structs import asdict
 
 from common.report.schema import BUILT_IN, REFERENCE, Latency, Length, Recipe, Speed, Task, Timed
 from comparison import contenders, inference
-from comparison.contenders import PROCESSES, batch_of
+from comparison.contenders import batch_of
 from comparison.implementations import Missing
+from comparison.peers import PROCESSES
 
 Owners = Mapping[str, Executor]
 REPETITIONS = 5
-GPU_PROCESSES = ("torch", "jax", "keras-torch", "keras-jax")
 SHORT = (
     Task(64, 200, 128),
     Task(64, 200, 128, backward=False),
@@ -68,9 +67,8 @@ def measure(
         pools = {
             name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
             for name in processes
-            if find_spec(name.partition("-")[0])
         }
-        owners = _owners(pools, contenders, device)
+        owners, inferring = _owners(pools, device)
         # The faster one: PyTorch's product, MKL's, takes twice as long as XLA's on AMD.
         peaks = [
             [pools[n].submit(contenders.peak, n).result() for n in ("torch", "jax") if n in pools]
@@ -97,7 +95,6 @@ def measure(
             Recipe(name, float(1 / np.median(seconds)), float(np.median(seconds) * RECIPE_STEPS))
             for name, seconds in _time(owners, ours, RECIPE).items()
         ]
-        inferring = _owners(pools, inference)
         names = _there(inferring, report)
         latencies = []
         for task in (*INFERENCE, CALL):
@@ -107,10 +104,14 @@ def measure(
     return Speed(rows, lengths, recipe, peak, list(chain(*found)), calls)
 
 
-def _owners(pools: dict[str, ProcessPoolExecutor], part: ModuleType, *device: str) -> Owners:
-    """By its name, where each contender of contenders or inference lives, once all are ready."""
-    there = {name: pool.submit(part.start, name, *device) for name, pool in pools.items()}
-    return {name: pools[each] for each, found in there.items() for name in found.result()}
+def _owners(pools: dict[str, ProcessPoolExecutor], device: str) -> tuple[Owners, Owners]:
+    """The process of each contender in training, and in inference, once all have started."""
+    there = {name: pool.submit(contenders.start, name, device) for name, pool in pools.items()}
+    training, inferring = (
+        {name: pools[each] for each, found in there.items() for name in found.result()[part]}
+        for part in range(2)
+    )
+    return training, inferring
 
 
 def _there(owners: Owners, report: Callable[[str], object]) -> list[str]:

@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 from tests import ROOT
 
 FOLDERS = ("common", "torch_impl", "jax_impl", "comparison")
+PRODUCT = (*FOLDERS, "compare", "gru_twins", "setup")
 FORBIDDEN = {
     "common": {"torch", "jax", "flax", "optax", "torch_impl", "jax_impl", "comparison", "compare"},
     "torch_impl": {"jax", "flax", "optax", "jax_impl", "comparison", "compare"},
@@ -48,6 +49,13 @@ def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
         above = FORBIDDEN.get(name.partition(".")[0], set())
         roots = {each.partition(".")[0] for each in imported(name, top_level=True)}
         assert not roots & above, name
+
+
+def test_the_product_imports_neither_tests_nor_tools() -> None:
+    for name in FILES:
+        assert name.partition(".")[0] in PRODUCT
+        roots = {each.partition(".")[0] for each in imported(name)}
+        assert not roots & {"tests", "tools", "benchmarks"}, name
 
 
 def test_the_bottom_of_common_imports_none_of_its_folders_and_kernels_no_data() -> None:

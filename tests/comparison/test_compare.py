@@ -13,7 +13,7 @@ import compare
 import jax_impl.classifier
 from common.report.schema import Check, Run
 from common.training import run_directory
-from comparison import checks, parity, runs
+from comparison import checks, gpu, parity, runs
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -208,3 +208,10 @@ def test_a_report_that_cannot_be_drawn_costs_one_warning(
     assert "0 of 1 parity checks passed" in output
     assert "report:" not in output
     assert (tmp_path / "results.json").exists()
+
+
+def test_gpu_needs_a_gpu(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "device_name", lambda: None)
+    status, _, error = command(compare.main, "gpu", "--out", tmp_path)
+    assert (status, error) == (2, "error: gpu: PyTorch or JAX finds no CUDA device here\n")
+    assert not (tmp_path / "results.json").exists()

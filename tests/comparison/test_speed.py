@@ -1,8 +1,13 @@
 """The speed comparison: that it times everything there is, and that its arithmetic is right."""
 
+import pkgutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.util import find_spec
+from importlib import reload
+from importlib.machinery import FileFinder
+from pkgutil import ModuleInfo
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +17,10 @@ from msgspec.structs import asdict
 from common import oracle
 from common.report import tables
 from common.report.schema import BUILT_IN, Task
-from comparison import inference, speed
-from comparison.contenders import PROCESSES, batch_of
-from comparison.torch_layers import nn_module
+from comparison import contenders, inference, parity, peers, speed
+from comparison.contenders import Contenders, batch_of
+from comparison.peers import PROCESSES
+from comparison.peers.torch import nn_module
 
 
 @pytest.mark.parametrize(
@@ -53,14 +59,16 @@ def test_every_contender_is_timed(
     assert [len(table.rows) for table in shown] == [len(found.rows) // 2] * 2
     assert len(tables.all_tasks("all", found.rows, tables.TIMED).rows) == len(found.rows)
     peers = [
-        ("jax", "equinox", "Equinox scan"),
-        ("keras-torch", "keras", "Keras on torch"),
-        ("keras-jax", "keras", "Keras on jax"),
-        ("onnxruntime", "onnxruntime", "ONNX Runtime"),
+        ("equinox", "Equinox scan"),
+        ("keras-torch", "Keras on torch"),
+        ("keras-jax", "Keras on jax"),
+        ("onnxruntime", "ONNX Runtime"),
+        ("openvino", "OpenVINO"),
+        ("openvino", "OpenVINO float32"),
     ]
     inferring = {"torch_impl.gru", "torch_impl.GRU", "jax_impl.gru", BUILT_IN, "nn.GRU compiled"}
     inferring |= {"flax.linen RNN", "flax.nnx RNN"}
-    inferring |= {name for place, it, name in peers if place in processes and find_spec(it)}
+    inferring |= {name for process, name in peers if process in processes}
     for B, T, latencies in ((3, 5, found.inference), (1, 1, found.calls)):
         assert {row.contender for row in latencies} == inferring
         for row in latencies:
@@ -93,11 +101,13 @@ def test_a_wrong_last_state_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
         return partial(lambda: run().h_last)
 
     kinds = {"right": partial(gru, reset_after=True), "wrong": partial(gru, reset_after=False)}
-    monkeypatch.setattr(inference, "_contenders", kinds)
+    monkeypatch.setattr(contenders, "here", [Contenders({}, kinds)])
     task = Task(2, 5, 128, backward=False)
     assert len(inference.seconds("right", task)) >= 20
     with pytest.raises(ArithmeticError, match=r"wrong, B 2, T 5, H 128 .* off by"):
         inference.seconds("wrong", task)
+    monkeypatch.setattr(contenders, "here", [Contenders({}, kinds, tolerances={"wrong": 1})])
+    assert inference.ready("wrong", task)
 
 
 def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,14 +115,27 @@ def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.Monkey
         raise torch._dynamo.exc.TorchDynamoException("no compiler\nfor a long story")
 
     kinds = {BUILT_IN: nn_module, "compiled": partial(nn_module, compiled=True)}
-    monkeypatch.setattr(inference, "_contenders", kinds)
-    monkeypatch.setattr(inference, "_within", [torch.inference_mode])
+    here = [Contenders({}, kinds, torch.inference_mode)]
+    monkeypatch.setattr(contenders, "here", here)
     monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Identity())
     monkeypatch.setattr(torch.nn.Identity, "forward", compiled)
     lines: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         assert speed._there(dict.fromkeys(kinds, pool), lines.append) == [BUILT_IN]
     assert lines == ["compiled is left out: no compiler"]
+
+
+def test_a_new_peer_is_a_new_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named after a package that is installed, or else it is left out."""
+    files = [ModuleInfo(FileFinder("."), name, False) for name in ("colorsys", "not_installed")]
+    peer = SimpleNamespace(implementations=lambda: ["a GRU"])
+    with monkeypatch.context() as patch:
+        patch.setattr(pkgutil, "iter_modules", lambda path: files)
+        patch.setitem(sys.modules, "comparison.peers.colorsys", peer)
+        reload(peers)
+        assert peers.PROCESSES == ("torch", "torch-default", "jax", "colorsys")
+        assert parity.implementations()[-1] == "a GRU"
+    reload(peers)
 
 
 def test_operations_of_the_products() -> None:

@@ -17,7 +17,7 @@ from flax import nnx, traverse_util
 
 from common import oracle
 from common.convert import FORMATS, from_format, to_format
-from comparison.jax_layers import equinox_scan, linen_rnn, nnx_rnn
+from comparison.peers.jax import linen_rnn, nnx_rnn
 from tests.convert.test_convert import D, H
 from tests.convert.test_convert import draw as draw_canonical
 
@@ -119,6 +119,12 @@ def keras_parameters(reset_after: bool) -> Tensors:
     return {weight.name: weight for weight in layer.weights}
 
 
+def run_equinox(tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.ndarray:
+    from comparison.peers import equinox
+
+    return by_rnn(equinox.rnn)(tensors, x, reset_after)
+
+
 def equinox_parameters() -> Tensors:
     import equinox
 
@@ -196,7 +202,7 @@ LIBRARIES: dict[str, tuple[Run, Callable[[bool], Tensors]]] = {
     "linen": (by_rnn(partial(linen_rnn, flax.linen.GRUCell)), lambda _: linen_parameters()),
     "nnx": (by_rnn(nnx_rnn), lambda _: nnx_parameters()),
     "keras": (run_keras, keras_parameters),
-    "equinox": (by_rnn(equinox_scan), lambda _: equinox_parameters()),
+    "equinox": (run_equinox, lambda _: equinox_parameters()),
     "haiku": (run_haiku, lambda _: haiku_parameters()),
     "onnx": (run_onnx, lambda _: onnx_parameters()),
 }

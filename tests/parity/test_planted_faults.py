@@ -13,9 +13,9 @@ import jax_impl.gru
 import torch_impl.gru
 from common.cells import Recurrence
 from comparison.implementations import Case, Implementation
-from comparison.jax_layers import jax_cell
 from comparison.parity import RESETS, SIZES, check, draw
-from comparison.torch_layers import OURS, torch_cell
+from comparison.peers.jax import jax_cell
+from comparison.peers.torch import OURS, torch_cell
 from tests.cases import combinations
 
 SIZE = next(size for size in SIZES if size.name == "ties, zeros, unsorted")

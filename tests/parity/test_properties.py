@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from comparison import jax_layers, torch_layers
 from comparison.implementations import Case
 from comparison.parity import Size, check, draw, without_head
+from comparison.peers import jax as jax_peer
+from comparison.peers import torch as torch_peer
 
-IN_TORCH = [*map(torch_layers.torch_cell, torch_layers.OURS)]
-IN_JAX = [*map(jax_layers.jax_cell, jax_layers.OURS)]
+IN_TORCH = [*map(torch_peer.torch_cell, torch_peer.OURS)]
+IN_JAX = [*map(jax_peer.jax_cell, jax_peer.OURS)]
 
 
 def on_random(few: int, many: int, few_in_jax: Mapping[str, int] = {}, **drawn: st.SearchStrategy):

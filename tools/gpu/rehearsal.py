@@ -1,8 +1,15 @@
-"""A GPU that is not there: the kernel runs on the CPU, in an emulator, behind a driver of ours."""
+"""`python compare.py gpu` without a GPU: the kernel runs on the CPU, in an emulator.
+
+python -m tools.gpu.rehearsal            a minute or two; exit status 1 where a check fails
+
+All kernels are compiled and checked in both frameworks, and what is timed runs once. The emulator
+stands behind a driver of this project, in place of libcuda; a C++ compiler builds both.
+"""
 
 import ctypes
 import hashlib
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import product
@@ -11,13 +18,16 @@ from pathlib import Path
 import jax
 
 from common.cache import cached
+from common.errors import InputError, exit_on_input_error
 from common.kernels import cuda
 from common.kernels.build import compiler
 from common.kernels.cuda import nvrtc
+from common.report.schema import Task
 
 FOLDER = Path(__file__).parent
 H100 = (9, 0)
 LIBRARY = "libcuda.so.1"
+TASK = Task(8, 2, 64, bfloat16=True)
 FLAGS = ("-std=c++20", "-fPIC", "-shared", f"-Wl,-soname,{LIBRARY}")
 
 
@@ -56,3 +66,29 @@ def start(sanitizer: str = "") -> ctypes.CDLL:
     jax.config.update("jax_disable_most_optimizations", True)
     nvrtc.compile = lambda kernel, arch: kernel.template.encode() + b"\0"
     return driver
+
+
+def main() -> None:
+    """The command line."""
+    try:
+        start()
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise InputError(f"the emulated GPU cannot be compiled: {reason}") from None
+    from comparison import contenders, gpu
+
+    rows = gpu.check("cpu", print)
+    failed = [row for row in rows if not row.passed]
+    for row in failed:
+        print(f"parity check failed: {row}")
+    print(f"{len(rows) - len(failed)} of {len(rows)} parity checks passed")
+    names = [name for name in contenders.start("torch") if gpu.chosen(name, TASK)]
+    for name in names:
+        contenders.ready(name, TASK)
+    print(f"ran what is timed: {', '.join(names)}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

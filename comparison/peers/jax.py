@@ -1,8 +1,8 @@
-"""Every GRU in JAX, ours, Flax's and Equinox's, for the parity checks and for speed alike."""
+"""Every GRU in JAX: jax_impl's and Flax's; and what other libraries' GRUs in JAX need."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -16,11 +16,11 @@ import jax_impl.gru
 import jax_impl.layers
 from common.convert import FORMATS
 from common.params import GRU_PARAMETERS, structure
+from comparison.contenders import Contenders, training_of
 from comparison.implementations import (
     EVERY,
     Case,
     Implementation,
-    Inference,
     Layer,
     Result,
     converted,
@@ -28,6 +28,7 @@ from comparison.implementations import (
     objective,
     part,
 )
+from jax_impl.learner import Learner
 
 CELLS = jax_impl.classifier.CELLS
 OURS = CELLS["gru"].implementations()
@@ -61,24 +62,6 @@ def nnx_rnn(
     nnx.update(cell, traverse_util.unflatten_dict(weights, sep="/"))
     rnn: Any = nnx.RNN(cell, reverse=reverse, **FLAX_RNN)
     return rnn(x, initial_carry=h0, seq_lengths=lengths)
-
-
-def equinox_scan(
-    weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array | None
-) -> tuple[Array, Array]:
-    """equinox.nn.GRUCell in lax.scan, as Equinox's users write it."""
-    import equinox as eqx
-
-    cell = eqx.nn.GRUCell(x.shape[-1], h0.shape[-1], key=jax.random.key(0))
-    cell = eqx.tree_at(lambda cell: [getattr(cell, n) for n in weights], cell, [*weights.values()])
-
-    def step(h: Array, x_t: tuple[Array, Array]) -> tuple[Array, Array]:
-        t, x = x_t
-        after = jax.vmap(cell)(x, h)
-        h = after if lengths is None else jnp.where((t < lengths)[:, None], after, h)
-        return h, h
-
-    return jax.lax.scan(step, h0, (jnp.arange(len(x)), x), reverse=reverse)
 
 
 def stacked(scope: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
@@ -123,14 +106,6 @@ def stacked(scope: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
 
 linen_gru = stacked(FORMATS["linen"].scope, partial(linen_rnn, linen.GRUCell))
 nnx_gru = stacked(FORMATS["nnx"].scope, nnx_rnn)
-# A layer, and the layout of its weights.
-CONTENDERS: dict[str, tuple[Layer, str]] = {
-    f"jax {name}": (partial(jax_impl.gru.gru, implementation=name), "canonical")
-    for name in CELLS["gru"].implementations(None)
-}
-CONTENDERS |= {"flax.linen RNN": (linen_gru, "linen"), "flax.nnx RNN": (nnx_gru, "nnx")}
-if find_spec("equinox"):
-    CONTENDERS["Equinox scan"] = stacked(FORMATS["equinox"].scope, equinox_scan), "equinox"
 
 
 def timed(
@@ -161,14 +136,26 @@ def inference(
     return timed(layer, converted(layout, weights), False, x, None, lengths, h0, None)
 
 
-INFERENCE: dict[str, Inference] = {
-    name: partial(inference, layer, layout)
-    for name, (layer, layout) in CONTENDERS.items()
-    if layout != "canonical"
-}
-INFERENCE["jax_impl.gru"] = partial(
-    inference, partial(jax_impl.gru.gru, reset_after=True), "canonical"
-)
+def time_layers(layers: dict[str, tuple[Layer, str]]) -> Contenders:
+    """Layers under JAX, each with the layout of its weights."""
+    in_inference = {
+        name: partial(inference, layer, layout)
+        for name, (layer, layout) in layers.items()
+        if layout != "canonical"
+    }
+    return Contenders(training_of(Learner, layers, timed), in_inference)
+
+
+def contenders(variant: str, device: str) -> Contenders:
+    """jax_impl's implementations that run on the device, and Flax's."""
+    layers: dict[str, tuple[Layer, str]] = {
+        f"jax {name}": (partial(jax_impl.gru.gru, implementation=name), "canonical")
+        for name in CELLS["gru"].implementations(device)
+    }
+    layers |= {"flax.linen RNN": (linen_gru, "linen"), "flax.nnx RNN": (nnx_gru, "nnx")}
+    found = time_layers(layers)
+    own = partial(inference, partial(jax_impl.gru.gru, reset_after=True), "canonical")
+    return replace(found, inference={**found.inference, "jax_impl.gru": own})
 
 
 # The parity checks.
@@ -215,3 +202,9 @@ def flax_simple_cell() -> Implementation:
     return Implementation(
         "flax.linen.SimpleCell", lambda case: compute(case.with_h0(), layer), cell="rnn", peer=True
     )
+
+
+def implementations() -> list[Implementation]:
+    """jax_impl's GRU in each of its implementations, its other cells, and Flax's GRUs."""
+    cells = [jax_cell("auto", name) for name in CELLS if name != "gru"]
+    return [*map(jax_cell, OURS), *cells, *flax_cells()]

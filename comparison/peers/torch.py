@@ -1,4 +1,4 @@
-"""Every GRU in PyTorch, ours and nn.GRU, for the parity checks and for speed alike."""
+"""Every GRU in PyTorch: torch_impl's and nn.GRU."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ import torch_impl
 import torch_impl.classifier
 import torch_impl.gru
 import torch_impl.layers
+from comparison.contenders import Contenders, training_of
 from comparison.implementations import (
     BFLOAT16,
     EVERY,
@@ -28,6 +29,7 @@ from comparison.implementations import (
     objective,
     part,
 )
+from torch_impl.learner import Learner
 
 CELLS = torch_impl.classifier.CELLS
 OURS = CELLS["gru"].implementations()
@@ -89,13 +91,30 @@ def _module(D: int, H: int, names: tuple[str, ...], dtype: torch.dtype) -> nn.GR
     return nn.GRU(D, H, len(names) // 4 // directions, bidirectional=directions == 2, dtype=dtype)
 
 
-# A layer, and the layout of its weights.
-CONTENDERS: dict[str, tuple[Layer, str]] = {
-    f"torch {name}": (partial(torch_impl.gru.gru, implementation=name), "canonical")
-    for name in CELLS["gru"].implementations(None)
-}
-CONTENDERS["nn.GRU padded"] = (partial(nn_gru, packed=False), "torch")
-CONTENDERS["nn.GRU packed"] = (nn_gru, "torch")
+def set_up(device: str) -> None:
+    """From here on, PyTorch computes on this device, and takes denormal numbers for 0, as XLA does.
+
+    On Intel's processors nn.GRU is seven times as fast so.
+    """
+    place(device)
+    torch.set_flush_denormal(True)
+
+
+def contenders(variant: str, device: str) -> Contenders:
+    """Everything in PyTorch; of the variant "default", nn.GRU with PyTorch's own settings."""
+    builtin: dict[str, tuple[Layer, str]] = {
+        "nn.GRU padded": (partial(nn_gru, packed=False), "torch"),
+        "nn.GRU packed": (nn_gru, "torch"),
+    }
+    if variant == "default":
+        layers = {f"{name}, denormals": layer for name, layer in builtin.items()}
+        return Contenders(training_of(Learner, layers, timed), {})
+    set_up(device)
+    ours = {
+        f"torch {name}": (partial(torch_impl.gru.gru, implementation=name), "canonical")
+        for name in CELLS["gru"].implementations(device)
+    }
+    return Contenders(training_of(Learner, ours | builtin, timed), INFERENCE, torch.inference_mode)
 
 
 def timed(
@@ -123,7 +142,7 @@ def timed(
     return run
 
 
-# Inference: called as they are, in WITHIN.
+# Inference: called as they are, in torch.inference_mode.
 
 
 def own_function(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[], object]:
@@ -163,7 +182,6 @@ def called(module: Any, x: np.ndarray) -> Callable[[], object]:
     return lambda: module(read)[1]
 
 
-WITHIN = torch.inference_mode
 INFERENCE: dict[str, Inference] = {
     "torch_impl.gru": own_function,
     "torch_impl.GRU": own_module,
@@ -234,7 +252,16 @@ def torch_autocast() -> Implementation:
     return Implementation("torch autocast", run, dtypes=("bfloat16",))
 
 
-def torch_nn_gru() -> Implementation:
-    """torch.nn.GRU on packed sequences."""
-    run = in_layout("torch", partial(compute, layer=nn_gru))
-    return Implementation("torch nn.GRU", run, supports=lambda case: case.reset_after, peer=True)
+# On packed sequences.
+NN_GRU = Implementation(
+    "torch nn.GRU",
+    in_layout("torch", partial(compute, layer=nn_gru)),
+    supports=lambda case: case.reset_after,
+    peer=True,
+)
+
+
+def implementations() -> list[Implementation]:
+    """torch_impl's GRU in each of its implementations, its other cells, and nn.GRU."""
+    cells = [torch_cell("auto", name) for name in CELLS if name != "gru"]
+    return [*map(torch_cell, OURS), *cells, torch_autocast(), NN_GRU]

@@ -1,0 +1,42 @@
+"""ONNX's GRU in OpenVINO, for the speed of inference, in two precisions.
+
+They are float32 and OpenVINO's default, which is bfloat16 where the processor computes in it.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+
+import numpy as np
+import openvino
+
+from common.cores import cores
+from comparison.contenders import Contenders
+from comparison.implementations import Inference
+
+# One unit in the last place of a bfloat16 below 1, to which the state is rounded.
+BFLOAT16_TOLERANCE = 2**-8
+
+
+def contenders(variant: str, device: str) -> Contenders:
+    """OpenVINO on the CPU; it needs the packages onnx and onnxruntime, too."""
+    if not (find_spec("onnx") and find_spec("onnxruntime")):
+        return Contenders({}, {})
+    ways: dict[str, Inference] = {
+        "OpenVINO": gru,
+        "OpenVINO float32": partial(gru, INFERENCE_PRECISION_HINT="f32"),
+    }
+    return Contenders({}, ways, tolerances={"OpenVINO": BFLOAT16_TOLERANCE})
+
+
+def gru(
+    weights: Mapping[str, np.ndarray], x: np.ndarray, **options: object
+) -> Callable[[], object]:
+    """A request of the model that ONNX Runtime computes, on all cores."""
+    from comparison.peers.onnxruntime import model
+
+    options |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": cores()}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model(weights, x)), "CPU", options)
+    infer = compiled.create_infer_request().infer
+    return lambda: infer({"x": x}, share_inputs=True, share_outputs=True)["h_last"]
