@@ -218,11 +218,21 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     missing = [m for m in options.models if not any(m in COMPARED[f] for f in options.frameworks)]
     if missing:
         console.print(f"left out, for want of their framework: {', '.join(missing)}")
-    load_texts(plain, partial(console.print, markup=False, soft_wrap=True))
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        console.print(line, markup=False, soft_wrap=True)
+
+    load_texts(plain, tell)
     folders = {training.name: training.folder for training in chosen}
     twins = tuple(name for name in options.frameworks if name in TWINS)
     both = tuple(model for model in options.models if model in TWINS["jax"]) if twins else ()
     checked = twins and (both or options.part == "all")
+
+    def say(name: str, line: str) -> None:
+        if line not in told:  # every process loads the data, of which `tell` has told
+            board.say(name, folders.get(name, path), line)
 
     def done(name: str, run: Run | None) -> None:
         if run:
@@ -241,7 +251,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
         results.runs = runs.train(
             chosen,
             place(options),
-            lambda name, line: board.say(name, folders.get(name, path), line),
+            say,
             done,
             beside=[Job("parity", "comparison.checks", tuple(arguments))] if checked else [],
         )

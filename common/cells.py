@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from common.errors import InputError
-from common.params import CellSpec
+from common.params import CELLS, CellSpec
 
 DEVICES = ("cuda", "cpu")
 
@@ -130,3 +132,17 @@ class Cell:
     def _available(self, name: str, device: str | None, dtype: Any, size: int | None) -> bool:
         available = self.recurrences[name].available
         return any(available(each, dtype, size) for each in ((device,) if device else DEVICES))
+
+
+class Cells(dict[str, Cell]):
+    """The registered cells that a twin has, by name. InputError, in place of KeyError, names the
+    file that the twin does not have."""
+
+    def __init__(self, twin: str) -> None:
+        """twin: torch_impl or jax_impl."""
+        there = (name for name in CELLS if find_spec(f"{twin}.{name}"))
+        super().__init__((name, import_module(f"{twin}.{name}").CELL) for name in there)
+        self.twin = twin
+
+    def __missing__(self, name: str) -> Cell:
+        raise InputError(f"cell {name}: {self.twin} has no file {self.twin}/{name}.py for it")

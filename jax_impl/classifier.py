@@ -4,7 +4,6 @@ Its twin is torch_impl/classifier.py: the same names in the same order.
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Literal
 
 import jax
@@ -15,14 +14,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import DTypeLike, Float, Int
 
-from common import params
 from common.arguments import check_classify, check_mapping
-from common.cells import Cell
+from common.cells import Cells
 from common.params import NO_LABEL, NO_MASKS, ModelConfig
 from jax_impl.layers import as_array, canonical, in_range, register, run, within
 
 Reduction = Literal["mean", "sum"]
-CELLS: dict[str, Cell] = {n: import_module(f"jax_impl.{n}").CELL for n in params.CELLS}
+CELLS = Cells("jax_impl")
 
 
 def drop(embedded: Float[Array, "K D"], masks: Mapping[str, Array]) -> Float[Array, "K D"]:

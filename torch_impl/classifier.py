@@ -4,7 +4,6 @@ Its twin is jax_impl/classifier.py: the same names in the same order.
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Literal
 
 import numpy as np
@@ -13,14 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common import params
 from common.arguments import check_classify, check_mapping
-from common.cells import Cell
+from common.cells import Cells
 from common.params import NO_LABEL, NO_MASKS, ModelConfig
 from torch_impl.layers import canonical, check_arrays, in_range, register, run, within
 
 Reduction = Literal["mean", "sum"]
-CELLS: dict[str, Cell] = {n: import_module(f"torch_impl.{n}").CELL for n in params.CELLS}
+CELLS = Cells("torch_impl")
 
 
 def drop(embedded: Float[Tensor, "K D"], masks: Mapping[str, Tensor]) -> Float[Tensor, "K D"]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from common import metrics
-from common.cells import Cell
+from common.cells import Cells
 from common.data.batches import Batch, Batches
 from common.errors import NotFiniteError
 from common.params import ModelConfig
@@ -112,7 +112,7 @@ class Framework(Protocol):
 
     __name__: str
     FRAMEWORK: str
-    CELLS: dict[str, Cell]
+    CELLS: Cells
 
     @property
     def Learner(self) -> type[_Learner]: ...

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,14 @@ import onnxruntime
 import pytest
 import torch
 
-import torch_impl
-from common import oracle, params
+import jax_impl.learner
+import torch_impl.learner
+from common import cells, oracle, params
+from common.training import loop, options
 from tests import ROOT
 
 FOLDERS = ("common", "torch_impl", "jax_impl", "comparison")
+LEARNERS = {"torch_impl": torch_impl.learner, "jax_impl": jax_impl.learner}
 LABELS = {"good": "pos", "fine": "pos", "bad": "neg", "dull": "neg"}
 # Trains, explains and exports with both frameworks, and compares every tensor with the oracle.
 PROGRAM = """
@@ -106,6 +111,18 @@ def test_a_cell_that_is_added_as_the_page_says(tmp_path: Path) -> None:
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_a_cell_that_one_twin_lacks_gets_one_clear_line(
+    twin: str, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = LEARNERS[twin]
+    monkeypatch.setitem(params.CELLS, "mgu", params.CellSpec("mgu", blocks=2))
+    monkeypatch.setitem(options.MODELS, learner.FRAMEWORK, ("gru", "mgu"))
+    monkeypatch.setattr(learner, "CELLS", cells.Cells(twin))
+    line = f"error: cell mgu: {twin} has no file {twin}/mgu.py for it\n"
+    assert command(partial(loop.main, learner), "--model", "mgu") == (2, "", line)
 
 
 def test_every_cell_has_an_oracle_but_for_those_of_larger_states() -> None:

@@ -31,6 +31,7 @@ def test_accuracy_trains_models_and_writes_the_report(
     status, output, error = command(compare.main, "accuracy", *options)
     assert (status, error) == (0, "")
     assert "torch gru" in output
+    assert output.count("192 of 6,824 reviews to train on") == 1, "said once, not for each model"
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["schema"] == 1
     assert results["data"]["name"] == "rt"
