@@ -25,93 +25,93 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "twins.md"
 TWINS = {"torch": "PyTorch", "jax": "JAX"}
 FILES = ("gru", "scan")
-HEADER = (*TWINS.values(), "an instance of")
+HEADER = (*TWINS.values(), "difference")
 NOTHING = "—"
 WIDTH = 52  # characters of a column: two of them fit GitHub's page
-# Code of one twin, the other's code for it, and what that is an instance of.
+# PyTorch's code, JAX's code for the same operation, and the difference that they illustrate.
 DIFFERENCES = (
     (
         "F.linear(h, U_z, c_z)",
         "h @ U_z.T + c_z",
-        "PyTorch computes each call by itself, and so has calls that do several things at once: "
-        "linear, addmm, lerp. JAX has operators, which XLA compiles together.",
+        "PyTorch executes each call separately and therefore has functions that combine several "
+        "operations (linear, addmm, lerp). XLA compiles JAX's operators together.",
     ),
     (
         "torch.sigmoid",
         "jax.nn.sigmoid",
-        "What NumPy has is in jax.numpy under NumPy's name, as tanh; what neural networks need "
-        "besides is in jax.nn.",
+        "NumPy's functions, such as tanh, are in jax.numpy under NumPy's names; other functions of "
+        "neural networks are in jax.nn.",
     ),
     (
         "a.chunk(3, dim=-1)",
         "jnp.split(a, 3, axis=-1)",
-        "A tensor's method is a function of the array, dim is axis.",
+        "A method of the tensor corresponds to a function of the array, and dim to axis.",
     ),
     (
         "a.split([2 * size, size], dim=-1)",
         "jnp.split(a, [2 * size], axis=-1)",
-        "A trap: PyTorch's split takes the sizes of the parts, NumPy's and JAX's the places to cut "
-        "at. A 3 is the size of each part in PyTorch, the number of parts in JAX.",
+        "PyTorch's split takes the sizes of the parts; NumPy's and JAX's split takes the indices "
+        "at which to split. The argument 3 means parts of size 3 in PyTorch, three parts in JAX.",
     ),
     (
         "torch.cat([bias_hh[: 2 * size], torch.zeros_like(c_n)])",
         "jnp.where(jnp.arange(3 * size) < 2 * size, bias_hh, 0)",
-        "Cut and joined, or masked: the same numbers. XLA joins what is done element by element to "
-        "what is done next.",
+        "Concatenation and masking give the same values. XLA fuses the elementwise mask with the "
+        "next operation.",
     ),
     (
         "torch.where(live[t], after, h)",
         "jnp.where(live, after, h)",
-        "The same in both: a choice for each row without a branch, so that rows of a batch can "
-        "differ in length.",
+        "Both frameworks select a value for each row without a branch, so that the rows of a batch "
+        "can differ in length.",
     ),
     (
         "for t in reversed(range(len(live)))",
         "jax.lax.scan(one, h, (*inputs, mask, begin), reverse=reverse)",
-        "PyTorch runs a loop of Python's. jax.jit would write the step into its program once for "
-        "each time step; scan compiles it once, as a function from the state, and what belongs to "
-        "the time step, to the next state and what is to be kept.",
+        "PyTorch runs a Python loop, which jax.jit would unroll over all time steps. scan compiles "
+        "the step once, as a function from a state and the inputs of a time step to the next state "
+        "and an output.",
     ),
     (
         "h = states[t] =",
         "return h, h",
-        "In place, or as a function: nothing can be written to an array of JAX. scan puts the "
-        "second h of all steps into one array, as torch.stack does with the list.",
+        "PyTorch assigns in place. JAX's arrays are immutable: scan stacks the second h of all "
+        "time steps, as torch.stack stacks the list.",
     ),
     (
         "else h.new_zeros(0, *h.shape)",
         NOTHING,
-        "torch.stack takes no empty list; scan over no steps returns an array of none.",
+        "torch.stack rejects an empty list; scan over zero steps returns an empty array.",
     ),
     (
         NOTHING,
         "jax.checkpoint_policies.dots_saveable",
-        "What the backward pass needs, PyTorch keeps. JAX is told to keep the products alone and "
-        "to compute the rest again, which is faster here.",
+        "PyTorch saves all that the backward pass needs. In JAX, this policy saves the matrix "
+        "products only, and the backward pass recomputes the rest, which is faster here.",
     ),
     (
         "Raises ValueError",
         "under jax.jit, nothing can be raised",
-        "PyTorch has the values of lengths and tokens when it is called. Under jax.jit there are "
-        "none yet when Python runs: a row where they are out of range becomes NaN.",
+        "PyTorch knows the values of lengths and tokens at the call. Under jax.jit the values are "
+        "unknown while Python traces, so rows with a value out of range become NaN.",
     ),
 )
-FOR_WHOM = "A table to translate by, for one who ports from PyTorch to JAX or back. In short:"
-IN_FULL = (
-    "In full, function by function, without the docstrings. What differs is marked, but for the "
-    "name of the type of arrays; a gap is what the other alone has."
+SUMMARY = "The table translates PyTorch to JAX."
+LISTING = (
+    "The functions of both files follow, without docstrings. Differences are marked, except the "
+    "name of the array type. A gap means that the line has no counterpart."
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """A function, or what stands between two, in both twins."""
+    """A function, or the statements between two functions, in both twins."""
 
     name: str
     about: str
-    """The first paragraph of the docstring; the table is without it."""
+    """The first paragraph of the docstring, which the table omits."""
     table: str
-    """HTML that GitHub shows, too, which lets through neither classes nor styles."""
+    """HTML without classes and styles, which GitHub would remove."""
 
 
 def source(framework: str, file: str) -> str:
@@ -120,12 +120,12 @@ def source(framework: str, file: str) -> str:
 
 
 def neutral(text: str) -> str:
-    """With one name for the type of arrays, which differs throughout."""
+    """The text with the same name for the array type in both twins."""
     return text.replace("Array", "Tensor")
 
 
 def parts() -> list[Part]:
-    """The files from top to bottom, without the docstrings of the modules."""
+    """The parts of the files in order, without the docstrings of the modules."""
     return [
         Part(name, about, table(ours.splitlines(), theirs.splitlines()))
         for file in FILES
@@ -136,7 +136,7 @@ def parts() -> list[Part]:
 
 
 def _parts(framework: str, file: str) -> Iterator[tuple[str, str, str]]:
-    """Name, first paragraph of the docstring, and text without it."""
+    """Name, first paragraph of the docstring and text without the docstring of each part."""
 
     def name(node: ast.stmt) -> str:
         if isinstance(node, ast.FunctionDef):
@@ -158,7 +158,7 @@ def _parts(framework: str, file: str) -> Iterator[tuple[str, str, str]]:
 
 
 def table(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    """Lines side by side, what differs marked."""
+    """HTML of the lines side by side, with marked differences."""
     lines: list[tuple[str, ...]] = []
     for pair in _aligned(ours, theirs):
         lines += zip_longest(*map(_folded, pair, _marks(*pair)), fillvalue="")
@@ -174,7 +174,7 @@ def table(ours: Sequence[str], theirs: Sequence[str]) -> str:
 
 
 def _aligned(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str]]:
-    """The lines in their order, in pairs as alike as can be; a line opposite none has ""."""
+    """The lines in order, in the most similar pairs; a line without a counterpart has ""."""
 
     @cache
     def best(i: int, j: int) -> tuple[float, list[tuple[str, str]]]:
@@ -201,7 +201,7 @@ def _compared(ours: str, theirs: str) -> SequenceMatcher:
 
 
 def _marks(ours: str, theirs: str) -> tuple[list[bool], list[bool]]:
-    """For each character of two lines, whether the other has something else there."""
+    """For each character of both lines, whether it differs from the other line."""
     left, right = _words(ours), _words(theirs)
     marks: tuple[list[bool], list[bool]] = ([], [])
     for kind, a, b, c, d in _compared(ours, theirs).get_opcodes():
@@ -212,7 +212,7 @@ def _marks(ours: str, theirs: str) -> tuple[list[bool], list[bool]]:
 
 
 def _folded(text: str, marks: Sequence[bool]) -> Iterator[str]:
-    """A line in lines that fit the column, in HTML."""
+    """HTML of a line, wrapped to the width of a column."""
     fold = TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
     fold.subsequent_indent = indent = " " * (len(text) - len(text.lstrip()) + 8)
     end = 0
@@ -235,16 +235,14 @@ def markdown() -> str:
 
     python -m comparison.twins
 
-writes this page from gru.py and scan.py in [torch_impl](../torch_impl) and
-[jax_impl](../jax_impl).
-
-{FOR_WHOM}
+This command writes this page from gru.py and scan.py in [torch_impl](../torch_impl) and
+[jax_impl](../jax_impl). {SUMMARY}
 
 | {" | ".join(HEADER)} |
 |---|---|---|
 {rows}
 
-{IN_FULL.replace("marked", "<mark>marked</mark>")}
+{LISTING.replace("marked", "<mark>marked</mark>")}
 
 {tables}
 """
@@ -253,9 +251,9 @@ writes this page from gru.py and scan.py in [torch_impl](../torch_impl) and
 def section() -> list[Block]:
     """The section of report.html."""
     return [
-        ("note", FOR_WHOM),
-        ("table", Table("In short", HEADER, DIFFERENCES, names=3)),
-        ("note", IN_FULL),
+        ("note", SUMMARY),
+        ("table", Table("Differences", HEADER, DIFFERENCES, names=3)),
+        ("note", LISTING),
         ("twins", parts()),
     ]
 
