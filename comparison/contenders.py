@@ -3,6 +3,10 @@
 Peers are kept apart because the threads of one, waiting for work, slow the other down. The process
 torch-default is nn.GRU as PyTorch has it unless told otherwise: it computes with denormal numbers,
 which XLA takes for 0, and so does PyTorch in the others.
+
+In inference, single calls forward are timed. All contenders read the same reviews of real words,
+every one at least T words long and cut to T, so that there is no padding, and return the last
+state, which is compared with the oracle's before it is timed.
 """
 
 import signal
@@ -15,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from common import params
+from common import oracle, params
 from common.data import corpus, vectors
 from common.data.batches import Batch, Batches
 from common.report.schema import Task
@@ -27,6 +31,12 @@ from comparison.implementations import BFLOAT16, Inference, Layer, converted
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""
 ENOUGH_SECONDS = 0.2  # of runs in a row
+# Of the last state, absolute; another kind of reset is a hundred times as far off.
+TOLERANCE = 1e-4
+# In a round of inference, at least so many seconds and calls. What another process has left behind
+# (its threads spin for a while) is over after the first.
+WARM_UP = 0.03, 3
+TIMED = 0.1, 20
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,7 @@ class Contenders:
     """What is timed in a process, by name.
 
     training: a contender at a task, forward and backward. inference: called within the context
-    `within`. tolerances: how far a last state in inference may be off, if not by
-    inference.TOLERANCE.
+    `within`. tolerances: how far a last state in inference may be off, if not by TOLERANCE.
     """
 
     training: Mapping[str, Callable[[Task], Run]]
@@ -63,16 +72,47 @@ def start(process: str, device: str = "cpu") -> tuple[list[str], list[str]]:
 
 
 @cache
-def ready(name: str, task: Task) -> Run:
-    """A contender at a task, compiled."""
-    run = here[-1].training[name](task)
-    run()
+def ready(name: str, task: Task, inference: bool = False) -> Run:
+    """A contender at a task, compiled.
+
+    Raises ArithmeticError where its last state in inference is wrong.
+    """
+    process = here[-1]
+    if not inference:
+        run = process.training[name](task)
+        run()
+        return run
+    weights, x, expected = problem(task)
+    with process.within():
+        run = process.inference[name](weights, x)
+        error = np.abs(np.asarray(run()).reshape(expected.shape) - expected).max()
+    if not error <= process.tolerances.get(name, TOLERANCE):
+        raise ArithmeticError(f"{name}, {task.name}: the last state is off by {error:.1e}")
     return run
 
 
-def seconds(name: str, task: Task) -> list[float]:
-    """How long a contender takes for a task: one figure."""
-    return [seconds_of(ready(name, task))]
+def seconds(name: str, task: Task, inference: bool = False) -> list[float]:
+    """How long a contender takes for a task: one figure; in inference that of each call."""
+    run = ready(name, task, inference)
+    if not inference:
+        return [seconds_of(run)]
+    with here[-1].within():
+        for enough, calls in (WARM_UP, TIMED):
+            durations: list[float] = []
+            end = time.perf_counter() + enough
+            while len(durations) < calls or time.perf_counter() < end:
+                started = time.perf_counter()
+                run()
+                durations.append(time.perf_counter() - started)
+    return durations
+
+
+@cache
+def problem(task: Task) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The weights, x [T, B, D] and the last state that the oracle computes from them."""
+    batch, weights = batch_of(task.B, task.T, shortest=1), weights_of(task)
+    x = word_vectors(task.input_size)[batch.distinct[batch.tokens]]
+    return weights, x, oracle.forward(weights, x, batch.lengths, reset_after=True).h_last
 
 
 @cache
@@ -111,51 +151,39 @@ def weights_of(task: Task) -> dict[str, np.ndarray]:
 
 
 def training_of(
-    learner: Callable[..., Any], layers: Mapping[str, tuple[Layer, str]], timed: Callable[..., Run]
+    learner_of: Callable[..., Any],
+    layers: Mapping[str, tuple[Layer, str]],
+    timed: Callable[..., Run],
 ) -> dict[str, Callable[[Task], Run]]:
     """Layers of a framework as contenders, from each layer and the layout of its weights.
 
-    learner: the framework's Learner. timed: runs a layer, see comparison/peers/torch.py.
+    learner_of: the framework's Learner. timed: runs a layer, as comparison/peers/torch.py does.
     """
-    return {
-        name: partial(_at, learner, timed, name, layer, layout)
-        for name, (layer, layout) in layers.items()
-    }
 
+    def run(name: str, layer: Layer, layout: str, task: Task) -> Run:
+        is_own = layout == "canonical"
+        batch, table = batch_of(task.B, task.T), word_vectors(task.input_size)
+        if task.training:  # a step with Adam, as the training loop takes it
+            kind: dict[str, Any] = (
+                {"implementation": name.split()[1]} if is_own else {"model": "nn.gru"}
+            )
+            options = TrainConfig(hidden_size=task.H, clip_norm=None, **kind)
+            config = options.model_config(table.shape, classes=2, train_vectors=False)
+            learner = learner_of(config, options, table)
+            return lambda: float(learner.step(batch))
+        weights = converted(layout, weights_of(task))
+        if is_own:  # ours read the distinct words, others look each one up
+            layer = partial(layer, bfloat16=True) if task.bfloat16 else layer
+            places = batch.distinct, batch.lengths, None, batch.tokens
+            return timed(layer, weights, task.backward, table, *places)
+        # With no other way to bfloat16, all of its numbers are.
+        dtype = BFLOAT16 if task.bfloat16 else np.float32
+        weights = {name: weight.astype(dtype) for name, weight in weights.items()}
+        h0 = np.zeros((1 + task.bidirectional, task.B, task.H), dtype)
+        rest = None, batch.lengths, h0, batch.distinct[batch.tokens]
+        return timed(layer, weights, task.backward, table.astype(dtype, copy=False), *rest)
 
-def _at(
-    learner: Callable[..., Any],
-    timed: Callable[..., Run],
-    name: str,
-    layer: Layer,
-    layout: str,
-    task: Task,
-) -> Run:
-    """A layer at a task. Ours read the distinct words, others look each one up."""
-    if task.training:
-        ours = {"implementation": name.split()[1]} if layout == "canonical" else {"model": "nn.gru"}
-        return _training(learner, task, **ours)
-    batch, table = batch_of(task.B, task.T), word_vectors(task.input_size)
-    weights = converted(layout, weights_of(task))
-    if layout == "canonical":
-        layer = partial(layer, bfloat16=True) if task.bfloat16 else layer
-        places = batch.distinct, batch.lengths, None, batch.tokens
-        return timed(layer, weights, task.backward, table, *places)
-    # With no other way to bfloat16, all of its numbers are.
-    dtype = BFLOAT16 if task.bfloat16 else np.float32
-    weights = {name: weight.astype(dtype) for name, weight in weights.items()}
-    h0 = np.zeros((1 + task.bidirectional, task.B, task.H), dtype)
-    rest = None, batch.lengths, h0, batch.distinct[batch.tokens]
-    return timed(layer, weights, task.backward, table.astype(dtype, copy=False), *rest)
-
-
-def _training(learner_of: Callable[..., Any], task: Task, **how: Any) -> Run:
-    """A step of the classifier's training, with Adam, as the training loop takes it."""
-    options = TrainConfig(hidden_size=task.H, clip_norm=None, **how)
-    table = word_vectors(task.input_size)
-    config = options.model_config(table.shape, classes=2, train_vectors=False)
-    learner, batch = learner_of(config, options, table), batch_of(task.B, task.T)
-    return lambda: float(learner.step(batch))
+    return {name: partial(run, name, *pair) for name, pair in layers.items()}
 
 
 def seconds_of(run: Run) -> float:

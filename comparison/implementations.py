@@ -150,8 +150,14 @@ def objective(
     return value, {"outputs": outputs, "h_last": h_last, "logits": logits, "loss": loss}
 
 
-def in_layout(layout: str, compute: Callable[[Case], Result]) -> Callable[[Case], Result]:
-    """An Implementation's run: compute's, whose weights are in a layout of common.convert.
+def peer(
+    name: str,
+    layout: str,
+    compute: Callable[[Case], Result],
+    supports: Callable[[Case], bool] = lambda case: case.reset_after,
+    lacks: tuple[str, ...] = (),
+) -> Implementation:
+    """Another library's GRU, whose weights `compute` reads in a layout of common.convert.
 
     The conversion reorders and negates, so it takes gradients back as it takes parameters. But a
     bias that is the sum of two has the gradient of both.
@@ -169,7 +175,7 @@ def in_layout(layout: str, compute: Callable[[Case], Result]) -> Callable[[Case]
                 value[:z_and_r] = gradients[name.replace("bias_hh", "bias_ih")][:z_and_r]
         return result | {f"d {name}": value for name, value in gradients.items()}
 
-    return run
+    return Implementation(name, run, supports, lacks, peer=True)
 
 
 def equations(case: Case, dtype: DTypeLike) -> Result:

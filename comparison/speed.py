@@ -11,13 +11,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from itertools import chain, product
 from multiprocessing import get_context
-from types import ModuleType
 
 import numpy as np
 from msgspec.structs import asdict
 
 from common.report.schema import BUILT_IN, REFERENCE, Latency, Length, Recipe, Speed, Task, Timed
-from comparison import contenders, inference
+from comparison import contenders
 from comparison.contenders import batch_of
 from comparison.implementations import Missing
 from comparison.peers import PROCESSES
@@ -99,7 +98,7 @@ def measure(
         latencies = []
         for task in (*INFERENCE, CALL):
             report(f"measuring inference, B {task.B}, T {task.T}")
-            latencies.append(_latencies(task, _time(inferring, names, task, inference)))
+            latencies.append(_latencies(task, _time(inferring, names, task, True)))
     *found, calls = latencies
     return Speed(rows, lengths, recipe, peak, list(chain(*found)), calls)
 
@@ -119,8 +118,8 @@ def _there(owners: Owners, report: Callable[[str], object]) -> list[str]:
     names = []
     for name, owner in owners.items():
         try:
-            owner.submit(inference.check, name, CALL).result()
-        except Missing as error:
+            owner.submit(contenders.seconds, name, CALL, True).result()
+        except (Missing, ImportError) as error:  # ONNX's graph needs the package onnx
             report(f"{name} is left out: {error}")
         else:
             names.append(name)
@@ -128,15 +127,15 @@ def _there(owners: Owners, report: Callable[[str], object]) -> list[str]:
 
 
 def _time(
-    owners: Owners, names: Iterable[str], task: Task, part: ModuleType = contenders
+    owners: Owners, names: Iterable[str], task: Task, inference: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each contender of part, REPETITIONS rounds of them, interleaved."""
+    """Seconds of each contender, REPETITIONS rounds of them, interleaved."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(REPETITIONS):
         for name, found in seconds.items():
-            found.extend(owners[name].submit(part.seconds, name, task).result())
+            found.extend(owners[name].submit(contenders.seconds, name, task, inference).result())
     for pool in set(owners.values()):
-        pool.submit(part.ready.cache_clear).result()
+        pool.submit(contenders.ready.cache_clear).result()
     return seconds
 
 

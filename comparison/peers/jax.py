@@ -24,9 +24,9 @@ from comparison.implementations import (
     Layer,
     Result,
     converted,
-    in_layout,
     objective,
     part,
+    peer,
 )
 from jax_impl.learner import Learner
 
@@ -188,11 +188,11 @@ def flax_cells() -> list[Implementation]:
         hidden = [np.split(p, 3)[2] for n, p in case.parameters.items() if n.endswith("bias_hh")]
         return case.reset_after and not np.any(hidden)
 
-    linen = in_layout("linen", partial(compute, layer=linen_gru))
-    nnx = in_layout("nnx", partial(compute, layer=nnx_gru))
     return [
-        Implementation("flax.linen.GRUCell", linen, lambda case: case.reset_after, peer=True),
-        Implementation("flax.nnx.GRUCell", nnx, without_bias, lacks=("bias_hh",), peer=True),
+        peer("flax.linen.GRUCell", "linen", partial(compute, layer=linen_gru)),
+        peer(
+            "flax.nnx.GRUCell", "nnx", partial(compute, layer=nnx_gru), without_bias, ("bias_hh",)
+        ),
     ]
 
 

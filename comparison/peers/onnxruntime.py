@@ -1,7 +1,6 @@
 """ONNX's GRU in ONNX Runtime, for the speed of inference: it has no gradients."""
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 
 import numpy as np
 import onnxruntime
@@ -12,8 +11,8 @@ from comparison.implementations import converted
 
 
 def contenders(variant: str, device: str) -> Contenders:
-    """ONNX Runtime on the CPU; it needs the package onnx, too."""
-    return Contenders({}, {"ONNX Runtime": session} if find_spec("onnx") else {})
+    """ONNX Runtime on the CPU."""
+    return Contenders({}, {"ONNX Runtime": session})
 
 
 def model(weights: Mapping[str, np.ndarray], x: np.ndarray) -> bytes:

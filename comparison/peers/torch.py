@@ -25,9 +25,9 @@ from comparison.implementations import (
     Missing,
     Result,
     converted,
-    in_layout,
     objective,
     part,
+    peer,
 )
 from torch_impl.learner import Learner
 
@@ -153,11 +153,6 @@ def own_function(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[
     return lambda: torch_impl.gru.gru(parameters, read, lengths, **how)[1]
 
 
-def own_module(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[], object]:
-    """torch_impl.GRU."""
-    return called(torch_impl.GRU.from_canonical(weights, reset_after=True), x)
-
-
 def nn_module(
     weights: Mapping[str, np.ndarray], x: np.ndarray, *, compiled: bool = False
 ) -> Callable[[], object]:
@@ -182,9 +177,10 @@ def called(module: Any, x: np.ndarray) -> Callable[[], object]:
     return lambda: module(read)[1]
 
 
+own = partial(torch_impl.GRU.from_canonical, reset_after=True)
 INFERENCE: dict[str, Inference] = {
     "torch_impl.gru": own_function,
-    "torch_impl.GRU": own_module,
+    "torch_impl.GRU": lambda weights, x: called(own(weights), x),
     "nn.GRU": nn_module,
     "nn.GRU compiled": partial(nn_module, compiled=True),
 }
@@ -252,13 +248,7 @@ def torch_autocast() -> Implementation:
     return Implementation("torch autocast", run, dtypes=("bfloat16",))
 
 
-# On packed sequences.
-NN_GRU = Implementation(
-    "torch nn.GRU",
-    in_layout("torch", partial(compute, layer=nn_gru)),
-    supports=lambda case: case.reset_after,
-    peer=True,
-)
+NN_GRU = peer("torch nn.GRU", "torch", partial(compute, layer=nn_gru))  # on packed sequences
 
 
 def implementations() -> list[Implementation]:

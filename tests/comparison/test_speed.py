@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 from common import oracle
 from common.report import tables
 from common.report.schema import BUILT_IN, Task
-from comparison import contenders, inference, parity, peers, speed
+from comparison import contenders, parity, peers, speed
 from comparison.contenders import Contenders, batch_of
 from comparison.peers import PROCESSES
 from comparison.peers.torch import nn_module
@@ -31,8 +31,8 @@ from comparison.peers.torch import nn_module
 def test_every_contender_is_timed(
     processes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quickly = "from comparison import contenders, inference\ncontenders.ENOUGH_SECONDS = 0.01\n"
-    quickly += "inference.WARM_UP = 0, 1\ninference.TIMED = 0.01, 3"
+    quickly = "from comparison import contenders\ncontenders.ENOUGH_SECONDS = 0.01\n"
+    quickly += "contenders.WARM_UP = 0, 1\ncontenders.TIMED = 0.01, 3"
     start = partial(speed.ProcessPoolExecutor, initializer=exec, initargs=(quickly,))
     monkeypatch.setattr(speed, "ProcessPoolExecutor", start)
     monkeypatch.setattr(speed, "REPETITIONS", 2)
@@ -103,11 +103,11 @@ def test_a_wrong_last_state_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     kinds = {"right": partial(gru, reset_after=True), "wrong": partial(gru, reset_after=False)}
     monkeypatch.setattr(contenders, "here", [Contenders({}, kinds)])
     task = Task(2, 5, 128, backward=False)
-    assert len(inference.seconds("right", task)) >= 20
+    assert len(contenders.seconds("right", task, True)) >= 20
     with pytest.raises(ArithmeticError, match=r"wrong, B 2, T 5, H 128 .* off by"):
-        inference.seconds("wrong", task)
+        contenders.seconds("wrong", task, True)
     monkeypatch.setattr(contenders, "here", [Contenders({}, kinds, tolerances={"wrong": 1})])
-    assert inference.ready("wrong", task)
+    assert contenders.ready("wrong", task, True)
 
 
 def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
