@@ -302,9 +302,12 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        # tyro draws a box: a title, the complaint and hints, with a rule after each. Indented by
-        # four is what is missing, unknown or perhaps meant.
-        _, message, *hints = re.split("[─-]{5,}", re.sub("[│╮]", " ", complaint.getvalue()))
+        # tyro has no supported access to its errors: tyro._errors is private and may change in any
+        # release, tyro.extras.get_parser is deprecated. tyro draws a box: a title, the complaint
+        # and hints, with a rule after each. Indented by four is what is missing, unknown or perhaps
+        # meant. Without a box, all of the text is the complaint.
+        title, *rest = re.split("[─-]{5,}", re.sub("[│╮]", " ", complaint.getvalue()))
+        message, *hints = rest or [title]
         line = " ".join(message.split())
         others = re.findall(r"^ {6}(--[\w.-]+)", "".join(hints), re.MULTILINE)
         if line.startswith("Missing from"):

@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,55 +15,44 @@ from comparison.peers import function
 def contenders(backend: str, device: str) -> Contenders:
     """Keras on one of its backends."""
     os.environ["KERAS_BACKEND"] = backend  # Keras reads the variable when it is imported
-    import_module("keras")  # while the other processes start, too
+    import keras
+
     if backend == "torch":
         from comparison.peers import torch
 
         torch.set_up(device)
+    timed_by_backend: Any = function(backend, "timed")
+
+    def training(task: Task) -> Run:
+        batch = batch_of(task.B, task.T)
+        layer = keras.layers.GRU(task.H)
+        if task.bidirectional:
+            layer = keras.layers.Bidirectional(layer)
+        x = word_vectors(task.input_size)[batch.distinct[batch.tokens].T]
+        layer.build(x.shape)
+        return timed(layer, task.backward, x, batch.lengths)
+
+    def inference(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Run:
+        x = np.ascontiguousarray(x.swapaxes(0, 1))
+        layer = keras.layers.GRU(weights["gru.0.forward.weight_hh"].shape[1])
+        layer.build(x.shape)
+        layer.set_weights([*converted("keras", weights).values()])
+        return timed(layer, False, x, None)
+
+    def timed(layer: Any, backward: bool, x: np.ndarray, lengths: np.ndarray | None) -> Run:
+        """A layer that is built, on x [B, T, D]; where there are lengths, the padding is masked."""
+        trained = layer.trainable_variables
+        fixed = [variable.value for variable in layer.non_trainable_variables]
+
+        def last(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> Any:
+            words = None
+            if lengths is not None:
+                words = keras.ops.arange(x.shape[1]) < keras.ops.expand_dims(lengths, 1)
+            named = [weights[variable.path] for variable in trained]
+            return None, layer.stateless_call(named, fixed, x, mask=words)[0]
+
+        weights = {v.path: keras.ops.convert_to_numpy(v) for v in trained}
+        return timed_by_backend(last, weights, backward, x, None, lengths, None, None)
+
     name = f"Keras on {backend}"
-    return Contenders({name: partial(gru, backend)}, {name: partial(inference, backend)})
-
-
-def gru(backend: str, task: Task) -> Run:
-    """The layer on a task; the padding is masked."""
-    import keras
-
-    batch = batch_of(task.B, task.T)
-    layer = keras.layers.GRU(task.H)
-    if task.bidirectional:
-        layer = keras.layers.Bidirectional(layer)
-    x = word_vectors(task.input_size)[batch.distinct[batch.tokens].T]
-    layer.build(x.shape)
-    return timed(backend, layer, task.backward, x, batch.lengths)
-
-
-def inference(backend: str, weights: Mapping[str, np.ndarray], x: np.ndarray) -> Run:
-    """The layer with these weights, on x [T, B, D]."""
-    import keras
-
-    x = np.ascontiguousarray(x.swapaxes(0, 1))
-    layer = keras.layers.GRU(weights["gru.0.forward.weight_hh"].shape[1])
-    layer.build(x.shape)
-    layer.set_weights([*converted("keras", weights).values()])
-    return timed(backend, layer, False, x, None)
-
-
-def timed(
-    backend: str, layer: Any, backward: bool, x: np.ndarray, lengths: np.ndarray | None
-) -> Run:
-    """A layer that is built, on x [B, T, D]; without lengths there is no padding to mask."""
-    import keras
-
-    trained = layer.trainable_variables
-    fixed = [variable.value for variable in layer.non_trainable_variables]
-
-    def last(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> Any:
-        words = None
-        if lengths is not None:
-            words = keras.ops.arange(x.shape[1]) < keras.ops.expand_dims(lengths, 1)
-        named = [weights[variable.path] for variable in trained]
-        return None, layer.stateless_call(named, fixed, x, mask=words)[0]
-
-    weights = {v.path: keras.ops.convert_to_numpy(v) for v in trained}
-    by_backend: Any = function(backend, "timed")
-    return by_backend(last, weights, backward, x, None, lengths, None, None)
+    return Contenders({name: training}, {name: inference})

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 
 import pytest
+import tyro
 
 import common
 import compare
@@ -103,6 +104,21 @@ def test_a_preset_without_its_name_is_named(name: str, command: Command) -> None
     status, output, error = command(MAINS[name], "--preset")
     assert (status, output) == (2, "")
     assert re.fullmatch(r"error: Missing value for argument '--preset'.*\n", error)
+
+
+def test_an_error_of_another_tyro_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of tyro's errors is no supported interface: a release may draw no box."""
+
+    def cli(*_: object, **options: object) -> None:
+        print("no such option:\n  --epoch", file=sys.stderr)
+        sys.exit(2)
+
+    monkeypatch.setattr(tyro, "cli", cli)
+    status, output, error = command(convert.main, "a", "b")
+    assert (status, output) == (2, "")
+    assert error == "error: no such option: --epoch (see python -m common.convert --help)\n"
 
 
 @pytest.mark.parametrize("framework", [[], ["--framework", "torch"], ["--framework=jax"]])

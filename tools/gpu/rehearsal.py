@@ -82,7 +82,7 @@ def main() -> None:
     for row in failed:
         print(f"parity check failed: {row}")
     print(f"{len(rows) - len(failed)} of {len(rows)} parity checks passed")
-    names = [name for name in contenders.start("torch") if gpu.chosen(name, TASK)]
+    names = [name for name in contenders.start("torch")[0] if gpu.chosen(name, TASK)]
     for name in names:
         contenders.ready(name, TASK)
     print(f"ran what is timed: {', '.join(names)}")
