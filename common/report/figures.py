@@ -261,12 +261,17 @@ def loss_curves(
 
 
 def _colours(names: Sequence[str]) -> alt.Scale:
-    """The colour of each run's model; models that COLOURED does not name get the last colours."""
-    models = [name.rpartition(" ")[2] for name in names]
+    """The colour of each run's model."""
+    colours = _colours_of([name.rpartition(" ")[2] for name in names])
+    return alt.Scale(domain=list(names), range=colours)
+
+
+def _colours_of(models: Sequence[str]) -> list[str]:
+    """The colour of each model; models that COLOURED does not name get the last colours."""
     others = dict.fromkeys(model for model in models if model not in COLOURED)
     of_models = dict(zip(COLOURED, COLOURS, strict=True))
     of_models |= zip(others, COLOURS[::-1] * len(models), strict=False)
-    return alt.Scale(domain=list(names), range=[of_models[model] for model in models])
+    return [of_models[model] for model in models]
 
 
 def _styles(names: Sequence[str]) -> tuple[alt.Color, alt.StrokeDash]:
@@ -339,7 +344,8 @@ def mistakes(name: str, title: str, run: Run, classes: Sequence[str]) -> Figure:
     what = f"the {len(rows)} most frequent mistakes among {len(classes):,} classes"
     x = alt.X("value:Q", title=["reviews (true class → predicted class)", what])
     x = x.axis(tickMinStep=1, format=",")
-    return Figure(name, title, _bars(rows, x, ["true:N", "predicted:N", "label:N"]), wide=True)
+    bars = _bars(run, rows, x, ["true:N", "predicted:N", "label:N"])
+    return Figure(name, title, bars, wide=True)
 
 
 def largest(name: str, title: str, run: Run, classes: Sequence[str]) -> Figure:
@@ -352,16 +358,17 @@ def largest(name: str, title: str, run: Run, classes: Sequence[str]) -> Figure:
     ]
     what = f"recall of the {len(rows)} largest of {len(classes):,} classes"
     x = alt.X("value:Q", title=what).scale(domain=[0, 1]).axis(format="~%")
-    return Figure(name, title, _bars(rows, x, ["name:N", "label:N"]))
+    return Figure(name, title, _bars(run, rows, x, ["name:N", "label:N"]))
 
 
-def _bars(rows: Sequence[Mapping[str, Any]], x: alt.X, tooltip: Sequence[str]) -> Chart:
+def _bars(run: Run, rows: Sequence[Mapping[str, Any]], x: alt.X, tooltip: Sequence[str]) -> Chart:
     """A bar for each row, in their order: a "name", a "value" and the "label" at its end."""
+    (colour,) = _colours_of([run.model])
     y = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=360))
     base = alt.Chart(alt.Data(values=rows), height=18 * max(len(rows), 1))
     base = base.encode(x=x, y=y, tooltip=tooltip)
     label = base.mark_text(align="left", dx=4).encode(text="label:N")
-    return base.mark_bar(color=COLOURS[0]) + label
+    return base.mark_bar(color=colour) + label
 
 
 def confusion(
@@ -526,13 +533,18 @@ def vanishing(found: Vanishing) -> Figure:
         f"line: median, band: quartiles, of {found.reviews:,} reviews",
     ]
     legend = alt.Legend(title=None, columns=1, symbolType="stroke", symbolOpacity=1)
-    scale = alt.Scale(domain=[series.name for series in found.series])
+    names = [series.name for series in found.series]
+    # "GRU, trained" and "tanh RNN, untrained": gru and rnn.
+    models = [name.partition(",")[0].rpartition(" ")[2].lower() for name in names]
+    scale = alt.Scale(domain=names, range=_colours_of(models))
+    dashes = alt.Scale(domain=names, range=[[5, 3] if "untrained" in n else [1, 0] for n in names])
     base = alt.Chart(alt.Data(values=rows), height=340).encode(
         x=alt.X("distance:Q", title=what), color=alt.Color("name:N", scale=scale, legend=legend)
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(type="log"), y2="high:Q")
     y = alt.Y("norm:Q", title="norm of dLoss/dh").scale(type="log").axis(format="~e", tickCount=8)
     line = base.mark_line(strokeWidth=2.5, point=len(found.distances) <= 30)
+    line = line.encode(strokeDash=alt.StrokeDash("name:N", scale=dashes, legend=legend))
     tooltip = ["name:N", "distance:Q", *_numbers(".2e", "norm", "low", "high")]
     return Figure("vanishing-gradients", title, band + line.encode(y=y, tooltip=tooltip))
 

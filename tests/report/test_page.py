@@ -369,3 +369,12 @@ def test_a_model_has_one_colour_in_all_charts(results: dict[str, Any]) -> None:
             json.loads(json.dumps(draw(shown).spec()), object_hook=note)
     assert all(len(found) == 1 for found in colours.values())
     assert len(set.union(*colours.values())) == len(colours) == 4
+    vanishing = read(results).questions.vanishing
+    color = figures.vanishing(vanishing).spec()["layer"][0]["encoding"]["color"]["scale"]
+    of_series = dict(zip(color["domain"], color["range"], strict=True))
+    assert {of_series[name] for name in of_series if name.startswith("GRU")} == colours["gru"]
+    rnn = {of_series[name] for name in of_series if name.startswith("tanh RNN")}
+    assert len(rnn) == 1 and rnn.isdisjoint(colours["gru"])
+    for run in runs:
+        bar = figures.largest("classes", "", run, ["a", "b"]).spec()["layer"][0]["mark"]
+        assert {bar["color"]} == colours[run.model]
