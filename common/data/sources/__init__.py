@@ -39,7 +39,7 @@ def load_unlabelled(spec: str) -> Dataset:
 
 
 def fingerprint(spec: str) -> dict[str, str | int]:
-    """A cheap fingerprint of the data set, part of its cache key. Raises InputError as load does."""
+    """A cheap fingerprint of the data set for cache keys. Raises InputError as load does."""
     return {"data": spec, **_source(spec)(spec).state}
 
 

@@ -40,7 +40,7 @@ def choose(
     """
     # Reversed, so that the first of two equal names is chosen.
     normalized = {re.sub("[ _-]", "", name.lower()): name for name in reversed(names)}
-    all_columns = f"the columns are: {', '.join(names)}"
+    all_columns = f"columns: {', '.join(names)}"
     chosen: list[str] = []
     for use, usual in _USUAL_NAMES.items():
         matches = (normalized[name] for name in usual.split() if name in normalized)

@@ -37,7 +37,7 @@ class Dataset:
     """Reads the source from its beginning in a fixed order. Raises InputError, with file and place,
     if the source cannot be read."""
     classes: tuple[str, ...] = ()
-    """The labels in order; empty: the labels that occur, sorted (numerically if all are numbers)."""
+    """The labels in order; empty: those that occur, sorted (numerically if all are numbers)."""
     test_size: float | int = 0.2
     """The fraction or number of examples to draw for the test split, stratified by category and
     label, if the source has no split."""

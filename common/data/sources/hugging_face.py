@@ -60,7 +60,7 @@ def _splits(names: list[str], options: dict[str, str], spec: str) -> list[tuple[
         name = options.get(split) or next(usual, None)
         if name not in names:
             missing = name or f"for the {split}: ?{split}=NAME"
-            raise InputError(f"--data {spec}: no split {missing}; the splits: {', '.join(names)}")
+            raise InputError(f"--data {spec}: no split {missing}; splits: {', '.join(names)}")
         chosen.append((name, split))
     return chosen
 

@@ -29,10 +29,10 @@ def read(file: BinaryIO, name: str) -> Entries:
         return InputError(f"{name}: line {number:,}: {message}")
 
     expected, D, number = None, 0, 0
-    for number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
-        if len(line) > _MAX_LINE:
+    for number, content in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
+        if len(content) > _MAX_LINE:
             raise error(f"longer than {_MAX_LINE:,} bytes")
-        line = line.rstrip()
+        line = content.rstrip()
         if number == 1:
             header = HEADER.fullmatch(line)
             D = int(header[2]) if header else len(line.split()) - 1
