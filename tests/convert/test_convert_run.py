@@ -192,11 +192,11 @@ def test_classes_in_another_order_are_put_into_that_of_the_data(
         (
             {f"gru.W{g}.weight": torch.ones(H, 9) for g in "zrh"},
             (),
-            "vectors of 9 dimensions, .* 6",
+            "GRU has 9 inputs, .* 6 dimensions",
         ),
         ({}, ("--pooling", "max+mean"), "5 inputs, --pooling max.mean has 10"),
         ({}, ("--pooling", "max+min"), "--pooling max.min: expected some of last.max.mean"),
-        ({"vectors.weight": torch.ones(20, D)}, (), "word vectors of its own"),
+        ({"vectors.weight": torch.ones(20, D)}, (), "contains word vectors"),
         ({}, ("--classes", "bad", "good"), "--classes bad good: the data has negative positive"),
         ({}, ("--vectors", "gone.bin"), "--vectors gone.bin: no such file"),
         ({}, ("--data", "imbd"), "imbd"),
