@@ -90,7 +90,7 @@ class ModelConfig:
     """L."""
     bidirectional: bool = False
     reset_after: bool = False
-    """Whether the reset gate acts after the product with U_n (cuDNN, nn.GRU) or before (Cho 2014)."""
+    """Apply the reset gate after the product with U_n (cuDNN, nn.GRU), not before (Cho 2014)."""
     classes: int = 2
     """C."""
     vocabulary_size: int = 0
