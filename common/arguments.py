@@ -1,6 +1,6 @@
-"""What a GRU asks of its arguments, the same in both twins: checked before anything is computed.
+"""Validation of the arguments of a GRU, shared by both twins.
 
-An array may be of any framework: it is asked for its shape and its dtype, never for its values.
+Arrays may be of any framework; only their shapes and dtypes are read, never their values.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from common.params import POOLING, cell_of, cell_shapes, gru_shapes, structure
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 OPTIONAL = ("h0", "tokens", "resets", "h_reset")
-"""The arguments of `run` that may be None."""
+"""The optional arguments of `run`."""
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 def check_mapping(parameters: Any) -> None:
-    """Raise TypeError unless parameters have names."""
+    """Raise TypeError unless parameters are a mapping."""
     if not isinstance(parameters, Mapping):
         raise TypeError(
             f"parameters: expected a dict of arrays by name, found {type(parameters).__name__}"
@@ -33,10 +33,10 @@ def check_cell(
     resets: Any | None,
     h_reset: Any | None,
 ) -> tuple[int, tuple[str, ...], int]:
-    """(layers, directions, H) of the parameters of a cell that these arguments of `run` fit.
+    """Validate the arguments of `run`; returns (layers, directions, H) of the parameters.
 
-    Raises ValueError for a parameter that is missing and for a wrong shape, TypeError for a wrong
-    dtype; either names the argument, what is expected and what was found.
+    Raises ValueError for a missing parameter or a wrong shape and TypeError for a wrong dtype, with
+    the argument, the expected and the actual value.
     """
     names = tuple(parameters)
     name, blocks = f"{cell.name}.0.forward.weight_hh", cell.spec.blocks
@@ -56,7 +56,7 @@ def check_cell(
         check_dtype("tokens", tokens, INTEGERS)
         (T, B), D = tokens.shape, x.shape[1]
         if not x.shape[0] and T * B:
-            raise ValueError("x: expected at least one row for tokens to point at, found none")
+            raise ValueError("x: expected at least one row for the tokens, found none")
     check_dtype("x", x, FLOATS)
     check_shape("lengths", lengths, B)
     check_dtype("lengths", lengths, INTEGERS)
@@ -77,7 +77,7 @@ def check_cell(
         check_shape("resets", resets, T, B)
         check_dtype("resets", resets, ("bool",))
     elif h_reset is not None:
-        raise ValueError("h_reset: expected resets beside it, found none")
+        raise ValueError("h_reset: expected resets too, found none")
     return layers, directions, H
 
 
@@ -89,13 +89,13 @@ def check_classify(
     ratios: Any | None = None,
     pooling: str = "last",
 ) -> tuple[str, int, int]:
-    """(cell, directions, H) of a classifier's parameters that these arguments of `classify` fit.
+    """Validate the arguments of `classify`; returns (cell, directions, H) of the parameters.
 
-    Raises as check_cell, but for what `gru` checks itself, and ValueError for a way of pooling that
-    there is not.
+    Raises as check_cell, except for what `gru` validates itself, and ValueError for an unknown
+    pooling.
     """
-    ways = str(pooling).split("+")
-    if not {*ways} <= {*POOLING}:
+    poolings = str(pooling).split("+")
+    if not {*poolings} <= {*POOLING}:
         raise ValueError(f"pooling: expected some of {'+'.join(POOLING)}, found {pooling}")
     names = tuple(parameters)
     cell, directions = cell_of(names), len(structure(names)[1])
@@ -113,7 +113,7 @@ def check_classify(
         check_same_dtype("ratios", ratios, "head.weight", weight)
         D -= ratios.shape[2]
     check_shape("vectors", vectors, "V", D)
-    check_shape("head.weight", weight, "C", directions * H * len(ways))
+    check_shape("head.weight", weight, "C", directions * H * len(poolings))
     if bias.shape != weight.shape[:1]:
         check_shape("head.bias", bias, weight.shape[0])
     for name, array in (("vectors", vectors), ("head.bias", bias)):
@@ -123,10 +123,10 @@ def check_classify(
 
 
 def check_canonical(parameters: Mapping[str, Any]) -> tuple[int, int, int, bool]:
-    """(D, H, layers, bidirectional) of canonical parameters that a GRU can have.
+    """Validate the canonical parameters of a GRU; returns (D, H, layers, bidirectional).
 
-    Raises ValueError for one that is missing, unknown or of a wrong shape, TypeError for a dtype
-    that is not that of the first.
+    Raises ValueError for a parameter that is missing, unknown or of a wrong shape, and TypeError if
+    the dtypes differ.
     """
     check_mapping(parameters)
     layers, directions = structure(parameters)
@@ -150,14 +150,14 @@ def check_canonical(parameters: Mapping[str, Any]) -> tuple[int, int, int, bool]
 
 
 def check_bool(**values: Any) -> None:
-    """Raise TypeError for what is neither True nor False."""
+    """Raise TypeError for values that are not bools."""
     for name, value in values.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, found {value!r}")
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise for a size that is no positive whole number: TypeError or ValueError."""
+    """Raise TypeError or ValueError for sizes that are not positive integers."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(f"{name}: expected an int, found {type(size).__name__}")
@@ -166,11 +166,11 @@ def check_sizes(**sizes: int) -> None:
 
 
 def check_shape(name: str, array: Any, *expected: int | str) -> None:
-    """Raise ValueError unless an array has this shape; a size given as a name may be any."""
+    """Raise ValueError unless an array has this shape, in which a string matches any size."""
     shape = array.shape
     if len(shape) == len(expected):
-        for size, wanted in zip(shape, expected, strict=True):
-            if size != wanted and not isinstance(wanted, str):
+        for size, required in zip(shape, expected, strict=True):
+            if size != required and not isinstance(required, str):
                 break
         else:
             return
@@ -180,7 +180,7 @@ def check_shape(name: str, array: Any, *expected: int | str) -> None:
 
 
 def check_dtype(name: str, array: Any, allowed: tuple[str, ...]) -> None:
-    """Raise TypeError unless an array's dtype is one of these."""
+    """Raise TypeError unless the dtype of an array is allowed."""
     if dtype_name(array.dtype) not in allowed:
         raise TypeError(
             f"{name}: expected one of {', '.join(allowed)}, found {dtype_name(array.dtype)}"
@@ -188,7 +188,7 @@ def check_dtype(name: str, array: Any, allowed: tuple[str, ...]) -> None:
 
 
 def check_same_dtype(name: str, array: Any, other_name: str, other: Any) -> None:
-    """Raise TypeError unless an array has the dtype of another: nothing is converted unasked."""
+    """Raise TypeError unless two arrays have the same dtype; nothing is converted implicitly."""
     if array.dtype != other.dtype:
         raise TypeError(
             f"{name}: expected {dtype_name(other.dtype)}, as {other_name} is, "
@@ -197,7 +197,7 @@ def check_same_dtype(name: str, array: Any, other_name: str, other: Any) -> None
 
 
 def check_range(name: str, lowest: int, highest: int, limit: int, what: str) -> None:
-    """Raise ValueError unless an array's values, from lowest to highest, are in 0..limit."""
+    """Raise ValueError unless the values of an array, lowest to highest, are in 0..limit."""
     if lowest < 0 or highest > limit:
-        found = lowest if lowest < 0 else highest
-        raise ValueError(f"{name}: expected values in 0..{limit} ({what}), found {found}")
+        value = lowest if lowest < 0 else highest
+        raise ValueError(f"{name}: expected values in 0..{limit} ({what}), found {value}")

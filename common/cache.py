@@ -1,7 +1,7 @@
-"""Folders of results that are costly to compute, kept under a key of all they depend on.
+"""Caches results in folders, under a key of all their inputs.
 
-key.json in a folder holds the key, and of every file the size and the CRC-32 of each block. ISA-L
-computes CRC-32 faster than memory is read (20 GB/s, where SHA-256 and BLAKE2 reach 1 to 2). CRC-32
+key.json in a folder contains the key and, for every file, its size and the CRC-32 of each block.
+ISA-L computes CRC-32 at 20 GB/s, faster than memory is read (SHA-256, BLAKE2: 1 to 2 GB/s). CRC-32
 detects every flipped bit and every error within 32 bits; it misses other damage with a probability
 of 2^-32. The checksums detect accidents, not attacks: the folder belongs to the user.
 """
@@ -25,14 +25,14 @@ from jaxtyping import Shaped
 from common import files
 from common.errors import InputError, complain
 
-WHOLE = 2**26  # bytes: a file that is not larger is verified whole, in some 10 ms
+WHOLE = 2**26  # bytes: files up to this size are verified whole, in about 10 ms
 BLOCK = 2**16  # bytes
 _ABOUT = "key.json"
 _DAMAGED = f"damaged (its checksum is not that in {_ABOUT})"
 
 
 def cache_folder() -> Path:
-    """Where results are kept: $GRU_TWINS_CACHE, or the user's cache folder."""
+    """$GRU_TWINS_CACHE, or the user's cache folder."""
     return Path(os.environ.get("GRU_TWINS_CACHE") or platformdirs.user_cache_path("gru-twins"))
 
 
@@ -42,28 +42,28 @@ def cached(
     build: Callable[[Path], None],
     by_block: Container[str] = (),
 ) -> Path:
-    """The folder that `build(folder)` once filled for this key, filling it now if need be.
+    """The cache folder for this key; if it does not exist, `build(folder)` fills it.
 
-    The folder appears whole or not at all. Its files are verified; where one is missing or damaged,
-    a line on standard error says so, and the folder is filled anew. by_block: names of files that,
-    if they are larger than WHOLE, are only verified as they are read, by Blocks. Of processes that
-    want the same folder, one fills it and the others wait. Raises InputError where the cache has to
-    be written and cannot be.
+    The folder is created atomically. Its files are verified; if one is missing or damaged, a line
+    on standard error reports it, and the folder is built again. by_block: names of files that
+    Blocks verifies as they are read if they are larger than WHOLE. If several processes need the
+    same folder, one builds it and the others wait. Raises InputError if the cache cannot be
+    written.
     """
     folder = _folder(kind, key)
     if not _problem(folder, key, by_block):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_name(f".{folder.name}.lock")):
+        with _locked(folder.with_name(f".{folder.name}.lock")):
             if problem := _problem(folder, key, by_block):
                 if os.path.lexists(folder):
                     complain(f"{problem}; making it anew")
                 _fill(folder, key, build)
-    except BrokenPipeError:  # about standard output
+    except BrokenPipeError:  # from standard output
         raise
     except OSError as error:
-        if problem := _problem(folder, key, by_block):  # else another process was first
+        if problem := _problem(folder, key, by_block):  # otherwise another process has built it
             damage = f"{problem}; " if os.path.lexists(folder) else ""
             raise InputError(
                 f"{damage}{folder.parent}: cannot write the cache ({error.strerror or error}); "
@@ -73,53 +73,51 @@ def cached(
 
 
 class Blocks:
-    """Verifies a large file of the cache, each block when it is first read."""
+    """Verifies each block of a large cache file when it is first read."""
 
     def __init__(self, path: Path, content: np.ndarray, width: int) -> None:
-        """content: the whole file, mapped by map_file. width: numbers in a row of it."""
+        """content: the whole file, mapped by map_file. width: numbers in a row."""
         self.path, self._row_bytes = path, width * content.itemsize
         self._mapped: mmap.mmap = content.base.obj  # type: ignore[union-attr]
         self._sums = _about(path.parent)["sums"][path.name]
         self._unread = bytearray(b"\1") * math.ceil(content.nbytes / BLOCK)
 
     def verify(self, start: int, stop: int) -> None:
-        """Verify rows start to stop of the content.
-
-        Raises InputError where they are damaged, after removing the folder.
-        """
+        """Verify rows start to stop; if damaged, remove the folder and raise InputError."""
         first, last = start * self._row_bytes // BLOCK, -(-stop * self._row_bytes // BLOCK)
         while (block := self._unread.find(1, first, last)) >= 0:
             begin = block * BLOCK
-            # map_file has the system read page by page.
+            # Reads the whole block at once; map_file has disabled read-ahead.
             self._mapped.madvise(mmap.MADV_WILLNEED, begin, BLOCK)
             content = memoryview(self._mapped)[begin : begin + BLOCK]
             if _sum(content) != self._sums[8 * block : 8 * block + 8]:
                 with suppress(OSError):
                     files.remove(self.path.parent)
                 removed = "remove its folder" if self.path.exists() else "its folder is removed"
-                again = f"{removed}, and the same command makes it anew"
-                raise InputError(f"{self.path}: {_DAMAGED}; {again}")
+                raise InputError(
+                    f"{self.path}: {_DAMAGED}; {removed}, and the same command makes it anew"
+                )
             self._unread[block] = 0
 
 
 def in_blocks(path: Path, content: np.ndarray, width: int = 1) -> tuple[Blocks, ...]:
-    """What verifies a file that was named to `cached` as one by_block: nothing if it is small."""
+    """The Blocks of a file that `cached` does not verify whole; empty for a small file."""
     return (Blocks(path, content, width),) if content.nbytes > WHOLE else ()
 
 
 def map_file(path: Path, dtype: type[np.generic]) -> Shaped[np.ndarray, " numbers"]:
-    """A file of numbers, memory-mapped, for reading at random places."""
-    if not path.stat().st_size:  # which cannot be mapped
+    """A memory-mapped file of numbers, for random access."""
+    if not path.stat().st_size:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    mapped.madvise(mmap.MADV_RANDOM)  # a batch needs its texts, not what lies beside them
-    # A plain array: slices of np.memmap, an array class of its own, take longer.
+    mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead: a batch needs only its own texts
+    # A plain array, because slicing np.memmap is slower.
     return np.frombuffer(mapped, dtype)
 
 
 def forget(kind: str, key: Mapping[str, object]) -> None:
-    """Remove what is kept for this key, if there is any. Who has mapped it still has it."""
+    """Remove the folder of this key, if it exists. Existing mappings of its files stay valid."""
     with suppress(OSError):
         files.remove(_folder(kind, key))
 
@@ -143,14 +141,14 @@ def _fill(folder: Path, key: Mapping[str, object], build: Callable[[Path], None]
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """While others wait here, if the file system has locks; if not, they do the same work."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock; without file locks, several processes do the same work."""
     with ExitStack() as stack:
         while True:
             file = stack.enter_context(path.open("w"))
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # The process that held the lock has removed the file; another may have made a new one.
+            # The previous holder has removed the file; another process may have created it again.
             with suppress(FileNotFoundError):
                 if os.path.samefile(path, file.fileno()):
                     break
@@ -161,14 +159,14 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _problem(folder: Path, key: Mapping[str, object], by_block: Container[str]) -> str:
-    """What is wrong with the folder: a file is missing, damaged, of another key or a stranger."""
+    """The problem of a folder: a missing, damaged or unknown file, or another key; or empty."""
     path = folder / _ABOUT
     try:
         about = _about(folder)
         if about["key"] != json.loads(json.dumps(key)):
             return f"{path}: describes another folder's content"
-        for stranger in {each.name for each in folder.iterdir()} - {_ABOUT, *about["sizes"]}:
-            return f"{folder / stranger}: is not a file of the cache"
+        for unknown in {each.name for each in folder.iterdir()} - {_ABOUT, *about["sizes"]}:
+            return f"{folder / unknown}: is not a file of the cache"
         for name, size in about["sizes"].items():
             path = folder / name
             if path.stat().st_size != size:
@@ -183,7 +181,7 @@ def _problem(folder: Path, key: Mapping[str, object], by_block: Container[str]) 
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What key.json holds. Raises what `_problem` catches where it cannot be read or is damaged."""
+    """The content of key.json. If it is damaged, raises an exception that `_problem` catches."""
     about = json.loads((folder / _ABOUT).read_bytes())
     if about.pop("sum") != _sum(_to_json(about)):
         raise ValueError
@@ -195,7 +193,7 @@ def _to_json(about: dict[str, Any]) -> bytes:
 
 
 def _sums(path: Path) -> str:
-    """The checksums of all blocks of a file, one after the other."""
+    """The concatenated checksums of all blocks of a file."""
     with path.open("rb", buffering=0) as file:
         return "".join(map(_sum, iter(lambda: file.read(BLOCK), b"")))
 

@@ -1,4 +1,4 @@
-"""What recurs, and how a layer of it can be computed: the same for both frameworks."""
+"""Cells and their recurrences, the interface that both frameworks share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 class LayerCall(NamedTuple):
-    """What one layer computes from, all directions of it.
+    """The arguments of one layer, with all its directions.
 
     T time steps, B rows of the batch, K distinct inputs, D input size, H hidden size, R directions.
     The arrays are those of the framework.
@@ -35,15 +35,15 @@ class LayerCall(NamedTuple):
     h0: Any
     """The first states [R, B, S*H]."""
     resets: Any = None
-    """None, or where a new sequence begins within a row [T, B], bool."""
+    """None, or whether a new sequence begins at a step of a row [T, B], bool."""
     h_reset: Any = None
-    """The states [R, B, S*H] in which these sequences begin; None without resets."""
+    """The initial states [R, B, S*H] of these sequences; None without resets."""
     reset_after: bool = False
     """Whether the reset gate acts after the product with U_n."""
     return_sequences: bool = True
-    """Whether the outputs are wanted; without them, they have no time steps."""
+    """Whether to return the outputs; otherwise the outputs have no time steps."""
     bfloat16: bool = False
-    """Whether the matrices that products multiply are rounded to bfloat16."""
+    """Whether the factors of matrix products are rounded to bfloat16."""
 
     @property
     def steps(self) -> int:
@@ -53,7 +53,7 @@ class LayerCall(NamedTuple):
 
 @dataclass(frozen=True)
 class Recurrence:
-    """A way to compute a layer, and where it is available.
+    """An implementation of a layer, and its availability.
 
     compute(call), a LayerCall, returns (outputs [T, B, R*H], zero at padding, h_last [R, B, S*H]).
     """
@@ -62,48 +62,46 @@ class Recurrence:
     available: Callable[[str, Any, int | None], bool] = lambda device, dtype, size: (
         dtype != "bfloat16"
     )
-    """Whether it computes on a kind of device ("cpu", "cuda"), in a dtype of the framework, or with
-    products in "bfloat16", so many hidden units (or some number of them)."""
+    """Whether a device ("cpu", "cuda"), a dtype of the framework or "bfloat16" products, and a
+    number of hidden units (None: any) are supported."""
     checks: bool = False
-    """Whether it looks itself for int32 lengths and tokens that are out of range."""
+    """Whether `compute` validates the range of int32 lengths and tokens."""
     at_once: Callable[..., tuple[Any, Any] | None] | None = None
-    """What `run` asks first: all layers, if only their results are wanted and it can, or None."""
+    """Computes all layers for inference, or returns None if it cannot; `run` calls it first."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """A cell (the GRU, the tanh RNN) in one framework.
 
-    step(a, h, weight_hh, bias_hh, *own, reset_after=...), with the inputs' share of the
+    step(a, h, weight_hh, bias_hh, *own, reset_after=...), with the input part of the
     pre-activations a [B, G*H], the state h [B, S*H] and the parameters that the cell declares
-    beyond GRU_PARAMETERS, returns the next state and, by name, what is between the two. The first H
-    of a state are the output.
+    beyond GRU_PARAMETERS, returns the next state and a dict of intermediate values. The output is
+    the first H elements of a state.
     """
 
     spec: CellSpec
-    """What the cell is in both frameworks."""
     step: Callable[..., tuple[Any, dict[str, Any]]]
     recurrences: Mapping[str, Recurrence]
-    """By name; the first is the simplest; of those that are available, the last is the default."""
+    """By name, the simplest first; the default is the last that is available."""
 
     @property
     def name(self) -> str:
-        """The cell's name."""
         return self.spec.name
 
     @property
     def traceable(self) -> str:
-        """The name of the fastest recurrence that consists of the framework's own operations."""
+        """The name of the fastest recurrence that consists of operations of the framework."""
         return "scan" if "scan" in self.recurrences else next(iter(self.recurrences))
 
     def weights(self, parameters: Mapping[str, Any], layer: int, direction: str) -> list[Any]:
-        """Of the canonical parameters, those of one direction of a layer."""
+        """The canonical parameters of one direction of a layer."""
         return [parameters[f"{self.name}.{layer}.{direction}.{name}"] for name in self.spec.names]
 
     def implementations(
         self, device: str | None = "cpu", dtype: Any = "float32", size: int | None = None
     ) -> tuple[str, ...]:
-        """The names of the recurrences that are available, without a device those on any."""
+        """The names of the available recurrences; device=None: available on any device."""
         return tuple(n for n in self.recurrences if self._available(n, device, dtype, size))
 
     def resolve(
@@ -113,20 +111,20 @@ class Cell:
         dtype: Any = "float32",
         size: int | None = None,
     ) -> str:
-        """The recurrence that a name or "auto" stands for. Raises InputError for no such name."""
-        # No other is asked: to be asked may mean to be compiled and tried out.
+        """The recurrence that a name or "auto" selects. Raises InputError if it is unavailable."""
+        # Other recurrences are not tested, because a test may compile and run them.
         for name in reversed([*self.recurrences]) if implementation == "auto" else [implementation]:
             if name in self.recurrences and self._available(name, device, dtype, size):
                 return name
-        here = self.implementations(device, dtype)
+        names = self.implementations(device, dtype)
         place = device or "this machine"
         place += "" if dtype_name(dtype) == "float32" else f" in {dtype_name(dtype)}"
-        if implementation in here:
+        if implementation in names:
             place += f" with {size} hidden units"
-            here = tuple(name for name in here if name != implementation)
+            names = tuple(name for name in names if name != implementation)
         raise InputError(
             f"implementation {implementation}: on {place}, the {self.name} has "
-            f"{', '.join(('auto', *here) if here else ['none'])}"
+            f"{', '.join(('auto', *names) if names else ['none'])}"
         )
 
     def _available(self, name: str, device: str | None, dtype: Any, size: int | None) -> bool:

@@ -1,8 +1,8 @@
-"""The number of cores that this process may use."""
+"""The number of available cores."""
 
 
 def cores() -> int:
-    """Returns how many cores this process may use, by its affinity and a container's quota."""
-    import joblib  # reads the quota; workers that encode texts never count cores and start sooner
+    """The number of cores this process may use, by its affinity and the container's quota."""
+    import joblib  # not at import, because encoding workers never count cores and start sooner
 
     return int(joblib.cpu_count())

@@ -1,8 +1,7 @@
-"""What ends a program early: one clear line on standard error, never a traceback.
+"""Errors that end a program with one line on standard error and an exit status.
 
-Exit status 2: bad input, or a file that cannot be read or written. 3: numbers that are not finite.
-4: another worker of the same training is gone. 128 and the number of the signal (130, 143): stopped
-by Ctrl-C or SIGTERM.
+2: bad input, or a file that cannot be read or written. 3: numbers that are not finite. 4: another
+worker of the training is lost. 128 plus the number of the signal (130, 143): Ctrl-C or SIGTERM.
 """
 
 import os
@@ -18,15 +17,15 @@ LOST = 4
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message names it and says why, in one line."""
+    """Invalid user input; the message, one line, names the input and the problem."""
 
 
 class NotFiniteError(ArithmeticError):
-    """Training cannot go on: a loss or a gradient is infinite or no number."""
+    """A loss or a gradient of the training is infinite or NaN."""
 
 
 class Stopped(Exception):
-    """Training stopped because a signal asked for it, after saving where it stood."""
+    """A signal stopped the training after a checkpoint was saved."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}{message}")
@@ -34,25 +33,27 @@ class Stopped(Exception):
 
 
 def masked(text: str) -> str:
-    """Without the users and passwords of the URLs in it."""
+    """The text with users and passwords of URLs masked."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def complain(message: object) -> None:
-    """Say what is wrong, in one line on standard error."""
+    """Print a message as one line on standard error."""
     print(" ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
 def status_of(error: Exception) -> int:
-    """The exit status that stands for it."""
+    """The exit status for an error."""
     if isinstance(error, Stopped):
         return error.status
     return 3 if isinstance(error, NotFiniteError) else 2
 
 
 def interrupt_again(unraisable: Any) -> None:
-    """Python's unraisablehook, but for a Ctrl-C that arrives in a callback, such as JAX's for the
-    garbage collector: Python discards that, so it is raised once more, outside the callback."""
+    """An unraisablehook that raises a Ctrl-C again outside of the callback in which it arrived.
+
+    Python discards a Ctrl-C in a callback, such as JAX's for the garbage collector.
+    """
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
@@ -61,11 +62,11 @@ def interrupt_again(unraisable: Any) -> None:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn the errors above into their one line on standard error and their exit status.
+    """Turn the errors above into one line on standard error and an exit status.
 
     Works as a context manager and as a decorator of a main function.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as common/__init__.py has set it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by common/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = interrupt_again
     try:
@@ -78,6 +79,6 @@ def exit_on_input_error() -> Iterator[None]:
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
+    except BrokenPipeError:  # the reader of the output (head, less) has exited
         sys.stderr.close()
         sys.exit(141)

@@ -1,4 +1,4 @@
-"""Reading and writing files and folders: whole or not at all, one clear line where that fails."""
+"""Reads files, and writes files and folders atomically; errors are one line."""
 
 import hashlib
 import json
@@ -20,15 +20,15 @@ from common.errors import InputError
 
 SUMS = "SHA256SUMS"
 LONGEST_JSON = 64 * 2**20
-_LONGEST_HEADER = 4 * 2**20  # of a safetensors file; as Python objects, many times as long
+_LONGEST_HEADER = 4 * 2**20  # of a safetensors file; Python objects take many times as much
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in writing a file or folder into an InputError that names it."""
+    """Turn an OSError while a file or folder is written into an InputError that names it."""
     try:
         yield
-    except BrokenPipeError:  # about standard output
+    except BrokenPipeError:  # from standard output
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
@@ -36,12 +36,13 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def aside(target: Path, name: str | None = None) -> Iterator[Path]:
-    """Write a file or a folder whole or not at all.
+    """Write a file or a folder atomically.
 
-    Yields a path beside `target` to write to. At the end of the block it is synced to the disk and
-    renamed to `target`, which may be a file that is there already; after an exception it is
-    removed. What a killed process left there is removed first: of processes that may write the same
-    target at once, each needs a `name` of its own. Raises OSError.
+    Yields a temporary path in the folder of `target`. At the end of the block, the path is synced
+    to the disk and renamed to `target`, which may be an existing file; after an exception, the path
+    is removed. An existing temporary path, left by a killed process, is removed first; therefore
+    processes that may write the same target concurrently each need a different `name`. Raises
+    OSError.
     """
     path = target.with_name(name or f"{target.name}.partial")
     remove(path)
@@ -55,13 +56,13 @@ def aside(target: Path, name: str | None = None) -> Iterator[Path]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, and sync it to the disk. Raises OSError."""
+    """Write a file atomically, and sync it to the disk. Raises OSError."""
     with aside(path) as partial:
         partial.write_bytes(content)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there. Raises OSError."""
+    """Remove a file, a link or a folder, if it exists. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -69,7 +70,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or the names in a folder, to the disk. Raises OSError."""
+    """Sync a file's content, or the names in a folder, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,15 +79,15 @@ def sync(path: Path) -> None:
 
 
 def read(path: Path, longest: int = sys.maxsize) -> bytes:
-    """The content of a regular file of at most so many bytes. Raises InputError naming it."""
+    """The content of a regular file of at most `longest` bytes. Raises InputError naming it."""
     try:
-        # Without O_NONBLOCK a pipe in place of the file would wait for a writer.
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path}: is not a regular file")
-            limit(about.st_size, path, longest)
-            return file.read(about.st_size)
+            limit(status.st_size, path, longest)
+            return file.read(status.st_size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except MemoryError:
@@ -94,7 +95,7 @@ def read(path: Path, longest: int = sys.maxsize) -> bytes:
 
 
 def limit(size: int, path: Path, longest: int) -> None:
-    """Raise InputError for a file, or a part of one, of more than so many bytes."""
+    """Raise InputError for a file, or a part of a file, of more than `longest` bytes."""
     if size > longest:
         raise InputError(f"{path}: {size:,} bytes are too many where {longest:,} are allowed")
 
@@ -102,30 +103,30 @@ def limit(size: int, path: Path, longest: int) -> None:
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file. Raises OSError.
 
-    np.save, as ndarray.tofile, loses the last 4096 bytes without an error where the disk is full.
+    np.save and ndarray.tofile lose the last 4096 bytes without an error if the disk is full.
     """
-    with path.open("wb") as file:  # which np.lib.format would hand to tofile
+    with path.open("wb") as file:  # np.lib.format uses tofile for a real file
         np.lib.format.write_array(SimpleNamespace(write=file.write), array)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, whole or not at all. Raises InputError where that fails."""
+    """Write a JSON file atomically. Raises InputError if that fails."""
     with writing(path):
         replace(path, to_json(value))
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises InputError naming it where it is missing or damaged."""
+    """Read a JSON file. Raises InputError naming it if it is missing or damaged."""
     return parse_json(read(path, LONGEST_JSON), path, LONGEST_JSON)
 
 
 def to_json(value: object) -> bytes:
-    """A value as JSON; what JSON does not know, as a string."""
+    """A value as JSON; types unknown to JSON become strings."""
     return json.dumps(value, indent=1, default=str).encode()
 
 
 def parse_json(content: bytes, path: Path, longest: int) -> Any:
-    """What JSON of at most so many bytes says. Raises InputError naming the file it came from."""
+    """Parse JSON of at most `longest` bytes. Raises InputError naming its file, `path`."""
     limit(len(content), path, longest)
     try:
         return json.loads(content)
@@ -134,7 +135,7 @@ def parse_json(content: bytes, path: Path, longest: int) -> Any:
 
 
 def to_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Arrays as a safetensors file."""
+    """The content of a safetensors file with these arrays."""
     return safetensors.save({name: np.asarray(v, order="C") for name, v in tensors.items()})
 
 
@@ -143,40 +144,40 @@ def parse_tensors(
 ) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, in the order of `shapes`, in which None is any size.
 
-    They are float32 or float64, finite as float32; one named "step" or "codes.N" is int32 or int64.
-    Raises InputError naming the file, and the tensor that is missing, not expected, or of another
-    shape or type.
+    Arrays must be float32 or float64 and finite in float32; "step" and "codes.N" must be int32 or
+    int64. Raises InputError naming the file, and the tensor that is missing, unexpected, or of a
+    wrong shape or type.
     """
     limit(int.from_bytes(content[:8], "little"), path, _LONGEST_HEADER)
     try:
         tensors = safetensors.load(content)
-    except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that NumPy lacks
         raise InputError(f"{path}: not a safetensors file of NumPy arrays ({error})") from None
     for name in shapes.keys() ^ tensors.keys():
         problem = "is missing" if name in shapes else "is not expected"
         raise InputError(f"{path}: the tensor {name} {problem}")
     for name, shape in shapes.items():
         value = tensors[name]
-        fits = len(value.shape) == len(shape) and all(
-            wanted in (None, size) for size, wanted in zip(value.shape, shape, strict=True)
+        matches = len(value.shape) == len(shape) and all(
+            expected in (None, size) for size, expected in zip(value.shape, shape, strict=True)
         )
-        if not fits:
+        if not matches:
             raise InputError(f"{path}: {name} has shape {value.shape}, expected {shape}")
-        whole = name == "step" or name.startswith("codes.")
-        kinds = ("int32", "int64") if whole else ("float32", "float64")
-        if value.dtype not in kinds:
-            raise InputError(f"{path}: {name} is {value.dtype}, expected {' or '.join(kinds)}")
-        with np.errstate(over="ignore"):  # all that reads them computes in float32
-            finite = whole or np.isfinite(value.astype(np.float32, copy=False)).all()
-        if not finite:
+        is_integer = name == "step" or name.startswith("codes.")
+        dtypes = ("int32", "int64") if is_integer else ("float32", "float64")
+        if value.dtype not in dtypes:
+            raise InputError(f"{path}: {name} is {value.dtype}, expected {' or '.join(dtypes)}")
+        with np.errstate(over="ignore"):  # all computations use float32
+            is_finite = is_integer or np.isfinite(value.astype(np.float32, copy=False)).all()
+        if not is_finite:
             raise InputError(f"{path}: {name} is not all finite numbers in float32")
-    # Not in the file's order: sums over all parameters (the norm of the gradient) depend on it in
-    # the last bit.
+    # A fixed order, because the last bit of sums over all parameters (the norm of the gradient)
+    # depends on it.
     return {name: tensors[name] for name in shapes}
 
 
 def checksums(contents: Mapping[str, bytes]) -> bytes:
-    """SHA256SUMS of files, by name, as `sha256sum -c` reads it."""
+    """The content of SHA256SUMS, for `sha256sum -c`, from the files' contents by name."""
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
 
@@ -184,17 +185,17 @@ def checksums(contents: Mapping[str, bytes]) -> bytes:
 def read_verified(
     folder: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> dict[str, bytes]:
-    """The content of a folder's files, if it is what its SHA256SUMS says.
+    """The contents of a folder's files, verified by its SHA256SUMS.
 
-    Those of the optional files that SHA256SUMS lists are read, too. Raises InputError naming the
-    file that is missing or damaged.
+    Optional files are read if SHA256SUMS lists them. Raises InputError naming the file that is
+    missing or damaged.
     """
-    said = read(folder / SUMS, 2**16)
-    names += tuple(name for name in optional if f"  {name}\n".encode() in said)
+    expected = read(folder / SUMS, 2**16)
+    names += tuple(name for name in optional if f"  {name}\n".encode() in expected)
     contents = {name: read(folder / name) for name in names}
-    if said != checksums(contents):
-        wrong = [name for name in names if checksums({name: contents[name]}) not in said]
-        # Where all but one are right, that file is damaged; else SHA256SUMS itself is.
+    if expected != checksums(contents):
+        wrong = [name for name in names if checksums({name: contents[name]}) not in expected]
+        # A single mismatch means that this file is damaged; otherwise SHA256SUMS is.
         name = wrong[0] if len(wrong) == 1 else SUMS
         raise InputError(f"{folder / name}: damaged (its SHA-256 is not that in {SUMS})")
     return contents

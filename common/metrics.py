@@ -1,4 +1,4 @@
-"""How good a classifier's answers are."""
+"""Metrics of a classifier."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 MOST_DRAWN = 30
-"""Of up to so many classes the confusion matrix is stored and drawn; of more, the most frequent
-mistakes and the largest classes."""
+"""The number of classes up to which the confusion matrix is stored and drawn; with more classes,
+the most frequent mistakes and the largest classes are."""
 _MOST_MISTAKES = 1_000
 MOST_SCORES = 2**23
-"""Reviews times classes; of more, training stores no logits and computes no roc_auc."""
-_LIMIT = 5  # of a temperature's logarithm
+"""Reviews times classes; above this, training stores no logits and computes no roc_auc."""
+_LIMIT = 5  # bound of the absolute logarithm of a temperature
 
 
 def evaluate(
@@ -24,28 +24,28 @@ def evaluate(
 ) -> dict[str, Any]:
     """All metrics of a test set, ready for JSON: those of evaluate_answers, and roc_auc.
 
-    roc_auc: of the second of two classes; of more, the plain mean of one against rest; None where a
-    class is missing.
+    roc_auc: of the second of two classes, or else the mean of one-vs-rest over the classes; None if
+    a class has no review.
     """
     from scipy.special import softmax  # slow to import
     from sklearn.metrics import roc_auc_score
 
-    found = evaluate_answers(
+    metrics = evaluate_answers(
         answers(logits, labels), labels, classes, categories=categories, names=category_names
     )
     if len(np.unique(labels)) == len(classes):
         probabilities = softmax(logits.astype(np.float64), axis=1)
         # One class at a time: multi_class="ovr" would allocate N x C labels.
-        ones = range(1 if len(classes) == 2 else 0, len(classes))
-        areas = [roc_auc_score(labels == one, probabilities[:, one]) for one in ones]
-        found["roc_auc"] = float(np.mean(areas))
-    return found
+        scored = range(1 if len(classes) == 2 else 0, len(classes))
+        areas = [roc_auc_score(labels == i, probabilities[:, i]) for i in scored]
+        metrics["roc_auc"] = float(np.mean(areas))
+    return metrics
 
 
 def answers(
     logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N 3"]:
-    """Of each review the predicted class, its probability and the cross-entropy of its label."""
+    """For each review: the predicted class, its probability, and the cross-entropy of the label."""
     from scipy.special import log_softmax  # slow to import
 
     scores, every = log_softmax(logits.astype(np.float64), axis=1), np.arange(len(labels))
@@ -54,29 +54,29 @@ def answers(
 
 
 def evaluate_answers(
-    found: Float[np.ndarray, "N 3"],
+    results: Float[np.ndarray, "N 3"],
     labels: Int[np.ndarray, " N"],
     classes: Sequence[str],
     categories: Int[np.ndarray, " N"] | None = None,
     names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All metrics that need no more of a test set than its answers, ready for JSON; roc_auc: None.
+    """All metrics that follow from the result of `answers`, ready for JSON; roc_auc is None.
 
     accuracy, accuracy_interval (95 %, Wilson 1927), confusion (row: true class, column: predicted
-    class) or, of more than MOST_DRAWN classes, mistakes (see there), for each class precision,
-    recall, f1 and support, and for each category that occurs accuracy, accuracy_interval and
-    support; calibration_error and reliability, see there.
+    class) or, for more than MOST_DRAWN classes, `mistakes`; for each class precision, recall, f1
+    and support; for each category that occurs accuracy, accuracy_interval and support;
+    calibration_error and reliability, see `reliability`.
     A class that is never predicted has precision 0, as in scikit-learn with zero_division=0.
     """
     # Slow to import.
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     every = np.arange(len(classes))
-    predicted, confidence = found[:, 0].astype(int), found[:, 1]
+    predicted, confidence = results[:, 0].astype(int), results[:, 1]
     correct = np.equal(predicted, labels)
     error, bins = reliability(confidence, correct)
     scores = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
-    supports = scores[-1].astype(int)  # of floats where no answer is right
+    supports = scores[-1].astype(int)  # floats if no prediction is correct
     if len(classes) > MOST_DRAWN:
         confused: dict[str, Any] = {"mistakes": mistakes(labels, predicted, len(classes))}
     else:
@@ -104,7 +104,7 @@ def evaluate_answers(
 def mistakes(
     labels: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"], classes: int
 ) -> list[list[int]]:
-    """The most frequent mistakes, at most 1,000: true class, predicted class, how many reviews."""
+    """The most frequent mistakes, at most 1,000: true class, predicted class, number of reviews."""
     wrong = labels != predicted
     pairs = labels[wrong].astype(np.int64) * classes + predicted[wrong]
     pair, count = np.unique(pairs, return_counts=True)
@@ -115,27 +115,27 @@ def mistakes(
 def reliability(
     confidence: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"], bins: int = 15
 ) -> tuple[float, list[dict[str, float]]]:
-    """The expected calibration error (Guo et al. 2017), and what it is made of.
+    """The expected calibration error (Guo et al. 2017), and its bins.
 
-    confidence: the probability of the predicted class. Of each of so many equally wide bins that
-    is not empty: its count, mean confidence and accuracy; the error is the mean distance of the
-    latter two, over the answers.
+    confidence: the probability of the predicted class. Of the equally wide bins, each non-empty one
+    has a count, the mean confidence and the accuracy; the error is the mean absolute difference of
+    the latter two over the reviews.
     """
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    found = [
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    result = [
         {
-            "count": int(own.sum()),
-            "confidence": float(confidence[own].mean()),
-            "accuracy": float(correct[own].mean()),
+            "count": int(members.sum()),
+            "confidence": float(confidence[members].mean()),
+            "accuracy": float(correct[members].mean()),
         }
-        for own in (place == number for number in np.unique(place))
+        for members in (bin_of == number for number in np.unique(bin_of))
     ]
-    apart = [each["count"] * abs(each["accuracy"] - each["confidence"]) for each in found]
-    return sum(apart) / len(correct), found
+    errors = [each["count"] * abs(each["accuracy"] - each["confidence"]) for each in result]
+    return sum(errors) / len(correct), result
 
 
 def fit_temperature(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> float:
-    """What to divide logits by so that their cross-entropy is the least (Guo et al. 2017)."""
+    """The divisor of the logits that minimizes their cross-entropy (Guo et al. 2017)."""
     from scipy.optimize import minimize_scalar  # slow to import
     from scipy.special import log_softmax
 
@@ -144,33 +144,32 @@ def fit_temperature(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " 
         return float(-scaled[np.arange(len(labels)), labels].mean())
 
     limits = -_LIMIT, _LIMIT
-    inside = minimize_scalar(loss, bounds=limits, method="bounded").x
-    return float(np.exp(min(*limits, inside, key=loss)))
+    minimum = minimize_scalar(loss, bounds=limits, method="bounded").x
+    return float(np.exp(min(*limits, minimum, key=loss)))
 
 
-def temperature_said(temperature: float) -> str:
-    """The line for a temperature that was fitted: whether it is one, too."""
-    why = ""
+def describe_temperature(temperature: float) -> str:
+    """The printed line of a fitted temperature; it tells whether the fit succeeded."""
+    reason = ""
     if abs(np.log(temperature)) > _LIMIT - 1e-6:
-        why = "they tell nothing of the validation reviews' classes"
+        reason = ", the limit, which is no fit: the logits do not predict the validation labels"
         if temperature < 1:
-            why = "all validation reviews are answered right, and say no more"
-        why = f", the limit, which is no fit: {why}"
-    return f"temperature: {temperature:.3f}{why}"
+            reason = ", the limit, which is no fit: all validation reviews are classified correctly"
+    return f"temperature: {temperature:.3f}{reason}"
 
 
-def table(evaluated: Mapping[str, Any]) -> str:
-    """What `evaluate_answers` returned, as lines: accuracy, its interval, macro F1, and precision,
-    recall and F1 of each class or, of more than MOST_DRAWN classes, of the largest ones."""
-    low, high = evaluated["accuracy_interval"]
-    scores = evaluated["classes"]
+def table(metrics: Mapping[str, Any]) -> str:
+    """The result of `evaluate_answers` as lines: accuracy, its interval, macro F1, and precision,
+    recall and F1 of each class or, for more than MOST_DRAWN classes, of the largest ones."""
+    low, high = metrics["accuracy_interval"]
+    scores = metrics["classes"]
     macro = np.mean([each["f1"] for each in scores.values()])
     largest = sorted(scores, key=lambda name: -scores[name]["support"])[:MOST_DRAWN]
     shown = [name for name in scores if name in set(largest)]
     width = max(map(len, ["class", *shown]))
     return "\n".join(
         [
-            f"Accuracy: {evaluated['accuracy']:.2%}",
+            f"Accuracy: {metrics['accuracy']:.2%}",
             f"95 % interval: {low:.2%} to {high:.2%}   macro F1: {macro:.2%}",
             f"{'class':{width}}  precision   recall       F1  texts",
             *(

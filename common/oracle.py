@@ -1,13 +1,12 @@
-"""The cells and their gradients in NumPy float64: what everything else is measured against.
+"""The reference: the cells and their gradients in NumPy float64.
 
-Straight from the equations, one time step after the other, no framework and no automatic
-differentiation. Speed does not matter here; being obviously right does. In the order of the text:
-a step of each cell (the equations) and its derivative by the chain rule, written out; `forward` and
-`backward`, which take the steps; `classify` (last states -> ReLU -> linear -> cross-entropy, and
-its derivative).
+The code follows the equations, one time step after the other, without a framework or automatic
+differentiation; it is written to be verifiable, not fast. It defines a step of each cell and its
+derivative by the chain rule; `forward` and `backward`, which apply them; and `classify` (last
+states -> ReLU -> linear -> cross-entropy, and its derivative).
 
 The GRU, for the input x of one step and the state h (Cho et al. 2014, arXiv:1406.1078; the second
-form of n is the one of version 1 of that paper, of cuDNN and of nn.GRU):
+form of n is that of version 1 of the paper, of cuDNN and of nn.GRU):
 
     z = sigmoid(x W_z' + b_z + h U_z' + c_z)
     r = sigmoid(x W_r' + b_r + h U_r' + c_r)
@@ -17,8 +16,8 @@ form of n is the one of version 1 of that paper, of cuDNN and of nn.GRU):
 
 The tanh RNN: h <- tanh(x W' + b + h U' + c).
 
-Parameters are a flat dict of arrays, gates in the order z, r, n; the RNN's begin with rnn and have
-H rows in place of 3H; a step takes the parameters that its cell declares besides after c:
+Parameters are a flat dict of arrays, with gates in the order z, r, n. Those of the RNN begin with
+rnn and have H rows instead of 3H. A step takes further parameters of its cell after c:
 
     gru.{layer}.{forward|backward}.weight_ih [3H, D]  weight_hh [3H, H]  bias_ih [3H]  bias_hh [3H]
     head.weight [C, H * directions]                   head.bias [C]
@@ -63,8 +62,8 @@ def gru_step_backward(
     c: Float[np.ndarray, " 3H"],
     reset_after: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """d_a, d_h, d_U, d_c, given d_new. d_v is the derivative with respect to v, and a_v is what
-    stands inside v's sigmoid or tanh."""
+    """d_a, d_h, d_U, d_c from d_new. d_v is the gradient with respect to v, and a_v the argument of
+    v's sigmoid or tanh."""
     h, z, r, n = (between[name] for name in "hzrn")
     (U_z, U_r, U_n), (_, _, c_n) = np.split(U, 3), np.split(c, 3)
     d_a_z = d_new * (n - h) * z * (1 - z)
@@ -106,7 +105,7 @@ def rnn_step_backward(
     c: Float[np.ndarray, " H"],
     reset_after: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """d_a, d_h, d_U, d_c, given d_new."""
+    """d_a, d_h, d_U, d_c from d_new."""
     d_a = d_new * (1 - between["n"] ** 2)
     return d_a, d_a @ U, d_a.T @ between["h"], d_a.sum(axis=0)
 
@@ -115,37 +114,37 @@ CELLS: dict[str, tuple[Callable[..., tuple[np.ndarray, Between]], Callable[..., 
     "gru": (gru_step, gru_step_backward, "hzrn"),
     "rnn": (rnn_step, rnn_step_backward, "hn"),
 }
-"""A cell's step, its derivative, and the names of what is computed between.
+"""The step of each cell, its derivative, and the names of the intermediate values.
 
-They are called as step(a, h, U, c, *own, reset_after=...) and step_backward(d_new, between, U, c,
-*own, reset_after=...). own are the parameters that the cell declares beyond GRU_PARAMETERS; the
+The calls are step(a, h, U, c, *own, reset_after=...) and step_backward(d_new, between, U, c, *own,
+reset_after=...), where own are the parameters that the cell declares beyond GRU_PARAMETERS. The
 derivative returns d_a, d_h, d_U, d_c, *d_own.
 """
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of one layer, as it was computed; index t is the place in the sequence."""
+    """The intermediate values of one direction of one layer; t is the position in the sequence."""
 
     name: str
-    """Start of its parameters' names, e.g. "gru.0.backward"."""
+    """The prefix of the parameters' names, such as "gru.0.backward"."""
     x: Float[np.ndarray, "T B D"]
     """The inputs, 0 at padded steps."""
     between: dict[str, Float[np.ndarray, "T B H"]]
-    """What the steps computed on the way: see CELLS. "h" is the state that a step started from."""
+    """The intermediate values of CELLS; "h" is the state before the step."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """The result of `forward`, with everything that `backward` needs."""
+    """The result of `forward`, with all values that `backward` needs."""
 
     outputs: Float[np.ndarray, "T B H*directions"]
     """The last layer's state after each step, 0 at padded steps."""
     h_last: Float[np.ndarray, "L*directions B H"]
-    """Each direction's last state, in the order layer 0 forward, layer 0 backward, layer 1 …"""
+    """The last state of each direction: layer 0 forward, layer 0 backward, layer 1 …"""
     parameters: dict[str, np.ndarray]
     live: Bool[np.ndarray, "T B 1"]
-    """Whether step t of row b is none of its padding."""
+    """Whether step t of row b is not padding."""
     resets: Bool[np.ndarray, "T B 1"]
     """Whether a sequence begins at step t of row b."""
     layers: list[list[Direction]]
@@ -158,11 +157,11 @@ class Classified:
 
     logits: Float[np.ndarray, "B C"]
     loss: Float[np.ndarray, ""]
-    """Mean cross-entropy over the rows with a label; 0 when there are none."""
+    """Mean cross-entropy over the rows with a label; 0 without any."""
     gradients: dict[str, np.ndarray]
-    """Of the loss, with respect to head.weight and head.bias."""
+    """The gradients of the loss with respect to head.weight and head.bias."""
     d_h_last: Float[np.ndarray, "L*directions B H"]
-    """Of the loss, with respect to h_last."""
+    """The gradient of the loss with respect to h_last."""
 
 
 def forward(
@@ -178,12 +177,12 @@ def forward(
 ) -> Forward:
     """Run a cell over a padded batch.
 
-    Row b has `lengths[b]` time steps; what x holds after them is never looked at. The backward
-    direction starts at the row's own last step, from its own h0. A row of length 0 keeps its h0.
-    Where resets say that a sequence begins within the row, no state crosses from the step before to
-    that one, or back: a direction goes on from its h_reset, or else its h0.
-    Which cell it is, and how many layers and directions there are, is read off the names of the
-    parameters. `dtype` is the type of every number; float32 shows what rounding alone does.
+    Row b has `lengths[b]` time steps; later elements of x are ignored. The backward direction
+    starts from its h0 at the last step of each row. A row of length 0 keeps its h0.
+    resets: where a sequence begins within the row. No state crosses its start in either direction;
+    the recurrence continues from h_reset (default: h0).
+    The names of the parameters determine the cell, the layers and the directions. `dtype` is the
+    dtype of all numbers; float32 shows the effect of rounding alone.
     """
     parameters = {name: np.asarray(value, dtype) for name, value in parameters.items()}
     cell, (count, sides) = cell_of(parameters), structure(parameters)
@@ -231,7 +230,7 @@ def _forward_direction(
     *,
     reset_after: bool,
 ) -> tuple[Direction, Float[np.ndarray, "T B H"], Float[np.ndarray, "B H"]]:
-    """Run one direction of one layer from state h; also return its outputs and last state."""
+    """Run one direction of one layer from state h; returns it, its outputs and its last state."""
     cell = cell_of([name])
     W, U, b, *hidden = (parameters[f"{name}.{part}"] for part in params.CELLS[cell].names)
     step, _, names = CELLS[cell]
@@ -239,9 +238,9 @@ def _forward_direction(
     between = {name: np.zeros_like(outputs) for name in names}
     for t in _steps(name, len(x)):
         h = np.where(_begins(name, resets, t), h_reset, h)
-        new, found = step(x[t] @ W.T + b, h, U, *hidden, reset_after=reset_after)
+        new, values = step(x[t] @ W.T + b, h, U, *hidden, reset_after=reset_after)
         for each in names:
-            between[each][t] = found[each]
+            between[each][t] = values[each]
         h = np.where(live[t], new, h)
         outputs[t] = np.where(live[t], h, 0)
     return Direction(name, x, between), outputs, h
@@ -252,17 +251,17 @@ def backward(
     d_outputs: Float[np.ndarray, "T B H*directions"],
     d_h_last: Float[np.ndarray, "L*directions B H"],
 ) -> dict[str, np.ndarray]:
-    """Gradients, given those with respect to the outputs and the last states.
+    """Gradients from those with respect to the outputs and the last states.
 
-    Returns one array for each parameter of the GRU, under its name, and for "x", "h0" and
-    "h_reset": separately, even where h0 is both.
+    Returns an array for each parameter of the GRU, by name, and for "x", "h0" and "h_reset". The
+    last two are separate even if h0 serves as h_reset.
     """
     gradients: dict[str, np.ndarray] = {}
     d_h0, d_h_reset = np.zeros_like(run.h_last), np.zeros_like(run.h_last)
     place = len(d_h0)
     for directions in reversed(run.layers):
         d_states = np.split(d_outputs, len(directions), axis=-1)
-        # A layer's input feeds all of its directions, so their gradients for it add up.
+        # All directions read the input of a layer, so their gradients add up.
         d_outputs = np.zeros_like(directions[0].x)
         for direction, d_state in zip(reversed(directions), reversed(d_states), strict=True):
             place -= 1
@@ -280,7 +279,7 @@ def _backward_direction(
     d_h: Float[np.ndarray, "B H"],
     gradients: dict[str, np.ndarray],
 ) -> tuple[Float[np.ndarray, "T B D"], Float[np.ndarray, "B H"], Float[np.ndarray, "B H"]]:
-    """Walk `_forward_direction` in the opposite order; add its parameters' gradients.
+    """Differentiate `_forward_direction`; adds the gradients of its parameters to `gradients`.
 
     Returns the gradients with respect to x, h0 and h_reset.
     """
@@ -292,7 +291,7 @@ def _backward_direction(
     d_W, d_b = np.zeros_like(W), np.zeros_like(b)
     d_U, *d_hidden = (np.zeros_like(each) for each in (U, *hidden))
     for t in reversed(_steps(direction.name, len(d_x))):
-        # A padded row hands its gradient through.
+        # A padded row passes its gradient through unchanged.
         d_new = np.where(run.live[t], d_h + d_outputs[t], 0)
         between = {name: each[t] for name, each in direction.between.items()}
         d_a, d_before, *at_step = step_backward(
@@ -314,8 +313,8 @@ def _backward_direction(
 def classify(run: Forward, labels: Int[np.ndarray, " B"]) -> Classified:
     """The classifier's head on the last layer's last states, and the gradient of its loss.
 
-    features = concatenation of that layer's last states, forward then backward;
-    logits = relu(features) weight' + bias. Rows with a negative label do not count.
+    features = concatenation of the last states, forward then backward;
+    logits = relu(features) weight' + bias. Rows with a negative label are ignored.
     """
     weight, bias = run.parameters["head.weight"], run.parameters["head.bias"]
     directions = len(run.layers[-1])
@@ -338,14 +337,14 @@ def classify(run: Forward, labels: Int[np.ndarray, " B"]) -> Classified:
 
 
 def _steps(name: str, T: int) -> range:
-    """The order in which a direction goes through the sequence."""
+    """The time steps in the order of a direction."""
     return range(T - 1, -1, -1) if name.endswith("backward") else range(T)
 
 
 def _begins(
     name: str, resets: Bool[np.ndarray, "T B 1"], t: int
 ) -> Bool[np.ndarray, "B 1"] | np.bool_:
-    """Whether a direction starts anew before step t: backward, a sequence's last is its first."""
+    """Whether a direction resets its state before step t; backward starts at a sequence's end."""
     t += name.endswith("backward")
     return resets[t] if t < len(resets) else np.False_
 

@@ -4,12 +4,12 @@
     head.weight [C, F]                        head.bias [C]
     vectors.weight [V, D]                     only where the word vectors are trained
 
-Another cell has its own name in place of gru and G * H rows in place of 3H, as its entry in CELLS
-declares: the plain tanh RNN has rnn.{layer}.…, with H rows. A cell may declare further parameters.
+Another cell has its own name instead of gru and G * H rows instead of 3H, as declared in CELLS: the
+tanh RNN has rnn.{layer}.… with H rows. A cell may declare further parameters.
 
-The three gates of a GRU stand in the order z (update), r (reset), n (candidate). In layers after
-the first, D is H * directions; F is that for each way of pooling. In the first, D is the dimension
-of the word vectors, and E more where a model reads log-count ratios of n-grams beside them.
+The gates of a GRU are in the order z (update), r (reset), n (candidate). D is the dimension of the
+word vectors (plus E log-count ratios of n-grams) in the first layer, and H * directions in later
+layers. F is H * directions times the number of poolings.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,9 +22,9 @@ import numpy as np
 from common.errors import InputError
 
 DIRECTIONS = ("forward", "backward")
-NO_LABEL = -1  # the label of a row that only fills up a batch; the loss leaves it out
+NO_LABEL = -1  # the label of a padding row, which the loss ignores
 GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-NO_MASKS: Mapping[str, Any] = MappingProxyType({})  # where nothing is dropped
+NO_MASKS: Mapping[str, Any] = MappingProxyType({})  # the masks without dropout
 POOLING = ("last", "max", "mean")
 
 
@@ -33,14 +33,14 @@ class Parameter:
     """A parameter of a cell beyond GRU_PARAMETERS, such as the gain of a layer normalization."""
 
     shape: Callable[[int, int], tuple[int, ...]]
-    """Its shape as a function of D and H."""
+    """The shape as a function of D and H."""
     initial: float | None = None
-    """Its initial value; None: drawn as the others are, uniform in ±1/sqrt(H)."""
+    """The initial value; None: uniform in ±1/sqrt(H)."""
 
 
 @dataclass(frozen=True)
 class CellSpec:
-    """What both frameworks' implementations of a cell have in common."""
+    """The properties of a cell that are common to both frameworks."""
 
     name: str
     blocks: int
@@ -48,9 +48,9 @@ class CellSpec:
     states: int = 1
     """S, the size of a state in units of H (an LSTM's: 2)."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    """The cell's parameters beyond GRU_PARAMETERS, which `step` takes after bias_hh, in order."""
+    """The parameters beyond GRU_PARAMETERS, in order; `step` takes them after bias_hh."""
     gates: tuple[str, ...] = ()
-    """The gates among the values that `step` returns by name: `explain` shows them."""
+    """The names of the gates that `step` returns; `explain` shows them."""
     reset_gate: bool = False
     """Whether `step` depends on reset_after."""
 
@@ -62,11 +62,11 @@ class CellSpec:
     def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
         """The shapes of these parameters for inputs of size D."""
         rows = self.blocks * H
-        found = zip(GRU_PARAMETERS, ((rows, D), (rows, H), (rows,), (rows,)), strict=True)
-        return {**dict(found), **{name: each.shape(D, H) for name, each in self.parameters.items()}}
+        shapes = zip(GRU_PARAMETERS, ((rows, D), (rows, H), (rows,), (rows,)), strict=True)
+        return dict(shapes) | {name: each.shape(D, H) for name, each in self.parameters.items()}
 
     def initial(self, name: str) -> float | None:
-        """The initial value of a parameter, given its canonical name; None: it is drawn."""
+        """The initial value of a parameter by its canonical name; None: drawn."""
         declared = self.parameters.get(name.rpartition(".")[2])
         return None if declared is None else declared.initial
 
@@ -75,12 +75,12 @@ CELLS = {
     "gru": CellSpec("gru", blocks=3, gates=("z", "r"), reset_gate=True),
     "rnn": CellSpec("rnn", blocks=1),
 }
-"""The registry of cells: a cell NAME is implemented in torch_impl/NAME.py and jax_impl/NAME.py."""
+"""The registry of cells; torch_impl/NAME.py and jax_impl/NAME.py implement the cell NAME."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a classifier is made of; sizes are numbers of features, not bytes."""
+    """The architecture of a classifier; sizes are numbers of features."""
 
     input_size: int
     """D, the dimension of the word vectors."""
@@ -90,25 +90,25 @@ class ModelConfig:
     """L."""
     bidirectional: bool = False
     reset_after: bool = False
-    """Apply the reset gate after the product with U_n (cuDNN, nn.GRU), not before it (Cho 2014)."""
+    """Apply the reset gate after the product with U_n (cuDNN, nn.GRU), not before (Cho 2014)."""
     classes: int = 2
     """C."""
     vocabulary_size: int = 0
-    """V, needed only when the word vectors are trained."""
+    """V, required only if the word vectors are trained."""
     train_vectors: bool = False
     builtin: bool = False
     """Use the framework's own GRU layer (the baselines nn.gru and nn.bigru)."""
     pooling: str = "last"
-    """What the head reads of the outputs: some of last, max and mean, joined by "+"."""
+    """The pooling of the outputs: some of last, max and mean, joined by "+"."""
     relu: bool = True
-    """Apply ReLU to what the head reads."""
+    """Apply ReLU to the pooled outputs."""
     ngrams: int = 0
-    """N: beside the vectors, the first layer reads the log-count ratios of 1- to N-grams."""
+    """N: the first layer also reads the log-count ratios of 1- to N-grams."""
     cell: str = "gru"
     """The cell, a key of CELLS."""
     implementation: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the products of the recurrent layers multiply; everything else is float32."""
+    """The dtype of the factors of products in recurrent layers; all else is float32."""
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -120,17 +120,17 @@ class ModelConfig:
 
     @property
     def ratios(self) -> int:
-        """E, how many log-count ratios the first layer reads at each word."""
+        """E, the number of log-count ratios that the first layer reads at each word."""
         return self.ngrams * ratio_columns(self.classes)
 
     @property
     def features(self) -> int:
-        """F, what the head reads."""
+        """F, the input size of the head."""
         return self.hidden_size * self.directions * len(self.pooling.split("+"))
 
 
 def ratio_columns(classes: int) -> int:
-    """How many numbers an n-gram's ratio is: of two classes that of the second, else of each."""
+    """The number of ratios of an n-gram: one for the second of two classes, or one per class."""
     return 1 if classes == 2 else classes
 
 
@@ -157,39 +157,38 @@ def gru_shapes(
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a classifier, in canonical order."""
-    found = cell_shapes(
+    result = cell_shapes(
         CELLS[config.cell],
         config.input_size + config.ratios,
         config.hidden_size,
         config.num_layers,
         config.bidirectional,
     )
-    found |= {"head.weight": (config.classes, config.features), "head.bias": (config.classes,)}
+    result |= {"head.weight": (config.classes, config.features), "head.bias": (config.classes,)}
     if config.train_vectors:
-        found["vectors.weight"] = (config.vocabulary_size, config.input_size)
-    return found
+        result["vectors.weight"] = (config.vocabulary_size, config.input_size)
+    return result
 
 
 def init_gru(
     input_size: int, hidden_size: int, num_layers: int, bidirectional: bool, seed: int
 ) -> dict[str, np.ndarray]:
-    """Initial values of a GRU alone, float64: uniform in ±1/sqrt(H), as torch.nn.GRU draws them."""
-    found = gru_shapes(input_size, hidden_size, num_layers, bidirectional)
-    return _draw(found, np.random.default_rng(seed), hidden_size)
+    """Initial float64 values of a GRU: uniform in ±1/sqrt(H), as in torch.nn.GRU."""
+    shapes = gru_shapes(input_size, hidden_size, num_layers, bidirectional)
+    return _draw(shapes, np.random.default_rng(seed), hidden_size)
 
 
 def init(config: ModelConfig, seed: int, vectors: np.ndarray) -> dict[str, np.ndarray]:
-    """Initial values of a classifier, float64: the very numbers that both frameworks start from.
+    """Initial float64 values of a classifier, identical for both frameworks.
 
     Recurrent layers: uniform in ±1/sqrt(H), or the value that the cell declares. Head: uniform in
-    ±1/sqrt(features), as torch.nn.Linear draws it. Where the word vectors are trained, they start
-    at `vectors` [V, D].
+    ±1/sqrt(features), as in torch.nn.Linear. Trained word vectors start at `vectors` [V, D].
     """
-    found = shapes(config)
-    found.pop("vectors.weight", None)
+    all_shapes = shapes(config)
+    all_shapes.pop("vectors.weight", None)
     rng = np.random.default_rng(seed)
-    in_cell = {name: shape for name, shape in found.items() if not name.startswith("head.")}
-    in_head = {name: shape for name, shape in found.items() if name.startswith("head.")}
+    in_cell = {name: shape for name, shape in all_shapes.items() if not name.startswith("head.")}
+    in_head = {name: shape for name, shape in all_shapes.items() if name.startswith("head.")}
     values = _draw(in_cell, rng, config.hidden_size, CELLS[config.cell].initial)
     values |= _draw(in_head, rng, config.features)
     if config.train_vectors:
@@ -211,10 +210,9 @@ def _draw(
 
 
 def structure(names: Collection[str], cell: str | None = None) -> tuple[int, tuple[str, ...]]:
-    """Number of layers and the directions ("forward", or "forward", "backward") of a cell.
+    """The number of layers and the directions ("forward", or "forward", "backward") of a cell.
 
-    cell: by default, the registered one whose parameters have these names. Raises ValueError where
-    no name is that of a parameter of the cell.
+    cell: by default, cell_of(names). Raises ValueError if no name is a parameter of the cell.
     """
     cell = cell or cell_of(names)
     parts = [part for part in (name.split(".") for name in names) if part[0] == cell]
@@ -226,5 +224,5 @@ def structure(names: Collection[str], cell: str | None = None) -> tuple[int, tup
 
 
 def cell_of(names: Iterable[str]) -> str:
-    """The registered cell that these are the names of parameters of; without any, the GRU."""
+    """The registered cell whose parameters have these names; the GRU if none does."""
     return next((cell for name in names if (cell := name.partition(".")[0]) in CELLS), "gru")

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM as requests that a program takes up when it is ready to."""
+"""SIGINT (Ctrl-C) and SIGTERM as requests that a program handles when it is ready."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def caught(handle: Callable[[int], object]) -> Iterator[None]:
-    """Within, the two signals call handle(number of the signal).
+    """Within the block, the two signals call handle(signal number).
 
-    One that is ignored (as nohup and shells do for jobs in the background) stays ignored. In
-    another thread than the main one this does nothing: Python lets only the main one do so.
+    An ignored signal (nohup, background jobs of shells) stays ignored. Outside of the main thread,
+    in which alone Python allows signal handlers, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,15 +32,15 @@ def caught(handle: Callable[[int], object]) -> Iterator[None]:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Yields a list: empty, or with the number of the first signal. The second ends the process."""
-    asked: list[int] = []
+    """Yield a list that receives the number of the first signal. A second ends the process."""
+    requests: list[int] = []
 
     def handle(number: int) -> None:
-        if asked:
+        if requests:
             if sys.stdout.isatty():
-                os.write(1, b"\x1b[?25h\n")  # the cursor, which the progress bar has hidden
+                os.write(1, b"\x1b[?25h\n")  # show the cursor, which the progress bar has hidden
             os._exit(128 + number)
-        asked.append(number)
+        requests.append(number)
 
     with caught(handle):
-        yield asked
+        yield requests

@@ -1,11 +1,11 @@
-"""Conversions between the canonical parameters and other frameworks' layouts, in NumPy alone.
+"""Conversions between the canonical parameters and other frameworks' layouts, in NumPy.
 
     FORMATS                                                 the layouts by name
     to_format(name, parameters, reset_after=...)            canonical -> that layout
     from_format(name, tensors, reset_after=...)             that layout -> canonical
     python -m common.convert FROM_FILE TO_FILE --from FORMAT --to FORMAT
 
-How the layouts differ, with the equations: docs/layouts.md.
+docs/layouts.md describes the layouts, with their equations.
 """
 
 from typing import Any
@@ -29,21 +29,21 @@ def convert(
     prefix: str | None = None,
     left_out: list[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The tensors of a GRU in one layout as those of another; dtypes are kept, nothing is shared.
+    """Convert the tensors of a GRU to another layout. Dtypes are kept; the result is a copy.
 
-    A layout with one bias where the target has two fills the first and leaves the second zero; the
-    other way round the two are added, where that leaves the function the same. The GRU is found
-    whatever stands before its keys; zeros stand in for biases where it has none.
+    A single bias becomes the first of two biases, and the second is zero. Two biases are added to
+    one if that preserves the function. The keys of the GRU may have any prefix; missing biases are
+    zeros.
 
-    Arguments: the tensors as a flat dict; the names of their layout and of the one wanted (keys of
-    FORMATS); whether this GRU applies the reset gate after the product with the recurrent weights;
-    --ngrams of a model that was trained with it, and with its word vectors; what stands before the
-    keys of the GRU that is meant, where there are several; and a list, to which the keys of other
-    layers are added (without it, they are refused).
+    tensors: a flat dict. source, target: names of layouts (keys of FORMATS).
+    reset_after: whether this GRU applies the reset gate after the product with the recurrent
+    weights. ngrams: --ngrams of a model with its word vectors. prefix: the prefix of the GRU's
+    keys, if there are several GRUs. left_out: receives the keys of other layers, which are refused
+    without it.
 
-    Raises InputError for a name that is no layout; for tensors that do not fit their layout,
-    naming the key and, where it is the shape, both shapes; for several GRUs of which none is
-    chosen; for a GRU that the target cannot compute or hold.
+    Raises InputError for an unknown layout; for tensors that do not match their layout, with the
+    key and, for a wrong shape, both shapes; for several GRUs without a prefix; and for a GRU that
+    the target cannot represent.
     """
     for name in (source, target):
         if name not in FORMATS:
@@ -62,7 +62,7 @@ def to_format(
 
 
 def from_format(
-    name: str, tensors: Tensors, *, reset_after: bool, **how: Any
+    name: str, tensors: Tensors, *, reset_after: bool, **options: Any
 ) -> dict[str, np.ndarray]:
-    """Tensors of the named layout as canonical parameters; `how` and InputError as in `convert`."""
-    return convert(tensors, name, "canonical", reset_after=reset_after, **how)
+    """Tensors of the named layout as canonical parameters; `options` and errors as in `convert`."""
+    return convert(tensors, name, "canonical", reset_after=reset_after, **options)

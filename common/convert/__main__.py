@@ -20,9 +20,9 @@ TARGETS = tyro.extras.literal_type_from_choices([*FORMATS, "run"])
 class Options:
     """Convert the parameters of a GRU from one framework's layout to another's.
 
-    Files are .safetensors, .npz or .pt, as their suffix says. What is no part of the GRU or of its
-    classifier is left out, and listed. The layouts, and which key becomes which, are described in
-    docs/layouts.md. Example:
+    The suffix of a file, .safetensors, .npz or .pt, determines its format. Tensors that belong
+    neither to the GRU nor to its classifier are left out and listed. docs/layouts.md describes the
+    layouts and the mapping of their keys. Example:
 
     python -m common.convert model.safetensors my.pt --from canonical --to torch
 
@@ -42,23 +42,23 @@ class Options:
     target: Annotated[str, tyro.conf.arg(name="to", constructor=TARGETS, metavar="LAYOUT")]
     """The layout of the file to write: one of these, or run."""
     reset_after: bool | None = None
-    """Whether this GRU applies the reset gate after the product with the recurrent weights, which
-    no file tells. None stands for what --from computes by default: False for canonical, homework,
-    haiku and onnx, True for torch, homework-nn, linen, nnx, keras and equinox."""
+    """Whether this GRU applies the reset gate after the product with the recurrent weights. Files
+    do not contain this. Default: False for canonical, homework, haiku and onnx, True for torch,
+    homework-nn, linen, nnx, keras and equinox."""
     prefix: str | None = None
-    """Of several GRUs in the file, the one whose keys begin so, as in encoder.gru."""
+    """The prefix of the keys of the GRU, such as encoder.gru, if the file has several GRUs."""
     ngrams: int = 0
-    """Of a model trained with --ngrams and its word vectors: what --ngrams was."""
+    """The value of --ngrams of a model trained with its word vectors."""
     data: str | None = None
-    """With --to run: the data set it was trained on, as for training. Its words are kept."""
+    """With --to run: the training data set, as for training. Its words are kept."""
     vectors: str | None = None
-    """With --to run: the word vectors it was trained on, as for training."""
+    """With --to run: the word vectors of the training, as for training."""
     classes: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """With --to run: the classes in the order of the outputs, by default that of the data set."""
     pooling: str = "last"
-    """With --to run: what its classifier reads, as for training."""
+    """With --to run: the pooling of the classifier, as for training."""
     relu: bool = True
-    """With --to run: whether it applies ReLU to that."""
+    """With --to run: whether the classifier applies ReLU to the pooled states."""
 
 
 @exit_on_input_error()
@@ -69,12 +69,11 @@ def main() -> None:
     reset_after = kinds[0] if options.reset_after is None else options.reset_after
     tensors = read_tensors(options.from_file)
     try:
-        wanted = "canonical" if target == "run" else target
         left_out: list[str] = []
         result = convert(
             tensors,
             options.source,
-            wanted,
+            "canonical" if target == "run" else target,
             reset_after=reset_after,
             ngrams=options.ngrams,
             prefix=options.prefix,
@@ -82,16 +81,16 @@ def main() -> None:
         )
         if left_out:
             layers = dict.fromkeys(re.sub("[./][^./]*$", "", key) for key in left_out)
-            print(f"left out, being no part of the GRU: {', '.join(layers)}")
+            print(f"left out, not part of the GRU: {', '.join(layers)}")
         if target == "run":
             from common.convert.run import write_run  # imports the training loop
 
             if options.data is None or options.vectors is None:
-                raise InputError("--to run: needs --data and --vectors, which it does not hold")
+                raise InputError("--to run: requires --data and --vectors")
             if options.ngrams:
-                raise InputError("--to run: a model with --ngrams reads counts it does not hold")
-            how = options.classes, options.pooling, options.relu
-            write_run(to_file, result, reset_after, options.data, options.vectors, *how)
+                raise InputError("--to run: does not support --ngrams, the file has no n-grams")
+            classifier = options.classes, options.pooling, options.relu
+            write_run(to_file, result, reset_after, options.data, options.vectors, *classifier)
             print(f"{to_file}: a run directory; python -m torch_impl.predict {to_file}")
             return
     except InputError as error:

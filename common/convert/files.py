@@ -1,4 +1,4 @@
-"""Flat dicts of arrays in .safetensors, .npz and .pt files."""
+"""Reads and writes flat dicts of arrays as .safetensors, .npz and .pt files."""
 
 import io
 import pickle
@@ -19,17 +19,16 @@ SUFFIXES = (".safetensors", ".npz", ".pt")
 
 
 def read_tensors(path: Path) -> Arrays:
-    """The tensors in a file, whose format its suffix says; nothing in it is ever executed.
+    """The tensors in a file, whose suffix determines its format; no code in it is executed.
 
-    A file without any suffix is taken for one of torch.save, which does not ask for one, as are
-    .pth, .ckpt and .bin.
+    A file without a suffix is read as a .pt file, as are .pth, .ckpt and .bin.
 
-    Dicts in a .pt file's dict are unpacked, as {"state_dict": {"a": …}} to "state_dict.a"; what
-    else there is beside tensors and NumPy arrays is skipped. bfloat16, which NumPy does not have,
+    Nested dicts in a .pt file are flattened: {"state_dict": {"a": …}} becomes "state_dict.a".
+    Values that are neither tensors nor NumPy arrays are skipped. bfloat16, which NumPy lacks,
     becomes float32.
 
-    Raises InputError, naming the file, if it is missing, damaged or has another suffix, or if a .pt
-    file holds no dict, or wants anything loaded but plain data.
+    Raises InputError, with the file, if it is missing, damaged or has another suffix, or if a .pt
+    file contains no dict or loads anything but plain data.
     """
     suffix = ".pt" if path.suffix in ("", ".pth", ".ckpt", ".bin") else path.suffix
     _check(path, suffix)
@@ -40,24 +39,23 @@ def read_tensors(path: Path) -> Arrays:
         if suffix == ".safetensors":
             return _parse_safetensors(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            # "V2" is what an array of JAX's bfloat16 is saved as.
+            # NumPy saves an array of bfloat16 as "V2".
             return {name: _widened(v) if v.dtype == "V2" else v for name, v in archive.items()}
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    # Damaged bytes make the three libraries raise exceptions of a dozen kinds.
-    except Exception as error:
+    except Exception as error:  # the libraries raise a dozen types for damaged files
         raise InputError(f"{path}: not a readable {suffix} file ({error})") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a file whose format its suffix says: all of it or, after an error, nothing.
+    """Write a file atomically; its suffix determines the format.
 
-    Raises InputError, naming the file, if it has another suffix or cannot be written.
+    Raises InputError, with the file, if it has another suffix or cannot be written.
     """
     _check(path, path.suffix)
-    # safetensors and torch take it for granted that arrays are contiguous and in native byte order.
+    # safetensors and torch require contiguous arrays in native byte order.
     native: dict[str, Any] = {
         key: np.ascontiguousarray(value, value.dtype.newbyteorder("="))
         for key, value in tensors.items()
@@ -77,13 +75,13 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _check(path: Path, suffix: str) -> None:
     if suffix not in SUFFIXES:
-        raise InputError(f"{path}: unknown kind of file, expected one of {', '.join(SUFFIXES)}")
+        raise InputError(f"{path}: unknown suffix, expected one of {', '.join(SUFFIXES)}")
 
 
 def _parse_pt(content: bytes) -> Arrays:
     import torch
 
-    # Old state_dicts hold NumPy arrays, and NumPy 1 knew their constructor by another name.
+    # Old state_dicts contain NumPy arrays, whose constructor has another name in NumPy 1.
     reconstruct: Any = np.zeros(0).__reduce__()[0]
     dtypes = np.dtypes.Float16DType, np.dtypes.Float32DType, np.dtypes.Float64DType
     constructors: list[Any] = [(reconstruct, "numpy.core.multiarray._reconstruct")]
@@ -96,22 +94,22 @@ def _parse_pt(content: bytes) -> Arrays:
         if refused is None:
             raise
         raise InputError(
-            f"refused: it wants to load {refused[1]}, and only plain tensors are loaded"
+            f"refused: the file loads {refused[1]}, only plain tensors are allowed"
         ) from error
     if not isinstance(state, Mapping):
-        raise InputError(f"holds a {type(state).__name__}, expected a dict of tensors")
+        raise InputError(f"contains a {type(state).__name__}, expected a dict of tensors")
     tensors: Arrays = {}
     seen = {id(state)}
 
-    def unpack(content: Mapping[Any, Any], before: str) -> None:
+    def unpack(content: Mapping[Any, Any], prefix: str) -> None:
         for key, value in content.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{before}{key}"] = _to_numpy(value)
+                tensors[f"{prefix}{key}"] = _to_numpy(value)
             elif isinstance(value, np.ndarray):
-                tensors[f"{before}{key}"] = value
-            elif isinstance(value, Mapping) and id(value) not in seen:  # else without an end
+                tensors[f"{prefix}{key}"] = value
+            elif isinstance(value, Mapping) and id(value) not in seen:  # dicts may be cyclic
                 seen.add(id(value))
-                unpack(value, f"{before}{key}.")
+                unpack(value, f"{prefix}{key}.")
 
     unpack(state, "")
     return tensors
@@ -120,7 +118,7 @@ def _parse_pt(content: bytes) -> Arrays:
 def _parse_safetensors(content: bytes) -> Arrays:
     try:
         return safetensors.numpy.load(content)
-    except KeyError:  # a type that NumPy does not have
+    except KeyError:  # a dtype that NumPy lacks
         from safetensors.torch import load
 
         return {name: _to_numpy(value) for name, value in load(content).items()}

@@ -1,13 +1,13 @@
-"""The layouts, one a framework: what each of its tensors holds (the notation: layout.py).
+"""The layouts of the frameworks, in the notation of layout.py.
 
-The equations of each, and which key becomes which: docs/layouts.md.
+docs/layouts.md has their equations and the mapping of their keys.
 """
 
 from dataclasses import replace
 
 from common.convert.layout import Layout
 
-# The project's own; nothing in these tensors says where the reset gate acts.
+# The layout of this project. The tensors do not show where the reset gate acts.
 CANONICAL = Layout(
     name="canonical",
     scope="",
@@ -37,15 +37,15 @@ TORCH = Layout(
 )
 
 # The homework's MyGRU: an nn.Linear, with a bias, for each gate and operand.
-_GATES = {"z": "z", "r": "r", "h": "n"}  # its name: ours
+_GATES = {"z": "z", "r": "r", "h": "n"}  # name in the homework: canonical name
 HOMEWORK = Layout(
     name="homework",
     scope="gru.",
     cell={
-        **{f"W{its}.weight": f"W{ours}" for its, ours in _GATES.items()},
-        **{f"U{its}.weight": f"U{ours}" for its, ours in _GATES.items()},
-        **{f"W{its}.bias": f"b{ours}" for its, ours in _GATES.items()},
-        **{f"U{its}.bias": f"c{ours}" for its, ours in _GATES.items()},
+        **{f"W{name}.weight": f"W{gate}" for name, gate in _GATES.items()},
+        **{f"U{name}.weight": f"U{gate}" for name, gate in _GATES.items()},
+        **{f"W{name}.bias": f"b{gate}" for name, gate in _GATES.items()},
+        **{f"U{name}.bias": f"c{gate}" for name, gate in _GATES.items()},
     },
     reset_kinds=(False,),
     z_keeps=False,
@@ -69,7 +69,7 @@ LINEN = Layout(
 )
 
 # flax.nnx.GRUCell: "/".join(path) for the paths of nnx.to_flat_state(nnx.state(cell, nnx.Param)).
-# Its docstring shows a hidden bias of n; its code has none. Source: flax/nnx/nn/recurrent.py.
+# Despite its docstring, n has no hidden bias. Source: flax/nnx/nn/recurrent.py.
 NNX = replace(
     LINEN,
     name="nnx",
@@ -80,8 +80,8 @@ NNX = replace(
     },
 )
 
-# keras.layers.GRU (Keras 3), in the order of get_weights() and set_weights(); the paths that Keras
-# gives its variables begin with the names of the layers instead.
+# keras.layers.GRU (Keras 3), in the order of get_weights() and set_weights(). (Paths of variables
+# in Keras begin with the names of the layers.)
 # Source: keras/src/layers/rnn/gru.py.
 _KERNELS = {"kernel": "Wz Wr Wn", "recurrent_kernel": "Uz Ur Un"}
 KERAS = Layout(
@@ -118,8 +118,8 @@ HAIKU = Layout(
     others=("head/w", "head/b", "vectors/embeddings"),
 )
 
-# The GRU operator of ONNX, a node a layer: its inputs. The node's attribute linear_before_reset is
-# reset_after, and has to be set to match. Source: the operator specification, GRU, version 22.
+# The inputs of the GRU operator of ONNX, one node per layer. The attribute linear_before_reset of
+# the node must equal reset_after. Source: the operator specification, GRU, version 22.
 ONNX = Layout(
     name="onnx",
     scope="gru.{layer}.",

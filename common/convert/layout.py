@@ -1,15 +1,15 @@
-"""How a layout is described, and how parameters are read and written by its description.
+"""Descriptions of layouts, and how parameters are read and written by them.
 
-What a tensor holds is said in pieces of the equations, for gates g of z, r, n:
+A spec describes a tensor as pieces, for gates g of z, r, n:
 
     Wg  [H, D]    bg  [H]    a gate's rows of the canonical weight_ih and bias_ih
-    Ug  [H, H]    cg  [H]    those of weight_hh and bias_hh
-    bg+cg                    their sum, where there is one bias; read back, all of it is bg
+    Ug  [H, H]    cg  [H]    a gate's rows of weight_hh and bias_hh
+    bg+cg                    the sum of both biases in a single bias, which is read as bg
 
-"Wr Wz Wn" is a tensor [3H, D] of three pieces end to end, "bz br bn, cz cr cn" one of [2, 3H].
+"Wr Wz Wn" is a tensor [3H, D], three concatenated pieces; "bz br bn, cz cr cn" is [2, 3H].
 
-In z and r, b and c are only ever added to each other; in n too, for reset_after=False. For
-reset_after=True c of n is multiplied by r and has to stay apart.
+The equations only use the sum b + c in z and r, and in n if reset_after=False. With
+reset_after=True, c of n is multiplied by r and needs a bias of its own.
 """
 
 import re
@@ -32,9 +32,9 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class _Place(NamedTuple):
-    """Where a GRU stands: what is before it, before each tensor's name, and those names."""
+    """The location of a GRU in a file: key prefix, template before tensor names, and the names."""
 
-    before: str
+    prefix: str
     scope: str
     cell: Mapping[str, str]
 
@@ -45,41 +45,41 @@ class Layout:
 
     The defaults are cuDNN's and nn.GRU's conventions, which most frameworks share.
 
-    A GRU that stands alone (no head, no word vectors, a single scope) is written without the scope,
-    under the library's own names. Both can be read, with anything before them ("encoder.").
+    A GRU alone (no head, no word vectors, a single scope) is written without the scope, under the
+    library's own names. `read` accepts both, after any prefix ("encoder.").
     """
 
     name: str
     scope: str
-    """What stands before the names of the tensors."""
+    """The template of the keys before the names of the tensors."""
     cell: Mapping[str, str]
-    """The tensors of a cell (one direction of one layer) by name, and the pieces in them."""
+    """The tensors of a cell (one direction of one layer): name to spec."""
     reset_kinds: tuple[bool, ...] = (True,)
-    """The values of reset_after that the framework can compute, its own default first."""
+    """The values of reset_after that the framework supports, its default first."""
     cell_before: Mapping[str, str] | None = None
-    """The tensors for reset_after=False, where they are others."""
+    """`cell` for reset_after=False, if it differs."""
     directions: tuple[str, str] = DIRECTIONS
-    """What {direction} in a key stands for."""
+    """The values of {direction} in keys."""
     z_keeps: bool = True
-    """Whether its z says how much of the old state is kept (ours: how much is replaced)."""
+    """Whether z is the kept fraction of the old state (canonical z: the replaced fraction)."""
     transposes: bool = False
-    """Whether weights are [in, out], those of the head too, and not [out, in]."""
+    """Whether weights, including the head's, are [in, out] instead of [out, in]."""
     stacks_directions: bool = False
     """Whether the directions of a layer share each tensor, along a new first axis."""
     ending: str = ""
-    """How names end that those of a single cell, as nn.GRUCell, do not."""
+    """The end of names that the names of a single cell, such as nn.GRUCell, lack."""
     others: tuple[str, ...] = tuple(OTHERS)
-    """Its keys of what is not the GRU: the head's weight and bias, the word vectors."""
+    """The keys of the head's weight and bias and of the word vectors."""
 
-    def is_transposed(self, held: str) -> bool:
-        """Whether a tensor that holds these pieces, or this part of the head, is transposed."""
-        return self.transposes and held.startswith(("W", "U", "head.weight"))
+    def is_transposed(self, spec: str) -> bool:
+        """Whether the tensor with this spec, or this part of the head, is transposed."""
+        return self.transposes and spec.startswith(("W", "U", "head.weight"))
 
     def write(self, parameters: Tensors, *, reset_after: bool) -> dict[str, np.ndarray]:
         """Canonical parameters, as `read` returns them, as a flat dict of tensors in this layout.
 
-        Raises InputError where the layout has no place for them: for their kind of reset, for a
-        hidden bias of n, for their number of layers or directions.
+        Raises InputError if the layout does not support the kind of reset, a hidden bias of n, or
+        the number of layers or directions.
         """
         cell = self._cell(reset_after)
         layers, directions = structure(parameters)
@@ -99,7 +99,7 @@ class Layout:
                 for kind, name in KINDS.items()
                 for gate, value in zip(GATES, np.split(parameters[prefix + name], 3), strict=True)
             }
-            if pieces["cn"].any() and not any("cn" in held for held in cell.values()):
+            if pieces["cn"].any() and not any("cn" in spec for spec in cell.values()):
                 raise InputError(
                     f"{prefix}bias_hh, gate n, is not zero (up to {abs(pieces['cn']).max():.3g}): "
                     f"{self.name} has no hidden bias for n, and with reset_after=True no other "
@@ -108,11 +108,11 @@ class Layout:
                 )
             for gate in GATES:
                 pieces[f"b{gate}+c{gate}"] = pieces[f"b{gate}"] + pieces[f"c{gate}"]
-            for name, held in cell.items():
-                value = np.concatenate([pieces[piece] for piece in _pieces(held)])
-                value = value.reshape(2, -1) if "," in held else value
+            for name, spec in cell.items():
+                value = np.concatenate([pieces[piece] for piece in _pieces(spec)])
+                value = value.reshape(2, -1) if "," in spec else value
                 key = self._key(scope + name, layer, direction)
-                stacks.setdefault(key, []).append(value.T if self.is_transposed(held) else value)
+                stacks.setdefault(key, []).append(value.T if self.is_transposed(spec) else value)
         if len(stacks) < len(cell) * len(places) and not self.stacks_directions:
             raise InputError(
                 f"the {self.name} layout holds one layer in one direction, this model has "
@@ -130,72 +130,72 @@ class Layout:
         prefix: str | None = None,
         left_out: list[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The canonical parameters in these tensors: zeros for biases if there are none.
+        """The canonical parameters in these tensors; missing biases are zeros.
 
-        ngrams: see ModelConfig in common/params.py. prefix: which GRU, where there are several.
-        left_out: a list that the keys of other layers are added to; without it, they are refused.
+        ngrams: see ModelConfig in common/params.py. prefix: selects one of several GRUs.
+        left_out: receives the keys of other layers, which are refused without it.
 
-        Raises InputError for the wrong kind of reset, where there are several GRUs and none is
-        chosen, and, naming the key, for a tensor that is missing, not expected, not of
-        floating-point numbers or (naming both shapes) does not fit.
+        Raises InputError for the wrong kind of reset, for several GRUs without a prefix, and, with
+        the key, for a tensor that is missing, unexpected, not floating-point or (with both shapes)
+        of a wrong shape.
         """
         gru = self._place(tensors, self._cell(reset_after), prefix)
         layers, directions = self._structure(tensors, gru)
-        reader = _Reader(self, tensors, gru.before)
-        own = {
-            self._key(gru.scope + name, *place): held[0] in "bc"
+        reader = _Reader(self, tensors, gru.prefix)
+        gru_keys = {
+            self._key(gru.scope + name, *place): spec[0] in "bc"
             for place in product(layers, directions)
-            for name, held in gru.cell.items()
+            for name, spec in gru.cell.items()
         }
-        names = sorted(gru.cell, key=lambda name: gru.cell[name][0] != "U")  # U tells H
-        if not any(is_bias for key, is_bias in own.items() if key in tensors):
+        names = sorted(gru.cell, key=lambda name: gru.cell[name][0] != "U")  # U determines H
+        if not any(is_bias for key, is_bias in gru_keys.items() if key in tensors):
             names = [name for name in names if gru.cell[name][0] not in "bc"]
         parameters = reader.others("vectors.weight")
-        if ngrams and "D" in reader.sizes:  # beside them, the first layer reads ratios
+        if ngrams and "D" in reader.sizes:  # the first layer reads word vectors and ratios
             classes = np.size(tensors.get(reader.key("head.bias"), ()))
             reader.sizes["D"] += ngrams * ratio_columns(classes)
         for layer in layers:
             for number, direction in enumerate(directions):
                 pieces: dict[str, np.ndarray] = {}
                 for name in names:
-                    held = gru.cell[name]
-                    axes = [str(len(directions))] * self.stacks_directions + _axes(held)
-                    value = reader.take(self._key(gru.scope + name, layer, direction), held, axes)
+                    spec = gru.cell[name]
+                    axes = [str(len(directions))] * self.stacks_directions + _axes(spec)
+                    value = reader.take(self._key(gru.scope + name, layer, direction), spec, axes)
                     value = value[number] if self.stacks_directions else value
-                    value = value.ravel() if "," in held else value
-                    found = [piece.partition("+")[0] for piece in _pieces(held)]
-                    pieces |= zip(found, np.split(value, len(found)), strict=True)
+                    value = value.ravel() if "," in spec else value
+                    kinds = [piece.partition("+")[0] for piece in _pieces(spec)]
+                    pieces |= zip(kinds, np.split(value, len(kinds)), strict=True)
                 zero = np.zeros_like(pieces["Un"][:, 0])
                 for kind, name in KINDS.items():
                     values = [self._signed(g, pieces.get(kind + g, zero)) for g in GATES]
                     parameters[f"gru.{layer}.{direction}.{name}"] = np.concatenate(values)
             reader.sizes["D"] = reader.sizes["H"] * len(directions)
-        reader.sizes["F"] = reader.sizes["D"] * reader.ways()
+        reader.sizes["F"] = reader.sizes["D"] * reader.pooling_count()
         parameters |= reader.others("head.weight", "head.bias")
-        beside = {_outer(key) for key in own}
+        gru_scopes = {_outer(key) for key in gru_keys}
         for key in tensors:
             if key in reader.taken:
                 continue
-            # One more tensor among the GRU's own: it is of another layout, or no GRU.
-            if left_out is None or _outer(key) in beside:
+            # An extra tensor in the scope of the GRU means another layout, or no GRU.
+            if left_out is None or _outer(key) in gru_scopes:
                 raise InputError(f"unexpected key {key}: no place in this {self.name} layout")
             left_out.append(key)
         return parameters
 
     def _place(self, tensors: Tensors, cell: Mapping[str, str], prefix: str | None) -> _Place:
-        """Where the GRU stands in these tensors; where it would, if there is none."""
-        single = {name.removesuffix(self.ending): held for name, held in cell.items()}
-        found: dict[str, _Place] = {}
+        """The location of the GRU in these tensors; the expected location if there is none."""
+        single = {name.removesuffix(self.ending): spec for name, spec in cell.items()}
+        candidates: dict[str, _Place] = {}
         fitting, taken = {}, set[str]()
         for names, inner in ((cell, self.scope), (cell, ""), (single, "")):
-            name, held = next(item for item in names.items() if item[1][0] == "U")
+            name, spec = next(item for item in names.items() if item[1][0] == "U")
             end = self._key(inner + name, 0, "forward")
             for key in tensors:
                 outer = key.removesuffix(end)
                 if key in taken or not key.endswith(end) or outer[-1:] not in ("", ".", "/"):
                     continue
                 if names is single and outer.endswith(tuple(f"{each}." for each in DIRECTIONS)):
-                    continue  # not nn.GRUCell: canonical or equinox, which have the same names
+                    continue  # canonical or equinox, which share the names of nn.GRUCell
                 place = _Place(
                     outer + inner.partition("{")[0],
                     outer.replace("{", "{{").replace("}", "}}") + inner,
@@ -203,23 +203,24 @@ class Layout:
                 )
                 places = product(*self._structure(tensors, place))
                 taken |= {self._key(place.scope + name, *each) for each in places}
-                found[place.before.rstrip("./")] = place
+                candidates[place.prefix.rstrip("./")] = place
                 *_, rows, columns = 0, 0, *np.shape(tensors[key])
-                rows, columns = (columns, rows) if self.is_transposed(held) else (rows, columns)
-                if rows == len(_pieces(held)) * columns:  # or else an LSTM
-                    fitting[place.before.rstrip("./")] = place
-        found = fitting or found
-        if prefix is None and len(found) < 2:
-            return next(iter(found.values()), _Place("", self.scope, cell))
-        if prefix is not None and prefix.rstrip("./") in found:
-            return found[prefix.rstrip("./")]
-        there = ", ".join(map(repr, found)) or "nowhere"
+                rows, columns = (columns, rows) if self.is_transposed(spec) else (rows, columns)
+                if rows == len(_pieces(spec)) * columns:  # otherwise an LSTM
+                    fitting[place.prefix.rstrip("./")] = place
+        candidates = fitting or candidates
+        if prefix is None and len(candidates) < 2:
+            return next(iter(candidates.values()), _Place("", self.scope, cell))
+        if prefix is not None and prefix.rstrip("./") in candidates:
+            return candidates[prefix.rstrip("./")]
+        prefixes = ", ".join(map(repr, candidates)) or "nowhere"
         raise InputError(
-            f"there are {len(found)} GRUs in the {self.name} layout, at {there}: choose by --prefix"
+            f"there are {len(candidates)} GRUs in the {self.name} layout, at {prefixes}: "
+            "choose by --prefix"
         )
 
     def _structure(self, tensors: Tensors, place: _Place) -> tuple[range, tuple[str, ...]]:
-        """The layers and directions of the GRU that stands there."""
+        """The layers and directions of the GRU at this location."""
 
         def keys(layer: int = 0, direction: str = "forward") -> set[str]:
             return {self._key(place.scope + name, layer, direction) for name in place.cell}
@@ -241,72 +242,72 @@ class Layout:
             raise InputError(
                 f"{self.name} applies the reset gate {'before' if reset_after else 'after'} the "
                 f"product only, it cannot compute a GRU with reset_after={reset_after} (if this "
-                f"one has reset_after={not reset_after}, say so)"
+                f"GRU has reset_after={not reset_after}, set that option)"
             )
         return self.cell if reset_after or self.cell_before is None else self.cell_before
 
     def _key(self, template: str, layer: int, direction: str) -> str:
-        its = self.directions[DIRECTIONS.index(direction)]
-        return template.format(layer=layer, direction=its)
+        name = self.directions[DIRECTIONS.index(direction)]
+        return template.format(layer=layer, direction=name)
 
     def _signed(self, gate: str, value: np.ndarray) -> np.ndarray:
-        """1 - sigmoid(a) = sigmoid(-a): negating all that z is computed from swaps its meaning."""
+        """Negates the parameters of z where conventions differ: 1 - sigmoid(a) = sigmoid(-a)."""
         return -value if gate == "z" and self.z_keeps else value
 
 
 def _outer(key: str) -> str:
-    """What stands before the last part of a key."""
+    """A key without its last part."""
     return re.sub("[^./]*$", "", key)
 
 
-def _pieces(held: str) -> list[str]:
-    return held.replace(",", "").split()
+def _pieces(spec: str) -> list[str]:
+    return spec.replace(",", "").split()
 
 
-def _axes(held: str) -> list[str]:
-    """The axes, not yet transposed, of a tensor that holds these pieces; 3H is 3 times H."""
-    blocks = len(_pieces(held.partition(",")[0]))
-    axes = ["H" if blocks == 1 else f"{blocks}H", *{"W": ["D"], "U": ["H"]}.get(held[0], [])]
-    return ["2", *axes] if "," in held else axes
+def _axes(spec: str) -> list[str]:
+    """The axes of a tensor with this spec, before transposition; "3H" is 3 times H."""
+    blocks = len(_pieces(spec.partition(",")[0]))
+    axes = ["H" if blocks == 1 else f"{blocks}H", *{"W": ["D"], "U": ["H"]}.get(spec[0], [])]
+    return ["2", *axes] if "," in spec else axes
 
 
 class _Reader:
-    """Hands out the tensors of a file one by one, each of them checked.
+    """Validates and returns the tensors of a file.
 
-    The size of an axis (C, D, F, H, V) is what the first tensor that has it says.
+    The first tensor with an axis (C, D, F, H, V) determines its size.
     """
 
-    def __init__(self, layout: Layout, tensors: Tensors, before: str) -> None:
+    def __init__(self, layout: Layout, tensors: Tensors, prefix: str) -> None:
         self.layout = layout
         self.tensors = tensors
-        # What is not the GRU may stand beside it, or further out.
-        steps = re.split(r"(?<=[./])", before)
-        self.outer = ["".join(steps[:end]) for end in range(len(steps), -1, -1)]
+        # The head and the vectors have the prefix of the GRU, or a part of it.
+        parts = re.split(r"(?<=[./])", prefix)
+        self.prefixes = ["".join(parts[:end]) for end in range(len(parts), -1, -1)]
         self.taken: set[str] = set()
         self.sizes = {"": 1}
 
-    def take(self, key: str, held: str, axes: list[str]) -> np.ndarray:
-        """The tensor with this key, as [out, in]; raises InputError if it is not as it should."""
+    def take(self, key: str, spec: str, axes: list[str]) -> np.ndarray:
+        """The tensor with this key, as [out, in]; raises InputError if it is missing or invalid."""
         if key not in self.tensors:
-            some = ", ".join(sorted(self.tensors)[:6]) or "none"
+            examples = ", ".join(sorted(self.tensors)[:6]) or "none"
             raise InputError(
-                f"no key {key}, which the {self.layout.name} layout needs; there are "
-                f"{len(self.tensors)} keys: {some}{', …' if len(self.tensors) > 6 else ''}"
+                f"no key {key}, which the {self.layout.name} layout requires; there are "
+                f"{len(self.tensors)} keys: {examples}{', …' if len(self.tensors) > 6 else ''}"
             )
         self.taken.add(key)
         value = np.asarray(self.tensors[key])
-        if value.dtype.name == "bfloat16":  # NumPy has none of its own
+        if value.dtype.name == "bfloat16":  # not a type of NumPy itself
             value = value.astype(np.float32)
         if value.dtype.name not in FLOATS:
             raise InputError(f"{key} holds {value.dtype}, expected one of {', '.join(FLOATS)}")
-        transposed = self.layout.is_transposed(held)
+        transposed = self.layout.is_transposed(spec)
         axes = axes[::-1] if transposed else axes
         if len(axes) == value.ndim:
             for axis, size in zip(axes, value.shape, strict=True):
                 if axis.isalpha() and size > 0:
                     self.sizes.setdefault(axis, size)
         expected: list[int | str] = []
-        for axis in axes:  # one whose size is not known yet stays a symbol
+        for axis in axes:  # an axis of unknown size stays a symbol
             factor, symbol = axis.rstrip("CDFHV") or "1", axis.lstrip("0123456789")
             expected.append(int(factor) * self.sizes[symbol] if symbol in self.sizes else axis)
         if list(value.shape) != expected:
@@ -317,12 +318,13 @@ class _Reader:
         return value.T if transposed else value
 
     def key(self, name: str) -> str:
-        """What a part of the model that is not the GRU is called in this file."""
-        own = dict(zip(OTHERS, self.layout.others, strict=True))[name]
-        return next((outer + own for outer in self.outer if outer + own in self.tensors), own)
+        """The key in this file of a parameter in OTHERS."""
+        suffix = dict(zip(OTHERS, self.layout.others, strict=True))[name]
+        keys = (prefix + suffix for prefix in self.prefixes)
+        return next((key for key in keys if key in self.tensors), suffix)
 
-    def ways(self) -> int:
-        """Of how many ways of pooling the head reads the outputs; 1 where its size is of none."""
+    def pooling_count(self) -> int:
+        """The number of poolings that the head reads; 1 if its size matches none."""
         key, axis = self.key("head.weight"), 0 if self.layout.is_transposed("head.weight") else -1
         shape = np.shape(self.tensors[key]) if key in self.tensors else ()
         columns = shape[axis] if shape else 0
@@ -330,7 +332,7 @@ class _Reader:
         return whole if not rest and 1 <= whole <= len(POOLING) else 1
 
     def others(self, *names: str) -> dict[str, np.ndarray]:
-        """These parts of the model: all of them, or none where none of their keys is there."""
+        """The parameters with these names; empty if the file has none of them."""
         if not any(self.key(name) in self.tensors for name in names):
             return {}
         return {name: self.take(self.key(name), name, OTHERS[name]) for name in names}

@@ -1,7 +1,7 @@
-"""Another framework's checkpoint as a run directory, in which both twins predict and train on.
+"""Writes a run directory from another framework's checkpoint, for prediction and training.
 
-A checkpoint holds parameters and nothing else; what they were trained on has to be said: the data
-set, whose vocabulary says which words to keep, and the file of word vectors.
+A checkpoint contains only parameters. The caller provides the training data set, whose vocabulary
+selects the words to keep, and the file of word vectors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,17 @@ def write_run(
     pooling: str = "last",
     relu: bool = True,
 ) -> None:
-    """Write the run directory of canonical parameters, as if it had taken no step yet.
+    """Write a run directory with canonical parameters at step 0.
 
-    Its options are those of the preset `homework`. `classes` are the names of the outputs in their
-    order, where that is not the data set's; `pooling` and `relu` say what the classifier reads.
-    Raises InputError where the parameters do not fit that, the word vectors or the classes, for
-    data and vectors that cannot be read, and where the folder is not new.
+    The options are those of the preset `homework`. `classes`: the outputs in their order (default:
+    the order of the data set); `pooling`, `relu`: the input of the classifier.
+    Raises InputError if the parameters do not match these, the word vectors or the classes, if data
+    or vectors cannot be read, and if the folder is not empty.
     """
     if "head.weight" not in parameters:
-        raise InputError("a GRU without a classifier: a run needs both")
+        raise InputError("a GRU without a classifier, which a run requires")
     if "vectors.weight" in parameters:
-        raise InputError("has word vectors of its own, and does not say of which words")
+        raise InputError("contains word vectors, but not their words")
     layers, directions = params.structure(parameters)
     H = parameters["gru.0.forward.weight_hh"].shape[1]
     options = TrainConfig(
@@ -51,23 +51,26 @@ def write_run(
         out=folder,
     )
     options.check()
-    reads = parameters["head.weight"].shape[1]
-    gives = H * len(directions) * len(pooling.split("+"))
-    if reads != gives:
-        raise InputError(f"its classifier reads {reads} numbers, --pooling {pooling} gives {gives}")
+    head_size = parameters["head.weight"].shape[1]
+    features = H * len(directions) * len(pooling.split("+"))
+    if head_size != features:
+        raise InputError(
+            f"the classifier has {head_size} inputs, --pooling {pooling} has {features}"
+        )
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: is there already, and not empty")
-    found = load_data(options, print)
+        raise InputError(f"{folder}: exists and is not empty")
+    dataset = load_data(options, print)
     D, C = parameters["gru.0.forward.weight_ih"].shape[1], len(parameters["head.bias"])
-    matrix = found.vectors.matrix
+    matrix = dataset.vectors.matrix
     if (size := matrix.shape[1]) != D:
-        raise InputError(f"its GRU reads vectors of {D} dimensions, those of {vectors} have {size}")
-    if len(found.classes) != C:
-        raise InputError(f"it has {C} classes, {found.name} has {', '.join(found.classes)}")
-    given = list(classes or found.classes)
-    if sorted(given) != sorted(found.classes):
-        raise InputError(f"--classes {' '.join(given)}: the data has {' '.join(found.classes)}")
-    order = [given.index(name) for name in found.classes]
+        raise InputError(f"the GRU has {D} inputs, the vectors of {vectors} {size} dimensions")
+    if len(dataset.classes) != C:
+        expected = ", ".join(dataset.classes)
+        raise InputError(f"the model has {C} classes, {dataset.name} has {expected}")
+    names = list(classes or dataset.classes)
+    if sorted(names) != sorted(dataset.classes):
+        raise InputError(f"--classes {' '.join(names)}: the data has {' '.join(dataset.classes)}")
+    order = [names.index(name) for name in dataset.classes]
     values = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
     values |= {name: values[name][order] for name in ("head.weight", "head.bias")}
     model = options.model_config(matrix.shape, C, train_vectors=False)
@@ -76,11 +79,11 @@ def write_run(
         for moment in ("first_moment", "second_moment")
         for name, value in values.items()
     }
-    about = run_directory.About(model, options, found.classes, "torch")
-    state = checkpoint.State(fingerprint_of(options, found), implementation="")
+    about = run_directory.About(model, options, dataset.classes, "torch")
+    state = checkpoint.State(fingerprint_of(options, dataset), implementation="")
     with run_directory.lock(folder):
         files.replace(folder / "log.jsonl", b"")
         checkpoint.save_checkpoint(folder, about, state, values, moments, {})
-        # For prediction. It has not been tested here: so its metrics are empty.
+        # The files for prediction; the metrics are empty, because the model is not tested here.
         tensors = {run_directory.VECTORS: {"vectors": matrix}, run_directory.MODEL: values}
-        run_directory.write(folder, about, found.vectors.words, {}, tensors)
+        run_directory.write(folder, about, dataset.vectors.words, {}, tensors)

@@ -1,8 +1,8 @@
-"""Batches: which reviews are trained on together, in which order, padded to which shape.
+"""Batches: the reviews of each training step, their order and their padded shape.
 
-All of it is a pure function of (data, seed, epoch), the same for both twins. Reviews of about the
-same length go together, and padded sizes come from at most MAX_SHAPES fixed shapes, so that XLA
-compiles at most so many times and little of the work is padding.
+A batch is a pure function of (data, seed, epoch), the same for both twins. Batches group reviews of
+similar length and have at most MAX_SHAPES padded shapes; this limits the padding and the number of
+XLA compilations.
 """
 
 import math
@@ -18,24 +18,24 @@ from common.data.corpus import EncodedSplit
 from common.params import NO_LABEL
 
 MAX_SHAPES = 8
-LARGE = 1_000_000  # so many reviews have a plan that processes should share
-_POOL = 256  # so many batches are sorted by length together: the larger, the less padding
-_MAPPED = 16  # so many texts are read of a large file before their pages are let go: 2 MiB each
-_SAMPLE = 64  # so many batches are looked at to foresee how many distinct tokens a batch has
+LARGE = 1_000_000  # reviews from which on processes share a plan through the cache
+_POOL = 256  # batches sorted by length together: a larger pool means less padding
+_MAPPED = 16  # texts read from a large file before their pages (2 MiB each) are released
+_SAMPLE = 64  # batches sampled to estimate the number of distinct tokens of a batch
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B reviews of at most T words, in time-major order, with each word's id named only once.
+    """B reviews of at most T words, in time-major order.
 
-    distinct: the vocabulary ids that occur, padded with zeros to a fixed size K.
+    distinct: the vocabulary ids that occur, each once, padded with zeros to a fixed size K.
     tokens: indices into distinct; 0 in the padding.
     lengths: words in each review, longest first; 0 is legal.
-    labels: index of the class, or NO_LABEL for a row that is no review.
-    reviews: index of each review in its split, -1 for a row that is no review.
-    ratios: of the n-grams that end at each word (common/data/ngrams.py), zeros in the padding; an
-        n-gram that begins before what is read of a review has 0.
-    share: which share of a batch these are; it may have no review at all.
+    labels: index of the class, or NO_LABEL in a padding row.
+    reviews: index of each review in its split, -1 in a padding row.
+    ratios: log-count ratios of the n-grams that end at each word (common/data/ngrams.py); zeros in
+        the padding and for an n-gram that begins before the words read of a review.
+    share: number of the share if a batch is divided; a share may hold no review.
     """
 
     distinct: Int32[np.ndarray, " K"]
@@ -48,12 +48,12 @@ class Batch:
 
     @property
     def words(self) -> int:
-        """How many words are in the batch, padding not counted."""
+        """The number of words, without padding."""
         return int(self.lengths.sum())
 
     @property
     def named(self) -> int:
-        """How many of `distinct` are ids that occur, padding not counted: they come first."""
+        """The number of distinct ids, without padding; they come first in `distinct`."""
         return int(np.count_nonzero(self.distinct[1:])) + (self.words > 0)
 
 
@@ -68,9 +68,9 @@ class Shape:
 class Batches:
     """The batches of a split, epoch by epoch, for training or (in_order=True) for evaluation.
 
-    Only the last max_length words of a review are read. The shapes are those that suit this split,
-    or the ones given, of which the last must fit every review. A batch may be cut into shares: each
-    is then a Batch of its own, and the shapes are for these.
+    Only the last max_length words of a review are read. The shapes are chosen for this split unless
+    `shapes` is given; its last shape must fit every review. With shares > 1, a batch is divided
+    into shares, each a Batch; the shapes are then those of a share.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Batches:
         ngrams: int = 0,
         shares: int = 1,
     ) -> None:
-        """longest: the shapes shall fit reviews of up to so many words (the other split's). ngrams:
-        up to how many words those are that the split has ratios of."""
+        """longest: a review length that the shapes must fit (the other split's longest). ngrams: N
+        if the split has ratios of 1- to N-grams."""
         self.split = split
         self.batch_size, self.shares = batch_size, shares
-        self.rows = math.ceil(batch_size / shares)  # of a share
+        self.rows = math.ceil(batch_size / shares)  # rows of a share
         self.seed = seed
         self.in_order = in_order
         self.ngrams = ngrams
@@ -102,13 +102,14 @@ class Batches:
         self.shapes = list(shapes) if shapes else self._choose_shapes(longest)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return math.ceil(len(self.split) / self.batch_size)
 
     def plan(self, epoch: int) -> Int32[np.ndarray, "batches B"]:
-        """Which reviews are in which batch of this epoch; the last is padded with -1.
+        """The indices of the reviews in each batch of an epoch; -1 pads the last batch.
 
-        A large one is kept in the cache, this epoch's and the one's before, and mapped.
+        Plans of a large split are memory-mapped from the cache, which keeps this epoch's plan and
+        the previous one.
         """
         if len(self.split) < LARGE:
             return self._plan(epoch)
@@ -122,7 +123,7 @@ class Batches:
         )
         try:
             return np.asarray(np.load(folder / "plan.npy", mmap_mode="r"))
-        except FileNotFoundError:  # a process that is two epochs ahead has just removed it
+        except FileNotFoundError:  # removed by a process that is two epochs ahead
             return self._plan(epoch)
 
     def _plan(self, epoch: int) -> Int32[np.ndarray, "batches B"]:
@@ -141,27 +142,27 @@ class Batches:
         return rows[rng.permutation(len(rows))]
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of this epoch in their order, from number `start` on."""
+        """The batches of an epoch in order, from number `start`."""
         return map(self.batch, self.plan(epoch)[start:])
 
     def words(self, rows: Int[np.ndarray, " B"]) -> int:
-        """How many words are read of these reviews."""
+        """The number of words read of these reviews."""
         return int(self.lengths[rows[rows >= 0]].sum())
 
     def share(self, rows: Int[np.ndarray, " B"], number: int) -> Batch:
-        """One share of the batch of these reviews: every so-manyth, since they go by length."""
-        dealt = rows[number :: self.shares]
-        padding = np.full(self.rows - len(dealt), -1)
-        return self.batch(np.append(dealt, padding), number)
+        """A share of a batch; it takes every `shares`-th review, so lengths are alike in all."""
+        members = rows[number :: self.shares]
+        padding = np.full(self.rows - len(members), -1)
+        return self.batch(np.append(members, padding), number)
 
     def batch(self, rows: Int[np.ndarray, " B"], share: int = 0) -> Batch:
-        """The batch of these reviews (indices into the split; -1: none)."""
+        """The batch of these reviews (indices into the split; -1 for a padding row)."""
         rows = rows.astype(np.int64)
         texts = self._texts(rows)
         distinct = _distinct(texts)
         lengths = np.array([len(text) for text in texts], np.int32)
         longest, K = lengths.max(initial=0), len(distinct)
-        shape = next(it for it in self.shapes if it.steps >= longest and it.distinct >= K)
+        shape = next(s for s in self.shapes if s.steps >= longest and s.distinct >= K)
         self._position[distinct] = np.arange(K, dtype=np.int32)
         tokens = np.zeros((shape.steps, len(rows)), np.int32)
         for column, text in enumerate(texts):
@@ -172,77 +173,77 @@ class Batches:
         return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows, ratios, share)
 
     def _ranges(self, rows: Int64[np.ndarray, " B"]) -> list[tuple[int, int]]:
-        """What is read of each review; nothing where there is none."""
+        """The token range read of each review; empty for a padding row."""
         ends = self.split.starts[rows] + self.split.lengths[rows]
         starts = ends - np.where(rows >= 0, self.lengths[rows], 0)
         return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
     def _texts(self, rows: Int64[np.ndarray, " B"]) -> list[Int64[np.ndarray, " words"]]:
-        # Twice they are used as indices, which NumPy would convert each time.
+        # intp, because `batch` indexes with a text twice and NumPy would convert it each time.
         ranges, texts = self._ranges(rows), []
-        for some in range(0, len(ranges), _MAPPED):
-            part = ranges[some : some + _MAPPED]
+        for first in range(0, len(ranges), _MAPPED):
+            part = ranges[first : first + _MAPPED]
             texts += [self.split.read(start, end).astype(np.intp) for start, end in part]
             self.split.release()
         return texts
 
     def _ratios(self, rows: Int64[np.ndarray, " B"], steps: int) -> Float32[np.ndarray, "T B E"]:
         assert self.split.ratios is not None
-        found = np.zeros((steps, len(rows), self.split.ratios.shape[1]), np.float32)
+        ratios = np.zeros((steps, len(rows), self.split.ratios.shape[1]), np.float32)
         for column, (start, end) in enumerate(self._ranges(rows)):
-            found[: end - start, column] = self.split.ratios[start:end]
-        by_order = found.reshape(*found.shape[:2], self.ngrams, -1)
+            ratios[: end - start, column] = self.split.ratios[start:end]
+        by_order = ratios.reshape(*ratios.shape[:2], self.ngrams, -1)
         for n in range(1, self.ngrams):
-            by_order[:n, :, n] = 0  # those that began before
-        return found
+            by_order[:n, :, n] = 0  # n-grams that begin before the first word read
+        return ratios
 
     def _choose_shapes(self, longest: int) -> list[Shape]:
-        """At most MAX_SHAPES, ascending: the last holds any batch, the others what is usual."""
+        """At most MAX_SHAPES ascending shapes; the last fits any batch, the others typical ones."""
         longest = max(longest, int(self.lengths.max(initial=0)), 1)
         longest = min(longest, self.limit or longest)
-        if self.rows == 1:  # few words repeat within one review: nothing to foresee
+        if self.rows == 1:  # few words repeat within one review
             return [Shape(edge, edge) for edge in _edges(self.lengths, longest, MAX_SHAPES)]
-        everything = Shape(longest, longest * self.rows)
+        largest = Shape(longest, longest * self.rows)
         edges = _edges(self.lengths, longest, MAX_SHAPES - 1)
-        most = dict.fromkeys(edges, 1)
+        max_distinct = dict.fromkeys(edges, 1)
         plan = self.plan(0)
         for rows in plan[:: math.ceil(len(plan) / _SAMPLE) or 1, :: self.shares]:
             texts = self._texts(rows)
             edge = next(edge for edge in edges if edge >= max(map(len, texts)))
-            most[edge] = max(most[edge], len(_distinct(texts)))
+            max_distinct[edge] = max(max_distinct[edge], len(_distinct(texts)))
         shapes: list[Shape] = []
         for edge in edges:
-            # A tenth more than was seen, in steps of 64; a longer shape never holds fewer tokens.
-            margin = math.ceil(most[edge] * 1.1 / 64) * 64
+            # 10 % above the sample, a multiple of 64; a longer shape never holds fewer tokens.
+            margin = math.ceil(max_distinct[edge] * 1.1 / 64) * 64
             floor = shapes[-1].distinct if shapes else 1
             shapes.append(Shape(edge, min(max(margin, floor), edge * self.rows)))
-        return [*shapes, everything] if everything != shapes[-1] else shapes
+        return [*shapes, largest] if largest != shapes[-1] else shapes
 
 
 def _distinct(texts: Sequence[Int64[np.ndarray, " words"]]) -> Int32[np.ndarray, " distinct"]:
-    # As np.unique, which is several times slower.
+    # np.unique is several times slower.
     ordered = np.sort(np.concatenate(texts))
     return ordered[np.diff(ordered, prepend=-1) > 0].astype(np.int32)
 
 
-def _edges(lengths: Int32[np.ndarray, " N"], longest: int, most: int) -> list[int]:
-    """At most `most` padded lengths, the last `longest`, that waste the fewest steps on padding.
+def _edges(lengths: Int32[np.ndarray, " N"], longest: int, max_edges: int) -> list[int]:
+    """At most max_edges padded lengths, the last `longest`, that minimize the padding.
 
-    Dynamic programming over the lengths that occur (at most 256 quantiles of them): the best way
-    to cover the lengths up to a candidate with k edges extends the best way with k - 1.
+    Dynamic programming over at most 256 quantiles of the lengths: the optimal k edges up to a
+    candidate extend the optimal k - 1 edges up to an earlier one.
     """
-    # By counting: sorting what millions of reviews have takes hundreds of MB.
+    # Quantiles by counting: sorting millions of lengths takes hundreds of MB.
     up_to = np.cumsum(np.bincount(np.maximum(lengths, 1), minlength=longest + 1))
     ranks = np.ceil(np.linspace(0, 1, 256) * (len(lengths) - 1))
     quantiles = np.searchsorted(up_to, ranks, side="right")
     candidates = np.unique(np.append(quantiles, longest))
-    # The reviews of (candidate[i - 1], candidate[j]] cost candidate[j] steps each.
+    # Each review with a length in (candidate[i - 1], candidate[j]] costs candidate[j] steps.
     below = up_to[[0, *candidates]]
     cost = (below[None, 1:] - below[:-1, None]) * candidates[None, :].astype(float)
     cost[np.tril_indices(len(candidates), -1)] = np.inf
     best, back = cost[0], []
-    for _ in range(min(most, len(candidates)) - 1):
-        # best[i - 1] covers everything before candidate i; the next edge is candidate j >= i.
+    for _ in range(min(max_edges, len(candidates)) - 1):
+        # best[i - 1] is the cost of all lengths below candidate i; the next edge is j >= i.
         total = np.concatenate([[np.inf], best[:-1]])[:, None] + cost
         back.append(total.argmin(axis=0))
         best = total.min(axis=0)

@@ -1,7 +1,7 @@
-"""A data set as numbers: every text as vocabulary ids, memory-mapped from the cache.
+"""An encoded data set: every text as vocabulary ids, memory-mapped from the cache.
 
-The texts are read once, as a stream, and their ids go to a file as they are found. What stays in
-memory is the vocabulary and some 40 bytes for each text.
+Encoding streams the texts once and writes their ids to a file; in memory are the vocabulary and
+about 40 bytes per text.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ from common.data.sources.dataset import Dataset
 from common.data.text import TOKENIZER_VERSION
 from common.errors import InputError
 
-# The splits do not depend on the seed of a run: runs with different seeds are tested alike.
+# Splits do not depend on a run's seed, so that all runs are tested on the same texts.
 SPLIT_SEED = 0
-LAYOUT_VERSION = 4  # part of the key of every cache that holds what _write or renumber write
+LAYOUT_VERSION = 4  # part of the cache keys of everything that _write and renumber write
 TOKENS = "tokens.int32"
 _SPLITS = ("", "train", "test")
-_BLOCK = 1 << 20  # tokens that are looked at together, where all of them are
-MAY_STAY = 2**26  # bytes of a mapped file that may stay in the memory of the process
+_BLOCK = 1 << 20  # tokens processed together
+MAY_STAY = 2**26  # bytes: smaller mapped files stay in the memory of the process
 MOST_CLASSES = 10_000
-_LONGEST_NAMES = 2**19  # bytes of all class names as JSON: so that metrics.json can be read again
+_LONGEST_NAMES = 2**19  # bytes of all class names as JSON, to limit the size of metrics.json
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class EncodedSplit:
     """The texts of a split: a view of the tokens of all texts.
 
     tokens: vocabulary ids; text i is tokens[starts[i] : starts[i] + lengths[i]].
-    labels, categories: index of the class and, where there are categories, of the category.
-    vocabulary_size: every id is smaller.
-    name: other texts have another; part of the key of what is made from them and cached.
-    ratios: of each token, what `Ratios.read` in ngrams.py says.
-    large: verify tokens and ratios that come from large files of the cache; see `read`.
+    labels, categories: index of the class and of the category, if the data set has categories.
+    vocabulary_size: an upper bound of the ids, exclusive.
+    name: identifies these texts in cache keys.
+    ratios: `Ratios.read` in ngrams.py for each token.
+    large: verify tokens and ratios that come from large files of the cache.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -71,26 +71,26 @@ class EncodedSplit:
         return self.read(start, start + int(self.lengths[text]))
 
     def read(self, start: int, stop: int) -> Int32[np.ndarray, " words"]:
-        """These tokens; they and their ratios are verified first.
+        """Tokens start to stop, after verifying them and their ratios.
 
-        Raises InputError where a file of the cache is damaged.
+        Raises InputError for a damaged cache file.
         """
         for blocks in self.large:
             blocks.verify(start, stop)
         return self.tokens[start:stop]
 
     def subset(self, size: int | None) -> "EncodedSplit":
-        """`size` of the texts, balanced as the split is, always the same ones (all: None)."""
+        """`size` texts (None: all), stratified by `strata`; the choice is deterministic."""
         return self if size is None or size >= len(self) else self.hold_out(size)[1]
 
     def hold_out(self, size: int) -> "tuple[EncodedSplit, EncodedSplit]":
-        """The texts but for `size` of them, and those, both balanced as the split is."""
-        if not size:  # so that mapped columns stay mapped
+        """(all other texts, `size` held-out texts), stratified by `strata`."""
+        if not size:  # mapped columns stay mapped
             rest = dataclasses.replace(self, name=f"{self.name}-but-0")
             return rest, self.take(np.zeros(0, int), f"{self.name}-0")
         order = np.random.default_rng(SPLIT_SEED).permutation(len(self))
-        # Each text's rank within its stratum, as a share of it: the `size` smallest shares take the
-        # same part of every stratum.
+        # The rank of each text within its stratum, relative to the size of the stratum: the texts
+        # with the `size` smallest shares are the same fraction of every stratum.
         share = np.empty(len(self))
         strata = self.strata()
         order = order[np.argsort(strata[order], kind="stable")]
@@ -110,7 +110,7 @@ class EncodedSplit:
     def take(
         self, texts: Int[np.ndarray, " n"] | Bool[np.ndarray, " N"], name: str
     ) -> "EncodedSplit":
-        """These texts alone, under a name of their own."""
+        """The selected texts, under a new name."""
         return dataclasses.replace(
             self,
             starts=self.starts[texts],
@@ -121,7 +121,7 @@ class EncodedSplit:
         )
 
     def blocks(self) -> Iterator[tuple[slice, Int32[np.ndarray, " tokens"]]]:
-        """All texts, as many at a time as have about a million tokens: which, and their tokens."""
+        """Blocks of texts with about a million tokens: the slice of the texts, and their tokens."""
         ends = _offsets(self.lengths)[1:]
         edges = np.searchsorted(ends, np.arange(0, ends[-1:].sum(), _BLOCK))
         for first, last in pairwise([*np.unique(edges).tolist(), len(self)]):
@@ -133,10 +133,10 @@ class EncodedSplit:
             self._advise(mmap.MADV_RANDOM)
 
     def release(self) -> None:
-        """Take what was read of the file off this process's memory; the system may still have it.
+        """Unmap pages of a large token file from this process; the page cache may keep them.
 
-        With the page that holds a text, Linux may map the 2 MiB around it. A small file stays: to
-        map its pages again for each batch would take as long as the rest of making the batch.
+        Linux may map 2 MiB around each page read. Pages of a small file stay mapped, because
+        mapping them again for each batch takes as long as making the rest of the batch.
         """
         if self.tokens.nbytes > MAY_STAY:
             self._advise(mmap.MADV_DONTNEED)
@@ -147,7 +147,7 @@ class EncodedSplit:
             mapped.madvise(advice)
 
     def counts(self) -> Int64[np.ndarray, " V"]:
-        """How often each word of the vocabulary occurs; counted once, then kept in the cache."""
+        """The number of occurrences of each word of the vocabulary; cached."""
         folder = cached(
             "counts",
             {"texts": self.name},
@@ -156,15 +156,15 @@ class EncodedSplit:
         return np.load(folder / "counts.npy")
 
     def _count(self) -> Int64[np.ndarray, " V"]:
-        found = np.zeros(self.vocabulary_size, np.int64)
+        counts = np.zeros(self.vocabulary_size, np.int64)
         for _, tokens in self.blocks():
-            found += np.bincount(tokens, minlength=len(found))
-        return found
+            counts += np.bincount(tokens, minlength=len(counts))
+        return counts
 
     def renumber(self, new_ids: Int[np.ndarray, " V"]) -> "EncodedSplit":
-        """The same texts with id i replaced by new_ids[i], and dropped where that is negative.
+        """The texts with id i replaced by new_ids[i], or dropped if that is negative.
 
-        Written to the cache once, then memory-mapped.
+        The result is memory-mapped from the cache.
         """
         new_ids = new_ids.astype(np.int32)
 
@@ -197,7 +197,7 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data set, encoded: vocabulary[id] is a word, the most frequent (in training) first."""
+    """An encoded data set. vocabulary[id] is a word; words frequent in training come first."""
 
     name: str
     classes: tuple[str, ...]
@@ -206,11 +206,11 @@ class Corpus:
     train: EncodedSplit
     test: EncodedSplit
     left_out: dict[str, int] = field(default_factory=dict)
-    """How many rows could not be used, by what was wrong with them."""
+    """The number of unusable rows, by problem."""
 
 
 def join(texts: Sequence[np.ndarray], labels: np.ndarray) -> EncodedSplit:
-    """One EncodedSplit of texts that are given as arrays of ids."""
+    """An EncodedSplit of texts given as arrays of ids."""
     lengths = np.array([len(text) for text in texts], np.int32)
     tokens = np.concatenate([np.zeros(0, np.int32), *texts]).astype(np.int32, copy=False)
     size = int(tokens.max(initial=-1)) + 1
@@ -222,9 +222,9 @@ def join(texts: Sequence[np.ndarray], labels: np.ndarray) -> EncodedSplit:
 def load(
     spec: str, report: Callable[[str], None] = lambda line: None, skip_bad_rows: bool = False
 ) -> Corpus:
-    """The data set `spec`, encoded; computed once, then memory-mapped from the cache.
+    """The encoded data set `spec`, memory-mapped from the cache.
 
-    report is told, in a line of text, of work that takes seconds, and of rows that were left out.
+    report receives a line of text before work that takes seconds, and about rows left out.
     Raises InputError as sources.load does.
     """
 
@@ -232,23 +232,23 @@ def load(
         report(f"reading and encoding {spec} (once; then cached)")
         return sources.load(spec)
 
-    found = encoded(make, sources.fingerprint(spec), skip_bad_rows)
-    if found.left_out:
-        kinds = ", ".join(f"{kind} ({count:,})" for kind, count in found.left_out.items())
-        total = sum(found.left_out.values())
+    corpus = encoded(make, sources.fingerprint(spec), skip_bad_rows)
+    if corpus.left_out:
+        kinds = ", ".join(f"{kind} ({count:,})" for kind, count in corpus.left_out.items())
+        total = sum(corpus.left_out.values())
         report(f"{spec}: {total:,} bad rows left out (--skip-bad-rows): {kinds}")
-    return found
+    return corpus
 
 
 def encoded(
     make: Callable[[], Dataset], fingerprint: dict[str, str | int], skip_bad_rows: bool = False
 ) -> Corpus:
-    """The data set that make() gives, encoded, and kept under its fingerprint.
+    """The data set that make() returns, encoded and cached under its fingerprint.
 
-    skip_bad_rows: leave out, and count, what BadRow in sources/dataset.py stands for.
+    skip_bad_rows: count rows that raise BadRow (sources/dataset.py), and leave them out.
 
-    Raises InputError as its examples() does, and for a data set that cannot be trained and tested
-    on: no text, no word, fewer than two classes, an empty split, or too few texts to split.
+    Raises InputError as Dataset.examples does, and for a data set that does not allow training and
+    testing: no text, no word, fewer than two classes, an empty split, or too few texts to split.
     """
     left_out = Counter[str]() if skip_bad_rows else None
 
@@ -284,10 +284,10 @@ def encoded(
 
 @dataclass(frozen=True)
 class Raw:
-    """Texts as numbers, before it is known how often each word occurs and what is to test on.
+    """Encoded texts before the words are sorted by frequency and the texts are split.
 
-    words, labels, categories: by their number. columns: of each text lengths, labels, categories,
-    splits and hashes.
+    words, labels, categories: the distinct values; numbers index into them. columns: lengths,
+    labels, categories, splits and hashes of the texts.
     """
 
     words: list[str]
@@ -297,7 +297,7 @@ class Raw:
 
 
 def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | None) -> None:
-    """Write what `encoded` reads, beside the tokens, which are there and get their last numbers."""
+    """Write the files that `encoded` reads; renumber the tokens in the existing token file."""
     name, path = dataset.name, folder / TOKENS
     words, labels, categories, columns = raw.words, raw.labels, raw.categories, dict(raw.columns)
     hashes, splits = columns.pop("hashes"), columns.pop("splits")
@@ -337,7 +337,7 @@ def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | No
 
 
 def _read(dataset: Dataset, path: Path, left_out: Counter[str] | None) -> Raw:
-    """Read a data set, and write the words' numbers to `path`."""
+    """Read a data set, and write the tokens to `path`."""
     words, labels, categories = numbering(), numbering(), numbering()
     columns = {name: array("i") for name in ("labels", "categories", "splits", "lengths")}
     hashes = bytearray()
@@ -362,13 +362,13 @@ def _read(dataset: Dataset, path: Path, left_out: Counter[str] | None) -> Raw:
             file.write(ids[np.frombuffer(chunk.tokens, np.uint32)].data)
             columns["lengths"].extend(chunk.lengths)
             hashes += chunk.hashes
-    found = {name: np.frombuffer(column, np.int32) for name, column in columns.items()}
-    found["hashes"] = np.frombuffer(hashes, np.uint64)
-    return Raw(list(words), list(labels), list(categories), found)
+    arrays = {name: np.frombuffer(column, np.int32) for name, column in columns.items()}
+    arrays["hashes"] = np.frombuffer(hashes, np.uint64)
+    return Raw(list(words), list(labels), list(categories), arrays)
 
 
 def _check_count(dataset: Dataset, labels: Collection[str]) -> None:
-    """Raise InputError for more labels than a classifier can have classes."""
+    """Raise InputError for more than MOST_CLASSES labels."""
     if len(labels) > MOST_CLASSES:
         raise InputError(f"{dataset.name}: more than {MOST_CLASSES:,} different labels")
 
@@ -391,7 +391,7 @@ def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
 
 
 def _sorted(labels: list[str]) -> list[str]:
-    """As numbers where all of them are, else as texts."""
+    """Sorted numerically if all labels are finite numbers, else as text."""
     with suppress(ValueError):
         numbers = {label: float(label) for label in labels}
         if all(map(math.isfinite, numbers.values())):
@@ -399,9 +399,9 @@ def _sorted(labels: list[str]) -> list[str]:
     return sorted(labels)
 
 
-def _positions(found: list[str], ordered: list[str]) -> Int32[np.ndarray, " found"]:
-    place = {name: i for i, name in enumerate(ordered)}
-    return np.array([place[name] for name in found], np.int32)
+def _positions(names: list[str], ordered: list[str]) -> Int32[np.ndarray, " names"]:
+    position = {name: i for i, name in enumerate(ordered)}
+    return np.array([position[name] for name in names], np.int32)
 
 
 def _in_test(
@@ -411,11 +411,11 @@ def _in_test(
     hashes: UInt64[np.ndarray, " N"],
     classes: list[str],
 ) -> Bool[np.ndarray, " N"]:
-    """Which texts are to test on: those that the source says, else some that are drawn.
+    """A mask of the test texts, as declared by the source or else drawn.
 
-    These are stratified by category and label, and always the same. They are drawn from the texts
-    that occur once (equal texts have equal hashes), so no text stands in both splits. A text that
-    is alone in its stratum stays in training. Raises InputError where there are too few texts.
+    The draw is deterministic and stratified by category and label. Only texts that occur once are
+    drawn (equal texts have equal hashes), so no text is in both splits. A text that is alone in its
+    stratum stays in training. Raises InputError if there are too few texts.
     """
     name, total = dataset.name, len(texts)
     drawn, train, test = np.bincount(splits, minlength=len(_SPLITS)).tolist()
@@ -447,10 +447,10 @@ def _in_test(
             single, test_size=size, stratify=strata[single], random_state=SPLIT_SEED
         )
     except ValueError:
-        why = "; a text with copies stays in training, so that none is both trained and tested on"
+        copies = "; a text with copies stays in training, so that it is in one split only"
         raise InputError(
-            f"{name}: cannot draw {size:,} texts to test on, some of each class, "
-            f"from the {len(single):,} of {total:,} that occur once{why if repeated else ''}"
+            f"{name}: cannot draw {size:,} test texts with every class "
+            f"from the {len(single):,} of {total:,} that occur once{copies if repeated else ''}"
         ) from None
     return np.isin(np.arange(total), drawn)
 
@@ -461,10 +461,10 @@ def _texts(folder: Path, vocabulary_size: int, columns: dict[str, Any]) -> Encod
 
 
 def _offsets(lengths: Int32[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
-    """Where each text starts, laid end to end, and where the last one ends."""
+    """The start of each text in the concatenation of all texts, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def _column(path: Path) -> Any:
-    """A number of each text, mapped: processes on a machine share what they read of it."""
+    """A memory-mapped column, whose pages all processes share."""
     return np.asarray(np.load(path, mmap_mode="r"))

@@ -1,11 +1,10 @@
-"""Texts to numbers, in as many processes as there are cores.
+"""Encodes texts as word numbers, in one process per core.
 
-A worker is a fresh interpreter that imports nothing but this file and the few that this file
-imports: it starts in a few hundredths of a second, whatever the program around it has loaded
-(multiprocessing would import the main module, and so a framework, in each). It ends when its
-standard input does, so none outlives the program, and Ctrl-C does not reach it. loky, joblib's
-pool, encodes as fast, but starts a second later (14 MB of reviews took 60 % longer), and leaves its
-workers behind if it is killed.
+A worker is a fresh interpreter that imports only this module and its dependencies, so it starts in
+a few hundredths of a second (multiprocessing would import the main module, with a framework, in
+each). A worker exits at the end of its standard input, so it never outlives the program. loky,
+joblib's pool, encodes as fast but starts a second later (14 MB of reviews took 60 % longer), and
+its workers survive if the program is killed.
 """
 
 import hashlib
@@ -23,30 +22,30 @@ from common.cores import cores
 from common.data.text import clean, tokenize
 from common.errors import InputError
 
-CHUNK = 1 << 20  # characters that go to a worker at once
-HASH_BYTES = 8  # that two of 5 million texts look alike by chance has a probability of 1e-6
-_ALONE = 8  # so many chunks are encoded before it is worth starting processes
-_MOST_WORKERS = 8  # one process that reads cannot feed more
+CHUNK = 1 << 20  # characters sent to a worker at once
+HASH_BYTES = 8  # the probability of a collision among 5 million texts is 1e-6
+_ALONE = 8  # chunks encoded in this process before workers start
+_MOST_WORKERS = 8  # the one process that reads cannot feed more
 
 
 class Encoded(NamedTuple):
-    """Texts as numbers of words; the numbers hold within these texts only."""
+    """Texts as word numbers, which are valid within these texts only."""
 
-    words: list[str]  # the distinct ones, in order of first sight: number i is words[i]
-    tokens: array  # uint32: the words of all texts, one text after the other
-    lengths: array  # int32: how many words each text has
-    hashes: bytes  # HASH_BYTES for each text: equal for texts that are equal when cleaned
+    words: list[str]  # distinct words in order of first occurrence: number i is words[i]
+    tokens: array  # uint32: the words of all texts, concatenated
+    lengths: array  # int32: the number of words of each text
+    hashes: bytes  # HASH_BYTES for each cleaned text
 
 
 def numbering() -> defaultdict:
-    """A dict that gives each key it is asked for the next number, from 0."""
+    """A dict that assigns the next number, from 0, to each new key."""
     return defaultdict(count().__next__)
 
 
 def encode(texts: Iterable[str]) -> Encoded:
     """Clean and tokenize texts, and number their words."""
     numbers = numbering()
-    # To an array of signed numbers, each is handed over like the argument of a function: slowly.
+    # Appending to an array of unsigned numbers is faster: signed ones are parsed as arguments.
     tokens, lengths, hashes = array("I"), array("i"), bytearray()
     for text in map(clean, texts):
         content = text.encode("utf-8", "surrogatepass")
@@ -58,26 +57,26 @@ def encode(texts: Iterable[str]) -> Encoded:
 
 
 def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
-    """encode() of each chunk, in their order; after the first few in parallel processes.
+    """encode() of each chunk in order, after the first _ALONE chunks in parallel processes.
 
-    Close the iterator where it is not read to its end. Raises InputError where a process dies.
+    Close an iterator that is not exhausted. Raises InputError if a process dies.
     """
     chunks = iter(chunks)
     yield from map(encode, islice(chunks, None if cores() == 1 else _ALONE))
-    more = list(islice(chunks, 1))
-    if not more:
+    following = list(islice(chunks, 1))
+    if not following:
         return
     with ExitStack() as stack:
         size = min(cores(), _MOST_WORKERS)
         busy: deque[_Worker] = deque()
-        for chunk in chain(more, chunks):
+        for chunk in chain(following, chunks):
             full = len(busy) == size
             worker = busy.popleft() if full else stack.enter_context(_Worker())
-            done = [worker.take()] if full else []
-            worker.give(chunk)
+            results = [worker.receive()] if full else []
+            worker.send(chunk)
             busy.append(worker)
-            yield from done
-        yield from map(_Worker.take, busy)
+            yield from results
+        yield from map(_Worker.receive, busy)
 
 
 class _Worker:
@@ -89,30 +88,30 @@ class _Worker:
             [sys.executable, "-c", f"{program}; encoding.work()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            process_group=0,  # Ctrl-C reaches this program alone, which then ends the worker
+            process_group=0,  # Ctrl-C reaches only this program, which then ends the worker
         )
         assert self.process.stdin and self.process.stdout
         self.input, self.output = self.process.stdin, self.process.stdout
         return self
 
-    def give(self, texts: list[str]) -> None:
-        with self._alive():
+    def send(self, texts: list[str]) -> None:
+        with self._death_as_error():
             pickle.dump(texts, self.input, pickle.HIGHEST_PROTOCOL)
             self.input.flush()
 
-    def take(self) -> Encoded:
-        with self._alive():
+    def receive(self) -> Encoded:
+        with self._death_as_error():
             return pickle.load(self.output)
 
     def __exit__(self, *error: object) -> None:
         self.process.kill()
         self.process.wait()
-        with suppress(OSError):  # what was still to be written
+        with suppress(OSError):  # buffered data that cannot be written any more
             self.input.close()
         self.output.close()
 
     @contextmanager
-    def _alive(self) -> Iterator[None]:
+    def _death_as_error(self) -> Iterator[None]:
         try:
             yield
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
@@ -123,9 +122,9 @@ class _Worker:
 
 
 def work() -> None:
-    """The program of a worker: texts come on standard input, Encoded goes to standard output."""
+    """A worker: reads texts from standard input and writes Encoded to standard output."""
     with suppress(EOFError, BrokenPipeError):
         while True:
-            answer = encode(pickle.load(sys.stdin.buffer))
-            pickle.dump(answer, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+            result = encode(pickle.load(sys.stdin.buffer))
+            pickle.dump(result, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
             sys.stdout.buffer.flush()

@@ -1,12 +1,13 @@
-"""Word n-grams, and how much each speaks for a class: their log-count ratios.
+"""Word n-grams and their log-count ratios.
 
-Wang and Manning (2012), Baselines and Bigrams: an n-gram counts as much as the logarithm of how
-much more frequent it is in the texts of a class than in all others. Here they are what the linear
-model weighs, and what a GRU with --ngrams reads beside the vector of each word.
+The log-count ratio of an n-gram (Wang and Manning 2012, Baselines and Bigrams) is the logarithm of
+its frequency in the texts of a class over its frequency in all others. The linear model weighs
+n-grams by it, and a GRU with --ngrams reads it together with the vector of each word.
 
-scikit-learn's CountVectorizer makes a str of every n-gram, which takes longer than all else here;
-so n-grams are numbers: a word is its id in the vocabulary, V words long; a longer n-gram has the
-code p V + i, where i is its last word and p the place of what comes before among those that count.
+An n-gram is a number, because scikit-learn's CountVectorizer, which makes a str of every n-gram,
+takes most of the time. The code of a word is its id in the vocabulary of V words; the code of a
+longer n-gram is p V + i, where i is the id of its last word and p the index of the n-gram without
+that word among the selected codes.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Codes = Int64[np.ndarray, " codes"]
-FEWEST = 2  # texts that have an n-gram, at least
+FEWEST = 2  # texts in which a selected n-gram occurs, at least
 FOLDS = 5
 # Ratios are mostly between -3 and 3; the elements of word vectors have a standard deviation of 0.2.
 SCALE = 0.3
@@ -33,82 +34,83 @@ SCALE = 0.3
 
 @dataclass(frozen=True)
 class Ratios:
-    """The n-grams of a data set of V words, and their ratios, scaled."""
+    """The selected n-grams of a data set of V words, and their ratios times SCALE."""
 
     words: int
     """V."""
     codes: list[Codes]
-    """Those of the words that count, of the pairs of them, and so on; ascending."""
+    """Ascending codes: of the selected words, of the selected pairs, and so on."""
     ratios: list[Float32[np.ndarray, "codes C"]]
 
-    def beside(self, split: EncodedSplit) -> EncodedSplit:
-        """The texts, which lie end to end, each word with what `read` says."""
+    def attach(self, split: EncodedSplit) -> EncodedSplit:
+        """The texts, which must be contiguous, with the ratios of `read`."""
         assert np.array_equal(np.cumsum(split.lengths)[:-1], split.starts[1:])
         return dataclasses.replace(split, ratios=self.read(split))
 
     def read(self, split: EncodedSplit) -> Float32[np.ndarray, "tokens E"]:
-        """At each word of the texts, one after the other: the ratios of the n-grams that end there.
+        """For each word of the concatenated texts, the ratios of the n-grams that end there.
 
-        First those of one word, then of two, and so on; zero for an n-gram that does not count.
+        The ratios of one word come first, then of two words, and so on; an n-gram that is not
+        selected has 0.
         """
         total, width = int(split.lengths.sum()), self.ratios[0].shape[1]
-        found = np.zeros((total, len(self.codes), width), np.float32)
-        for n, (_, _, place) in enumerate(find(split, self.words, self.codes)):
-            begins = np.flatnonzero(place >= 0)
-            found[begins + n, n] = self.ratios[n][place[begins]]
-        return found.reshape(total, len(self.codes) * width)
+        ratios = np.zeros((total, len(self.codes), width), np.float32)
+        for n, (_, _, index) in enumerate(find(split, self.words, self.codes)):
+            begins = np.flatnonzero(index >= 0)
+            ratios[begins + n, n] = self.ratios[n][index[begins]]
+        return ratios.reshape(total, len(self.codes) * width)
 
     def problem(self) -> str:
-        """What is wrong with numbers from a file, if something is."""
+        """Why ratios read from a file are invalid; empty if they are valid."""
         if [*map(len, self.codes)] != [*map(len, self.ratios)]:
             return "expected ratios for each code"
         return problem_of(self.codes, self.words)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """By the names that they have in a file."""
+        """The tensors of a file, by name."""
         named = {f"codes.{n}": each for n, each in enumerate(self.codes, 1)}
         return named | {f"ratios.{n}": each for n, each in enumerate(self.ratios, 1)}
 
     @classmethod
     def of(cls, words: int, tensors: Mapping[str, np.ndarray]) -> "Ratios":
-        """From what `tensors` once returned."""
+        """The inverse of `tensors`."""
         orders = range(1, 1 + sum(name.startswith("codes.") for name in tensors))
         return cls(
-            words, *([tensors[f"{what}.{n}"] for n in orders] for what in ("codes", "ratios"))
+            words, *([tensors[f"{kind}.{n}"] for n in orders] for kind in ("codes", "ratios"))
         )
 
 
 def fit(split: EncodedSplit, words: int, classes: int, longest: int) -> Ratios:
-    """Of the n-grams of up to `longest` words in the texts of a split."""
+    """The ratios of the n-grams of up to `longest` words in a split."""
     codes, features = matrix(split, words, longest=longest, fewest=FEWEST)
     labels = range(1, 2) if classes == 2 else range(classes)
-    found = [SCALE * log_count_ratios(features, split.labels == label, 1) for label in labels]
+    ratios = [SCALE * log_count_ratios(features, split.labels == label, 1) for label in labels]
     ends = np.cumsum([0, *map(len, codes)])
-    stacked = np.stack(found, axis=1).astype(np.float32)
+    stacked = np.stack(ratios, axis=1).astype(np.float32)
     return Ratios(words, codes, [stacked[start:end] for start, end in pairwise(ends)])
 
 
 def read_out_of_fold(
     split: EncodedSplit, words: int, classes: int, longest: int
 ) -> Float32[np.ndarray, "tokens E"]:
-    """What `Ratios.read` returns, but for each text by ratios in which that text has no part.
+    """As `Ratios.read`, with ratios that are fitted without the text that is read (FOLDS folds).
 
-    Those of an n-gram that only few texts have would give away these texts' own labels.
+    The ratio of a rare n-gram would reveal the labels of the texts in which it occurs.
     """
     fold = np.random.default_rng(0).permutation(len(split)) % FOLDS
     of_token = np.repeat(fold, split.lengths)
-    found = np.zeros((len(of_token), longest * ratio_columns(classes)), np.float32)
+    result = np.zeros((len(of_token), longest * ratio_columns(classes)), np.float32)
     for number in range(FOLDS):
         ratios = fit(split.take(fold != number, ""), words, classes, longest)
-        found[of_token == number] = ratios.read(split.take(fold == number, ""))
-    return found
+        result[of_token == number] = ratios.read(split.take(fold == number, ""))
+    return result
 
 
 def log_count_ratios(
     features: "csr_array", own: Bool[np.ndarray, " N"], smoothing: float
 ) -> Float[np.ndarray, " F"]:
-    """How much more frequent each feature is in the texts that are `own` than in the others."""
-    counts = [features[of].sum(axis=0) + smoothing for of in (own, ~own)]
+    """The logarithm of each feature's frequency in the texts `own` over that in the others."""
+    counts = [features[mask].sum(axis=0) + smoothing for mask in (own, ~own)]
     return np.subtract(*(np.log(each / each.sum()) for each in counts))
 
 
@@ -120,20 +122,20 @@ def matrix(
     longest: int = 0,
     fewest: int = 0,
 ) -> tuple[list[Codes], "csr_array"]:
-    """Which n-grams the texts have, ones in [N, F]: see `find`."""
+    """The codes that `find` yields, and a [N, F] matrix of ones for the n-grams of each text."""
     from scipy.sparse import csr_array  # slow to import
 
-    found: list[Codes] = []
-    rows, numbers, size = [], [], 0
-    for each, texts, place in find(split, words, codes, longest=longest, fewest=fewest):
-        found.append(each)
-        rows.append(texts[place >= 0])
-        numbers.append((size + place[place >= 0]).astype(np.int32))  # scikit-learn takes no int64
-        size += len(each)
-    where = np.concatenate(rows), np.concatenate(numbers)
-    features = csr_array((np.ones(len(where[0]), np.float32), where), (len(split), size))
-    features.data[:] = 1  # however often a text has it
-    return found, features
+    selected: list[Codes] = []
+    rows, columns, size = [], [], 0
+    for of_order, texts, index in find(split, words, codes, longest=longest, fewest=fewest):
+        selected.append(of_order)
+        rows.append(texts[index >= 0])
+        columns.append((size + index[index >= 0]).astype(np.int32))  # scikit-learn takes no int64
+        size += len(of_order)
+    entries = np.concatenate(rows), np.concatenate(columns)
+    features = csr_array((np.ones(len(entries[0]), np.float32), entries), (len(split), size))
+    features.data[:] = 1  # csr_array adds up repeated entries
+    return selected, features
 
 
 def find(
@@ -144,50 +146,50 @@ def find(
     longest: int = 0,
     fewest: int = 0,
 ) -> Iterator[tuple[Codes, Int32[np.ndarray, " tokens"], Int64[np.ndarray, " tokens"]]]:
-    """For n = 1, 2 ...: the codes of n-grams, and for each word with n - 1 after it, its text and
-    the place among them of the n-gram that begins there, or -1.
+    """For n = 1, 2 ...: the selected codes, and for each word followed by n - 1 words its text and
+    the index among the codes of the n-gram that begins there, or -1.
 
-    The codes are those given; without, those that `fewest` texts have, up to n = `longest`. An
-    n-gram counts where its first words do, too.
+    Selected are `codes`, by default the codes that occur in at least `fewest` texts, up to
+    n = `longest`. The n-gram without its last word must be selected, too.
     """
     tokens = np.concatenate([np.zeros(0, np.int64), *(tokens for _, tokens in split.blocks())])
     texts = np.repeat(np.arange(len(split), dtype=np.int32), split.lengths)
-    place = tokens  # of what begins at each word
+    index = tokens
     for n in range(1, (longest if codes is None else len(codes)) + 1):
         if n > 1:
-            before, last = place[:-1], tokens[n - 1 :]
-            of, same = texts[: len(last)], texts[: len(last)] == texts[n - 1 :]
-            code = np.where((before >= 0) & (last >= 0) & same, before * words + last, -1)
+            prefix, last = index[:-1], tokens[n - 1 :]
+            text, same = texts[: len(last)], texts[: len(last)] == texts[n - 1 :]
+            code = np.where((prefix >= 0) & (last >= 0) & same, prefix * words + last, -1)
         else:
-            of, code = texts, tokens
-        found = _frequent(code, of, fewest) if codes is None else codes[n - 1]
-        place = np.searchsorted(found, code)
-        known = place < len(found)
-        known[known] = found[place[known]] == code[known]
-        place = np.where(known, place, -1)
-        yield found, of, place
+            text, code = texts, tokens
+        selected = _frequent(code, text, fewest) if codes is None else codes[n - 1]
+        index = np.searchsorted(selected, code)
+        known = index < len(selected)
+        known[known] = selected[index[known]] == code[known]
+        index = np.where(known, index, -1)
+        yield selected, text, index
 
 
 def _frequent(
     code: Int64[np.ndarray, " places"], texts: Int32[np.ndarray, " places"], fewest: int
 ) -> Codes:
-    """The codes, but for those below 0, that at least so many texts have."""
+    """The non-negative codes that occur in at least `fewest` texts."""
     code, texts = code[code >= 0], texts[code >= 0]
-    order = np.argsort(code, kind="stable")  # so a code's texts come in their order
+    order = np.argsort(code, kind="stable")  # the texts of a code stay in order
     code, texts = code[order], texts[order]
-    another = (np.diff(code, prepend=-1) != 0) | (np.diff(texts, prepend=-1) != 0)
-    found, count = np.unique(code[another], return_counts=True)
-    return found[count >= fewest]
+    is_first = (np.diff(code, prepend=-1) != 0) | (np.diff(texts, prepend=-1) != 0)
+    distinct, count = np.unique(code[is_first], return_counts=True)
+    return distinct[count >= fewest]
 
 
 def problem_of(codes: Sequence[Codes], words: int) -> str:
-    """Why these cannot be the codes of n-grams of so many words, if they cannot."""
+    """Why these are no codes of n-grams of a vocabulary of `words`; empty if they are."""
     if not all((np.diff(each) > 0).all() for each in codes):
         return "expected ascending codes"
-    before = [1, *map(len, codes)]  # places that what comes before the last word can have
+    prefixes = [1, *map(len, codes)]  # the number of possible prefixes for each n
     if any(
-        len(each) and not 0 <= each[0] <= each[-1] < places * words
-        for places, each in zip(before, codes, strict=False)
+        len(each) and not 0 <= each[0] <= each[-1] < count * words
+        for count, each in zip(prefixes, codes, strict=False)
     ):
         return "has codes of more words than vocabulary.txt has"
     return ""

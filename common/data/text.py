@@ -1,21 +1,21 @@
-"""From a review to its words: the one tokenizer, used for training and for prediction."""
+"""The tokenizer, used for training and for prediction."""
 
 import html
 import re
 import sys
 from html.entities import html5
 
-# Part of the key of every cache that holds tokens: raise it when clean or tokenize changes.
+# Part of the cache keys of tokens: raise it when clean or tokenize changes.
 TOKENIZER_VERSION = 1
 
-# A run of tags is one match, for they become one space.
+# A run of tags is one match, because it becomes one space.
 _TAG = r"</?[a-zA-Z][^<>]*+>"
 _MARKUP = re.compile(rf"{_TAG}(?:\s*+{_TAG})*+")
 _LONG_NUMBER = re.compile(r"&#([0-9]{9,})")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-# The same for ASCII, several times as fast. Tables for bytes.translate: what split() takes for a
-# space; what lower() and _WORD make of a character, a space where no word has it. Of apostrophes,
-# those that are not between two letters or digits.
+# Faster equivalents for ASCII. Tables for bytes.translate: _BLANKS maps the characters at which
+# split() splits to a space; _LETTERS maps each character to lower case, or to a space if no word
+# contains it. _OUTSIDE matches apostrophes that are not between two letters or digits.
 _LATIN = [chr(i) for i in range(256)]
 _BLANKS = bytes(ord(" " if char.isspace() else char) for char in _LATIN)
 _LETTERS = bytes(ord(char.lower() if char.isalnum() or char == "'" else " ") for char in _LATIN)
@@ -24,11 +24,11 @@ _OUTSIDE = re.compile(r"'(?!(?<=[a-z0-9]')[a-z0-9])")
 
 
 def clean(text: str) -> str:
-    """The text without markup (<br /> and other tags, &amp; and other entities), on one line."""
+    """The text on one line, without tags such as <br /> and with entities such as &amp; decoded."""
     if "<" in text:
         text = _MARKUP.sub(" ", text)
-    if "&#" in text:  # Python reads no numbers of thousands of digits; eight are no character
-        text = _LONG_NUMBER.sub(lambda found: f"&#{found[1].lstrip('0')[:8] or 0}", text)
+    if "&#" in text:  # int() refuses thousands of digits; eight digits already are no character
+        text = _LONG_NUMBER.sub(lambda match: f"&#{match[1].lstrip('0')[:8] or 0}", text)
     text = html.unescape(text)
     if not text.isascii():
         return " ".join(text.split())
@@ -39,7 +39,7 @@ def clean(text: str) -> str:
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a cleaned text in lower case: letters and digits, apostrophes inside a word."""
+    """The words of a cleaned text in lower case: letters, digits and apostrophes between them."""
     if not text.isascii():
         return _WORD.findall(text.lower().replace(_APOSTROPHE, "'"))
     return _OUTSIDE.sub(" ", text.encode().translate(_LETTERS).decode()).split()
@@ -48,7 +48,7 @@ def tokenize(text: str) -> list[str]:
 def specification() -> dict[str, str | dict[str, str]]:
     """`clean` and `tokenize` as data, for programs in other languages: see docs/export.md.
 
-    A pattern means the same in Python and, with its flag u, in JavaScript.
+    The patterns are valid in Python and, with the flag u, in JavaScript.
     """
     places = [*range(0xA0), *range(0xFDD0, 0xFDF0)]
     places += [plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)]

@@ -1,12 +1,11 @@
-"""Pickles from strangers: data, and the few constructors that the caller names; nothing else runs.
+"""Loads untrusted pickles: plain data, and the constructors that the caller allows.
 
-A pickle is a program. A find_class that knows a few names keeps it from calling anything else, but
-not from filling the memory or overrunning the stack. So before Python's own unpickler runs it,
-every opcode is looked at: those that call or import in ways that pickles of data do not need are
-refused, and so are numbers that would make the unpickler reserve memory for things that the file
-does not hold.
+A pickle is a program. A restricted find_class prevents calls of anything else, but neither an
+exhausted memory nor a stack overflow. Therefore every opcode is validated before Python's unpickler
+runs: opcodes that call or import in ways that pickles of data do not need are refused, and so are
+numbers that would make the unpickler allocate memory for data that the file does not contain.
 
-Memory stays in proportion to the pickle's size (at worst some 25 times; see MAX_CONTAINERS).
+Memory use is proportional to the size of the pickle (at most about 25 times; see MAX_CONTAINERS).
 """
 
 import gc
@@ -20,18 +19,23 @@ from common.errors import InputError
 
 Constructors = Mapping[tuple[str, str], Callable]
 
-# A byte of pickle can make an empty set of 216 bytes: so many lists, dicts, sets and tuples, one a
-# review, stay below 1 GiB.
+# One byte of pickle can create an empty set of 216 bytes. This many lists, dicts, sets and tuples
+# (one per review) take less than 1 GiB.
 MAX_CONTAINERS = 4_000_000
-# A tuple's hash calls that of its elements: tuples nested deeper than about 50,000 overrun the C
-# stack when they are the key of a dict.
+# The hash of a tuple is recursive: tuples nested about 50,000 deep overflow the C stack as the key
+# of a dict.
 MAX_TUPLES = 10_000
-# The memo is an array: its size is that of the largest index. Below 2**24 it takes 256 MiB.
+# The memo is an array as long as its largest index; with 2**24 entries it takes 256 MiB.
 _MAX_MEMO = 2**24
 
-# The bulk of a pickle, at once and at the speed of the regular expression: strings with their place
-# in the memo, references to the memo, numbers, appending. Before a string stands its length, in one
-# byte or in four, so there is an alternative a length; longer ones are left to pickletools.
+# Pickles of data have none of these opcodes, which call or refer to objects outside of the file.
+# (Other calling opcodes only reach objects that find_class has returned.)
+_FORBIDDEN = {"OBJ", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "DUP"}
+_FORBIDDEN |= {"NEXT_BUFFER", "READONLY_BUFFER"}
+
+# Matches the bulk of a pickle at the speed of a regular expression: strings and their memo index,
+# memo references, numbers, appends. A string follows its length (one byte or four), so each length
+# below 64 is an alternative; pickletools handles longer strings.
 _MEMO = rb"(?:q.|r...\0|p\d{1,7}+\n|\x94)"
 _COUNTED, _COUNTED_IN_4 = (
     b"(?:%s)" % b"|".join(re.escape(n.to_bytes(size, "little")) + b".{%d}" % n for n in range(64))
@@ -48,23 +52,22 @@ _BULK = re.compile(
 def restricted_loads(
     data: bytes, name: str, allow: Constructors | None = None, *, encoding: str = "utf-8"
 ) -> object:
-    """The object that the pickle `data` describes; `name` is the file that errors speak of.
+    """Unpickle `data`; `name` is the file name for errors.
 
-    Dicts, lists, tuples, sets, strings, bytes and numbers are always read. What else may be
-    constructed is in `allow`: (module, name), as the pickle has them, to what is called in its
-    place. A stand-in of one's own is safer there than the real thing, whose attributes the pickle
-    may set (BUILD). `encoding` is that of Python 2's byte strings ("bytes" leaves them alone).
-    Raises InputError, with the byte where there is one.
+    Dicts, lists, tuples, sets, strings, bytes and numbers are always allowed. `allow` maps other
+    constructors, (module, name) in the pickle, to the callable that replaces them. A stand-in is
+    safer than the real class, because the pickle may set its attributes (BUILD). `encoding` decodes
+    byte strings of Python 2 ("bytes" keeps them). Raises InputError, with the byte if it is known.
     """
     unpickler = _Unpickler(data, name, allow or {}, encoding)
     _scan(data, name, unpickler.allow)
     collecting = gc.isenabled()
-    gc.disable()  # it would look at every word again and again, and find nothing
+    gc.disable()  # it would traverse all objects repeatedly, and free none
     try:
         return unpickler.load()
     except InputError:
         raise
-    except Exception as error:  # the constructors, too, are given whatever the pickle holds
+    except Exception as error:  # constructors receive arbitrary arguments from the pickle
         raise InputError(f"{name}: damaged pickle: {error or type(error).__name__}") from None
     finally:
         if collecting:
@@ -73,9 +76,9 @@ def restricted_loads(
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes, name: str, allow: Constructors, encoding: str) -> None:
-        # Without a buffer to peek into, the unpickler asks for every line by a call of its own.
+        # BufferedReader has peek; without it, the unpickler reads every line by a call.
         super().__init__(io.BufferedReader(io.BytesIO(data), 2**20), encoding=encoding)
-        # Below protocol 4, sets are pickled as calls, by Python 2 and by Python 3.
+        # Protocols below 4 pickle sets as calls, in Python 2 and in Python 3.
         sets: Constructors = {("__builtin__", "set"): set, ("builtins", "set"): set}
         self._name, self.allow = name, {**sets, **allow}
         self._elements_left = len(data)
@@ -87,7 +90,7 @@ class _Unpickler(pickle.Unpickler):
         return self._set if constructor is set else constructor
 
     def _set(self, elements: Collection = ()) -> set:
-        # Seven bytes of pickle can ask for another copy of a long list as a set.
+        # Seven bytes of pickle can copy a long list into a set.
         self._elements_left -= len(elements)
         if self._elements_left < 0:
             raise InputError(f"{self._name}: its sets have more elements than the file has bytes")
@@ -98,16 +101,16 @@ _IMPORT = "the pickle wants to import {}.{}, which is not allowed"
 
 
 def _scan(data: bytes, name: str, allow: Constructors) -> None:
-    """Raise InputError for the first opcode that might harm, or where the pickle ends early."""
+    """Raise InputError for the first opcode that is not allowed, and for a truncated pickle."""
     file = io.BytesIO(data)
     containers = tuples = position = 0
 
-    def refused(why: str) -> InputError:
-        return InputError(f"{name}: byte {position:,}: {why}")
+    def refused(reason: str) -> InputError:
+        return InputError(f"{name}: byte {position:,}: {reason}")
 
     while True:
         bulk = _BULK.match(data, position)
-        assert bulk is not None  # the empty match at least
+        assert bulk is not None  # the pattern matches the empty string
         position = bulk.end()
         file.seek(position)
         try:
@@ -131,11 +134,7 @@ def _scan(data: bytes, name: str, allow: Constructors) -> None:
                 module, _, attribute = str(argument).partition(" ")
                 if opcode.name == "INST" or (module, attribute) not in allow:
                     raise refused(_IMPORT.format(module, attribute))
-            # No pickle of data has these. They call what is outside of the file, or refer to it.
-            # (The other opcodes that call get at nothing but what find_class has handed out.)
-            case "OBJ" | "PERSID" | "BINPERSID" | "EXT1" | "EXT2" | "EXT4" | "DUP":
-                raise refused(f"opcode {opcode.name} is not allowed")
-            case "NEXT_BUFFER" | "READONLY_BUFFER":
+            case opcode_name if opcode_name in _FORBIDDEN:
                 raise refused(f"opcode {opcode.name} is not allowed")
             case "STOP":
                 return

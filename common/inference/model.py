@@ -182,7 +182,7 @@ class Model:
         """By default of as few rows, and of the shapes, that suit the texts."""
         run = self.run
         split = join(texts, np.zeros(len(texts)) if labels is None else labels)
-        split = run.ratios.beside(split) if run.ratios else split
+        split = run.ratios.attach(split) if run.ratios else split
         rows = rows or next(size for size in ROWS if size >= min(len(texts), ROWS[-1]))
         shapes = shapes or self._shapes(rows, max(map(len, texts)))
         limit, ngrams = run.options.max_length, run.model.ngrams

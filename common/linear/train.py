@@ -93,7 +93,7 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
         say(f"validation accuracy: {held_out:.2%}")
         if options.temperature:
             temperature = metrics.fit_temperature(logits, validation.labels)
-            say(metrics.temperature_said(temperature))
+            say(metrics.describe_temperature(temperature))
     if temperature:
         weights = (each / np.float32(temperature) for each in (found.weight, found.bias))
         found = Linear(found.words, found.codes, *weights)

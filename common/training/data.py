@@ -57,7 +57,7 @@ def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
     if options.ngrams:
         size = len(found.words), len(texts.classes), options.ngrams
         ratios, train = _with_ratios(train, size, report)
-        test, validation = ratios.beside(test), ratios.beside(validation)
+        test, validation = ratios.attach(test), ratios.attach(validation)
     batches = partial(Batches, max_length=options.max_length, ngrams=options.ngrams)
     longest = int(max(split.lengths.max(initial=0) for split in (test, validation)))
     whole = partial(batches, batch_size=options.batch_size, shares=options.shares or 1)

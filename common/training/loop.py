@@ -363,7 +363,7 @@ class Trainer:
     def temper(self, logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> None:
         """Divide the logits by the temperature that suits these best: the head takes it in."""
         self.temperature = metrics.fit_temperature(logits, labels)
-        say(metrics.temperature_said(self.temperature))
+        say(metrics.describe_temperature(self.temperature))
         parameters = self.learner.parameters()
         for name in ("head.weight", "head.bias"):
             parameters[name] = parameters[name] / np.float32(self.temperature)

@@ -9,7 +9,7 @@ from common.metrics import (
     evaluate_answers,
     fit_temperature,
     reliability,
-    temperature_said,
+    describe_temperature,
 )
 
 
@@ -103,7 +103,7 @@ def test_the_temperature_makes_probabilities_mean_what_they_say():
 
 def test_a_temperature_at_its_limit_is_said_to_be_none():
     logits, labels = np.array([[1.0, 0], [0, 1]] * 3), np.array([0, 1] * 3)
-    assert temperature_said(1.234) == "temperature: 1.234"
+    assert describe_temperature(1.234) == "temperature: 1.234"
     for each, start in ((labels, "0.007"), (1 - labels, "148.413")):
-        said = temperature_said(fit_temperature(logits, each))
+        said = describe_temperature(fit_temperature(logits, each))
         assert said.startswith(f"temperature: {start}, the limit, which is no fit: ")

@@ -379,9 +379,9 @@ def test_damaged_files(tmp_path, extension):
 def test_files_that_cannot_be_read_or_written(tmp_path):
     with pytest.raises(InputError, match=r"gone\.npz: No such file"):
         read_tensors(tmp_path / "gone.npz")
-    with pytest.raises(InputError, match=r"model\.h5: unknown kind of file.*\.safetensors"):
+    with pytest.raises(InputError, match=r"model\.h5: unknown suffix.*\.safetensors"):
         read_tensors(tmp_path / "model.h5")
-    with pytest.raises(InputError, match=r"model: unknown kind of file"):
+    with pytest.raises(InputError, match=r"model: unknown suffix"):
         write_tensors(tmp_path / "model", draw())
     with pytest.raises(InputError, match=r"model\.npz: cannot be written \(No such file"):
         write_tensors(tmp_path / "gone" / "model.npz", draw())
@@ -416,7 +416,7 @@ def test_pt_files_never_run_code(tmp_path, zipped):
     for function, name in [(os.unlink, "posix.unlink"), (shutil.rmtree, "shutil.rmtree")]:
         payload = {"gru.weight_ih_l0": Runs(function, str(victim))}
         save_pt(tmp_path / "evil.pt", payload, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(InputError, match=rf"evil\.pt: refused: it wants to load {name}"):
+        with pytest.raises(InputError, match=rf"evil\.pt: refused: the file loads {name}"):
             read_tensors(tmp_path / "evil.pt")
     assert victim.exists()
 
@@ -425,10 +425,10 @@ def test_pt_files_of_modules_and_other_things_are_refused(tmp_path):
     import torch
 
     save_pt(tmp_path / "module.pt", torch.nn.GRU(D, H))
-    with pytest.raises(InputError, match=r"refused: it wants to load torch\.nn\.modules\.rnn\.GRU"):
+    with pytest.raises(InputError, match=r"refused: the file loads torch\.nn\.modules\.rnn\.GRU"):
         read_tensors(tmp_path / "module.pt")
     save_pt(tmp_path / "list.pt", [torch.ones(1)])
-    with pytest.raises(InputError, match="holds a list, expected a dict of tensors"):
+    with pytest.raises(InputError, match="contains a list, expected a dict of tensors"):
         read_tensors(tmp_path / "list.pt")
     endless: dict = {"epoch": 3}
     save_pt(tmp_path / "endless.pt", endless | {"model": endless, "again": endless})
@@ -503,7 +503,7 @@ def test_checkpoints_as_people_have_them(tmp_path, monkeypatch, command, layer, 
     _, output, _ = command(main, "net.pth", "found.npz", *how)
     before = f"{wrapper}.module" if wrapper else "module"
     layers = ", ".join(f"{before}.{name}" for name in ("embedding", "norm", "classifier"))
-    assert f"left out, being no part of the GRU: {layers}\n" in output
+    assert f"left out, not part of the GRU: {layers}\n" in output
 
     x = np.random.default_rng(1).uniform(-1, 1, (T, B, D))
     found = oracle.forward(read_tensors(tmp_path / "found.npz"), x, np.full(B, T), reset_after=True)
@@ -536,7 +536,7 @@ def test_command_line(tmp_path, monkeypatch, command):
         ("a.npz b.pt --from torch --to canonical", r"a\.npz: no key gru\.weight_hh_l0"),
         ("a.npz b.pt --from canonical --to tensorflow", "tensorflow"),
         ("x.npz b.pt --from canonical --to haiku", r"x\.npz: No such file"),
-        ("a.npz b.txt --from canonical --to haiku", r"b\.txt: unknown kind of file"),
+        ("a.npz b.txt --from canonical --to haiku", r"b\.txt: unknown suffix"),
         ("a.npz b.pt --from canonical", "--to"),
     ],
 )

@@ -192,11 +192,11 @@ def test_classes_in_another_order_are_put_into_that_of_the_data(
         (
             {f"gru.W{g}.weight": torch.ones(H, 9) for g in "zrh"},
             (),
-            "vectors of 9 dimensions, .* 6",
+            "GRU has 9 inputs, .* 6 dimensions",
         ),
-        ({}, ("--pooling", "max+mean"), "reads 5 numbers, --pooling max.mean gives 10"),
+        ({}, ("--pooling", "max+mean"), "5 inputs, --pooling max.mean has 10"),
         ({}, ("--pooling", "max+min"), "--pooling max.min: expected some of last.max.mean"),
-        ({"vectors.weight": torch.ones(20, D)}, (), "word vectors of its own"),
+        ({"vectors.weight": torch.ones(20, D)}, (), "contains word vectors"),
         ({}, ("--classes", "bad", "good"), "--classes bad good: the data has negative positive"),
         ({}, ("--vectors", "gone.bin"), "--vectors gone.bin: no such file"),
         ({}, ("--data", "imbd"), "imbd"),
@@ -226,7 +226,7 @@ def test_a_run_that_is_there_is_not_overwritten(
     torch.save(net.state_dict(), file)
     assert to_run(command, file, vector_file)[0] == 0
     status, _, error = to_run(command, file, vector_file)
-    assert (status, "is there already" in error) == (2, True)
+    assert (status, "exists and is not empty" in error) == (2, True)
 
 
 def test_the_data_set_and_the_vectors_have_to_be_said(

@@ -240,7 +240,7 @@ def test_damaged_dlstudio_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     spec = archives(tmp_path, GOOD, GOOD)
     packed = (tmp_path / "test").read_bytes()
     (tmp_path / "test").write_bytes(packed[:-20])
-    assert f"{tmp_path}/test: the archive is cut short: it ends at byte" in refused(spec)
+    assert f"{tmp_path}/test: the archive is truncated at byte" in refused(spec)
     (tmp_path / "test").write_bytes(packed[:20] + bytes(20) + packed[40:])
     assert f"{tmp_path}/test: before byte" in refused(spec)
     (tmp_path / "test").write_bytes(pickle.dumps(GOOD))
@@ -334,10 +334,10 @@ def test_tables_that_lack_something(kind: str, tmp_path: Path) -> None:
     )
     assert refused_rows("a", "b", "fold").startswith(f"{place}: the split is 'fold'; expected one")
     spec = write_table(kind, path, names, [("a", "b", "train")])
-    assert refused(f"{spec}?text=txt") == f"{path}: no column txt; there are: text, label, split"
+    assert refused(f"{spec}?text=txt") == f"{path}: no column txt; columns: text, label, split"
     spec = write_table(kind, path, ["text", "mark"], [("a", "b")])
     assert refused(spec) == (
-        f"{path}: no column for the label: name it with ?label=COLUMN; there are: text, mark"
+        f"{path}: no column for the label: name it with ?label=COLUMN; columns: text, mark"
     )
     path.write_bytes(b"")
     assert refused(spec) == f"{path}: the file is empty"
@@ -350,7 +350,10 @@ def test_tables_that_lack_something(kind: str, tmp_path: Path) -> None:
         (b'text,label\n"a "b" c",1\n', "line 2: ',' expected after '\"': a quotation mark"),
         (b"text,label\n\na,1\na,b,2\n", "line 4: 3 columns instead of 2"),
         (b"text,label\na,1\nna\xefve,2\n", "line 3: the byte 0xef is not utf-8; name the encoding"),
-        (b"text,label,label\na,1,2\n", "more than one column label; there are: text, label, label"),
+        (
+            b"text,label,label\na,1,2\n",
+            "more than one column label; columns: text, label, label",
+        ),
         (b"\xff\xfet\0e\0x\0t\0", "line 1: the byte 0xff is not utf-8"),
         (b'text,label\n"' + b"x" * 200 + b'",1\n', "line 2: field larger than field limit"),
         (b"\n", "no column for the text"),
@@ -396,16 +399,16 @@ def test_what_separates_the_columns_of_a_csv_file(tmp_path: Path) -> None:
         assert read(f"csv:{path}?sep={name}") == [Example(f"a{sep}b", "c")]
         assert read(f"csv:{path}?text=label&label=text") == [Example("c", f"a{sep}b")]
     path.write_text("text;note,label\n1;2;a,b\n")
-    assert "there are: text;note, label" in refused(f"csv:{path}?sep=,")
+    assert "columns: text;note, label" in refused(f"csv:{path}?sep=,")
     assert "no column for the label" in refused(f"csv:{path}?sep=;")
     assert read(f"csv:{path}?text=text;note") == [Example("1;2;a", "b")]
     # Without names both could be meant: it is not guessed.
     path.write_text("5,fine; really\n")
     spec = f"csv:{path}?header=no&label=1&text=2"
-    assert refused(spec) == f"{path}: are its columns separated by , or ;? Say ?sep=..."
+    assert refused(spec) == f"{path}: the delimiter may be , or ;: choose one by ?sep=..."
     assert read(f"{spec}&sep=,") == [Example("fine; really", "5")]
     path.write_text("Urteil;Note\nfine;1\n")
-    assert "there are: Urteil, Note" in refused(f"csv:{path}")
+    assert "columns: Urteil, Note" in refused(f"csv:{path}")
 
 
 def left_out(spec: str) -> tuple[list[str], dict[str, int]]:
@@ -440,7 +443,10 @@ def test_lines_that_are_no_rows_can_be_left_out(tmp_path: Path) -> None:
         ('{"text": "a", "label": 1}\n{"text": "a", "label"\n', "line 2: Expecting ':' delimiter"),
         ('{"text": "a", "label": 1}\n[1, 2]\n', "line 2: not a JSON object"),
         ('{"text": "a", "label": 1}\n\n{"text": "a"}\n', "line 3: no label"),
-        ('{"text": "a", "label": 1}\n{"text": 3, "label": 1}\n', "line 2: the text is no string"),
+        (
+            '{"text": "a", "label": 1}\n{"text": 3, "label": 1}\n',
+            "line 2: the text is not a string",
+        ),
         ('{"text": "a", "label": NaN}\n', "line 1: no label"),
         ('{"text": "a", "label": {}}\n', "line 1: no label"),
         ("[" * 100_000, "line 1: "),

@@ -44,9 +44,11 @@ def test_saved_splits_with_named_classes(tmp_path: Path) -> None:
     assert sources.fingerprint(spec) == sources.fingerprint(spec)
     with pytest.raises(InputError, match=r"saved: split unsupervised: row 1: no label"):
         list(sources.load(f"{spec}?test=unsupervised").examples())
-    with pytest.raises(InputError, match="no split dev; there are: validation, train, unsup"):
+    with pytest.raises(InputError, match="no split dev; splits: validation, train, unsup"):
         list(sources.load(f"{spec}?test=dev").examples())
-    with pytest.raises(InputError, match="saved: split train: no column mark; there are: text, la"):
+    with pytest.raises(
+        InputError, match="saved: split train: no column mark; columns: text, label"
+    ):
         list(sources.load(f"{spec}?label=mark").examples())
 
 

@@ -108,7 +108,7 @@ def test_a_text_has_no_part_in_its_own_ratios(split: EncodedSplit) -> None:
 
 def test_a_batch_has_them_at_their_words(split: EncodedSplit) -> None:
     """What began before the words that are read is not read; nor is padding."""
-    read = ngrams.fit(of_classes(split, 2), V, 2, 3).beside(of_classes(split, 2))
+    read = ngrams.fit(of_classes(split, 2), V, 2, 3).attach(of_classes(split, 2))
     whole, cut = (
         Batches(read, 8, max_length=limit, in_order=True, ngrams=3) for limit in (None, 5)
     )

@@ -164,7 +164,7 @@ GLOVE = lines(WORDS, MATRIX).encode()
 PACKED = MATRIX[:2].tobytes()
 BAD_FILES = {
     "empty": (b"", "is empty"),
-    "nothing but a header": (b"10 300\n", "byte 7: cut short in word 1 of the 10"),
+    "nothing but a header": (b"10 300\n", "byte 7: the file ends in word 1 of the 10"),
     "other words": (b"xyzzy 1 2 3\n", "no word of the data set's vocabulary"),
     "a number too few": (GLOVE + b"dog 1 2 3 4\n", "line 5: has 4 numbers, expected 5"),
     "a number too many": (GLOVE + b"dog 1 2 3 4 5 6\n", "line 5: has 6 numbers, expected 5"),
@@ -178,18 +178,21 @@ BAD_FILES = {
     "twice": (b"the 1 2\ncat 1 2\nthe 1 2\n", "line 3: the word the is in line 1 too"),
     "an endless line": (b"the " + b"1 " * 200_000, "line 1: longer than 324,096 bytes"),
     "dimensions": (b"5 99999999999\nthe 1 2\n", "vectors of 99,999,999,999 dimensions"),
-    "words": (b"999999999999 2\nthe 1 2\n", "line 2: is the last, but .* 999,999,999,999 words"),
-    "more lines": (b"1 2\nthe 1 2\ncat 1 2\n", "line 3: is the last, but .* 1 words"),
-    "binary, cut": (b"2 5\nthe " + PACKED[:-1], "byte 47: cut short in word 2 of the 2"),
+    "words": (b"999999999999 2\nthe 1 2\n", "line 2: the file ends .* 999,999,999,999 words"),
+    "more lines": (b"1 2\nthe 1 2\ncat 1 2\n", "line 3: the file ends .* 1 words"),
+    "binary, cut": (b"2 5\nthe " + PACKED[:-1], "byte 47: the file ends in word 2 of the 2"),
     "binary, words": (
         b"999999999999 5\nthe " + PACKED[:20],
-        "byte 39: cut short in word 2 of the 9",
+        "byte 39: the file ends in word 2 of the 9",
     ),
-    "binary, no end": (b"2 5\nthe " + PACKED[:20] + b"x" * 5000, "byte 28: no space within 4,096"),
-    "binary, more": (b"1 5\nthe " + PACKED, "byte 28: goes on after the 1 words"),
+    "binary, no end": (
+        b"2 5\nthe " + PACKED[:20] + b"x" * 5000,
+        "byte 28: no space ends a word",
+    ),
+    "binary, more": (b"1 5\nthe " + PACKED, "byte 28: the file continues after the 1 words"),
     "binary, twice": (b"2 5\nthe %bthe %b" % (PACKED[:20], PACKED[20:]), "byte 28: .* byte 4 too"),
     "binary, inf": (b"1 1\nthe \x00\x00\x80\x7f", "byte 4: the vector of the is not finite"),
-    "gzip, cut": (gzip.compress(GLOVE)[:-9], "cut-short gzip"),
+    "gzip, cut": (gzip.compress(GLOVE)[:-9], "truncated gzip"),
     "zip": (b"PK\x03\x04", "a zip archive: unpack it"),
     "pickle, harmful": (b"\x80\x02cos\nsystem\nU\x02lsR.", r"import os\.system"),
     "pickle, another": (b"\x80\x02}.", "not one of gensim's KeyedVectors"),
@@ -207,7 +210,7 @@ def test_bad_files_are_refused_with_the_place(case: str, tmp_path: Path) -> None
 
 
 BAD_TABLES = {
-    "gone": ("gensim, vectors apart", "file.vectors.npy", None, "npy: not there"),
+    "gone": ("gensim, vectors apart", "file.vectors.npy", None, "npy: missing"),
     "short": ("gensim, vectors apart", "file.vectors.npy", MATRIX[:3], r"\[3, 5\], but .* 4 words"),
     "ints": ("gensim, vectors apart", "file.vectors.npy", MATRIX.astype(int), "array of i8"),
     "objects": ("gensim, vectors apart", "file.vectors.npy", MATRIX.astype(object), "not a read"),
@@ -289,7 +292,7 @@ def test_vectors_of_a_file_are_cached_until_the_file_changes(tmp_path: Path) -> 
     share = counts[ids].sum() / counts.sum()
     assert said[1] == (
         f"{path}: vectors for 2 of the {len(texts.vocabulary):,} words of rt (0.0%), "
-        f"{share:.1%} of the tokens to train on"
+        f"{share:.1%} of the training tokens"
     )
     assert 0.05 < share < 0.1
 

@@ -98,7 +98,7 @@ def batches_of(kind: str) -> Batches:
     texts = [test[i][-LONGEST:] for i in range(REVIEWS)]
     texts[0], texts[1] = texts[0][:0], texts[1][:1]
     run, split = run_of(kind), join(texts, np.zeros(REVIEWS))
-    split = run.ratios.beside(split) if run.ratios else split
+    split = run.ratios.attach(split) if run.ratios else split
     return Batches(split, 50, in_order=True, ngrams=run.model.ngrams)
 
 

@@ -1,6 +1,6 @@
-"""Labelled texts: one file a source, and one function load(spec) in front of them.
+"""Sources of labelled texts, one module for each, and load(spec), which dispatches to them.
 
-A spec is a name (imdb, rt) or KIND:ARGUMENTS; docs/data.md shows one of each kind.
+A spec is a name (imdb, rt) or KIND:ARGUMENTS; docs/data.md has an example of each kind.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ _SOURCES: dict[str, Callable[[str], Dataset]] = {
 
 
 def load(spec: str) -> Dataset:
-    """The data set that `spec` names, to be read as a stream.
+    """The data set that `spec` names, as a stream.
 
-    Raises InputError for a spec that means nothing or a file that is not there.
+    Raises InputError for an invalid spec or a missing file.
     """
     return _source(spec)(spec)
 
 
 def load_unlabelled(spec: str) -> Dataset:
-    """All texts of the data set: of a table every row, whose label is empty where it has none.
+    """All texts of a data set, with every row of a table; a missing label is empty.
 
     Raises InputError as load does.
     """
@@ -39,10 +39,7 @@ def load_unlabelled(spec: str) -> Dataset:
 
 
 def fingerprint(spec: str) -> dict[str, str | int]:
-    """What the data set depends on, cheap to find out: part of the key under which it is cached.
-
-    Raises InputError as load does.
-    """
+    """A cheap fingerprint of the data set for cache keys. Raises InputError as load does."""
     return {"data": spec, **_source(spec)(spec).state}
 
 

@@ -2,9 +2,9 @@
 
     amazon:DIR        DIR/CATEGORY/{positive,negative}.review
 
-The files look like XML and are not: no root, bare ampersands, bytes of several encodings. But every
-tag has a line of its own. A review is its title, a line that often says it all, and its text; the
-archives that DLStudio made of these files leave the title out.
+The files resemble XML but have no root element, unescaped ampersands and several encodings; every
+tag is on its own line. A review is its title, which is often conclusive, and its text; the archives
+of DLStudio omit the title.
 """
 
 from collections.abc import Iterator
@@ -19,26 +19,26 @@ _ENDS = (b"</title>", b"</review_text>")
 
 
 def load(spec: str) -> Dataset:
-    """Both classes of all categories; the split is to be drawn."""
+    """All categories and both classes, without a split."""
     (folder,), _ = files.parse(spec)
-    found = sorted(path for label in CLASSES for path in folder.glob(f"*/{label}.review"))
-    if not found:
+    paths = sorted(path for label in CLASSES for path in folder.glob(f"*/{label}.review"))
+    if not paths:
         layout = " and ".join(f"CATEGORY/{label}.review" for label in reversed(CLASSES))
         raise InputError(f"{folder}: expected {layout} in it")
 
     def examples() -> Iterator[Example]:
-        for path in found:
+        for path in paths:
             label, category = path.stem, path.parent.name
             yield from (Example(text, label, category) for text in _texts(path))
 
-    return Dataset(spec, examples, CLASSES, state=files.state(found))
+    return Dataset(spec, examples, CLASSES, state=files.state(paths))
 
 
 def _texts(path: Path) -> Iterator[str]:
     """Title and text of every review of a file."""
     count = review_line = 0
-    parts: dict[bytes, str] = {}  # of a review, by the tags that end them
-    text: list[bytes] | None = None  # the lines of a part that is being read
+    parts: dict[bytes, str] = {}  # the parts of a review, by their end tags
+    text: list[bytes] | None = None  # the lines of the part that is being read
     with files.open_file(path) as file:
         for number, line in files.lines(file, path):
             tag = line.strip() if line.startswith(b"<") else b""

@@ -1,4 +1,4 @@
-"""What every source yields: labelled texts, one after the other, read as often as need be."""
+"""The interface of all sources: a stream of labelled texts, which can be read repeatedly."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -9,46 +9,45 @@ from common.errors import InputError
 
 
 class Example(NamedTuple):
-    """A text as its source has it (not cleaned), and what the source says of it."""
+    """An uncleaned text of a source with its label."""
 
     text: str
     label: str
     category: str = ""
-    """What it is about, where a data set has categories ("books"), else empty."""
+    """The category, such as "books"; empty if the data set has none."""
     split: str = ""
-    """"train" or "test" where the source itself splits; empty: the split is still to be drawn."""
+    """"train" or "test"; empty if the source has no split."""
 
 
 class BadRow(InputError):
-    """A row of a table that cannot be used, beside others that can."""
+    """An unusable row of a table."""
 
-    def __init__(self, where: object, row: str, problem: str, kind: str = "", rows: int = 1):
-        """kind: of problems that are counted together; rows: how many it may have swallowed."""
-        super().__init__(f"{where}: {row}: {problem}")
+    def __init__(self, place: object, row: str, problem: str, kind: str = "", rows: int = 1):
+        """kind: groups problems in counts (default: problem); rows: how many rows are affected."""
+        super().__init__(f"{place}: {row}: {problem}")
         self.kind, self.rows = kind or problem, rows
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as a stream, so that it need not fit into memory."""
+    """A data set as a stream, which need not fit into memory."""
 
     name: str
     rows: Callable[[], Iterator[Example | BadRow]]
-    """Reads the source from its beginning, in always the same order. Raises InputError, naming file
-    and place, where it cannot be read on."""
+    """Reads the source from its beginning in a fixed order. Raises InputError, with file and place,
+    if the source cannot be read."""
     classes: tuple[str, ...] = ()
-    """The labels in their order; empty: those that occur, sorted (as numbers where all are)."""
+    """The labels in order; empty: those that occur, sorted (numerically if all are numbers)."""
     test_size: float | int = 0.2
-    """The share, or the number, of examples to be drawn for the test split where the source has no
-    split of its own; stratified by category and label."""
+    """The fraction or number of examples to draw for the test split, stratified by category and
+    label, if the source has no split."""
     state: Mapping[str, str | int] = field(default_factory=dict)
-    """What tells one state of the source from another, without reading it."""
+    """Identifies the state of the source without reading it."""
 
     def examples(self, left_out: Counter[str] | None = None) -> Iterator[Example]:
-        """The rows that can be used; the others are counted in left_out, by their kind.
+        """The usable rows; left_out counts the others by kind.
 
-        Raises InputError where the source cannot be read on; without left_out, at the first row
-        that cannot be used, too.
+        Raises InputError if the source cannot be read and, without left_out, for an unusable row.
         """
         for row in self.rows():
             if not isinstance(row, BadRow):

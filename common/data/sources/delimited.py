@@ -1,9 +1,8 @@
-"""CSV and TSV files: rows of fields.
+"""Reads CSV and TSV files.
 
-Options: encoding=NAME (utf-8); sep=CHARACTER, what separates fields (csv: the one of , ; tab and |
-by which the first line has the columns that are wanted; tsv: tab); quotes=yes or no, whether
-quotation marks may enclose a field (csv: yes, tsv: no); header=no where the first line is a row
-like the others: columns 1, 2, 3, ...
+Options: encoding=NAME (default utf-8); sep=CHARACTER, the delimiter (csv: detected among , ; tab
+and | by the columns of the first line; tsv: tab); quotes=yes or no, whether fields may be quoted
+(csv: yes, tsv: no); header=no if the first line is a row; the columns are then named 1, 2, 3, ...
 """
 
 import csv
@@ -23,15 +22,14 @@ from common.errors import InputError
 
 OPTIONS = ("encoding", "sep", "quotes", "header")
 
-# A quotation mark that is never closed makes one field of the rest of the file.
-MAX_FIELD = 2**24
+MAX_FIELD = 2**24  # characters; an unclosed quotation mark makes one field of the rest of a file
 _HINT = "name the encoding: ?encoding=NAME"
 _COLUMNS = "another number of columns"
 _QUOTE = "a quotation mark that is not closed?"
 
 
 def check(spec: str, options: Mapping[str, str]) -> None:
-    """Raise InputError for an option whose value means nothing."""
+    """Raise InputError for an invalid value of an option."""
     for option in ("quotes", "header"):
         if options.get(option, "yes") not in ("yes", "no"):
             raise InputError(f"--data {spec}: {option}={options[option]}: expected yes or no")
@@ -46,37 +44,37 @@ def check(spec: str, options: Mapping[str, str]) -> None:
 def rows(
     path: Path, options: Mapping[str, str], choose: Choose, *, delimiters: str
 ) -> Iterator[Row | BadRow]:
-    """The rows, numbered by their first lines. delimiters: what may stand between their fields."""
+    """The rows, numbered by their first lines. delimiters: candidates for the delimiter."""
     encoding = options.get("encoding", "utf-8")
     quotes = options.get("quotes", "yes" if "," in delimiters else "no") == "yes"
-    read = partial(_reader, path, encoding, quotes)
-    delimiter = options.get("sep") or _delimiter(path, read, options, choose, delimiters)
-    with read(_character(delimiter)) as reader:
+    open_reader = partial(_reader, path, encoding, quotes)
+    delimiter = options.get("sep") or _delimiter(path, open_reader, options, choose, delimiters)
+    with open_reader(_character(delimiter)) as reader:
         line = 1
         try:
-            names, before = _names(reader, options)
-            line = reader.line_num + 1 - len(before)
-            # Out of the fields with None and the line after them.
-            pick = itemgetter(*(names.index(it) if it else -2 for it in choose(names)), -1)
-            found = chain(before, reader)
+            names, first_rows = _names(reader, options)
+            line = reader.line_num + 1 - len(first_rows)
+            # Selects from the fields followed by None (for a missing column) and the line.
+            select = itemgetter(*(names.index(it) if it else -2 for it in choose(names)), -1)
+            all_rows = chain(first_rows, reader)
             while True:
                 try:
-                    for fields in found:
+                    for fields in all_rows:
                         if len(fields) == len(names):
-                            yield pick([*fields, None, line])
+                            yield select([*fields, None, line])
                         elif fields:
                             problem = f"{len(fields)} columns instead of {len(names)}"
                             yield BadRow(path, f"line {line:,}", problem, _COLUMNS)
                         line = reader.line_num + 1
                     return
                 except csv.Error as error:
-                    if "expected after" not in str(error):  # the rest of the file is in one field
+                    if "expected after" not in str(error):  # the field is the rest of the file
                         raise
                     lines = reader.line_num + 1 - line
                     yield BadRow(path, f"line {line:,}", f"{error}: {_QUOTE}", _QUOTE, lines)
                     line = reader.line_num + 1
         except UnicodeDecodeError as error:
-            # The lines of what was decoded before have all been read.
+            # The reader has consumed all lines decoded before this block.
             rest = error.object[: error.start].decode(encoding, "ignore")
             line = reader.line_num + 1 + rest.count("\n")
             stray = f"the byte 0x{error.object[error.start]:02x} is not {encoding}"
@@ -89,11 +87,11 @@ def rows(
 
 @contextmanager
 def _reader(path: Path, encoding: str, quotes: bool, delimiter: str) -> Iterator[Any]:
-    csv.field_size_limit(MAX_FIELD)  # there is but one limit, for all readers
+    csv.field_size_limit(MAX_FIELD)  # the limit is global
     with files.open_file(path) as binary:
-        # A mark of the byte order, as Excel writes it, is no part of the first column's name.
+        # utf-8-sig skips the byte order mark that Excel writes.
         file = TextIOWrapper(binary, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
-        # pyarrow.csv names no line, takes stray quotation marks as they come and bytes for text.
+        # Unlike csv, pyarrow.csv reports no line and accepts stray quotation marks and bytes.
         yield csv.reader(
             iter(partial(file.readline, files.MAX_LINE), ""),
             delimiter=delimiter,
@@ -103,7 +101,7 @@ def _reader(path: Path, encoding: str, quotes: bool, delimiter: str) -> Iterator
 
 
 def _names(reader: Iterator[list[str]], options: Mapping[str, str]) -> tuple[list[str], list]:
-    """The names of the columns, and the first row where it does not hold them."""
+    """The names of the columns, and the first row if it is not the header."""
     first = next(reader, [])
     if options.get("header") == "no":
         return [str(number + 1) for number in range(len(first))], [first]
@@ -112,25 +110,27 @@ def _names(reader: Iterator[list[str]], options: Mapping[str, str]) -> tuple[lis
 
 def _delimiter(
     path: Path,
-    read: Callable[[str], AbstractContextManager],
+    open_reader: Callable[[str], AbstractContextManager],
     options: Mapping[str, str],
     choose: Choose,
     delimiters: str,
 ) -> str:
-    """The one by which the first line has the columns that are wanted, or the most of any.
+    """The delimiter with which the first line has the required columns, or else the most columns.
 
-    Raises InputError where it has them by more than one, unless there is one column alone.
+    Raises InputError if several delimiters do, unless all of them yield a single column.
     """
-    columns, found = dict.fromkeys(delimiters, 0), []
-    for delimiter in delimiters[1:] and delimiters:  # of one, there is no choice
-        with suppress(InputError, UnicodeError, csv.Error), read(delimiter) as reader:
+    columns, matches = dict.fromkeys(delimiters, 0), []
+    for delimiter in delimiters[1:] and delimiters:  # a single candidate needs no detection
+        with suppress(InputError, UnicodeError, csv.Error), open_reader(delimiter) as reader:
             names, _ = _names(reader, options)
             columns[delimiter] = len(names)
             choose(names)
-            found.append(delimiter)
-    if len(found) > 1 and any(columns[delimiter] > 1 for delimiter in found):
-        raise InputError(f"{path}: are its columns separated by {' or '.join(found)}? Say ?sep=...")
-    return found[0] if found else max(columns, key=columns.__getitem__)
+            matches.append(delimiter)
+    if len(matches) > 1 and any(columns[delimiter] > 1 for delimiter in matches):
+        raise InputError(
+            f"{path}: the delimiter may be {' or '.join(matches)}: choose one by ?sep=..."
+        )
+    return matches[0] if matches else max(columns, key=columns.__getitem__)
 
 
 def _character(sep: str) -> str:

@@ -2,15 +2,15 @@
 
     dlstudio:TRAIN_ARCHIVE,TEST_ARCHIVE
 
-A .tar.gz that holds no tar: a gzipped pickle, written by Python 2, of (positive, negative,
-vocabulary), the first two category -> list of reviews, a review a list of words.
+The .tar.gz is not a tar but a gzipped pickle of Python 2: (positive, negative, vocabulary). The
+first two are dicts from category to a list of reviews; a review is a list of words.
 """
 
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from isal import igzip  # gzip, three times as fast
+from isal import igzip  # three times as fast as gzip
 from isal.igzip_lib import IsalError
 
 from common.data.sources import files
@@ -20,13 +20,13 @@ from common.errors import InputError
 
 CLASSES = ("negative", "positive")
 
-# An archive is in memory as a whole. 20,000 reviews, more than any of DLStudio's archives has,
-# unpack to about 45 MB; what unpacks to more than this is not one of them.
+# Bytes of an archive, which is unpacked in memory. DLStudio's archives have fewer than 20,000
+# reviews; those unpack to about 45 MB.
 MAX_UNPACKED = 2**28
 
 
 def load(spec: str) -> Dataset:
-    """The training archive's reviews, then the test archive's, each class as the archive has it."""
+    """The reviews of the training archive, then of the test archive, in the archive's order."""
     paths, _ = files.parse(spec, most=2)
     if len(paths) != 2:
         raise InputError(f"--data {spec}: expected two archives, dlstudio:TRAIN,TEST")
@@ -39,21 +39,19 @@ def load(spec: str) -> Dataset:
 
 
 def _examples(path: Path, split: str) -> Iterator[Example]:
-    # Decoding each word, not each review, would take an eighth longer.
+    # Words stay bytes; decoding each word instead of each review takes an eighth longer.
     content = restricted_loads(_unpacked(path), str(path), encoding="bytes")
     match content:
         case [dict(positive), dict(negative), *_]:
             pass
         case _:
             raise InputError(f"{path}: expected a pickle of (positive, negative, vocabulary)")
-    # A pickle can refer to one word, or to one review, any number of times.
+    # A pickle can reference a word or a review any number of times.
     characters_left = 4 * MAX_UNPACKED
     for label, categories in (("positive", positive), ("negative", negative)):
         for name, reviews in categories.items():
             if not isinstance(name, str | bytes) or not isinstance(reviews, list):
-                raise InputError(
-                    f"{path}: {label}: expected a list of reviews for each name of a category"
-                )
+                raise InputError(f"{path}: {label}: expected a list of reviews for each category")
             category = _joined([name])
             for number, words in enumerate(reviews):
                 try:
@@ -61,8 +59,8 @@ def _examples(path: Path, split: str) -> Iterator[Example]:
                         raise TypeError
                     characters_left -= 1 + sum(map(len, words)) + len(words)
                     if characters_left < 0:
-                        most = 4 * MAX_UNPACKED // 2**20
-                        raise InputError(f"{path}: more than {most:,} MiB of text")
+                        limit = 4 * MAX_UNPACKED // 2**20
+                        raise InputError(f"{path}: more than {limit:,} MiB of text")
                     yield Example(_joined(words), label, category, split)
                 except TypeError:
                     raise InputError(
@@ -71,8 +69,8 @@ def _examples(path: Path, split: str) -> Iterator[Example]:
 
 
 def _joined(words: list) -> str:
-    """The words as a text; Python 2's are bytes in whatever encoding, or some of them are."""
-    with suppress(TypeError):  # as they all are in most archives
+    """The words, str or bytes of any encoding, as a text."""
+    with suppress(TypeError):  # in most archives, all words are bytes
         return files.decode(b" ".join(words))
     texts = [files.decode(word) if isinstance(word, bytes) else word for word in words]
     return files.without_surrogates(" ".join(texts))
@@ -84,9 +82,9 @@ def _unpacked(path: Path) -> bytes:
             with igzip.open(packed) as unpacked:
                 data = unpacked.read(MAX_UNPACKED + 1)
         except EOFError:
-            cut = f"the archive is cut short: it ends at byte {packed.tell():,}"
-            raise InputError(f"{path}: {cut}") from None
-        except (OSError, IsalError) as error:  # type: ignore[misc]  # whose stubs are wrong
+            end = packed.tell()
+            raise InputError(f"{path}: the archive is truncated at byte {end:,}") from None
+        except (OSError, IsalError) as error:  # type: ignore[misc]  # wrong stubs
             raise InputError(f"{path}: before byte {packed.tell():,}: {error}") from None
     if len(data) > MAX_UNPACKED:
         raise InputError(f"{path}: unpacks to more than {MAX_UNPACKED // 2**20} MiB")

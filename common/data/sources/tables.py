@@ -4,9 +4,9 @@
     csv:TRAIN_FILE,TEST_FILE                             the split: the two files
 
 Options follow a question mark: csv:FILE?text=COLUMN&label=COLUMN. `text`, `label`, `split` and
-`category` name columns; without them the usual names are looked for, and `split=`, `category=` say
-that there is no such column. Rows for validation are tested on where there are none for testing,
-else left out. csv and tsv have options of their own.
+`category` name columns; by default, columns with usual names are chosen. `split=` and `category=`
+select no column. Validation rows are the test split if there are no test rows; otherwise they are
+left out. delimited.py has further options of csv and tsv.
 """
 
 import json
@@ -21,20 +21,16 @@ from common.data.sources.columns import OPTIONS, Choose, Columns, Row, choose, l
 from common.data.sources.dataset import BadRow, Dataset, Example
 from common.errors import InputError
 
-# Rows of Arrow tables at a time: with texts of 10 kB, 10 MB in memory.
-BATCH = 1_000
+BATCH = 1_000  # rows of an Arrow table in memory: 10 MB with texts of 10 kB
 _NO_OBJECT = "not a JSON object"
 
 
 def load(spec: str, needs_label: bool = True) -> Dataset:
-    """The rows of the table, or of the two tables.
-
-    Without needs_label, all rows of all splits, whether they have a label or not.
-    """
+    """The rows of one or two tables; without needs_label, all rows of all splits."""
     kind = spec.partition(":")[0]
     reader, unit = _READERS[kind]
-    of_its_own = delimited.OPTIONS if kind in ("csv", "tsv") else ()
-    paths, options = files.parse(spec, (*OPTIONS, *of_its_own), most=2)
+    further_options = delimited.OPTIONS if kind in ("csv", "tsv") else ()
+    paths, options = files.parse(spec, (*OPTIONS, *further_options), most=2)
     delimited.check(spec, options)
     options = options if needs_label else {**options, "split": ""}
 
@@ -49,7 +45,7 @@ def load(spec: str, needs_label: bool = True) -> Dataset:
 
 
 def _json_lines(path: Path, options: Mapping[str, str], choose: Choose) -> Iterator[Row | BadRow]:
-    """An object a line; the columns are the keys of the first, and one that is missing is empty."""
+    """One object per line; the columns are the keys of the first, and a missing key is empty."""
     columns, rows = None, 0
     with files.open_file(path) as file:
         for number, line in files.lines(file, path):
@@ -57,7 +53,7 @@ def _json_lines(path: Path, options: Mapping[str, str], choose: Choose) -> Itera
                 continue
             rows += 1
             try:
-                # pyarrow.json counts rows within a block, and refuses labels of several types.
+                # pyarrow.json counts rows only within a block, and refuses labels of mixed types.
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 yield BadRow(path, f"line {number:,}", str(error), _NO_OBJECT)
@@ -81,14 +77,14 @@ def _parquet(path: Path, options: Mapping[str, str], choose: Choose) -> Iterator
     try:
         with pq.ParquetFile(path) as table:
             columns = choose(table.schema_arrow.names)
-            there = [name for name in columns if name]
-            batches = table.iter_batches(BATCH, columns=there, use_threads=False)
+            existing = [name for name in columns if name]
+            batches = table.iter_batches(BATCH, columns=existing, use_threads=False)
             for row in arrow_rows(batches, columns):
                 yield row
                 number = row[-1]
     except InputError:
         raise
-    # ValueError: a string that is not UTF-8; with OverflowError, a date that Python does not have.
+    # ValueError: invalid UTF-8, or a date out of Python's range, as is OverflowError.
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         message = str(error).partition("\n")[0]
         raise InputError(
@@ -106,7 +102,7 @@ def arrow_rows(tables: Iterable[Any], columns: Columns) -> Iterator[Row]:
         yield from zip(*values, number, strict=False)
 
 
-# kind -> (reader of rows, what it counts)
+# kind -> (reader of rows, unit of their numbers)
 _READERS: Mapping[str, tuple[Callable, str]] = {
     "csv": (partial(delimited.rows, delimiters=",;\t|"), "line"),
     "tsv": (partial(delimited.rows, delimiters="\t"), "line"),

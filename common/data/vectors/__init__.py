@@ -1,6 +1,6 @@
-"""Word vectors: from a file, word2vec trained on the training reviews, or random ones.
+"""Word vectors: read from a file, trained by word2vec on the training reviews, or random.
 
-docs/vectors.md describes the formats of files and which word of a file stands for which of ours.
+docs/vectors.md describes the file formats and how words of a file match the vocabulary.
 """
 
 import hashlib
@@ -18,16 +18,17 @@ from common.data.vectors import files
 from common.errors import InputError
 
 WORD2VEC = dict(vector_size=300, window=10, min_count=3, sample=1e-4, alpha=0.1, epochs=10, seed=0)
-# With unit vectors a GRU learns far slower: 300 of them add up to large pre-activations.
+# With a standard deviation of 1, a GRU learns far more slowly: 300 dimensions add up to large
+# pre-activations.
 STANDARD_DEVIATION = 0.2
-RANDOM_MIN_COUNT = 3  # a word seen less often than this teaches its vector nothing
-# Part of the key of the cache: raise it when what is read from a file changes.
+RANDOM_MIN_COUNT = 3  # a vector learns too little from fewer occurrences
+# Part of the cache key: raise it when files are read differently.
 FILES_VERSION = 1
 
 
 @dataclass(frozen=True)
 class WordVectors:
-    """matrix[i] is the vector of words[i]; `trained_with_model` says whether it is a parameter."""
+    """matrix[i] is the vector of words[i]; trained_with_model: the matrix is a parameter."""
 
     words: list[str]
     matrix: Float[np.ndarray, "V D"]
@@ -35,7 +36,7 @@ class WordVectors:
 
 
 def check(spec: str) -> None:
-    """Raise InputError unless load could read this specification."""
+    """Raise InputError for an invalid specification or a missing file."""
     name, _, dimension = spec.partition(":")
     if name == "random":
         if not dimension.isdecimal() or not 1 <= int(dimension) <= 10_000:
@@ -52,18 +53,17 @@ def load(
     *,
     train_with_model: bool = False,
 ) -> WordVectors:
-    """The vectors that `spec` asks for, for words of `corpus`.
+    """The vectors that `spec` selects, for words of `corpus`.
 
-    Word2vec is trained on the texts of `train` alone. Random vectors are always trained with the
-    model, others where `train_with_model` says so. Raises InputError for an unknown spec, and for
-    a file that cannot be used.
+    word2vec is trained on the texts of `train` only. Random vectors are always trained with the
+    model, others only if `train_with_model`. Raises InputError for an invalid spec or file.
     """
     check(spec)
     counts, vocabulary = train.counts(), corpus.vocabulary
-    least = {"word2vec": WORD2VEC["min_count"], "random": RANDOM_MIN_COUNT}
-    if counts.max(initial=0) < (needed := least.get(spec.partition(":")[0], 0)):
+    min_counts = {"word2vec": WORD2VEC["min_count"], "random": RANDOM_MIN_COUNT}
+    if counts.max(initial=0) < (min_count := min_counts.get(spec.partition(":")[0], 0)):
         raise InputError(
-            f"--vectors {spec}: no word occurs {needed} times in the "
+            f"--vectors {spec}: no word occurs {min_count} times in the "
             f"{len(train)} training reviews of {corpus.name}"
         )
     if spec.startswith("random:"):
@@ -79,7 +79,7 @@ def load(
         tokens = counts[[word in known for word in vocabulary]].sum() / max(counts.sum(), 1)
         report(
             f"{spec}: vectors for {len(words):,} of the {len(vocabulary):,} words of {corpus.name} "
-            f"({len(words) / len(vocabulary):.1%}), {tokens:.1%} of the tokens to train on"
+            f"({len(words) / len(vocabulary):.1%}), {tokens:.1%} of the training tokens"
         )
     return WordVectors(words, matrix, train_with_model)
 
@@ -88,7 +88,7 @@ Vectors = tuple[list[str], Float[np.ndarray, "V D"]]
 
 
 def _from_file(path: Path, vocabulary: list[str], report: Callable[[str], None]) -> Vectors:
-    def read() -> Vectors:
+    def make() -> Vectors:
         report(f"reading {path} (once; then cached)")
         return files.read(path, vocabulary)
 
@@ -98,7 +98,7 @@ def _from_file(path: Path, vocabulary: list[str], report: Callable[[str], None])
         "vocabulary": hashlib.sha256("\n".join(vocabulary).encode()).hexdigest(),
         "version": FILES_VERSION,
     }
-    return _cached("vectors", key, read)
+    return _cached("vectors", key, make)
 
 
 def _word2vec(vocabulary: list[str], train: EncodedSplit, report: Callable[[str], None]) -> Vectors:
@@ -111,7 +111,7 @@ def _word2vec(vocabulary: list[str], train: EncodedSplit, report: Callable[[str]
         from gensim.models import Word2Vec  # slow to import
 
         report(f"training word2vec on {len(train):,} reviews (once; then cached)")
-        # One worker: with more, the order of the updates and so the vectors would vary.
+        # More than one worker would make the order of the updates, and the vectors, vary.
         vectors = Word2Vec(Sentences(), workers=1, **WORD2VEC).wv
         matrix = vectors.vectors * (STANDARD_DEVIATION / vectors.vectors.std())
         return vectors.index_to_key, matrix.astype(np.float32)

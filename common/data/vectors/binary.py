@@ -1,8 +1,8 @@
-"""word2vec's binary format, e.g. GoogleNews-vectors-negative300.bin.
+"""The binary format of word2vec, for example GoogleNews-vectors-negative300.bin.
 
-A line with the number of words V and of dimensions D, then V times: the word, a space and D float32
-numbers, little-endian, and in files of the original program a line feed. That program cuts long
-words at a byte, so a word need not be UTF-8; such a word is in no vocabulary.
+A line with the number of words V and of dimensions D, then V times: the word, a space, D
+little-endian float32 numbers and, in files of the original program, a line feed. That program
+truncates long words at a byte, so a word may be invalid UTF-8; no vocabulary contains such a word.
 """
 
 from typing import BinaryIO
@@ -17,7 +17,7 @@ _BLOCK = 4 * 2**20
 
 
 def looks_like(head: bytes) -> bool:
-    """Whether a file that begins like this is binary, not text: bytes that no text has."""
+    """Whether `head` begins a binary file: a header, and bytes that text does not contain."""
     line, _, rest = head.partition(b"\n")
     header = HEADER.fullmatch(line)
     if header is None:
@@ -28,18 +28,18 @@ def looks_like(head: bytes) -> bool:
 
 
 def read(file: BinaryIO, name: str) -> Entries:
-    """The entries of `file`, which has this `name`; their places are bytes.
+    """The entries of `file`, located by byte; `name` is its name for errors.
 
-    Raises InputError, naming the byte, where there are fewer or more words than the header says.
+    Raises InputError with the byte if the number of words is not that of the header.
     """
 
-    def error(place: int, message: str) -> InputError:
-        return InputError(f"{name}: byte {place:,}: {message}")
+    def error(position: int, message: str) -> InputError:
+        return InputError(f"{name}: byte {position:,}: {message}")
 
-    first = file.readline(2**16)  # looks_like has seen that it is a header
+    first = file.readline(2**16)  # looks_like has validated this header
     V, D = map(int, first.split())
     check_dimension(name, D)
-    data, start, before = b"", 0, len(first)  # `before` bytes of the file come before `data`
+    data, start, before = b"", 0, len(first)  # before: the offset of `data` in the file
     for number in range(1, V + 1):
         space = data.find(b" ", start, start + MAX_WORD)
         end = space + 1 + 4 * D
@@ -48,15 +48,15 @@ def read(file: BinaryIO, name: str) -> Entries:
             space = data.find(b" ", 0, MAX_WORD)
             end = space + 1 + 4 * D
             if len(data) > MAX_WORD > 0 > space:
-                raise error(before, f"no space within {MAX_WORD:,} bytes, where a word ends")
+                raise error(before, f"no space ends a word within {MAX_WORD:,} bytes")
             if space < 0 or end > len(data):
-                cut = f"cut short in word {number:,} of the {V:,} of its header"
-                raise error(before + len(data), cut)
+                message = f"the file ends in word {number:,} of the {V:,} of its header"
+                raise error(before + len(data), message)
         yield before + start, data[start:space].lstrip(b"\n"), (data, D, space + 1)
         start = end
     rest = data[start:] + file.read(2)
     if rest.strip(b"\n"):
-        raise error(before + start, f"goes on after the {V:,} words of its header")
+        raise error(before + start, f"the file continues after the {V:,} words of its header")
 
 
 def to_vector(source: tuple[bytes, int, int]) -> np.ndarray:

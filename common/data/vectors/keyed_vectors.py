@@ -1,8 +1,8 @@
-"""gensim's KeyedVectors.save: a pickle, with its large arrays in .npy files beside it.
+"""Reads files of gensim's KeyedVectors.save: a pickle, and large arrays in separate .npy files.
 
-The pickle holds the words and the number of dimensions, and the vectors where they are small;
-above 10 MB they are in NAME.vectors.npy. Nothing of gensim or NumPy is called to read it: every
-constructor that such a pickle names is replaced by one of the harmless stand-ins below.
+The pickle contains the words, the number of dimensions and the vectors; vectors above 10 MB are in
+NAME.vectors.npy. Every constructor in the pickle is replaced by a harmless stand-in, so that no
+code of gensim or NumPy runs.
 """
 
 import warnings
@@ -15,15 +15,15 @@ from common.data.unpickle import Constructors, restricted_loads
 from common.data.vectors.lookup import DTYPES, Entries, ToVector, of_table
 from common.errors import InputError
 
-# What gensim has called the words and the vectors: since 4.0, in 3.x, before.
+# gensim's names of the words (since 4.0, in 3.x, before) and of the vectors.
 _WORDS = ("index_to_key", "index2word", "index2entity")
 _VECTORS = ("vectors", "syn0")
 
 
 class _Inert:
-    """Keeps what it is made of, and does nothing with it."""
+    """Stores its arguments and its state."""
 
-    state: Any = None  # in the class, for gensim's objects are made by __new__ alone
+    state: Any = None  # a class attribute, because the pickle may call __new__ without __init__
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
@@ -37,7 +37,7 @@ class _KeyedVectors(_Inert):
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """What stands for bytes in the pickles that Python 3 writes for Python 2."""
+    """Stand-in for _codecs.encode, which represents bytes in protocol 2 pickles of Python 3."""
     if encoding != "latin1":
         raise ValueError(f"text in the encoding {encoding!r}")
     return text.encode("latin1")
@@ -49,7 +49,7 @@ _GENSIM_CLASSES = (
     *("Vocab", "CompatVocab"),
 )
 _NUMPY_MODULES = ("core.multiarray", "core.numeric", "_core.multiarray", "_core.numeric")
-_NUMPY_FUNCTIONS = ("_reconstruct", "scalar", "_frombuffer")  # the last since protocol 5
+_NUMPY_FUNCTIONS = ("_reconstruct", "scalar", "_frombuffer")  # _frombuffer: since protocol 5
 _CONSTRUCTORS: Constructors = {
     **{(f"gensim.models.{m}", c): _KeyedVectors for m in _GENSIM_MODULES for c in _GENSIM_CLASSES},
     **{(f"numpy.{m}", f): _Inert for m in _NUMPY_MODULES for f in _NUMPY_FUNCTIONS},
@@ -64,7 +64,7 @@ _CONSTRUCTORS: Constructors = {
 def read(path: Path, data: bytes) -> tuple[Entries, ToVector]:
     """The entries of the pickle `data`; `path` is its file.
 
-    Raises InputError for a pickle of anything else, a companion that is missing or does not fit.
+    Raises InputError for another pickle, or if the .npy file is missing or does not match.
     """
     model = restricted_loads(data, str(path), _CONSTRUCTORS, encoding="latin1")
     state = model.state if isinstance(model, _KeyedVectors) else None
@@ -73,38 +73,38 @@ def read(path: Path, data: bytes) -> tuple[Entries, ToVector]:
     words = next((state[name] for name in _WORDS if isinstance(state.get(name), list)), None)
     if words is None:
         raise InputError(f"{path}: has no list of words (index_to_key)")
-    inside = next((state[name] for name in _VECTORS if isinstance(state.get(name), _Inert)), None)
-    del model, state  # hundreds of megabytes
-    if inside is not None:
+    pickled = next((state[name] for name in _VECTORS if isinstance(state.get(name), _Inert)), None)
+    del model, state  # frees hundreds of megabytes
+    if pickled is not None:
         try:
-            array = _array(inside)
-        except Exception as error:  # whatever a pickle may hold in the places of an array's parts
+            array = _array(pickled)
+        except Exception as error:  # the parts of an array may be arbitrary objects
             raise InputError(f"{path}: its vectors are damaged ({error})") from None
         return of_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
     name = path.name.removesuffix(".gz")
-    beside = [path.with_name(f"{name}.{vectors}.npy") for vectors in _VECTORS]
-    file = next(filter(Path.is_file, beside), beside[0])
+    candidates = [path.with_name(f"{name}.{vectors}.npy") for vectors in _VECTORS]
+    file = next(filter(Path.is_file, candidates), candidates[0])
     array = _open(file)
     shape, dtype = array.shape, array.dtype.str[1:]
-    return of_table(str(file), shape, dtype, lambda these: _open(file)[these], words)
+    return of_table(str(file), shape, dtype, lambda block: _open(file)[block], words)
 
 
 def _open(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # "created on Python 2": many of them are
-            # A header of version 2 or 3 may say that it is 4 GiB long, and np.load reserves them.
+            warnings.simplefilter("ignore", UserWarning)  # many files were created on Python 2
+            # np.load allocates the header length, up to 4 GiB in versions 2 and 3.
             if file.read(8) != b"\x93NUMPY\x01\x00":
                 raise ValueError("not of version 1.0")
             return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"{path}: not there, but the vectors are in it") from None
-    except Exception as error:  # of many kinds
+        raise InputError(f"{path}: missing; the vectors are in this file") from None
+    except Exception as error:  # np.load raises many types
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
 
 
 def _array(pickled: _Inert) -> np.ndarray:
-    """The array that numpy would have made of this; raises any exception if it is not one."""
+    """The array that NumPy would unpickle; raises any exception if it is none."""
     if pickled.state:
         _, shape, dtype, fortran_order, numbers = pickled.state
     else:  # _frombuffer

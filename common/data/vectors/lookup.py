@@ -1,4 +1,4 @@
-"""What every reader of a vectors file yields, and the words of a vocabulary looked up in it."""
+"""The interface of the readers of vector files, and the lookup of a vocabulary in their entries."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -9,56 +9,55 @@ from jaxtyping import Float
 
 from common.errors import InputError
 
-# word2vec's own limit for a word is 100 bytes; gensim joins several words to one.
+# Bytes. word2vec's limit for a word is 100 bytes; gensim joins several words to one.
 MAX_WORD = 4096
 MAX_DIMENSION = 10_000
 DTYPES = ("f2", "f4", "f8")
-_BLOCK = 16 * 2**20  # bytes of a table that are read at once
+_BLOCK = 16 * 2**20  # bytes of a table read at once
 
 Entries = Iterator[tuple[int, bytes, Any]]
-"""Of each word of a file its place (a number), itself, and what its vector is to be made from."""
+"""For each word of a file: its position (a number), the word and the source of its vector."""
 ToVector = Callable[[Any], Any]
-"""Makes it: numbers that NumPy converts to an array [D]."""
+"""Converts the source to a vector, or to numbers that NumPy converts to an array [D]."""
 
 
-@np.errstate(over="ignore")  # what is infinite in float32 is refused
+@np.errstate(over="ignore")  # vectors that are infinite in float32 are refused
 def find(
     entries: Entries, to_vector: ToVector, vocabulary: Iterable[str], file: str, unit: str
 ) -> tuple[list[str], Float[np.ndarray, "V D"]]:
     """The words of the vocabulary that are in a file, in its order, and their vectors.
 
-    A word of the file stands for the word of the vocabulary that it spells exactly or, where the
-    file has none, for the one that it spells in lower case; of several such ("Us", "US"), the first
-    in the file is taken, which in most files is the most frequent one. `unit` is what the places
-    count (line, byte). Raises InputError, naming `file` and place, for a word of the vocabulary
-    that occurs twice, and a vector that is not finite; and for a file with none of the words.
+    A word of the vocabulary matches an identical word of the file or else the first word of the
+    file that equals it in lower case ("Us", "US"), in most files the most frequent one. `unit` is
+    the unit of the positions (line, byte). Raises InputError, with `file` and position, for a word
+    of the vocabulary that occurs twice and a vector that is not finite; and if no word matches.
     """
     known = {word.encode() for word in vocabulary}
-    places: dict[bytes, int] = {}  # of each word of the vocabulary that was found
-    exact: set[bytes] = set()  # those that were found in their own spelling
+    positions: dict[bytes, int] = {}  # of each matched word of the vocabulary
+    exact: set[bytes] = set()  # words with an identical word in the file
     rows: dict[bytes, int] = {}
     numbers = bytearray()
-    for place, word, source in entries:
+    for position, word, source in entries:
         if word in known:
             if word in exact:
-                twice = f"the word {word.decode()} is in {unit} {places[word]:,} too"
-                raise InputError(f"{file}: {unit} {place:,}: {twice}")
+                message = f"the word {word.decode()} is in {unit} {positions[word]:,} too"
+                raise InputError(f"{file}: {unit} {position:,}: {message}")
             exact.add(word)
-            wanted = word
+            match = word
         else:
-            ascii = word.isascii()  # where the lower() of bytes is right
-            wanted = word.lower() if ascii else word.decode(errors="replace").lower().encode()
-            if wanted in places or wanted not in known:
+            is_ascii = word.isascii()  # bytes.lower() handles ASCII only
+            match = word.lower() if is_ascii else word.decode(errors="replace").lower().encode()
+            if match in positions or match not in known:
                 continue
-        places[wanted] = place
+        positions[match] = position
         try:
             vector = np.asarray(to_vector(source), np.float32)
             if not np.isfinite(vector).all():
-                raise ValueError(f"the vector of {wanted.decode()} is not finite in float32")
+                raise ValueError(f"the vector of {match.decode()} is not finite in float32")
         except ValueError as error:
-            raise InputError(f"{file}: {unit} {place:,}: {error}") from None
-        row = rows.setdefault(wanted, len(rows))
-        # Over the vector of another spelling, if there has been one.
+            raise InputError(f"{file}: {unit} {position:,}: {error}") from None
+        row = rows.setdefault(match, len(rows))
+        # Overwrites the vector of another spelling.
         numbers[row * vector.nbytes : (row + 1) * vector.nbytes] = vector.tobytes()
     if not rows:
         raise InputError(f"{file}: has no word of the data set's vocabulary")
@@ -67,7 +66,7 @@ def find(
 
 
 def check_dimension(file: str, dimension: int) -> None:
-    """Raise InputError for a number of dimensions that makes no sense."""
+    """Raise InputError unless the number of dimensions is in 1..MAX_DIMENSION."""
     if not 1 <= dimension <= MAX_DIMENSION:
         expected = f"expected 1 to {MAX_DIMENSION:,}"
         raise InputError(f"{file}: vectors of {dimension:,} dimensions, {expected}")
@@ -80,13 +79,13 @@ def of_table(
     rows: Callable[[slice], np.ndarray],
     words: Sequence[object],
 ) -> tuple[Entries, ToVector]:
-    """The entries of a table [V, D] whose words are elsewhere; a place is the number of a word.
+    """The entries of a table [V, D] and a list of words; a position is the number of a word.
 
-    table, shape, dtype: its name, for errors; [V, D]; float32 is f4.
-    rows: returns these rows. It opens the table anew: what a process has read of a mapped file
-    counts as its memory for as long as it is mapped.
+    table: the name of the table for errors. dtype: for example f4 for float32.
+    rows: returns a slice of rows. It reopens the table, because the pages read of a mapped file
+    count as memory of the process while the file is mapped.
 
-    Raises InputError unless it has floating-point numbers and as many rows as there are words.
+    Raises InputError unless the table has floating-point numbers and one row per word.
     """
     if len(shape) != 2 or shape[0] != len(words):
         raise InputError(f"{table}: an array {list(shape)}, but there are {len(words):,} words")
@@ -97,7 +96,7 @@ def of_table(
 
     @lru_cache(1)
     def block(number: int) -> np.ndarray:
-        # A plain array: rows of np.memmap, an array class of its own, take longer.
+        # A plain array, because indexing np.memmap is slower.
         return np.asarray(rows(slice(number * step, min((number + 1) * step, len(words)))))
 
     entries = (

@@ -1,8 +1,8 @@
-"""Vectors as text: GloVe, word2vec text and fastText .vec.
+"""Reads text files of vectors: GloVe, word2vec text and fastText .vec.
 
-A word and its numbers a line, separated by spaces. word2vec and fastText have a first line with the
-number of words and of dimensions, GloVe has not. In GloVe's largest files a few words have spaces
-in them; such a line has more fields, and what comes before the last D is the word.
+Each line has a word and its numbers, separated by spaces. In word2vec and fastText, the first line
+has the number of words and of dimensions. A few words in the largest files of GloVe contain spaces;
+the last D fields of a line are always the numbers.
 """
 
 import re
@@ -15,26 +15,24 @@ from common.errors import InputError
 
 HEADER = re.compile(rb"\s*(\d{1,18})\s+(\d{1,18})\s*\n?")
 _MAX_LINE = MAX_WORD + 32 * MAX_DIMENSION
-
-
 _NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf)", re.IGNORECASE)
 
 
 def read(file: BinaryIO, name: str) -> Entries:
-    """The entries of `file`, which has this `name`; their places are lines.
+    """The entries of `file`, located by line; `name` is its name for errors.
 
-    Raises InputError, naming the line, for one that has more or fewer numbers than the first or is
-    not UTF-8, or where there are not as many as the first line says.
+    Raises InputError with the line for a wrong number of numbers or invalid UTF-8, and if the
+    number of words is not that of the header.
     """
 
     def error(message: str) -> InputError:
         return InputError(f"{name}: line {number:,}: {message}")
 
     expected, D, number = None, 0, 0
-    for number, whole in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
-        if len(whole) > _MAX_LINE:
+    for number, content in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
+        if len(content) > _MAX_LINE:
             raise error(f"longer than {_MAX_LINE:,} bytes")
-        line = whole.rstrip()
+        line = content.rstrip()
         if number == 1:
             header = HEADER.fullmatch(line)
             D = int(header[2]) if header else len(line.split()) - 1
@@ -56,9 +54,9 @@ def read(file: BinaryIO, name: str) -> Entries:
             raise error("the word is not UTF-8") from None
         yield number, word, numbers
     if expected not in (None, number - 1):
-        raise error(f"is the last, but the first says there are {expected:,} words")
+        raise error(f"the file ends here; its header promises {expected:,} words")
 
 
 def to_vector(numbers: bytes) -> array:
-    """Raises ValueError for what is no number."""
+    """Raises ValueError for a field that is not a number."""
     return array("f", map(float, numbers.split(b" ")))
