@@ -1,0 +1,36 @@
+"""The fixtures of this folder: two trained models, and a server that answers with both."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import torch_impl.learner
+from common.training import loop
+from common.training.options import TrainConfig
+from tests.inference.client import HOSTS, SIZES, STOPPED, Client
+from tests.training.cases import not_drawn
+
+__all__ = ["not_drawn"]
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, drawn_here: None) -> dict[str, Path]:
+    """Run directories of two models."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.training.run_directory.draw", lambda folder: True)
+        for model in ("gru", "rnn"):
+            options = TrainConfig(data="rt", model=model, out=folder / model, **SIZES)
+            loop.train(torch_impl.learner, options)
+    return {model: folder / model for model in ("gru", "rnn")}
+
+
+@pytest.fixture(scope="session", params=["torch"])
+def client(request: pytest.FixtureRequest, served: dict[str, Path]) -> Iterator[Client]:
+    """A server of both models in the framework that is the parameter, at an address of its own."""
+    options = "--max-bytes", 50_000, "--allowed-hosts", "name.example"
+    options += "--host", HOSTS[request.param]
+    client = Client(request.param, *served.values(), *options)
+    yield client
+    assert client.end() == STOPPED
