@@ -36,13 +36,15 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 DESKTOP = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 SCREENS = {"desktop": DESKTOP, "phone": PHONE}
 each_screen = pytest.mark.parametrize(
-    ("screen", "scheme"),
+    "opened",
     [
         ("desktop", "light"),
         ("phone", "dark"),
-        pytest.param("desktop", "dark", marks=pytest.mark.long),
-        pytest.param("phone", "light", marks=pytest.mark.long),
+        pytest.param(("desktop", "dark"), marks=pytest.mark.long),
+        pytest.param(("phone", "light"), marks=pytest.mark.long),
     ],
+    indirect=True,
+    ids="-".join,
 )
 
 
@@ -61,16 +63,21 @@ def start(folder: Path) -> WebDriver:
 
 def show(
     browser: WebDriver, url: str, metrics: dict[str, Any] = DESKTOP, scheme: str = "light"
-) -> int:
-    """Open the page anew and wait until it is drawn; returns how long that took, in ms."""
+) -> None:
+    """Open the page anew and wait until it is drawn."""
     browser.get_log("browser")
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    color_scheme(browser, scheme)
+    browser.get(url)
+    ready = "return document.documentElement.dataset.ready"
+    WebDriverWait(browser, 20).until(lambda browser: browser.execute_script(ready))
+
+
+def color_scheme(browser: WebDriver, scheme: str) -> None:
+    """Prefer a color scheme, and no motion."""
     wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
     features = [{"name": name, "value": value} for name, value in wishes.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(url)
-    ready = "return document.documentElement.dataset.ready"
-    return int(WebDriverWait(browser, 20).until(lambda browser: browser.execute_script(ready)))
 
 
 def logged(browser: WebDriver) -> list[str]:

@@ -3,15 +3,26 @@
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 
 import pytest
 
-from common.training import loop
+from common.training import loop, run_directory
 from comparison import processes
 from comparison.processes import Job, Place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def not_drawn(drawn_here: None) -> Iterator[None]:
+    """The report is drawn, but not the figures of each run, which take longer than its training."""
+    draw = run_directory.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            run_directory, "draw", lambda folder, *program: not program or draw(folder, *program)
+        )
+        yield
 
 
 @pytest.fixture

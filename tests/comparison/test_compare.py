@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ import jax_impl.classifier
 from common.report.schema import Check, Run
 from common.training import run_directory
 from comparison import checks, gpu, parity, runs
-
-Command = Callable[..., tuple[int, str, str]]
-
+from tests.training.cases import Command, refused, succeeds
 
 QUICKLY = ("--epochs", 1, "--log-every", 2)
 
@@ -28,8 +25,7 @@ def test_accuracy_trains_models_and_writes_the_report(
     monkeypatch.chdir(tmp_path.parent)
     out, chosen = tmp_path.name, ("gru", "nn.gru", "linear")
     options = (*small, *QUICKLY, "--models", *chosen, "--out", out)
-    status, output, error = command(compare.main, "accuracy", *options)
-    assert (status, error) == (0, "")
+    output = succeeds(command(compare.main, "accuracy", *options))
     assert "torch gru" in output
     assert output.count("192 of 6,824 reviews to train on") == 1, "said once, not for each model"
     results = json.loads((tmp_path / "results.json").read_text())
@@ -66,8 +62,7 @@ def test_what_is_trained_is_checked_against_the_oracle(
 ) -> None:
     out = tmp_path / "rows.json"
     options = ("--implementation", "scan", "--models", "gru", "--oracle", "--out", out)
-    status, _, error = command(checks.main, *small, *options)
-    assert (status, error) == (0, "")
+    succeeds(command(checks.main, *small, *options))
     rows = json.loads(out.read_text())
     assert all(row["passed"] for row in rows)
     oracle = {(row["models"][0], row["dtype"]) for row in rows if row["models"][1] == "oracle"}
@@ -184,10 +179,7 @@ def test_accuracies_that_part_are_found(other: list[float], passed: bool, order:
     ],
 )
 def test_bad_options_get_one_clear_line(arguments: list[str], named: str, command: Command) -> None:
-    status, _, error = command(compare.main, *arguments)
-    assert status == 2
-    assert re.fullmatch(r"error: .+\n", error)
-    assert named in error
+    assert named in refused(command(compare.main, *arguments))
 
 
 def test_twins_error_treats_nan_as_failure() -> None:

@@ -1,7 +1,6 @@
 """The statistics behind the three questions against known values, and the command."""
 
 import json
-from collections.abc import Callable
 from math import comb
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from common.data.corpus import EncodedSplit, join
 from common.params import ModelConfig
 from common.training.options import TrainConfig
 from comparison import questions, runs
-
-Command = Callable[..., tuple[int, str, str]]
+from tests.training.cases import Command, succeeds
 
 
 def answers(only_a: int, only_b: int, both: int) -> tuple[np.ndarray, np.ndarray]:
@@ -266,8 +264,7 @@ def test_compare_answers_the_questions_and_trains_only_once(
 ) -> None:
     arguments = ["questions", *small, "--frameworks", "torch", "--models", "gru", "--seeds", 1]
     arguments += ["--epochs", 1, "--out", tmp_path]
-    status, output, error = command(compare.main, *arguments)
-    assert (status, error) == (0, "")
+    output = succeeds(command(compare.main, *arguments))
     found = json.loads((tmp_path / "results.json").read_text())["questions"]
     (pair,) = found["comparisons"]
     assert (pair["a"], pair["b"], pair["seeds"]) == ("torch rnn", "torch gru", 1)
@@ -293,8 +290,7 @@ def test_compare_answers_the_questions_and_trains_only_once(
         assert answer["conclusion"] in output
 
     monkeypatch.setattr(runs, "to_arguments", lambda *_: pytest.fail("trained again"))
-    status, output, _ = command(compare.main, *arguments)
-    assert status == 0
+    succeeds(command(compare.main, *arguments))
     again = json.loads((tmp_path / "results.json").read_text())["questions"]
     assert again == found
 

@@ -24,7 +24,7 @@ def test_there_is_a_limit(pytestconfig: pytest.Config) -> None:
     assert float(pytestconfig.getini("faulthandler_timeout")) >= 300
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_test_that_hangs_in_c_is_ended_and_shown(workers: int, tmp_path: Path) -> None:
     (tmp_path / "test_hangs.py").write_text(HANGS)
     command = [sys.executable, "-m", "pytest", f"--config-file={SETTINGS}", f"-n{workers}"]

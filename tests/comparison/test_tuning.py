@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +23,8 @@ from common.training import loop
 from common.training.options import TrainConfig, parse_options
 from comparison import processes, tuning
 from tests import ROOT
+from tests.training.cases import Command, refused, succeeds
 
-Command = Callable[..., tuple[int, str, str]]
 QUICKLY = ("--vectors", "random:8", "--epochs", 2, "--hidden-size", 64)
 
 
@@ -42,8 +43,7 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     framework: str, small: list[str], command: Command, tmp_path: Path
 ) -> None:
     options = ("tune", *small, *QUICKLY, "--frameworks", framework, "--out", tmp_path)
-    status, output, error = command(compare.main, *options, "--trials", 1)
-    assert (status, error) == (0, "")
+    output = succeeds(command(compare.main, *options, "--trials", 1))
     first = trials(tmp_path)
     assert [trial["number"] for trial in first] == [0]
     assert "19 validation reviews are few: " in output
@@ -51,8 +51,7 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     (given,) = (trial["options"] for trial in first if trial["given"])
     assert given["hidden_size"] == 64
     assert given["learning_rate"] == TrainConfig().learning_rate
-    status, output, error = command(compare.main, *options, "--trials", 2)
-    assert (status, error) == (0, "")
+    output = succeeds(command(compare.main, *options, "--trials", 2))
     assert trials(tmp_path)[:1] == first and len(trials(tmp_path)) == 2
     assert "1 of 2 trials are there" in output and "trial 1: epoch 1 of 2" in output
 
@@ -75,8 +74,7 @@ def test_a_trial_that_is_not_finite_is_recorded(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (*small, *QUICKLY, "--learning-rate", 1e300, "--trials", 1, "--out", tmp_path)
-    status, output, error = command(compare.main, "tune", *options)
-    assert (status, error) == (0, "")
+    output = succeeds(command(compare.main, "tune", *options))
     (trial,) = trials(tmp_path)
     assert trial["state"] == "failed" and "the loss is" in trial["error"]
     assert "no trial was completed" in output
@@ -120,19 +118,22 @@ def test_no_test_review_is_read_and_the_bad_are_given_up(
     assert bad.state.name == "PRUNED" and list(bad.intermediate_values) == [1]
 
 
-def test_what_is_stopped_is_taken_up_again(small: list[str], tmp_path: Path) -> None:
-    more = ("--epochs", "400", "--jobs", "1", "--trials", "1", "--out", str(tmp_path))
-    options = [*small, *map(str, QUICKLY), *more]
-    program = [sys.executable, "compare.py", "tune", *options]
-    running = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    for line in running.stdout:
+def test_what_is_stopped_is_taken_up_again(
+    small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process of a trial: test_processes.py tests that a signal to compare.py reaches it."""
+    storage = f"sqlite:///{tmp_path / 'trials.sqlite3'}"
+    optuna.create_study(study_name="study", storage=storage)
+
+    def stop(line: str) -> None:
         if "epoch 2 of 400" in line:
-            break
-    running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=60)
-    assert running.returncode == 143
-    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'trials.sqlite3'}")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(tuning, "say", stop)
+    of_study = ("--storage", storage, "--study", "study", "--trials", 1, "--out", tmp_path)
+    options = (*small, *QUICKLY, "--epochs", 400, "--validation-size", 32, *of_study)
+    assert command(tuning.main, *options)[0] == 143
+    study = optuna.load_study(study_name="study", storage=storage)
     assert [trial.state.name for trial in study.trials] == ["FAIL"]
     assert tuning.counted(study) == []
     assert not list(tmp_path.glob(".trial-*"))
@@ -207,9 +208,8 @@ def test_bad_input(
 ) -> None:
     monkeypatch.setattr(tuning.time, "sleep", lambda _: None)  # before a storage is tried again
     options = (*small, *QUICKLY, "--out", tmp_path, *given)
-    status, _, error = command(compare.main, "tune", *options)
-    assert status == 2 and problem in error and error.count("\n") == 1
-    assert "secret" not in error
+    error = refused(command(compare.main, "tune", *options))
+    assert problem in error and "secret" not in error
     assert not (tmp_path / "results.json").exists()
 
 
@@ -217,5 +217,5 @@ def test_without_optuna(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "find_spec", lambda name: None)
-    status, _, error = command(compare.main, "tune", *small, "--out", tmp_path)
-    assert status == 2 and 'pip install -e ".[tune]"' in error
+    error = refused(command(compare.main, "tune", *small, "--out", tmp_path))
+    assert 'pip install -e ".[tune]"' in error

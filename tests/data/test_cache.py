@@ -164,7 +164,7 @@ def test_a_large_file_is_verified_as_it_is_read(
                 assert not path.parent.exists()
                 assert contents(options) == expected
             path.write_bytes(whole[path])
-    # Once the words have the numbers of the vectors, only the example text is read as it was encoded.
+    # Once words have the numbers of the vectors, only the example is read as it was encoded.
     kinds = sorted(folder.name.partition("-")[0] for folder in noticed)
     assert [kind for kind in kinds if kind != "corpus"] == ["ratios", "tokens", "tokens", "tokens"]
 

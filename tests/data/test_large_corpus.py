@@ -21,6 +21,7 @@ print(json.dumps([large_corpus.measure(path), large_corpus.measure(path)]))
 """
 
 
+@pytest.mark.long  # test_encoding.py tests the processes, test_batches.py the memory of a file
 def test_a_synthetic_data_set_is_encoded_and_batched_in_processes(tmp_path: Path) -> None:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("memory is read from /proc")

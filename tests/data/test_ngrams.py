@@ -133,7 +133,8 @@ def batches_of(steps: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize(
-    ("model", "train_vectors"), [("gru", True), ("bigru", False), ("rnn", False)]
+    ("model", "train_vectors"),
+    [("gru", True), ("rnn", False), pytest.param("bigru", False, marks=pytest.mark.long)],
 )
 def test_both_twins_take_the_same_steps(model: str, train_vectors: bool) -> None:
     """30 in float64; and the first logits are the oracle's on vectors and ratios side by side."""

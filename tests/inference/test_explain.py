@@ -16,7 +16,6 @@ import pytest
 from msgspec import to_builtins
 from rich.console import Console
 
-import jax_impl.learner
 import torch_impl.learner
 from common import files, oracle, params
 from common.data.batches import Batch, Batches
@@ -29,9 +28,8 @@ from common.training import run_directory
 from common.training.options import TrainConfig
 from comparison import explorer
 from comparison.parity import BOUND_GRADIENT, BOUND_RESULT
+from tests.training.cases import FRAMEWORKS, Command, main_of, refused, refused_at_once, succeeds
 
-Command = Callable[..., tuple[int, str, str]]
-FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 GRU = ModelConfig(input_size=5, hidden_size=7, classes=3)
 CONFIGS = {
     "gru": GRU,
@@ -270,7 +268,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def explain_main(framework: str) -> Callable[[], None]:
-    return partial(explanation.main, FRAMEWORKS[framework])
+    return main_of(FRAMEWORKS[framework], explanation)
 
 
 TEXT = "A <b>film</b> that is not as good, nor as bad, as xyzzy \u202e <script>alert(1)</script>"
@@ -282,8 +280,7 @@ def test_explain_prints_a_table_and_writes_json(
 ) -> None:
     file = tmp_path / "answer.json"
     arguments = [trained, TEXT, "--by", "leave_out", "--json", file]
-    status, output, error = command(explain_main(framework), *arguments)
-    assert (status, error) == (0, "")
+    output = succeeds(command(explain_main(framework), *arguments))
     assert "\x1b" not in output, "no colour where it is not a terminal"
     answer = json.loads(file.read_text())
     assert answer["text"] == TEXT
@@ -299,9 +296,7 @@ def test_explain_prints_a_table_and_writes_json(
             line[:1] == [word] and {f"{number:.3f}" for number in numbers} <= set(line)
             for line in lines
         )
-    status, predicted, _ = command(
-        partial(prediction.main, FRAMEWORKS[framework]), trained, TEXT.replace("\n", " ")
-    )
+    predicted = succeeds(command(main_of(FRAMEWORKS[framework], prediction), trained, TEXT))
     assert predicted.split("\t")[:2] == [answer["predicted"], f"{answer['probability']:.4f}"]
 
 
@@ -365,10 +360,7 @@ def test_bad_input_gets_one_clear_line(
     framework: str, arguments: list[str], named: str, command: Command, trained: Path
 ) -> None:
     arguments = [str(trained) if word == "RUN" else word for word in arguments]
-    status, output, error = command(explain_main(framework), *arguments)
-    assert (status, output) == (2, "")
-    assert re.fullmatch(r"error: .+\n", error)
-    assert named in error
+    assert named in refused_at_once(command(explain_main(framework), *arguments))
 
 
 def test_a_plain_rnn_has_no_gates_to_tint_by(
@@ -378,11 +370,8 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
     model = Model(torch_impl.learner, rnn)
     monkeypatch.setattr(explanation, "load", lambda *_: model)
     assert model.explain("a good film", units=True)["units"].keys() == {"state"}
-    status, _, error = command(explain_main("torch"), "run", "a good film", "--by", "z")
-    assert status == 2
-    assert "--by z" in error
-    status, output, _ = command(explain_main("torch"), "run", "a good film")
-    assert status == 0
+    assert "--by z" in refused(command(explain_main("torch"), "run", "a good film", "--by", "z"))
+    output = succeeds(command(explain_main("torch"), "run", "a good film"))
     assert "tinted by change" in output
     assert "leave-one-out" in output and " r " not in output
 

@@ -18,13 +18,12 @@ import jax_impl
 import jax_impl.learner
 import torch_impl
 import torch_impl.learner
-from common import files
 from common.inference import explanation, prediction
 from common.inference.model import ROWS, Model
 from common.training import checkpoint, loop, run_directory
 from common.training.options import TrainConfig
+from tests.training.cases import Command, refused_at_once, rewrite, succeeds
 
-Command = Callable[..., tuple[int, str, str]]
 TWINS = {"torch": torch_impl, "jax": jax_impl}
 TEXTS = ["a moving and wonderful film", "", "dull, tired and boring", "xyzzy", "film " * 90, "  \t"]
 SIZES = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, "epochs": 2}
@@ -146,8 +145,7 @@ def test_the_command_line(
     name: str, trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict = partial(prediction.main, TWINS[name].learner)
-    status, output, error = command(predict, trained, "--json", *TEXTS)
-    assert (status, error) == (0, "")
+    output = succeeds(command(predict, trained, "--json", *TEXTS))
     answers = TWINS[name].load(trained).predict(TEXTS)
     for line, text, answer in zip(output.splitlines(), TEXTS, answers, strict=True):
         assert json.loads(line) == {"text": text, **vars(answer)}
@@ -157,12 +155,11 @@ def test_the_command_line(
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
         return command(predict, trained, *arguments)
 
-    status, output, error = read()
-    assert (status, error) == (0, "")
+    output = succeeds(read())
     said = [line.split("\t")[2:] for line in output.split("\n")[:-1]]
     unknown = "(no known word: the answer to an empty text)"
     assert said == [["film"], ["", unknown], ["xyzzy", unknown], ["a wonderful\x85 \xe9t\xe9"]]
-    assert read("-") == (status, output, error)
+    assert read("-") == (0, output, "")
     assert read("dull", "-", "film")[1].count("\n") == 6
     for texts, number in ((("--strict",), 2), (("--strict", "film", "xyzzy"), 2)):
         status, _, error = read(*texts)
@@ -172,14 +169,6 @@ def test_the_command_line(
         2,
         "error: no text: give some as arguments, or as lines of standard input\n",
     )
-
-
-def rewrite(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
-    """Change a file of a run directory, and SHA256SUMS with it, as a stranger could."""
-    path, sums = folder / name, folder / files.SUMS
-    path.write_bytes(change(path.read_bytes()))
-    names = [line.split("  ")[1] for line in sums.read_text().splitlines()]
-    sums.write_bytes(files.checksums({each: (folder / each).read_bytes() for each in names}))
 
 
 def with_json(*keys: str, value: object) -> Callable[[bytes], bytes]:
@@ -226,12 +215,10 @@ def test_a_strangers_run_directory_gets_one_clear_line(
 ) -> None:
     file, change, problem = DAMAGE[case]
     folder = shutil.copytree(trained, tmp_path / "run", ignore=lambda *_: ["checkpoints"])
-    rewrite(folder, file, change)
+    rewrite(folder, file, change((folder / file).read_bytes()))
     for tool, more in ((prediction, ["--json"]), (explanation, [])):
         main = partial(tool.main, TWINS[name].learner)
-        status, output, error = command(main, folder, " ".join(TEXTS[:3]), *more)
-        assert (status, output) == (2, "")
-        assert re.fullmatch(r"error: .+\n", error) and problem in error
+        assert problem in refused_at_once(command(main, folder, " ".join(TEXTS[:3]), *more))
 
 
 @pytest.mark.parametrize("metrics", [b"[]", b"3", b'{"accuracy": "high"}', b'{"accuracy": null}'])
@@ -241,7 +228,7 @@ def test_a_run_with_unusable_metrics_is_not_finished(
     folder = shutil.copytree(trained, tmp_path / "run", ignore=lambda *_: ["checkpoints"])
     options = run_directory.load_run(folder).options
     assert run_directory.finished(folder, "torch", options)
-    rewrite(folder, "metrics.json", lambda _: metrics)
+    rewrite(folder, "metrics.json", metrics)
     assert run_directory.finished(folder, "torch", options) is None
 
 

@@ -7,6 +7,7 @@ but for one test.
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -23,13 +24,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import torch_impl
-import torch_impl.learner
 from common.linear import run as linear
-from common.linear import train
 from common.serve.assets import assets
 from common.serve.server import HEADERS
-from common.training import loop
-from common.training.options import TrainConfig
 from tests.chromium import (
     SCREENS,
     barriers,
@@ -42,7 +39,7 @@ from tests.chromium import (
     show,
     words,
 )
-from tests.inference.test_serve import SIZES, Client
+from tests.inference.client import SIZES, Client
 
 BROKEN = "<img src=x onerror='window.broken = 1'>"
 RUNS = [
@@ -129,13 +126,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextmanager
+def serving() -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as started:
         started.held, started.asked = {}, []
         Thread(target=started.serve_forever, daemon=True).start()
         yield started
         started.shutdown()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as started:
+        yield started
 
 
 def url(server: Server, text: str = "a fine film", *runs: str) -> str:
@@ -222,32 +225,24 @@ def test_what_is_typed_is_shown_by_every_run(browser: WebDriver, server: Server)
 
 
 def test_it_shows_what_the_real_server_says(
-    browser: WebDriver, tmp_path: Path, request: pytest.FixtureRequest
+    browser: WebDriver, client: Client, served: dict[str, Path], linear_run: Path
 ) -> None:
-    for model in ("bigru", "rnn"):
-        options = TrainConfig(data="rt", model=model, out=tmp_path / model, **SIZES)
-        loop.train(torch_impl.learner, options)
-    sizes = {"train_size": SIZES["train_size"], "test_size": SIZES["test_size"]}
-    train.train(linear.LinearConfig(data="rt", out=tmp_path / "linear", **sizes))
-    client = Client("torch", *(tmp_path / name for name in ("bigru", "rnn", "linear")))
-    request.addfinalizer(client.end)
     show(browser, f"http://127.0.0.1:{client.port}/")
-    bigru, rnn = panels(browser)
+    gru, rnn = panels(browser)
     text = box(browser).get_property("value")
-    assert text == json.loads((tmp_path / "bigru" / "config.json").read_text())["example"]
-    found = torch_impl.load(tmp_path / "bigru").explain(text)
-    assert [word.text for word in words(bigru)] == found["all_words"] == text.split()
-    z = float(facts(bigru)["update gate z (forward)"])
-    assert z == pytest.approx(found["z"]["forward"][-1], abs=6e-4)
+    assert text == json.loads((served["gru"] / "config.json").read_text())["example"]
+    found = torch_impl.load(served["gru"]).explain(text)
+    assert [word.text for word in words(gru)] == found["all_words"] == text.split()
+    assert float(facts(gru)["update gate z"]) == pytest.approx(found["z"][-1], abs=6e-4)
     told = f"{found['predicted']} {found['probability']:.1%} · {len(found['words'])} known words"
-    verdict = bigru.find_element(By.CLASS_NAME, "verdict").text
+    verdict = gru.find_element(By.CLASS_NAME, "verdict").text
     assert verdict.replace(" %", "%") == told
-    assert pixels(browser, bigru).shape == (SIZES["hidden_size"], len(found["words"]), 4)
+    assert pixels(browser, gru).shape == (SIZES["hidden_size"], len(found["words"]), 4)
     choose(browser, "inside", "state")
     assert pixels(browser, rnn).any()
     browser.find_element(By.CSS_SELECTOR, "#runs [value=linear]").send_keys(Keys.SPACE)
     await_words(browser, text)
-    told = linear.load(tmp_path / "linear").explain(text)
+    told = linear.load(linear_run).explain(text)
     panel = panels(browser)[2]
     read = [word.text for word in words(panel) if not word.get_attribute("aria-disabled")]
     assert read == told["words"]
@@ -419,23 +414,6 @@ def test_no_known_word(browser: WebDriver, server: Server) -> None:
 LONG = "the film was not so bad that nobody would see it again " * 10
 
 
-@each_screen
-def test_nothing_is_wider_than_the_screen(
-    browser: WebDriver, server: Server, tmp_path: Path, screen: str, scheme: str
-) -> None:
-    show(browser, url(server, LONG + "x" * 90, "mine", BROKEN, "plain"), SCREENS[screen], scheme)
-    screenshot(browser, tmp_path / f"{screen}-{scheme}.png")
-    wide = browser.execute_script("return document.documentElement.scrollWidth")
-    assert wide <= SCREENS[screen]["width"]
-    columns = {panel.rect["x"] for panel in panels(browser)}
-    assert len(columns) == (3 if screen == "desktop" else 1)
-    choose(browser, "tint", "leave_out")
-    found = contrasts(browser)
-    assert min(found) >= 4.5
-    assert max(found) > 1.3 * min(found), "the words are not tinted"
-    assert logged(browser) == []
-
-
 def test_light_and_dark_can_be_chosen(browser: WebDriver, server: Server) -> None:
     def background() -> str:
         return browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
@@ -448,10 +426,37 @@ def test_light_and_dark_can_be_chosen(browser: WebDriver, server: Server) -> Non
     assert background() == dark, "the choice is kept"
 
 
+@pytest.fixture(scope="module")
+def opened(browser: WebDriver, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A long text, opened once for the tests of a screen and a color scheme, which are returned."""
+    screen, scheme = request.param
+    with serving() as server:
+        show(
+            browser, url(server, LONG + "x" * 90, "mine", BROKEN, "plain"), SCREENS[screen], scheme
+        )
+        yield screen, scheme
+
+
+@each_screen
+def test_nothing_is_wider_than_the_screen(
+    browser: WebDriver, opened: tuple[str, str], tmp_path: Path
+) -> None:
+    screen, scheme = opened
+    screenshot(browser, tmp_path / f"{screen}-{scheme}.png")
+    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= SCREENS[screen]["width"]
+    columns = {panel.rect["x"] for panel in panels(browser)}
+    assert len(columns) == (3 if screen == "desktop" else 1)
+    choose(browser, "tint", "leave_out")
+    found = contrasts(browser)
+    assert min(found) >= 4.5
+    assert max(found) > 1.3 * min(found), "the words are not tinted"
+    assert logged(browser) == []
+
+
 @needs_axe
 @each_screen
-def test_axe_finds_nothing(browser: WebDriver, server: Server, screen: str, scheme: str) -> None:
-    show(browser, url(server, LONG, "mine", BROKEN, "plain"), SCREENS[screen], scheme)
+def test_axe_finds_nothing(browser: WebDriver, opened: tuple[str, str]) -> None:
     assert barriers(browser) == []
     write(browser, "x" * 1001)
     WebDriverWait(browser, 10).until(lambda _: panels(browser)[2].get_attribute("class"))

@@ -253,11 +253,7 @@ def _questions() -> dict[str, Any]:
 
 
 def _part(difference: float) -> dict[str, Any]:
-    return {
-        "n": 250,
-        "difference": difference,
-        "interval": [difference - 0.03, difference + 0.03],
-    }
+    return {"n": 250, "difference": difference, "interval": [difference - 0.03, difference + 0.03]}
 
 
 def _explorer(rng: np.random.Generator) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from common.report import content, html
 from common.report.schema import Results, convert
 from comparison import twins
 from tests.chromium import (
-    PHONE,
     SCREENS,
     barriers,
+    color_scheme,
     contrasts,
     each_screen,
     facts,
@@ -36,15 +36,24 @@ from tests.chromium import (
 each_size = pytest.mark.parametrize("page", ["results", "large_results"], indirect=True)
 long_large = pytest.param("large_results", marks=pytest.mark.long)
 each_size_on_screens = pytest.mark.parametrize("page", ["results", long_large], indirect=True)
+on_a_desktop = pytest.mark.parametrize("opened", [("desktop", "light")], indirect=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["results"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of conftest's results, as compare.py writes it."""
     folder = tmp_path_factory.mktemp("report")
-    results = request.getfixturevalue(getattr(request, "param", "results"))
+    results = request.getfixturevalue(request.param)
     found = convert(results, Results, folder)
     return html.write(folder, found, {**content.sections(found), "Twins": twins.section()})
+
+
+@pytest.fixture(scope="module")
+def opened(browser: WebDriver, page: Path, request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The page, opened once for the tests of a screen and a color scheme, which are returned."""
+    screen, scheme = request.param
+    show(browser, page.as_uri(), SCREENS[screen], scheme)
+    return screen, scheme
 
 
 def choose_review(browser: WebDriver, number: int) -> None:
@@ -52,7 +61,7 @@ def choose_review(browser: WebDriver, number: int) -> None:
 
 
 @each_size
-def test_it_opens_fast_draws_every_chart_and_logs_nothing(
+def test_it_opens_fast_draws_every_chart_logs_nothing_and_prints_on_a_few_pages(
     browser: WebDriver, page: Path, results: dict[str, Any]
 ) -> None:
     assert page.stat().st_size < 5e6
@@ -73,14 +82,20 @@ def test_it_opens_fast_draws_every_chart_and_logs_nothing(
     assert all(names.values()), names
     assert names["comparisons"] == 7 + 7 * 5 + 2  # pairs, their seeds, and the legend
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert 5 < len(re.findall(rb"/Type /Page\b", printed)) < 30
+    # All that is folded is unfolded, but for the thousands of rows of the full grid of speed.
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    few = browser.find_elements(By.CSS_SELECTOR, "details:not(.long)")
+    assert few and all(part.get_property("open") for part in few)
 
 
 @each_size_on_screens
 @each_screen
 def test_nothing_is_wider_than_the_screen(
-    browser: WebDriver, page: Path, tmp_path: Path, screen: str, scheme: str
+    browser: WebDriver, opened: tuple[str, str], tmp_path: Path
 ) -> None:
-    show(browser, page.as_uri(), SCREENS[screen], scheme)
+    screen, scheme = opened
     screenshot(browser, tmp_path / f"{screen}-{scheme}.png")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= SCREENS[screen]["width"]
@@ -98,13 +113,7 @@ def test_nothing_is_wider_than_the_screen(
     )
     assert len(legends) > 15
     assert [legend for legend in legends if min(legend[1:]) < 0] == []
-    assert logged(browser) == []
-
-
-def test_on_a_phone_the_summary_begins_with_how_well_each_model_does(
-    browser: WebDriver, page: Path
-) -> None:
-    show(browser, page.as_uri(), PHONE)
+    # The summary begins with how well each model does.
     seen = browser.execute_script(
         "const table = document.querySelector('#summary .scroll');"
         "const edge = table.getBoundingClientRect().right;"
@@ -112,10 +121,49 @@ def test_on_a_phone_the_summary_begins_with_how_well_each_model_does(
         ".filter((cell) => cell.getBoundingClientRect().right <= edge).map((c) => c.textContent)"
     )
     assert seen[:3] == ["framework", "model", "accuracy"]
+    assert logged(browser) == []
 
 
-def test_the_loss_chart_hides_series_and_zooms(browser: WebDriver, page: Path) -> None:
-    show(browser, page.as_uri())
+@each_screen
+def test_the_twins_are_side_by_side(browser: WebDriver, opened: tuple[str, str]) -> None:
+    fold = browser.find_element(By.XPATH, "//details[summary='scan_direction']")
+    fold.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+    cells = fold.find_elements(By.TAG_NAME, "pre")
+    assert ["jax.lax.scan" in cell.text for cell in cells] == [False, True]
+    boxes = [cell.rect for cell in cells]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["height"] == boxes[1]["height"]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    found = contrasts(browser, "#twins mark")
+    assert len(found) > 50 and min(found) >= 4.5
+    plain = cells[0].value_of_css_property("background-color")
+    assert fold.find_element(By.TAG_NAME, "mark").value_of_css_property("background-color") != plain
+    scroll = fold.find_element(By.CLASS_NAME, "scroll")
+    scroll.send_keys(Keys.ARROW_RIGHT * 3)
+    moved = "return arguments[0].scrollLeft > 0"
+    wait = WebDriverWait(browser, 5)
+    assert opened[0] == "desktop" or wait.until(lambda _: browser.execute_script(moved, scroll))
+    assert logged(browser) == []
+
+
+@each_screen
+def test_tinted_words_can_be_read(browser: WebDriver, opened: tuple[str, str]) -> None:
+    for tint in ("z", "change", "gradient", "leave_out"):
+        Select(browser.find_element(By.ID, "tint")).select_by_value(tint)
+        found = contrasts(browser)
+        assert min(found) >= 4.5, tint
+        assert max(found) > 1.3 * min(found), "the words are not tinted"
+
+
+@needs_axe
+@each_size_on_screens
+@each_screen
+def test_axe_finds_nothing(browser: WebDriver, opened: tuple[str, str]) -> None:
+    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert barriers(browser) == []
+
+
+@on_a_desktop
+def test_the_loss_chart_hides_series_and_zooms(browser: WebDriver, opened: tuple[str, str]) -> None:
     chart = browser.find_element(By.CSS_SELECTOR, '[data-chart="loss"]')
 
     def lines() -> int:
@@ -144,10 +192,10 @@ def test_the_loss_chart_hides_series_and_zooms(browser: WebDriver, page: Path) -
     assert logged(browser) == []
 
 
+@on_a_desktop
 def test_the_explorer_answers_mouse_and_keyboard(
-    browser: WebDriver, page: Path, results: dict[str, Any]
+    browser: WebDriver, opened: tuple[str, str], results: dict[str, Any]
 ) -> None:
-    show(browser, page.as_uri())
     review = results["explorer"]["reviews"][0]
     values = review["models"]["torch gru"]
     assert [word.text for word in words(browser)] == review["words"]
@@ -167,8 +215,10 @@ def test_the_explorer_answers_mouse_and_keyboard(
         assert facts(browser)["word"].startswith(review["words"][index] + " ")
         assert words(browser)[index].get_attribute("aria-selected") == "true"
 
+    tint = Select(browser.find_element(By.ID, "tint"))
+    tint.select_by_value("z")
     before = [word.value_of_css_property("background-color") for word in words(browser)]
-    Select(browser.find_element(By.ID, "tint")).select_by_value("leave_out")
+    tint.select_by_value("leave_out")
     after = [word.value_of_css_property("background-color") for word in words(browser)]
     assert before != after
 
@@ -182,11 +232,14 @@ def test_the_explorer_answers_mouse_and_keyboard(
     assert logged(browser) == []
 
 
+@on_a_desktop
 def test_reviews_can_neither_break_the_page_nor_run(
-    browser: WebDriver, page: Path, results: dict[str, Any]
+    browser: WebDriver, opened: tuple[str, str], results: dict[str, Any]
 ) -> None:
     reviews = results["explorer"]["reviews"]
-    show(browser, page.as_uri())
+    pointer = webdriver.ActionChains(browser)  # leaves the words, which it would choose
+    pointer.w3c_actions.pointer_action.move_to_location(0, 0)
+    pointer.perform()
     choose_review(browser, 1)
     assert [word.text for word in words(browser)][:2] == reviews[1]["words"][:2]
     whole = browser.find_element(By.ID, "text")
@@ -210,51 +263,6 @@ def test_reviews_can_neither_break_the_page_nor_run(
     assert any("Content Security Policy" in message for message in logged(browser))
 
 
-@each_size
-def test_it_prints_on_a_few_pages(browser: WebDriver, page: Path) -> None:
-    """What is folded is unfolded, but for the thousands of rows of the full grid of speed."""
-    show(browser, page.as_uri())
-    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
-    assert 5 < len(re.findall(rb"/Type /Page\b", printed)) < 30
-    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
-    few = browser.find_elements(By.CSS_SELECTOR, "details:not(.long)")
-    assert few and all(part.get_property("open") for part in few)
-
-
-@each_screen
-def test_the_twins_are_side_by_side(
-    browser: WebDriver, page: Path, screen: str, scheme: str
-) -> None:
-    show(browser, page.as_uri(), SCREENS[screen], scheme)
-    fold = browser.find_element(By.XPATH, "//details[summary='scan_direction']")
-    fold.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
-    cells = fold.find_elements(By.TAG_NAME, "pre")
-    assert ["jax.lax.scan" in cell.text for cell in cells] == [False, True]
-    boxes = [cell.rect for cell in cells]
-    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["height"] == boxes[1]["height"]
-    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
-    found = contrasts(browser, "#twins mark")
-    assert len(found) > 50 and min(found) >= 4.5
-    plain = cells[0].value_of_css_property("background-color")
-    assert fold.find_element(By.TAG_NAME, "mark").value_of_css_property("background-color") != plain
-    scroll = fold.find_element(By.CLASS_NAME, "scroll")
-    scroll.send_keys(Keys.ARROW_RIGHT * 3)
-    moved = "return arguments[0].scrollLeft > 0"
-    wait = WebDriverWait(browser, 5)
-    assert screen == "desktop" or wait.until(lambda _: browser.execute_script(moved, scroll))
-    assert logged(browser) == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_tinted_words_can_be_read(browser: WebDriver, page: Path, scheme: str) -> None:
-    show(browser, page.as_uri(), scheme=scheme)
-    for tint in ("z", "change", "gradient", "leave_out"):
-        Select(browser.find_element(By.ID, "tint")).select_by_value(tint)
-        found = contrasts(browser)
-        assert min(found) >= 4.5, tint
-        assert max(found) > 1.3 * min(found), "the words are not tinted"
-
-
 def test_light_and_dark_can_be_chosen(browser: WebDriver, page: Path) -> None:
     def background() -> str:
         return browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
@@ -268,14 +276,5 @@ def test_light_and_dark_can_be_chosen(browser: WebDriver, page: Path) -> None:
     assert background() == dark, "the choice is kept"
     Select(browser.find_element(By.ID, "theme")).select_by_value("")
     assert background() == light
-    show(browser, page.as_uri(), scheme="dark")
+    color_scheme(browser, "dark")
     assert background() == dark
-
-
-@needs_axe
-@each_size_on_screens
-@each_screen
-def test_axe_finds_nothing(browser: WebDriver, page: Path, screen: str, scheme: str) -> None:
-    show(browser, page.as_uri(), SCREENS[screen], scheme)
-    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    assert barriers(browser) == []

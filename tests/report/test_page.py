@@ -17,8 +17,8 @@ from markdown_it import MarkdownIt
 import compare
 from common.report import content, figures, html, markdown
 from common.report.schema import Bin, Results, convert
+from tests.training.cases import Command, refused
 
-Command = Callable[..., tuple[int, str, str]]
 SECTIONS = ("runs", "parity", "speed", "questions", "explorer", "tuning")
 
 
@@ -314,18 +314,13 @@ def test_bad_results_get_one_clear_line_and_leave_nothing(
     damage(changed)
     path = tmp_path / "results.json"
     path.write_text(json.dumps(changed))
-    status, _, error = command(compare.main, "report", tmp_path)
-    assert status == 2
-    assert re.fullmatch(f"error: {re.escape(str(path))}: .+\n", error)
-    assert place in error
+    error = refused(command(compare.main, "report", tmp_path))
+    assert error.startswith(f"error: {path}: ") and place in error
     assert [*tmp_path.iterdir()] == [path]
 
 
 def test_a_report_that_cannot_be_finished_leaves_the_old_one(
-    changed: dict[str, Any],
-    command: Command,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -334,21 +329,15 @@ def test_a_report_that_cannot_be_finished_leaves_the_old_one(
     (tmp_path / "report.md").write_text("the old one")
     monkeypatch.setattr(figures.Figure, "save", lambda *_: None)
     monkeypatch.setattr(html, "write", full)
-    status, _, error = command(compare.main, "report", tmp_path)
-    assert (status, error) == (
-        2,
-        f"error: {tmp_path}: cannot be written (No space left on device)\n",
-    )
+    error = refused(command(compare.main, "report", tmp_path))
+    assert error == f"error: {tmp_path}: cannot be written (No space left on device)\n"
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.md"}
     assert (tmp_path / "report.md").read_text() == "the old one"
 
 
 def test_only_report_takes_a_folder(command: Command, tmp_path: Path) -> None:
-    status, _, error = command(compare.main, "speed", tmp_path)
-    assert (status, error) == (
-        2,
-        f"error: {tmp_path}: only report takes a folder; the others take --out\n",
-    )
+    error = refused(command(compare.main, "speed", tmp_path))
+    assert error == f"error: {tmp_path}: only report takes a folder; the others take --out\n"
 
 
 def test_a_model_has_one_colour_in_all_charts(results: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -75,11 +76,11 @@ def gradients(name: str, world: World, shares: int) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.fixture(scope="module")
-def whole() -> dict[str, dict[str, np.ndarray]]:
+@cache
+def whole(name: str) -> dict[str, np.ndarray]:
     """What one worker finds for batches that are not cut."""
     with jax.enable_x64(True):
-        return {name: gradients(name, ALONE, 1) for name in FRAMEWORKS}
+        return gradients(name, ALONE, 1)
 
 
 def assert_near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -96,8 +97,8 @@ def assert_near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         for each in product(FRAMEWORKS, (2, 4, 8))
     ],
 )
-def test_shares_come_to_the_whole_batch(name: str, shares: int, whole: Any, x64: None) -> None:
-    assert_near(gradients(name, ALONE, shares), whole[name])
+def test_shares_come_to_the_whole_batch(name: str, shares: int, x64: None) -> None:
+    assert_near(gradients(name, ALONE, shares), whole(name))
 
 
 def worker(name: str, out: Path, launched: dict[str, str], shares: int, devices: int) -> None:
@@ -153,16 +154,14 @@ def train_alone(name: str, out: Path, launched: dict[str, str]) -> None:
         pytest.param("jax", 2, marks=long),
     ],
 )
-def test_workers_find_and_leave_what_one_does(
-    name: str, count: int, whole: Any, tmp_path: Path
-) -> None:
+def test_workers_find_and_leave_what_one_does(name: str, count: int, tmp_path: Path) -> None:
     devices = 2 if name == "jax" else 1
     many = start(worker, name, tmp_path / "many", count, devices * count, devices)
     alone = start(train_alone, name, tmp_path / "alone", 1)
     assert end(many + alone) == [0] * (count + 1)
     for rank in range(count):
         with np.load(tmp_path / "many" / f"{rank}.npz") as found:
-            assert_near(dict(found), whole[name])
+            assert_near(dict(found), whole(name))
     one, other = (tmp_path / folder / "run" for folder in ("alone", "many"))
     for file in ("model.safetensors", "vectors.safetensors", "vocabulary.txt"):
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
