@@ -5,11 +5,11 @@ from sklearn.metrics import roc_auc_score
 from common.metrics import (
     MOST_DRAWN,
     answers,
+    describe_temperature,
     evaluate,
     evaluate_answers,
     fit_temperature,
     reliability,
-    describe_temperature,
 )
 
 
