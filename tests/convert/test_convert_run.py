@@ -236,4 +236,4 @@ def test_the_data_set_and_the_vectors_have_to_be_said(
     arguments = (tmp_path / "net.pt", tmp_path / "run", "--from", "homework", "--to", "run")
     status, _, error = command(convert.main, *arguments)
     assert status == 2
-    assert "--to run: needs --data" in error
+    assert "--to run: requires --data" in error
