@@ -276,12 +276,12 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
 
 def place(options: CompareConfig) -> "Place":
     """Where to train models, and how many at a time."""
-    from comparison.processes import Place, most_at_once
+    from comparison.processes import Place, default_max_jobs
 
     # Not asked of PyTorch, which takes a second to import: it is only about a default.
     gpu = any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))
-    at_once = 1 if options.device != "cpu" and gpu else most_at_once()
-    return Place(options.on, options.jobs or at_once, options.slurm, options.out)
+    max_jobs = 1 if options.device != "cpu" and gpu else default_max_jobs()
+    return Place(options.on, options.jobs or max_jobs, options.slurm, options.out)
 
 
 def answer_questions(options: CompareConfig, results: Results, console: Console) -> None:

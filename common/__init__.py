@@ -31,15 +31,15 @@ def is_own_program() -> bool:
 if "die_with_parent" in sys._xoptions and sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
-# To import takes seconds. A Ctrl-C meanwhile ends the program there and then, without a traceback;
-# exit_on_input_error, around what it does, gives Python back its own handling.
+# A Ctrl-C during the imports, which take seconds, ends the program at once, without a traceback;
+# exit_on_input_error then restores Python's handler.
 if is_own_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-# PyTorch's threads, OpenMP's, spin while they wait for work, 10 ms and more. On a machine where
-# others work, too, that takes the time away from the thread that they wait for: training takes two
-# to ten times as long. In a program of ours they go to sleep after half a millisecond, which is
-# enough for the short steps of nn.GRU. OpenMP reads this when it is loaded, along with PyTorch. Not
-# in compare.py, which measures PyTorch as it comes; what it trains is a program in turn.
+# The OpenMP threads of PyTorch spin for 10 ms and more while they wait. On a machine with other
+# load, this starves the thread that they wait for, and training takes two to ten times as long.
+# With this limit, threads sleep after half a millisecond, which suffices for the short steps of
+# nn.GRU. OpenMP reads the variable when PyTorch is loaded. compare.py is excluded, because it
+# measures PyTorch with its defaults; it trains in programs of their own.
 if is_own_program() and sys.argv[:1] == ["-m"]:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -1,12 +1,12 @@
-"""Programs side by side: on cores of this machine, as jobs of Slurm, or on the workers of Dask.
+"""Runs programs in parallel: on cores of this machine, as jobs of Slurm, or on workers of Dask.
 
-There is one door for all three, an engine's submit(*arguments) -> future of `work`, which runs a
-program, with what that prints in a file. So a cluster needs no more than storage that its machines
-share, this project at the same place, and the way there.
+All three back ends implement submit(*arguments), which returns a future of `work`; `work` runs a
+program and redirects its output to a file. A cluster therefore only needs storage that its machines
+share, with this project at the same path.
 
-On this machine each program has cores of its own. Two that each use all of them stand in each
-other's way, with PyTorch's threads tenfold and more. And one that has all cores often leaves some
-idle: nn.GRU's time steps are short, and XLA compiles on one.
+On this machine, each program has its own cores. Programs that share all cores contend: PyTorch's
+threads take ten times as long and more. A single program with all cores often leaves some idle,
+because the time steps of nn.GRU are short and XLA compiles on one core.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from common.cores import cores
 from common.errors import InputError, NotFiniteError, Stopped
 
 ROOT = Path(__file__).parents[1]
-PAUSE = 0.05  # seconds between two looks at what the programs do
-NOT_BEGUN = -1  # an exit status
+PAUSE = 0.05  # seconds between polls of the programs
+NOT_BEGUN = -1  # the exit status of a program that was not started
 
 
 @dataclass(frozen=True)
 class Job:
-    """A program of this project, `python -m MODULE ARGUMENTS`, and its name for people."""
+    """A program of this project, `python -m MODULE ARGUMENTS`; `name` is for display."""
 
     name: str
     module: str
@@ -48,27 +48,27 @@ class Job:
 class Place:
     """Where programs run.
 
-    at_once: how many here; elsewhere, the cluster decides. slurm: options of sbatch, NAME=VALUE.
-    folder: for the files by which they speak; of those that all machines see, unless it is here.
+    max_jobs: the number of parallel programs on this machine. slurm: options of sbatch, NAME=VALUE.
+    folder: for output and signals of the programs; on a cluster, all machines must share it.
     """
 
     on: Literal["local", "slurm", "dask"] = "local"
-    at_once: int = 1
+    max_jobs: int = 1
     slurm: tuple[str, ...] = ()
     folder: Path | None = None
 
 
 def check(place: Place) -> None:
-    """Raise InputError where what a place needs is not there, as far as that is seen from here."""
+    """Raise InputError if a package, address or command that a place requires is missing."""
     for text in place.slurm:
         _pair(text)
     needs = {"local": (), "slurm": ("submitit",), "dask": ("dask", "distributed")}[place.on]
     if any(find_spec(name) is None for name in needs):
         raise InputError(f'--on {place.on}: needs pip install -e ".[{place.on}]"')
     if place.on == "dask" and _scheduler() is None:
-        raise InputError("--on dask: DASK_SCHEDULER_ADDRESS has to name a scheduler")
+        raise InputError("--on dask: DASK_SCHEDULER_ADDRESS must name a scheduler")
     if place.on == "slurm" and shutil.which("sbatch") is None:
-        raise InputError("--on slurm: there is no sbatch here")
+        raise InputError("--on slurm: sbatch is not installed")
 
 
 def _scheduler() -> str | None:
@@ -78,7 +78,7 @@ def _scheduler() -> str | None:
 
 
 class Future(Protocol):
-    """What an engine returns: that of concurrent.futures, a submitit.Job or a dask Future."""
+    """A future of a back end: concurrent.futures.Future, submitit.Job or distributed.Future."""
 
     def done(self) -> bool: ...
     def result(self) -> int: ...
@@ -86,71 +86,71 @@ class Future(Protocol):
 
 
 Submit = Callable[..., Future]
-"""Calls `work` with its arguments, somewhere."""
+"""Calls `work` with these arguments on a back end."""
 
 
-def most_at_once() -> int:
-    """How many programs can run here on cores of their own."""
+def default_max_jobs() -> int:
+    """The number of programs that can each have a core of this machine."""
     return cores() if hasattr(os, "sched_setaffinity") else 1
 
 
 def run(
     jobs: Sequence[Job],
     place: Place,
-    say: Callable[[Job, str], None],
-    ended: Callable[[Job], None],
+    on_line: Callable[[Job, str], None],
+    on_success: Callable[[Job], None],
 ) -> None:
-    """Run the jobs, begun in their order.
+    """Run the jobs; they start in their order.
 
-    say is given each line that a job prints; ended is called when one has ended well.
+    on_line receives each line that a job prints; on_success is called when a job succeeds.
 
-    Raises InputError or, for its exit status, NotFiniteError, where a job does not end well: the
-    others are asked to stop, and have stopped, then. A SIGINT or SIGTERM is passed on to all that
-    run; when they have ended, Stopped is raised.
+    If a job fails, the others are stopped, and InputError or, for its exit status, NotFiniteError
+    is raised. SIGINT and SIGTERM are forwarded to all running jobs; when they have ended, Stopped
+    is raised.
     """
     if not jobs:
         return
-    asked: list[int] = []
+    requests: list[int] = []
     stopped: list[str] = []
     failure: Exception | None = None
     with (
         tempfile.TemporaryDirectory(prefix=".jobs-", dir=place.folder) as name,
-        _engine(place, len(jobs), folder := Path(name).absolute()) as submit,
+        _back_end(place, len(jobs), folder := Path(name).absolute()) as submit,
     ):
-        stop, here = folder / "stop", str(Path.cwd())
+        stop, cwd = folder / "stop", str(Path.cwd())
         futures: dict[Job, Future] = {}
         tails: dict[Job, _Tail] = {}
 
-        def pass_on(number: int) -> None:
+        def forward(number: int) -> None:
             with stop.open("a") as file:
                 file.write(f"{int(number)}\n")
 
-        def take(number: int) -> None:
-            asked.append(number)
-            pass_on(number)
+        def handle(number: int) -> None:
+            requests.append(number)
+            forward(number)
 
-        with signals.caught(take):
+        with signals.caught(handle):
             for number, job in enumerate(jobs):
                 tails[job] = _Tail(folder / f"{number}.log")
-                futures[job] = submit(job, tails[job].path, stop, here)
+                futures[job] = submit(job, tails[job].path, stop, cwd)
             try:
                 while futures:
                     time.sleep(PAUSE)
                     for job, future in list(futures.items()):
-                        done = future.done()  # asked first, so that what it wrote last is read
+                        done = future.done()  # before reading, so that no last line is missed
                         for line in tails[job].lines():
-                            say(job, line)
+                            on_line(job, line)
                         begun = tails[job].path.exists()
-                        if (asked or failure) and not begun and future.cancel() is not False:
-                            del futures[job]  # in a queue, it would hold us up
+                        if (requests or failure) and not begun and future.cancel() is not False:
+                            del futures[job]  # do not wait for a queued job
                             continue
                         if not done:
                             continue
                         del futures[job]
                         status = _status(job, future)
                         if not status:
-                            ended(job)
-                        elif asked:
+                            on_success(job)
+                        elif requests:
                             if status != NOT_BEGUN:
                                 stopped.append(f"{job.name}: {tails[job].last}")
                         elif failure is None:
@@ -160,33 +160,33 @@ def run(
                                 f"{job.name}: ended with exit status {status}: {message}"
                             )
                             if not stop.exists():
-                                pass_on(signal.SIGTERM)
+                                forward(signal.SIGTERM)
             except BaseException:
-                pass_on(signal.SIGTERM)
+                forward(signal.SIGTERM)
                 for job, future in futures.items():
                     if tails[job].path.exists() or future.cancel() is False:
                         with contextlib.suppress(InputError):
                             _status(job, future)
                 raise
-    if asked:
-        where = f" ({'; '.join(stopped)})" if stopped else ""
-        raise Stopped(asked[0], f"; the same command goes on from there{where}")
+    if requests:
+        details = f" ({'; '.join(stopped)})" if stopped else ""
+        raise Stopped(requests[0], f"; the same command goes on from there{details}")
     if failure:
         raise failure
 
 
-def work(job: Job, log: Path, stop: Path, here: str) -> int:
-    """Run a program where this is called, and return its exit status.
+def work(job: Job, log: Path, stop: Path, cwd: str) -> int:
+    """Run a program in the folder `cwd`, and return its exit status.
 
-    What it prints is added to the file `log`. It is sent every signal whose number comes to stand,
-    a line each, in the file `stop`; where it fails, that is what the others are sent. It is killed
-    where this process is (common/__init__.py): whoever calls this again, as clusters do, then finds
-    nobody at work in its folder. here: the folder it runs in.
+    Its output is appended to the file `log`. The program receives every signal whose number is
+    written to the file `stop`, one per line; if the program fails, this writes SIGTERM to `stop`.
+    The program is killed together with this process (common/__init__.py), so that no two processes
+    write its folder when a cluster calls this function again.
     """
-    passed = 0
-    if _asked(stop):
+    forwarded = 0
+    if _signals(stop):
         return NOT_BEGUN
-    # Found from wherever this was started, and nothing of that folder in its place.
+    # Imports this project from any working folder, and nothing from the working folder.
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -194,24 +194,24 @@ def work(job: Job, log: Path, stop: Path, here: str) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=here,
+            cwd=cwd,
             env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
-            process_group=0,  # Ctrl-C reaches it through us alone: a second would end it at once
+            process_group=0,  # Ctrl-C reaches it only through `stop`: a second would end it at once
         )
         while True:
-            for number in _asked(stop)[passed:]:
+            for number in _signals(stop)[forwarded:]:
                 process.send_signal(number)
-                passed += 1
+                forwarded += 1
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(PAUSE)
                 break
     if status:
         with contextlib.suppress(FileExistsError), stop.open("x") as file:
-            file.write(f"{int(signal.SIGTERM)}\n")  # so that none begins that waits
+            file.write(f"{int(signal.SIGTERM)}\n")  # no queued job may start
     return status
 
 
-def _asked(stop: Path) -> list[int]:
+def _signals(stop: Path) -> list[int]:
     try:
         return [int(line) for line in stop.read_text().splitlines()]
     except FileNotFoundError:
@@ -221,57 +221,57 @@ def _asked(stop: Path) -> list[int]:
 def _status(job: Job, future: Future) -> int:
     try:
         return future.result()
-    except Exception as error:  # the engine's, that has lost it
+    except Exception as error:  # the back end has lost the job
         raise InputError(f"{job.name}: {str(error).strip().splitlines()[0]}") from None
 
 
 class _Tail:
-    """A growing file of lines, and the last of them."""
+    """Reads a growing file by lines; `last` is the last line."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.last, self._rest, self._read = path, "", b"", 0
 
     def lines(self) -> Iterator[str]:
-        """Those that have come since; of what was killed while it wrote, the rest with the next."""
+        """The new complete lines; an incomplete line is kept until the rest is written."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(self._read)
-            found = file.read()
-            self._read += len(found)
-            *whole, self._rest = (self._rest + found).split(b"\n")
-            for line in whole:
+            content = file.read()
+            self._read += len(content)
+            *complete, self._rest = (self._rest + content).split(b"\n")
+            for line in complete:
                 self.last = line.decode(errors="replace")
                 yield self.last
 
 
 @contextlib.contextmanager
-def _engine(place: Place, count: int, folder: Path) -> Iterator[Submit]:
-    """That of a place, for so many jobs. Raises InputError where it is not there."""
+def _back_end(place: Place, count: int, folder: Path) -> Iterator[Submit]:
+    """The back end of a place for `count` jobs. Raises InputError if it is unavailable."""
     check(place)
     match place.on:
         case "local":
-            shares = _shares(min(place.at_once, count))
-            left = iter(shares)
+            shares = _shares(min(place.max_jobs, count))
+            unused = iter(shares)
 
-            def take_share() -> None:
-                if share := next(left):  # of the cores, for this thread and what it starts
+            def set_affinity() -> None:
+                if share := next(unused):  # the cores of this thread and its child processes
                     os.sched_setaffinity(0, share)
 
-            with ThreadPoolExecutor(len(shares), initializer=take_share) as threads:
+            with ThreadPoolExecutor(len(shares), initializer=set_affinity) as threads:
                 yield lambda *arguments: threads.submit(work, *arguments)
         case "slurm":
             import submitit
             from submitit.helpers import Checkpointable
 
-            class Again(Checkpointable):
-                """What Slurm takes off its machine is put in the queue again."""
+            class Requeued(Checkpointable):
+                """`work`, which returns to the queue if Slurm preempts it."""
 
                 def __call__(self, *arguments: Any) -> int:
                     return work(*arguments)
 
             def submit(*arguments: Any) -> Future:
                 try:
-                    return slurm.submit(Again(), *arguments)
-                except Exception as error:  # what sbatch says
+                    return slurm.submit(Requeued(), *arguments)
+                except Exception as error:  # sbatch has failed
                     raise InputError(f"--on slurm: {' '.join(str(error).split())}") from None
 
             options = dict(_pair(text) for text in place.slurm)
@@ -289,24 +289,24 @@ def _engine(place: Place, count: int, folder: Path) -> Iterator[Submit]:
                 client = Client(address, timeout=20)
             except (OSError, ValueError) as error:
                 raise InputError(f"--on dask: {address}: {error}") from None
-            with client:  # what a worker that dies was at, another one begins again
+            with client:  # Dask runs the job of a lost worker again on another
                 if not client.scheduler_info()["workers"]:
-                    print(f"--on dask: {address} has no workers yet: waiting for some", flush=True)
+                    print(f"--on dask: {address} has no workers yet; waiting", flush=True)
                 yield partial(client.submit, work, pure=False)
 
 
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise InputError(f"--slurm {text}: expected NAME=VALUE, as in partition=long")
+        raise InputError(f"--slurm {text}: expected NAME=VALUE, such as partition=long")
     return name, value
 
 
 def _shares(count: int) -> list[frozenset[int]]:
-    """The cores dealt out; an empty share is any core."""
-    count = min(count, most_at_once())
+    """Disjoint sets of cores; an empty set means any core."""
+    count = min(count, default_max_jobs())
     if count <= 1:
         return [frozenset()]
-    # A quota may allow fewer than can be seen. Which ones: not the same in every container.
+    # A quota may allow fewer cores than are visible; random ones avoid contention of containers.
     available = sorted(random.sample(sorted(os.sched_getaffinity(0)), cores()))
     return [frozenset(available[number::count]) for number in range(count)]

@@ -1,8 +1,8 @@
-"""The homework's three questions, measured: python compare.py questions.
+"""Measures answers to the homework's three questions: python compare.py questions.
 
-Does gating keep gradients from vanishing, and what do the gates do at an irrelevant word? Does it
-matter to read both ways? How does the handwritten GRU compare with the built-in one? What was found
-and how to read it: docs/questions.md.
+Does gating keep gradients from vanishing, and what do the gates do at an irrelevant word? Does a
+bidirectional model help? How does the handwritten GRU compare with the built-in one?
+docs/questions.md has the results and explains them.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ PAIRS = (
 )
 Report = Callable[[str], None]
 Sums = Float[np.ndarray, "models 3 resamples groups"]
-"""Count, sum and sum of squares of each group: all that means and effect sizes need."""
+"""Count, sum and sum of squares of each group, from which means and effect sizes follow."""
 FLIPS, BOOTSTRAPS = 9_999, 2_000
 GRADIENT_REVIEWS = 200
 GATE_REVIEWS = 400
 LENGTH_GROUPS = 5
-# Word groups: a word counts from so many training reviews on; it is a sentiment word where the odds
-# of a class are at least twice as high among the reviews that have it, neutral where they are less
-# than a tenth higher or lower.
+# Word groups: words in at least FEWEST_REVIEWS training reviews are grouped. A word is a sentiment
+# word if the odds of a class are at least twice as high in the reviews with the word, and neutral
+# if they are less than a tenth higher or lower.
 FEWEST_REVIEWS = 50
 SENTIMENT, NEUTRAL = float(np.log(2)), float(np.log(1.1))
 GROUPS = ("stop words", "neutral words", "sentiment words")
@@ -62,23 +62,21 @@ QUANTITIES = ("z", "change")
 def measure(
     options: TrainConfig, names: Sequence[str], seeds: int, place: Place, report: Report
 ) -> schema.Questions:
-    """Train every model (names: "torch gru", …) with so many seeds, and answer the questions.
+    """Train every model (names: "torch gru", …) with several seeds, and answer the questions.
 
-    place: where they are trained.
-
-    Run directories are OUT/questions/seed-N/FRAMEWORK-MODEL; what is there, trained with the same
-    options, is not trained again.
+    Run directories are OUT/questions/seed-N/FRAMEWORK-MODEL. Existing runs with the same options
+    are not trained again.
     """
     data = load_data(options, report)
     trained = train(options, names, seeds, place, report)
-    report("asking every model about the test reviews")
+    report("evaluating every model on the test reviews")
     correct, seconds = {}, {}
     for name, of_seeds in trained.items():
-        found_right = np.array([answers(run, data, options) for run in of_seeds])
-        # The one run of the linear model stands for every seed.
-        correct[name] = np.broadcast_to(found_right, (seeds, len(data.test.split)))
+        is_correct = np.array([answers(run, data, options) for run in of_seeds])
+        # The linear model has one run for all seeds.
+        correct[name] = np.broadcast_to(is_correct, (seeds, len(data.test.split)))
         seconds[name] = float(np.median([run.train_seconds for run in of_seeds]))
-    found = schema.Questions(
+    result = schema.Questions(
         comparisons=[
             compare(title, a, b, correct, seconds, data.test.split, data.categories)
             for title, a, b in PAIRS
@@ -87,51 +85,51 @@ def measure(
         commands=[shlex.join(["python", *sys.argv])],
     )
     if "torch gru" in names and "torch rnn" in names:
-        report("following gradients back through the reviews")
+        report("computing gradients by the distance to the end")
         grus = [*map(load, trained["torch gru"])]
         both = {"tanh RNN": load(trained["torch rnn"][0]), "GRU": grus[0]}
-        found.vanishing = vanishing(both, data)
-        report("looking at the gates, word by word")
-        found.gates = gates(grus, data)
-    return found
+        result.vanishing = vanishing(both, data)
+        report("computing the gates at every word")
+        result.gates = gates(grus, data)
+    return result
 
 
 def train(
     options: TrainConfig, names: Sequence[str], seeds: int, place: Place, report: Report
 ) -> dict[str, list[schema.Run]]:
-    """Train what is not there yet; returns the runs of each model, a seed each; of linear, one."""
+    """Train the missing runs; returns the runs of each model, one per seed (linear: one in all)."""
     assert options.out is not None
     trainings = []
     for seed, name in itertools.product(range(options.seed, options.seed + seeds), names):
         framework, model = name.split()
         folder = options.out / "questions" / f"seed-{seed}" / f"{framework}-{model}"
-        wanted = dataclasses.replace(options, seed=seed)
-        if framework != linear.FRAMEWORK or seed == options.seed:  # it draws no numbers
+        seeded = dataclasses.replace(options, seed=seed)
+        if framework != linear.FRAMEWORK or seed == options.seed:  # linear does not use the seed
             trainings.append(
-                runs.Training.of(framework, model, wanted, folder, f"seed {seed}, {name}")
+                runs.Training.of(framework, model, seeded, folder, f"seed {seed}, {name}")
             )
 
     def done(name: str, run: schema.Run | None) -> None:
         assert run is not None
         report(f"{name}: {run.accuracy:.2%} after {run.train_seconds:.0f} s")
 
-    found = runs.train(trainings, place, lambda name, line: None, done)
-    return {name: [run for run in found if run.name == name] for name in names}
+    trained = runs.train(trainings, place, lambda name, line: None, done)
+    return {name: [run for run in trained if run.name == name] for name in names}
 
 
 def load(run: schema.Run) -> run_directory.Run:
-    """The model that was trained."""
+    """The trained model."""
     return run_directory.load_run(Path(run.run_dir))
 
 
 def answers(run: schema.Run, data: Data, options: TrainConfig) -> Bool[np.ndarray, " N"]:
-    """Which test reviews a trained model classifies correctly."""
-    if run.framework == linear.FRAMEWORK:  # it reads words that have no vector, too
+    """A mask of the test reviews that a model classifies correctly."""
+    if run.framework == linear.FRAMEWORK:  # its texts include words without a vector
         texts = load_texts(options, lambda line: None)[2]
         return linear.load(Path(run.run_dir)).model.logits(texts).argmax(axis=1) == texts.labels
-    read = load(run)
-    learner_of = FRAMEWORKS[run.framework].Learner
-    learner = learner_of(read.model, read.options, read.vectors, read.parameters)
+    loaded = load(run)
+    learner_type = FRAMEWORKS[run.framework].Learner
+    learner = learner_type(loaded.model, loaded.options, loaded.vectors, loaded.parameters)
     logits, labels = predict(learner, data.test)
     return logits.argmax(axis=1) == labels
 
@@ -148,15 +146,15 @@ def compare(
     test: EncodedSplit,
     categories: Sequence[str] = (),
 ) -> schema.Pair:
-    """b against a, paired by seed and by review."""
+    """Compare b with a, paired by seed and by review."""
     difference = correct[b].astype(float) - correct[a]
 
     def part(group: Bool[np.ndarray, " N"]) -> tuple[int, float, schema.Interval]:
-        """How many reviews, the mean difference, its interval."""
+        """The number of reviews, the mean difference and its interval."""
         chosen = difference[:, group]
         return int(group.sum()), float(chosen.mean()), paired_interval(chosen)
 
-    # Groups of about the same size, by the words that have a vector (before the cut).
+    # Groups of about equal size, by the number of words with a vector before truncation.
     edges = np.unique(np.quantile(test.lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)).astype(int))
     edges[-1] += 1
     by_length = [
@@ -164,13 +162,13 @@ def compare(
         for start, stop in itertools.pairwise(edges.tolist())
         if (group := (test.lengths >= start) & (test.lengths < stop)).sum() > 1
     ]
-    of = np.full(len(test), -1) if test.categories is None else test.categories
+    category_of = np.full(len(test), -1) if test.categories is None else test.categories
     by_category = [
         schema.OfCategory(*part(group), category)
         for number, category in enumerate(categories)
-        if (group := of == number).sum() > 1
+        if (group := category_of == number).sum() > 1
     ]
-    found = schema.Pair(
+    pair = schema.Pair(
         title=title,
         a=a,
         b=b,
@@ -188,27 +186,28 @@ def compare(
         seconds_b=seconds[b],
         conclusion="",
     )
-    found.conclusion = _conclusion(found)
-    return found
+    pair.conclusion = _conclusion(pair)
+    return pair
 
 
 def mcnemar(a: Bool[np.ndarray, " N"], b: Bool[np.ndarray, " N"]) -> float:
-    """McNemar's exact test (1947): p that as many reviews or more are right in one model alone.
+    """p of McNemar's exact test (1947).
 
-    Of the reviews that one model gets right and the other wrong, half are expected either way.
+    The null hypothesis: of the reviews that one model alone classifies correctly, each model has
+    half.
     """
-    only_a, either = int((a & ~b).sum()), int((a ^ b).sum())
-    return float(stats.binomtest(only_a, either).pvalue) if either else 1.0
+    only_a, only_one = int((a & ~b).sum()), int((a ^ b).sum())
+    return float(stats.binomtest(only_a, only_one).pvalue) if only_one else 1.0
 
 
 def paired_p(difference: Float[np.ndarray, "seeds N"]) -> float:
-    """McNemar's test for several seeds at once, that does not take a review for several.
+    """McNemar's test for several seeds.
 
-    The seeds ask about the same reviews, so their counts must not be added up as if they were
-    independent. A review counts once, with the sum over the seeds; where the two models are
-    exchangeable, each sum could as well have the other sign. p is the share of sign flips with a
-    total as far from zero, FLIPS of them (all, where there are fewer), so never below
-    2 / (FLIPS + 1); with one seed, this is McNemar's exact test but for the sampling.
+    All seeds are tested on the same reviews, so their counts are not independent. Each review
+    therefore counts once, with the sum over the seeds; under the null hypothesis, both signs of a
+    sum are equally likely. p is the fraction of FLIPS random sign flips (or of all, if there are
+    fewer) with a total as far from zero, at least 2 / (FLIPS + 1). With one seed, this is McNemar's
+    exact test except for the sampling.
     """
     totals = difference.sum(axis=0)
     totals = totals[totals != 0]
@@ -234,13 +233,13 @@ def _interval(
     own: Float[np.ndarray, " seeds"],
     reviews: int,
 ) -> schema.Interval:
-    """Student's 95 % interval of the mean over seeds that were all measured on the same reviews.
+    """Student's 95 % interval of the mean over seeds that are measured on the same reviews.
 
-    The variance of the mean is what the seeds show and what the reviews show (by_review), less what
-    both of these hold and must count once (Owen 2007, Cameron, Gelbach and Miller 2011): that of
-    what is own to a seed, over the reviews. The degrees of freedom are Satterthwaite's (1946):
-    where the seeds dominate, hardly more than their number less one. With one seed, the interval
-    is for new reviews alone.
+    The variance of the mean is that between seeds plus that between reviews (by_review) minus their
+    common part, the variance between reviews of the deviations of single seeds (own) (Owen 2007;
+    Cameron, Gelbach and Miller 2011). The degrees of freedom are Satterthwaite's (1946): if the
+    seeds dominate, hardly more than their number minus one. With one seed, the interval is for new
+    reviews only.
     """
     mean, seeds, freedom = float(of_seeds.mean()), len(of_seeds), max(len(of_seeds) - 1, 1)
     by_seed = np.square(of_seeds - mean).sum() / freedom / seeds
@@ -253,20 +252,20 @@ def _interval(
     return mean - half, mean + half
 
 
-def _conclusion(found: schema.Pair) -> str:
-    low, high = found.interval
-    verdict = f"With {found.seeds} seeds, "
-    if found.seeds < schema.FEWEST_SEEDS:
-        few = f"{found.seeds}, of at least {schema.FEWEST_SEEDS}"
-        verdict = f"Too few seeds to tell {found.b} and {found.a} apart ({few})"
+def _conclusion(pair: schema.Pair) -> str:
+    low, high = pair.interval
+    verdict = f"With {pair.seeds} seeds, "
+    if pair.seeds < schema.FEWEST_SEEDS:
+        few = f"{pair.seeds}, of at least {schema.FEWEST_SEEDS}"
+        verdict = f"Too few seeds to compare {pair.b} and {pair.a} ({few})"
     elif low > 0 or high < 0:
-        verdict += f"{found.b} is {'better' if low > 0 else 'worse'} than {found.a}"
+        verdict += f"{pair.b} is {'better' if low > 0 else 'worse'} than {pair.a}"
     else:
-        verdict += f"no difference between {found.b} and {found.a} can be told"
+        verdict += f"{pair.b} and {pair.a} do not differ significantly"
     return (
-        f"{verdict}: {100 * found.difference:+.2f} points of accuracy "
-        f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {found.mcnemar_p:.2g} for "
-        f"these very models); {found.b} takes {found.seconds_b / found.seconds_a:.2f} times as "
+        f"{verdict}: {100 * pair.difference:+.2f} points of accuracy "
+        f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {pair.mcnemar_p:.2g} for "
+        f"these very models); {pair.b} takes {pair.seconds_b / pair.seconds_a:.2f} times as "
         "long to train."
     )
 
@@ -277,12 +276,12 @@ def _conclusion(found: schema.Pair) -> str:
 def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> schema.Vanishing:
     """The norm of dLoss/dh_t by the distance of word t to the end, untrained and trained.
 
-    Over the longest test reviews as the models read them (GRADIENT_REVIEWS, at most a quarter), up
-    to the length of the shortest, so that the same ones stand at every distance; computed in
-    float64, in which the smallest norms still have a value.
+    The reviews are the longest test reviews after truncation (GRADIENT_REVIEWS, at most a quarter).
+    Distances end at the length of the shortest of them, so that every distance has the same
+    reviews. float64 represents the smallest norms.
     """
-    most = min(GRADIENT_REVIEWS, len(data.test.split) // 4 or 1)
-    order = np.argsort(-data.test.lengths, kind="stable")[:most]
+    count = min(GRADIENT_REVIEWS, len(data.test.split) // 4 or 1)
+    order = np.argsort(-data.test.lengths, kind="stable")[:count]
     batches = [data.test.batch(rows) for rows in np.split(order, range(32, len(order), 32))]
     reach = int(data.test.lengths[order].min())
     series = []
@@ -302,54 +301,53 @@ def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> schema.Va
 
 
 def untrained(run: run_directory.Run) -> run_directory.Run:
-    """The model as it was before training."""
+    """The model before training."""
     parameters = params.init(run.model, run.options.seed, run.vectors)
     return dataclasses.replace(run, parameters=parameters)
 
 
 def gradient_norms(learner: Learner, batch: Batch, reach: int) -> Float[np.ndarray, "B reach"]:
-    """Of each review, the norm of the gradient at its last word, its last but one, and so on."""
+    """The norms of each review's gradient, from its last word backwards."""
     norms = np.linalg.norm(learner.explain(batch)["d_states"][0], axis=-1)
-    places = batch.lengths[:, None] - 1 - np.arange(reach)
-    return norms[places, np.arange(len(batch.lengths))[:, None]]
+    steps = batch.lengths[:, None] - 1 - np.arange(reach)
+    return norms[steps, np.arange(len(batch.lengths))[:, None]]
 
 
-# What the gates do at which words.
+# The gates by groups of words.
 
 
 def gates(trained: Sequence[run_directory.Run], data: Data) -> schema.Gates:
     """Update gate and state change at stop words, neutral words and sentiment words.
 
-    z is the mean over the units, change the norm of h_t - h_(t-1) relative to that of h_(t-1); the
-    first word of a review, which meets the zero state, is left out. Everything is computed for each
-    model (one a seed) at each word of GATE_REVIEWS test reviews, and then averaged over the models.
-    Intervals draw whole reviews anew, since the words of one are not independent, and allow for the
-    differences between the models.
-    effects_untrained is the same before training: what stands there is not learned.
+    z is the mean over the units, change the norm of h_t - h_(t-1) relative to that of h_(t-1). The
+    first word of a review is left out, because its h_(t-1) is zero. Values are computed for each
+    model (one per seed) at each word of GATE_REVIEWS test reviews, and averaged over the models.
+    Intervals resample whole reviews, because the words of a review are not independent, and include
+    the variance between models. effects_untrained: the effects before training.
     """
     split, limit = data.test.split.subset(GATE_REVIEWS), trained[0].options.max_length
     test, count = Batches(split, 32, max_length=limit, in_order=True), len(split)
     groups = word_groups(data.train.split, data.vectors.words)
 
-    def read(models: Iterable[run_directory.Run]) -> dict[str, Sums]:
-        """The sums of each quantity, of all models."""
+    def sums_of(models: Iterable[run_directory.Run]) -> dict[str, Sums]:
+        """The sums of each quantity over all models."""
         learners = (Model(torch_impl.learner, run, "cpu").learner for run in models)
-        found = [read_words(learner, test, groups) for learner in learners]
-        where = found[0]["group"], found[0]["review"], count
-        return {name: resample(np.stack([f[name] for f in found]), *where) for name in QUANTITIES}
+        words = [read_words(learner, test, groups) for learner in learners]
+        indices = words[0]["group"], words[0]["review"], count
+        return {name: resample(np.stack([w[name] for w in words]), *indices) for name in QUANTITIES}
 
     def effects(sums: Mapping[str, Sums]) -> list[schema.Effect]:
-        """Of every two groups that have words."""
-        found = []
+        """The effects of all pairs of groups with words."""
+        result = []
         for quantity in QUANTITIES:
             for b, a in itertools.combinations(np.flatnonzero(words > 1).tolist(), 2):
                 values = cohens_d(sums[quantity], a, b)
                 d, by_seed = estimate(values, count), values[:, 0].tolist()
-                found.append(schema.Effect((GROUPS[a], GROUPS[b]), quantity, *d, by_seed))
-        return found
+                result.append(schema.Effect((GROUPS[a], GROUPS[b]), quantity, *d, by_seed))
+        return result
 
-    sums = read(trained)
-    words = sums["z"][0, 0, 0].astype(int)  # how many of each group the reviews have
+    sums = sums_of(trained)
+    words = sums["z"][0, 0, 0].astype(int)  # the number of words of each group
     means = [
         schema.Group(
             GROUPS[group],
@@ -360,18 +358,18 @@ def gates(trained: Sequence[run_directory.Run], data: Data) -> schema.Gates:
         )
         for group in np.flatnonzero(words).tolist()
     ]
-    found = schema.Gates(means, effects(sums), "", effects(read(map(untrained, trained))))
-    found.conclusion = _gates_conclusion(found)
-    return found
+    result = schema.Gates(means, effects(sums), "", effects(sums_of(map(untrained, trained))))
+    result.conclusion = _gates_conclusion(result)
+    return result
 
 
 def word_groups(train: EncodedSplit, words: Sequence[str]) -> Int[np.ndarray, " V"]:
-    """The group (index into GROUPS) of each word, -1 for the many that are in none.
+    """The group (index into GROUPS) of each word, or -1.
 
-    stop words: scikit-learn's list, whatever their odds. Of the others that stand in at least
-    FEWEST_REVIEWS training reviews, by the logarithm of the odds of a class (of all, the one that
-    stands out most) in the reviews with the word, against its odds in all reviews:
-    sentiment words from SENTIMENT on, neutral words up to NEUTRAL.
+    Stop words are scikit-learn's list. Other words in at least FEWEST_REVIEWS training reviews are
+    grouped by the absolute log odds ratio of a class in the reviews with the word against all
+    reviews (the maximum over the classes): sentiment words from SENTIMENT, neutral words up to
+    NEUTRAL.
     """
     review = np.repeat(np.arange(len(train)), train.lengths)
     tokens = np.concatenate([tokens for _, tokens in train.blocks()])
@@ -381,7 +379,7 @@ def word_groups(train: EncodedSplit, words: Sequence[str]) -> Int[np.ndarray, " 
     np.add.at(counts, (pairs[1], train.labels[pairs[0]]), 1)
     reviews = np.bincount(train.labels, minlength=classes)
     total = counts.sum(axis=1)
-    # Half a review more of each, so that no odds are zero or infinite (Haldane 1956).
+    # Adding half a review avoids zero and infinite odds (Haldane 1956).
     odds = np.log((counts + 0.5) / (total[:, None] - counts + 0.5))
     odds = np.abs(odds - np.log(reviews / (len(train) - reviews))).max(axis=1)
     groups = np.full(len(words), -1)
@@ -394,18 +392,18 @@ def word_groups(train: EncodedSplit, words: Sequence[str]) -> Int[np.ndarray, " 
 def read_words(
     learner: Learner, batches: Batches, groups: Int[np.ndarray, " V"]
 ) -> dict[str, np.ndarray]:
-    """review, group, z and change of every word that is in a group, but for each first one."""
+    """review, group, z and change of every grouped word, except the first of each review."""
     parts = []
     for batch in batches.epoch():
-        found = learner.explain(batch)
-        states, z = found["states"][0], found["z"][0].mean(axis=-1)
-        before = np.linalg.norm(states[:-1], axis=-1)
-        moved = np.linalg.norm(states[1:] - states[:-1], axis=-1)
-        change = np.divide(moved, before, out=np.zeros_like(moved), where=before > 0)
+        explained = learner.explain(batch)
+        states, z = explained["states"][0], explained["z"][0].mean(axis=-1)
+        norm = np.linalg.norm(states[:-1], axis=-1)
+        distance = np.linalg.norm(states[1:] - states[:-1], axis=-1)
+        change = np.divide(distance, norm, out=np.zeros_like(distance), where=norm > 0)
         group = groups[batch.distinct[batch.tokens[1:]]]
-        chosen = (group >= 0) & (np.arange(1, len(states))[:, None] < batch.lengths)
+        is_grouped = (group >= 0) & (np.arange(1, len(states))[:, None] < batch.lengths)
         values = np.broadcast_arrays(batch.reviews, group, z[1:], change)
-        parts.append([each[chosen] for each in values])
+        parts.append([each[is_grouped] for each in values])
     columns = map(np.concatenate, zip(*parts, strict=True))
     return dict(zip(("review", "group", *QUANTITIES), columns, strict=True))
 
@@ -416,10 +414,10 @@ def resample(
     review: Int[np.ndarray, " words"],
     reviews: int,
 ) -> Sums:
-    """The sums over the reviews as they are, and over BOOTSTRAPS samples with replacement.
+    """The sums over all reviews, and over BOOTSTRAPS samples with replacement.
 
-    Arguments: a value of each model, a group and a review for every word, and how many reviews
-    there are. The samples are the same ones for every model.
+    values, group, review: for every word. reviews: the number of reviews. All models have the same
+    samples.
     """
     sums = np.zeros((reviews, len(GROUPS), len(values), 3))
     np.add.at(sums, (review, group), values.T[..., None].astype(np.float64) ** np.arange(3))
@@ -434,10 +432,7 @@ def mean(sums: Sums, group: int) -> Float[np.ndarray, "models resamples"]:
 
 
 def cohens_d(sums: Sums, a: int, b: int) -> Float[np.ndarray, "models resamples"]:
-    """How much larger a quantity is in group a than in b.
-
-    In units of the standard deviation within the groups (pooled; Cohen 1988).
-    """
+    """The mean of group a minus that of b, in pooled standard deviations (Cohen 1988)."""
     (n_a, total_a, squares_a), (n_b, total_b, squares_b) = (
         sums[..., group].swapaxes(0, 1) for group in (a, b)
     )
@@ -448,30 +443,30 @@ def cohens_d(sums: Sums, a: int, b: int) -> Float[np.ndarray, "models resamples"
 def estimate(
     values: Float[np.ndarray, "models resamples"], reviews: int
 ) -> tuple[float, schema.Interval]:
-    """The mean over the models, and its 95 % interval for new seeds and new reviews.
+    """The mean over the models, and its 95 % interval for new seeds and new reviews (`_interval`).
 
-    What the reviews show of the variance is the bootstrap's: see `_interval`.
+    The bootstrap estimates the variance between reviews.
     """
     of_models, drawn = values[:, 0], values[:, 1:]
     own = (drawn - drawn.mean(axis=0)).var(axis=1)
     return float(of_models.mean()), _interval(of_models, drawn.mean(axis=0).var(), own, reviews)
 
 
-def _gates_conclusion(found: schema.Gates) -> str:
+def _gates_conclusion(result: schema.Gates) -> str:
     ends = ("sentiment words", "stop words")
     trained, before = (
         {each.quantity: each for each in effects if each.pair == ends}
-        for effects in (found.effects, found.effects_untrained)
+        for effects in (result.effects, result.effects_untrained)
     )
     if not trained:
         return "The reviews have too few sentiment words or stop words to tell."
-    moved = {each.group: each.change for each in found.groups}
+    moved = {each.group: each.change for each in result.groups}
     low, high = trained["change"].interval
-    less = "less" if low > 0 else "more" if high < 0 else "by no amount that can be told apart"
-    if found.seeds < schema.FEWEST_SEEDS:
-        less = "(too few seeds to tell whether less)"
+    verdict = "less" if low > 0 else "more" if high < 0 else "by no significantly different amount"
+    if result.seeds < schema.FEWEST_SEEDS:
+        verdict = "(too few seeds to tell whether less)"
     return (
-        f"A stop word moves the state {less}: by {moved['stop words']:.0%} of its norm, a "
+        f"A stop word moves the state {verdict}: by {moved['stop words']:.0%} of its norm, a "
         f"sentiment word by {moved['sentiment words']:.0%} ({_effect(trained['change'])}; before "
         f"training {_effect(before['change'])}); the update gate opens for sentiment "
         f"words with {_effect(trained['z'])}, before training {_effect(before['z'])}."

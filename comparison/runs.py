@@ -97,7 +97,7 @@ def train(
             arguments = tuple(to_arguments(training.options))
             jobs[Job(training.name, training.module, arguments)] = training
     processes.run(
-        [*beside, *(jobs if place.at_once == 1 else reversed(jobs))],
+        [*beside, *(jobs if place.max_jobs == 1 else reversed(jobs))],
         place,
         lambda job, line: say(job.name, line),
         lambda job: done(job.name, jobs[job].run() if job in jobs else None),

@@ -1,8 +1,7 @@
-"""Search for better options on held-out training reviews: `python compare.py tune`.
+"""Searches for better options on held-out training reviews: `python compare.py tune`.
 
-Optuna chooses what to try and what to give up; its storage is where processes and machines meet. A
-trial is a process, on a core of its own: the training loop as it is, but for a word to Optuna after
-each epoch, and nothing of it is tested.
+Optuna chooses and prunes trials; processes and machines share its storage. A trial is a process on
+its own core. It runs the training loop, reports to Optuna after each epoch, and tests nothing.
 """
 
 import dataclasses
@@ -39,34 +38,33 @@ if TYPE_CHECKING:
     import optuna
 
 SIZES = {"hidden_size": (64, 128, 192, 256), "batch_size": (16, 32, 64)}
-DROPOUT = {"word_dropout": 0.5, "vector_dropout": 0.5, "feature_dropout": 0.7}  # at most
+DROPOUT = {"word_dropout": 0.5, "vector_dropout": 0.5, "feature_dropout": 0.7}  # upper limits
 LEARNING_RATES = (2e-4, 1e-2)
-FEW = 200  # validation reviews: the accuracy on so many has a 95 % interval of up to ± 7 points
-HEARTBEAT = 60  # seconds; a trial that was silent for twice as long is given up
-DONE = "trial "  # how a line for people begins
-say = partial(print, flush=True)
+FEW = 200  # validation reviews, on which accuracy has a 95 % interval of up to ± 7 points
+HEARTBEAT = 60  # seconds; a trial without a heartbeat for twice as long has failed
+PREFIX = "trial "  # of the lines of a trial that are shown
+print_line = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
 class TrialConfig(TrainConfig):
-    """Take one trial of a study; prints a line an epoch."""
+    """Run one trial of a study; prints a line for each epoch."""
 
     framework: str = "torch"
     storage: str = ""
     study: str = ""
     trials: int = 0
-    """No more, if the study has so many."""
+    """The number of trials at which the study ends."""
     given: bool = False
-    """Try the options as they are, and none that Optuna chooses."""
+    """Try these options unchanged, instead of options that Optuna chooses."""
 
 
 def main() -> None:
-    """Run the command line of a trial."""
     with exit_on_input_error():
         options = parse_options(TrialConfig, "python -m comparison.tuning")
         framework: Any = import_module(f"{options.framework}_impl.learner")
         keep_freed_memory()
-        with opened(options.storage) as optuna:
+        with optuna_of(options.storage) as optuna:
             storage, pruner = _storage(options.storage), optuna.pruners.MedianPruner()
             sampler = optuna.samplers.TPESampler()
             if options.given:
@@ -81,17 +79,17 @@ def main() -> None:
 
 
 def _try(options: TrialConfig, framework: Framework, trial: "optuna.Trial") -> float:
-    """Train with what Optuna suggests; the lowest loss on the validation reviews."""
+    """Train with the options that Optuna suggests; returns the lowest validation loss."""
     from optuna import TrialPruned
 
     number, begun = trial.number, time.perf_counter()
     chosen = suggest(trial, options.plain())
     trial.set_user_attr("given", options.given)
-    what = " ".join(f"{option(name)} {value}" for name, value in rounded(trial.params).items())
-    say(f"{DONE}{number}: {what}")
+    tried = " ".join(f"{option(name)} {value}" for name, value in rounded(trial.params).items())
+    print_line(f"{PREFIX}{number}: {tried}")
 
-    class Tried(Trainer):
-        """The training loop, which tells Optuna how it goes, and does not test."""
+    class TrialTrainer(Trainer):
+        """A training loop that reports to Optuna, and neither tests nor saves checkpoints."""
 
         def log(self, ended: bool) -> None:
             super().log(ended)
@@ -100,50 +98,50 @@ def _try(options: TrialConfig, framework: Framework, trial: "optuna.Trial") -> f
                 trial.report(line.validation_loss, line.epoch)
                 if line.validation_loss == self.state.best_loss:
                     trial.set_user_attr("accuracy", line.validation_accuracy)
-                say(
-                    f"{DONE}{number}: epoch {line.epoch} of {chosen.epochs}, validation loss "
+                print_line(
+                    f"{PREFIX}{number}: epoch {line.epoch} of {chosen.epochs}, validation loss "
                     f"{line.validation_loss:.5f}, accuracy {line.validation_accuracy:.2%}"
                 )
                 if line.epoch < chosen.epochs and trial.should_prune():
-                    say(f"{DONE}{number}: given up, being behind most trials at this epoch")
+                    print_line(f"{PREFIX}{number}: pruned, worse than most trials at this epoch")
                     raise TrialPruned
 
         def save(self) -> None:
-            self.settle()  # and no checkpoint: nothing goes on from one
+            self.settle()
 
         def finish(self) -> dict[str, Any]:
             return {}
 
     try:
         with tempfile.TemporaryDirectory(prefix=".trial-", dir=options.out) as name:
-            trainer = Tried(framework, chosen, Path(name), None)
+            trainer = TrialTrainer(framework, chosen, Path(name), None)
             trainer.run()
     except NotFiniteError as error:
-        say(f"{DONE}{number}: failed: {error}")
+        print_line(f"{PREFIX}{number}: failed: {error}")
         trial.set_user_attr("error", str(error))
         raise
     finally:
         trial.set_user_attr("seconds", time.perf_counter() - begun)
     best = trainer.state.best_loss
     assert best is not None
-    say(f"{DONE}{number}: done, {best:.5f} in {time.perf_counter() - begun:.0f} s")
+    print_line(f"{PREFIX}{number}: done, {best:.5f} in {time.perf_counter() - begun:.0f} s")
     return best
 
 
 def suggest(trial: "optuna.Trial", options: TrainConfig) -> TrainConfig:
-    """The options with others of those that are searched; what they are is among what may come."""
+    """The options with suggested values; the search space contains the values of `options`."""
     rate, (low, high) = options.learning_rate, LEARNING_RATES
     trial.suggest_float("learning_rate", min(low, rate), max(high, rate), log=True)
     for name, sizes in SIZES.items():
         trial.suggest_categorical(name, sorted({*sizes, getattr(options, name)}))
-    for name, most in DROPOUT.items():
-        trial.suggest_float(name, 0, max(most, getattr(options, name)))
+    for name, limit in DROPOUT.items():
+        trial.suggest_float(name, 0, max(limit, getattr(options, name)))
     return dataclasses.replace(options, **rounded(trial.params))
 
 
-def rounded(found: dict[str, Any]) -> dict[str, Any]:
-    """To three digits, which can be typed."""
-    return {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in found.items()}
+def rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Floats with three significant digits, for command lines."""
+    return {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in values.items()}
 
 
 def tune(
@@ -154,10 +152,10 @@ def tune(
     place: Place,
     say: Callable[[str], None],
 ) -> Tuning:
-    """Go on with the study of these options until it has so many trials; all that it has.
+    """Continue the study of these options until it has `trials` trials; returns all of them.
 
-    say is given lines for people. Raises InputError where Optuna or the storage is not there, and
-    what processes.run does.
+    say receives lines of progress. Raises InputError if Optuna or the storage is unavailable, and
+    as processes.run does.
     """
     if find_spec("optuna") is None:
         raise InputError('tune: needs Optuna: pip install -e ".[tune]"')
@@ -166,26 +164,26 @@ def tune(
         options = dataclasses.replace(options, validation_size=max(len(train) // 10, 1))
     if options.validation_size < FEW:
         few = f"{options.validation_size} validation reviews are few"
-        say(f"{few}: which options are best on them is mostly chance (--validation-size)")
+        say(f"{few}: the best options on them are mostly chance (--validation-size)")
     recipe_of(options, 1, train.labels, len(texts.classes))
     learner = import_module(f"{framework}_impl.learner")
     learner.find_device(options.device)
     learner.CELLS[options.cell].resolve(options.implementation, None, options.dtype)
     name = f"{framework} {options.model} on {options.data}, {_digest(options)}"
-    with opened(storage) as optuna:
-        kept = _storage(storage)
-        if options.restart and name in optuna.get_all_study_names(kept):
-            optuna.delete_study(study_name=name, storage=kept)
-        study = optuna.create_study(study_name=name, storage=kept, load_if_exists=True)
+    with optuna_of(storage) as optuna:
+        database = _storage(storage)
+        if options.restart and name in optuna.get_all_study_names(database):
+            optuna.delete_study(study_name=name, storage=database)
+        study = optuna.create_study(study_name=name, storage=database, load_if_exists=True)
         optuna.storages.fail_stale_trials(study)
-    there = counted(study)
-    say(f"{name}: {len(there)} of {trials} trials are there, in {masked(storage)}")
+    count = len(counted(study))
+    say(f"{name}: {count} of {trials} trials exist in {masked(storage)}")
     arguments = to_arguments(dataclasses.replace(options, restart=False))
     arguments += ["--framework", framework, "--storage", storage, "--study", name]
     arguments += ["--trials", str(trials)]
     jobs = [
         Job(f"job {number}", "comparison.tuning", tuple(arguments))
-        for number in range(len(there), trials)
+        for number in range(count, trials)
     ]
     if jobs and not any(trial.user_attrs.get("given") for trial in counted(study, running=True)):
         jobs[0] = dataclasses.replace(jobs[0], arguments=(*arguments, "--given"))
@@ -193,17 +191,17 @@ def tune(
         processes.run(
             jobs,
             place,
-            lambda job, line: say(line) if line.startswith(DONE) else None,
+            lambda job, line: say(line) if line.startswith(PREFIX) else None,
             lambda job: None,
         )
     except Stopped as stopped:
-        lost = "; the same command goes on, with others in place of the trials at work"
-        raise Stopped(stopped.status - 128, lost) from None
+        message = "; the same command continues, with new trials instead of the running ones"
+        raise Stopped(stopped.status - 128, message) from None
     return gather(study, framework, options)
 
 
 def counted(study: "optuna.Study", running: bool = False) -> list["optuna.trial.FrozenTrial"]:
-    """The trials that were taken to an end: not those that were stopped, or died."""
+    """The trials that ended by themselves; stopped and killed trials are excluded."""
     from optuna.trial import TrialState
 
     ended = {TrialState.COMPLETE, TrialState.PRUNED, *([TrialState.RUNNING] if running else [])}
@@ -216,34 +214,34 @@ def counted(study: "optuna.Study", running: bool = False) -> list["optuna.trial.
 
 def gather(study: "optuna.Study", framework: str, options: TrainConfig) -> Tuning:
     """The study's trials, and the command that trains with the best options."""
-    found = []
+    result = []
     for trial in counted(study):
-        about, state = trial.user_attrs, trial.state.name.lower()
-        found.append(
+        attributes, state = trial.user_attrs, trial.state.name.lower()
+        result.append(
             Trial(
                 number=trial.number,
                 state="failed" if state == "fail" else state,  # type: ignore[arg-type]
                 options=rounded(trial.params),
                 losses=[trial.intermediate_values[at] for at in sorted(trial.intermediate_values)],
-                accuracy=about.get("accuracy"),
-                seconds=about["seconds"],
-                error=about.get("error", ""),
-                given=about.get("given", False),
+                accuracy=attributes.get("accuracy"),
+                seconds=attributes["seconds"],
+                error=attributes.get("error", ""),
+                given=attributes.get("given", False),
             )
         )
-    complete = [trial for trial in found if trial.state == "complete"]
+    complete = [trial for trial in result if trial.state == "complete"]
     best = min(complete, key=lambda trial: trial.loss, default=None)
-    better: dict[str, Any] = {**best.options} if best else {}
-    chosen = dataclasses.replace(options, **better)
+    best_options: dict[str, Any] = {**best.options} if best else {}
+    chosen = dataclasses.replace(options, **best_options)
     preset = TrainConfig(preset=chosen.preset, **PRESETS[chosen.preset])
-    given = to_arguments(dataclasses.replace(chosen, out=None, restart=False), preset)
-    command = ["python", "-m", f"{framework}_impl.train", "--preset", chosen.preset, *given]
-    return Tuning(study.study_name, shlex.join(command) if best else "", found)
+    arguments = to_arguments(dataclasses.replace(chosen, out=None, restart=False), preset)
+    command = ["python", "-m", f"{framework}_impl.train", "--preset", chosen.preset, *arguments]
+    return Tuning(study.study_name, shlex.join(command) if best else "", result)
 
 
 @contextmanager
-def opened(storage: str) -> Iterator[Any]:
-    """Optuna, silent; a storage that cannot be opened is an InputError that names it."""
+def optuna_of(storage: str) -> Iterator[Any]:
+    """Yields the module optuna, without logging. Errors of the storage become InputError."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -261,7 +259,7 @@ def _storage(url: str) -> "optuna.storages.RDBStorage":
     from sqlalchemy.exc import SQLAlchemyError
 
     connect = partial(RDBStorage, url, heartbeat_interval=HEARTBEAT)
-    # Of two that make the tables of a new storage at once, one finds some there already and fails.
+    # If two processes create the tables of a new storage, one fails because some tables exist.
     for patience in (0.2, 1, 2):
         try:
             return connect()
@@ -275,9 +273,9 @@ def _searched(options: TrainConfig) -> dict[str, Any]:
 
 
 def _digest(options: TrainConfig) -> str:
-    """Of what the trials have in common, so that no others are among them."""
-    apart = MAY_CHANGE - {"epochs"}
-    common = {name: value for name, value in vars(options).items() if name not in apart}
+    """A digest of the options and data of all trials, which identifies the study."""
+    excluded = MAY_CHANGE - {"epochs"}
+    common = {name: value for name, value in vars(options).items() if name not in excluded}
     text = json.dumps([common, sources.fingerprint(options.data)], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

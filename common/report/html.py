@@ -1,9 +1,8 @@
-"""report.html, made from results.json and what its caller adds to the sections, as the twins' code:
-one file that needs no network and nothing beside it.
+"""Writes report.html, a single file that needs no network, from results.json and its sections.
 
-Everything that came from data is text: the template escapes it, and what the script needs is JSON
-in which <, > and & are escaped, from which it builds text nodes. The page's security policy lets
-only the two scripts run that are written here, known by their hashes, and nothing be fetched.
+All data is shown as text: the template escapes it, and the scripts build text nodes from JSON in
+which <, > and & are escaped. The content security policy of the page allows only its two scripts,
+by their hashes, and no requests.
 """
 
 import base64
@@ -20,7 +19,7 @@ from common.report import content, figures, tables
 from common.report.schema import Results
 
 HERE = Path(__file__).parent
-# Of these figures the first that is there gives the page its title.
+# The title of the page is that of the first of these figures that exists.
 HEADLINES = ("accuracy", "comparisons", "speed", "tuning")
 
 
@@ -31,7 +30,7 @@ def write(folder: Path, results: Results, sections: content.Sections) -> Path:
     explorer = None
     if results.explorer:
         charts["running"] = figures.running().spec()
-        # To four significant digits, which is more than the page shows.
+        # Four significant digits are more than the page shows.
         explorer = json.loads(
             msgspec.json.encode(results.explorer), parse_float=lambda x: float(f"{float(x):.4g}")
         )
@@ -53,13 +52,13 @@ def write(folder: Path, results: Results, sections: content.Sections) -> Path:
 
 
 def together(*paths: Path) -> str:
-    """What stands in these files."""
+    """The concatenated content of these files."""
     return "".join(path.read_text(encoding="utf-8") for path in paths)
 
 
-@cache  # it takes a second
+@cache  # takes a second
 def vega() -> str:
-    """Vega-Lite and all that it needs."""
+    """Vega-Lite with its dependencies."""
     bundle = "window.vegaEmbed = vegaEmbed;"
     return vl_convert.javascript_bundle(bundle, vl_version=figures.VEGA_LITE)
 
@@ -72,8 +71,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # JSON has no infinity and no NaN: msgspec writes null.
-    environment.policies["json.dumps_function"] = lambda it, **_: msgspec.json.encode(it).decode()
+    # JSON has neither infinity nor NaN; msgspec writes null.
+    environment.policies["json.dumps_function"] = lambda value, **_: msgspec.json.encode(
+        value
+    ).decode()
     environment.filters["stripped"] = tables.stripped
     environment.tests["standing_out"] = tables.stands_out
     return environment

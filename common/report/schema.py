@@ -1,6 +1,6 @@
-"""What results.json holds: built by what measures (comparison/), read by the report.
+"""The schema of results.json, which comparison/ writes and the report reads.
 
-A file is checked as it is read, so that nothing is drawn from one that was damaged or edited.
+Files are validated when they are read, so that the report never shows a damaged file.
 """
 
 import json
@@ -23,14 +23,14 @@ Interval = tuple[float, float]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Index = Annotated[int, Meta(ge=0)]
-REFERENCE = "nn.GRU padded"  # what speeds are compared with
-BUILT_IN = "nn.GRU"  # the same of latencies, where there is no padding
-PEER_BOUNDS = 4  # so many times its bound may the error of another library's layer be
-FEWEST_SEEDS = 5  # of fewer, no finding and no headline says that models or words differ
+REFERENCE = "nn.GRU padded"  # the baseline of speeds
+BUILT_IN = "nn.GRU"  # the baseline of latencies, which are measured without padding
+PEER_BOUNDS = 4  # a check of another library's layer fails above this multiple of the bound
+FEWEST_SEEDS = 5  # with fewer seeds, the report claims no difference between models or words
 
 
 class Accuracy(Struct, kw_only=True):
-    """Of a run, or of it on the test reviews of one category, with its 95 % interval."""
+    """The accuracy of a run on all test reviews or on a category, with its 95 % interval."""
 
     accuracy: Share
     accuracy_interval: Interval
@@ -42,22 +42,22 @@ class Accuracy(Struct, kw_only=True):
 
 
 class Category(Accuracy):
-    """How well a run does on the test reviews of one category."""
+    """The accuracy of a run on the test reviews of one category."""
 
     support: int
 
 
 class Score(Struct):
-    """How well a run does on one class."""
+    """The scores of a run on one class."""
 
     precision: Share
     recall: Share
     support: int | float
-    """A float in results of earlier versions where no answer was right."""
+    """A float in results of earlier versions if no prediction was correct."""
 
 
 class Bin(Struct):
-    """Answers of about the same probability; their mean, and how many of them are right."""
+    """Predictions of similar probability: their number, mean probability and accuracy."""
 
     count: int
     confidence: Share
@@ -65,7 +65,7 @@ class Bin(Struct):
 
 
 class Run(Accuracy):
-    """One trained model: what is kept of its metrics.json."""
+    """One trained model, with a part of its metrics.json."""
 
     framework: str
     model: str
@@ -76,19 +76,19 @@ class Run(Accuracy):
     categories: dict[str, Category]
     cores: int
     confusion: list[list[int]] = []
-    """Of more than metrics.MOST_DRAWN classes, only in results of earlier versions."""
+    """With more than metrics.MOST_DRAWN classes, only in results of earlier versions."""
     mistakes: list[tuple[Index, Index, Index]] = []
-    """Where there is no confusion: see metrics.mistakes."""
+    """metrics.mistakes, if there is no confusion matrix."""
     classes: dict[str, Score] = {}
     """Not in results of earlier versions."""
     losses: list[float] = []
-    """None where a model is not trained step by step."""
+    """Empty for a model that is not trained step by step."""
     loss_epochs: list[Positive] = []
     first_step_seconds: float | None = None
     roc_auc: float | None = None
     calibration_error: float | None = None
     temperature: float | None = None
-    """What its logits have been divided by."""
+    """The divisor of the logits."""
     reliability: list[Bin] = []
     parameters: int | None = None
     compilations: int | None = None
@@ -96,14 +96,14 @@ class Run(Accuracy):
 
     def __post_init__(self) -> None:
         if len(self.losses) != len(self.loss_epochs):
-            raise ValueError("losses and loss_epochs: not as many")
+            raise ValueError("losses and loss_epochs: different lengths")
 
     def problem(self, classes: Sequence[str]) -> str:
-        """What does not fit these classes; empty where everything does."""
+        """The mismatch with these classes; empty if there is none."""
         count = len(classes)
         if self.confusion or count <= MOST_DRAWN:
-            fits = [len(row) for row in self.confusion] == [count] * count
-            return "" if fits else f"confusion: expected {count} x {count} numbers"
+            matches = [len(row) for row in self.confusion] == [count] * count
+            return "" if matches else f"confusion: expected {count} x {count} numbers"
         if [*self.classes] != [*classes]:
             return "classes: not those of the data"
         exist = all(max(true, predicted) < count for true, predicted, _ in self.mistakes)
@@ -111,23 +111,23 @@ class Run(Accuracy):
 
     @property
     def name(self) -> str:
-        """What it is called in figures and tables: torch gru."""
+        """The name in figures and tables, such as torch gru."""
         return f"{self.framework} {self.model}"
 
     @property
     def most_mistaken(self) -> list[tuple[int, int, int]]:
-        """The most frequent mistakes: true class, predicted class, how many reviews."""
+        """The most frequent mistakes: true class, predicted class, number of reviews."""
         if not self.confusion:
             return self.mistakes
         matrix = np.array(self.confusion) * ~np.eye(len(self.confusion), dtype=bool)
         pairs, counts = np.argwhere(matrix), matrix[matrix > 0]
-        most = np.argsort(-counts, kind="stable")[:MOST_DRAWN]
-        rows = np.column_stack([pairs, counts])[most].tolist()
+        order = np.argsort(-counts, kind="stable")[:MOST_DRAWN]
+        rows = np.column_stack([pairs, counts])[order].tolist()
         return [(true, predicted, count) for true, predicted, count in rows]
 
     @property
     def recalls(self) -> list[tuple[int, float]]:
-        """Of each class how many reviews are of it, and the share of them that is answered so."""
+        """The number of reviews and the recall of each class."""
         if not self.confusion:
             return [(int(each.support), each.recall) for each in self.classes.values()]
         supports = [sum(row) for row in self.confusion]
@@ -135,7 +135,7 @@ class Run(Accuracy):
 
     @property
     def by_size(self) -> list[int]:
-        """The classes, the one with the most test reviews first."""
+        """The indices of the classes, by descending number of test reviews."""
         supports = [support for support, _ in self.recalls]
         return sorted(range(len(supports)), key=lambda at: -supports[at])
 
@@ -146,42 +146,41 @@ class Run(Accuracy):
 
     @property
     def first_step(self) -> str:
-        """When the first step was done."""
+        """The time of the first step."""
         return "" if self.first_step_seconds is None else f"{self.first_step_seconds:.2f} s"
 
     @property
     def peak_mib(self) -> float:
-        """The peak memory in MiB."""
         return self.peak_memory_bytes / 2**20
 
 
 class Named(Struct):
-    """What a run's figures name of its data set."""
+    """The name of a data set, in metrics.json."""
 
     name: str
 
 
 class Metrics(Run, kw_only=True):
-    """What a run's figures show of metrics.json."""
+    """The part of metrics.json that the figures of a run show."""
 
     data: Named
 
 
 class Preset(Struct):
-    """What they need of the options."""
+    """The options in config.json that the figures of a run need."""
 
     preset: str
 
 
 class Config(Struct):
-    """What they need of config.json."""
+    """The part of config.json that the figures of a run need."""
 
     classes: list[str]
     options: Preset
 
 
 class Data(Struct):
-    """The reviews that the runs were trained and tested on."""
+    """The data set of the runs."""
 
     name: str
     train: int
@@ -192,8 +191,8 @@ class Data(Struct):
 
 
 class Check(Struct):
-    """A parity check. It passes where the error is at most the bound, or, for a peer, PEER_BOUNDS
-    times the bound."""
+    """A parity check. It passes if the error is at most the bound (for a peer, PEER_BOUNDS times
+    the bound)."""
 
     models: Annotated[list[str], Meta(min_length=2, max_length=2)]
     check: str
@@ -203,8 +202,8 @@ class Check(Struct):
     ulp: float
     passed: bool
     peer: bool = False
-    """Whether another library's layer is checked. The bounds hold this project's implementations;
-    the rounding of a peer is reported, and only a gross error of a peer is a failure."""
+    """Whether the layer of another library is checked. The bounds apply to this project; for peers,
+    larger rounding errors are reported, and only gross errors fail."""
 
     @classmethod
     def of(
@@ -217,8 +216,8 @@ class Check(Struct):
         ulp: float,
         peer: bool = False,
     ) -> "Check":
-        """ulp: a unit in the last place of what is compared; 0 where that is all zeros."""
-        largest = sys.float_info.max  # JSON knows no infinity, and no NaN
+        """ulp: the unit in the last place of the largest value; 0 for a tensor of zeros."""
+        largest = sys.float_info.max  # JSON has neither infinity nor NaN
         error = float(error) if error < math.inf else largest
         units = min(error / ulp, largest) if ulp else error
         passed = error <= (PEER_BOUNDS if peer else 1) * bound < math.inf
@@ -227,13 +226,13 @@ class Check(Struct):
     @property
     def strain(self) -> float:
         """The error as a multiple of its bound."""
-        if self.bound == 0:  # of a tensor of zeros: its error is 0 or infinite
+        if self.bound == 0:  # a tensor of zeros, whose error is 0 or infinite
             return self.error
         return self.error / self.bound
 
     @property
     def is_excess(self) -> bool:
-        """Whether the error exceeds its bound, and the check passes nevertheless."""
+        """Whether the check passes although the error exceeds the bound."""
         return self.passed and self.error > self.bound
 
 
@@ -245,17 +244,17 @@ class Task(Struct, frozen=True):
     H: int
     bidirectional: bool = False
     backward: bool = True
-    """Forward and backward (all gradients but that of the frozen vectors), or forward only."""
+    """Whether all gradients, except of the frozen vectors, are computed too."""
     training: bool = False
-    """A whole training step of the classifier, with Adam."""
+    """Whether the task is a training step of the classifier with Adam."""
     input_size: int = 300
     """D, the dimension of the word vectors."""
     bfloat16: bool = False
-    """Whether what products multiply is bfloat16."""
+    """Whether the factors of products are bfloat16."""
 
     @property
     def name(self) -> str:
-        """What it is called in figures and tables."""
+        """The name of the task in figures and tables."""
         directions = " · bidirectional" if self.bidirectional else ""
         directions += " · bfloat16" if self.bfloat16 else ""
         kind = "forward and backward" if self.backward else "forward only"
@@ -263,24 +262,24 @@ class Task(Struct, frozen=True):
 
 
 class Timed(Task, frozen=True, kw_only=True):
-    """An implementation on a task: medians, and the first and the third quartile."""
+    """The speed of an implementation on a task: median, first and third quartile."""
 
     contender: str
     tokens_per_second: Positive
     quartiles: Interval
     ratio: Positive
-    """How many times as fast as REFERENCE."""
+    """The speed relative to REFERENCE."""
     peak_fraction: float
-    """Share of the speed of a large matrix product."""
+    """The speed relative to that of a large matrix product."""
 
     @property
     def step_microseconds(self) -> float:
-        """Of a time step of the whole batch, of which each row takes part in each."""
+        """The time of a time step of the batch, if all rows are equally long."""
         return 1e6 * self.B / self.tokens_per_second
 
     @property
     def ratios(self) -> Interval:
-        """The ratio at the quartiles."""
+        """`ratio` at the quartiles."""
         low, high = self.quartiles
         return (
             self.ratio * low / self.tokens_per_second,
@@ -289,7 +288,7 @@ class Timed(Task, frozen=True, kw_only=True):
 
 
 class Latency(Task, frozen=True, kw_only=True):
-    """Seconds of a call of an implementation, forward only: the median and the 99th percentile."""
+    """Seconds of a forward call of an implementation: median and 99th percentile."""
 
     contender: str
     p50: Positive
@@ -297,26 +296,25 @@ class Latency(Task, frozen=True, kw_only=True):
     tokens_per_second: Positive
     """At p50."""
     ratio: Positive
-    """How many times as fast as BUILT_IN, at p50."""
+    """The speed at p50 relative to BUILT_IN."""
 
     @property
     def name(self) -> str:
-        """What the task is called in figures and tables."""
         return f"Inference: B {self.B}, T {self.T}, H {self.H}"
 
     @property
     def ratios(self) -> Interval:
-        """The ratio at p99 and at p50."""
+        """`ratio` at p99 and at p50."""
         return self.ratio * self.p50 / self.p99, self.ratio
 
     @property
     def microseconds(self) -> tuple[float, float]:
-        """p50 and p99."""
+        """p50 and p99 in microseconds."""
         return 1e6 * self.p50, 1e6 * self.p99
 
 
 class Length(Struct):
-    """What a token costs the kernel alone in reviews of T words."""
+    """The time of the kernel alone per token, in reviews of T words."""
 
     contender: str
     T: int
@@ -324,7 +322,7 @@ class Length(Struct):
 
 
 class Recipe(Struct):
-    """An implementation on the homework's recipe."""
+    """The speed of an implementation on the homework's recipe."""
 
     contender: str
     reviews_per_second: float
@@ -332,7 +330,7 @@ class Recipe(Struct):
 
 
 class Speed(Struct):
-    """What `compare.py speed` measured."""
+    """The results of `compare.py speed`."""
 
     rows: Annotated[list[Timed], Meta(min_length=1)]
     lengths: list[Length]
@@ -340,43 +338,43 @@ class Speed(Struct):
     peak_flops: float | None = None
     inference: list[Latency] = []
     calls: list[Latency] = []
-    """Of a task with next to nothing to compute."""
+    """The overhead of a call, on a minimal task."""
 
 
 class Trial(Struct):
-    """A set of options, tried on the validation reviews."""
+    """A set of options, evaluated on the validation reviews."""
 
     number: int
     state: Literal["complete", "pruned", "failed"]
-    """Pruned: given up after an epoch. Failed: a number was not finite."""
+    """pruned: stopped early by Optuna. failed: a loss or gradient was not finite."""
     options: dict[str, int | float]
     losses: list[float]
-    """On the validation reviews, after each epoch."""
+    """The validation loss after each epoch."""
     seconds: float
     accuracy: Share | None = None
-    """On them, where the loss is lowest."""
+    """The validation accuracy at the lowest loss."""
     error: str = ""
     given: bool = False
-    """Whether the options are those that the search began with."""
+    """Whether these are the initial options of the search."""
 
     @property
     def loss(self) -> float:
-        """The lowest of the losses."""
+        """The lowest validation loss."""
         return min(self.losses, default=math.inf)
 
 
 class Tuning(Struct):
-    """What `compare.py tune` tried."""
+    """The results of `compare.py tune`."""
 
     study: str
     command: str
-    """That trains with the best options; empty, where no trial was completed."""
+    """The command that trains with the best options; empty if no trial was completed."""
     trials: Annotated[list[Trial], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
         for number, trial in enumerate(self.trials):
             if trial.options.keys() != self.trials[0].options.keys():
-                raise ValueError(f"trials[{number}].options: not those of trials[0]")
+                raise ValueError(f"trials[{number}].options: differ from trials[0]")
 
     @property
     def best(self) -> Trial | None:
@@ -386,7 +384,7 @@ class Tuning(Struct):
 
 
 class Series(Struct):
-    """The norm of the gradient at each distance: quartiles over the reviews."""
+    """Quartiles over the reviews of the gradient norm at each distance."""
 
     name: str
     median: list[float]
@@ -395,7 +393,7 @@ class Series(Struct):
 
 
 class Vanishing(Struct):
-    """How far back gradients reach."""
+    """The gradient norm by the distance to the end of a review."""
 
     reviews: int
     distances: Annotated[list[int], Meta(min_length=1)]
@@ -409,7 +407,7 @@ class Vanishing(Struct):
 
 
 class Group(Struct):
-    """What the gates do at one group of words: means over the words and the models."""
+    """The gates at one group of words: means over the words and the models."""
 
     group: str
     n: int
@@ -418,11 +416,11 @@ class Group(Struct):
     change: float
     change_interval: Interval
     distinct: int | None = None
-    """How many different words."""
+    """The number of distinct words."""
 
 
 class Effect(Struct):
-    """How far two groups of words are apart; the mean over the seeds."""
+    """The effect size between two groups of words; the mean over the seeds."""
 
     pair: tuple[str, str]
     quantity: str
@@ -432,7 +430,7 @@ class Effect(Struct):
 
 
 class Gates(Struct):
-    """What the gates do at irrelevant words."""
+    """The gates by groups of words."""
 
     groups: list[Group]
     effects: list[Effect]
@@ -441,12 +439,12 @@ class Gates(Struct):
 
     @property
     def seeds(self) -> int:
-        """Of how many models these are the means."""
+        """The number of models."""
         return max((len(effect.by_seed) for effect in self.effects), default=0)
 
 
 class Part(Struct):
-    """How far two models are apart on some of the reviews."""
+    """The difference of two models on a part of the reviews."""
 
     n: int
     difference: float
@@ -454,20 +452,20 @@ class Part(Struct):
 
 
 class OfLength(Part):
-    """On those of so many words; `to` is the first number that is too many."""
+    """The difference on reviews with start <= words < to."""
 
     start: int = field(name="from")
     to: int
 
 
 class OfCategory(Part):
-    """On those of a category."""
+    """The difference on the reviews of a category."""
 
     category: str
 
 
 class Pair(Struct, kw_only=True):
-    """Two models on the same reviews: b against a."""
+    """The comparison of model b with model a on the same reviews."""
 
     title: str
     a: str
@@ -488,7 +486,7 @@ class Pair(Struct, kw_only=True):
 
 
 class Questions(Struct):
-    """What `compare.py questions` measured."""
+    """The results of `compare.py questions`."""
 
     comparisons: list[Pair] = []
     vanishing: Vanishing | UnsetType = UNSET
@@ -497,14 +495,14 @@ class Questions(Struct):
 
 
 class Directions(Struct):
-    """A number a word, of each direction of a bidirectional model."""
+    """A number per word, for each direction of a bidirectional model."""
 
     forward: list[float]
     backward: list[float]
 
 
 class Explained(Struct):
-    """A review as one model reads it; a number a word, but for the first two."""
+    """One model's values for a review: one per word, after the first two."""
 
     predicted: str
     probability: float
@@ -525,9 +523,9 @@ class Review(Struct):
     models: Annotated[dict[str, Explained], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        for model, found in self.models.items():
+        for model, explained in self.models.items():
             for name in ("z", "r", "change", "gradient", "leave_out", "running"):
-                values = getattr(found, name)
+                values = getattr(explained, name)
                 both = [values.forward, values.backward] if isinstance(values, Directions) else []
                 if any(len(each) != len(self.words) for each in both or [values]):
                     raise ValueError(f"models.{model}.{name}: not a number for each word")
@@ -541,7 +539,7 @@ class Explorer(Struct):
 
 
 class Results(Struct):
-    """All of results.json."""
+    """The content of results.json."""
 
     environment: dict[str, str | int]
     """The command, and what else the numbers depend on besides the code."""
@@ -556,7 +554,7 @@ class Results(Struct):
 
     def __post_init__(self) -> None:
         if "command" not in self.environment:
-            raise ValueError("environment: has no command")
+            raise ValueError("environment: command is missing")
         if self.runs and not self.data:
             raise ValueError("Object missing required field `data`")
         for number, run in enumerate(self.runs):
@@ -564,27 +562,27 @@ class Results(Struct):
             if self.data and (problem := run.problem(self.data.classes)):
                 raise ValueError(f"{place}.{problem}")
             if run.categories.keys() != self.runs[0].categories.keys():
-                raise ValueError(f"{place}.categories: not those of runs[0]")
+                raise ValueError(f"{place}.categories: differ from runs[0]")
 
 
-def convert(found: Any, kind: type[T], path: Path) -> T:
-    """What came from a JSON file as one of the structs above.
+def convert(value: Any, kind: type[T], path: Path) -> T:
+    """Convert the value of a JSON file to one of the structs above.
 
-    Raises InputError naming the file and the place in it where something is missing or wrong.
+    Raises InputError naming the file and the position of a missing or wrong value.
     """
     try:
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        return msgspec.convert(found, kind)
+        json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
+        return msgspec.convert(value, kind)
     except ValueError as error:
         raise InputError(f"{path}: cannot be shown: {error}") from None
 
 
 def read(path: Path) -> Results:
-    """Read results.json. Raises InputError where there is none, or it cannot be shown."""
+    """Read results.json. Raises InputError if it is missing or invalid."""
     return convert(files.read_json(path), Results, path)
 
 
 def write(path: Path, results: Results) -> None:
-    """Write results.json, whole or not at all. Raises InputError where that fails."""
-    # The hook is for NumPy's numbers.
+    """Write results.json atomically. Raises InputError if that fails."""
+    # The hook converts NumPy scalars.
     files.write_json(path, msgspec.to_builtins(results, enc_hook=lambda value: value.item()))

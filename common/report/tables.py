@@ -1,6 +1,6 @@
-"""The tables, each described once: on the terminal, in report.md and in report.html.
+"""The tables of the terminal, report.md and report.html.
 
-A description is a title, a format string for each column, and the structs of results.json.
+A table is a title, a format string for each column, and structs of results.json.
 """
 
 import itertools
@@ -30,31 +30,30 @@ from common.report.schema import (
     Vanishing,
 )
 
-# The homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews; what its own report says.
+# Times from the report of the homework: batch 1, H 128, Adam, 4 epochs of 14,227 reviews.
 RECIPE_SECONDS = {"its own GRU": 6_415, "nn.GRU": 288}
 DISTANCES = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns. A cell like **this** stands out; nothing else is markup."""
+    """Text in rows and columns. A cell like **this** is highlighted; there is no other markup."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     names: int = 1
-    """So many columns, the first ones, hold names; the others numbers, aligned to the right."""
+    """The number of columns with names, which come first; other columns are aligned right."""
 
     @classmethod
     def of(
         cls, title: str, rows: Iterable[Any], columns: Mapping[str, str], names: int = 1
     ) -> "Table":
-        """columns: the title of each, and the format string of its cells: {0.ratio:.2f}."""
+        """columns: titles, and format strings of the cells such as {0.ratio:.2f}."""
         cells = [[cell.format(row) for cell in columns.values()] for row in rows]
         return cls(title, list(columns), cells, names)
 
     def __rich__(self) -> RichTable:
-        """On the terminal."""
         table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         for number, title in enumerate(self.header):
             name = number < self.names
@@ -71,20 +70,20 @@ class Table:
 
 
 def stands_out(cell: str) -> bool:
-    """Whether a cell is marked so."""
+    """Whether a cell is highlighted."""
     return len(cell) > 4 and cell.startswith("**") and cell.endswith("**")
 
 
 def stripped(cell: str) -> str:
-    """A cell without that mark."""
+    """A cell without the highlighting marks."""
     return cell[2:-2] if stands_out(cell) else cell
 
 
 def markdown_of(text: str) -> str:
-    """The Markdown that shows a text as it is, in one line; what stands out is bold.
+    """Markdown that shows a text verbatim, in one line; a highlighted text is bold.
 
-    It keeps HTML, entities, code, emphasis, links, formulas and the ends of table cells from taking
-    effect wherever they are, and headings, lists and rules where the text begins a line.
+    HTML, entities, code, emphasis, links, formulas and ends of table cells are escaped, and at the
+    beginning also headings, lists and rules.
     """
     line = " ".join(stripped(text).split())
     # An underscore within a word has no effect.
@@ -94,7 +93,7 @@ def markdown_of(text: str) -> str:
 
 
 def summary(runs: Sequence[Run]) -> Table:
-    """What was trained, and how well and how fast."""
+    """The accuracy and speed of each run."""
     columns = {
         "framework": "{0.framework}",
         "model": "{0.model}",
@@ -110,7 +109,7 @@ def summary(runs: Sequence[Run]) -> Table:
 
 
 def calibration(runs: Sequence[Run]) -> Table:
-    """How far the runs' probabilities are from what they say."""
+    """The calibration error of each run."""
     columns = {
         "model": "{0.name}",
         "expected calibration error": "{0.miscalibration} points",
@@ -162,41 +161,41 @@ LATENCY = {
 }
 
 
-def tasks(found: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, str]) -> list[Table]:
-    """A table a task, the fastest first."""
-    rows = sorted(found, key=lambda row: -row.tokens_per_second)
+def tasks(timings: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, str]) -> list[Table]:
+    """One table per task, the fastest implementation first."""
+    rows = sorted(timings, key=lambda row: -row.tokens_per_second)
     return [
         Table.of(name, [row for row in rows if row.name == name], columns)
-        for name in dict.fromkeys(row.name for row in found)
+        for name in dict.fromkeys(row.name for row in timings)
     ]
 
 
 def all_tasks(
-    title: str, found: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, str]
+    title: str, timings: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, str]
 ) -> Table:
-    """All of them in one."""
-    return Table.of(title, found, {"task": "{0.name}", **columns}, names=2)
+    """One table of all tasks."""
+    return Table.of(title, timings, {"task": "{0.name}", **columns}, names=2)
 
 
 def calls(speed: Speed) -> Table:
-    """What a call costs where there is next to nothing to compute."""
+    """The overhead of a call."""
     rows = sorted(speed.calls, key=lambda row: row.p50)
-    return Table.of("What a call costs besides computing", rows, CALLED)
+    return Table.of("Overhead of a call", rows, CALLED)
 
 
 def lengths(speed: Speed) -> Table:
-    """What a token costs the kernel, by the length of the reviews."""
-    found: dict[str, list[str]] = {}
+    """The time of the kernel per token, by the length of the reviews."""
+    times: dict[str, list[str]] = {}
     for each in speed.lengths:
-        found.setdefault(each.contender, []).append(f"{each.nanoseconds_per_token:,.0f}")
+        times.setdefault(each.contender, []).append(f"{each.nanoseconds_per_token:,.0f}")
     steps = dict.fromkeys(f"T {each.T:,}" for each in speed.lengths)
-    title = "Nanoseconds a token of the kernel alone, by the length of the reviews"
-    rows = [[name, *found[name]] for name in sorted(found)]
+    title = "Nanoseconds per token of the kernel alone, by the length of the reviews"
+    rows = [[name, *times[name]] for name in sorted(times)]
     return Table(title, ["implementation", *steps], rows)
 
 
 def recipe(speed: Speed) -> Table:
-    """The homework's recipe, and what the homework says of itself."""
+    """Speed on the homework's recipe, with the times of its report."""
     columns = {
         "implementation": "{0.contender}",
         "reviews/s": "{0.reviews_per_second:,.1f}",
@@ -204,12 +203,12 @@ def recipe(speed: Speed) -> Table:
     }
     title = "The homework's recipe: batch 1, Adam, 4 epochs of 14,227 reviews"
     table = Table.of(title, speed.recipe, columns)
-    said = [[f"the homework's report: {n}", "", f"{s:,} s"] for n, s in RECIPE_SECONDS.items()]
-    return replace(table, rows=[*table.rows, *said])
+    reported = [[f"the homework's report: {n}", "", f"{s:,} s"] for n, s in RECIPE_SECONDS.items()]
+    return replace(table, rows=[*table.rows, *reported])
 
 
 def trials(tuning: Tuning) -> Table:
-    """What was tried, the best first."""
+    """The trials, the best first."""
     rows = [
         [
             *(str(each.number), each.state if each.state != "failed" else f"**{each.state}**"),
@@ -226,7 +225,7 @@ def trials(tuning: Tuning) -> Table:
 
 
 def parity(checks: Sequence[Check]) -> Table:
-    """Every check."""
+    """All parity checks."""
     header = ["models", "check", "dtype", "error", "bound", "of bound", "ULP", "passed"]
     rows = [
         [
@@ -253,7 +252,7 @@ def excesses(checks: Sequence[Check]) -> str:
 
 
 def oracle(checks: Sequence[Check]) -> list[Table]:
-    """Those of comparison.parity.run: a table a dtype, a line a model, a column a quantity."""
+    """The checks of comparison.parity.run: tables by dtype, rows by model, columns by quantity."""
     lines: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
     for each in checks:
         quantity, kind = each.check.split(", reset ")
@@ -263,16 +262,16 @@ def oracle(checks: Sequence[Check]) -> list[Table]:
         of_model = lines.setdefault(each.dtype, {}).setdefault((each.models[0], kind), {})
         of_model[quantity] = cell
     tables = []
-    for dtype, found in lines.items():
-        quantities = dict.fromkeys(itertools.chain(*found.values()))
+    for dtype, models in lines.items():
+        quantities = dict.fromkeys(itertools.chain(*models.values()))
         title = f"{dtype}: largest difference from the oracle, relative to the largest value (ULP)"
-        rows = [[*name, *(line.get(q, "") for q in quantities)] for name, line in found.items()]
+        rows = [[*name, *(line.get(q, "") for q in quantities)] for name, line in models.items()]
         tables.append(Table(title, ["model", "reset", *quantities], rows, names=2))
     return tables
 
 
 def pairs(comparisons: Sequence[Pair]) -> Table:
-    """Two models at a time."""
+    """The comparisons of two models."""
     header = ["models", "seeds", "accuracy", "difference", "95 % interval", "p", "training"]
     rows = [
         [
@@ -289,34 +288,34 @@ def pairs(comparisons: Sequence[Pair]) -> Table:
     return Table("Two models on the same test reviews, paired by seed and review", header, rows)
 
 
-def vanishing(found: Vanishing) -> Table:
-    """How the gradient shrinks."""
+def vanishing(results: Vanishing) -> Table:
+    """The gradient norm by the distance to the end."""
     rows = [
-        [str(found.distances[at]), *(f"{each.median[at]:.1e}" for each in found.series)]
+        [str(results.distances[at]), *(f"{each.median[at]:.1e}" for each in results.series)]
         for at in DISTANCES
-        if at < len(found.distances)
+        if at < len(results.distances)
     ]
     title = "Norm of dLoss/dh_t, by the distance to the end of the review (words)"
-    return Table(title, ["words to the end", *(each.name for each in found.series)], rows)
+    return Table(title, ["words to the end", *(each.name for each in results.series)], rows)
 
 
-def gates(found: Gates) -> list[Table]:
-    """What the gates do at which words."""
+def gates(results: Gates) -> list[Table]:
+    """The gates by groups of words, and the effect sizes."""
     words = {
         "words": "{0.group}",
-        "how many": "{0.n:,}",
+        "number": "{0.n:,}",
         "update gate z": "{0.z:.4f}",
         "95 % interval of z": "{0.z_interval[0]:.4f} to {0.z_interval[1]:.4f}",
         "relative change": "{0.change:.4f}",
-        "95 % interval of it": "{0.change_interval[0]:.4f} to {0.change_interval[1]:.4f}",
+        "95 % interval of the change": "{0.change_interval[0]:.4f} to {0.change_interval[1]:.4f}",
     }
     effects = {
-        "against each other": "{0.pair[0]} and {0.pair[1]}",
+        "groups": "{0.pair[0]} and {0.pair[1]}",
         "quantity": "{0.quantity}",
         "Cohen's d": "{0.cohens_d:+.2f}",
         "95 % interval": "{0.interval[0]:+.2f} to {0.interval[1]:+.2f}",
     }
     return [
-        Table.of("The trained GRU, word by word", found.groups, words),
-        Table.of("Effect sizes", found.effects, effects, names=2),
+        Table.of("The trained GRU, word by word", results.groups, words),
+        Table.of("Effect sizes", results.effects, effects, names=2),
     ]

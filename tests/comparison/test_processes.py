@@ -13,7 +13,7 @@ from comparison import processes
 from comparison.processes import Job, Place
 
 several_cores = pytest.mark.skipif(
-    processes.most_at_once() < 2, reason="needs two cores that can be shared out"
+    processes.default_max_jobs() < 2, reason="needs two cores that can be shared out"
 )
 
 
@@ -29,13 +29,13 @@ def write(programs: Path, name: str, text: str) -> Job:
     return Job(name, name, ())
 
 
-def run(jobs: list[Job], at_once: int) -> tuple[list[tuple[str, str]], list[str]]:
+def run(jobs: list[Job], max_jobs: int) -> tuple[list[tuple[str, str]], list[str]]:
     """(name, line) as they came, and the names in the order in which they ended."""
     lines: list[tuple[str, str]] = []
     ended: list[str] = []
     processes.run(
         jobs,
-        Place(at_once=at_once),
+        Place(max_jobs=max_jobs),
         lambda job, line: lines.append((job.name, line)),
         lambda job: ended.append(job.name),
     )
@@ -56,7 +56,7 @@ def test_each_has_cores_of_its_own(programs: Path) -> None:
 def test_a_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """joblib reads it from the container; this is its other way to be told."""
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    assert processes.most_at_once() == 1
+    assert processes.default_max_jobs() == 1
     assert processes._shares(2) == [frozenset()]
     monkeypatch.undo()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
@@ -113,7 +113,7 @@ sys.exit({status})
     with pytest.raises(kind, match=rf"^failing: ended with exit status {status}: no$"):
         processes.run(
             [patient, failing, never],
-            Place(at_once=2),
+            Place(max_jobs=2),
             lambda job, line: lines.append(f"{job.name} {line}"),
             lambda job: pytest.fail(f"{job.name} ended well"),
         )
@@ -144,7 +144,7 @@ time.sleep(60)
         Stopped, match=r"there \(\w+: stopped after step 7; \w+: stopped"
     ) as stopped:
         processes.run(
-            jobs, Place(at_once=2), say, lambda job: pytest.fail(f"{job.name} ended well")
+            jobs, Place(max_jobs=2), say, lambda job: pytest.fail(f"{job.name} ended well")
         )
     assert stopped.value.status == 130
     assert not any(line.startswith("third") for line in lines)

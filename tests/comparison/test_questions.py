@@ -248,7 +248,7 @@ def test_two_models_are_compared_by_category_under_its_name() -> None:
 
 @pytest.mark.parametrize(
     ("seeds", "says"),
-    [(4, "Too few seeds to tell b and a apart (4, "), (5, "With 5 seeds, b is better than a: +50")],
+    [(4, "Too few seeds to compare b and a (4, "), (5, "With 5 seeds, b is better than a: +50")],
 )
 def test_fewer_than_five_seeds_are_too_few_to_tell(seeds: int, says: str) -> None:
     a, b = (np.tile(answer, (seeds, 1)) for answer in answers(0, 60, 60))

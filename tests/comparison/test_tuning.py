@@ -53,7 +53,7 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     assert given["learning_rate"] == TrainConfig().learning_rate
     output = succeeds(command(compare.main, *options, "--trials", 2))
     assert trials(tmp_path)[:1] == first and len(trials(tmp_path)) == 2
-    assert "1 of 2 trials are there" in output and "trial 1: epoch 1 of 2" in output
+    assert "1 of 2 trials exist" in output and "trial 1: epoch 1 of 2" in output
 
     best = min(
         (trial for trial in trials(tmp_path) if trial["state"] == "complete"),
@@ -84,7 +84,7 @@ def test_a_trial_that_is_not_finite_is_recorded(
 
     monkeypatch.setattr(processes, "run", run)
     status, output, _ = command(compare.main, "tune", *options, "--restart")
-    assert status == 130 and "0 of 1 trials are there" in output
+    assert status == 130 and "0 of 1 trials exist" in output
 
 
 def config(small: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> tuning.TrialConfig:
@@ -148,10 +148,10 @@ def test_trials_of_another_process_count(
     options = [*small, *map(str, QUICKLY), "--storage", storage, "--trials", "2"]
 
     def say(_: str) -> None:
-        monkeypatch.setattr(tuning, "say", print)
+        monkeypatch.setattr(tuning, "print_line", print)
         assert command(compare.main, "tune", *options, "--out", tmp_path / "other")[::2] == (0, "")
 
-    monkeypatch.setattr(tuning, "say", say)
+    monkeypatch.setattr(tuning, "print_line", say)
     result = command(compare.main, "tune", *options, "--out", tmp_path / "own")
     assert result[::2] == (0, "")
     (other,) = trials(tmp_path / "other")

@@ -161,7 +161,7 @@ def test_every_question_has_its_answer_in_a_sentence(
 
 def test_latencies_are_shown_where_there_are_any(changed: dict[str, Any], tmp_path: Path) -> None:
     changed = only(changed, "speed")
-    headings = ["<h3>Inference</h3>", "<h3>What a call costs besides computing</h3>"]
+    headings = ["<h3>Inference</h3>", "<h3>Overhead of a call</h3>"]
     page = page_of(changed, tmp_path)
     assert all(heading in page for heading in headings)
     assert "<td>ONNX Runtime</td>" in page
@@ -271,13 +271,13 @@ def review(results: dict[str, Any]) -> dict[str, Any]:
         (lambda results: results.update(schema=2), "$.schema"),
         (
             lambda results: results["runs"][0].pop("losses"),
-            "loss_epochs: not as many - at `$.runs[0]`",
+            "loss_epochs: different lengths - at `$.runs[0]`",
         ),
         (lambda results: results["runs"][0]["losses"].pop(), "$.runs[0]"),
         (lambda results: results["runs"][1]["confusion"].pop(), "runs[1].confusion"),
         (lambda results: results["runs"][1]["categories"].popitem(), "runs[1].categories"),
         (lambda results: results["data"].pop("vectors"), "`vectors` - at `$.data`"),
-        (lambda results: results["environment"].clear(), "environment: has no command"),
+        (lambda results: results["environment"].clear(), "environment: command is missing"),
         (lambda results: results["parity"][3].update(error=None), "$.parity[3].error"),
         (lambda results: results["speed"]["rows"][2].update(quartiles=[1]), "rows[2].quartiles"),
         (lambda results: results["speed"].update(rows=[]), "$.speed"),
@@ -300,7 +300,7 @@ def review(results: dict[str, Any]) -> dict[str, Any]:
         (lambda results: results["tuning"]["trials"][2].update(state="good"), "trials[2].state"),
         (
             lambda results: results["tuning"]["trials"][1]["options"].popitem(),
-            "trials[1].options: not those of trials[0] - at `$.tuning`",
+            "trials[1].options: differ from trials[0] - at `$.tuning`",
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_dask_has_another_worker_go_on(
 
         threading.Thread(target=grow, daemon=True).start()
         run_and_disturb(module, Place("dask", folder=tmp_path))
-    assert "has no workers yet: waiting for some" in capsys.readouterr().out
+    assert "has no workers yet; waiting" in capsys.readouterr().out
 
 
 SLURM = {
@@ -187,8 +187,8 @@ def test_a_stop_reaches_what_slurm_runs(slurm: Path, tmp_path: Path) -> None:
     ("place", "line"),
     [
         (Place("slurm", slurm=("partition",)), "--slurm partition: expected NAME=VALUE"),
-        (Place("slurm"), "--on slurm: there is no sbatch here"),
-        (Place("dask"), "--on dask: DASK_SCHEDULER_ADDRESS has to name a scheduler"),
+        (Place("slurm"), "--on slurm: sbatch is not installed"),
+        (Place("dask"), "--on dask: DASK_SCHEDULER_ADDRESS must name a scheduler"),
     ],
 )
 def test_what_is_not_there(place: Place, line: str) -> None:
