@@ -10,7 +10,7 @@ import pytest
 
 import compare
 import jax_impl.classifier
-from common.report.schema import Check, Run
+from common.report.schema import Check, Run, Task
 from common.training import run_directory
 from comparison import checks, gpu, parity, runs
 from tests.training.cases import Command, refused, succeeds
@@ -208,3 +208,15 @@ def test_gpu_needs_a_gpu(command: Command, tmp_path: Path, monkeypatch: pytest.M
     status, _, error = command(compare.main, "gpu", "--out", tmp_path)
     assert (status, error) == (2, "error: gpu: PyTorch or JAX finds no CUDA device here\n")
     assert not (tmp_path / "results.json").exists()
+
+
+def test_on_a_gpu_denormal_numbers_of_the_cpu_are_not_timed() -> None:
+    names = (
+        "torch cuda",
+        "nn.GRU packed",
+        "nn.GRU packed, denormals",
+        "torch loop",
+        "Equinox scan",
+    )
+    chosen = {name for name in names if gpu.chosen(name, Task(64, 200, 128))}
+    assert chosen == {"torch cuda", "nn.GRU packed", "Equinox scan"}
