@@ -67,19 +67,19 @@ jax_impl/layers.py: an eager call in JAX reads NumPy arrays in place
 - array = np.array(value)
 + array = np.asarray(value)
 @ kernel: Sequences that begin within a row.
-gru.cpp: the backward direction starts anew a step late
+call.h: the backward direction starts anew a step late
 - const int64_t begin = t + (d.reverse ? 1 : 0);
 + const int64_t begin = t;
-gru.cpp: padding resets the backward direction
-- begin < p.steps && i < item.active[begin] && p.resets
+call.h: padding resets the backward direction
+- begin < p.steps && i < block.active[begin] && p.resets
 + begin < p.steps && p.resets
 recurrence.h: a gradient crosses a reset
 - dh[i * stride + u] = T(0);
 + dh[i * stride + u] += T(0);
 recurrence.h: of a row's resets the last one's gradient is kept
-- ((T *)d.d_h_reset)[item.row[i] * H + u] += dh[i * stride + u];
-+ ((T *)d.d_h_reset)[item.row[i] * H + u] = dh[i * stride + u];
-gru.cpp: resets go back to zero
+- ((T *)d.d_h_reset)[block.row[i] * H + u] += dh[i * stride + u];
++ ((T *)d.d_h_reset)[block.row[i] * H + u] = dh[i * stride + u];
+call.h: resets go back to zero
 - return d.h_reset ? ((const T *)d.h_reset)[at] : T(0);
 + return T(0);
 @ kernel: The ends of vectors, tiles, chunks and items.
@@ -89,13 +89,13 @@ vectors.h: a partial vector's store writes one element too many
 vectors.h: a partial vector of six loses one
 - for (int64_t i = 0; i < n; ++i) v[i] = p[i];
 + for (int64_t i = 0; i < n - (n == 6); ++i) v[i] = p[i];
-vectors.h: rows that do not come out even on the tiles are lost
+products.h: rows that do not come out even on the tiles are lost
 - const int64_t row = M * i / tiles, next = M * (i + 1) / tiles;
 + const int64_t row = M / tiles * i, next = M / tiles * (i + 1);
-vectors.h: a tile of two rows reads the first twice at an odd end
+products.h: a tile of two rows reads the first twice at an odd end
 - const E x = Transposed ? a[k * lda + i] : a[i * lda + k];
 + const E x = Transposed ? a[k * lda] : a[i * lda + k];
-gru.cpp: rows an even number of vectors apart overlap
+schedule.h: rows an even number of vectors apart overlap
 - return (n / width | 1) * width + n % width;
 + return (n / width - 1 | 1) * width + n % width;
 recurrence.h: a full chunk of whole items counts twice
@@ -115,10 +115,10 @@ input_product.h: inputs that do not come out even on the parts of a long product
 input_product.h: every part of a long product begins anew
 - i ? c : from, i ? ldc : ld_from,
 + from, ld_from,
-gru.cpp: rows of x that do not come out even on the parts are lost
+schedule.h: rows of x that do not come out even on the parts are lost
 - parts.push_back({direction, rows * i / down, rows * (i + 1) / down,
 + parts.push_back({direction, rows / down * i, rows / down * (i + 1),
-gru.cpp: panels that do not come out even on the parts are lost
+schedule.h: panels that do not come out even on the parts are lost
 - panels * j / across,
 -                          panels * (j + 1) / across});
 + panels / across * j,
@@ -129,98 +129,99 @@ input_product.h: a chunk of a single row is missing from the gradients of W and 
 input_product.h: the gradient of b is that of the last chunk
 - store(bias + u, load(bias + u) + (sum[0] + sum[1]));
 + store(bias + u, sum[0] + sum[1]);
-gru.cpp: the last of 129 rows is not packed for the gradient of W
+execution.h: the last of 129 rows is not packed for the gradient of W
 - kernels.pack_inputs(call, i * some, up_to(i * some, call.live));
 + kernels.pack_inputs(call, i * some,
 +                                    up_to(i * some, call.live - (call.live % some == 1)));
-input_product.h: the last number of an odd row of x is not packed
+packing.h: the last number of an odd row of x is not packed
 - store_rows(at, row + u, next ? next + u : next, D - u);
 + store_rows(at, row + u, next ? next + u : next, D - u - (D - u - V == 1));
 @ kernel: The input's weights and biases.
-input_product.h: the gates of W are taken to be whole vectors apart
-- weights + (call.rows_of(gate) + u) * D, call.sign_of(gate)
-+ weights + (gate < 2 ? call.rows_of(gate) + u : 3 * H - Hv + u) * D, call.sign_of(gate)
-input_product.h: backward, the last unit of each gate of W is the first of the next
+packing.h: the gates of W are taken to be whole vectors apart
+- weights + (rows_of(call, (int)gate) + u) * D, sign_of(call, (int)gate)
++ weights + (gate < 2 ? rows_of(call, (int)gate) + u : 3 * H - Hv + u) * D,
++                    sign_of(call, (int)gate)
+packing.h: backward, the last unit of each gate of W is the first of the next
 - const T *from = weights + (row / Hv * H + row % Hv) * D + u;
 + const T *from = weights + (row / Hv * H + (row % Hv + 1) % H) * D + u;
-input_product.h: the recurrent biases of z and r are added twice
-- (gate == 2 && p.reset_after ? input : input + hidden));
-+ (gate == 2 ? p.reset_after ? input : input + hidden : input + hidden + hidden));
-input_product.h: with the reset after the product, n's recurrent bias is outside it, too
-- (gate == 2 && p.reset_after ? input : input + hidden));
+packing.h: the recurrent biases of z and r are added twice
+- (gate == call.cell.separate_gate ? input : input + hidden));
++ (gate == call.cell.separate_gate ? input : gate < 2 ? input + hidden + hidden
++                                                                         : input + hidden));
+packing.h: with the reset after the product, n's recurrent bias is outside it, too
+- (gate == call.cell.separate_gate ? input : input + hidden));
 + (input + hidden));
 @ kernel: Which rows of x are read.
-gru.cpp: with tokens, rows of x that no step reads count as read
+schedule.h: with tokens, rows of x that no step reads count as read
 - bool ragged = p.tokens;
 + bool ragged = false;
-gru.cpp: without tokens, padded rows of x count as read
+schedule.h: without tokens, padded rows of x count as read
 - !ragged && p.lengths; ++b) ragged = p.lengths[b] < p.steps;
 + !ragged && p.lengths; ++b) ragged = p.lengths[b] + 1 < p.steps;
-gru.cpp: a row of x that is read has the place of the one before
+schedule.h: a row of x that is read has the place of the one before
 - place[row] = (int64_t)live_rows.size();
 + place[row] = (int64_t)live_rows.size() - (live_rows.size() > 100);
-gru.cpp: the first rows of x are taken for those that are read
-- return (const T *)problem->x + row(i) * problem->inputs;
-+ return (const T *)problem->x + i * problem->inputs;
+call.h: the first rows of x are taken for those that are read
+- return (const T *)call.problem->x + live_row(call, i) * call.problem->inputs;
++ return (const T *)call.problem->x + i * call.problem->inputs;
 input_product.h: the gradients of the rows of x that are read come first
-- store((T *)call.problem->d_x + call.row(part.from + i) * D + u + j,
+- store((T *)call.problem->d_x + live_row(call, part.from + i) * D + u + j,
 + store((T *)call.problem->d_x + (part.from + i) * D + u + j,
-gru.cpp: the last row of x has no gradient where no step reads it
+execution.h: the last row of x has no gradient where no step reads it
 - memset(p.d_x, 0, p.distinct * D * sizeof(T));
 + memset(p.d_x, 0, (p.distinct - 1) * D * sizeof(T));
 @ kernel: Ragged rows.
-gru.cpp: a row that ends a step before the others does not
-- p.lengths[item.row[still - 1]] <= t) --still;
-+ p.lengths[item.row[still - 1]] <= t - (t + 1 == p.steps)) --still;
+schedule.h: a row that ends a step before the others does not
+- p.lengths[own.row[still - 1]] <= t) --still;
++ p.lengths[own.row[still - 1]] <= t - (t + 1 == p.steps)) --still;
 recurrence.h: outputs are not zero at a step that no row of the item has
-- rows = item.active[t];
--   if (turn.gates)
-+ rows = item.active[t];
-+   if (turn.gates && rows)
+- if (task.first_phase == 0) keep_ended_rows
++ if (task.first_phase == 0 && rows) keep_ended_rows
 recurrence.h: an empty row has no gradient of h0
-- item.row[i] * H + u, load(dh + i * stride + u), H - u);
-+ item.row[i] * H + u,
-+             p.steps && i >= item.active[0] ? Vector<T>{} : load(dh + i * stride + u), H - u);
+- block.row[i] * H + u, load(dh + i * stride + u), H - u);
++ block.row[i] * H + u,
++             p.steps && i >= block.active[0] ? Vector<T>{} : load(dh + i * stride + u), H - u);
 recurrence.h: in reverse, the first step's record is another's
-- const T *saved = (const T *)d.saved + (item.first * p.steps + t * item.rows) * record;
-+ const T *saved = (const T *)d.saved +
-+                      (item.first * p.steps +
-+                       (t - (d.reverse && t && t + 1 == p.steps)) * item.rows) * record;
-gru.cpp: in reverse, with the reset after the product, h_last is a step old
-- all.state(steps) +
-+ all.state(steps - (p.reset_after && directions[item.direction].reverse && steps)) +
-recurrence.h: where no backward follows, the reset comes after the product
-- store(shared.operand + at, reset * state);
-+ store(shared.operand + at, saved ? reset * state : state);
+- const int64_t records = block.first * p.steps + t * block.rows;
++ const int64_t records =
++         block.first * p.steps + (t - (d.reverse && t && t + 1 == p.steps)) * block.rows;
+execution.h: in reverse, with the reset after the product, h_last is a step old
+- state_of(all, p.steps) +
++ state_of(all, p.steps - (p.reset_after && directions[block.direction].reverse && p.steps)) +
+cell_gru.h: where no backward follows, the reset comes after the product
+- units.set_operand(reset * state);
+-       units.save(
++ units.set_operand(units.record ? reset * state : state);
++       units.save(
 @ kernel: Threads that take turns at a step.
-gru.cpp: nobody waits for the others' units
-- if (Pool::wait([&] { return turns.done >= half * parts; })) turns.busy = true;
-gru.cpp: r * h is not waited for
-- turns.done >= half * parts;
-+ turns.done >= half / halves * halves * parts;
+execution.h: nobody waits for the others' units
+- if (Pool::wait([&] { return progress.done >= before * tasks; })) progress.busy = true;
+execution.h: r * h is not waited for
+- progress.done >= before * tasks;
++ progress.done >= before / parts * parts * tasks;
 recurrence.h: a row that has ended goes back by a step
-- after[i * stride + u] = h[i * stride + u];
+- step.after[i * stride + u] = step.h[i * stride + u];
 recurrence.h: a unit is not reset
-- for (int64_t u = turn.from; u < end; ++u)
--         after[
-+ for (int64_t u = turn.from; u < end - 1; ++u)
-+         after[
+- for (int64_t u = task.from; u < task.to && u < H; ++u)
+-         step.after[
++ for (int64_t u = task.from; u < task.to && u < H - 1; ++u)
++         step.after[
 @ kernel: Two directions, many blocks.
 recurrence.h: the second direction's bias gradient is that of the first of more than four blocks
-- i < call.blocks; ++i) sum += ((const T *)items[i].d_bias)[padded];
+- i < call.blocks; ++i) sum += ((const T *)row_blocks[i].d_bias)[padded];
 + i < (direction && call.blocks > 4 ? 1 : call.blocks); ++i)
-+       sum += ((const T *)items[i].d_bias)[padded];
++       sum += ((const T *)row_blocks[i].d_bias)[padded];
 recurrence.h: the weights' gradient lacks the last of more than eight blocks
--         sum += load((const T *)items[i].d_weights + padded
+-         sum += load((const T *)row_blocks[i].d_weights + padded
 +         if (i < 8 || i + 1 < call.blocks)
-+           sum += load((const T *)items[i].d_weights + padded
++           sum += load((const T *)row_blocks[i].d_weights + padded
 recurrence.h: the second direction's token gradients lack the last of more than eight blocks
-- if (items[i].slot[token] >= 0)
-+ if (items[i].slot[token] >= 0 && (!direction || i < 8 || i + 1 < call.blocks))
-gru.cpp: large weights of the second direction are those of the first
+- if (row_blocks[i].slot[token] >= 0)
++ if (row_blocks[i].slot[token] >= 0 && (!direction || i < 8 || i + 1 < call.blocks))
+execution.h: large weights of the second direction are those of the first
 - kernels.pack_weights(from, direction, backward);
 + kernels.pack_weights(from, packing > 1 ? 0 : direction, backward);
-gru.cpp: large input weights of the second direction are those of the first
+execution.h: large input weights of the second direction are those of the first
 - kernels.pack_input_weights(from, direction, backward);
 + kernels.pack_input_weights(from, packing > 1 ? 0 : direction, backward);
 input_product.h: the second direction's gradient of b is written over the first's
@@ -232,26 +233,26 @@ input_product.h: the gradient of x is that of the first direction alone
 + for (int direction = 0; direction < 1; ++direction)
 +       long_product
 @ kernel: Tokens.
-gru.cpp: the last token of 129 has no gradient
+execution.h: the last token of 129 has no gradient
 - const int64_t of_tokens = p.tokens ? of_rows : 0,
 + const int64_t of_tokens = p.tokens ? of_rows - (call.live % some == 1) : 0,
-gru.cpp: tokens of one block are counted in 16 bits
-- item.slot[k] = (int32_t)distinct[block]++;
-+ item.slot[k] = (uint16_t)distinct[block]++;
+schedule.h: tokens of one block are counted in 16 bits
+- own.slot[k] = (int32_t)distinct[block]++;
++ own.slot[k] = (uint16_t)distinct[block]++;
 recurrence.h: a token's gradient loses half a bit with each addition
 - store(to + u, load(to + u) + load(from + u));
 + store(to + u, (load(to + u) + load(from + u)) *
 +                   (T(1) - T(1) / (T(2) * (int64_t(1) << Simd<T>::mantissa))));
 @ kernel: Memory that is used again.
-gru.cpp: the weights' gradient is added to an earlier call's
-- memset(items[i].d_weights, 0, 3 *
-+ memset(items[i].d_weights, 0, 0 *
-gru.cpp: the bias's gradient is added to an earlier call's
-- memset(items[i].d_bias, 0, 3 *
-+ memset(items[i].d_bias, 0, 0 *
-gru.cpp: a token's gradient is added to an earlier call's in all threads but the caller's
-- memset(items[i].d_projections, 0,
-+ if (!thread) memset(items[i].d_projections, 0,
+execution.h: the weights' gradient is added to an earlier call's
+- memset(block.d_weights, 0, call
++ memset(block.d_weights, 0, 0 * call
+execution.h: the bias's gradient is added to an earlier call's
+- memset(block.d_bias, 0, call
++ memset(block.d_bias, 0, 0 * call
+execution.h: a token's gradient is added to an earlier call's in all threads but the caller's
+- memset(block.d_projections, 0,
++ if (own.h == scratch[0].h) memset(block.d_projections, 0,
 input_product.h: the gradient of W is added to that of another part
 - for (int64_t i = 0; i < rows * width; i += V) store(sums + i, Vector<T>{});
 + for (int64_t i = V; i < rows * width; i += V) store(sums + i, Vector<T>{});
@@ -261,73 +262,74 @@ input_product.h: a part of the gradient of W begins with the first column
 input_product.h: a part of the gradient of W begins with the first row
 - const T *g = (const T *)call.projections[part.direction] + part.from;
 + const T *g = (const T *)call.projections[part.direction];
-gru.cpp: how many rows a part of the gradient of W has hangs on the threads
+execution.h: how many rows a part of the gradient of W has hangs on the threads
 - gradient_rows, most, 2 * multiplying),
 + gradient_rows / (multiplying > 1 ? 48 : 1), most),
 input_product.h: the gradient of x is added to that of another part
 - direction ? sums : zeros, direction ? 2 * V : 0,
 + sums, 2 * V,
-gru.cpp: backward's gradients of the candidates share memory with its sums
-- z(arena.take<T>(rows * call.state_stride)),
-+ z(arena.take<T>(backward ? 0 : rows * call.state_stride)),
+execution.h: backward's gradients of the candidates share memory with its sums
+- s.between[0] = arena.take<T>(states);
++ s.between[0] = arena.take<T>(forward_only);
 gru.cpp: memory that could not be had is not reported
 - return GRU_OUT_OF_MEMORY;
 + return GRU_OK;
 @ kernel: Weights that were packed before.
-gru.cpp: what is kept is packed from the caller's weights, which another thread changes
+execution.h: what is kept is packed from the caller's weights, which another thread changes
 - from.directions = sources;
 + from.directions = directions;
-gru.cpp: changed weights are taken for those of an earlier call
+execution.h: changed weights are taken for those of an earlier call
 - packed_before[direction] = false, changed = true;
 + packed_before[direction] = false;
-gru.cpp: changes of a second piece of the weights are not seen
-- look((int)j / 2, (int)j % 2);
-+ look((int)j / 2, 0);
-gru.cpp: where threads take turns, one piece of the weights is looked at
+execution.h: changes of a second piece of the weights are not seen
+- verify((int)j / 2, (int)j % 2);
++ verify((int)j / 2, 0);
+execution.h: where threads take turns, one piece of the weights is looked at
 - j < (beside + 1) * pieces
 + j < beside * pieces + 1
-gru.cpp: weights in nn.GRU's order are taken for canonical ones packed before
-- p.reset_after, p.nn_order, V}
-+ p.reset_after, V}
-vectors.h: two changes of sign are no change of a fingerprint
+execution.h: weights in nn.GRU's order are taken for canonical ones packed before
+- p.reset_after, p.nn_order, kernels
++ p.reset_after, kernels
+packing.h: two changes of sign are no change of a fingerprint
 - hash[s] ^= hash[s] >> 15;
-gru.cpp: in nn.GRU's order, the update gate is not turned round
-- problem->nn_order && gate == 0 ? -1 : 1;
-+ 1;
+call.h: in nn.GRU's order, the update gate is not turned round
+- return call.problem->nn_order ? call.cell.nn_sign[gate] : 1;
++ return 1;
 @ kernel: Threads and processes.
-gru.cpp: one thread computes a long recurrence
-- sharing(states, worth_multiplying)
-+ sharing(0, states)
-gru.cpp: all threads go forward in one thread's memory
-- take_turns(items[i], scratch[thread], scratch[thread], own, true);
-+ take_turns(items[i], scratch[thread], scratch[0], own, true);
-gru.cpp: all threads go backward in one thread's memory
-- kernels.backward(call, items[i], scratch[thread]);
-+ kernels.backward(call, items[i], scratch[0]);
-gru.cpp: all threads multiply in one thread's memory
+execution.h: one thread computes a long recurrence
+- share(states, worth_multiplying)
++ share(0, states)
+execution.h: all threads go forward in one thread's memory
+- walk_forward(row_blocks[i], scratch[thread], scratch[thread], own, 1, true);
++ walk_forward(row_blocks[i], scratch[thread], scratch[0], own, 1, true);
+execution.h: all threads go backward in one thread's memory
+- walk_backward(i, scratch[thread]);
++ walk_backward(i, scratch[0]);
+execution.h: all threads multiply in one thread's memory
 - product(call, scratch[thread], parts[i]);
 + product(call, scratch[thread * 0], parts[i]);
-pool.h: of OpenMP's threads, those end that have no work
+threads.h: of OpenMP's threads, those end that have no work
 - std::max(team, helpers + 1)
 + helpers + 1
-pool.h: all threads of OpenMP work in one thread's memory
+threads.h: all threads of OpenMP work in one thread's memory
 - const int thread = its.arrived++;
 + const int thread = its.arrived.load();
-gru.cpp: two calls at once share their memory
-- Pool::lock(threads);
--   std::lock_guard<std::mutex> lock(pool.in_use, std::adopt_lock);
-+ Pool::get();
-pool.h: a forked child waits for its parent's threads
+execution.h: two calls at once share their memory
+- pool(Pool::lock(threads)),
+-         lock(pool.in_use, std::adopt_lock),
++ pool(Pool::get()),
++         lock(*new std::mutex),
+threads.h: a forked child waits for its parent's threads
 - new (place) Pool; });
 + });
-pool.h: a forked child waits for its parent's OpenMP threads
+threads.h: a forked child waits for its parent's OpenMP threads
 - pthread_atfork(end_openmp_threads,
 + pthread_atfork(nullptr,
 @ kernel: Numbers and instruction sets.
-pool.h: denormal numbers count where they come in
+threads.h: denormal numbers count where they come in
 - _mm_setcsr(before | 0x8040);
 + _mm_setcsr(before | 0x8000);
-pool.h: denormal numbers count in all threads but the caller's
+threads.h: denormal numbers count in all threads but the caller's
 - const FlushDenormals while_it_works;
 + std::unique_ptr<FlushDenormals> while_it_works(thread ? nullptr : new FlushDenormals);
 vectors.h: gates are never closer to 0 than e^-80
@@ -360,18 +362,18 @@ torch_impl/fused.py: PyTorch: the second direction's last states lie a row too e
 torch_impl/fused.py: PyTorch: the second direction's biases are those of the first
 - address(f"{name}[{i}]", each, (3 * problem.hidden,), h0.dtype)
 + address(f"{name}[{i}]", call.weights[0][3], (3 * problem.hidden,), h0.dtype)
-pool.h: PyTorch, at once: OpenMP's threads whether they spin or not
+threads.h: PyTorch, at once: OpenMP's threads whether they spin or not
 - before.tv_nsec !=
 + 0 <=
-gru.cpp: PyTorch, at once: never OpenMP's
+execution.h: PyTorch, at once: never OpenMP's
 - GRU_ALWAYS || seen ?
 + GRU_ALWAYS ?
-pool.h: PyTorch, at once: OpenMP's of a thread that has none
+threads.h: PyTorch, at once: OpenMP's of a thread that has none
 - number() == getpid() &&
-pool.h: PyTorch, at once: OpenMP's of a parent
+threads.h: PyTorch, at once: OpenMP's of a parent
 - threads.st_nlink > 3 + workers.size()
 + true
-pool.h: PyTorch, at once: nobody knows of a fork before the first call
+threads.h: PyTorch, at once: nobody knows of a fork before the first call
 - &first = Pool::get()
 + *first = 0
 tensors.cpp: PyTorch, at once: the shape is not looked at

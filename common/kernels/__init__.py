@@ -41,6 +41,7 @@ class Problem(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("openmp", ctypes.c_int32),
         ("bfloat16", ctypes.c_int32),
+        ("cell", ctypes.c_int32),
         ("d_x", ctypes.c_void_p),
     ]
 
@@ -92,7 +93,7 @@ def library() -> ctypes.CDLL | None:
         return None
     for function in (lib.gru_forward, lib.gru_backward):
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    lib.gru_saved_size.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+    lib.gru_saved_size.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_int32, ctypes.c_int32]
     lib.gru_saved_size.restype = ctypes.c_int64
     lib.gru_instruction_set.argtypes = [ctypes.c_char_p]
     lib.gru_instruction_set.restype = ctypes.c_char_p

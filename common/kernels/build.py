@@ -10,17 +10,34 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.kernels import LIBRARY
 
-NAMES = ("gru.cpp", "tensors.cpp", "xla.cpp", "cuda/driver.cpp")
-SOURCES = [Path(__file__).parent / name for name in NAMES]
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
+FOLDER = Path(__file__).parent
+X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"]
+INSTRUCTION_SETS: dict[str, list[str]] = {"baseline": []} | (
+    {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+    if X86
+    else {}
+)
+"""The flags that turn an instruction set on."""
+KERNEL = [(FOLDER / "gru.cpp", list[str]())] + [
+    (FOLDER / "instruction_set.cpp", [*flags, f"-DINSTRUCTION_SET={name}"])
+    for name, flags in INSTRUCTION_SETS.items()
+]
+"""The sources of gru.h, each with flags of its own."""
+BINDINGS = ("tensors.cpp", "xla.cpp", "cuda/driver.cpp")
+SOURCES = [*KERNEL, *((FOLDER / name, list[str]()) for name in BINDINGS)]
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
 
 def compiler() -> str | None:
@@ -55,17 +72,43 @@ def build(out_dir: str | Path, flags: Sequence[str] = ()) -> Path | None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # A running process may have the old library mapped: replace the file, do not write into it.
     fresh = target.with_suffix(f".{os.getpid()}")
-    command = [cxx, *FLAGS, *flags, *ffi_flags(), *map(str, SOURCES), "-ldl", "-o", str(fresh)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
+    try:
+        link(cxx, SOURCES, [*FLAGS, *flags, *ffi_flags()], ["-shared", "-ldl", "-o", str(fresh)])
+    except subprocess.CalledProcessError as error:
         fresh.unlink(missing_ok=True)
-        print(f"kernels: {' '.join(command)} failed:\n{result.stderr}", file=sys.stderr)
+        print(f"kernels: {' '.join(error.cmd)} failed:\n{error.stderr}", file=sys.stderr)
         return None
     fresh.replace(target)
     return target
 
 
+def link(
+    cxx: str,
+    sources: Sequence[tuple[Path, Sequence[str]]],
+    flags: Sequence[str],
+    last: Sequence[str],
+) -> None:
+    """Compiles each source with `flags` and its own, in parallel, and links them with `last`.
+
+    Raises subprocess.CalledProcessError if the compiler fails.
+    """
+
+    def run(*arguments: str) -> None:
+        command = [cxx, *flags, *arguments]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [str(Path(folder) / f"{i}.o") for i in range(len(sources))]
+        compiled = [
+            pool.submit(run, *own, "-c", str(source), "-o", to)
+            for (source, own), to in zip(sources, objects, strict=True)
+        ]
+        for each in compiled:
+            each.result()
+        run(*objects, *last)
+
+
 if __name__ == "__main__":
-    path = build(SOURCES[0].parent)
+    path = build(FOLDER)
     print(path or "kernels: not built")
     sys.exit(path is None)

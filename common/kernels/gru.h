@@ -32,6 +32,9 @@ extern "C" {
 
 enum { GRU_NEVER, GRU_ALWAYS, GRU_WHILE_SPINNING };
 
+/* The cells, as cells.h lists them. */
+enum { GRU_CELL_GRU };
+
 /* What the directions of a layer have in common. */
 typedef struct {
   int64_t steps, batch, inputs, hidden; /* T, B, D, H */
@@ -52,6 +55,7 @@ typedef struct {
                          sleeps may take long to come */
   int32_t bfloat16;   /* of floats: what every product of matrices multiplies is rounded to bfloat16
                          (to nearest, ties to even); the products are exact, their sums floats */
+  int32_t cell;       /* GRU_CELL_... */
   void *d_x;          /* [K, D], of gru_backward; NULL: not wanted */
 } gru_problem;
 
@@ -79,8 +83,12 @@ enum { GRU_OK, GRU_BAD_LENGTH, GRU_BAD_TOKEN, GRU_OUT_OF_MEMORY };
 GRU_API int gru_forward(const gru_problem *problem, const gru_direction *directions);
 GRU_API int gru_backward(const gru_problem *problem, const gru_direction *directions);
 
-/* Elements that one direction's forward saves for its backward: 4 per unit and step, or 5. */
-GRU_API int64_t gru_saved_size(int64_t steps, int64_t batch, int64_t hidden, int32_t reset_after);
+/* Elements that one direction's forward saves for its backward. */
+GRU_API int64_t gru_saved_size(int64_t steps, int64_t batch, int64_t hidden, int32_t cell,
+                               int32_t reset_after);
+
+/* The blocks of H rows of a cell's weights: 3 of the GRU's. */
+GRU_API int32_t gru_gates(int32_t cell);
 
 /* Whether this processor multiplies bfloat16 numbers itself; elsewhere, their products take longer
    than those of floats. */

@@ -1,5 +1,10 @@
-// The input's share of the pre-activations, a = x W' + b, and its gradients: included by
-// instruction_set.h. Only rows of x that are read at some time step take part.
+// The input's share of the pre-activations, a = x W' + b, and its gradients. Only rows of x that are
+// read at some time step take part.
+#pragma once
+
+#include "products.h"
+
+namespace INSTRUCTION_SET {
 
 // C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors] for any K, in parts of B that stay in the
 // nearest cache.
@@ -15,40 +20,6 @@ INLINE void long_product(int64_t M, int64_t K, const E *a, int64_t lda, const E 
   }
 }
 
-// W as the products read it, in panels of two vectors; a gate's rows begin at multiples of
-// gate_stride. Forward: panels [D, 2V rows of W], then b, and c where it is only added to it.
-// Backward: panels [rows of W, 2V columns]. The first of these sizes is in elements.
-template <class E>
-FN void pack_input_weights(const Call &call, int direction, bool backward) {
-  using T = Number<E>;
-  constexpr int64_t V = Simd<E>::width;
-  const gru_problem &p = *call.problem;
-  const gru_direction &d = call.directions[direction];
-  const int64_t H = p.hidden, D = p.inputs, Hv = call.gate_stride, columns = 3 * Hv;
-  const T *weights = (const T *)d.weight_ih;
-  E *at = (E *)call.packed_inputs[direction];
-  if (backward) {
-    for (int64_t u = 0; u < D; u += 2 * V)
-      for (int64_t row = 0; row < columns; row += numbers<E>, at += 2 * V) {
-        const T *from = weights + (row / Hv * H + row % Hv) * D + u;
-        store_rows(at, row % Hv < H ? from : nullptr, row % Hv + 1 < H ? from + D : nullptr, D - u);
-      }
-    return;
-  }
-  for (int64_t column = 0; column < columns; column += 2 * V, at += depth<E>(D) * 2 * V)
-    for (int64_t j = 0; j < 2 * V; j += V) {
-      const int64_t gate = (column + j) / Hv, u = (column + j) % Hv, n = gate < 3 ? H - u : 0;
-      transpose<E>(n, D, weights + (call.rows_of(gate) + u) * D, call.sign_of(gate), at + j);
-    }
-  T *bias = (T *)at;
-  for (int64_t column = 0; column < columns; column += V, bias += V) {
-    const int64_t gate = column / Hv, u = column % Hv, n = H - u;
-    const Vector<T> hidden = load((const T *)d.bias_hh + call.rows_of(gate) + u, n);
-    const Vector<T> input = load((const T *)d.bias_ih + call.rows_of(gate) + u, n);
-    store(bias, T(call.sign_of(gate)) * (gate == 2 && p.reset_after ? input : input + hidden));
-  }
-}
-
 // x W' + b for the live rows [from, to), in some panels of columns.
 template <class E>
 FN void project(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
@@ -57,34 +28,20 @@ FN void project(const Call &call, const Scratch<Number<E>> &scratch, const Part 
   const int64_t D = call.problem->inputs, rows = part.to - part.from;
   const int64_t panel_size = depth<E>(D) * 2 * V;
   const E *weights = (const E *)call.packed_inputs[part.direction];
-  const T *bias = (const T *)(weights + call.panels(3 * call.gate_stride, V) * panel_size);
+  const T *bias = (const T *)(weights + panels_of(call.columns(), V) * panel_size);
   T *sums = (T *)call.projections[part.direction];
   sums += part.from * call.gates_stride;
-  const E *inputs = (const E *)call.input<T>(part.from);
+  const E *inputs = (const E *)input<T>(call, part.from);
   int64_t stride = D;
   if (call.live_rows || numbers<E> > 1) {  // rows from here and there, or not yet in pairs
     E *copies = (E *)scratch.inputs;
     inputs = copies, stride = call.input_stride;
     for (int64_t i = 0; i < rows; ++i)
-      copy_row(copies + i * stride, call.input<T>(part.from + i), D);
+      copy_row(copies + i * stride, input<T>(call, part.from + i), D);
   }
   for (int64_t panel = part.first; panel < part.last; ++panel)
     long_product<E>(rows, depth<E>(D), inputs, stride, weights + panel * panel_size,
                     bias + panel * 2 * V, 0, sums + panel * 2 * V, call.gates_stride);
-}
-
-// The live rows [from, to) of x in panels of two vectors, padded with zeros.
-template <class E>
-FN void pack_inputs(const Call &call, int64_t from, int64_t to) {
-  using T = Number<E>;
-  constexpr int64_t V = Simd<E>::width;
-  const int64_t D = call.problem->inputs;
-  for (int64_t i = from; i < to; i += numbers<E>) {
-    const T *row = call.input<T>(i), *next = i + 1 < to ? call.input<T>(i + 1) : nullptr;
-    E *at = (E *)call.inputs + i / numbers<E> * 2 * V;
-    for (int64_t u = 0; u < D; u += 2 * V, at += depth<E>(call.live) * 2 * V)
-      store_rows(at, row + u, next ? next + u : next, D - u);
-  }
 }
 
 // The gradient of the rows [from, to) of W, padded as in pack_input_weights, in some panels of
@@ -131,7 +88,7 @@ template <class E>
 FN void input_gradient(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
   using T = Number<E>;
   constexpr int64_t V = Simd<E>::width;
-  const int64_t D = call.problem->inputs, K = 3 * call.gate_stride, rows = part.to - part.from;
+  const int64_t D = call.problem->inputs, K = call.columns(), rows = part.to - part.from;
   const int64_t stride = call.gates_stride;
   const T zeros[2 * V] = {};
   T *sums = scratch.sums;
@@ -147,7 +104,9 @@ FN void input_gradient(const Call &call, const Scratch<Number<E>> &scratch, cons
                       direction ? sums : zeros, direction ? 2 * V : 0, sums, 2 * V);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0, u = panel * 2 * V; j < 2 * V; j += V)
-        store((T *)call.problem->d_x + call.row(part.from + i) * D + u + j,
+        store((T *)call.problem->d_x + live_row(call, part.from + i) * D + u + j,
               load(sums + i * 2 * V + j), D - u - j);
   }
 }
+
+}  // namespace INSTRUCTION_SET

@@ -1,35 +1,10 @@
-// The recurrence, forward and backward: included by instruction_set.h.
+// The recurrence of any cell (cell.h), forward and backward: its time steps and row blocks.
+#pragma once
 
-// The recurrent weights as the products read them, in panels of two vectors. Forward: of h, panels
-// [H, z of V units | r of V units]; of h or r * h, panels [H, n of 2V units]. Backward: of the
-// gradients of n, panels [H, 2V units]; of those of z and r, the same, by turns. H is in elements.
-template <class E>
-FN void pack_weights(const Call &call, int direction, bool backward) {
-  using T = Number<E>;
-  constexpr int64_t V = Simd<E>::width;
-  const int64_t H = call.problem->hidden;
-  const T *weights = (const T *)call.directions[direction].weight_hh;
-  E *at = (E *)call.packed[direction];
-  if (backward) {
-    for (int64_t panel = 0; panel < 3 * call.weight_stride / (2 * V); ++panel) {
-      const int64_t panels = call.weight_stride / (2 * V), i = panel - panels;
-      const int64_t gate = i < 0 ? 2 : i % 2, u = (i < 0 ? panel : i / 2) * 2 * V;
-      for (int64_t k = 0; k < H; k += numbers<E>, at += 2 * V) {
-        const T *row = weights + (gate * H + k) * H + u;
-        store_rows(at, row, k + 1 < H ? row + H : nullptr, H - u);
-      }
-    }
-    return;
-  }
-  const int64_t panel_size = depth<E>(H) * 2 * V;
-  for (int64_t u = 0; u < H; u += V, at += panel_size)
-    for (int64_t gate = 0; gate < 2; ++gate)
-      transpose<E>(H - u, H, weights + (call.rows_of(gate) + u) * H, call.sign_of(gate),
-                   at + gate * V);
-  for (int64_t u = 0; u < H; u += 2 * V, at += panel_size)
-    for (int64_t j = 0; j < 2 * V; j += V)
-      transpose<E>(H - u - j, H, weights + (2 * H + u + j) * H, 1, at + j);
-}
+#include "cell.h"
+#include "products.h"
+
+namespace INSTRUCTION_SET {
 
 // Memory that the next step will need, and that is in no cache near by.
 template <class T>
@@ -45,269 +20,350 @@ INLINE T *projections_of(const Call &call, int direction, int64_t t, int64_t b) 
   return (T *)call.projections[direction] + place * call.gates_stride;
 }
 
-// A turn of a step: its gates or its candidates, or both, of some units of an item's rows. `shared`
-// is the item's, at which several threads may be, `own` this thread's.
-template <class E>
-FN void forward(const Call &call, const Item &item, const Scratch<Number<E>> &shared,
-                const Scratch<Number<E>> &own, const Turn &turn) {
-  using T = Number<E>;
-  constexpr int64_t V = Simd<E>::width;
-  const gru_problem &p = *call.problem;
-  const gru_direction &d = call.directions[item.direction];
-  const int64_t H = p.hidden, Hv = call.gate_stride, stride = call.state_stride;
-  const int64_t record = (p.reset_after ? 5 : 4) * H, end = turn.to < H ? turn.to : H;
-  const int64_t K = depth<E>(H), panel_size = K * 2 * V;
-  const T *bias = (const T *)d.bias_hh, *h = shared.state(turn.step);
-  T *after = shared.state(turn.step + 1), *z = shared.z, *r = shared.r, *sums = own.tile;
+// One step of a row block, going forward: t is its place in the sequence, rows have it, ahead is the
+// distance to the next step, saved the block's records of the step, or NULL.
+template <class T>
+struct ForwardStep {
+  int64_t t, rows, ahead;
+  const T *h;
+  T *after, *saved;
+};
 
-  const int64_t t = d.reverse ? p.steps - 1 - turn.step : turn.step, rows = item.active[t];
-  if (turn.gates)
-    for (int64_t i = rows; i < item.rows; ++i)
-      for (int64_t u = turn.from; u < end; ++u) {
-        after[i * stride + u] = h[i * stride + u];
-        if (d.outputs)
-          ((T *)d.outputs)[(t * p.batch + item.row[i]) * d.ld_outputs + u] = T(0);
-      }
-  if (!rows) return;
-  const int64_t ahead = turn.step + 1 == p.steps ? 0 : d.reverse ? -1 : 1;
-  T *saved = d.saved ? (T *)d.saved + (item.first * p.steps + t * item.rows) * record : nullptr;
-  for (int64_t i = 0; i < rows; ++i) {
-    own.source[i] = projections_of<T>(call, item.direction, t, item.row[i]);
-    own.next[i] = projections_of<T>(call, item.direction, t + ahead, item.row[i]);
-  }
-
-  const E *packed = (const E *)call.packed[item.direction];
-  if (turn.gates) {
-    const E *factor = as_left(E{}, rows, H, h, stride, own.factor);
-    for (int64_t u = turn.from; u < end; u += V) {
-      const int64_t n = H - u;
-      for (int64_t i = 0; i < rows; ++i) {
-        store(sums + i * 2 * V, load(own.source[i] + u));
-        store(sums + i * 2 * V + V, load(own.source[i] + Hv + u));
-      }
-      product<E>(rows, K, factor, stride, packed + u / V * panel_size, 2 * V, sums, 2 * V);
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = i * stride + u;
-        const Vector<T> state = load(h + at), update = sigmoid<T>(load(sums + i * 2 * V));
-        const Vector<T> reset = sigmoid<T>(load(sums + i * 2 * V + V));
-        store(z + at, update);
-        store(r + at, reset);
-        if (!p.reset_after) store(shared.operand + at, reset * state);
-        if (saved) {
-          T *s = saved + i * record + u;
-          store(s, update, n);
-          store(s + H, reset, n);
-          store(s + 3 * H, state, n);
-        }
-        for (int gate = 0; gate < 3; ++gate) prefetch(own.next[i] + gate * Hv + u, V);
-        if (saved) prefetch(saved + (ahead * item.rows + i) * record + 4 * u, 4 * V);
-      }
-    }
-  }
-  if (!turn.candidates) return;
-
-  packed += Hv / V * panel_size;
-  const E *factor = as_left(E{}, rows, H, p.reset_after ? h : shared.operand, stride, own.factor);
-  for (int64_t u0 = turn.from; u0 < end; u0 += 2 * V) {
-    const Vector<T> bias0 = load(bias + 2 * H + u0, H - u0);
-    const Vector<T> bias1 = load(bias + 2 * H + u0 + V, H - u0 - V);
-    for (int64_t i = 0; i < rows; ++i) {
-      const T *a = own.source[i] + 2 * Hv + u0;
-      store(sums + i * 2 * V, p.reset_after ? bias0 : load(a));
-      store(sums + i * 2 * V + V, p.reset_after ? bias1 : load(a + V));
-    }
-    product<E>(rows, K, factor, stride, packed + u0 / (2 * V) * panel_size, 2 * V, sums, 2 * V);
-    for (int64_t u = u0; u < u0 + 2 * V && u < H; u += V) {
-      const int64_t n = H - u;
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = i * stride + u;
-        const T *a = own.source[i] + 2 * Hv + u;
-        const Vector<T> q = load(sums + i * 2 * V + u - u0), state = load(h + at);
-        const Vector<T> candidate = tanh<T>(p.reset_after ? load(a) + load(r + at) * q : q);
-        const Vector<T> next = state + load(z + at) * (candidate - state);
-        store(after + at, next);
-        if (d.outputs)
-          store((T *)d.outputs + (t * p.batch + item.row[i]) * d.ld_outputs + u, next, n);
-        if (saved) {
-          T *s = saved + i * record + u;
-          store(s + 2 * H, candidate, n);
-          if (p.reset_after) store(s + 4 * H, q, n);
-        }
-      }
-    }
-  }
-  for (int64_t i = 0; p.resets && ahead && i < rows; ++i)
-    if (resets_at(p, d, item, t + ahead, i))
-      for (int64_t u = turn.from; u < end; ++u)
-        after[i * stride + u] = reset_state<T>(d, item.row[i] * H + u);
+// The sums of a panel before its product: the input's share, or, of a separate gate, the bias.
+template <class T, class Cell, int phase>
+INLINE void begin_sums(const Call &call, const gru_direction &d, const T *const *source, int64_t rows,
+                       int64_t u0, T *sums) {
+  constexpr int64_t V = Simd<T>::width;
+  constexpr int gates = Cell::shape.phase_gates[phase], first = Cell::shape.first_gate(phase);
+  constexpr bool separate = gates == 1 && Cell::shape.separate_gate == first;
+  const int64_t H = call.problem->hidden, Hv = call.gate_stride;
+  Vector<T> bias[2] = {};
+  for (int j = 0; separate && j < 2; ++j)
+    bias[j] = load((const T *)d.bias_hh + first * H + u0 + j * V, H - u0 - j * V);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int j = 0; j < 2; ++j)
+      store(sums + (2 * i + j) * V,
+            separate ? bias[j] : load(source[i] + first * Hv + u0 + j * (gates == 2 ? Hv : V)));
 }
 
-// The weights' gradient over the rows gathered since the last time, which are lost: one large
-// product.
-template <class E>
-FN void flush(const Call &call, const Item &item, const Scratch<Number<E>> &scratch, int64_t rows) {
+// One phase of a step, for the units of the task.
+template <class E, class Cell, int phase>
+FN void forward_phase(const Call &call, const RowBlock &block, const Scratch<Number<E>> &shared,
+                      const Scratch<Number<E>> &own, const Task &task,
+                      const ForwardStep<Number<E>> &step, const E *packed, const E *factor) {
   using T = Number<E>;
   constexpr int64_t V = Simd<E>::width;
+  constexpr int gates = Cell::shape.phase_gates[phase];
+  constexpr int64_t width = 2 * V / gates;  // units of a panel
+  const gru_problem &p = *call.problem;
+  const gru_direction &d = call.directions[block.direction];
+  const int64_t H = p.hidden, Hv = call.gate_stride, stride = call.state_stride;
+  const int64_t record = Cell::shape.saved * H, end = task.to < H ? task.to : H;
+  const int64_t K = depth<E>(H), panel_size = K * 2 * V;
+  T *const sums = own.tile;
+  for (int64_t u0 = task.from; u0 < end; u0 += width) {
+    begin_sums<T, Cell, phase>(call, d, own.source, step.rows, u0, sums);
+    product<E>(step.rows, K, factor, stride, packed + u0 / width * panel_size, 2 * V, sums, 2 * V);
+    for (int64_t u = u0; u < u0 + width && u < H; u += V)
+      for (int64_t i = 0; i < step.rows; ++i) {
+        const int64_t at = i * stride + u, row = step.t * p.batch + block.row[i];
+        const T *const from = sums + i * 2 * V + (u - u0);
+        const Vector<T> found[2] = {load(from), gates == 2 ? load(from + V) : Vector<T>{}};
+        const ForwardUnits<T> units = {
+            own.source[i] + u,
+            step.h + at,
+            step.after + at,
+            {shared.between[0] + at, shared.between[1] + at},
+            shared.operand + at,
+            d.outputs ? (T *)d.outputs + row * d.ld_outputs + u : nullptr,
+            step.saved ? step.saved + i * record + u : nullptr,
+            Hv,
+            H,
+            H - u};
+        if (phase == 0) units.save(0, units.state());
+        Cell::template forward<phase, T>(units, found);
+        if (phase > 0) continue;
+        for (int gate = 0; gate < Cell::shape.gates; ++gate) prefetch(own.next[i] + gate * Hv + u, V);
+        if (step.saved)
+          prefetch(step.saved + (step.ahead * block.rows + i) * record + Cell::shape.saved * u,
+                   Cell::shape.saved * V);
+      }
+  }
+}
+
+// What comes before the first phase of a step: rows that have ended keep their state.
+template <class T>
+FN void keep_ended_rows(const Call &call, const RowBlock &block, const Task &task,
+                        const ForwardStep<T> &step) {
+  const gru_direction &d = call.directions[block.direction];
+  const int64_t H = call.problem->hidden, stride = call.state_stride;
+  for (int64_t i = step.rows; i < block.rows; ++i)
+    for (int64_t u = task.from; u < task.to && u < H; ++u) {
+      step.after[i * stride + u] = step.h[i * stride + u];
+      if (d.outputs)
+        ((T *)d.outputs)[(step.t * call.problem->batch + block.row[i]) * d.ld_outputs + u] = T(0);
+    }
+}
+
+// A task of a row block's step. `shared` is the memory of the block, on which several threads may
+// work, `own` that of this thread.
+template <class E, class Cell>
+FN void forward(const Call &call, const RowBlock &block, const Scratch<Number<E>> &shared,
+                const Scratch<Number<E>> &own, const Task &task) {
+  using T = Number<E>;
+  constexpr int64_t V = Simd<E>::width;
+  constexpr CellShape shape = Cell::shape;
+  const gru_problem &p = *call.problem;
+  const gru_direction &d = call.directions[block.direction];
+  const int64_t H = p.hidden, stride = call.state_stride;
+  const int64_t t = d.reverse ? p.steps - 1 - task.step : task.step, rows = block.active[t];
+  const int64_t ahead = task.step + 1 == p.steps ? 0 : d.reverse ? -1 : 1;
+  const int64_t records = (block.first * p.steps + t * block.rows) * shape.saved * H;
+  const ForwardStep<T> step = {t, rows, ahead, state_of(shared, task.step),
+                               state_of(shared, task.step + 1),
+                               d.saved ? (T *)d.saved + records : nullptr};
+  if (task.first_phase == 0) keep_ended_rows(call, block, task, step);
+  if (!rows) return;
+  for (int64_t i = 0; i < rows; ++i) {
+    own.source[i] = projections_of<T>(call, block.direction, t, block.row[i]);
+    own.next[i] = projections_of<T>(call, block.direction, t + ahead, block.row[i]);
+  }
+  const E *packed = (const E *)call.packed[block.direction], *factor = nullptr;
+  if (task.first_phase == 0) {
+    factor = as_left(E{}, rows, H, step.h, stride, own.factor);
+    forward_phase<E, Cell, 0>(call, block, shared, own, task, step, packed, factor);
+  }
+  if constexpr (shape.phases == 2)
+    if (task.last_phase == 2) {
+      if (shape.reads_operand[1]) factor = as_left(E{}, rows, H, shared.operand, stride, own.factor);
+      constexpr int64_t width = 2 * V / shape.phase_gates[0];
+      packed += (H + width - 1) / width * depth<E>(H) * 2 * V;
+      forward_phase<E, Cell, 1>(call, block, shared, own, task, step, packed, factor);
+    }
+  if (task.last_phase < shape.phases) return;
+  for (int64_t i = 0; p.resets && ahead && i < rows; ++i)
+    if (resets_at(p, d, block, t + ahead, i))
+      for (int64_t u = task.from; u < task.to && u < H; ++u)
+        step.after[i * stride + u] = reset_state<T>(d, block.row[i] * H + u);
+}
+
+// The gradient of the recurrent weights over the rows gathered since the last time, which are lost:
+// one large product.
+template <class E, class Cell>
+FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> &scratch,
+              int64_t rows) {
+  using T = Number<E>;
+  constexpr int64_t V = Simd<E>::width;
+  constexpr CellShape shape = Cell::shape;
   const int64_t H = call.problem->hidden, Hv = call.gate_stride;
   const int64_t stride = call.state_stride, gates = call.gates_stride, ld = call.weight_stride;
-  T *g = scratch.gates, *d_weights = (T *)item.d_weights, *d_bias = (T *)item.d_bias;
-  for (int64_t u = 0; u < 3 * Hv; u += V) {
+  T *g = scratch.gates, *d_weights = (T *)block.d_weights, *d_bias = (T *)block.d_bias;
+  for (int64_t u = 0; u < shape.gates * Hv; u += V) {
     Vector<T> sum = load(d_bias + u);
     for (int64_t i = 0; i < rows; ++i) sum += load(g + i * gates + u);
     store(d_bias + u, sum);
   }
   const int64_t K = depth<E>(rows);
-  const E *factor = as_sum(E{}, rows, 3 * Hv, g, gates, g);
-  const E *states = as_sum(E{}, rows, ld, scratch.states, stride, scratch.states);
-  const E *operands = states;
-  if (!call.problem->reset_after)
-    operands = as_sum(E{}, rows, ld, scratch.operands, stride, scratch.operands);
+  const E *factor = as_sum(E{}, rows, shape.gates * Hv, g, gates, g);
+  const E *right[2] = {as_sum(E{}, rows, ld, scratch.states, stride, scratch.states)};
+  right[1] = shape.reads_operand[1]
+                 ? as_sum(E{}, rows, ld, scratch.operands, stride, scratch.operands)
+                 : right[0];
   // Of so few columns of the factor that they stay in the nearest cache.
-  constexpr int64_t block = 4 * TILE_ROWS;
-  for (int gate = 0; gate < 3; ++gate)
-    for (int64_t row = 0; row < H; row += block)
+  constexpr int64_t columns = 4 * TILE_ROWS;
+  for (int gate = 0; gate < shape.gates; ++gate)
+    for (int64_t row = 0; row < H; row += columns)
       for (int64_t u = 0; u < H; u += 2 * V)
-        product<E, true>(H - row < block ? H - row : block, K, factor + gate * Hv + row, gates,
-                         (gate < 2 ? states : operands) + u, stride,
+        product<E, true>(H - row < columns ? H - row : columns, K, factor + gate * Hv + row, gates,
+                         right[gate >= shape.phase_gates[0]] + u, stride,
                          d_weights + (gate * Hv + row) * ld + u, ld);
 }
 
-// An item's share of the gradient of a token's projections.
+// A row block's share of the gradient of a token's projections.
 template <class T>
-INLINE T *d_projections_of(const Call &call, const Item &item, int64_t token) {
-  return (T *)item.d_projections + item.slot[token] * 3 * call.gate_stride;
+INLINE T *d_projections_of(const Call &call, const RowBlock &block, int64_t token) {
+  return (T *)block.d_projections + block.slot[token] * call.columns();
 }
 
-template <class E>
-FN void backward(const Call &call, const Item &item, const Scratch<Number<E>> &scratch) {
+// One step of a row block, going backward: the records of the step, where the gradients of the
+// pre-activations (g), the states and the operands of its rows are gathered, and where the gradient of
+// the input's share is, of the separate gate, if the cell has one.
+template <class T>
+struct BackwardStep {
+  int64_t t, rows;
+  const T *saved;
+  T *g, *inputs, *states, *operands;
+};
+
+template <class Cell, class T>
+INLINE BackwardUnits<T> units_of(const Call &call, const Scratch<T> &scratch,
+                                 const BackwardStep<T> &step, int64_t i, int64_t u) {
+  const int64_t H = call.problem->hidden, at = i * call.state_stride + u;
+  return {step.saved + i * Cell::shape.saved * H + u,
+          step.g + i * call.gates_stride + u,
+          step.inputs + at,
+          scratch.h + at,
+          step.operands + at,
+          call.gate_stride,
+          H,
+          H - u};
+}
+
+// The gradients of the pre-activations, but for what depends on that of the operand.
+template <class Cell, class T>
+FN void backward_units(const Call &call, const RowBlock &block, const Scratch<T> &scratch,
+                       const BackwardStep<T> &step, int64_t ahead) {
+  constexpr int64_t V = Simd<T>::width;
+  const gru_problem &p = *call.problem;
+  const gru_direction &d = call.directions[block.direction];
+  const int64_t H = p.hidden, record = Cell::shape.saved * H, stride = call.state_stride;
+  for (int64_t i = 0; i < step.rows; ++i) {
+    const int64_t row = step.t * p.batch + block.row[i];
+    const T *d_output = d.d_outputs ? (const T *)d.d_outputs + row * d.ld_outputs : nullptr;
+    prefetch(step.saved + (ahead * block.rows + i) * record, record);
+    if (p.tokens) prefetch(d_projections_of<T>(call, block, p.tokens[row]), call.columns());
+    for (int64_t u = 0; u < H; u += V) {
+      const BackwardUnits<T> units = units_of<Cell, T>(call, scratch, step, i, u);
+      // Units beyond H have no part: they may hold the product of an infinite gradient with 0.
+      Vector<T> grad = load(scratch.h + i * stride + u, units.n);
+      if (d_output) grad += load(d_output + u, units.n);
+      store(step.states + i * stride + u, units.state());
+      Cell::template backward<T>(units, grad);
+    }
+  }
+}
+
+// The gradient of the state through the products of one phase.
+template <class E, class Cell, int phase>
+FN const E *backward_phase(const Call &call, const Scratch<Number<E>> &scratch,
+                           const BackwardStep<Number<E>> &step, const E *weights) {
+  using T = Number<E>;
+  constexpr int64_t V = Simd<E>::width;
+  constexpr int gates = Cell::shape.phase_gates[phase], first = Cell::shape.first_gate(phase);
+  const int64_t H = call.problem->hidden, Hv = call.gate_stride, stride = call.gates_stride;
+  const int64_t K = depth<E>(H), panel_size = K * 2 * V, rows = step.rows;
+  const T zeros[2 * V] = {};
+  T *const dh = scratch.h, *const sums = scratch.tile;
+  const E *factor =
+      as_left(E{}, rows, (gates - 1) * Hv + H, step.g + first * Hv, stride, scratch.factor);
+  for (int64_t u0 = 0; u0 < H; u0 += 2 * V)
+    for (int gate = 0; gate < gates; ++gate, weights += panel_size) {
+      const E *const left = factor + gate * depth<E>(Hv);
+      if constexpr (Cell::shape.reads_operand[phase]) {
+        product<E>(rows, K, left, stride, weights, 2 * V, gate ? sums : zeros, gate ? 2 * V : 0, sums,
+                   2 * V);
+        for (int64_t u = u0; gate + 1 == gates && u < u0 + 2 * V && u < H; u += V)
+          for (int64_t i = 0; i < rows; ++i)
+            Cell::template backward_operand<T>(units_of<Cell, T>(call, scratch, step, i, u),
+                                               load(sums + i * 2 * V + u - u0, H - u));
+      } else {
+        product<E>(rows, K, left, stride, weights, 2 * V, dh + u0, call.state_stride);
+      }
+    }
+  return weights;
+}
+
+// The gradient of the projections that a step has read: added up by token, or stored.
+template <class Cell, class T>
+FN void store_d_projections(const Call &call, const RowBlock &block, const BackwardStep<T> &step) {
+  constexpr int64_t V = Simd<T>::width;
+  const gru_problem &p = *call.problem;
+  const int64_t H = p.hidden, Hv = call.gate_stride;
+  for (int64_t i = 0; i < step.rows; ++i) {
+    const int64_t at = step.t * p.batch + block.row[i];
+    for (int gate = 0; gate < Cell::shape.gates; ++gate) {
+      const T *from = gate == Cell::shape.separate_gate ? step.inputs + i * call.state_stride
+                                                        : step.g + i * call.gates_stride + gate * Hv;
+      if (p.tokens) {
+        T *to = d_projections_of<T>(call, block, p.tokens[at]) + gate * Hv;
+        for (int64_t u = 0; u < H; u += V) store(to + u, load(to + u) + load(from + u));
+      } else {
+        T *to = projections_of<T>(call, block.direction, step.t, block.row[i]) + gate * Hv;
+        for (int64_t u = 0; u < H; u += V) store(to + u, load(from + u));
+      }
+    }
+  }
+}
+
+// Where a sequence begins, the gradient of the state ends in that of h_reset.
+template <class T>
+FN void stop_at_resets(const Call &call, const RowBlock &block, T *dh, const BackwardStep<T> &step) {
+  const gru_problem &p = *call.problem;
+  const gru_direction &d = call.directions[block.direction];
+  const int64_t H = p.hidden, stride = call.state_stride;
+  for (int64_t i = 0; p.resets && i < step.rows; ++i)
+    if (resets_at(p, d, block, step.t, i))
+      for (int64_t u = 0; u < H; ++u) {
+        ((T *)d.d_h_reset)[block.row[i] * H + u] += dh[i * stride + u];
+        dh[i * stride + u] = T(0);
+      }
+}
+
+template <class E, class Cell>
+FN void backward(const Call &call, const RowBlock &block, const Scratch<Number<E>> &scratch) {
   using T = Number<E>;
   constexpr int64_t V = Simd<E>::width;
   const gru_problem &p = *call.problem;
-  const gru_direction &d = call.directions[item.direction];
-  const int64_t H = p.hidden, Hv = call.gate_stride, record = (p.reset_after ? 5 : 4) * H;
-  const int64_t stride = call.state_stride, gates = call.gates_stride;
-  const int64_t K = depth<E>(H), panel_size = K * 2 * V;
-  const T zeros[2 * V] = {};
-  T *dh = scratch.h, *sums = scratch.tile;  // dh: the gradient of the state after the step
-
-  for (int64_t i = 0; i < item.rows; ++i)
+  const gru_direction &d = call.directions[block.direction];
+  const int64_t H = p.hidden, stride = call.state_stride;
+  T *dh = scratch.h;  // the gradient of the state after the step
+  for (int64_t i = 0; i < block.rows; ++i)
     for (int64_t u = 0; u < stride; ++u)
       dh[i * stride + u] =
-          u < H && d.d_h_last ? ((const T *)d.d_h_last)[item.row[i] * H + u] : T(0);
-  for (int64_t i = 0; d.d_h_reset && i < item.rows; ++i)
-    for (int64_t u = 0; u < H; ++u) ((T *)d.d_h_reset)[item.row[i] * H + u] = T(0);
+          u < H && d.d_h_last ? ((const T *)d.d_h_last)[block.row[i] * H + u] : T(0);
+  for (int64_t i = 0; d.d_h_reset && i < block.rows; ++i)
+    for (int64_t u = 0; u < H; ++u) ((T *)d.d_h_reset)[block.row[i] * H + u] = T(0);
 
   int64_t gathered = 0;
   for (int64_t step = 0; step < p.steps; ++step) {
-    const int64_t t = d.reverse ? step : p.steps - 1 - step, rows = item.active[t];
+    const int64_t t = d.reverse ? step : p.steps - 1 - step, rows = block.active[t];
     if (!rows) continue;
     if (gathered + rows > call.chunk) {
-      flush<E>(call, item, scratch, gathered);
+      flush<E, Cell>(call, block, scratch, gathered);
       gathered = 0;
     }
-    // Gradients of the pre-activations: of z, r, and n's product (dq); n itself (dn) differs from
-    // dq by the factor r when the reset comes after the product.
-    T *g = scratch.gates + gathered * gates, *dn = p.reset_after ? scratch.z : g + 2 * Hv;
-    const int64_t dn_stride = p.reset_after ? stride : gates;
-    T *states = scratch.states + gathered * stride,
-      *operands = scratch.operands + gathered * stride;
     const int64_t ahead = step + 1 == p.steps ? 0 : d.reverse ? 1 : -1;
-    const T *saved = (const T *)d.saved + (item.first * p.steps + t * item.rows) * record;
-
-    for (int64_t i = 0; i < rows; ++i) {
-      const T *s = saved + i * record;
-      const int64_t row = t * p.batch + item.row[i];
-      const T *d_output = d.d_outputs ? (const T *)d.d_outputs + row * d.ld_outputs : nullptr;
-      prefetch(saved + (ahead * item.rows + i) * record, record);
-      if (p.tokens) prefetch(d_projections_of<T>(call, item, p.tokens[row]), 3 * Hv);
-      for (int64_t u = 0; u < H; u += V) {
-        const int64_t n = H - u, at = i * stride + u, to = i * gates + u;
-        const Vector<T> z = load(s + u, n), r = load(s + H + u, n), c = load(s + 2 * H + u, n);
-        const Vector<T> state = load(s + 3 * H + u, n);
-        // Units beyond H have no part: they may hold the product of an infinite gradient with 0.
-        Vector<T> grad = load(dh + at, n);
-        if (d_output) grad += load(d_output + u, n);
-        const Vector<T> through = grad * z, d_candidate = through * (T(1) - c * c);
-        store(dh + at, grad * (T(1) - z));
-        store(g + to, through * (T(1) - z) * (c - state));
-        store(dn + i * dn_stride + u, d_candidate);
-        store(states + at, state);
-        if (p.reset_after) {
-          store(g + to + Hv, d_candidate * load(s + 4 * H + u, n) * r * (T(1) - r));
-          store(g + to + 2 * Hv, d_candidate * r);
-        } else {
-          store(operands + at, r * state);
-        }
-      }
-    }
-
-    const E *weights = (const E *)call.packed[item.direction];
-    const E *factor = as_left(E{}, rows, H, g + 2 * Hv, gates, scratch.factor);
-    for (int64_t u0 = 0; u0 < H; u0 += 2 * V, weights += panel_size) {
-      if (p.reset_after) {
-        product<E>(rows, K, factor, gates, weights, 2 * V, dh + u0, stride);
-        continue;
-      }
-      product<E>(rows, K, factor, gates, weights, 2 * V, zeros, 0, sums, 2 * V);
-      for (int64_t u = u0; u < u0 + 2 * V && u < H; u += V)
-        for (int64_t i = 0; i < rows; ++i) {
-          const int64_t at = i * stride + u;
-          const Vector<T> d_operand = load(sums + i * 2 * V + u - u0, H - u);
-          const Vector<T> r = load(saved + i * record + H + u, H - u);
-          store(g + i * gates + Hv + u, d_operand * load(operands + at) * (T(1) - r));
-          store(dh + at, load(dh + at) + d_operand * r);
-        }
-    }
-    factor = as_left(E{}, rows, 2 * Hv, g, gates, scratch.factor);
-    for (int64_t u = 0; u < H; u += 2 * V)
-      for (int gate = 0; gate < 2; ++gate, weights += panel_size)
-        product<E>(rows, K, factor + gate * depth<E>(Hv), gates, weights, 2 * V, dh + u, stride);
-
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t at = t * p.batch + item.row[i];
-      for (int gate = 0; gate < 3; ++gate) {
-        const T *from = gate < 2 ? g + i * gates + gate * Hv : dn + i * dn_stride;
-        if (p.tokens) {
-          T *to = d_projections_of<T>(call, item, p.tokens[at]) + gate * Hv;
-          for (int64_t u = 0; u < H; u += V) store(to + u, load(to + u) + load(from + u));
-        } else {
-          T *to = projections_of<T>(call, item.direction, t, item.row[i]) + gate * Hv;
-          for (int64_t u = 0; u < H; u += V) store(to + u, load(from + u));
-        }
-      }
-    }
-    for (int64_t i = 0; p.resets && i < rows; ++i)
-      if (resets_at(p, d, item, t, i))
-        for (int64_t u = 0; u < H; ++u) {
-          ((T *)d.d_h_reset)[item.row[i] * H + u] += dh[i * stride + u];
-          dh[i * stride + u] = T(0);
-        }
+    const int64_t records = block.first * p.steps + t * block.rows;
+    const BackwardStep<T> here = {t,
+                                  rows,
+                                  (const T *)d.saved + records * Cell::shape.saved * H,
+                                  scratch.gates + gathered * call.gates_stride,
+                                  scratch.between[0],
+                                  scratch.states + gathered * stride,
+                                  scratch.operands + gathered * stride};
+    backward_units<Cell>(call, block, scratch, here, ahead);
+    const E *weights = (const E *)call.packed[block.direction];
+    if constexpr (Cell::shape.phases == 2)
+      weights = backward_phase<E, Cell, 1>(call, scratch, here, weights);
+    backward_phase<E, Cell, 0>(call, scratch, here, weights);
+    store_d_projections<Cell>(call, block, here);
+    stop_at_resets(call, block, dh, here);
     gathered += rows;
   }
-  flush<E>(call, item, scratch, gathered);
-  for (int64_t i = 0; i < item.rows; ++i)
+  flush<E, Cell>(call, block, scratch, gathered);
+  for (int64_t i = 0; i < block.rows; ++i)
     for (int64_t u = 0; u < H; u += V)
-      store((T *)d.d_h0 + item.row[i] * H + u, load(dh + i * stride + u), H - u);
+      store((T *)d.d_h0 + block.row[i] * H + u, load(dh + i * stride + u), H - u);
 }
 
-// Adds up what a direction's items have gathered, in the items' order: rows [from, to) of the
+// Adds up what a direction's row blocks have gathered, in their order: rows [from, to) of the
 // weights' gradient, or live rows of the projections'.
 template <class T>
 FN void reduce_weights(const Call &call, int direction, int64_t from, int64_t to) {
   constexpr int64_t V = Simd<T>::width;
   const gru_direction &d = call.directions[direction];
-  const Item *items = call.items + direction * call.blocks;
+  const RowBlock *row_blocks = call.row_blocks + direction * call.blocks;
   const int64_t H = call.problem->hidden;
   for (int64_t row = from; row < to; ++row) {
     const int64_t padded = row / H * call.gate_stride + row % H;
     for (int64_t u = 0; u < H; u += V) {
       Vector<T> sum = {};
       for (int64_t i = 0; i < call.blocks; ++i)
-        sum += load((const T *)items[i].d_weights + padded * call.weight_stride + u);
+        sum += load((const T *)row_blocks[i].d_weights + padded * call.weight_stride + u);
       store((T *)d.d_weight_hh + row * H + u, sum, H - u);
     }
     T sum = 0;
-    for (int64_t i = 0; i < call.blocks; ++i) sum += ((const T *)items[i].d_bias)[padded];
+    for (int64_t i = 0; i < call.blocks; ++i) sum += ((const T *)row_blocks[i].d_bias)[padded];
     ((T *)d.d_bias_hh)[row] = sum;
   }
 }
@@ -315,16 +371,18 @@ FN void reduce_weights(const Call &call, int direction, int64_t from, int64_t to
 template <class T>
 FN void reduce_projections(const Call &call, int direction, int64_t from, int64_t to) {
   constexpr int64_t V = Simd<T>::width;
-  const Item *items = call.items + direction * call.blocks;
+  const RowBlock *row_blocks = call.row_blocks + direction * call.blocks;
   for (int64_t row = from; row < to; ++row) {
-    const int64_t token = call.row(row);
+    const int64_t token = live_row(call, row);
     T *sums = (T *)call.projections[direction] + row * call.gates_stride;
-    for (int64_t u = 0; u < 3 * call.gate_stride; u += V) {
+    for (int64_t u = 0; u < call.columns(); u += V) {
       Vector<T> sum = {};
       for (int64_t i = 0; i < call.blocks; ++i)
-        if (items[i].slot[token] >= 0)
-          sum += load(d_projections_of<T>(call, items[i], token) + u);
+        if (row_blocks[i].slot[token] >= 0)
+          sum += load(d_projections_of<T>(call, row_blocks[i], token) + u);
       store(sums + u, sum);
     }
   }
 }
+
+}  // namespace INSTRUCTION_SET

@@ -88,7 +88,7 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads,
     d.weight_hh = input(3 * H * H);
     d.bias_ih = input(3 * H);
     d.bias_hh = input(3 * H);
-    d.saved = input(gru_saved_size(steps, batch, H, reset_after));
+    d.saved = input(gru_saved_size(steps, batch, H, GRU_CELL_GRU, reset_after));
     d.h_last = output(batch * H);
     d.d_weight_ih = output(3 * H * D);
     d.d_weight_hh = output(3 * H * H);
@@ -119,6 +119,7 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads,
                                threads,
                                0,
                                sizeof(T) == 4 && reset_after,  // bfloat16
+                               GRU_CELL_GRU,
                                optional ? output(rows * D) : nullptr};
   if (disturbed) {
     const Disturbance disturbance(tokens, lengths, resets);

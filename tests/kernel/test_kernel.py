@@ -574,7 +574,7 @@ def test_threads_of_openmp():
 def test_build_returns_the_library(tmp_path, monkeypatch):
     source = tmp_path / "one.cpp"
     source.write_text('extern "C" __attribute__((visibility("default"))) int one() { return 1; }')
-    monkeypatch.setattr(build, "SOURCES", [source])
+    monkeypatch.setattr(build, "SOURCES", [(source, [])])
     path = build.build(tmp_path / "built")
     assert path == tmp_path / "built" / kernels.LIBRARY
     assert ctypes.CDLL(str(path)).one() == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.kernels.build import SOURCES, compiler
+from common.kernels.build import FOLDER, KERNEL, compiler, link
 
 DRIVER = Path(__file__).with_name("sanitizers.cpp")
 
@@ -16,13 +16,15 @@ DRIVER = Path(__file__).with_name("sanitizers.cpp")
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path) -> None:
     flags = ["-O1", "-g1", "-std=c++17", "-pthread", "-Wno-psabi", f"-fsanitize={sanitizer}"]
-    flags += ["-fno-sanitize-recover=all", f"-I{SOURCES[0].parent}"]
+    flags += ["-fno-sanitize-recover=all", f"-I{FOLDER}"]
     program = tmp_path / sanitizer
-    build = [str(compiler()), *flags, str(SOURCES[0]), str(DRIVER), "-ldl", "-o", str(program)]
-    built = subprocess.run(build, capture_output=True, text=True, check=False)
-    if "cannot find" in built.stderr:
-        pytest.skip(f"the compiler has no {sanitizer} sanitizer")
-    assert built.returncode == 0, built.stderr
+    sources = [*KERNEL, (DRIVER, [])]
+    try:
+        link(str(compiler()), sources, flags, ["-ldl", "-o", str(program)])
+    except subprocess.CalledProcessError as error:
+        if "cannot find" in error.stderr:
+            pytest.skip(f"the compiler has no {sanitizer} sanitizer")
+        pytest.fail(error.stderr)
     # ThreadSanitizer does not get on with the address randomisation of new kernels.
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
     ran = subprocess.run([*fixed, str(program)], capture_output=True, text=True, check=False)

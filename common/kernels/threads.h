@@ -1,9 +1,10 @@
-// The threads that a call of gru.h shares its work out to, and what is kept from call to call.
+// The threads that share the work of a call of gru.h, and the memory that is kept between calls.
+#pragma once
+
 #include <dlfcn.h>
 #include <pthread.h>
 #ifdef __linux__
 #include <sched.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -17,13 +18,14 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <list>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "weights_cache.h"
 
 namespace {
 
@@ -82,55 +84,6 @@ int number() {
 #endif
 }
 
-// For large memory that has just come from the system: asking for huge pages saves thousands of page
-// faults, which would take a fifth of a forward's time.
-void want_huge_pages(void *memory, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 1 << 21;
-  const uintptr_t from = ((uintptr_t)memory + page - 1) / page * page;
-  const uintptr_t to = ((uintptr_t)memory + bytes) / page * page;
-  if (from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
-#else
-  (void)memory, (void)bytes;
-#endif
-}
-
-// Memory aligned for vectors.
-class Memory {
- public:
-  Memory() = default;
-  Memory(const Memory &) = delete;
-  ~Memory() { release(); }
-  void *at = nullptr;
-  size_t capacity = 0;
-
-  // At least so many bytes; what was there is lost if they are more than before.
-  void *reserve(size_t bytes) {
-    if (bytes > capacity) {
-      release();
-      at = ::operator new(bytes, std::align_val_t(64));
-      capacity = bytes;
-      want_huge_pages(at, bytes);
-    }
-    return at;
-  }
-  void release() {
-    ::operator delete(at, std::align_val_t(64));
-    at = nullptr;
-    capacity = 0;
-  }
-};
-
-// The weights of a direction as an inference packed them, for the next. Nobody says whether weights
-// have changed: PyTorch's count of versions misses what is written through .data, and JAX gives the
-// memory of one array to the next. Their fingerprint does.
-struct Packed {
-  std::vector<int64_t> key;  // where they lie, their sizes, how they are packed
-  Memory memory;
-  uint64_t fingerprint[2] = {};
-  bool filled = false;
-};
-
 // Threads that wait for work between calls, and what is kept for them. One call at a time: but calls
 // that want one thread each, as of several devices of a process, run side by side, on pools of theirs.
 class Pool {
@@ -138,7 +91,7 @@ class Pool {
   std::mutex in_use;
   Memory memory;             // what a call works in
   Memory copies;             // of the weights that an inference packs
-  std::list<Packed> packed;  // the one used last comes first
+  WeightsCache weights;
   OpenMP openmp = nullptr;   // if not null, its threads do this call's work
   int team = 1;              // as many as the process has of them: of a smaller team, the others end
 
@@ -239,26 +192,11 @@ class Pool {
     return true;
   }
 
-  // The memory that a key had the last time, or else new memory.
-  Packed &find(const std::vector<int64_t> &key) {
-    auto found = std::find_if(packed.begin(), packed.end(),
-                              [&](const Packed &each) { return each.key == key; });
-    if (found == packed.end()) packed.emplace_front().key = key;
-    else packed.splice(packed.begin(), packed, found);
-    return packed.front();
-  }
-
-  // Keeps memory for the next call, which saves asking the system for it again, unless it is large;
-  // and of packed weights those that were used last, the very last however large they are.
+  // Keeps the memory for the next call, which saves allocating it again, unless it is large.
   void finish() {
     for (Memory *each : {&memory, &copies})
       if (each->capacity > most_kept) each->release();
-    size_t bytes = 0;
-    for (auto each = packed.begin(); each != packed.end();) {
-      bytes += each->memory.capacity;
-      const bool dropped = bytes > most_kept && each != packed.begin();
-      each = dropped ? packed.erase(each) : std::next(each);
-    }
+    weights.evict();
   }
 
  private:
@@ -272,7 +210,6 @@ class Pool {
   std::atomic<int> busy{0};
   std::atomic<uint64_t> generation{0};
   static inline thread_local int follower = 0;  // of the OpenMP team that this one leads; -1: none
-  static constexpr size_t most_kept = (size_t)256 << 20;
 
   Pool &next() {
     std::lock_guard<std::mutex> lock(mutex);

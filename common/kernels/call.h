@@ -1,0 +1,187 @@
+// The data of one call of gru.h. The host (execution.h) prepares it; the vectorised code, which is
+// compiled once for each instruction set, reads it. Functions in this file have internal linkage, so
+// that the linker never replaces a copy for one instruction set by the copy for another.
+#pragma once
+
+#include <type_traits>
+
+#include "gru.h"
+
+namespace gru {
+
+// Rows, over several steps, that the gradient of the recurrent weights is computed from at once. With
+// fewer, reading and writing the gradient takes more of the time; with more, its rounding errors grow.
+constexpr int64_t chunk_rows = 128;
+
+// Rows of the inputs in one part of the input product.
+constexpr int64_t input_rows = 96;
+
+// The gradient of the input weights is a sum over all live rows. These are the number of its rows,
+// and the bytes of each, that one part adds up. With fewer, memory is read more often; with more, the
+// sums leave the second cache.
+constexpr int64_t gradient_rows = 192, gradient_bytes = 640;
+
+// A cell as the rest of the kernel sees it: see cells.h.
+constexpr int max_gates = 4, max_phases = 2;
+struct CellShape {
+  int gates;                         // blocks of H rows of the weights
+  int saved;                         // numbers per unit and step that forward saves for backward
+  int phases;                        // products of a step, one after the other
+  int phase_gates[max_phases];       // the gates of each phase: one or two
+  bool reads_operand[max_phases];    // whether the left factor is the operand, or else the state
+  int separate_gate;                 // the cell combines the input's share and the recurrent product
+                                     // of this gate itself; -1: of none
+  int nn_gate[max_gates], nn_sign[max_gates];  // the same gate in nn_order, and its sign there
+
+  // The first gate of a phase.
+  constexpr int first_gate(int phase) const { return phase ? phase_gates[0] : 0; }
+  // The parts of a step: threads that share a row block wait for one another between them.
+  constexpr int parts() const { return phases == 2 && reads_operand[1] ? 2 : 1; }
+};
+
+// Some rows of the batch in one direction. One thread walks all their time steps.
+struct RowBlock {
+  int direction;
+  int64_t first, rows;                       // first: the number of rows in the blocks before it
+  const int32_t *row;                        // [rows] into the batch, longest first
+  const int32_t *active;                     // [steps] the number of rows that have this step
+  int32_t *slot;                             // [distinct] the row of d_projections below, or -1
+  void *d_projections, *d_weights, *d_bias;  // the block's share, padded
+};
+
+// Phases [first_phase, last_phase) of a step, for units [from, to).
+struct Task {
+  int64_t step;
+  int first_phase, last_phase;
+  int64_t from, to;
+};
+
+// A part of a product: rows [from, to), panels [first, last).
+struct Part {
+  int direction;
+  int64_t from, to, first, last;
+};
+
+struct Call {
+  const gru_problem *problem;
+  const gru_direction *directions;
+  CellShape cell;
+  const RowBlock *row_blocks;  // [directions, blocks]
+  int64_t blocks, chunk;
+  // Distances in memory, padded to vectors: of the states' rows, the gates of a row, the rows of
+  // gates, the rows of the weights' gradient, the rows of inputs.
+  int64_t state_stride, gate_stride, gates_stride, weight_stride, input_stride;
+  // The live rows of x are those that some step reads. The input product is computed of them alone.
+  // live_rows holds the row of x of each live row, place the reverse; NULL where all are live.
+  int64_t live;
+  const int64_t *live_rows, *place;
+  void *packed[2], *packed_inputs[2];
+  void *projections[2];  // [live, gates]; backward: their gradient
+  void *inputs;          // backward: the live rows in panels
+
+  int64_t columns() const { return cell.gates * gate_stride; }
+};
+
+// The first row of a gate's weights, and the sign that they are multiplied by.
+static inline int64_t rows_of(const Call &call, int gate) {
+  const gru_problem &p = *call.problem;
+  return (p.nn_order ? call.cell.nn_gate[gate] : gate) * p.hidden;
+}
+
+static inline int sign_of(const Call &call, int gate) {
+  return call.problem->nn_order ? call.cell.nn_sign[gate] : 1;
+}
+
+static inline int64_t live_row(const Call &call, int64_t i) {
+  return call.live_rows ? call.live_rows[i] : i;
+}
+
+template <class T>
+static inline const T *input(const Call &call, int64_t i) {
+  return (const T *)call.problem->x + live_row(call, i) * call.problem->inputs;
+}
+
+// The number of panels, of two vectors of width V, of so many columns.
+static inline int64_t panels_of(int64_t columns, int64_t V) { return (columns + 2 * V - 1) / (2 * V); }
+
+// Whether a direction starts anew before step t in row i of the block, which has that step.
+static inline bool resets_at(const gru_problem &p, const gru_direction &d, const RowBlock &block,
+                             int64_t t, int64_t i) {
+  const int64_t begin = t + (d.reverse ? 1 : 0);  // backward, it is the step after this that begins
+  return begin < p.steps && i < block.active[begin] && p.resets[begin * p.batch + block.row[i]];
+}
+
+// An element of the state in which such a direction starts.
+template <class T>
+static inline T reset_state(const gru_direction &d, int64_t at) {
+  return d.h_reset ? ((const T *)d.h_reset)[at] : T(0);
+}
+
+// What products multiply: numbers, or pairs of bfloat16 numbers that follow one another in the sum,
+// the first in the lower half.
+struct __attribute__((may_alias)) Pair {
+  uint32_t bits;
+};
+
+// The numbers in an element E of a product's factors.
+template <class E>
+constexpr int64_t numbers = 1;
+template <>
+constexpr int64_t numbers<Pair> = 2;
+
+// The type of a factor's numbers, in which products are added up.
+template <class E>
+using Number = std::conditional_t<std::is_same_v<E, Pair>, float, E>;
+
+// The K extent: the number of elements of a sum over n numbers.
+template <class E>
+static constexpr int64_t depth(int64_t n) {
+  return (n + numbers<E> - 1) / numbers<E>;
+}
+
+// The working memory of a thread.
+template <class T>
+struct Scratch {
+  T *h, *after, *between[2], *operand, *tile, *gates, *states, *operands, *inputs, *sums;
+  T *factor;                 // a product's left factor in pairs
+  const T **source, **next;  // the projections of this step and the next
+};
+
+// The state that a step begins from.
+template <class T>
+static inline T *state_of(const Scratch<T> &scratch, int64_t step) {
+  return step % 2 ? scratch.after : scratch.h;
+}
+
+// What is compiled for a cell, and for everything else, with one instruction set.
+template <class T>
+struct CellKernels {
+  CellShape shape;
+  void (*forward)(const Call &, const RowBlock &, const Scratch<T> &shared, const Scratch<T> &own,
+                  const Task &);
+  void (*backward)(const Call &, const RowBlock &, const Scratch<T> &);
+};
+
+template <class T>
+struct Kernels {
+  int64_t width;
+  const CellKernels<T> (*cells)[2];  // by gru_problem's cell and reset_after
+  void (*pack_input_weights)(const Call &, int direction, bool backward);
+  void (*pack_weights)(const Call &, int direction, bool backward);
+  void (*project)(const Call &, const Scratch<T> &, const Part &);
+  void (*reduce_weights)(const Call &, int direction, int64_t from, int64_t to);
+  void (*reduce_projections)(const Call &, int direction, int64_t from, int64_t to);
+  void (*pack_inputs)(const Call &, int64_t from, int64_t to);
+  void (*input_weight_gradient)(const Call &, const Scratch<T> &, const Part &);
+  void (*input_gradient)(const Call &, const Scratch<T> &, const Part &);
+  uint64_t (*fingerprint)(const void *, int64_t);
+};
+
+}  // namespace gru
+
+// What instruction_set.cpp defines: the kernels of each instruction set.
+#define DECLARE_KERNELS(set, E)                        \
+  namespace set {                                      \
+  using gru::Pair;                                     \
+  extern const gru::Kernels<gru::Number<E>> kernels_of_##E; \
+  }
