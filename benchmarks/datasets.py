@@ -1,9 +1,8 @@
 """How fast each source reads, on one core and from files in the page cache.
 
-python -m benchmarks.datasets              # about 50 MB of text for each; --megabytes
+python -m benchmarks.datasets              # about 50 MB of text for each
 """
 
-import argparse
 import csv
 import gzip
 import json
@@ -123,9 +122,7 @@ SOURCES: dict[str, Callable[[Path, Rows], str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--megabytes", type=int, default=50)
-    rows = made_up_rows(parser.parse_args().megabytes * 1_000_000)
+    rows = made_up_rows(50_000_000)
     megabytes = sum(len(text) for text, _ in rows) / 1e6
     print(f"{len(rows):,} texts, {megabytes:.0f} MB\n")
     print("| source | s | CPU s | MB/s |")

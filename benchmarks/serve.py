@@ -1,10 +1,9 @@
-"""How much the server does: python -m benchmarks.serve torch|jax RUN_DIR [--requests 100000]
+"""Requests a second that the server answers: python -m benchmarks.serve torch|jax RUN_DIR [OPTIONS]
 
 Starts it, warms it up, and then asks it from 64 connections, over loopback, each one short review
 at a time (of the data set rt). The clients are a process of their own on the same machine.
 """
 
-import argparse
 import asyncio
 import os
 import re
@@ -19,7 +18,7 @@ import numpy as np
 from common.data import corpus
 from tools.large_corpus import resident
 
-CONNECTIONS = 64
+CONNECTIONS, REQUESTS = 64, 100_000
 
 
 def requests_of(count: int) -> list[bytes]:
@@ -59,18 +58,13 @@ async def ask(port: int, requests: list[bytes], count: int) -> tuple[list[float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("framework", choices=["torch", "jax"])
-    parser.add_argument("run_dir")
-    parser.add_argument("--requests", type=int, default=100_000)
-    options, more = parser.parse_known_args()
-    module = f"{options.framework}_impl.serve"
-    command = [sys.executable, "-m", module, options.run_dir, "--port", "0", *more]
+    framework, *arguments = sys.argv[1:]
+    command = [sys.executable, "-m", f"{framework}_impl.serve", *arguments, "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     line = server.stdout.readline()
     print(line, end="")
-    port, requests = int(line.rpartition(":")[2]), requests_of(options.requests)
+    port, requests = int(line.rpartition(":")[2]), requests_of(REQUESTS)
     try:
         import uvloop
 
@@ -79,13 +73,13 @@ def main() -> None:
         run = asyncio.run
     run(ask(port, requests, 5_000))
     before = resident(str(server.pid))[0] / 2**20
-    seconds, lost, wall = run(ask(port, requests, options.requests))
+    seconds, lost, wall = run(ask(port, requests, REQUESTS))
     after = resident(str(server.pid))[0] / 2**20
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 143, server.returncode
     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
     print(
-        f"{options.framework}: {len(seconds):,} requests, {lost} lost, {len(seconds) / wall:,.0f} "
+        f"{framework}: {len(seconds):,} requests, {lost} lost, {len(seconds) / wall:,.0f} "
         f"a second; p50 {p50:.1f} ms, p99 {p99:.1f} ms; memory {before:.0f} MiB before, "
         f"{after:.0f} after; load {os.getloadavg()[0]:.1f}"
     )

@@ -5,7 +5,6 @@ python -m benchmarks.vectors FOLDER        # writes 3,000,000 x 300: 3.6 GB, and
 A process of its own reads each file, and keeps every thirtieth of its words.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from gensim.models import KeyedVectors
 
-D, EVERY = 300, 30
+COUNT, D, EVERY = 3_000_000, 300, 30
 READ = """
 import sys, time
 from pathlib import Path
@@ -60,16 +59,12 @@ def gensim(path: Path, words: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--words", type=int, default=3_000_000)
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    words = made_up_words(options.words)
-    (options.folder / "words").write_text("\n".join(words[::EVERY]))
+    folder, words = Path(sys.argv[1]), made_up_words(COUNT)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "words").write_text("\n".join(words[::EVERY]))
     print("| file | CPU s | peak memory of the process |\n|---|---|---|", flush=True)
     for name, write in {"vectors.bin": word2vec, "vectors.kv": gensim}.items():
-        path = options.folder / name
+        path = folder / name
         if not path.exists():
             write(path, words)
         subprocess.run([sys.executable, "-c", READ, path], check=True)

@@ -9,20 +9,30 @@ from importlib import import_module
 
 import pytest
 
+from common.report import figures
 from common.training import loop, run_directory
 from comparison import processes
 from comparison.processes import Job, Place
 
+SAVE = figures.Figure.save
+
 
 @pytest.fixture(scope="module", autouse=True)
 def not_drawn(drawn_here: None) -> Iterator[None]:
-    """The report is drawn, but not the figures of each run, which take longer than its training."""
+    """Reports are written without their figures, and nothing is drawn of a run: to draw takes
+    longer than the trainings of these tests. Those with the fixture `drawing` have the figures."""
     draw = run_directory.draw
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures.Figure, "save", lambda *_: None)
         patch.setattr(
             run_directory, "draw", lambda folder, *program: not program or draw(folder, *program)
         )
         yield
+
+
+@pytest.fixture
+def drawing(not_drawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures.Figure, "save", SAVE)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 import compare
 import jax_impl.classifier
+from common.report import figures
 from common.report.schema import Check, Run, Task
 from common.training import run_directory
 from comparison import checks, gpu, parity, runs
@@ -18,7 +19,7 @@ from tests.training.cases import Command, refused, succeeds
 QUICKLY = ("--epochs", 1, "--log-every", 2)
 
 
-@pytest.mark.usefixtures("in_this_process")  # .ci/run starts processes
+@pytest.mark.usefixtures("in_this_process", "drawing")  # .ci/run starts processes
 def test_accuracy_trains_models_and_writes_the_report(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +53,7 @@ def test_accuracy_trains_models_and_writes_the_report(
     for figure in re.findall(r"\((figures/.+?)\)", report):
         assert (tmp_path / figure).is_file()
     (tmp_path / "report.md").unlink()
+    monkeypatch.setattr(figures.Figure, "save", lambda *_: None)  # which are drawn already
     assert command(compare.main, "report", "--out", out)[0] == 0
     assert (tmp_path / "report.md").read_text() == report
 

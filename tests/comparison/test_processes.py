@@ -5,10 +5,11 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from common.errors import InputError, NotFiniteError, Stopped
+from common.errors import InputError, NotFiniteError, Stopped, interrupt_again
 from comparison import processes
 from comparison.processes import Job, Place
 
@@ -160,3 +161,9 @@ def test_the_jobs_end_with_a_program_that_fails_as_it_listens(programs: Path) ->
     with pytest.raises(BrokenPipeError):
         processes.run([job], Place(), say, lambda job: None)
     assert time.monotonic() - begun < 30
+
+
+def test_an_interrupt_that_python_discards_is_raised_again() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_again(SimpleNamespace(exc_type=KeyboardInterrupt))
+        time.sleep(5)

@@ -179,7 +179,7 @@ def test_a_layer_is_one_node() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    sizes = {"train_size": 600, "test_size": 1_000, "max_length": 30, "hidden_size": 8, "epochs": 2}
+    sizes = {"train_size": 600, "test_size": 250, "max_length": 30, "hidden_size": 8, "epochs": 2}
     how = {"model": "bigru", "ngrams": 2, "pooling": "last+max", "vectors": "random:8"}
     loop.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **sizes, **how))
     return folder

@@ -274,13 +274,13 @@ def test_compare_stops_with_its_training_and_goes_on_with_it(
 
     arguments = ["accuracy", "--frameworks", "torch", "--models", "gru", *ARGUMENTS]
     # If the signal is lost, the training ends by itself after some seconds.
-    arguments += ["--epochs", 400, "--checkpoint-seconds", 0, "--out", tmp_path]
+    arguments += ["--epochs", 100, "--checkpoint-seconds", 0, "--out", tmp_path]
     threading.Thread(target=interrupt, daemon=True).start()
     status, _, error = command(compare.main, *arguments)
     assert status == 130
     assert "the same command goes on" in error
     last = checkpoint.last(out)
-    assert last is not None and int(last.name) < 400 * 8
+    assert last is not None and int(last.name) < 100 * 8
 
     arguments = ["--resume", out, "--epochs", 1 + int(last.name) // 8]
     output = succeeds(command(train_torch, *arguments))
