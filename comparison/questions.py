@@ -270,7 +270,7 @@ def _conclusion(pair: schema.Pair) -> str:
     )
 
 
-# How far back gradients reach.
+# The gradient norm by the distance to the end.
 
 
 def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> schema.Vanishing:

@@ -68,7 +68,10 @@ def main() -> None:
             storage, pruner = _storage(options.storage), optuna.pruners.MedianPruner()
             sampler = optuna.samplers.TPESampler()
             if options.given:
-                sampler = optuna.samplers.PartialFixedSampler(_searched(options), sampler)
+                fixed = {
+                    name: getattr(options, name) for name in ("learning_rate", *SIZES, *DROPOUT)
+                }
+                sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
             study = optuna.load_study(
                 study_name=options.study, storage=storage, sampler=sampler, pruner=pruner
             )
@@ -214,10 +217,10 @@ def counted(study: "optuna.Study", running: bool = False) -> list["optuna.trial.
 
 def gather(study: "optuna.Study", framework: str, options: TrainConfig) -> Tuning:
     """The study's trials, and the command that trains with the best options."""
-    result = []
+    trials = []
     for trial in counted(study):
         attributes, state = trial.user_attrs, trial.state.name.lower()
-        result.append(
+        trials.append(
             Trial(
                 number=trial.number,
                 state="failed" if state == "fail" else state,  # type: ignore[arg-type]
@@ -229,14 +232,14 @@ def gather(study: "optuna.Study", framework: str, options: TrainConfig) -> Tunin
                 given=attributes.get("given", False),
             )
         )
-    complete = [trial for trial in result if trial.state == "complete"]
-    best = min(complete, key=lambda trial: trial.loss, default=None)
-    best_options: dict[str, Any] = {**best.options} if best else {}
-    chosen = dataclasses.replace(options, **best_options)
-    preset = TrainConfig(preset=chosen.preset, **PRESETS[chosen.preset])
-    arguments = to_arguments(dataclasses.replace(chosen, out=None, restart=False), preset)
-    command = ["python", "-m", f"{framework}_impl.train", "--preset", chosen.preset, *arguments]
-    return Tuning(study.study_name, shlex.join(command) if best else "", result)
+    tuning = Tuning(study.study_name, "", trials)
+    if tuning.best:
+        changes: dict[str, Any] = {**tuning.best.options, "out": None, "restart": False}
+        chosen = dataclasses.replace(options, **changes)
+        preset = TrainConfig(preset=chosen.preset, **PRESETS[chosen.preset])
+        command = ["python", "-m", f"{framework}_impl.train", "--preset", chosen.preset]
+        tuning.command = shlex.join([*command, *to_arguments(chosen, preset)])
+    return tuning
 
 
 @contextmanager
@@ -266,10 +269,6 @@ def _storage(url: str) -> "optuna.storages.RDBStorage":
         except SQLAlchemyError:
             time.sleep(patience)
     return connect()
-
-
-def _searched(options: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("learning_rate", *SIZES, *DROPOUT)}
 
 
 def _digest(options: TrainConfig) -> str:

@@ -40,7 +40,10 @@ def read_tensors(path: Path) -> Arrays:
             return _parse_safetensors(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             # NumPy saves an array of bfloat16 as "V2".
-            return {name: _widened(v) if v.dtype == "V2" else v for name, v in archive.items()}
+            return {
+                name: (v.view("<u2").astype("<u4") << 16).view("<f4") if v.dtype == "V2" else v
+                for name, v in archive.items()
+            }
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except InputError as error:
@@ -127,7 +130,3 @@ def _parse_safetensors(content: bytes) -> Arrays:
 def _to_numpy(tensor: Any) -> np.ndarray:
     known = not tensor.is_floating_point() or str(tensor.dtype).removeprefix("torch.") in FLOATS
     return (tensor if known else tensor.float()).detach().numpy()
-
-
-def _widened(bits: np.ndarray) -> np.ndarray:
-    return (bits.view("<u2").astype("<u4") << 16).view("<f4")

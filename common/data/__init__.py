@@ -1,1 +1,1 @@
-"""From a file to a batch: sources, text, corpus, encoding, vectors, batches."""
+"""The data pipeline from a file to a batch: sources, text, corpus, encoding, vectors, batches."""

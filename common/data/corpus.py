@@ -311,7 +311,8 @@ def _write(dataset: Dataset, raw: Raw, folder: Path, left_out: Counter[str] | No
     if names == [""]:  # no categories
         names = []
         del columns["categories"]
-    texts = _texts(folder, len(words), columns)
+    starts = _offsets(columns["lengths"])[:-1]
+    texts = EncodedSplit(map_file(path, np.int32), starts, vocabulary_size=len(words), **columns)
     in_test = _in_test(dataset, texts, splits, hashes, classes)
 
     train, test = texts.take(~in_test, ""), texts.take(in_test, "")
@@ -447,17 +448,12 @@ def _in_test(
             single, test_size=size, stratify=strata[single], random_state=SPLIT_SEED
         )
     except ValueError:
-        copies = "; a text with copies stays in training, so that it is in one split only"
+        reason = "; a text with copies stays in training, so that it is in one split only"
         raise InputError(
             f"{name}: cannot draw {size:,} test texts with every class "
-            f"from the {len(single):,} of {total:,} that occur once{copies if repeated else ''}"
+            f"from the {len(single):,} of {total:,} that occur once{reason if repeated else ''}"
         ) from None
     return np.isin(np.arange(total), drawn)
-
-
-def _texts(folder: Path, vocabulary_size: int, columns: dict[str, Any]) -> EncodedSplit:
-    tokens, starts = map_file(folder / TOKENS, np.int32), _offsets(columns["lengths"])[:-1]
-    return EncodedSplit(tokens, starts, vocabulary_size=vocabulary_size, **columns)
 
 
 def _offsets(lengths: Int32[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:

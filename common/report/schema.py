@@ -515,7 +515,7 @@ class Explained(Struct):
 
 
 class Review(Struct):
-    """A review of the gate explorer; text is what the tokenizer made of it."""
+    """A review of the gate explorer; `text` is its tokens, joined by spaces."""
 
     text: str
     words: Annotated[list[str], Meta(min_length=1)]
@@ -542,7 +542,7 @@ class Results(Struct):
     """The content of results.json."""
 
     environment: dict[str, str | int]
-    """The command, and what else the numbers depend on besides the code."""
+    """The command and, except the code, everything that the numbers depend on."""
     runs: list[Run] = []
     parity: list[Check] = []
     data: Data | UnsetType = UNSET

@@ -57,9 +57,9 @@ def test_a_peer_above_its_bound_is_shown_everywhere() -> None:
     assert "In 1 of those that passed, the error of another library's layer exceeds" in excesses
     assert "1.02 (flax.linen.GRUCell, d params, reset after, float32)" in excesses
     (_, finding), (_, note), _ = sections(results)["Parity"]
-    assert "Of this project's implementations, the error closest to its bound takes 40%" in finding
-    assert "Of other libraries, the error closest to its bound takes 102% of it" in finding
-    assert "fail only where the error is more than 4 times the bound" in note
+    assert "error of this project's implementations, relative to its bound, is 40%" in finding
+    assert "error of other libraries, relative to its bound, is 102%" in finding
+    assert "their checks fail only above 4 times the bound" in note
 
 
 def test_the_suite_in_short_names_the_bound_that_does_not_hold() -> None:
