@@ -42,6 +42,8 @@ class LayerCall(NamedTuple):
     """Whether the outputs are wanted; without them, they have no time steps."""
     bfloat16: bool = False
     """Whether the matrices that products multiply are rounded to bfloat16."""
+    cell: str = "gru"
+    """The cell, a key of CELLS in common/params.py."""
 
     @property
     def steps(self) -> int:

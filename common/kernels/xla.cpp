@@ -54,7 +54,7 @@ class Mended {
 template <bool backward>
 ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
                        ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
-                       int32_t threads) {
+                       int32_t cell, int32_t threads) {
   const size_t R = reverse.size(), of_args = backward ? 2 * R + 7 : 4 * R + 6,
                of_results = backward ? 4 * R + 3 : 3;
   if (R < 1 || R > 2 || args.size() != of_args || results.size() != of_results)
@@ -71,6 +71,7 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
   const auto weights = arg(R), x = arg(backward ? 2 * R : 4 * R);
   const bool has_tokens = rank(tokens) == 2, has_resets = rank(resets) == 2;
   const ffi::DataType type = weights.element_type();
+  if (cell < 0 || cell >= GRU_CELLS) return ffi::Error::InvalidArgument("GRU: no such cell");
   if (type != ffi::F32 && type != ffi::F64)
     return ffi::Error::InvalidArgument("GRU: float32 and float64 only");
   if (bfloat16 && type != ffi::F32)
@@ -90,13 +91,14 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
   problem.is_double = type == ffi::F64;
   problem.reset_after = reset_after;
   problem.bfloat16 = bfloat16;
+  problem.cell = cell;
   problem.directions = (int32_t)R;
   problem.threads = threads;
 
   const int64_t T = problem.steps, B = problem.batch, D = problem.inputs, H = problem.hidden;
-  const int64_t both = (int64_t)R;
+  const int64_t both = (int64_t)R, gates = gru_gates(cell);
   const Sizes of_x = has_tokens ? Sizes{problem.distinct, D} : Sizes{T, B, D};
-  const Sizes of_states = {both, B, H}, of_input = {3 * H, D}, of_hidden = {3 * H, H};
+  const Sizes of_states = {both, B, H}, of_input = {gates * H, D}, of_hidden = {gates * H, H};
   // Outputs, or their gradient, may be left out: then they have no time steps. So may what forward
   // saves, and the gradient of x.
   const auto outputs = backward ? arg(2 * R + 1) : result(0);
@@ -109,7 +111,7 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
       {"lengths", lengths, {B}, ffi::S32},
       {"resets", resets, has_resets ? Sizes{T, B} : Sizes{0}, ffi::PRED},
       {"outputs", outputs, {return_sequences ? T : 0, B, both * H}, type},
-      {"saved", saved, {both, saves ? gru_saved_size(T, B, H, GRU_CELL_GRU, reset_after) : 0}, type},
+      {"saved", saved, {both, saves ? gru_saved_size(T, B, H, problem.cell, reset_after) : 0}, type},
       {"h_last", backward ? arg(2 * R + 2) : result(1), of_states, type},
       {"h0", backward ? result(4 * R + 1) : arg(4 * R + 1), of_states, type},
       {"h_reset", backward ? result(4 * R + 2) : arg(4 * R + 2),
@@ -122,7 +124,7 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
     if (backward) arrays.push_back({"d_weight_ih", result(i), of_input, type});
     if (backward) arrays.push_back({"d_weight_hh", result(R + i), of_hidden, type});
     for (size_t at : {2 * R + i, 3 * R + i})
-      arrays.push_back({"bias", backward ? result(at) : arg(at), {3 * H}, type});
+      arrays.push_back({"bias", backward ? result(at) : arg(at), {gates * H}, type});
   }
   if (ffi::Error error = check(arrays); error.failure()) return error;
 
@@ -176,6 +178,7 @@ auto binding() {
       .Attr<ffi::Span<const int64_t>>("reverse")
       .Attr<bool>("reset_after")
       .Attr<bool>("bfloat16")
+      .Attr<int32_t>("cell")
       .Attr<int32_t>("threads");
 }
 

@@ -19,7 +19,7 @@ import pytest
 
 from common import kernels
 from common.kernels import build
-from common.params import DIRECTIONS, GRU_PARAMETERS
+from common.params import CELLS, DIRECTIONS, GRU_PARAMETERS
 from tests.cases import (
     Array,
     Arrays,
@@ -129,6 +129,26 @@ def test_every_remainder_of_the_input_product(dtype, reset_after, instruction_se
         tokens = np.random.default_rng(D).permutation(K)[:rows].astype(np.int32)
         case = replace(case, lengths=None, tokens=np.resize(tokens, (steps, 20)))
         check(case, reset_after)
+
+
+RNN_SIZES = [
+    (7, 5, 4, 3, 4),
+    (12, 3, 33, 127, 0),
+    (6, 67, 20, 130, 50),
+    (0, 4, 2, 5, 3),
+    (60, 1, 5, 130, 7),
+    (6, 150, 12, 19, 129),
+]
+
+
+@each_dtype
+@pytest.mark.parametrize("sides", [FORWARD, BACKWARD, DIRECTIONS], ids=str)
+def test_tanh_rnn(sides, dtype, instruction_set):
+    """One gate, no operand: every size, tokens and resets, and one row block that threads share."""
+    for size in RNN_SIZES:
+        case = draw(*size, sides=sides, dtype=dtype, cell="rnn")
+        check(case, False)
+        check(case, True, backward=False)
 
 
 BOTH_SIZES = [
@@ -589,6 +609,14 @@ def test_build_without_a_compiler_returns_none(tmp_path, monkeypatch, capsys):
 def test_import_without_the_library():
     code = "from common import kernels; kernels.PATH = 'absent.so'; assert not kernels.available()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_cells_are_those_of_the_header():
+    lib = kernels.library()
+    for cell, saved in kernels.CELLS.items():
+        index = kernels.cell_index(cell)
+        assert lib.gru_gates(index) == CELLS[cell].blocks
+        assert tuple(lib.gru_saved_size(1, 1, 1, index, after) for after in (0, 1)) == saved
 
 
 def test_structures_match_the_header():
