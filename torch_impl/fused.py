@@ -39,7 +39,7 @@ from torch_impl.memory import (
 )
 from torch_impl.scan import scan
 
-Flags = Sequence[bool | str]
+Flags = Sequence[Any]
 SCANS: dict[str, Callable[[LayerCall], Found]] = {"gru": scan}
 """By cell, the recurrence of by_scan. That of the tanh RNN computes in float32 throughout."""
 # Evaluated at import time, because torch.compile cannot trace it.
@@ -72,6 +72,7 @@ def recurrence(call: LayerCall) -> Found:
     Raises ValueError for shapes that do not fit, where a length is not in 0..T and where a token is
     not in 0..K-1, TypeError for a dtype that the kernel does not compute in.
     """
+    flags: Any
     x, tokens, weights, lengths, h0, resets, h_reset, *flags = call
     arrays = (x, *(array for each in weights for array in each), h0)
     if resets is not None:
@@ -252,14 +253,16 @@ backward_operator = torch.library.custom_op(
 
 @forward_operator.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *arguments, flags, save = inputs[:6]
-    return forward_shapes(call_of(*arguments, [*flags, *(inputs[6:] or ("gru",))]), save)
+    arrays, tokens, lengths, resets, flags, save, *cell = inputs
+    call = call_of(arrays, tokens, lengths, resets, [*flags, *(cell or ["gru"])])
+    return forward_shapes(call, save)
 
 
 @backward_operator.register_fake
 def _(*inputs: Any) -> list[Tensor]:
-    call = call_of(*inputs[:4], [*inputs[4], *(inputs[9:] or ("gru",))])
-    return backward_shapes(call, inputs[6], inputs[8])
+    arrays, tokens, lengths, resets, flags, _, d_h_last, _, of_x, *cell = inputs
+    call = call_of(arrays, tokens, lengths, resets, [*flags, *(cell or ["gru"])])
+    return backward_shapes(call, d_h_last, of_x)
 
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -348,9 +351,9 @@ class Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        flags = inputs[3]
-        arrays = [*map(dense, inputs[5:])]
-        output = forward_of_arrays(arrays, *inputs[:3], flags[:3], inputs[4], flags[3])
+        tokens, lengths, resets, flags, save, *arrays = inputs
+        places = (tokens, lengths, resets)
+        output = forward_of_arrays([*map(dense, arrays)], *places, flags[:3], save, flags[3])
         Forward.setup_context(ctx, inputs, output)
         return output
 
