@@ -429,8 +429,8 @@ xla.cpp: JAX: the second direction writes over the first's outputs
 - (char *)outputs.untyped_data() + i * H * size
 + (char *)outputs.untyped_data() + 0 * i * H * size
 xla.cpp: JAX: the last result is not NaN where a token points nowhere
-- status != GRU_OK && i < of_results; ++i)
-+ status != GRU_OK && i + 2 < of_results; ++i)
+- status != GRU_OK && i < call.of_results; ++i)
++ status != GRU_OK && i + 2 < call.of_results; ++i)
 @ arguments: The bindings: what the kernel is told.
 torch_impl/fused.py: PyTorch: the number of rows of the weights is not validated
 - each, (rows, columns), dtype)

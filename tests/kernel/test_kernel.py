@@ -622,6 +622,20 @@ def test_cells_are_those_of_the_header():
         assert tuple(lib.gru_saved_size(1, 1, 1, index, after) for after in (0, 1)) == saved
 
 
+@pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+def test_each_file_compiles_by_itself():
+    """As an editor compiles it, with compile_flags.txt; xla_arrays.h needs jaxlib's headers."""
+    flags = (build.FOLDER / "compile_flags.txt").read_text().split()
+    command = [str(build.compiler()), *flags, *build.ffi_flags(), "-w", "-fsyntax-only"]
+    files = [*build.FOLDER.glob("*.h"), *build.FOLDER.glob("*.cpp")]
+    processes = [
+        subprocess.Popen([*command, str(file)], stderr=subprocess.PIPE, text=True)
+        for file in files
+        if build.ffi_flags() or file.name != "xla_arrays.h"
+    ]
+    assert [process.communicate()[1] for process in processes] == [""] * len(processes)
+
+
 MGU = """
 import numpy as np
 from common import kernels, oracle, params
