@@ -44,6 +44,8 @@ class LayerCall(NamedTuple):
     """Whether to return the outputs; otherwise the outputs have no time steps."""
     bfloat16: bool = False
     """Whether the factors of matrix products are rounded to bfloat16."""
+    cell: str = "gru"
+    """The cell, a key of CELLS in common/params.py."""
 
     @property
     def steps(self) -> int:

@@ -31,7 +31,7 @@ def or_empty(array: Array | None, dtype: DTypeLike) -> Array:
 def forward_shapes(call: LayerCall, save: bool) -> list[jax.ShapeDtypeStruct]:
     """The descriptions of what fused.forward returns, for the same arguments."""
     R, batch, size = call.h0.shape
-    saved = kernels.saved_size(call.steps, batch, size, call.reset_after) if save else 0
+    saved = kernels.saved_size(call.steps, batch, size, call.reset_after, call.cell) if save else 0
     steps = call.steps if call.return_sequences else 0
     shape = like(call.h0)
     return [shape((steps, batch, R * size)), shape(call.h0.shape), shape((R, saved))]

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import DTypeLike
 
 from common import kernels
 from common.cells import LayerCall, dtype_name
@@ -34,10 +35,13 @@ BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
 DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
 
 # JAX differentiates functions of `arrays` (x, the weights of each direction, h0 and h_reset),
-# `places` (tokens, lengths and resets) and `how` (reset_after, return_sequences, bfloat16, gpu).
+# `places` (tokens, lengths and resets) and `how` (reset_after, return_sequences, bfloat16, cell,
+# gpu).
 Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array, Array | None]
 Places = tuple[Array | None, Array, Array | None]
-How = tuple[bool, bool, bool, bool]
+How = tuple[bool, bool, bool, str, bool]
+SCANS: dict[str, Callable[[LayerCall], Found]] = {"gru": scan}
+"""By cell, the recurrence of by_scan. That of the tanh RNN computes in float32 throughout."""
 
 
 def available(device: str = "cpu", dtype: Any = "float32", size: int | None = None) -> bool:
@@ -46,6 +50,13 @@ def available(device: str = "cpu", dtype: Any = "float32", size: int | None = No
     bfloat16 is that of the products: the processor has to have an instruction for it.
     """
     return BUILT and not gpu.rehearsed and device == "cpu" and dtype_name(dtype) in DTYPES
+
+
+def lowered(dtype: DTypeLike) -> bool:
+    """Whether jax.default_matmul_precision("bfloat16") means products in bfloat16: of float32,
+    where the processor has an instruction for it."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return dtype == jnp.float32 and precision == "bfloat16" and "bfloat16" in DTYPES
 
 
 def recurrence(call: LayerCall, *, gpu: bool = False) -> Found:
@@ -66,6 +77,8 @@ def recurrence(call: LayerCall, *, gpu: bool = False) -> Found:
             f"the fused GRU computes in float32 or float64, not {h0.dtype}: "
             'implementation="scan" does'
         )
+    if not gpu and lowered(h0.dtype):
+        flags[2] = True
     arrays = (x, tuple(map(tuple, weights)), h0, h_reset)
     tokens = None if tokens is None else tokens.astype(jnp.int32)
     places = (tokens, lengths.astype(jnp.int32), resets)
@@ -75,7 +88,7 @@ def recurrence(call: LayerCall, *, gpu: bool = False) -> Found:
 def call_of(arrays: Arrays, places: Places, how: How) -> LayerCall:
     """The LayerCall of these."""
     (x, weights, h0, h_reset), (tokens, lengths, resets) = arrays, places
-    return LayerCall(x, tokens, weights, lengths, h0, resets, h_reset, *how[:3])
+    return LayerCall(x, tokens, weights, lengths, h0, resets, h_reset, *how[:4])
 
 
 def vary_alike(tree: Any) -> Any:
@@ -122,7 +135,7 @@ def places_of(call: LayerCall) -> tuple[Array, Array, Array]:
 
 def compute(arrays: Arrays, places: Places, how: How, save: bool) -> tuple[Array, Array, Array]:
     """A layer, without a gradient; returns what `forward` does."""
-    function = cuda.forward if how[3] else forward
+    function = cuda.forward if how[4] else forward
     outputs, h_last, saved = function(call_of(arrays, places, how), save)
     return outputs, h_last, saved
 
@@ -181,7 +194,7 @@ def pull(
     of_x: bool,
 ) -> Arrays:
     """The gradients of arrays; that of x is zero unless of_x says that it is wanted."""
-    call, function = call_of(arrays, places, how), cuda.backward if how[3] else backward
+    call, function = call_of(arrays, places, how), cuda.backward if how[4] else backward
     d_x, *d_weights, d_h0, d_h_reset = function(call, *cotangents, saved, of_x)
     by_direction = tuple(tuple(d_weights[i : i + 4]) for i in range(0, len(d_weights), 4))
     d_x = d_x if of_x else jnp.zeros_like(call.x)
@@ -203,7 +216,8 @@ def by_scan(places: Places, how: How) -> Callable[..., Found]:
     """The function of the arrays that the kernel computes, by scan.py."""
 
     def run(*arrays: Any) -> Found:
-        return scan(call_of(arrays, places, how))
+        call = call_of(arrays, places, how)
+        return SCANS[call.cell](call)
 
     return run
 
@@ -313,5 +327,6 @@ def attributes(call: LayerCall) -> dict[str, Any]:
         "reverse": np.arange(len(call.weights)),
         "reset_after": np.bool_(call.reset_after),
         "bfloat16": np.bool_(call.bfloat16),
+        "cell": np.int32(kernels.cell_index(call.cell)),
         "threads": np.int32(kernels.threads()),
     }

@@ -220,6 +220,7 @@ def run(
             reset_after,
             return_sequences or number < layers - 1,
             bfloat16,
+            cell.name,
         )
         x, last = recurrence.compute(call)
         tokens = None

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from common.cells import Cell, Recurrence
 from common.params import CELLS
+from jax_impl import fused
 from jax_impl.layers import loop
 
 
@@ -27,5 +28,9 @@ def step(
     return jnp.tanh(a + h @ weight_hh.T + bias_hh), {}
 
 
-RECURRENCES = {"scan": Recurrence(loop(step))}
+RECURRENCES = {
+    "scan": Recurrence(loop(step)),
+    "fused": Recurrence(fused.recurrence, fused.available, True),
+}
+fused.SCANS["rnn"] = RECURRENCES["scan"].compute
 CELL = Cell(CELLS["rnn"], step, RECURRENCES)

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import DTypeLike, NDArray
 
 from common import kernels, oracle
-from common.params import DIRECTIONS, GRU_PARAMETERS
+from common.params import CELLS, DIRECTIONS, GRU_PARAMETERS
 
 Array = NDArray[np.floating]
 Arrays = dict[str, Array]
@@ -42,13 +42,18 @@ class Case:
     d_h_last: Array | None
 
     @property
+    def cell(self) -> str:
+        return next(iter(self.parameters)).partition(".")[0]
+
+    @property
     def sides(self) -> tuple[str, ...]:
-        return tuple(side for side in DIRECTIONS if f"gru.0.{side}.bias_hh" in self.parameters)
+        names = {name.split(".")[2] for name in self.parameters}
+        return tuple(side for side in DIRECTIONS if side in names)
 
     @property
     def weights(self) -> list[list[Array]]:
         """The parameters of each direction, in the order of GRU_PARAMETERS."""
-        names = [[f"gru.0.{side}.{name}" for name in GRU_PARAMETERS] for side in self.sides]
+        names = [[f"{self.cell}.0.{side}.{name}" for name in GRU_PARAMETERS] for side in self.sides]
         return [[self.parameters[name] for name in own] for own in names]
 
     @property
@@ -103,6 +108,7 @@ def draw(
     resets: bool | None = None,
     dtype: DTypeLike = np.float64,
     seed: int = 0,
+    cell: str = "gru",
 ) -> Case:
     """A random case; with K, of K distinct tokens. By default an odd B has resets."""
     rng, R = np.random.default_rng([T, B, D, H, K, seed]), len(sides)
@@ -110,7 +116,7 @@ def draw(
     lengths[: B // 2] = np.maximum(lengths[: B // 2], T // 2)
     lengths[: min(B, 1)] = T
     rng.shuffle(lengths)
-    shapes = dict(zip(GRU_PARAMETERS, [(3 * H, D), (3 * H, H), (3 * H,), (3 * H,)], strict=True))
+    shapes = CELLS[cell].shapes(D, H)
     has_resets = B % 2 == 1 if resets is None else resets
 
     def normal(*shape: int) -> Array:
@@ -118,7 +124,7 @@ def draw(
 
     return Case(
         parameters={
-            f"gru.0.{side}.{name}": normal(*shape) / max(shape[-1], 1) ** 0.5
+            f"{cell}.0.{side}.{name}": normal(*shape) / max(shape[-1], 1) ** 0.5
             for side in sides
             for name, shape in shapes.items()
         },
@@ -166,9 +172,9 @@ def reference(
     found: dict[str, list[Array]] = {}
     gradients: Arrays = {}
     for i, (side, weights) in enumerate(zip(case.sides, case.weights, strict=True)):
-        name = f"gru.0.{side}"
+        name = f"{case.cell}.0.{side}"
         W, U, b, c = (each.astype(dtype) for each in weights)
-        own = (np.zeros((3 * H, 3 * H), dtype).view(Identity), U, np.zeros_like(b), c)
+        own = (np.zeros((len(W), len(W)), dtype).view(Identity), U, np.zeros_like(b), c)
         named = {f"{name}.{part}": each for part, each in zip(GRU_PARAMETERS, own, strict=True)}
         inputs = np.where(live, (times(x, W.T) + b)[case.places], 0)
         direction, outputs, h_last = module._forward_direction(
@@ -178,7 +184,7 @@ def reference(
         d_inputs, d_h0, d_h_reset = module._backward_direction(
             run, direction, d_outputs[i], d_h_last[i], gradients
         )
-        d_rows = np.zeros((len(x), 3 * H), dtype)
+        d_rows = np.zeros((len(x), len(W)), dtype)
         np.add.at(d_rows, case.places, d_inputs)
         gradients |= {f"{name}.weight_ih": times(d_rows.T, x), f"{name}.bias_ih": d_rows.sum(0)}
         states = {"outputs": outputs, "h_last": h_last, "d_h0": d_h0, "d_h_reset": d_h_reset}
@@ -277,7 +283,7 @@ def call_kernel(
     if case.d_outputs is not None:
         for part, values in zip(d_outputs, np.split(case.d_outputs, R, -1), strict=True):
             part[:] = values.reshape(T * B, H)
-    saved = [new(kernels.saved_size(T, B, H, reset_after)) for _ in range(R)]
+    saved = [new(kernels.saved_size(T, B, H, reset_after, case.cell)) for _ in range(R)]
     states = ("h_last", "d_h0", "d_h_reset")[: 2 if case.resets is None else 3]
     written = [
         {name: new(B, H) for name in states}
@@ -310,6 +316,7 @@ def call_kernel(
         resets=address(case.resets),
         is_double=dtype == np.float64,
         reset_after=reset_after,
+        cell=kernels.cell_index(case.cell),
         directions=R,
         threads=threads,
         d_x=address(gradient) if d_x else None,
@@ -323,7 +330,7 @@ def call_kernel(
     results = {name: np.stack([each[name] for each in written]) for name in states}
     results |= {"d_x": gradient.reshape(case.x.shape)} if d_x else {}
     for side, each in zip(case.sides, written, strict=True):
-        results |= {f"gru.0.{side}.{name}": each[f"d_{name}"] for name in GRU_PARAMETERS}
+        results |= {f"{case.cell}.0.{side}.{name}": each[f"d_{name}"] for name in GRU_PARAMETERS}
     results = results if backward else {"h_last": results["h_last"]}
     if outputs:
         results["outputs"] = np.concatenate([part.reshape(T, B, H) for part in of_outputs], -1)

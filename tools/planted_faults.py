@@ -352,7 +352,29 @@ gru.cpp: an unknown instruction set changes the choice
 -     chosen = set;
 +     chosen = set;
 +     if (!set) return nullptr;
+@ kernel: The tanh RNN.
+cell_rnn.h: the gradient of the tanh is that at the state before
+- const Vector<T> state = units.saved(1);
++ const Vector<T> state = units.saved(0);
+cell_rnn.h: the gradient passes a step without a product
+- units.set_d_state(Vector<T>{});
++ units.set_d_state(d);
+cells.h: another cell is computed in its place
+-     {cell<E, Rnn>, cell<E, Rnn>},
++     {cell<E, Gru<false>>, cell<E, Gru<true>>},
 @ bindings: The bindings: what the kernel is told.
+torch_impl/fused.py: PyTorch: every cell is the GRU
+- cell=kernels.cell_index(call.cell),
++ cell=0,
+jax_impl/fused.py: JAX: every cell is the GRU
+- np.int32(kernels.cell_index(call.cell)),
++ np.int32(0),
+torch_impl/fused.py: PyTorch: the frameworks' switch is not read
+- call.bfloat16 or lowered(dtype),
++ call.bfloat16,
+jax_impl/fused.py: JAX: the framework's switch is not read
+- if not gpu and lowered(h0.dtype):
++ if False:
 torch_impl/fused.py: PyTorch: the second direction writes over the first's outputs
 - direction.outputs = offset(pointer(outputs), i * row)
 + direction.outputs = offset(pointer(outputs), 0)
@@ -360,8 +382,8 @@ torch_impl/fused.py: PyTorch: the second direction's last states lie a row too e
 - direction.h_last = offset(pointer(h_last), state)
 + direction.h_last = offset(pointer(h_last), i * (problem.batch - 1) * row)
 torch_impl/fused.py: PyTorch: the second direction's biases are those of the first
-- address(f"{name}[{i}]", each, (3 * problem.hidden,), h0.dtype)
-+ address(f"{name}[{i}]", call.weights[0][3], (3 * problem.hidden,), h0.dtype)
+- address(f"{name}[{i}]", each, (rows,), h0.dtype)
++ address(f"{name}[{i}]", call.weights[0][3], (rows,), h0.dtype)
 threads.h: PyTorch, at once: OpenMP's threads whether they spin or not
 - before.tv_nsec !=
 + 0 <=
@@ -407,15 +429,15 @@ xla.cpp: JAX: the second direction writes over the first's outputs
 - (char *)outputs.untyped_data() + i * H * size
 + (char *)outputs.untyped_data() + 0 * i * H * size
 xla.cpp: JAX: the last result is not NaN where a token points nowhere
-- status != GRU_OK && i < of_results; ++i)
-+ status != GRU_OK && i + 2 < of_results; ++i)
+- status != GRU_OK && i < call.of_results; ++i)
++ status != GRU_OK && i + 2 < call.of_results; ++i)
 @ arguments: The bindings: what the kernel is told.
 torch_impl/fused.py: PyTorch: the number of rows of the weights is not validated
-- each, (3 * size, columns), dtype)
+- each, (rows, columns), dtype)
 + each, (len(each), columns), dtype)
 torch_impl/fused.py: PyTorch: the number of columns of the weights is not validated
-- each, (3 * size, columns), dtype)
-+ each, (3 * size, each.shape[-1]), dtype)
+- each, (rows, columns), dtype)
++ each, (rows, each.shape[-1]), dtype)
 torch_impl/memory.py: PyTorch: an array that is not contiguous is taken as if it were
 - if array.device != device or not array.is_contiguous() or array.is_neg():
 + if array.device != device or array.is_neg():

@@ -10,7 +10,7 @@ than the cores that this process may use.
 
 autograd and operators take no LayerCall. They take `arrays`, its floating-point tensors in a row
 (x, the weights of each direction, h0 and, with resets, h_reset), and `flags` (reset_after,
-return_sequences, bfloat16).
+return_sequences, bfloat16), to which autograd adds the name of the cell.
 """
 
 import os
@@ -26,7 +26,7 @@ from common import kernels
 from common.arguments import check_shape
 from common.cells import LayerCall, dtype_name
 from common.kernels import cuda as gpu
-from common.params import GRU_PARAMETERS
+from common.params import CELLS, GRU_PARAMETERS
 from torch_impl import cuda
 from torch_impl.layers import Found, forward_mode, plain, transformed
 from torch_impl.memory import (
@@ -39,7 +39,9 @@ from torch_impl.memory import (
 )
 from torch_impl.scan import scan
 
-Flags = Sequence[bool]
+Flags = Sequence[Any]
+SCANS: dict[str, Callable[[LayerCall], Found]] = {"gru": scan}
+"""By cell, the recurrence of by_scan. That of the tanh RNN computes in float32 throughout."""
 # Evaluated at import time, because torch.compile cannot trace it.
 BUILT = kernels.available()
 DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
@@ -56,6 +58,13 @@ def available(device: str = "cpu", dtype: Any = "float32", size: int | None = No
     return BUILT and not gpu.rehearsed and device == "cpu" and dtype_name(dtype) in DTYPES
 
 
+def lowered(dtype: torch.dtype) -> bool:
+    """Whether torch.set_float32_matmul_precision("medium") means products in bfloat16: of float32,
+    where the processor has an instruction for it."""
+    is_medium = dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
+    return is_medium and "bfloat16" in DTYPES
+
+
 def recurrence(call: LayerCall) -> Found:
     """Compute a layer: see Recurrence in common/cells.py. Outputs that are not wanted are not
     written.
@@ -63,6 +72,7 @@ def recurrence(call: LayerCall) -> Found:
     Raises ValueError for shapes that do not fit, where a length is not in 0..T and where a token is
     not in 0..K-1, TypeError for a dtype that the kernel does not compute in.
     """
+    flags: Any
     x, tokens, weights, lengths, h0, resets, h_reset, *flags = call
     arrays = (x, *(array for each in weights for array in each), h0)
     if resets is not None:
@@ -85,7 +95,7 @@ def recurrence(call: LayerCall) -> Found:
     places = (tokens, lengths, resets)
     if (in_memory and not save) or torch.compiler.is_compiling():
         function = forward_of_arrays if in_memory else forward_operator
-        outputs, h_last, _ = function([*map(dense, arrays)], *places, flags, save)
+        outputs, h_last, _ = function([*map(dense, arrays)], *places, flags[:3], save, flags[3])
     else:
         differentiated = Eager if in_memory else Forward
         outputs, h_last, _ = differentiated.apply(*places, flags, save, *arrays)
@@ -102,11 +112,11 @@ def call_of(
     """The LayerCall of these arrays and flags. Raises ValueError for a wrong number of them."""
     x, *others = arrays
     R, rest = divmod(len(others), 4)
-    if R not in (1, 2) or rest != (1 if resets is None else 2) or len(flags) != 3:
+    if R not in (1, 2) or rest != (1 if resets is None else 2) or len(flags) != 4:
         raise ValueError(
             "arrays, flags: expected x, four parameters for each of one or two directions, h0 and, "
             "with resets alone, h_reset; three flags; found "
-            f"{len(arrays)} arrays and {len(flags)} flags"
+            f"{len(arrays)} arrays and {len(flags) - 1} flags"
         )
     weights = [others[4 * i : 4 * i + 4] for i in range(R)]
     h_reset = None if resets is None else others[-1]
@@ -146,9 +156,10 @@ def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     of_h0 = address("h0", h0, h0.shape, h0.dtype)
     of_h_reset = None if h_reset is None else address("h_reset", h_reset, h0.shape, h0.dtype)
     row = problem.hidden * h0.element_size()
+    rows = CELLS[call.cell].blocks * problem.hidden
     for i, (direction, weights) in enumerate(zip(directions, call.weights, strict=True)):
         for name, each in zip(GRU_PARAMETERS[2:], weights[2:], strict=True):
-            bias = address(f"{name}[{i}]", each, (3 * problem.hidden,), h0.dtype)
+            bias = address(f"{name}[{i}]", each, (rows,), h0.dtype)
             setattr(direction, name, bias)
         state = i * problem.batch * row
         direction.h0 = offset(of_h0, state)
@@ -173,7 +184,8 @@ def backward(
             return cuda.backward(call, d_outputs, d_h_last, saved, of_x)
     problem, directions = describe(call, d_h_last, kernels.ALWAYS)
     dtype, R = d_h_last.dtype, len(call.weights)
-    size = kernels.saved_size(problem.steps, problem.batch, problem.hidden, call.reset_after)
+    sizes = (problem.steps, problem.batch, problem.hidden)
+    size = kernels.saved_size(*sizes, call.reset_after, call.cell)
     of_saved = address("saved", saved, (R, size), dtype)
     of_d_h_last = address("d_h_last", d_h_last, d_h_last.shape, dtype)
     of_d_outputs = None
@@ -206,11 +218,12 @@ def forward_of_arrays(
     resets: Tensor | None,
     flags: Sequence[bool],
     save: bool,
+    cell: str = "gru",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`forward`, as an operator takes its arguments."""
     if forward_mode():  # an operator would silently leave the derivative out
         raise RuntimeError(f"gru::forward, the operator, has no derivative forward: {INSTEAD}")
-    return forward(call_of(arrays, tokens, lengths, resets, flags), save)
+    return forward(call_of(arrays, tokens, lengths, resets, [*flags, cell]), save)
 
 
 def backward_of_arrays(
@@ -223,9 +236,10 @@ def backward_of_arrays(
     d_h_last: Tensor,
     saved: Tensor,
     of_x: bool,
+    cell: str = "gru",
 ) -> list[Tensor]:
     """`backward`, as an operator takes its arguments."""
-    call = call_of(arrays, tokens, lengths, resets, flags)
+    call = call_of(arrays, tokens, lengths, resets, [*flags, cell])
     return backward(call, d_outputs, d_h_last, saved, of_x)
 
 
@@ -239,21 +253,25 @@ backward_operator = torch.library.custom_op(
 
 @forward_operator.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return forward_shapes(call_of(*inputs[:5]), *inputs[5:])
+    arrays, tokens, lengths, resets, flags, save, *cell = inputs
+    call = call_of(arrays, tokens, lengths, resets, [*flags, *(cell or ["gru"])])
+    return forward_shapes(call, save)
 
 
 @backward_operator.register_fake
 def _(*inputs: Any) -> list[Tensor]:
-    return backward_shapes(call_of(*inputs[:5]), inputs[6], inputs[8])
+    arrays, tokens, lengths, resets, flags, _, d_h_last, _, of_x, *cell = inputs
+    call = call_of(arrays, tokens, lengths, resets, [*flags, *(cell or ["gru"])])
+    return backward_shapes(call, d_h_last, of_x)
 
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     """Saves for the operator's gradient."""
-    arrays, tokens, lengths, resets, flags, _ = inputs
+    arrays, tokens, lengths, resets, flags, _, cell = inputs
     # See recurrence: the caller may write to lengths.
     ctx.save_for_backward(*arrays, output[2], tokens, lengths.clone(), resets)
     ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as the forward
-    ctx.flags = flags
+    ctx.flags = [*flags, cell]
 
 
 def differentiate(
@@ -267,8 +285,10 @@ def differentiate(
     d_h_last = torch.zeros_like(h0) if d_h_last is None else d_h_last.contiguous()
     of_x = ctx.needs_input_grad[0][0]
     given = (d_outputs, d_h_last, saved, of_x)
-    d_x, *others = backward_operator(arrays, *places, ctx.flags, *given)
-    return [d_x if of_x else None, *others], *[None] * 5
+    d_x, *others = backward_operator(arrays, *places, ctx.flags[:3], *given, ctx.flags[3])
+    # An argument that has its default, as `cell` does, is none of those that PyTorch passes.
+    rest = len(ctx.needs_input_grad) - 1
+    return [d_x if of_x else None, *others], *[None] * rest
 
 
 def refuse(*_: Any) -> None:
@@ -291,7 +311,7 @@ class Forward(torch.autograd.Function):
         tokens, lengths, resets, flags, save, *arrays = inputs
         places = (tokens, lengths, resets)
         function = forward_of_arrays if plain(*places, *arrays) else forward_operator
-        return function([*map(dense, arrays)], *places, flags, save)
+        return function([*map(dense, arrays)], *places, flags[:3], save, flags[3])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -331,7 +351,9 @@ class Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = forward_of_arrays([*map(dense, inputs[5:])], *inputs[:5])
+        tokens, lengths, resets, flags, save, *arrays = inputs
+        places = (tokens, lengths, resets)
+        output = forward_of_arrays([*map(dense, arrays)], *places, flags[:3], save, flags[3])
         Forward.setup_context(ctx, inputs, output)
         return output
 
@@ -350,7 +372,7 @@ class Backward(torch.autograd.Function):
         in_memory = plain(saved, d_outputs, d_h_last, arrays[0])
         function = backward_of_arrays if in_memory else backward_operator
         places, given = (tokens, lengths, resets), (d_outputs, d_h_last, saved, of_x)
-        d_x, *others = function(arrays, *places, flags, *given)
+        d_x, *others = function(arrays, *places, flags[:3], *given, flags[3])
         return d_x if of_x else None, *others
 
     @staticmethod
@@ -380,7 +402,8 @@ def by_scan(
 
     def run(*arrays: Tensor) -> Found:
         with exactly(arrays[0].device.type):
-            return scan(call_of(arrays, tokens, lengths, resets, flags))
+            call = call_of(arrays, tokens, lengths, resets, flags)
+            return SCANS[call.cell](call)
 
     return run
 
@@ -450,13 +473,15 @@ def describe(call: LayerCall, h0: Tensor, openmp: int) -> tuple[kernels.Problem,
         directions=R,
         threads=torch.get_num_threads(),
         openmp=openmp * SPINNING,
-        bfloat16=call.bfloat16,
+        bfloat16=call.bfloat16 or lowered(dtype),
+        cell=kernels.cell_index(call.cell),
     )
+    rows = CELLS[call.cell].blocks * size
     directions = (kernels.Direction * R)()
     for i, (direction, weights) in enumerate(zip(directions, call.weights, strict=True)):
         direction.reverse = i == 1
         direction.ld_outputs = R * size
         for name, each, columns in zip(GRU_PARAMETERS, weights, (inputs, size), strict=False):
-            place = address(f"{name}[{i}]", each, (3 * size, columns), dtype)
+            place = address(f"{name}[{i}]", each, (rows, columns), dtype)
             setattr(direction, name, place)
     return problem, directions

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from common import kernels
 from common.kernels import cuda
 from common.params import GRU_PARAMETERS, structure
-from torch_impl.fused import SPINNING, available
+from torch_impl.fused import SPINNING, available, lowered
 from torch_impl.layers import Found, forward_mode, transformed
 
 BFLOAT16 = available(dtype="bfloat16")
@@ -98,6 +98,7 @@ def at_once(
     if (read.dim(), x.dim(), recurrent.dim()) not in DIMENSIONS:
         return None
     x = x.contiguous()  # of rows first, it is not
+    bfloat16 = bfloat16 or lowered(x.dtype)
     (steps, batch, *_), R, H = read.shape, len(layers[0]) // 4, recurrent.shape[1]
     h_last = x.new_empty(len(layers) * R, batch, H)
     threads = torch.get_num_threads()

@@ -69,7 +69,7 @@ def offset(place: int | None, size: int) -> int | None:
 def forward_shapes(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """What fused.forward returns for the same arguments, allocated but not filled in."""
     R, batch, size = call.h0.shape
-    saved = kernels.saved_size(call.steps, batch, size, call.reset_after) if save else 0
+    saved = kernels.saved_size(call.steps, batch, size, call.reset_after, call.cell) if save else 0
     steps = call.steps if call.return_sequences else 0
     outputs = call.h0.new_empty(steps, batch, R * size)
     return outputs, torch.empty_like(call.h0), call.h0.new_empty(R, saved)
@@ -77,10 +77,9 @@ def forward_shapes(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]
 
 def backward_shapes(call: LayerCall, d_h_last: Tensor, of_x: bool) -> list[Tensor]:
     """What fused.backward returns for the same arguments, allocated but not filled in."""
-    size = d_h_last.shape[2]
     gradients = [torch.empty_like(call.x) if of_x else d_h_last.new_empty(0)]
     for weight_ih, weight_hh, *_ in call.weights:
         gradients += [torch.empty_like(weight_ih), torch.empty_like(weight_hh)]
-        gradients += [d_h_last.new_empty(3 * size), d_h_last.new_empty(3 * size)]
+        gradients += [d_h_last.new_empty(len(weight_hh)) for _ in range(2)]
     states = 1 if call.resets is None else 2
     return [*gradients, *(torch.empty_like(d_h_last) for _ in range(states))]

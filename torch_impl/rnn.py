@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.cells import Cell, Recurrence
 from common.params import CELLS
+from torch_impl import fused
 from torch_impl.layers import loop
 
 
@@ -28,5 +29,9 @@ def step(
     return torch.tanh(a + F.linear(h, weight_hh, bias_hh)), {}
 
 
-RECURRENCES = {"scan": Recurrence(loop(step))}
+RECURRENCES = {
+    "scan": Recurrence(loop(step)),
+    "fused": Recurrence(fused.recurrence, fused.available, True),
+}
+fused.SCANS["rnn"] = RECURRENCES["scan"].compute
 CELL = Cell(CELLS["rnn"], step, RECURRENCES)

@@ -16,6 +16,8 @@ from pathlib import Path
 from common.errors import InputError
 
 DTYPES = ("float32", "float64")
+CELLS = {"gru": (4, 5), "rnn": (2, 2)}
+"""The cells, in gru.h's order: the numbers saved per unit and step, by reset_after."""
 ALWAYS, WHILE_SPINNING = 1, 2  # openmp of gru.h
 LIBRARY = "libgru.dylib" if sys.platform == "darwin" else "libgru.so"
 PATH = Path(__file__).parent / LIBRARY
@@ -157,6 +159,11 @@ def of_tensors(kind: type) -> Callable[..., int] | None:
     return partial(function, pointer(capsule, b"dlpack_exchange_api"))
 
 
-def saved_size(steps: int, batch: int, hidden: int, reset_after: bool) -> int:
+def cell_index(cell: str) -> int:
+    """The number that stands for a cell in gru.h."""
+    return [*CELLS].index(cell)
+
+
+def saved_size(steps: int, batch: int, hidden: int, reset_after: bool, cell: str = "gru") -> int:
     """gru_saved_size of gru.h, for sizes that may be symbolic."""
-    return steps * batch * hidden * (5 if reset_after else 4)
+    return steps * batch * hidden * CELLS[cell][reset_after]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cell_gru.h"
+#include "cell_rnn.h"
 #include "recurrence.h"
 
 namespace INSTRUCTION_SET {
@@ -13,6 +14,7 @@ constexpr CellKernels<Number<E>> cell = {Cell::shape, forward<E, Cell>, backward
 template <class E>
 constexpr CellKernels<Number<E>> cells[][2] = {
     {cell<E, Gru<false>>, cell<E, Gru<true>>},
+    {cell<E, Rnn>, cell<E, Rnn>},
 };
 
 }  // namespace INSTRUCTION_SET

@@ -18,6 +18,9 @@
    Results do not depend on the number of threads. Denormal numbers, too small for full precision,
    count as 0.
 
+   Another cell (see gru_problem's cell) has blocks of H rows of its own in the place of the three
+   gates: the tanh RNN has one, h = tanh(a + h U' + c).
+
    T steps, B rows, D inputs, H hidden units, K rows of x. */
 #ifndef GRU_H
 #define GRU_H
@@ -33,7 +36,7 @@ extern "C" {
 enum { GRU_NEVER, GRU_ALWAYS, GRU_WHILE_SPINNING };
 
 /* The cells, as cells.h lists them. */
-enum { GRU_CELL_GRU };
+enum { GRU_CELL_GRU, GRU_CELL_RNN, GRU_CELLS };
 
 /* What the directions of a layer have in common. */
 typedef struct {

@@ -51,121 +51,156 @@ class Mended {
   std::list<std::vector<char>> states;
 };
 
+// One FFI call: its arrays, which are validated, and what gru.h is told of them.
 template <bool backward>
-ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
-                       ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
-                       int32_t threads) {
+struct XlaCall {
+  ffi::RemainingArgs &args;
+  ffi::RemainingRets &results;
+  const ffi::Span<const int64_t> &reverse;
   const size_t R = reverse.size(), of_args = backward ? 2 * R + 7 : 4 * R + 6,
                of_results = backward ? 4 * R + 3 : 3;
-  if (R < 1 || R > 2 || args.size() != of_args || results.size() != of_results)
-    return ffi::Error::InvalidArgument("GRU: wrong number of arrays");
-  auto arg = [&](size_t i) { return *args.get<ffi::AnyBuffer>(i); };
-  auto result = [&](size_t i) { return **results.get<ffi::AnyBuffer>(i); };
-  auto rank = [](const ffi::AnyBuffer &buffer) { return buffer.dimensions().size(); };
-  auto offset = [](const ffi::AnyBuffer &buffer, size_t direction, size_t directions) -> void * {
+  gru_problem problem = {};
+  gru_direction directions[2] = {};
+
+  ffi::AnyBuffer arg(size_t i) const { return *args.get<ffi::AnyBuffer>(i); }
+  ffi::AnyBuffer result(size_t i) const { return **results.get<ffi::AnyBuffer>(i); }
+  // Outputs, or their gradient, may be left out: then they have no time steps. So may what forward
+  // saves, and the gradient of x.
+  ffi::AnyBuffer outputs() const { return backward ? arg(2 * R + 1) : result(0); }
+  ffi::AnyBuffer saved() const { return backward ? arg(2 * R + 3) : result(2); }
+  ffi::AnyBuffer x() const { return arg(backward ? 2 * R : 4 * R); }
+  static size_t rank(const ffi::AnyBuffer &buffer) { return buffer.dimensions().size(); }
+  static void *offset(const ffi::AnyBuffer &buffer, size_t direction, size_t directions) {
     return buffer.element_count()
                ? (char *)buffer.untyped_data() + buffer.size_bytes() / directions * direction
                : nullptr;
-  };
-  const auto tokens = arg(of_args - 3), lengths = arg(of_args - 2), resets = arg(of_args - 1);
-  const auto weights = arg(R), x = arg(backward ? 2 * R : 4 * R);
-  const bool has_tokens = rank(tokens) == 2, has_resets = rank(resets) == 2;
-  const ffi::DataType type = weights.element_type();
-  if (type != ffi::F32 && type != ffi::F64)
-    return ffi::Error::InvalidArgument("GRU: float32 and float64 only");
-  if (bfloat16 && type != ffi::F32)
-    return ffi::Error::InvalidArgument("GRU: products in bfloat16 are of float32 only");
-  if (rank(weights) != 2 || rank(lengths) != 1 || rank(x) != (has_tokens ? 2 : 3))
-    return ffi::Error::InvalidArgument("GRU: an array has the wrong number of dimensions");
-  gru_problem problem = {};
-  problem.steps = (has_tokens ? tokens : x).dimensions()[0];
-  problem.batch = lengths.dimensions()[0];
-  problem.inputs = x.dimensions().back();
-  problem.hidden = weights.dimensions()[1];
-  problem.distinct = has_tokens ? x.dimensions()[0] : problem.steps * problem.batch;
-  problem.x = x.untyped_data();
-  problem.tokens = has_tokens ? (const int32_t *)tokens.untyped_data() : nullptr;
-  problem.lengths = (const int32_t *)lengths.untyped_data();
-  problem.resets = has_resets ? (const uint8_t *)resets.untyped_data() : nullptr;
-  problem.is_double = type == ffi::F64;
-  problem.reset_after = reset_after;
-  problem.bfloat16 = bfloat16;
-  problem.directions = (int32_t)R;
-  problem.threads = threads;
-
-  const int64_t T = problem.steps, B = problem.batch, D = problem.inputs, H = problem.hidden;
-  const int64_t both = (int64_t)R;
-  const Sizes of_x = has_tokens ? Sizes{problem.distinct, D} : Sizes{T, B, D};
-  const Sizes of_states = {both, B, H}, of_input = {3 * H, D}, of_hidden = {3 * H, H};
-  // Outputs, or their gradient, may be left out: then they have no time steps. So may what forward
-  // saves, and the gradient of x.
-  const auto outputs = backward ? arg(2 * R + 1) : result(0);
-  const auto saved = backward ? arg(2 * R + 3) : result(2);
-  const bool return_sequences = rank(outputs) != 3 || outputs.dimensions()[0] != 0;
-  const bool saves = backward || rank(saved) != 2 || saved.dimensions()[1] != 0;
-  std::vector<Expected> arrays = {
-      {"x", x, of_x, type},
-      {"tokens", tokens, has_tokens ? Sizes{T, B} : Sizes{0}, ffi::S32},
-      {"lengths", lengths, {B}, ffi::S32},
-      {"resets", resets, has_resets ? Sizes{T, B} : Sizes{0}, ffi::PRED},
-      {"outputs", outputs, {return_sequences ? T : 0, B, both * H}, type},
-      {"saved", saved, {both, saves ? gru_saved_size(T, B, H, GRU_CELL_GRU, reset_after) : 0}, type},
-      {"h_last", backward ? arg(2 * R + 2) : result(1), of_states, type},
-      {"h0", backward ? result(4 * R + 1) : arg(4 * R + 1), of_states, type},
-      {"h_reset", backward ? result(4 * R + 2) : arg(4 * R + 2),
-       has_resets ? of_states : Sizes{0}, type}};
-  if (backward)
-    arrays.push_back({"d_x", result(4 * R), rank(result(4 * R)) > 1 ? of_x : Sizes{0}, type});
-  for (size_t i = 0; i < R; ++i) {
-    arrays.push_back({"weight_ih", arg(i), of_input, type});
-    arrays.push_back({"weight_hh", arg(R + i), of_hidden, type});
-    if (backward) arrays.push_back({"d_weight_ih", result(i), of_input, type});
-    if (backward) arrays.push_back({"d_weight_hh", result(R + i), of_hidden, type});
-    for (size_t at : {2 * R + i, 3 * R + i})
-      arrays.push_back({"bias", backward ? result(at) : arg(at), {3 * H}, type});
   }
-  if (ffi::Error error = check(arrays); error.failure()) return error;
 
-  const size_t size = problem.is_double ? 8 : 4;
-  gru_direction directions[2] = {};
-  for (size_t i = 0; i < R; ++i) {
-    gru_direction &d = directions[i];
-    d.reverse = reverse[i] != 0;
-    d.ld_outputs = both * H;
-    d.weight_ih = arg(i).untyped_data();
-    d.weight_hh = arg(R + i).untyped_data();
-    char *const half = outputs.element_count() ? (char *)outputs.untyped_data() + i * H * size : nullptr;
-    if (backward) {
-      d.d_outputs = half;
-      d.d_h_last = offset(arg(2 * R + 2), i, R);
-      d.saved = offset(saved, i, R);
-      d.d_weight_ih = result(i).untyped_data();
-      d.d_weight_hh = result(R + i).untyped_data();
-      d.d_bias_ih = result(2 * R + i).untyped_data();
-      d.d_bias_hh = result(3 * R + i).untyped_data();
-      d.d_h0 = offset(result(4 * R + 1), i, R);
-      d.d_h_reset = offset(result(4 * R + 2), i, R);
-    } else {
-      d.bias_ih = arg(2 * R + i).untyped_data();
-      d.bias_hh = arg(3 * R + i).untyped_data();
-      d.h0 = offset(arg(4 * R + 1), i, R);
-      d.h_reset = offset(arg(4 * R + 2), i, R);
-      d.outputs = half;
-      d.h_last = offset(result(1), i, R);
-      d.saved = offset(saved, i, R);
+  // The sizes, from the arrays that show them.
+  ffi::Error describe() {
+    if (R < 1 || R > 2 || args.size() != of_args || results.size() != of_results)
+      return ffi::Error::InvalidArgument("GRU: wrong number of arrays");
+    const auto tokens = arg(of_args - 3), lengths = arg(of_args - 2), resets = arg(of_args - 1);
+    const auto weights = arg(R), x = this->x();
+    const bool has_tokens = rank(tokens) == 2, has_resets = rank(resets) == 2;
+    const ffi::DataType type = weights.element_type();
+    if (problem.cell < 0 || problem.cell >= GRU_CELLS)
+      return ffi::Error::InvalidArgument("GRU: no such cell");
+    if (type != ffi::F32 && type != ffi::F64)
+      return ffi::Error::InvalidArgument("GRU: float32 and float64 only");
+    if (problem.bfloat16 && type != ffi::F32)
+      return ffi::Error::InvalidArgument("GRU: products in bfloat16 are of float32 only");
+    if (rank(weights) != 2 || rank(lengths) != 1 || rank(x) != (has_tokens ? 2 : 3))
+      return ffi::Error::InvalidArgument("GRU: an array has the wrong number of dimensions");
+    problem.steps = (has_tokens ? tokens : x).dimensions()[0];
+    problem.batch = lengths.dimensions()[0];
+    problem.inputs = x.dimensions().back();
+    problem.hidden = weights.dimensions()[1];
+    problem.distinct = has_tokens ? x.dimensions()[0] : problem.steps * problem.batch;
+    problem.x = x.untyped_data();
+    problem.tokens = has_tokens ? (const int32_t *)tokens.untyped_data() : nullptr;
+    problem.lengths = (const int32_t *)lengths.untyped_data();
+    problem.resets = has_resets ? (const uint8_t *)resets.untyped_data() : nullptr;
+    problem.is_double = type == ffi::F64;
+    problem.directions = (int32_t)R;
+    return check(expected());
+  }
+
+  // What all arrays have to be.
+  std::vector<Expected> expected() const {
+    const int64_t T = problem.steps, B = problem.batch, D = problem.inputs, H = problem.hidden;
+    const int64_t both = (int64_t)R, gates = gru_gates(problem.cell);
+    const ffi::DataType type = problem.is_double ? ffi::F64 : ffi::F32;
+    const auto tokens = arg(of_args - 3), lengths = arg(of_args - 2), resets = arg(of_args - 1);
+    const auto x = this->x(), outputs = this->outputs(), saved = this->saved();
+    const bool has_tokens = problem.tokens || rank(tokens) == 2, has_resets = rank(resets) == 2;
+    const Sizes of_x = has_tokens ? Sizes{problem.distinct, D} : Sizes{T, B, D};
+    const Sizes of_states = {both, B, H}, of_input = {gates * H, D}, of_hidden = {gates * H, H};
+    const bool return_sequences = rank(outputs) != 3 || outputs.dimensions()[0] != 0;
+    const bool saves = backward || rank(saved) != 2 || saved.dimensions()[1] != 0;
+    const int64_t of_saved = gru_saved_size(T, B, H, problem.cell, problem.reset_after);
+    std::vector<Expected> arrays = {
+        {"x", x, of_x, type},
+        {"tokens", tokens, has_tokens ? Sizes{T, B} : Sizes{0}, ffi::S32},
+        {"lengths", lengths, {B}, ffi::S32},
+        {"resets", resets, has_resets ? Sizes{T, B} : Sizes{0}, ffi::PRED},
+        {"outputs", outputs, {return_sequences ? T : 0, B, both * H}, type},
+        {"saved", saved, {both, saves ? of_saved : 0}, type},
+        {"h_last", backward ? arg(2 * R + 2) : result(1), of_states, type},
+        {"h0", backward ? result(4 * R + 1) : arg(4 * R + 1), of_states, type},
+        {"h_reset", backward ? result(4 * R + 2) : arg(4 * R + 2),
+         has_resets ? of_states : Sizes{0}, type}};
+    if (backward)
+      arrays.push_back({"d_x", result(4 * R), rank(result(4 * R)) > 1 ? of_x : Sizes{0}, type});
+    for (size_t i = 0; i < R; ++i) {
+      arrays.push_back({"weight_ih", arg(i), of_input, type});
+      arrays.push_back({"weight_hh", arg(R + i), of_hidden, type});
+      if (backward) arrays.push_back({"d_weight_ih", result(i), of_input, type});
+      if (backward) arrays.push_back({"d_weight_hh", result(R + i), of_hidden, type});
+      for (size_t at : {2 * R + i, 3 * R + i})
+        arrays.push_back({"bias", backward ? result(at) : arg(at), {gates * H}, type});
     }
+    return arrays;
   }
-  if (backward && result(4 * R).element_count()) problem.d_x = result(4 * R).untyped_data();
+
+  // The addresses of each direction.
+  void place() {
+    const size_t size = problem.is_double ? 8 : 4;
+    const int64_t H = problem.hidden, both = (int64_t)R;
+    const auto outputs = this->outputs(), saved = this->saved();
+    for (size_t i = 0; i < R; ++i) {
+      gru_direction &d = directions[i];
+      d.reverse = reverse[i] != 0;
+      d.ld_outputs = both * H;
+      d.weight_ih = arg(i).untyped_data();
+      d.weight_hh = arg(R + i).untyped_data();
+      char *const half = outputs.element_count() ? (char *)outputs.untyped_data() + i * H * size
+                                                   : nullptr;
+      if (backward) {
+        d.d_outputs = half;
+        d.d_h_last = offset(arg(2 * R + 2), i, R);
+        d.saved = offset(saved, i, R);
+        d.d_weight_ih = result(i).untyped_data();
+        d.d_weight_hh = result(R + i).untyped_data();
+        d.d_bias_ih = result(2 * R + i).untyped_data();
+        d.d_bias_hh = result(3 * R + i).untyped_data();
+        d.d_h0 = offset(result(4 * R + 1), i, R);
+        d.d_h_reset = offset(result(4 * R + 2), i, R);
+      } else {
+        d.bias_ih = arg(2 * R + i).untyped_data();
+        d.bias_hh = arg(3 * R + i).untyped_data();
+        d.h0 = offset(arg(4 * R + 1), i, R);
+        d.h_reset = offset(arg(4 * R + 2), i, R);
+        d.outputs = half;
+        d.h_last = offset(result(1), i, R);
+        d.saved = offset(saved, i, R);
+      }
+    }
+    if (backward && result(4 * R).element_count()) problem.d_x = result(4 * R).untyped_data();
+  }
+};
+
+template <bool backward>
+ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
+                       ffi::Span<const int64_t> reverse, bool reset_after, bool bfloat16,
+                       int32_t cell, int32_t threads) {
+  XlaCall<backward> call = {args, results, reverse};
+  call.problem.reset_after = reset_after;
+  call.problem.bfloat16 = bfloat16;
+  call.problem.cell = cell;
+  call.problem.threads = threads;
+  if (ffi::Error error = call.describe(); error.failure()) return error;
+  call.place();
   const auto compute = backward ? gru_backward : gru_forward;
-  int status = compute(&problem, directions);
+  int status = compute(&call.problem, call.directions);
   if (!backward && (status == GRU_BAD_LENGTH || status == GRU_BAD_TOKEN)) {
-    const Mended mended(problem, directions);
-    status = compute(&problem, directions);
+    const Mended mended(call.problem, call.directions);
+    status = compute(&call.problem, call.directions);
   }
   if (status == GRU_OUT_OF_MEMORY)
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "GRU: out of memory");
-  for (size_t i = 0; status != GRU_OK && i < of_results; ++i)  // all bits set: a NaN of either type
-    memset(result(i).untyped_data(), 0xff, result(i).size_bytes());
+  for (size_t i = 0; status != GRU_OK && i < call.of_results; ++i)  // all bits set: a NaN of either type
+    memset(call.result(i).untyped_data(), 0xff, call.result(i).size_bytes());
   return ffi::Error::Success();
 }
 
@@ -176,6 +211,7 @@ auto binding() {
       .Attr<ffi::Span<const int64_t>>("reverse")
       .Attr<bool>("reset_after")
       .Attr<bool>("bfloat16")
+      .Attr<int32_t>("cell")
       .Attr<int32_t>("threads");
 }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -82,9 +83,9 @@ def rounding_oracle() -> ModuleType:
     return module
 
 
-def draw(T: int, B: int, D: int, H: int, K: int, seed: int = 0) -> Case:
+def draw(T: int, B: int, D: int, H: int, K: int, seed: int = 0, cell: str = "gru") -> Case:
     sides = DIRECTIONS[: 2 - D % 2]
-    return cases.draw(T, B, D, H, K, sides=sides, dtype=np.float32, seed=seed)
+    return cases.draw(T, B, D, H, K, sides=sides, dtype=np.float32, seed=seed, cell=cell)
 
 
 def references(drawn: list[Case], reset_after: bool) -> tuple[list[Arrays], list[Arrays]]:
@@ -165,6 +166,15 @@ def test_kernel(size: tuple, reset_after: bool, instruction_set: None) -> None:
     drawn = [draw(*size, seed=seed) for seed in range(8)]
     want, exact = references(drawn, reset_after)
     found = apart([kernel(case, reset_after) for case in drawn], want, exact)
+    assert max(found.values()) < MOST, found
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", SIZES)
+def test_kernel_of_the_tanh_rnn(size: tuple, instruction_set: None) -> None:
+    drawn = [draw(*size, seed=seed, cell="rnn") for seed in range(8)]
+    want, exact = references(drawn, False)
+    found = apart([kernel(case, False) for case in drawn], want, exact)
     assert max(found.values()) < MOST, found
 
 
@@ -429,3 +439,47 @@ def test_it_is_true_or_false(name: str, wrong: object) -> None:
     x, lengths = convert(np.zeros((2, 1, 3), np.float32)), convert(np.array([2], np.int32))
     with pytest.raises(TypeError, match="bfloat16: expected True or False"):
         gru(parameters, x, lengths, bfloat16=wrong)
+
+
+@contextlib.contextmanager
+def lowered(name: str, precision: str) -> Iterator[None]:
+    """The framework's own switch: PyTorch's "medium", JAX's "bfloat16", "highest" in both."""
+    if name == "jax":
+        with jax.default_matmul_precision(precision):
+            yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_switch_of_the_framework(name: str) -> None:
+    """It means what bfloat16=True does, forward and backward, recorded or not; of float32 alone."""
+    if name not in HERE:
+        pytest.skip("fused needs the instruction")
+    case, switch = draw(5, 6, 20, 17, 9), {"torch": "medium", "jax": "bfloat16"}[name]
+    compute = {"torch": torch_impl.gru.gru, "jax": jax_impl.gru.gru}[name]
+    convert = {"torch": torch.tensor, "jax": jnp.asarray}[name]
+
+    def gradient(bfloat16: bool) -> Array:
+        given = case.arguments(convert)
+        how = {"implementation": "fused", "bfloat16": bfloat16}
+        if name == "torch":
+            given["x"].requires_grad_()
+            compute(**given, **how)[1].sum().backward()
+            return given["x"].grad.numpy()
+        x = given.pop("x")
+        return np.asarray(jax.grad(lambda x: compute(x=x, **given, **how)[1].sum())(x))
+
+    def inference(bfloat16: bool) -> Array:
+        how = {"implementation": "fused", "bfloat16": bfloat16}
+        return np.asarray(compute(**case.arguments(convert), **how)[1])
+
+    for function in (gradient, inference):
+        plain, rounded = function(False), function(True)
+        for precision, want in (("highest", plain), (switch, rounded)):
+            with lowered(name, precision):
+                np.testing.assert_array_equal(function(False), want)
+        assert not np.array_equal(plain, rounded)

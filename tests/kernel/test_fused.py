@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,13 @@ import torch
 
 import jax_impl
 import jax_impl.fused
+import jax_impl.layers
+import jax_impl.rnn
 import jax_impl.scan
 import torch_impl.fused
 import torch_impl.gru
+import torch_impl.layers
+import torch_impl.rnn
 import torch_impl.scan
 from common.cells import LayerCall
 from common.params import DIRECTIONS, GRU_PARAMETERS, init_gru
@@ -638,3 +643,56 @@ def test_jax_takes_the_kernel_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
     auto = jax_impl.gru.gru(parameters, x, lengths)  # scan, there
     for got, want in zip(fused, auto, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+
+
+def rnn_by_torch(case: cases.Case) -> cases.Arrays:
+    given = case.arguments(lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"))
+    results = torch_impl.layers.run(torch_impl.rnn.CELL, implementation="fused", **given)
+    torch.autograd.backward(results, (torch.tensor(case.d_outputs), torch.tensor(case.d_h_last)))
+    found = {name: parameter.grad for name, parameter in given["parameters"].items()}
+    found |= {"outputs": results[0].detach(), "h_last": results[1].detach()}
+    found |= {f"d_{name}": given[name].grad for name in ("x", "h0", "h_reset") if name in given}
+    return {name: array.numpy() for name, array in found.items()}
+
+
+def rnn_by_jax(case: cases.Case) -> cases.Arrays:
+    given = case.arguments(np.asarray)
+    others = {name: given.pop(name) for name in ("lengths", "tokens", "resets") if name in given}
+    run = partial(jax_impl.layers.run, jax_impl.rnn.CELL, implementation="fused", **others)
+    results, pull = jax.vjp(lambda given: run(**given), given)
+    found = pull((case.d_outputs, case.d_h_last))[0]
+    found |= found.pop("parameters") | {
+        f"d_{name}": found.pop(name) for name in given if name != "parameters"
+    }
+    return {
+        n: np.asarray(a) for n, a in (found | dict(outputs=results[0], h_last=results[1])).items()
+    }
+
+
+@needs_torch
+@needs_jax
+@pytest.mark.parametrize("sides", [cases.DIRECTIONS[:1], cases.DIRECTIONS], ids=len)
+@pytest.mark.parametrize("size", [(5, 7, 4, 9, 0), (4, 6, 3, 20, 5), (3, 9, 5, 17, 11)], ids=str)
+def test_tanh_rnn_in_both_twins(size, sides):
+    """Against the oracle, with resets where the batch is odd."""
+    case = cases.draw(*size, sides=sides, dtype=np.float32, cell="rnn")
+    want = cases.reference(case, False)
+    for results in (rnn_by_torch(case), rnn_by_jax(case)):
+        assert results.keys() == want.keys()
+        for name, array in want.items():
+            bound = 2e-6 * np.abs(array).max()
+            np.testing.assert_allclose(results[name], array, 0, bound, err_msg=name)
+
+
+def test_operators_take_another_cell():
+    case = cases.draw(4, 3, 5, 6, sides=cases.DIRECTIONS[:1], dtype=np.float32, cell="rnn")
+    given = case.arguments(torch.tensor)
+    run = partial(torch_impl.layers.run, torch_impl.rnn.CELL, implementation="fused")
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    given["x"].requires_grad_()
+    for function in (run, compiled):
+        outputs, _ = function(**given)
+        (gradient,) = torch.autograd.grad(outputs.sum(), given["x"])
+        if function is run:
+            want = outputs, gradient
+    torch.testing.assert_close((outputs, gradient), want, rtol=0, atol=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,8 @@ import pytest
 
 from common import kernels
 from common.kernels import build
-from common.params import DIRECTIONS, GRU_PARAMETERS
+from common.params import CELLS, DIRECTIONS, GRU_PARAMETERS
+from tests import ROOT
 from tests.cases import (
     Array,
     Arrays,
@@ -129,6 +132,26 @@ def test_every_remainder_of_the_input_product(dtype, reset_after, instruction_se
         tokens = np.random.default_rng(D).permutation(K)[:rows].astype(np.int32)
         case = replace(case, lengths=None, tokens=np.resize(tokens, (steps, 20)))
         check(case, reset_after)
+
+
+RNN_SIZES = [
+    (7, 5, 4, 3, 4),
+    (12, 3, 33, 127, 0),
+    (6, 67, 20, 130, 50),
+    (0, 4, 2, 5, 3),
+    (60, 1, 5, 130, 7),
+    (6, 150, 12, 19, 129),
+]
+
+
+@each_dtype
+@pytest.mark.parametrize("sides", [FORWARD, BACKWARD, DIRECTIONS], ids=str)
+def test_tanh_rnn(sides, dtype, instruction_set):
+    """One gate, no operand: every size, tokens and resets, and one row block that threads share."""
+    for size in RNN_SIZES:
+        case = draw(*size, sides=sides, dtype=dtype, cell="rnn")
+        check(case, False)
+        check(case, True, backward=False)
 
 
 BOTH_SIZES = [
@@ -589,6 +612,91 @@ def test_build_without_a_compiler_returns_none(tmp_path, monkeypatch, capsys):
 def test_import_without_the_library():
     code = "from common import kernels; kernels.PATH = 'absent.so'; assert not kernels.available()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_cells_are_those_of_the_header():
+    lib = kernels.library()
+    for cell, saved in kernels.CELLS.items():
+        index = kernels.cell_index(cell)
+        assert lib.gru_gates(index) == CELLS[cell].blocks
+        assert tuple(lib.gru_saved_size(1, 1, 1, index, after) for after in (0, 1)) == saved
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+def test_each_file_compiles_by_itself():
+    """As an editor compiles it, with compile_flags.txt; xla_arrays.h needs jaxlib's headers."""
+    flags = (build.FOLDER / "compile_flags.txt").read_text().split()
+    command = [str(build.compiler()), *flags, *build.ffi_flags(), "-w", "-fsyntax-only"]
+    files = [*build.FOLDER.glob("*.h"), *build.FOLDER.glob("*.cpp")]
+    processes = [
+        subprocess.Popen([*command, str(file)], stderr=subprocess.PIPE, text=True)
+        for file in files
+        if build.ffi_flags() or file.name != "xla_arrays.h"
+    ]
+    assert [process.communicate()[1] for process in processes] == [""] * len(processes)
+
+
+MGU = """
+import numpy as np
+from common import kernels, oracle, params
+from common.kernels import build
+from common.params import DIRECTIONS, CellSpec
+
+params.CELLS["mgu"] = CellSpec("mgu", blocks=2, gates=("f",))
+names = {"np": np, "_sigmoid": oracle._sigmoid, "CELLS": {}}
+exec(open("oracle_of_mgu.py").read(), names)
+step, back, between = names["CELLS"]["mgu"]
+oracle.CELLS["mgu"] = (
+    lambda a, h, U, c, reset_after: step(a, h, U, c, 1.0, reset_after),
+    lambda d, between, U, c, reset_after: back(d, between, U, c, 1.0, reset_after)[:4],
+    between,
+)
+assert build.build(build.FOLDER, ["-O0"])
+from tests.cases import call_kernel, draw, reference
+for number, size in enumerate([(7, 5, 4, 3, 4), (6, 20, 9, 33, 0), (60, 1, 5, 130, 7)]):
+    for dtype in (np.float32, np.float64):
+        case = draw(*size, sides=DIRECTIONS, dtype=dtype, cell="mgu")
+        want = reference(case, False)
+        found = call_kernel(case, False)
+        assert found.keys() == want.keys()
+        for name, array in want.items():
+            bound = (1e-5 if dtype == np.float32 else 1e-12) * np.abs(array).max()
+            assert np.abs(found[name] - array).max() < bound, (size, dtype, name)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+def test_a_cell_that_is_added_as_the_page_says(tmp_path):
+    """docs/extending.md: the minimal gated unit, compiled in a copy, against the oracle."""
+    page = (ROOT / "docs" / "extending.md").read_text()
+    for folder in ("common", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    folder = tmp_path / "common" / "kernels"
+    code = page.partition("`common/kernels/cell_mgu.h`:\n\n```cpp\n")[2].partition("```")[0]
+    (folder / "cell_mgu.h").write_text(code)
+    text = page.partition("at the end of `common/oracle.py`:\n\n```python\n")[2]
+    (tmp_path / "oracle_of_mgu.py").write_text(text.partition("```")[0])
+    # The lines of the table, each after the line it follows.
+    lines = re.findall(r"^\| common/kernels/([^ ,]+).*? \| `(.*)` \|$", page, re.MULTILINE)
+    after = (
+        '#include "cell_rnn.h"',
+        "{cell<E, Rnn>, cell<E, Rnn>},",
+        "GRU_CELL_RNN,",
+        '"rnn": (2, 2)}',
+    )
+    assert len(lines) == len(after)
+    for (name, line), place in zip(lines, after, strict=True):
+        path = folder / name.replace("\\", "")
+        assert path.read_text().count(place) == 1
+        path.write_text(path.read_text().replace(place, f"{place}\n{line}"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", MGU]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_structures_match_the_header():
