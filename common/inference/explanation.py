@@ -106,7 +106,7 @@ def _explain_linear(options: ExplainOptions) -> None:
     weights = np.array(found["contribution"])
     table = Table(Column("word", overflow="fold"), box=box.SIMPLE_HEAD, padding=0)
     table.add_column("contribution", justify="right")
-    _add_rows(table, found, _tinted(words, weights, signed=True), [weights], first=0)
+    _add_rows(table, found, _tinted(words, weights, signed=True), [weights.tolist()], first=0)
     console.print(table)
     say("contribution: what the n-grams that end at a word add to the predicted class's margin")
     say(f"blue: for the predicted class, orange: against it; full tint: {abs(weights).max():.3f}")

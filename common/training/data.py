@@ -72,7 +72,7 @@ def example(vocabulary: Sequence[str], train: EncodedSplit, test: EncodedSplit) 
     """The words of the test text (without test texts, training text) of the length closest to
     EXAMPLE words, or their first EXAMPLE_CHARACTERS."""
     split = test if len(test) else train
-    closest = np.abs(split.lengths.astype(np.int64) - EXAMPLE).argmin()
+    closest = int(np.abs(split.lengths.astype(np.int64) - EXAMPLE).argmin())
     return " ".join(vocabulary[word] for word in split[closest])[:EXAMPLE_CHARACTERS]
 
 
