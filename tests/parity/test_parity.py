@@ -23,7 +23,7 @@ BY_DEFAULT = {
     "bfloat16": "gru, (ties, zeros, unsorted, reset after|resets, distinct.* before)|rnn, ties",
 }
 # Each of these takes a second or more, mostly in XLA's compiler: by default, they run only on these
-# of the cases above, so that each meets both places of the reset gate, and resets, tokens and ties.
+# of the cases above. In float64, JAX's GRUs meet both places of the reset gate, resets and tokens.
 SLOW = {
     ("jax loop", "float64"): "ties.* after|resets, distinct.* before",
     ("jax scan", "float64"): "ties, zeros, unsorted, reset after|(no step|resets, dist).* before",
