@@ -51,23 +51,23 @@ options = "--data csv:table.csv --vectors random:4 --hidden-size 3 --epochs 1 --
 options += ["--train-size", "None", "--test-size", "None"]
 run_directory.draw = lambda *_: True  # takes longer than the training
 for name, (learner, exported) in own.items():
-    train = lambda: loop.main(learner)
-    call(train, "--model", "bimgu", *options, "--out", name)
-    call(train, "--resume", name, "--epochs", "2")
-    run = run_directory.load_run(Path(name))
+    start = ["--model", "bimgu", *options, "--out", "run"]  # JAX continues PyTorch's run
+    resume = ["--resume", "run", "--epochs", "2"]
+    call(lambda: loop.main(learner), *(start if name == "torch" else resume))
+    run = run_directory.load_run(Path("run"))
     assert run.parameters["mgu.0.backward.weight_hh"].shape == (2 * 3, 3)
     gain = run.parameters["mgu.0.forward.gain"]
     assert gain.shape == (3,) and np.any(gain != 1) and np.allclose(gain, 1, atol=0.1)
-    assert "a good film" in call(lambda: prediction.main(learner), name, "a good film")
-    told = call(lambda: explanation.main(learner), name, "a good film", "--by", "f")
+    assert "a good film" in call(lambda: prediction.main(learner), "run", "a good film")
+    told = call(lambda: explanation.main(learner), "run", "a good film", "--by", "f")
     assert "tinted by f" in told
     kind = {"torch": "torch", "jax": "stablehlo"}[name]
     told = call(
         lambda: export.main(learner, kind, exported.save, exported.load),
-        name, "--to", kind, "--out", f"{name}.exported",
+        "run", "--to", kind, "--out", f"{name}.exported",
     )
     assert "checked" in told
-    sys.argv = ["command", name, "--to", "onnx", "--out", "model.onnx"]
+    sys.argv = ["command", "run", "--to", "onnx", "--out", "model.onnx"]
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):
         export.main(learner, kind, exported.save, exported.load)
     assert "no operator of ONNX computes the cell mgu" in said.getvalue()

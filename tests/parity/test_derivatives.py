@@ -20,6 +20,7 @@ import torch_impl
 from common.kernels import cuda
 from comparison.parity import Size, draw
 from jax_impl.gru import CELL as JAX_GRU
+from tests.cases import combinations
 from torch_impl.gru import CELL as TORCH_GRU
 
 SIZE = Size("small", 3, 2, 2, 1, 2, [1, 3, 0])
@@ -362,15 +363,8 @@ def test_second_derivatives_of_the_twins_agree(implementation, reset_after, x64)
     assert close({name: g.numpy() for name, g in in_torch.items()}, in_jax, 1e-11)
 
 
-@pytest.mark.parametrize("implementation", quickly(TORCH, "scan", "fused"))
-@pytest.mark.parametrize(
-    ("backend", "reset_after"),
-    [
-        ("aot_eager", False),
-        ("inductor", True),
-        pytest.param("aot_eager", True, marks=pytest.mark.long),
-        pytest.param("inductor", False, marks=pytest.mark.long),
-    ],
+@combinations(
+    "010 121", backend=("aot_eager", "inductor"), implementation=TORCH, reset_after=(False, True)
 )
 def test_torch_compile(backend, implementation, reset_after):
     if backend == "inductor" and not shutil.which("g++"):
