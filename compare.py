@@ -36,7 +36,15 @@ from common.linear import run as linear
 from common.report import schema, tables
 from common.report.schema import Check, Results, Run
 from common.training import run_directory
-from common.training.options import MODELS, Count, TrainConfig, parse_options, program, to_arguments
+from common.training.options import (
+    MODELS,
+    PRESETS,
+    Count,
+    TrainConfig,
+    parse_options,
+    program,
+    to_arguments,
+)
 
 if TYPE_CHECKING:
     from comparison.processes import Place
@@ -206,8 +214,12 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     from comparison.processes import Job
 
     plain = options.plain()
+    # Training the built-in layers takes most of the time of the preset quick.
+    fewer = dataclasses.replace(plain, epochs=min(plain.epochs, 2))
+    shortened = fewer if plain.preset == "quick" else plain
+    options_of = {model: shortened if "nn." in model else plain for model in options.models}
     chosen = [
-        runs.Training.of(framework, model, plain, out / f"{framework}-{model}")
+        runs.Training.of(framework, model, options_of[model], out / f"{framework}-{model}")
         for model in options.models
         for framework in options.frameworks
         if model in COMPARED[framework]
@@ -264,7 +276,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
         console.print("explaining a few test reviews word by word")
         results.explorer = explorer.explore(plain, recurrent)
     if len(twins) == len(TWINS):
-        if plain.learning_rate <= TrainConfig().learning_rate:
+        if plain.clip_norm and plain.learning_rate <= PRESETS["quick"]["learning_rate"]:
             rows += [runs.check_losses(out, model) for model in both]
         rows += [runs.check_accuracy(results.runs, model) for model in both]
     suite = [row for row in rows if row.models[1] == "oracle"]

@@ -108,8 +108,9 @@ def train(
 def check_losses(folder: Path, model: str) -> Check:
     """Compare the twins' training losses, step by step, at the beginning of training.
 
-    Training is chaotic: rounding errors grow along it, exponentially and the faster the larger
-    Adam's step size is. So this is about the first STEPS steps, at no more than quick's step size.
+    Training is chaotic: rounding errors grow exponentially, faster for larger steps and without
+    clipping. Therefore the check covers the first STEPS steps of a training whose gradient is
+    clipped and whose step size is at most that of the preset quick.
     """
     curves = []
     for framework in ("torch", "jax"):

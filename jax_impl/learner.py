@@ -34,6 +34,12 @@ MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam
 VECTORS = "vectors_weight"  # the word vectors that are trained, in the state
 
 
+def padded(count: int) -> int:
+    """The rows of word vectors to which an update of `count` rows is padded: one of few sizes, so
+    that XLA compiles the update for few of them."""
+    return 1 << max(11, (count - 1).bit_length())
+
+
 def make_deterministic() -> None:
     """Have JAX compute the same numbers each time on a GPU, too: slower there.
 
@@ -153,8 +159,9 @@ class Learner(learner.Learner):
         """Where the rows of the word vectors that a step changes belong; past the end: nowhere."""
         if not self.config.train_vectors:
             return None
-        padding = np.arange(len(batch.distinct)) >= batch.named
-        return np.where(padding, self.config.vocabulary_size, batch.distinct)
+        rows = np.full(padded(len(batch.distinct)), self.config.vocabulary_size)
+        rows[: batch.named] = batch.distinct[: batch.named]
+        return rows
 
     def _gradients(
         self, shares: Sequence[Batch], asked: bool = False, dropping: bool = True
@@ -182,7 +189,7 @@ class Learner(learner.Learner):
             loss, gradients = self._share(share, *copies[device], "sum", dropping)
             beside = self._array(np.array([weight_of(share.labels, self.recipe), asked]))
             if place is not None:
-                padding = np.full(len(share.distinct) - len(place), size)
+                padding = np.full(padded(len(share.distinct)) - len(place), size)
                 gradients = self._among(gradients, np.append(place, padding), size)
             mine.append(self._flat(loss, beside, gradients))
         loss, self.asked, gradients = self._split(self.exchange(mine), self.state, rows)
@@ -251,9 +258,16 @@ class Learner(learner.Learner):
             how = self.class_weights, self.training.label_smoothing
             return cross_entropy(logits, labels, *how, reduction)
 
-        return jax.value_and_grad(loss)(state)
+        value, gradients = jax.value_and_grad(loss)(state)
+        if self.config.train_vectors:
+            rows: Any = gradients[VECTORS]
+            missing = padded(len(distinct)) - len(distinct)
+            whole = jnp.pad(rows[...], ((0, missing), (0, 0)))
+            gradients = nnx.State({**gradients, VECTORS: rows.replace(whole)})
+        return value, gradients
 
-    # Apart from the gradients, so that it is compiled once, or, with trained vectors, for each K.
+    # Apart from the gradients, so that it is compiled once, or, with trained vectors, for each size
+    # of `padded`.
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
     def _update(
         self,

@@ -129,7 +129,7 @@ def test_what_is_stopped_is_taken_up_again(
         if "epoch 2 of 400" in line:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(tuning, "say", stop)
+    monkeypatch.setattr(tuning, "print_line", stop)
     of_study = ("--storage", storage, "--study", "study", "--trials", 1, "--out", tmp_path)
     options = (*small, *QUICKLY, "--epochs", 400, "--validation-size", 32, *of_study)
     assert command(tuning.main, *options)[0] == 143
