@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,14 +58,14 @@ def test_freed_memory_is_kept_and_by_all_threads_only_on_demand(
     assert chosen[M_ARENA_MAX] == 1
 
 
-@pytest.mark.parametrize("tool", [loop, linear, tuning], ids=lambda tool: tool.__name__)
+@pytest.mark.parametrize("print_line", [loop.say, linear.say, tuning.print_line])
 def test_lines_are_written_to_a_pipe_at_once(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+    print_line: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python itself writes to a pipe in blocks, so that a log would stay empty for minutes."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
-    tool.say("a line")
+    print_line("a line")
     assert written.getvalue() == b"a line\n"
 
 
