@@ -34,12 +34,6 @@ MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam
 VECTORS = "vectors_weight"  # the word vectors that are trained, in the state
 
 
-def padded(count: int) -> int:
-    """The rows of word vectors to which an update of `count` rows is padded: one of few sizes, so
-    that XLA compiles the update for few of them."""
-    return 1 << max(11, (count - 1).bit_length())
-
-
 def make_deterministic() -> None:
     """Have JAX compute the same numbers each time on a GPU, too: slower there.
 
@@ -159,7 +153,7 @@ class Learner(learner.Learner):
         """Where the rows of the word vectors that a step changes belong; past the end: nowhere."""
         if not self.config.train_vectors:
             return None
-        rows = np.full(padded(len(batch.distinct)), self.config.vocabulary_size)
+        rows = np.full(self._padded(len(batch.distinct)), self.config.vocabulary_size)
         rows[: batch.named] = batch.distinct[: batch.named]
         return rows
 
@@ -189,7 +183,7 @@ class Learner(learner.Learner):
             loss, gradients = self._share(share, *copies[device], "sum", dropping)
             beside = self._array(np.array([weight_of(share.labels, self.recipe), asked]))
             if place is not None:
-                padding = np.full(padded(len(share.distinct)) - len(place), size)
+                padding = np.full(self._padded(len(share.distinct)) - len(place), size)
                 gradients = self._among(gradients, np.append(place, padding), size)
             mine.append(self._flat(loss, beside, gradients))
         loss, self.asked, gradients = self._split(self.exchange(mine), self.state, rows)
@@ -261,13 +255,13 @@ class Learner(learner.Learner):
         value, gradients = jax.value_and_grad(loss)(state)
         if self.config.train_vectors:
             rows: Any = gradients[VECTORS]
-            missing = padded(len(distinct)) - len(distinct)
+            missing = self._padded(len(distinct)) - len(distinct)
             whole = jnp.pad(rows[...], ((0, missing), (0, 0)))
             gradients = nnx.State({**gradients, VECTORS: rows.replace(whole)})
         return value, gradients
 
     # Apart from the gradients, so that it is compiled once, or, with trained vectors, for each size
-    # of `padded`.
+    # of `_padded`.
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
     def _update(
         self,
@@ -316,6 +310,12 @@ class Learner(learner.Learner):
     def _named(self, state: Any) -> dict[str, np.ndarray]:
         model = nnx.merge(self.graph, state, self.frozen)
         return {name: np.array(value) for name, value in canonical(model, model.names).items()}
+
+    @staticmethod
+    def _padded(count: int) -> int:
+        """The rows of word vectors to which an update of `count` rows is padded: one of few sizes,
+        so that XLA compiles the update for few of them."""
+        return 1 << max(11, (count - 1).bit_length())
 
     @staticmethod
     def _is_state(tree: Any) -> bool:
