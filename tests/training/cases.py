@@ -16,10 +16,28 @@ from common.training import checkpoint, loop, run_directory
 Command = Callable[..., tuple[int, str, str]]
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 each_framework = pytest.mark.parametrize("name", FRAMEWORKS)
-ARGUMENTS = (
-    "--data rt --vectors random:8 --train-size 64 --test-size 16 --max-length 2 --batch-size 8 "
-    "--hidden-size 8 --epochs 2 --warmup 0 --schedule constant"
-).split()
+ARGUMENTS = [
+    "--data",
+    "rt",
+    "--vectors",
+    "random:8",
+    "--train-size",
+    "64",
+    "--test-size",
+    "16",
+    "--max-length",
+    "2",
+    "--batch-size",
+    "8",
+    "--hidden-size",
+    "8",
+    "--epochs",
+    "2",
+    "--warmup",
+    "0",
+    "--schedule",
+    "constant",
+]
 
 
 def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None]:
