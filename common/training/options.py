@@ -147,8 +147,8 @@ class TrainConfig(DataConfig):
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one (mps: PyTorch only)."""
     implementation: str = "auto"
-    """auto, fused (the CPU kernel), cuda (the GPU kernel), scan, or loop (the equations step by step:
-    slow)."""
+    """auto, fused (the CPU kernel), cuda (the GPU kernel), scan, or loop (the equations step by
+    step: slow)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: multiply in it in the GRU's products; sums and everything else are float32."""
     deterministic: bool = False
