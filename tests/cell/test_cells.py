@@ -49,6 +49,7 @@ def call(main, *arguments):
 own = {"torch": (torch_impl.learner, torch_impl.export), "jax": (jax_impl.learner, jax_impl.export)}
 options = "--data csv:table.csv --vectors random:4 --hidden-size 3 --epochs 1 --device cpu".split()
 options += ["--train-size", "None", "--test-size", "None"]
+options += ["--warmup", "0", "--schedule", "constant"]  # allow more epochs later
 run_directory.draw = lambda *_: True  # takes longer than the training
 for name, (learner, exported) in own.items():
     start = ["--model", "bimgu", *options, "--out", "run"]  # JAX continues PyTorch's run

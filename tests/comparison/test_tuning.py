@@ -20,7 +20,7 @@ import compare
 import torch_impl.learner
 from common.errors import Stopped
 from common.training import loop
-from common.training.options import TrainConfig, parse_options
+from common.training.options import PRESETS, parse_options
 from comparison import processes, tuning
 from tests import ROOT
 from tests.training.cases import Command, refused, succeeds
@@ -50,7 +50,7 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     # It begins with the options that are given.
     (given,) = (trial["options"] for trial in first if trial["given"])
     assert given["hidden_size"] == 64
-    assert given["learning_rate"] == TrainConfig().learning_rate
+    assert given["learning_rate"] == PRESETS["quick"]["learning_rate"]
     output = succeeds(command(compare.main, *options, "--trials", 2))
     assert trials(tmp_path)[:1] == first and len(trials(tmp_path)) == 2
     assert "1 of 2 trials exist" in output and "trial 1: epoch 1 of 2" in output
