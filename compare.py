@@ -214,12 +214,8 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     from comparison.processes import Job
 
     plain = options.plain()
-    # Training the built-in layers takes most of the time of the preset quick.
-    fewer = dataclasses.replace(plain, epochs=min(plain.epochs, 2))
-    shortened = fewer if plain.preset == "quick" else plain
-    options_of = {model: shortened if "nn." in model else plain for model in options.models}
     chosen = [
-        runs.Training.of(framework, model, options_of[model], out / f"{framework}-{model}")
+        runs.Training.of(framework, model, runs.shared(plain, model), out / f"{framework}-{model}")
         for model in options.models
         for framework in options.frameworks
         if model in COMPARED[framework]
@@ -276,7 +272,8 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
         console.print("explaining a few test reviews word by word")
         results.explorer = explorer.explore(plain, recurrent)
     if len(twins) == len(TWINS):
-        if plain.clip_norm and plain.learning_rate <= PRESETS["quick"]["learning_rate"]:
+        quickest = PRESETS["quick"]["learning_rate"] if plain.clip_norm else 0.0
+        if plain.learning_rate <= max(quickest, TrainConfig.learning_rate):
             rows += [runs.check_losses(out, model) for model in both]
         rows += [runs.check_accuracy(results.runs, model) for model in both]
     suite = [row for row in rows if row.models[1] == "oracle"]

@@ -71,6 +71,15 @@ class Training:
         return schema.convert(found, Data, self.folder)
 
 
+def shared(options: TrainConfig, model: str) -> TrainConfig:
+    """The options of a model of the comparison: with the preset quick and its number of epochs, two
+    epochs for the built-in layers, whose training takes most of the time."""
+    is_quick = (options.preset, options.epochs) == ("quick", TrainConfig.epochs)
+    if is_quick and model.startswith("nn."):
+        return dataclasses.replace(options, epochs=2)
+    return options
+
+
 def train(
     trainings: Sequence[Training],
     place: Place,
@@ -109,8 +118,8 @@ def check_losses(folder: Path, model: str) -> Check:
     """Compare the twins' training losses, step by step, at the beginning of training.
 
     Training is chaotic: rounding errors grow exponentially, faster for larger steps and without
-    clipping. Therefore the check covers the first STEPS steps of a training whose gradient is
-    clipped and whose step size is at most that of the preset quick.
+    clipping. Therefore the check covers the first STEPS steps, for step sizes of at most 5e-4
+    or, if the gradient is clipped, that of the preset quick.
     """
     curves = []
     for framework in ("torch", "jax"):

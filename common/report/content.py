@@ -75,7 +75,7 @@ def _summary(runs: Sequence[Run], data: Data) -> Iterator[Block]:
         "Training: the wall time of all epochs, with compilation. tokens/s: the median over the "
         "periods between log lines, or, for the linear model, the mean over the training. First "
         "step: the time from building the model to its first update. Peak memory: of the process. "
-        "With the preset quick, the built-in layers (nn.) train for two epochs instead of three.",
+        "With the preset quick, built-in layers (nn.) train for two epochs, the others for three.",
     )
     yield "figures", [figures.accuracy(runs, data.test)]
     if runs[0].categories:

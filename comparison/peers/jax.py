@@ -177,7 +177,8 @@ def compute(case: Case, layer: Layer) -> Result:
 def jax_cell(implementation: str, cell: str = "gru") -> Implementation:
     """jax_impl's cell of this name, in one of its implementations."""
     layer = partial(jax_impl.layers.run, CELLS[cell], implementation=implementation)
-    name = f"jax {implementation if cell == 'gru' else cell}"
+    words = [each for each in (cell, implementation) if each not in ("gru", "auto")]
+    name = f"jax {' '.join(words) or 'auto'}"
     return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)
 
 
@@ -206,5 +207,10 @@ def flax_simple_cell() -> Implementation:
 
 def implementations() -> list[Implementation]:
     """jax_impl's GRU in each of its implementations, its other cells, and Flax's GRUs."""
-    cells = [jax_cell("auto", name) for name in CELLS if name != "gru"]
+    cells = [
+        jax_cell(implementation, name)
+        for name, cell in CELLS.items()
+        for implementation in dict.fromkeys(("auto", cell.traceable))
+        if name != "gru" and (implementation, cell.resolve("auto")) != (cell.traceable,) * 2
+    ]
     return [*map(jax_cell, OURS), *cells, *flax_cells()]

@@ -229,7 +229,8 @@ def compute(case: Case, layer: Layer) -> Result:
 def torch_cell(implementation: str, cell: str = "gru") -> Implementation:
     """torch_impl's cell of this name, in one of its implementations."""
     layer = partial(torch_impl.layers.run, CELLS[cell], implementation=implementation)
-    name = f"torch {implementation if cell == 'gru' else cell}"
+    words = [each for each in (cell, implementation) if each not in ("gru", "auto")]
+    name = f"torch {' '.join(words) or 'auto'}"
     return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)
 
 
@@ -253,5 +254,10 @@ NN_GRU = peer("torch nn.GRU", "torch", partial(compute, layer=nn_gru))  # on pac
 
 def implementations() -> list[Implementation]:
     """torch_impl's GRU in each of its implementations, its other cells, and nn.GRU."""
-    cells = [torch_cell("auto", name) for name in CELLS if name != "gru"]
+    cells = [
+        torch_cell(implementation, name)
+        for name, cell in CELLS.items()
+        for implementation in dict.fromkeys(("auto", cell.traceable))
+        if name != "gru" and (implementation, cell.resolve("auto")) != (cell.traceable,) * 2
+    ]
     return [*map(torch_cell, OURS), *cells, torch_autocast(), NN_GRU]
