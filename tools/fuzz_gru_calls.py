@@ -444,6 +444,8 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
                 ("reverse", np.array(reverse, np.int32) + 2),
                 ("threads", np.int64(3)),
                 ("reset_after", np.int32(2)),
+                ("cell", np.int32(2)),  # the kernel has two
+                ("cell", None),
                 ("threads", None),
                 ("reset_after", None),
             ]

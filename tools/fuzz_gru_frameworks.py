@@ -244,6 +244,7 @@ class Jax:
             "reverse": np.array(o["reverse"], np.int64),
             "reset_after": np.bool_(o["reset_after"]),
             "bfloat16": np.bool_(False),
+            "cell": np.int32(0),
             "threads": np.int32(o["threads"]),
         } | o.get("attributes", {})
         told = {name: value for name, value in told.items() if value is not None}
