@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 import jax_impl.export
 import torch_impl.export
-import torch_impl.learner
+import torch_impl.predictor
 from common.data.batches import Batches
 from common.inference import onnx_graph
 from common.inference.export import Call, padded
@@ -71,8 +71,8 @@ def main() -> None:
     """Measure and print."""
     run = load_run(Path(sys.argv[1]))
     batches = load_data(run.options, print).test
-    learner = Model(torch_impl.learner, run, "cpu").learner
-    expected, labels = predict(learner, batches)
+    predictor = Model(torch_impl.predictor, run, "cpu").predictor
+    expected, labels = predict(predictor, batches)
     print(f"PyTorch itself: accuracy {(expected.argmax(1) == labels).mean():.2%}")
     content = torch_impl.export.save(run)
     kinds: dict[str, tuple[Callable[[], bytes], Callable[[bytes], Call]]] = {

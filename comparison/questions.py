@@ -17,22 +17,23 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-import jax_impl.learner
-import torch_impl.learner
+import jax_impl.predictor
+import torch_impl.predictor
 from common import params
 from common.data.batches import Batch, Batches
 from common.data.corpus import EncodedSplit
 from common.inference.model import Model
+from common.inference.predictor import Framework, Predictor
 from common.linear import run as linear
 from common.report import schema
 from common.training import run_directory
 from common.training.data import Data, load_data, load_texts
-from common.training.learner import Framework, Learner, predict
+from common.training.learner import predict
 from common.training.options import TrainConfig
 from comparison import runs
 from comparison.processes import Place
 
-FRAMEWORKS: dict[str, Framework] = {"torch": torch_impl.learner, "jax": jax_impl.learner}
+FRAMEWORKS: dict[str, Framework] = {"torch": torch_impl.predictor, "jax": jax_impl.predictor}
 PAIRS = (
     ("Gates or none", "torch rnn", "torch gru"),
     ("A GRU or n-grams", "sklearn linear", "torch gru"),
@@ -128,9 +129,11 @@ def answers(run: schema.Run, data: Data, options: TrainConfig) -> Bool[np.ndarra
         texts = load_texts(options, lambda line: None)[2]
         return linear.load(Path(run.run_dir)).model.logits(texts).argmax(axis=1) == texts.labels
     loaded = load(run)
-    learner_type = FRAMEWORKS[run.framework].Learner
-    learner = learner_type(loaded.model, loaded.options, loaded.vectors, loaded.parameters)
-    logits, labels = predict(learner, data.test)
+    predictor_type = FRAMEWORKS[run.framework].Predictor
+    predictor = predictor_type(
+        loaded.model, loaded.parameters, loaded.vectors, loaded.options.device
+    )
+    logits, labels = predict(predictor, data.test)
     return logits.argmax(axis=1) == labels
 
 
@@ -287,8 +290,8 @@ def vanishing(trained: Mapping[str, run_directory.Run], data: Data) -> schema.Va
     series = []
     for name, run in trained.items():
         for state, model in (("untrained", untrained(run)), ("trained", run)):
-            learner = Model(torch_impl.learner, model, "cpu", "float64").learner
-            norms = np.concatenate([gradient_norms(learner, batch, reach) for batch in batches])
+            predictor = Model(torch_impl.predictor, model, "cpu", "float64").predictor
+            norms = np.concatenate([gradient_norms(predictor, batch, reach) for batch in batches])
             low, median, high = np.quantile(norms, [0.25, 0.5, 0.75], axis=0).tolist()
             series.append(schema.Series(f"{name}, {state}", median, low, high))
     distance = min(100, reach - 1)
@@ -306,9 +309,9 @@ def untrained(run: run_directory.Run) -> run_directory.Run:
     return dataclasses.replace(run, parameters=parameters)
 
 
-def gradient_norms(learner: Learner, batch: Batch, reach: int) -> Float[np.ndarray, "B reach"]:
+def gradient_norms(predictor: Predictor, batch: Batch, reach: int) -> Float[np.ndarray, "B reach"]:
     """The norms of each review's gradient, from its last word backwards."""
-    norms = np.linalg.norm(learner.explain(batch)["d_states"][0], axis=-1)
+    norms = np.linalg.norm(predictor.explain(batch, batch.labels)["d_states"][0], axis=-1)
     steps = batch.lengths[:, None] - 1 - np.arange(reach)
     return norms[steps, np.arange(len(batch.lengths))[:, None]]
 
@@ -331,8 +334,8 @@ def gates(trained: Sequence[run_directory.Run], data: Data) -> schema.Gates:
 
     def sums_of(models: Iterable[run_directory.Run]) -> dict[str, Sums]:
         """The sums of each quantity over all models."""
-        learners = (Model(torch_impl.learner, run, "cpu").learner for run in models)
-        words = [read_words(learner, test, groups) for learner in learners]
+        predictors = (Model(torch_impl.predictor, run, "cpu").predictor for run in models)
+        words = [read_words(predictor, test, groups) for predictor in predictors]
         indices = words[0]["group"], words[0]["review"], count
         return {name: resample(np.stack([w[name] for w in words]), *indices) for name in QUANTITIES}
 
@@ -390,12 +393,12 @@ def word_groups(train: EncodedSplit, words: Sequence[str]) -> Int[np.ndarray, " 
 
 
 def read_words(
-    learner: Learner, batches: Batches, groups: Int[np.ndarray, " V"]
+    predictor: Predictor, batches: Batches, groups: Int[np.ndarray, " V"]
 ) -> dict[str, np.ndarray]:
     """review, group, z and change of every grouped word, except the first of each review."""
     parts = []
     for batch in batches.epoch():
-        explained = learner.explain(batch)
+        explained = predictor.explain(batch, batch.labels)
         states, z = explained["states"][0], explained["z"][0].mean(axis=-1)
         norm = np.linalg.norm(states[:-1], axis=-1)
         distance = np.linalg.norm(states[1:] - states[:-1], axis=-1)

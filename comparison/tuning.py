@@ -169,9 +169,7 @@ def tune(
         few = f"{options.validation_size} validation reviews are few"
         say(f"{few}: the best options on them are mostly chance (--validation-size)")
     recipe_of(options, 1, train.labels, len(texts.classes))
-    learner = import_module(f"{framework}_impl.learner")
-    learner.find_device(options.device)
-    learner.CELLS[options.cell].resolve(options.implementation, None, options.dtype)
+    import_module(f"{framework}_impl.learner").check(options)
     name = f"{framework} {options.model} on {options.data}, {_digest(options)}"
     with optuna_of(storage) as optuna:
         database = _storage(storage)

@@ -5,7 +5,7 @@ python -m jax_impl.explain RUN_DIR "not a good film: the acting is terrible" --j
 """
 
 from common.inference import explanation
-from jax_impl import learner
+from jax_impl import predictor
 
 if __name__ == "__main__":
-    explanation.main(learner)
+    explanation.main(predictor)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from common.inference import export
 from common.inference.export import Call
 from common.training.run_directory import Run
-from jax_impl import learner
+from jax_impl import predictor
 from jax_impl.classifier import CELLS, head, pool
 from jax_impl.layers import run
 
@@ -89,4 +89,4 @@ def load(content: bytes) -> Call:
 
 
 if __name__ == "__main__":
-    export.main(learner, "stablehlo", save, load)
+    export.main(predictor, "stablehlo", save, load)

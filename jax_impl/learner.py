@@ -1,6 +1,5 @@
 """What the training loop drives, in JAX/Flax. Its twin is torch_impl/learner.py."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +16,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int
 
 from common.data.batches import Batch
-from common.errors import InputError
 from common.params import ModelConfig, init
 from common.training import learner
 from common.training.dropout import masks
@@ -25,9 +23,9 @@ from common.training.learner import Arrays
 from common.training.options import TrainConfig
 from common.training.recipe import PLAIN, Recipe, learning_rate, weight_of
 from common.training.world import ALONE, World
-from jax_impl.classifier import CELLS, Classifier, Reduction, cross_entropy
+from jax_impl.classifier import CELLS, Reduction, cross_entropy
 from jax_impl.layers import canonical, register
-from jax_impl.trace import explain
+from jax_impl.predictor import Predictor, find_device
 
 FRAMEWORK = "jax"
 MOMENTS = {"first_moment": "mu", "second_moment": "nu"}  # in optax.adam
@@ -50,15 +48,13 @@ def join() -> AbstractContextManager[World]:
     return world.join()
 
 
-def find_device(name: str) -> jax.Device:
-    """The device called auto, cpu or cuda. Raises InputError where the machine has none."""
-    try:
-        return jax.local_devices(backend=None if name == "auto" else name)[0]
-    except RuntimeError:
-        raise InputError(f"--device {name}: JAX finds no such device on this machine") from None
+def check(options: TrainConfig) -> None:
+    """Raise InputError where the device, or a recurrence that fits the options, is missing."""
+    find_device(options.device)
+    CELLS[options.cell].resolve(options.implementation, None, options.dtype)
 
 
-class Learner(learner.Learner):
+class Learner(Predictor, learner.Learner):
     """The learner that common/training/learner.py describes, in JAX."""
 
     def __init__(
@@ -71,21 +67,11 @@ class Learner(learner.Learner):
         recipe: Recipe = PLAIN,
         world: World = ALONE,
     ) -> None:
-        self.device = find_device(training.device)
-        cell, device = CELLS[config.cell], self.device
-        self.implementation = cell.resolve(
-            config.implementation, device.platform, config.dtype, config.hidden_size
-        )
-        self.compilations = 0
-        config = dataclasses.replace(config, implementation=self.implementation)
         parameters = parameters or init(config, training.seed, vectors)
-        with jax.default_device(device):
-            model = Classifier(config, parameters, vectors, jnp.dtype(dtype))
-        self.graph, *states = nnx.split(model, nnx.Param, ...)
-        # Where a step leaves them: otherwise JAX compiles the first step twice.
-        self.state, self.frozen = jax.device_put(states, device)
-        self.config, self.training, self.recipe, self.taken = config, training, recipe, 0
-        self.moments = jax.device_put(self._optimizer().init(self.state), device)
+        super().__init__(config, parameters, vectors, training.device, dtype)
+        self.compilations = 0
+        self.training, self.recipe, self.taken = training, recipe, 0
+        self.moments = jax.device_put(self._optimizer().init(self.state), self.device)
         weights = recipe.class_weights
         self.class_weights = (
             None if weights is None else jnp.asarray(self._array(np.array(weights)))
@@ -96,7 +82,7 @@ class Learner(learner.Learner):
         if (shares := training.shares or 1) > 1:
             from jax_impl.world import Exchange
 
-            self.exchange = Exchange(world, shares, device.platform)
+            self.exchange = Exchange(world, shares, self.device.platform)
 
     def step(self, *shares: Batch, asked: bool = False) -> Float[Array, ""]:
         loss, gradients, rows = self._gradients(shares, asked)
@@ -108,12 +94,6 @@ class Learner(learner.Learner):
         self.taken += 1
         return loss
 
-    def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
-        distinct, tokens, lengths, _ = self._arrays(batch)
-        inputs = distinct, tokens, lengths
-        ratios = self._ratios(batch)
-        return np.asarray(self._logits(self.state, self.frozen, *inputs, {}, ratios))
-
     def gradients(self, *shares: Batch) -> tuple[float, dict[str, np.ndarray]]:
         loss, gradients, rows = self._gradients(shares, dropping=False)
         if rows is not None:
@@ -121,33 +101,12 @@ class Learner(learner.Learner):
             gradients = self._put(zeros, gradients, jnp.asarray(rows))
         return float(loss), self._named(gradients)
 
-    def explain(self, batch: Batch) -> dict[str, np.ndarray]:
-        model = nnx.merge(self.graph, self.state, self.frozen)
-        parameters = canonical(model, model.names)
-        arrays, beside = self._arrays(batch), self._ratios(batch)
-        found = explain(parameters, model.vectors[...], *arrays, ratios=beside, config=self.config)
-        return {name: np.asarray(value) for name, value in found.items()}
-
     def _optimizer(self, rate: Any = None) -> optax.GradientTransformation:
         """With steps of another size than --learning-rate, if that is given."""
         rate = self.training.learning_rate if rate is None else rate
         decay = self.training.weight_decay
         kind = partial(optax.adamw, weight_decay=decay) if decay else optax.adam
         return kind(rate, *self.training.betas, self.training.eps)
-
-    # NumPy's arrays go to where the state is, by a shorter way than jax.device_put.
-
-    def _array(self, array: np.ndarray) -> np.ndarray:
-        """In the dtype of the parameters; bytes as they are."""
-        if array.dtype == np.uint8:
-            return array
-        return array.astype(jax.tree.leaves(self.state)[0].dtype, copy=False)
-
-    def _arrays(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        return batch.distinct, batch.tokens, batch.lengths, batch.labels
-
-    def _ratios(self, batch: Batch) -> Float[np.ndarray, "T B E"] | None:
-        return None if batch.ratios is None else self._array(batch.ratios)
 
     def _rows(self, batch: Batch) -> Int[np.ndarray, " K"] | None:
         """Where the rows of the word vectors that a step changes belong; past the end: nowhere."""
@@ -199,7 +158,7 @@ class Learner(learner.Learner):
     ) -> tuple[Float[Array, ""], nnx.State]:
         dropped = masks(self.config, self.training, batch, self.taken) if dropping else {}
         found = {name: self._array(mask) for name, mask in dropped.items()}
-        given = found, self._ratios(batch), *self._arrays(batch)
+        given = found, self._ratios(batch), *self._arrays(batch), batch.labels
         return self._backward(state, frozen, reduction, *given)
 
     @partial(jax.jit, static_argnums=(0, 3))
@@ -226,10 +185,6 @@ class Learner(learner.Learner):
         like = state if rows is None else self._take(state, rows)
         unravel: Any = ravel_pytree(like)[1]
         return loss / weight, asked, unravel(total[3:] / weight)
-
-    @partial(jax.jit, static_argnums=0)
-    def _logits(self, state: nnx.State, frozen: nnx.State, *inputs: Any) -> Float[Array, "B C"]:
-        return nnx.merge(self.graph, state, frozen)(*inputs)
 
     @partial(jax.jit, static_argnums=(0, 3))
     def _backward(

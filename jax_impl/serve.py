@@ -5,7 +5,7 @@ python -m jax_impl.serve RUN_DIR RUN_DIR --port 8080
 """
 
 from common.serve import server
-from jax_impl import learner
+from jax_impl import predictor
 
 if __name__ == "__main__":
-    server.main(learner)
+    server.main(predictor)

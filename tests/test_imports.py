@@ -12,6 +12,7 @@ FORBIDDEN = {
     "torch_impl": {"jax", "flax", "optax", "jax_impl", "comparison", "compare"},
     "jax_impl": {"torch", "torch_impl", "comparison", "compare"},
 }
+ASKED = ("predict", "explain", "export", "serve")
 PATHS = [*ROOT.glob("*.py"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))]
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -42,6 +43,19 @@ def test_no_two_files_import_each_other_even_within_functions() -> None:
     graph = {name: {*map(file_of, imported(name))} - {"", name} for name in FILES}
     assert len(graph) > 100
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_prediction_needs_no_learner() -> None:
+    """What answers imports, directly or not, neither a learner nor the training loop."""
+    starts = [f"{twin}_impl.{name}" for twin in ("torch", "jax") for name in ASKED]
+    reached, left = set[str](), [*starts, "common.serve.server"]
+    while left:
+        name = left.pop()
+        new = {*map(file_of, imported(name))} - reached - {""}
+        reached |= new
+        left += new
+    assert "torch_impl.predictor" in reached and "jax_impl.predictor" in reached
+    assert not reached & {"torch_impl.learner", "jax_impl.learner", "common.training.loop"}
 
 
 def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:

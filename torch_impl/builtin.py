@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common import convert
 from common.params import GRU_PARAMETERS, NO_MASKS, ModelConfig
 from torch_impl.classifier import Classifier, drop, head, pool
 from torch_impl.layers import canonical, within
@@ -37,6 +38,9 @@ class BuiltinClassifier(Classifier):
         for layer in range(config.num_layers):
             for side in SIDES[:R]:
                 self.cells[f"l{layer}{side}"] = nn.GRU(H * R if layer else D, H, dtype=dtype)
+        values = convert.to_format("torch", parameters, reset_after=True, ngrams=config.ngrams)
+        for name, parameter in self.builtin_names().items():
+            parameter.data.copy_(torch.from_numpy(values[name]))
 
     def forward(
         self,

@@ -5,7 +5,7 @@ python -m torch_impl.explain RUN_DIR "not a good film: the acting is terrible" -
 """
 
 from common.inference import explanation
-from torch_impl import learner
+from torch_impl import predictor
 
 if __name__ == "__main__":
-    explanation.main(learner)
+    explanation.main(predictor)

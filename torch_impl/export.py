@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common.inference import export
 from common.inference.export import Call
 from common.training.run_directory import Run
-from torch_impl import learner
+from torch_impl import predictor
 from torch_impl.classifier import CELLS, head, pool
 from torch_impl.layers import canonical, run, within
 from torch_impl.scanned import with_scan
@@ -99,4 +99,4 @@ def load(content: bytes) -> Call:
 
 
 if __name__ == "__main__":
-    export.main(learner, "torch", save, load)
+    export.main(predictor, "torch", save, load)

@@ -1,6 +1,5 @@
 """What the training loop drives, in PyTorch. Its twin is jax_impl/learner.py."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +14,6 @@ from torch.func import functional_call
 
 from common import convert
 from common.data.batches import Batch
-from common.errors import InputError
 from common.params import NO_MASKS, ModelConfig, init
 from common.training import learner
 from common.training.dropout import masks
@@ -24,9 +22,9 @@ from common.training.options import TrainConfig
 from common.training.recipe import PLAIN, Recipe, learning_rate, weight_of
 from common.training.world import ALONE, World
 from torch_impl.builtin import BuiltinClassifier
-from torch_impl.classifier import CELLS, Classifier, Reduction, cross_entropy
+from torch_impl.classifier import CELLS, Reduction, cross_entropy
 from torch_impl.layers import canonical
-from torch_impl.trace import explain
+from torch_impl.predictor import Predictor, find_device
 
 FRAMEWORK = "torch"
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}  # in torch.optim.Adam
@@ -48,17 +46,13 @@ def join() -> AbstractContextManager[World]:
     return world.join()
 
 
-def find_device(name: str) -> torch.device:
-    """The device called auto, cpu, cuda or mps. Raises InputError where the machine has none."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
-    if name == "auto":
-        name = "cuda" if there["cuda"] else "cpu"
-    if not there.get(name):
-        raise InputError(f"--device {name}: PyTorch finds no such device on this machine")
-    return torch.device(name)
+def check(options: TrainConfig) -> None:
+    """Raise InputError where the device, or a recurrence that fits the options, is missing."""
+    find_device(options.device)
+    CELLS[options.cell].resolve(options.implementation, None, options.dtype)
 
 
-class Learner(learner.Learner):
+class Learner(Predictor, learner.Learner):
     """The learner that common/training/learner.py describes, in PyTorch."""
 
     def __init__(
@@ -71,15 +65,9 @@ class Learner(learner.Learner):
         recipe: Recipe = PLAIN,
         world: World = ALONE,
     ) -> None:
-        self.device = find_device(training.device)
-        cell, kind = CELLS[config.cell], self.device.type
-        resolved = cell.resolve(config.implementation, kind, config.dtype, config.hidden_size)
-        self.implementation = "nn.GRU" if config.builtin else resolved
-        self.compilations = 0
-        config = dataclasses.replace(config, implementation=resolved)
         parameters = parameters or init(config, training.seed, vectors)
-        make = BuiltinClassifier if config.builtin else Classifier
-        self.model = make(config, parameters, vectors, getattr(torch, dtype)).to(self.device)
+        super().__init__(config, parameters, vectors, training.device, dtype)
+        self.compilations = 0
         # Word vectors that are trained: all of them, and the rows that a step is about.
         self.vectors: nn.Parameter | None = getattr(self.model, "vectors_weight", None)
         self.rows = nn.Parameter()
@@ -96,7 +84,6 @@ class Learner(learner.Learner):
             from torch_impl.world import Exchange
 
             self.exchange = Exchange(world, shares)
-        self.load(parameters)
 
     def step(self, *shares: Batch, asked: bool = False) -> Float[Tensor, ""]:
         loss, rows = self._gradients(shares, asked)
@@ -117,11 +104,6 @@ class Learner(learner.Learner):
             average.lerp_(parameter.detach(), 1 - self.training.ema)
         return loss
 
-    def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]:
-        with torch.no_grad():
-            distinct, tokens, lengths, _ = self._arrays(batch)
-            return self.model(distinct, tokens, lengths, {}, self._ratios(batch)).cpu().numpy()
-
     def gradients(self, *shares: Batch) -> tuple[float, dict[str, np.ndarray]]:
         loss, rows = self._gradients(shares, dropping=False)
         if self.vectors is not None and self.rows.grad is not None:
@@ -129,15 +111,6 @@ class Learner(learner.Learner):
             gradient[torch.from_numpy(rows).to(self.device)] = self.rows.grad[: len(rows)]
             self.vectors.grad = gradient
         return loss.item(), self._read("gradients")
-
-    def explain(self, batch: Batch) -> dict[str, np.ndarray]:
-        values = self.parameters().items()
-        parameters = {name: torch.from_numpy(value).to(self.device) for name, value in values}
-        arrays, beside = self._arrays(batch), self._ratios(batch)
-        found = explain(
-            parameters, self.model.vectors, *arrays, ratios=beside, config=self.model.config
-        )
-        return {name: value.detach().cpu().numpy() for name, value in found.items()}
 
     @cached_property
     def _optimizer(self) -> torch.optim.Adam:
@@ -153,18 +126,6 @@ class Learner(learner.Learner):
                 **{moment: torch.zeros_like(leaf) for moment in MOMENTS.values()},
             }
         return optimizer
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        """In the dtype of the parameters; bytes as they are."""
-        tensor = torch.from_numpy(array).to(self.device)
-        return tensor if array.dtype == np.uint8 else tensor.to(self.leaves[0].dtype)
-
-    def _arrays(self, batch: Batch) -> tuple[Tensor, ...]:
-        arrays = (batch.distinct, batch.tokens, batch.lengths, batch.labels)
-        return tuple(torch.from_numpy(array).to(self.device) for array in arrays)
-
-    def _ratios(self, batch: Batch) -> Float[Tensor, "T B E"] | None:
-        return None if batch.ratios is None else self._tensor(batch.ratios)
 
     def _gradients(
         self, shares: Sequence[Batch], asked: bool = False, dropping: bool = True
@@ -224,7 +185,8 @@ class Learner(learner.Learner):
     def _backward(
         self, batch: Batch, dropped: Arrays = NO_MASKS, reduction: Reduction = "mean"
     ) -> Float[Tensor, ""]:
-        distinct, *inputs, labels = self._arrays(batch)
+        distinct, *inputs = self._arrays(batch)
+        labels = torch.from_numpy(batch.labels).to(self.device)
         for leaf in self.leaves:
             leaf.grad = None
         dropping = {name: self._tensor(mask) for name, mask in dropped.items()}

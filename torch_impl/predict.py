@@ -9,7 +9,7 @@ from pathlib import Path
 from common.inference import model, prediction
 from common.inference.model import Model, Saved
 from common.training.options import Device
-from torch_impl import learner
+from torch_impl import predictor
 
 
 def load(run_dir: Path | str, device: Device = "auto", checkpoint: Saved | None = None) -> Model:
@@ -24,8 +24,8 @@ def load(run_dir: Path | str, device: Device = "auto", checkpoint: Saved | None 
     Raises InputError (a ValueError), in one line, for what is no such run, is damaged or does not
     fit together, for a device that is not there, and for a checkpoint whose data have changed.
     """
-    return model.load(learner, run_dir, device, checkpoint)
+    return model.load(predictor, run_dir, device, checkpoint)
 
 
 if __name__ == "__main__":
-    prediction.main(learner)
+    prediction.main(predictor)

@@ -5,7 +5,7 @@ python -m torch_impl.serve RUN_DIR RUN_DIR --port 8080
 """
 
 from common.serve import server
-from torch_impl import learner
+from torch_impl import predictor
 
 if __name__ == "__main__":
-    server.main(learner)
+    server.main(predictor)

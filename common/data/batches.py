@@ -7,7 +7,7 @@ XLA compilations.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
@@ -25,25 +25,33 @@ _SAMPLE = 64  # batches sampled to estimate the number of distinct tokens of a b
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B reviews of at most T words, in time-major order.
+class Inputs:
+    """B texts of at most T words, in time-major order.
 
     distinct: the vocabulary ids that occur, each once, padded with zeros to a fixed size K.
     tokens: indices into distinct; 0 in the padding.
-    lengths: words in each review, longest first; 0 is legal.
-    labels: index of the class, or NO_LABEL in a padding row.
-    reviews: index of each review in its split, -1 in a padding row.
+    lengths: words in each text, longest first; 0 is legal.
     ratios: log-count ratios of the n-grams that end at each word (common/data/ngrams.py); zeros in
-        the padding and for an n-gram that begins before the words read of a review.
-    share: number of the share if a batch is divided; a share may hold no review.
+        the padding and for an n-gram that begins before the words read of a text.
     """
 
     distinct: Int32[np.ndarray, " K"]
     tokens: Int32[np.ndarray, "T B"]
     lengths: Int32[np.ndarray, " B"]
+    ratios: Float32[np.ndarray, "T B E"] | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Batch(Inputs):
+    """Reviews of a split, with their labels.
+
+    labels: index of the class, or NO_LABEL in a padding row.
+    reviews: index of each review in its split, -1 in a padding row.
+    share: number of the share if a batch is divided; a share may hold no review.
+    """
+
     labels: Int32[np.ndarray, " B"]
     reviews: Int64[np.ndarray, " B"]
-    ratios: Float32[np.ndarray, "T B E"] | None = None
     share: int = 0
 
     @property
@@ -158,19 +166,10 @@ class Batches:
     def batch(self, rows: Int[np.ndarray, " B"], share: int = 0) -> Batch:
         """The batch of these reviews (indices into the split; -1 for a padding row)."""
         rows = rows.astype(np.int64)
-        texts = self._texts(rows)
-        distinct = _distinct(texts)
-        lengths = np.array([len(text) for text in texts], np.int32)
-        longest, K = lengths.max(initial=0), len(distinct)
-        shape = next(s for s in self.shapes if s.steps >= longest and s.distinct >= K)
-        self._position[distinct] = np.arange(K, dtype=np.int32)
-        tokens = np.zeros((shape.steps, len(rows)), np.int32)
-        for column, text in enumerate(texts):
-            tokens[: len(text), column] = self._position[text]
-        labels = np.where(rows >= 0, self.split.labels[rows], NO_LABEL)
-        distinct = np.append(distinct, np.zeros(shape.distinct - K, np.int32))
-        ratios = self._ratios(rows, shape.steps) if self.ngrams else None
-        return Batch(distinct, tokens, lengths, labels.astype(np.int32), rows, ratios, share)
+        distinct, tokens, lengths = pad(self._texts(rows), self.shapes, self._position)
+        labels = np.where(rows >= 0, self.split.labels[rows], NO_LABEL).astype(np.int32)
+        ratios = self._ratios(rows, len(tokens)) if self.ngrams else None
+        return Batch(distinct, tokens, lengths, labels, rows, share, ratios=ratios)
 
     def _ranges(self, rows: Int64[np.ndarray, " B"]) -> list[tuple[int, int]]:
         """The token range read of each review; empty for a padding row."""
@@ -220,7 +219,27 @@ class Batches:
         return [*shapes, largest] if largest != shapes[-1] else shapes
 
 
-def _distinct(texts: Sequence[Int64[np.ndarray, " words"]]) -> Int32[np.ndarray, " distinct"]:
+def pad(
+    texts: Sequence[Int[np.ndarray, " words"]],
+    shapes: Sequence[Shape],
+    positions: Int32[np.ndarray, " V"],
+) -> tuple[Int32[np.ndarray, " K"], Int32[np.ndarray, "T B"], Int32[np.ndarray, " B"]]:
+    """The distinct, tokens and lengths of a batch, padded to the first shape that fits the texts.
+
+    positions: scratch memory, which is overwritten.
+    """
+    distinct = _distinct(texts)
+    lengths = np.array([len(text) for text in texts], np.int32)
+    longest, K = lengths.max(initial=0), len(distinct)
+    shape = next(s for s in shapes if s.steps >= longest and s.distinct >= K)
+    positions[distinct] = np.arange(K, dtype=np.int32)
+    tokens = np.zeros((shape.steps, len(texts)), np.int32)
+    for column, text in enumerate(texts):
+        tokens[: len(text), column] = positions[text]
+    return np.append(distinct, np.zeros(shape.distinct - K, np.int32)), tokens, lengths
+
+
+def _distinct(texts: Sequence[Int[np.ndarray, " words"]]) -> Int32[np.ndarray, " distinct"]:
     # np.unique is several times slower.
     ordered = np.sort(np.concatenate(texts))
     return ordered[np.diff(ordered, prepend=-1) > 0].astype(np.int32)

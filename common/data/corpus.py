@@ -209,6 +209,21 @@ class Corpus:
     """The number of unusable rows, by problem."""
 
 
+Texts = EncodedSplit | Sequence[Int[np.ndarray, " words"]]
+"""Texts as arrays of ids."""
+
+
+def concatenate(
+    texts: Texts,
+) -> tuple[Int64[np.ndarray, " tokens"], Int32[np.ndarray, " N"]]:
+    """The tokens of all texts, one text after the other, and the length of each text."""
+    if isinstance(texts, EncodedSplit):
+        parts, lengths = [tokens for _, tokens in texts.blocks()], texts.lengths
+    else:
+        parts, lengths = [*texts], np.array([len(text) for text in texts], np.int32)
+    return np.concatenate([np.zeros(0, np.int64), *parts]), lengths
+
+
 def join(texts: Sequence[np.ndarray], labels: np.ndarray) -> EncodedSplit:
     """An EncodedSplit of texts given as arrays of ids."""
     lengths = np.array([len(text) for text in texts], np.int32)

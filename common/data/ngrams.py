@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64
 
-from common.data.corpus import EncodedSplit
+from common.data.corpus import EncodedSplit, Texts, concatenate
 from common.params import ratio_columns
 
 if TYPE_CHECKING:
@@ -47,15 +47,16 @@ class Ratios:
         assert np.array_equal(np.cumsum(split.lengths)[:-1], split.starts[1:])
         return dataclasses.replace(split, ratios=self.read(split))
 
-    def read(self, split: EncodedSplit) -> Float32[np.ndarray, "tokens E"]:
+    def read(self, texts: Texts) -> Float32[np.ndarray, "tokens E"]:
         """For each word of the concatenated texts, the ratios of the n-grams that end there.
 
         The ratios of one word come first, then of two words, and so on; an n-gram that is not
         selected has 0.
         """
-        total, width = int(split.lengths.sum()), self.ratios[0].shape[1]
+        tokens, lengths = concatenate(texts)
+        total, width = len(tokens), self.ratios[0].shape[1]
         ratios = np.zeros((total, len(self.codes), width), np.float32)
-        for n, (_, _, index) in enumerate(find(split, self.words, self.codes)):
+        for n, (_, _, index) in enumerate(find(tokens, lengths, self.words, self.codes)):
             begins = np.flatnonzero(index >= 0)
             ratios[begins + n, n] = self.ratios[n][index[begins]]
         return ratios.reshape(total, len(self.codes) * width)
@@ -115,7 +116,7 @@ def log_count_ratios(
 
 
 def matrix(
-    split: EncodedSplit,
+    texts: Texts,
     words: int,
     codes: Sequence[Codes] | None = None,
     *,
@@ -127,19 +128,21 @@ def matrix(
 
     selected: list[Codes] = []
     rows, columns, size = [], [], 0
-    for of_order, texts, index in find(split, words, codes, longest=longest, fewest=fewest):
+    found = find(*concatenate(texts), words, codes, longest=longest, fewest=fewest)
+    for of_order, text, index in found:
         selected.append(of_order)
-        rows.append(texts[index >= 0])
+        rows.append(text[index >= 0])
         columns.append((size + index[index >= 0]).astype(np.int32))  # scikit-learn takes no int64
         size += len(of_order)
     entries = np.concatenate(rows), np.concatenate(columns)
-    features = csr_array((np.ones(len(entries[0]), np.float32), entries), (len(split), size))
+    features = csr_array((np.ones(len(entries[0]), np.float32), entries), (len(texts), size))
     features.data[:] = 1  # csr_array adds up repeated entries
     return selected, features
 
 
 def find(
-    split: EncodedSplit,
+    tokens: Int64[np.ndarray, " tokens"],
+    lengths: Int32[np.ndarray, " N"],
     words: int,
     codes: Sequence[Codes] | None = None,
     *,
@@ -149,11 +152,12 @@ def find(
     """For n = 1, 2 ...: the selected codes, and for each word followed by n - 1 words its text and
     the index among the codes of the n-gram that begins there, or -1.
 
+    tokens, lengths: the texts (see `concatenate` in corpus.py).
+
     Selected are `codes`, by default the codes that occur in at least `fewest` texts, up to
     n = `longest`. The n-gram without its last word must be selected, too.
     """
-    tokens = np.concatenate([np.zeros(0, np.int64), *(tokens for _, tokens in split.blocks())])
-    texts = np.repeat(np.arange(len(split), dtype=np.int32), split.lengths)
+    texts = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     index = tokens
     for n in range(1, (longest if codes is None else len(codes)) + 1):
         if n > 1:

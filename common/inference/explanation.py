@@ -20,8 +20,8 @@ from rich.text import Text
 from common import files
 from common.errors import InputError, exit_on_input_error
 from common.inference.model import Saved, load
+from common.inference.predictor import Framework
 from common.linear import run as linear
-from common.training.learner import Framework
 from common.training.options import Device, parse_options
 from common.training.run_directory import framework_of
 

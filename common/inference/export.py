@@ -17,7 +17,7 @@ from common import files
 from common.data.text import specification
 from common.errors import InputError, exit_on_input_error
 from common.inference import model
-from common.training.learner import Framework
+from common.inference.predictor import Framework
 from common.training.options import parse_options
 from common.training.run_directory import Run, load_run
 

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int32
 from scipy.special import softmax
 
-from common.data.batches import Batches, Shape
-from common.data.corpus import join
+from common.data.batches import Inputs, Shape, pad
 from common.data.text import clean, tokenize
 from common.errors import InputError
+from common.inference.predictor import Framework
 from common.params import CELLS, DIRECTIONS
 from common.training import checkpoint
 from common.training.data import fingerprint_of, load_data
-from common.training.learner import Framework, predict
 from common.training.options import Device
 from common.training.run_directory import Run, load_run
 
@@ -29,6 +28,7 @@ ROWS = (1, 8, 32)  # texts that are read together
 LEAST = 32  # of padded lengths and numbers of distinct words: each next one is twice, or four times
 
 Saved = Literal["last", "best"]
+Ids = Int32[np.ndarray, " words"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Model:
     ) -> None:
         """A built-in layer is computed by the handwritten GRU, which both frameworks have."""
         self.run, self.classes = run, run.classes
-        self.learner = framework.Learner(
+        self.predictor = framework.Predictor(
             dataclasses.replace(run.model, builtin=False, implementation="auto"),
-            dataclasses.replace(run.options, device=device),
-            run.vectors,
             {name: value.astype(dtype) for name, value in run.parameters.items()},
-            dtype=dtype,
+            run.vectors,
+            device,
+            dtype,
         )
         self.gates = CELLS[run.model.cell].gates
         self.limit = run.options.max_length or sys.maxsize  # words that are read of a text
@@ -92,7 +92,7 @@ class Model:
         """The logits of each text's classes. Raises TypeError as predict does."""
         return self._logits(self.encode(texts))
 
-    def encode(self, texts: Iterable[str]) -> list[Int32[np.ndarray, " known"]]:
+    def encode(self, texts: Iterable[str]) -> list[Ids]:
         """The ids, in run.vocabulary, of each text's words that have a vector."""
         ids = self._ids
         return [
@@ -143,8 +143,7 @@ class Model:
         best = int(logits[0].argmax())
         running = 1 if len(self.classes) == 2 else best
 
-        (batch,) = self._batches([ids], np.array([best]), shapes=shape).epoch()
-        insides = self.learner.explain(batch)
+        insides = self.predictor.explain(self._inputs([ids], shape), np.array([best]))
         finite("gradients", insides["influence"][:n, 0])
         inside = {name: insides[name][:, :n, 0] for name in self.gates}
         states = insides["states"][:, :n, 0]
@@ -166,27 +165,32 @@ class Model:
         return found | ({"units": _by_direction({**inside, "state": states})} if units else {})
 
     def _logits(
-        self, texts: Sequence[Int[np.ndarray, " words"]], **how: Any
+        self, texts: Sequence[Ids], rows: int = 0, shapes: Sequence[Shape] = ()
     ) -> Float[np.ndarray, "N C"]:
+        """The logits, computed in batches of so many rows; by default, as few as suit the texts."""
         if not texts:
             return np.zeros((0, len(self.classes)), np.float32)
-        return finite("logits", predict(self.learner, self._batches(texts, **how))[0])
-
-    def _batches(
-        self,
-        texts: Sequence[Int[np.ndarray, " words"]],
-        labels: Int[np.ndarray, " N"] | None = None,
-        rows: int = 0,
-        shapes: Sequence[Shape] = (),
-    ) -> Batches:
-        """By default of as few rows, and of the shapes, that suit the texts."""
-        run = self.run
-        split = join(texts, np.zeros(len(texts)) if labels is None else labels)
-        split = run.ratios.attach(split) if run.ratios else split
         rows = rows or next(size for size in ROWS if size >= min(len(texts), ROWS[-1]))
+        texts = [ids[-self.limit :] for ids in texts]
         shapes = shapes or self._shapes(rows, max(map(len, texts)))
-        limit, ngrams = run.options.max_length, run.model.ngrams
-        return Batches(split, rows, max_length=limit, in_order=True, shapes=shapes, ngrams=ngrams)
+        order = np.argsort([-len(ids) for ids in texts], kind="stable")  # alike in length
+        found = []
+        for start in range(0, len(texts), rows):
+            some = [texts[number] for number in order[start : start + rows]]
+            padding = [np.zeros(0, np.int32)] * (rows - len(some))
+            inputs = self._inputs([*some, *padding], shapes)
+            found.append(self.predictor.logits(inputs)[: len(some)])
+        return finite("logits", np.concatenate(found)[np.argsort(order)])
+
+    def _inputs(self, texts: Sequence[Ids], shapes: Sequence[Shape]) -> Inputs:
+        distinct, tokens, lengths = pad(texts, shapes, np.zeros(len(self._ids), np.int32))
+        ratios = None
+        if self.run.ratios:
+            ends = self.run.ratios.read(texts)
+            ratios = np.zeros((*tokens.shape, ends.shape[1]), np.float32)
+            at_words = np.arange(len(tokens)) < lengths[:, None]
+            ratios.swapaxes(0, 1)[at_words] = ends
+        return Inputs(distinct, tokens, lengths, ratios=ratios)
 
     def _shapes(self, rows: int, longest: int) -> list[Shape]:
         """Padded sizes of batches of so many texts, the last of which fits `longest` words."""

@@ -18,8 +18,8 @@ from common.data import sources
 from common.errors import InputError, exit_on_input_error
 from common.inference import model
 from common.inference.model import Model, Prediction, Saved
+from common.inference.predictor import Framework
 from common.linear import run as linear
-from common.training.learner import Framework
 from common.training.options import Device, parse_options
 from common.training.run_directory import framework_of
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 
-from common.data.corpus import EncodedSplit
+from common.data.corpus import EncodedSplit, Texts, concatenate
 from common.data.ngrams import Codes, find, log_count_ratios, matrix
 from common.errors import InputError
 
@@ -27,23 +27,24 @@ class Linear:
     """Of each n-gram, in the order of the codes."""
     bias: Float32[np.ndarray, " R"]
 
-    def logits(self, split: EncodedSplit) -> Float[np.ndarray, "N C"]:
+    def logits(self, texts: Texts) -> Float[np.ndarray, "N C"]:
         """A number for each class of each text; its differences are the machine's margins.
 
         A word that the classifier does not know is -1.
         """
-        _, features = matrix(split, self.words, self.codes)
+        _, features = matrix(texts, self.words, self.codes)
         margins = features @ self.weight.T + self.bias
         return margins if len(self.bias) > 1 else np.pad(margins, ((0, 0), (1, 0)))
 
-    def contributions(self, text: EncodedSplit) -> Float[np.ndarray, "T R"]:
+    def contributions(self, text: Int[np.ndarray, " T"]) -> Float[np.ndarray, "T R"]:
         """At each word of one text, the sum of the weights of the n-grams that end there.
 
         An n-gram counts once a text, so its weight is shared by the places where the text has it.
         With the bias, the sum over the words is the margin.
         """
-        found, start = np.zeros((int(text.lengths.sum()), len(self.bias))), 0
-        for n, (codes, _, place) in enumerate(find(text, self.words, self.codes)):
+        found, start = np.zeros((len(text), len(self.bias))), 0
+        flat = concatenate([text])
+        for n, (codes, _, place) in enumerate(find(*flat, self.words, self.codes)):
             begins = np.flatnonzero(place >= 0)
             ngrams, which, count = np.unique(place[begins], return_inverse=True, return_counts=True)
             found[begins + n] += (self.weight.T[start + ngrams] / count[:, None])[which]

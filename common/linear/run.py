@@ -16,7 +16,6 @@ from msgspec import Meta
 
 from common import files
 from common.data import ngrams
-from common.data.corpus import join
 from common.errors import InputError
 from common.inference.model import Prediction, answers, texts_of, words_of
 from common.linear.model import Linear
@@ -67,7 +66,7 @@ class Run(About):
     def predict(self, texts: Iterable[str]) -> list[Prediction]:
         """The answer to each text; its probabilities are the softmax of the margins."""
         encoded = self.encode(texts)
-        logits = self.model.logits(join(encoded, np.zeros(len(encoded))))
+        logits = self.model.logits(encoded)
         return answers(self.classes, logits, (int((ids >= 0).sum()) for ids in encoded))
 
     def explain(self, text: str) -> dict[str, Any]:
@@ -80,7 +79,7 @@ class Run(About):
         """
         (ids,), (answer,) = self.encode([text]), self.predict([text])
         places = np.flatnonzero(ids >= 0)
-        found = self.model.contributions(join([ids], np.zeros(1)))
+        found = self.model.contributions(ids)
         best = self.classes.index(answer.label)
         of_best = found[:, 0] * (1 if best else -1) if len(self.classes) == 2 else found[:, best]
         return {

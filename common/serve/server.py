@@ -38,10 +38,10 @@ from common import __version__
 from common.errors import InputError, Stopped, exit_on_input_error
 from common.inference import prediction
 from common.inference.model import ROWS, Model, Prediction, Saved
+from common.inference.predictor import Framework
 from common.linear import run as linear
 from common.serve.assets import PATHS, assets
 from common.signals import stop_requests
-from common.training.learner import Framework
 from common.training.options import Count, Device, check_numbers, parse_options
 
 try:

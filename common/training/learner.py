@@ -1,4 +1,4 @@
-"""What a twin gives to the one training loop, and what is asked of it outside of training."""
+"""What a twin gives to the one training loop."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from common import metrics
-from common.cells import Cells
-from common.data.batches import Batch, Batches
+from common.data.batches import Batch, Batches, Inputs
 from common.errors import NotFiniteError
 from common.params import ModelConfig
 from common.training.options import TrainConfig
@@ -64,13 +63,10 @@ class Learner(Protocol):
         result does not hang on who computes which. asked: whether it was asked to stop.
         """
 
-    def logits(self, batch: Batch) -> Float[np.ndarray, "B C"]: ...
+    def logits(self, inputs: Inputs) -> Float[np.ndarray, "B C"]: ...
 
     def gradients(self, *shares: Batch) -> tuple[float, dict[str, np.ndarray]]:
         """The loss of a batch and its gradient with respect to every parameter, without dropout."""
-
-    def explain(self, batch: Batch) -> dict[str, np.ndarray]:
-        """How the model comes to its answers: see `explain` in the twins' trace.py."""
 
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters."""
@@ -112,7 +108,6 @@ class Framework(Protocol):
 
     __name__: str
     FRAMEWORK: str
-    CELLS: Cells
 
     @property
     def Learner(self) -> type[_Learner]: ...
@@ -123,8 +118,8 @@ class Framework(Protocol):
     def join(self) -> AbstractContextManager[World]:
         """Among the other workers, which a launcher has started."""
 
-    def find_device(self, name: str) -> object:
-        """The device of this name. Raises InputError where the machine has none."""
+    def check(self, options: TrainConfig) -> None:
+        """Raise InputError where the device, or a recurrence that fits the options, is missing."""
 
 
 @contextmanager
@@ -141,19 +136,25 @@ def as_tested(learner: Learner, training: TrainConfig) -> Iterator[None]:
         learner.load(*kept)
 
 
+class Classifier(Protocol):
+    """A learner, or a predictor (common/inference/predictor.py)."""
+
+    def logits(self, inputs: Inputs) -> Float[np.ndarray, "B C"]: ...
+
+
 def predict(
-    learner: Learner,
+    classifier: Classifier,
     batches: Batches,
     reduce: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda logits, labels: logits,
+    world: World = ALONE,
 ) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
     """The logits of all reviews and their labels, in the order of the split.
 
     reduce: maps the logits and labels of each batch to rows that are returned in place of the
     logits, so that these are never all in memory. The workers take turns with the batches.
     """
-    world = learner.world
     turns = map(batches.batch, batches.plan(0)[world.rank :: world.size])
-    mine = [(each.reviews, reduce(learner.logits(each), each.labels)) for each in turns]
+    mine = [(each.reviews, reduce(classifier.logits(each), each.labels)) for each in turns]
     found = [each for theirs in world.everyones(mine) for each in theirs]
     reviews, logits = map(np.concatenate, zip(*found, strict=True))
     order = np.argsort(reviews)[-len(batches.split) :]  # rows that are no review come first
@@ -162,7 +163,7 @@ def predict(
 
 def validate(learner: Learner, batches: Batches) -> tuple[float, float]:
     """The mean cross-entropy and the accuracy on a split."""
-    answers, labels = predict(learner, batches, metrics.answers)
+    answers, labels = predict(learner, batches, metrics.answers, learner.world)
     predicted, _, losses = answers.T
     if not np.isfinite(losses).all():
         raise NotFiniteError("the loss on the validation reviews is not finite")

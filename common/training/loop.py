@@ -54,8 +54,7 @@ def _options(framework: Framework) -> TrainConfig:
         raise InputError(f"--model {options.model}: {name} has {', '.join(MODELS[name])}")
     if options.deterministic:
         framework.make_deterministic()
-    framework.find_device(options.device)
-    framework.CELLS[options.cell].resolve(options.implementation, None, options.dtype)
+    framework.check(options)
     return options
 
 
@@ -345,7 +344,7 @@ class Trainer:
         if self.best or self.options.ema:
             self.learner.load(self.best or self.learner.averaged())
         if self.options.temperature and self.data.validation:
-            self.temper(*predict(self.learner, self.data.validation))
+            self.temper(*predict(self.learner, self.data.validation, world=self.world))
         results, vectors = self.results(), self.data.vectors
         if not self.world.first:
             return results
@@ -374,10 +373,10 @@ class Trainer:
         data, state, lines, test = self.data, self.state, self.lines, self.data.test.split
         groups = test.categories, data.categories
         if len(test) * len(data.classes) <= metrics.MOST_SCORES:
-            logits, labels = predict(self.learner, data.test)
+            logits, labels = predict(self.learner, data.test, world=self.world)
             evaluated = metrics.evaluate(logits, labels, data.classes, *groups)
         else:
-            answers, labels = predict(self.learner, data.test, metrics.answers)
+            answers, labels = predict(self.learner, data.test, metrics.answers, self.world)
             evaluated = metrics.evaluate_answers(answers, labels, data.classes, *groups)
         return {
             "framework": self.about.framework,

@@ -79,7 +79,7 @@ def test_the_trace_is_the_oracles(framework: str, kind: str, texts: EncodedSplit
     parameters, vectors = draw(config)
     with jax.enable_x64(True):
         learner = learner_of(FRAMEWORKS[framework], config)
-        found = learner.explain(batch)
+        found = learner.explain(batch, batch.labels)
         close(found["logits"], learner.logits(batch), BOUND_RESULT)
 
     x = vectors[batch.distinct][batch.tokens]
@@ -113,7 +113,7 @@ def test_d_states_is_the_gradient_of_what_the_rest_of_the_review_does(
     batch = batch_of(texts)
     parameters, vectors = draw(GRU)
     with jax.enable_x64(True):
-        found = learner_of(FRAMEWORKS[framework], GRU).explain(batch)
+        found = learner_of(FRAMEWORKS[framework], GRU).explain(batch, batch.labels)
     x = vectors[batch.distinct][batch.tokens]
     expected = np.zeros_like(found["d_states"][0])
     for row, t in itertools.product(range(len(batch.lengths)), range(len(x))):
@@ -132,7 +132,7 @@ def test_the_twins_agree(kind: str, texts: EncodedSplit) -> None:
     config = {**CONFIGS, **RNNS}[kind]
     with jax.enable_x64(True):
         ours, theirs = (
-            learner_of(framework, config).explain(batch_of(texts))
+            learner_of(framework, config).explain(batch_of(texts), batch_of(texts).labels)
             for framework in FRAMEWORKS.values()
         )
     gates = set() if config.cell == "rnn" else {"z", "r", "n"}
@@ -162,7 +162,7 @@ def test_the_rnn_is_the_equation(framework: str, texts: EncodedSplit) -> None:
 
     with jax.enable_x64(True):
         learner = learner_of(FRAMEWORKS[framework], config)
-        found = learner.explain(batch)
+        found = learner.explain(batch, batch.labels)
         close(found["logits"], learner.logits(batch), BOUND_RESULT)
     for row in range(4):
         states = read(row)[1:]

@@ -209,7 +209,7 @@ def test_from_a_run_to_the_same_answers(
     logits = speed_export.read(FORMATS[name].load(file.read_bytes()), batches)
     metrics = json.loads((trained / "metrics.json").read_text())
     assert (logits.argmax(1) == batches.split.labels).mean() == metrics["accuracy"]
-    learner = Model(FRAMEWORKS[framework], run, "cpu").learner
+    learner = Model(FRAMEWORKS[framework], run, "cpu").predictor
     np.testing.assert_array_equal(logits.argmax(1), predict(learner, batches)[0].argmax(1))
     about = json.loads((tmp_path / "model.json").read_text())
     assert about["format"] == 1 and about["max_length"] == 30

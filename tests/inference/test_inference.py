@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_an_answer_hangs_on_its_text_alone(model: Model) -> None:
 
 def test_it_is_compiled_once(trained: Path) -> None:
     model = jax_impl.load(trained)
-    compiled = type(model.learner)._logits._cache_size  # type: ignore[attr-defined]
+    compiled = type(model.predictor)._logits._cache_size  # type: ignore[attr-defined]
     model.predict(["one film"])
     before = compiled()
     for text in ("a film", "", "the good and the bad and the ugly", "xyzzy"):
@@ -108,8 +109,9 @@ def test_checkpoints_are_asked_before_the_run_is_finished(
     last = load(trained, checkpoint="last").logits(TEXTS)
     saved = checkpoint.newest(trained, print)
     assert saved is not None
-    plain = Model(TWINS[name].learner, run_directory.load_run(trained))
-    plain.learner.load({n: saved.optimizer_state[f"average.{n}"] for n in saved.parameters})
+    average = {n: saved.optimizer_state[f"average.{n}"] for n in saved.parameters}
+    run = replace(run_directory.load_run(trained), parameters=average)
+    plain = Model(TWINS[name].predictor, run)
     assert np.array_equal(plain.logits(TEXTS), last)
 
     unfinished = tmp_path / "run"

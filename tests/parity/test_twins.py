@@ -18,7 +18,7 @@ from tests import ROOT
 
 FILES = (
     *("layers", "bfloat16", "gru", "scan", "rnn", "fused", "cuda", "classifier"),
-    *("trace", "learner", "train", "predict", "explain"),
+    *("trace", "predictor", "learner", "train", "predict", "explain"),
 )
 # What only one has: how autograd, torch.func and torch.compile are told of the kernel, and what
 # they are asked; how JAX is.
