@@ -10,9 +10,12 @@ python compare.py report DIR             write the report again from DIR/results
 python compare.py --help
 """
 
-import common  # noqa: F401  before what takes long: see there, Ctrl-C
+if __name__ in ("__main__", "__mp_main__"):  # the second is that of the processes of `speed`
+    from common.program import start
 
-# isort: split
+    # These processes measure PyTorch with its defaults; trainings run in programs of their own.
+    start(limit_spinning=False)
+
 import dataclasses
 import os
 import platform

@@ -66,7 +66,7 @@ def exit_on_input_error() -> Iterator[None]:
 
     Works as a context manager and as a decorator of a main function.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by common/__init__.py
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by common/program.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = interrupt_again
     try:

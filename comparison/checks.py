@@ -1,5 +1,10 @@
 """The parity checks of `python compare.py`, in a process of their own, beside the trainings."""
 
+if __name__ == "__main__":
+    from common.program import start
+
+    start()
+
 import dataclasses
 from dataclasses import dataclass
 from functools import partial

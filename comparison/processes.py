@@ -180,7 +180,7 @@ def work(job: Job, log: Path, stop: Path, cwd: str) -> int:
 
     Its output is appended to the file `log`. The program receives every signal whose number is
     written to the file `stop`, one per line; if the program fails, this writes SIGTERM to `stop`.
-    The program is killed together with this process (common/__init__.py), so that no two processes
+    The program is killed together with this process (common/program.py), so that no two processes
     write its folder when a cluster calls this function again.
     """
     forwarded = 0

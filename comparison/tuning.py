@@ -4,6 +4,11 @@ Optuna chooses and prunes trials; processes and machines share its storage. A tr
 its own core. It runs the training loop, reports to Optuna after each epoch, and tests nothing.
 """
 
+if __name__ == "__main__":
+    from common.program import start
+
+    start()
+
 import dataclasses
 import hashlib
 import json

@@ -1,20 +1,26 @@
 """The GRU text classifier in JAX/Flax; torch_impl is its twin."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from common import __version__  # before what takes long: see there, Ctrl-C
-from jax_impl.classifier import Classifier
-from jax_impl.modules import GRU, GRUCell, Recurrent
+from common import __version__
 
 if TYPE_CHECKING:
+    from jax_impl.classifier import Classifier
+    from jax_impl.modules import GRU, GRUCell, Recurrent
     from jax_impl.predict import load
 
 __all__ = ["GRU", "Classifier", "GRUCell", "Recurrent", "__version__", "load"]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "load":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from jax_impl.predict import load  # a layer alone need not bring the whole program
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
-    return load
+
+def __getattr__(name: str) -> Any:
+    """Import a class on first use: `python -m jax_impl.train` imports this package first."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = {"Classifier": "classifier", "load": "predict"}.get(name, "modules")
+    globals()[name] = value = getattr(import_module(f"jax_impl.{module}"), name)
+    return value

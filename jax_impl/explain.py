@@ -4,8 +4,12 @@ python -m jax_impl.explain RUN_DIR "not a good film: the acting is terrible" --b
 python -m jax_impl.explain RUN_DIR "not a good film: the acting is terrible" --json answer.json
 """
 
-from common.inference import explanation
-from jax_impl import predictor
+from common.program import start
 
 if __name__ == "__main__":
+    start()
+
+    from common.inference import explanation
+    from jax_impl import predictor
+
     explanation.main(predictor)

@@ -4,6 +4,11 @@ python -m jax_impl.export RUN_DIR --to stablehlo --out model.stablehlo
 python -m jax_impl.export RUN_DIR --to onnx --out model.onnx
 """
 
+if __name__ == "__main__":
+    from common.program import start
+
+    start()
+
 from collections.abc import Mapping
 
 import jax

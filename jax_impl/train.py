@@ -4,8 +4,12 @@ python -m jax_impl.train --model bigru --preset quick
 python -m jax_impl.train --help
 """
 
-from common.training import loop
-from jax_impl import learner
+from common.program import start
 
 if __name__ == "__main__":
+    start()
+
+    from common.training import loop
+    from jax_impl import learner
+
     loop.main(learner)

@@ -1,7 +1,11 @@
 """The graph of imports: from the top of the product to its bottom, without circles."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
+
+import pytest
 
 from tests import ROOT
 
@@ -83,3 +87,42 @@ def test_the_bottom_of_common_imports_none_of_its_folders_and_kernels_no_data() 
     for name, above in forbidden.items():
         imports = {*map(file_of, imported(name))}
         assert not {each for each in imports if ".".join(each.split(".")[:2]) in above}, name
+
+
+def test_an_import_changes_neither_signal_handlers_nor_the_environment() -> None:
+    """Changes that the frameworks make when they are imported do not count."""
+    code = """
+import os, signal, sys
+import flax, jax, torch
+sys.argv = ["-m"]  # as in the first imports of one of the project's programs
+sys.orig_argv = ["python", "-m", "torch_impl.train"]
+def state(): return [*map(signal.getsignal, signal.valid_signals())], dict(os.environ)
+before = state()
+import common, common.program, comparison
+from jax_impl import GRU
+from torch_impl import GRU
+assert state() == before
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+TRAINING = [f"{name}.train" for name in ("torch_impl", "jax_impl", "common.linear")]
+OTHERS = [f"{twin}_impl.{name}" for twin in ("torch", "jax") for name in (*ASKED, "export")]
+OTHERS += ["comparison.checks", "comparison.tuning"]
+
+
+@pytest.mark.parametrize("name", [*TRAINING, *OTHERS, "common.convert", "common.report", "compare"])
+def test_a_program_prepares_its_process_before_its_long_imports(name: str) -> None:
+    code = f"""
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name in ("torch", "jax", "tyro", "altair"):
+            print(name, signal.getsignal(2) is signal.SIG_DFL, os.environ.get("GOMP_SPINCOUNT"))
+            os._exit(sys.stdout.flush() or 0)
+signal.signal(2, signal.default_int_handler)
+sys.meta_path.insert(0, Finder)
+runpy.run_module("{name}", run_name="__main__")
+"""
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)
+    assert output.split()[1:] == [b"True", b"None" if name == "compare" else b"10000"]

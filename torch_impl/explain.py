@@ -4,8 +4,12 @@ python -m torch_impl.explain RUN_DIR "not a good film: the acting is terrible" -
 python -m torch_impl.explain RUN_DIR "not a good film: the acting is terrible" --json answer.json
 """
 
-from common.inference import explanation
-from torch_impl import predictor
+from common.program import start
 
 if __name__ == "__main__":
+    start()
+
+    from common.inference import explanation
+    from torch_impl import predictor
+
     explanation.main(predictor)

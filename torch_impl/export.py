@@ -4,6 +4,11 @@ python -m torch_impl.export RUN_DIR --to torch --out model.pt2
 python -m torch_impl.export RUN_DIR --to onnx --out model.onnx
 """
 
+if __name__ == "__main__":
+    from common.program import start
+
+    start()
+
 import io
 from collections.abc import Mapping
 

@@ -4,6 +4,11 @@ python -m torch_impl.predict RUN_DIR "a wonderful film, beautifully acted" "what
 python -m torch_impl.predict RUN_DIR < one_text_a_line.txt
 """
 
+if __name__ == "__main__":
+    from common.program import start
+
+    start()
+
 from pathlib import Path
 
 from common.inference import model, prediction

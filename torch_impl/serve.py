@@ -4,8 +4,12 @@ python -m torch_impl.serve RUN_DIR
 python -m torch_impl.serve RUN_DIR RUN_DIR --port 8080
 """
 
-from common.serve import server
-from torch_impl import predictor
+from common.program import start
 
 if __name__ == "__main__":
+    start()
+
+    from common.serve import server
+    from torch_impl import predictor
+
     server.main(predictor)

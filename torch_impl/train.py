@@ -4,12 +4,16 @@ python -m torch_impl.train --model bigru --preset quick
 python -m torch_impl.train --help
 """
 
-import torch
-
-from common.training import loop
-from torch_impl import learner
+from common.program import start
 
 if __name__ == "__main__":
+    start()
+
+    import torch
+
+    from common.training import loop
+    from torch_impl import learner
+
     # As XLA does. Gradients that vanish over the steps become denormal numbers, with which an Intel
     # processor takes a hundred times as long.
     torch.set_flush_denormal(True)

@@ -1,5 +1,10 @@
 """Convert a file of GRU parameters from one layout to another: python -m common.convert --help"""
 
+if __name__ == "__main__":
+    from common.program import start
+
+    start()
+
 import re
 from dataclasses import dataclass
 from pathlib import Path

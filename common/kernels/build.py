@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.kernels import LIBRARY
+from common.program import start
 
 FOLDER = Path(__file__).parent
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
@@ -109,6 +110,7 @@ def link(
 
 
 if __name__ == "__main__":
+    start()
     path = build(FOLDER)
     print(path or "kernels: not built")
     sys.exit(path is None)

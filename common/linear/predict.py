@@ -4,7 +4,11 @@ python -m common.linear.predict RUN_DIR "a wonderful film, beautifully acted" "w
 python -m common.linear.predict RUN_DIR < one_text_a_line.txt
 """
 
-from common.inference import prediction
+from common.program import start
 
 if __name__ == "__main__":
+    start()
+
+    from common.inference import prediction
+
     prediction.main()

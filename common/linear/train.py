@@ -3,6 +3,11 @@
 python -m common.linear.train --preset full --out runs/linear
 """
 
+if __name__ == "__main__":
+    from common.program import start
+
+    start()
+
 import time
 from collections.abc import Callable
 from functools import partial

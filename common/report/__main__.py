@@ -3,6 +3,11 @@
 python -m common.report RUN_DIR
 """
 
+if __name__ == "__main__":
+    from common.program import start
+
+    start()
+
 import sys
 from pathlib import Path
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-import jax_impl
 import jax_impl.fused
+import jax_impl.gru
 import jax_impl.layers
 import jax_impl.rnn
 import jax_impl.scan

@@ -21,9 +21,9 @@ import torch
 from flax import nnx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import jax_impl
+import jax_impl.classifier
 import jax_impl.fused
-import torch_impl
+import torch_impl.classifier
 import torch_impl.fused
 from common.cells import LayerCall
 from common.params import GRU_PARAMETERS, ModelConfig, init, init_gru
@@ -551,7 +551,7 @@ PROGRAMS = [
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
 def test_ctrl_c_while_a_program_is_importing_prints_nothing(program):
-    # As soon as `common` has been imported, which comes first: python -v says so.
+    # As soon as common/program.py has been imported, which comes first: python -v says so.
     process = subprocess.Popen(
         [sys.executable, "-v", *program, "--help"],
         cwd=ROOT,
@@ -562,27 +562,10 @@ def test_ctrl_c_while_a_program_is_importing_prints_nothing(program):
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("import 'common'"):
+        if line.startswith("import 'common.program'"):
             break
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     rest = process.communicate()[1]
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert "Traceback" not in rest and "KeyboardInterrupt" not in rest
-
-
-def test_ctrl_c_of_a_program_that_imports_the_layer_is_its_own(tmp_path):
-    """Whatever it and its arguments are called: Python's own handler stays."""
-    code = "import signal, common\nassert signal.getsignal(2) is signal.default_int_handler\n"
-    script = tmp_path / "compare.py"
-    script.write_text(code)
-    package = tmp_path / "commonplace"
-    package.mkdir()
-    (package / "__init__.py").write_text(code)
-    (package / "main.py").write_text("")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    for program in ([str(script)], ["-m", "commonplace.main", "torch_impl.train"]):
-        # Not what a shell may have set for what it starts in the background.
-        start = "import os, signal, sys; signal.signal(2, signal.SIG_DFL); "
-        start += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-        subprocess.run([sys.executable, "-c", start, *program], check=True, env=environment)
