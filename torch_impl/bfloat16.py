@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_impl.layers import forward_mode
+from torch_impl.private import forward_mode
 
 
 class Rounded(torch.autograd.Function):

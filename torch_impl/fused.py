@@ -28,7 +28,7 @@ from common.cells import LayerCall, dtype_name
 from common.kernels import cuda as gpu
 from common.params import CELLS, GRU_PARAMETERS
 from torch_impl import cuda
-from torch_impl.layers import Found, forward_mode, plain, transformed
+from torch_impl.layers import Found, plain
 from torch_impl.memory import (
     address,
     backward_shapes,
@@ -37,6 +37,7 @@ from torch_impl.memory import (
     pointer,
     read_sizes,
 )
+from torch_impl.private import batched, forward_mode, transformed
 from torch_impl.scan import scan
 
 Flags = Sequence[Any]
@@ -78,7 +79,7 @@ def recurrence(call: LayerCall) -> Found:
     if resets is not None:
         arrays += (h_reset,)
         resets = resets.contiguous()
-    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
         raise RuntimeError(
             "torch.jit.trace cannot record the fused GRU: torch.export can, and trace "
             'implementation="scan", for as many time steps as there are'
@@ -121,12 +122,6 @@ def call_of(
     weights = [others[4 * i : 4 * i + 4] for i in range(R)]
     h_reset = None if resets is None else others[-1]
     return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *flags)
-
-
-def batched(*arrays: Tensor | None) -> bool:
-    """Whether torch.autograd.grad computes with several gradients at once (is_grads_batched)."""
-    known = torch._C._functorch.is_legacy_batchedtensor
-    return any(known(each) for each in arrays if each is not None)
 
 
 def dense(array: Tensor) -> Tensor:
@@ -330,7 +325,7 @@ class Forward(torch.autograd.Function):
         d_outputs = None if d_outputs is None else dense(d_outputs)
         d_h_last = torch.zeros_like(arrays[-1]) if d_h_last is None else dense(d_h_last)
         given = (saved, d_outputs, d_h_last, *arrays)
-        if forward_mode() or batched(d_outputs, d_h_last):
+        if forward_mode() or any(batched(each) for each in given[1:3] if each is not None):
             function = by_scan(*places, ctx.flags)
             gradients: tuple = gradients_of(function, d_outputs, d_h_last, *arrays)
         elif torch.is_grad_enabled() or transformed():

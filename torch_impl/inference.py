@@ -19,7 +19,8 @@ from common import kernels
 from common.kernels import cuda
 from common.params import GRU_PARAMETERS, structure
 from torch_impl.fused import SPINNING, available, lowered
-from torch_impl.layers import Found, forward_mode, transformed
+from torch_impl.layers import Found
+from torch_impl.private import dispatch_modes, forward_mode, transformed
 
 BFLOAT16 = available(dtype="bfloat16")
 TYPES = {Tensor, nn.Parameter}
@@ -27,8 +28,11 @@ COMPUTE = kernels.of_tensors(Tensor)
 UNREADABLE = -1  # what it returns where an array is not what the kernel reads
 STRIDED = torch.strided
 # By names of their own: to look for what has not been used for long takes the longest.
-is_neg, is_autocast_enabled = Tensor.is_neg, torch.is_autocast_enabled
-dispatch_modes, tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+is_neg, is_autocast_enabled, is_tracing = (
+    Tensor.is_neg,
+    torch.is_autocast_enabled,
+    torch.jit.is_tracing,
+)
 DIMENSIONS = ((3, 3, 2), (2, 2, 2))  # of tokens, or else x, of x, and of weight_hh
 
 
@@ -130,7 +134,7 @@ def observed() -> bool:
         transformed()
         or forward_mode()
         or dispatch_modes() > 0
-        or tracing() is not None
+        or is_tracing()
         or is_autocast_enabled("cpu")
     )
 

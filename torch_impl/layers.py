@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from common.arguments import OPTIONAL, check_bool, check_cell, check_mapping, check_range
 from common.cells import Cell, LayerCall
+from torch_impl.private import dispatch_modes, forward_mode, has_storage, transformed
 
 HALF = (torch.bfloat16, torch.float16)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -330,21 +331,10 @@ def plain(*arrays: Tensor | None) -> bool:
     return not (
         torch.compiler.is_compiling()
         or transformed()
-        or torch._C._len_torch_dispatch_stack()
+        or dispatch_modes()
         or any(
-            type(each) not in (Tensor, nn.Parameter)
-            or each.is_meta
-            or not torch._C._has_storage(each)
+            type(each) not in (Tensor, nn.Parameter) or each.is_meta or not has_storage(each)
             for each in arrays
             if each is not None
         )
     )
-
-
-transformed = torch._C._are_functorch_transforms_active
-"""Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
-
-
-def forward_mode() -> bool:
-    """Whether derivatives are being computed in forward mode, by torch.func or torch.autograd."""
-    return torch.autograd.forward_ad._current_level >= 0

@@ -165,7 +165,7 @@ def nn_module(
     run = called(torch.compile(module), x)
     try:
         run()
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except RuntimeError as error:  # torch.compile's exceptions are
         raise Missing(str(error).strip().partition("\n")[0]) from None
     return run
 

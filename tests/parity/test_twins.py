@@ -24,7 +24,7 @@ FILES = (
 # they are asked; how JAX is.
 ONLY = {
     "torch": {
-        *("plain", "transformed", "forward_mode", "batched", "exactly", "dense"),
+        *("plain", "exactly", "dense"),
         *("forward_of_arrays", "backward_of_arrays", "_"),
         *("keep", "differentiate", "refuse", "gradients_of", "one_by_one"),
         *("describe", "on_gpu", "current"),

@@ -1,0 +1,80 @@
+"""The private parts of PyTorch that the layer uses, each with a fallback on public ones.
+
+A fallback is slower and gives the same results. Only the time of short calls speaks for the private
+parts. JAX needs none.
+"""
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+class Untransformed(torch.autograd.Function):
+    """A function that torch.func refuses, because it has no setup_context."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x
+
+
+def runs(function: Callable[..., object], *arguments: Any) -> bool:
+    """Whether a call raises no RuntimeError."""
+    try:
+        function(*arguments)
+    except RuntimeError:  # NotImplementedError is one
+        return False
+    return True
+
+
+def is_transformed() -> bool:
+    return not runs(Untransformed.apply, torch.empty(0))
+
+
+def find_dispatch_mode() -> bool:
+    # A mode that returns plain tensors and does not trace, such as a profiler, is not seen: it then
+    # does not see the kernel either.
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return type(torch.empty(0)) is not Tensor or get_proxy_mode() is not None
+
+
+def holds_memory(array: Tensor) -> bool:
+    return runs(array.untyped_storage)
+
+
+def is_batched(array: Tensor) -> bool:
+    return type(array) is Tensor and not transformed() and not has_storage(array)
+
+
+def read_level() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def is_dual() -> bool:
+    # torch.compile cannot trace this. True leads to `scan`, which has all derivatives.
+    zero = torch.zeros(())
+    return torch.compiler.is_compiling() or runs(forward_ad.make_dual, zero, zero)
+
+
+def private(name: str, fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of PyTorch, or the fallback where this version of PyTorch does not have it."""
+    try:
+        return attrgetter(name)(torch)
+    except AttributeError:
+        return fallback
+
+
+transformed = private("_C._are_functorch_transforms_active", is_transformed)
+"""Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
+dispatch_modes = private("_C._len_torch_dispatch_stack", find_dispatch_mode)
+"""The number of active dispatch modes, such as those that fake or trace tensors."""
+has_storage = private("_C._has_storage", holds_memory)
+"""Whether a tensor has memory of its own: a wrapper of another tensor has none."""
+batched = private("_C._functorch.is_legacy_batchedtensor", is_batched)
+"""Whether a tensor is one of several gradients of torch.autograd.grad (is_grads_batched)."""
+forward_mode = read_level if hasattr(forward_ad, "_current_level") else is_dual
+"""Whether derivatives are being computed in forward mode, by torch.func or torch.autograd."""
