@@ -14,7 +14,7 @@ if __name__ in ("__main__", "__mp_main__"):  # the second is that of the process
     from common.program import start
 
     # These processes measure PyTorch with its defaults; trainings run in programs of their own.
-    start(limit_spinning=False)
+    start("torch", "jax", "train", "report", limit_spinning=False)
 
 import dataclasses
 import os

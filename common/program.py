@@ -5,9 +5,15 @@ import os
 import signal
 import sys
 
+from common.errors import InputError, complain
+from common.extras import require
 
-def start(*, limit_spinning: bool = True) -> None:
+
+def start(*extras: str, limit_spinning: bool = True) -> None:
     """Prepare the process: Ctrl-C, the parent's death and the threads of PyTorch.
+
+    extras: those that the program needs. If a package of theirs is missing, the program ends with
+    one line and status 2.
 
     A Ctrl-C ends the program at once, without a traceback, until exit_on_input_error restores
     Python's handler. With `-X die_with_parent`, the process ends with its parent, which may be
@@ -24,3 +30,8 @@ def start(*, limit_spinning: bool = True) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if limit_spinning:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    try:
+        require(*extras)
+    except InputError as error:
+        complain(f"error: {error}")
+        sys.exit(2)

@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from common import signals
 from common.cores import cores
 from common.errors import InputError, NotFiniteError, Stopped
+from common.extras import require
 
 ROOT = Path(__file__).parents[1]
 PAUSE = 0.05  # seconds between polls of the programs
@@ -62,9 +62,8 @@ def check(place: Place) -> None:
     """Raise InputError if a package, address or command that a place requires is missing."""
     for text in place.slurm:
         _pair(text)
-    needs = {"local": (), "slurm": ("submitit",), "dask": ("dask", "distributed")}[place.on]
-    if any(find_spec(name) is None for name in needs):
-        raise InputError(f'--on {place.on}: needs pip install -e ".[{place.on}]"')
+    if place.on != "local":
+        require(place.on, what=f"--on {place.on}: ")
     if place.on == "dask" and _scheduler() is None:
         raise InputError("--on dask: DASK_SCHEDULER_ADDRESS must name a scheduler")
     if place.on == "slurm" and shutil.which("sbatch") is None:

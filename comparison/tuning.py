@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data import sources
 from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error, masked
+from common.extras import require
 from common.report.schema import Trial, Tuning
 from common.training.data import load_texts
 from common.training.learner import Framework
@@ -165,8 +165,7 @@ def tune(
     say receives lines of progress. Raises InputError if Optuna or the storage is unavailable, and
     as processes.run does.
     """
-    if find_spec("optuna") is None:
-        raise InputError('tune: needs Optuna: pip install -e ".[tune]"')
+    require("tune", what="tune: ")
     texts, train, *_ = load_texts(options, say)
     if not options.validation_size:
         options = dataclasses.replace(options, validation_size=max(len(train) // 10, 1))

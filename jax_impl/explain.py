@@ -7,7 +7,7 @@ python -m jax_impl.explain RUN_DIR "not a good film: the acting is terrible" --j
 from common.program import start
 
 if __name__ == "__main__":
-    start()
+    start("jax", "train")
 
     from common.inference import explanation
     from jax_impl import predictor

@@ -7,7 +7,7 @@ python -m jax_impl.export RUN_DIR --to onnx --out model.onnx
 if __name__ == "__main__":
     from common.program import start
 
-    start()
+    start("jax", "train")
 
 from collections.abc import Mapping
 

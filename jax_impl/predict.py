@@ -7,7 +7,7 @@ python -m jax_impl.predict RUN_DIR < one_text_a_line.txt
 if __name__ == "__main__":
     from common.program import start
 
-    start()
+    start("jax", "train")
 
 from pathlib import Path
 

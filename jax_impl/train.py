@@ -7,7 +7,7 @@ python -m jax_impl.train --help
 from common.program import start
 
 if __name__ == "__main__":
-    start()
+    start("jax", "train")
 
     from common.training import loop
     from jax_impl import learner

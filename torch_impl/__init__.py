@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from common import __version__
+from common.extras import require
 
 if TYPE_CHECKING:
     from torch_impl.classifier import Classifier
@@ -21,6 +22,7 @@ def __getattr__(name: str) -> Any:
     """Import a class on first use: `python -m torch_impl.train` imports this package first."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require(*(("torch", "train") if name == "load" else ("torch",)))
     module = {"Classifier": "classifier", "load": "predict"}.get(name, "modules")
     globals()[name] = value = getattr(import_module(f"torch_impl.{module}"), name)
     return value

@@ -7,7 +7,7 @@ python -m torch_impl.explain RUN_DIR "not a good film: the acting is terrible" -
 from common.program import start
 
 if __name__ == "__main__":
-    start()
+    start("torch", "train")
 
     from common.inference import explanation
     from torch_impl import predictor

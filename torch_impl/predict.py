@@ -7,7 +7,7 @@ python -m torch_impl.predict RUN_DIR < one_text_a_line.txt
 if __name__ == "__main__":
     from common.program import start
 
-    start()
+    start("torch", "train")
 
 from pathlib import Path
 

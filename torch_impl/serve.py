@@ -7,7 +7,7 @@ python -m torch_impl.serve RUN_DIR RUN_DIR --port 8080
 from common.program import start
 
 if __name__ == "__main__":
-    start()
+    start("torch", "train", "serve")
 
     from common.serve import server
     from torch_impl import predictor

@@ -7,7 +7,7 @@ python -m torch_impl.train --help
 from common.program import start
 
 if __name__ == "__main__":
-    start()
+    start("torch", "train")
 
     import torch
 

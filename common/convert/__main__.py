@@ -3,7 +3,7 @@
 if __name__ == "__main__":
     from common.program import start
 
-    start()
+    start("train")
 
 import re
 from dataclasses import dataclass

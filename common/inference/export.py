@@ -5,7 +5,6 @@ Beside the file lies a JSON file that says how a text becomes token numbers: doc
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from jaxtyping import Float32, Int, Int32
 from common import files
 from common.data.text import specification
 from common.errors import InputError, exit_on_input_error
+from common.extras import require
 from common.inference import model
 from common.inference.predictor import Framework
 from common.training.options import parse_options
@@ -87,8 +87,8 @@ def check(options: ExportOptions, name: str) -> tuple[Path, Path]:
         raise InputError(f"--to {options.to}: expected {name} or onnx")
     if options.int8 and options.to != "onnx":
         raise InputError("--int8: goes with --to onnx alone")
-    if options.to == "onnx" and not (find_spec("onnx") and find_spec("onnxruntime")):
-        raise InputError('--to onnx: needs onnx and onnxruntime: pip install -e ".[export]"')
+    if options.to == "onnx":
+        require("export", what="--to onnx: ")
     if out.is_dir() or not out.parent.is_dir():
         what = "is a folder" if out.is_dir() else f"{out.parent} is no folder"
         raise InputError(f"--out {out}: {what}")

@@ -7,7 +7,7 @@ python -m common.linear.predict RUN_DIR < one_text_a_line.txt
 from common.program import start
 
 if __name__ == "__main__":
-    start()
+    start("train")
 
     from common.inference import prediction
 

@@ -6,7 +6,7 @@ python -m common.linear.train --preset full --out runs/linear
 if __name__ == "__main__":
     from common.program import start
 
-    start()
+    start("train")
 
 import time
 from collections.abc import Callable

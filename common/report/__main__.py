@@ -6,7 +6,7 @@ python -m common.report RUN_DIR
 if __name__ == "__main__":
     from common.program import start
 
-    start()
+    start("train", "report")
 
 import sys
 from pathlib import Path

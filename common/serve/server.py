@@ -21,7 +21,6 @@ import dataclasses
 import gc
 import re
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,16 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 import tyro
+import uvicorn
 from msgspec import Meta
+from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from common import __version__
 from common.errors import InputError, Stopped, exit_on_input_error
@@ -43,19 +51,6 @@ from common.linear import run as linear
 from common.serve.assets import PATHS, assets
 from common.signals import stop_requests
 from common.training.options import Count, Device, check_numbers, parse_options
-
-try:
-    import uvicorn
-    from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import Response
-    from starlette.routing import Route
-except ImportError as error:
-    sys.exit(f"error: {error}: pip install 'gru-twins[serve]' brings it")
 
 SIZES = ("hidden_size", "num_layers", "bidirectional")
 TOGETHER = 256  # texts that are predicted together, unless one request has more

@@ -12,7 +12,6 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +25,7 @@ from msgspec import Meta
 from common import __version__
 from common.data import sources, vectors
 from common.errors import InputError
+from common.extras import require
 from common.params import CELLS, POOLING, ModelConfig
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -186,8 +186,8 @@ class TrainConfig(DataConfig):
         return TrainConfig(**{field.name: getattr(self, field.name) for field in fields})
 
     def check(self) -> None:
-        if self.tensorboard and find_spec("tensorboardX") is None:
-            raise InputError('--tensorboard: needs tensorboardX: pip install -e ".[tensorboard]"')
+        if self.tensorboard:
+            require("tensorboard", what="--tensorboard: ")
         super().check()
         vectors.check(self.vectors)
         self.check_values()

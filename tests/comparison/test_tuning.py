@@ -216,6 +216,6 @@ def test_bad_input(
 def test_without_optuna(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
+    monkeypatch.setattr("common.extras.find_spec", lambda name: None)
     error = refused(command(compare.main, "tune", *small, "--out", tmp_path))
     assert 'pip install -e ".[tune]"' in error

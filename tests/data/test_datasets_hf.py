@@ -1,6 +1,5 @@
 """The source hf, offline: data sets on disk in the formats of Hugging Face datasets."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +85,6 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=rf"^hf:{tmp_path}/empty: "):
         list(sources.load(f"hf:{tmp_path}/empty").examples())
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'needs the extra hf: pip install -e "\.\[hf\]"'):
+    monkeypatch.setattr("common.extras.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'datasets is not installed: pip install -e "\.\[hf\]"'):
         sources.fingerprint("hf:imdb")

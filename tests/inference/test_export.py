@@ -395,7 +395,7 @@ def test_a_linear_run_is_refused(tmp_path: Path, command: Command) -> None:
 def test_onnx_has_to_be_installed(
     trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr("common.extras.find_spec", lambda name: None)
     arguments = [trained, "--to", "onnx", "--out", tmp_path / "model.onnx"]
     assert 'pip install -e ".[export]"' in refused(command(main_of("torch"), *arguments))
 

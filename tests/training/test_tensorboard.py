@@ -43,10 +43,10 @@ def test_the_scalars_are_those_of_the_run(
 def test_a_missing_tensorboardx_is_said_before_any_work(
     command: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.training.options.find_spec", lambda name: None)
+    monkeypatch.setattr("common.extras.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     out = tmp_path / "run"
     error = refused(command(train_torch, *small, "--tensorboard", "--out", out))
-    assert error.startswith("error: --tensorboard: needs tensorboardX: pip install")
+    assert error.startswith("error: --tensorboard: tensorboardX is not installed: pip install")
     assert not out.exists()
     succeeds(command(train_torch, *small, "--epochs", 1, "--out", out))  # not needed without

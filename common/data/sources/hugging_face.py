@@ -8,7 +8,6 @@ Options, for example hf:NAME?config=NAME: the columns (see tables.py), `config`,
 validation is the test split. Requires the extra hf.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,14 +15,14 @@ from typing import Any
 from common.data.sources import columns, files, tables
 from common.data.sources.dataset import BadRow, Dataset, Example
 from common.errors import InputError
+from common.extras import require
 
 OPTIONS = (*columns.OPTIONS, "config", "train", "test")
 
 
 def load(spec: str) -> Dataset:
     """The rows of the training and of the test split."""
-    if importlib.util.find_spec("datasets") is None:
-        raise InputError(f'--data {spec}: needs the extra hf: pip install -e ".[hf]"')
+    require("hf", what=f"--data {spec}: ")
     (path,), options = files.parse(spec, OPTIONS, must_exist=False)
 
     def rows() -> Iterator[Example | BadRow]:
