@@ -6,6 +6,7 @@ beside it the spread between the first and the third quartile; in inference, of 
 99th percentile.
 """
 
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
@@ -67,6 +68,11 @@ def measure(
             name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
             for name in processes
         }
+        # A process inherits the block: a Ctrl-C waits until common/program.py is ready for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        for pool in pools.values():
+            pool.submit(int)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         owners, inferring = _owners(pools, device)
         # The faster one: PyTorch's product, MKL's, takes twice as long as XLA's on AMD.
         peaks = [

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from common.errors import InputError, NotFiniteError, Stopped, interrupt_again
 from comparison import processes
 from comparison.processes import Job, Place
+from tests import ROOT
 
 several_cores = pytest.mark.skipif(
     processes.default_max_jobs() < 2, reason="needs two cores that can be shared out"
@@ -167,3 +170,23 @@ def test_an_interrupt_that_python_discards_is_raised_again() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt_again(SimpleNamespace(exc_type=KeyboardInterrupt))
         time.sleep(5)
+
+
+def test_ctrl_c_while_speed_starts_its_processes_prints_no_traceback(tmp_path: Path) -> None:
+    """A terminal sends the signal to all of them, which are importing the frameworks then."""
+    process = subprocess.Popen(
+        [sys.executable, "compare.py", "speed", "--out", tmp_path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not children.read_text():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate()[0]
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
