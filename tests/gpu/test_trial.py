@@ -28,6 +28,7 @@ from common.kernels.cuda import nvrtc, trial
 from tests import ROOT
 
 TWINS = {"torch_impl": torch_impl, "jax_impl": jax_impl}
+SUBJECT = "the GRU kernel for GPUs (Float32, 64 units)"
 KERNEL = (64, "Float32", (9, 0), "H100")
 # A process that asks for the kernel; it needs no framework, because it starts no real child.
 PARENT = """
@@ -42,13 +43,11 @@ class Children:
     """The child processes that were started; `behavior` is that of the next ones."""
 
     def __init__(self, log: Path) -> None:
-        self.log = log
+        self.log, self.behavior = log, "right"
 
     @property
     def program(self) -> list[str]:
         return ["-m", "tests.gpu.child", self.behavior, str(self.log)]
-
-    behavior = "right"
 
     def pids(self) -> list[int]:
         return [*map(int, self.log.read_text().split())] if self.log.exists() else []
@@ -61,6 +60,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Children:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(trial, "_verdicts", {})
+    monkeypatch.setattr(trial, "program", [])  # `ask` replaces it
     monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
     return children
 
@@ -75,11 +75,6 @@ def ask(children: Children, twin: str = "torch_impl", kernel: tuple = KERNEL) ->
     said = [str(each.message) for each in caught if each.category is UserWarning]
     assert len(answers) == 1 and len(said) == (answers == {False})
     return answers.pop(), "".join(said)
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "program", [])
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -105,16 +100,14 @@ def test_verdict(
     children: Children,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A trial takes place once, if it has a verdict; one warning in each process names the reason."""
+    """It is reached once; one warning in each process names the reason."""
     children.behavior = behavior
     if behavior == "hang":
         monkeypatch.setattr(trial, "LIMIT", 0.5)
     for _ in range(2):
         is_trusted, warning = ask(children, twin)
         assert is_trusted == (not reason)
-        assert warning.startswith(
-            reason and f"the GRU kernel for GPUs (Float32, 64 units) {reason}"
-        )
+        assert warning.startswith(reason and f"{SUBJECT} {reason}")
         assert ("remembered in" in warning) == (is_remembered and not is_trusted)
     assert len(children.pids()) == (1 if is_remembered else 2)
     assert not any(map(is_running, children.pids()))
