@@ -155,8 +155,8 @@ def main() -> None:
     twin, factors, size, index = sys.argv[1:]
     module = import_module(f"{twin}.cuda")
     module.prepare(int(index), factors)
-    for flags in product((False, True), repeat=2):
-        kernel = instance(int(size), factors, *flags, module.arch())
+    for reset_after, backward in product((False, True), repeat=2):
+        kernel = instance(int(size), factors, reset_after, backward, module.arch())
         assert kernel is not None
         nvrtc.ready(kernel, module.arch())
     # Creates the device's context and cuBLAS's workspace: fails if the memory is in use.
