@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -29,6 +28,7 @@ from tests import ROOT
 
 TWINS = {"torch_impl": torch_impl, "jax_impl": jax_impl}
 SUBJECT = "the GRU kernel for GPUs (Float32, 64 units)"
+VERSION = nvrtc.version
 KERNEL = (64, "Float32", (9, 0), "H100")
 # A process that asks for the kernel; it needs no framework, because it starts no real child.
 PARENT = """
@@ -201,12 +201,14 @@ def test_cache_that_cannot_be_written(
 
 
 def test_no_nvrtc(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    def version() -> Any:
-        raise ImportError("no NVRTC")
-
-    monkeypatch.setattr(nvrtc, "version", version)
+    monkeypatch.setattr(nvrtc, "version", VERSION)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     is_trusted, warning = ask(children)
-    assert not is_trusted and "could not be tried: no NVRTC" in warning and not children.pids()
+    assert not is_trusted and "could not be tried: NVRTC, which the" in warning
+    assert not children.pids()
+    kernel = cuda.instance(64, "Float32", False, False, (9, 0))
+    with pytest.raises(InputError, match="NVRTC, which the extra cuda installs, is missing"):
+        assert kernel and nvrtc.compile(kernel, (9, 0))
 
 
 @pytest.mark.parametrize("twin", TWINS)

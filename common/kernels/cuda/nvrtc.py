@@ -31,8 +31,9 @@ def ready(kernel: Instance, arch: Arch) -> str:
 def compile(kernel: Instance, arch: Arch) -> bytes:
     """The machine code, from the cache if it can be written.
 
-    Raises ImportError or RuntimeError without NVRTC, RuntimeError with NVRTC's log if it fails.
+    Raises InputError without NVRTC, RuntimeError with NVRTC's log if it fails.
     """
+    version()  # raises InputError, which below means that the cache cannot be written
     try:
         return (compiled(kernel, arch) / "kernel.cubin").read_bytes()
     except InputError:
@@ -60,10 +61,14 @@ def compiled(kernel: Instance, arch: Arch) -> Path:
 
 
 def version() -> tuple[int, int]:
-    """NVRTC's version. Raises ImportError or RuntimeError without NVRTC."""
-    from cuda.bindings import nvrtc
+    """NVRTC's version. Raises InputError without NVRTC."""
+    try:
+        from cuda.bindings import nvrtc
 
-    _, major, minor = nvrtc.nvrtcVersion()
+        _, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:  # the package, or its library, is missing
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"NVRTC, which the extra cuda installs, is missing ({reason})") from None
     return major, minor
 
 

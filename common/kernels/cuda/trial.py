@@ -84,7 +84,7 @@ def _verdict(twin: str, size: int, factors: str, arch: Arch, device: str, index:
             "source": hashlib.sha256(b"".join(map(Path.read_bytes, sorted(sources)))).hexdigest(),
             "twin": [twin, metadata.version(twin.removesuffix("_impl"))],
         }
-    except (ImportError, RuntimeError, OSError) as error:
+    except (InputError, ImportError, OSError) as error:
         return _untried(str(error))
     try_once = cache(partial(_try, twin, factors, size, index))
 
