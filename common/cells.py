@@ -70,6 +70,8 @@ class Recurrence:
     """Whether `compute` validates the range of int32 lengths and tokens."""
     at_once: Callable[..., tuple[Any, Any] | None] | None = None
     """Computes all layers for inference, or returns None if it cannot; `run` calls it first."""
+    proven: Callable[[Any, int | None], bool] = lambda dtype, size: True
+    """Whether "auto" may select it, for a dtype and a number of hidden units as above."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,11 @@ class Cell:
         size: int | None = None,
     ) -> str:
         """The recurrence that a name or "auto" selects. Raises InputError if it is unavailable."""
-        # Other recurrences are not tested, because a test may compile and run them.
-        for name in reversed([*self.recurrences]) if implementation == "auto" else [implementation]:
-            if name in self.recurrences and self._available(name, device, dtype, size):
+        # Other recurrences are not asked, because a proof compiles and runs them.
+        is_auto = implementation == "auto"
+        for name in reversed([*self.recurrences]) if is_auto else [implementation]:
+            is_available = name in self.recurrences and self._available(name, device, dtype, size)
+            if is_available and (not is_auto or self.recurrences[name].proven(dtype, size)):
                 return name
         names = self.implementations(device, dtype)
         place = device or "this machine"

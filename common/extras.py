@@ -12,6 +12,7 @@ MODULES = {
         *("rich", "safetensors", "sklearn", "scipy", "tyro"),
     ),
     "report": ("altair", "jinja2", "vl_convert"),
+    "cuda": ("isal", "platformdirs", "safetensors"),  # of NVRTC, nvrtc.py tells
     "dask": ("distributed",),
     "export": ("onnx", "onnxruntime"),
     "hf": ("datasets",),

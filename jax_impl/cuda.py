@@ -6,7 +6,7 @@ jax_default_matmul_precision is "highest", or another that asks for all of float
 `forward` and `backward` are those of fused.py, which has all else: how they are differentiated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,38 +35,44 @@ if BUILT:
 
 
 def available(device: str = "cuda", dtype: Any = "float32", size: int | None = None) -> bool:
-    """Whether there is a kernel for this kind of device, dtype and number of units.
+    """Whether the first device has a kernel for this kind of device, dtype and number of units.
 
-    The first time that it is asked with a size, the kernel is compiled and tried out on the first
-    device.
+    The kernel is neither compiled nor run.
     """
-    if not BUILT or not cuda.served(device, dtype):
-        return False
-    return tried(size, dtype_name(dtype) == "bfloat16")
+    is_served = BUILT and cuda.served(device, dtype)
+    return is_served and exists(cuda.units(size), dtype_name(dtype) == "bfloat16")
 
 
-def tried(size: int | None, bfloat16: bool) -> bool:
-    """Whether the kernel for so many units works on the first device."""
-    from common.kernels.cuda import trial
+def proven(dtype: Any, size: int | None) -> bool:
+    """Whether a trial has shown that the first device's kernel is correct; see trial.py."""
+    return passes(cuda.units(size), dtype_name(dtype) == "bfloat16")
 
+
+def exists(size: int | None, bfloat16: bool) -> bool:
+    """Whether the first device has a kernel for this number of units."""
     if not cuda.driver() or not devices():
         return False
+    found = size is None or cuda.instance(size, factors_of(bfloat16), False, False, arch())
+    return bool(found)
 
-    factors = factors_of(bfloat16)
 
-    def settled(function: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[Array]]:
-        def run(*given: Any) -> Sequence[Array]:  # in another thread, without this one's settings
-            with (
-                jax.default_matmul_precision("highest" if factors == "Float32" else "default"),
-                jax.numpy_rank_promotion("allow"),
-                jax.transfer_guard("allow"),
-            ):
-                return function(*given)
+def passes(size: int | None, bfloat16: bool) -> bool:
+    """Whether the first device's kernel for this number of units passes its trial."""
+    if size is None:
+        return True
+    if not cuda.installed():
+        return False
+    from common.kernels.cuda import trial  # imports what a layer on a CPU does not need
 
-        return run
+    kernel = (size, factors_of(bfloat16), arch())
+    return trial.trusted("jax_impl", *kernel, devices()[0].device_kind)
 
-    twin = trial.Twin(settled(forward), settled(backward), array)
-    return size is None or trial.trusted(size, factors, arch(), twin)
+
+def prepare(device: int, factors: str) -> None:
+    """Make this process, which is that of a trial, use a kind of factors. The device is the first,
+    number 0."""
+    precision = "highest" if factors == "Float32" else "default"
+    jax.config.update("jax_default_matmul_precision", precision)
 
 
 def factors_of(bfloat16: bool) -> str:

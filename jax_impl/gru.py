@@ -51,7 +51,7 @@ def step(
 RECURRENCES = {
     "loop": Recurrence(loop(step)),
     "scan": Recurrence(scan, lambda device, dtype, size: True),
-    "cuda": Recurrence(partial(fused.recurrence, gpu=True), cuda.available),
+    "cuda": Recurrence(partial(fused.recurrence, gpu=True), cuda.available, proven=cuda.proven),
     "fused": Recurrence(fused.recurrence, fused.available, True),
 }
 CELL = Cell(CELLS["gru"], step, RECURRENCES)

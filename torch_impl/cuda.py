@@ -27,37 +27,52 @@ OTHERS = {"tokens": torch.int32, "lengths": torch.int32, "resets": torch.bool}  
 
 
 def available(device: str = "cuda", dtype: Any = "float32", size: int | None = None) -> bool:
-    """Whether there is a kernel for this kind of device, dtype and number of units.
+    """Whether the current device has a kernel for this kind of device, dtype and number of units.
 
-    The first time that it is asked with a size, the kernel is compiled and tried out on the current
-    device.
+    The kernel is neither compiled nor run.
     """
-    if not cuda.served(device, dtype):
-        return False
-    if size is not None:  # to torch.compile, it may be no one number, which a kernel's always is
-        size = cuda.units(size)
-    return tried(size, dtype_name(dtype) == "bfloat16")
+    is_served = cuda.served(device, dtype)
+    return is_served and exists(cuda.units(size), dtype_name(dtype) == "bfloat16")
 
 
-def tried(size: int | None, bfloat16: bool) -> bool:
-    """Whether the kernel for so many units works on the current device."""
-    from common.kernels.cuda import trial
+def proven(dtype: Any, size: int | None) -> bool:
+    """Whether a trial has shown that the current device's kernel is correct; see trial.py."""
+    return passes(cuda.units(size), dtype_name(dtype) == "bfloat16")
 
+
+def exists(size: int | None, bfloat16: bool) -> bool:
+    """Whether the current device has a kernel for this number of units."""
     if not cuda.driver() or not (cuda.rehearsed or torch.cuda.is_available()):
         return False
-    device = None if cuda.rehearsed else torch.cuda.current_device()
-
-    def put(values: np.ndarray) -> Tensor:
-        if device is not None:
-            torch.cuda.set_device(device)  # each thread has its own
-        return array(values)
-
-    twin = trial.Twin(forward, backward, put)
-    return size is None or trial.trusted(size, factors_of(bfloat16), arch(), twin)
+    found = size is None or cuda.instance(size, factors_of(bfloat16), False, False, arch())
+    return bool(found)
 
 
-if torch.backends.cuda.is_built():  # else nobody asks; this imports Dynamo, which takes a second
-    tried = torch.compiler.assume_constant_result(tried)
+def passes(size: int | None, bfloat16: bool) -> bool:
+    """Whether the current device's kernel for this number of units passes its trial."""
+    if size is None:
+        return True
+    if not cuda.installed():
+        return False
+    from common.kernels.cuda import trial  # imports what a layer on a CPU does not need
+
+    kernel = (size, factors_of(bfloat16), arch())
+    device = ("emulated", 0)
+    if not cuda.rehearsed:
+        device = (torch.cuda.get_device_name(), torch.cuda.current_device())
+    return trial.trusted("torch_impl", *kernel, *device)
+
+
+def prepare(device: int, factors: str) -> None:
+    """Make this process, which is that of a trial, use a device and kind of factors."""
+    torch.backends.cudnn.allow_tf32 = factors == "Tf32"
+    if not cuda.rehearsed:
+        torch.cuda.set_device(device)
+
+
+# These functions call what torch.compile cannot trace. Without CUDA, they are not called.
+if torch.backends.cuda.is_built():  # imports Dynamo, which takes a second
+    exists, passes = map(torch.compiler.assume_constant_result, (exists, passes))
 
 
 def factors_of(bfloat16: bool) -> str:

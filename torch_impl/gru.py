@@ -50,7 +50,7 @@ def step(
 RECURRENCES = {
     "loop": Recurrence(loop(step)),
     "scan": Recurrence(scan, lambda device, dtype, size: True),
-    "cuda": Recurrence(fused.recurrence, cuda.available),
+    "cuda": Recurrence(fused.recurrence, cuda.available, proven=cuda.proven),
     "fused": Recurrence(fused.recurrence, fused.available, True, inference.of_parameters),
 }
 CELL = Cell(CELLS["gru"], step, RECURRENCES)

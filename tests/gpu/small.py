@@ -6,10 +6,15 @@ With SANITIZER in the environment, GCC's sanitizers look at the kernel meanwhile
 """
 
 import os
+import re
+import subprocess
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -23,14 +28,15 @@ import jax_impl.cuda
 import jax_impl.learner
 import torch_impl.cuda
 import torch_impl.learner
-from common.cells import LayerCall
+from common.cells import Cell
 from common.data.batches import Batch
 from common.kernels import cuda
-from common.kernels.cuda import nvrtc, trial
+from common.kernels.cuda import trial
 from common.params import init_gru
 from common.training.options import TrainConfig
 from comparison import parity
 from comparison.parity import Size
+from jax_impl.gru import CELL as JAX_CELL
 from jax_impl.gru import gru as jax_gru
 from tools.gpu import rehearsal
 from torch_impl.gru import CELL
@@ -48,7 +54,8 @@ SANITIZER = os.environ.get("SANITIZER", "")
 if not SANITIZER:  # under which it takes long
     cuda.CONFIGURATIONS["Bf16", 256] = (16, 1, 1)
 driver = rehearsal.start(SANITIZER)
-torch.compiler.assume_constant_result(torch_impl.cuda.tried)  # as in PyTorch built for CUDA
+for function in (torch_impl.cuda.exists, torch_impl.cuda.passes):  # as in PyTorch built for CUDA
+    torch.compiler.assume_constant_result(function)
 torch.backends.cudnn.allow_tf32 = False
 jax.config.update("jax_default_matmul_precision", "highest")
 torch.set_deterministic_debug_mode("error")  # fills with NaN what is not written yet
@@ -74,7 +81,7 @@ def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.M
 
     found: list[list[torch.Tensor]] = []
     own = torch_impl.cuda
-    twin = trial.Twin(kept(own.forward), kept(own.backward), own.array)
+    twin = SimpleNamespace(forward=kept(own.forward), backward=kept(own.backward), array=own.array)
     for seed in range(3 if size < 200 else 1):
         driver.mock_seed(seed)
         found.append([])
@@ -124,14 +131,14 @@ def test_torch_launches_the_kernel_with_copies_of_the_indices(
     how = {"tokens": tokens, "resets": resets, "implementation": "cuda"}
     torch_gru(weights, x, lengths, **how)[0].sum().backward()
     own = {each.data_ptr() for each in (tokens, lengths, resets)}
-    for addresses in launched[-2:]:  # after those of the trial: forward and backward
+    assert len(launched) == 2  # forward and backward
+    for addresses in launched:
         assert addresses - {None} and not addresses & own
 
 
 @of_kinds([kind for kind in KINDS if kind[:2] in SMALLEST])  # elsewhere the kernel is the same
 def test_jax(factors: str, size: int, reset_after: bool) -> None:
-    twin = trial.Twin(jax_impl.cuda.forward, jax_impl.cuda.backward, jax_impl.cuda.array)
-    assert trial.error_of(size, factors, reset_after, twin) <= trial.BOUNDS[factors]
+    assert trial.error_of(size, factors, reset_after, jax_impl.cuda) <= trial.BOUNDS[factors]
 
 
 # In use.
@@ -141,14 +148,14 @@ PARAMETERS = {n: torch.tensor(p).requires_grad_() for n, p in CASE.parameters.it
 X, LENGTHS, H0 = torch.tensor(CASE.x), torch.tensor(CASE.lengths), torch.tensor(CASE.h0)
 
 
-def in_torch(x: torch.Tensor, implementation: str = "cuda") -> torch.Tensor:
+def in_torch(x: torch.Tensor, implementation: str = "auto") -> torch.Tensor:
     """The outputs."""
     return torch_gru(PARAMETERS, x, LENGTHS, H0, implementation=implementation)[0]
 
 
 def in_jax(x: jax.Array) -> jax.Array:
     """The outputs."""
-    return jax_gru(CASE.parameters, x, CASE.lengths, CASE.h0, implementation="cuda")[0]
+    return jax_gru(CASE.parameters, x, CASE.lengths, CASE.h0)[0]
 
 
 def test_the_operator_looks_at_what_it_is_told() -> None:
@@ -205,7 +212,7 @@ def fake() -> None:
     """A call whose arrays have no numbers."""
     with FakeTensorMode() as mode:
         own = {n: mode.from_tensor(p).detach() for n, p in PARAMETERS.items()}
-        torch_gru(own, *map(mode.from_tensor, (X, LENGTHS, H0)), implementation="cuda")
+        torch_gru(own, *map(mode.from_tensor, (X, LENGTHS, H0)))
 
 
 @pytest.mark.parametrize(
@@ -219,38 +226,46 @@ def fake() -> None:
     ],
 )
 def test_a_first_use(use: Callable) -> None:
-    """Whatever transforms or fakes the first call's arrays, the kernel is tried out on others."""
-    trial._tried.clear()
+    """A kernel is tried at the first call with "auto", even if its arrays are transformed."""
+    trial._verdicts.clear()
     in_torch(X, "scan")
-    assert not trial._tried  # who asks for another does not wait for it
+    in_torch(X, "cuda")
+    assert not trial._verdicts
     with jax.numpy_rank_promotion("raise"):
         use()
-    assert [*trial._tried.values()] == [None]
+    assert [*trial._verdicts.values()] == [""]
 
 
+@pytest.mark.parametrize("cell", [CELL, JAX_CELL], ids=["torch", "jax"])
 @pytest.mark.parametrize(
-    ("reason", "compiler", "beyond"),
+    ("fault", "reason"),
     [
-        ("is not to be had: no NVRTC", Mock(side_effect=ImportError("no NVRTC")), 0),
-        ("is not to be had: the GRU on the GPU: CUDA_ERROR", Mock(return_value=b"nothing\0"), 0),
-        ("is off by 1.0e-02", nvrtc.compile, 0.01),
+        ("hang", "had no result after 10 s"),
+        ("crash", "ended its process: Segmentation fault"),
+        ("wrong", "is off by 1.0e-02 on this device"),
+        ("error", "fails on this device: .*CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("", ""),
     ],
 )
-def test_a_kernel_that_is_not_trusted(
-    reason: str, compiler: Callable, beyond: float, monkeypatch: pytest.MonkeyPatch
+def test_trial(
+    fault: str, reason: str, cell: Cell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What cannot be compiled, does not launch or is off is said once, and is then not there."""
-
-    def forward(call: LayerCall, save: bool) -> Sequence[torch.Tensor]:
-        outputs, *others = torch_impl.cuda.forward(call, save)
-        return outputs + beyond, *others
-
-    arch = (9, len(reason))  # another device: the driver knows this one's kernels by now
-    monkeypatch.setattr(nvrtc, "compile", compiler)
-    monkeypatch.setattr(cuda, "rehearsed", arch)
-    nvrtc.ready.cache_clear()
-    twin = trial.Twin(forward, torch_impl.cuda.backward, torch_impl.cuda.array)
-    with pytest.warns(UserWarning, match=f"{reason}.*scan takes over") as said:
-        assert not any(trial.trusted(32, "Float32", arch, twin) for _ in range(2))
-    assert len(said) == 1
-    assert "cuda" not in CELL.implementations("cpu", "float32", 32)
+    """The kernel runs in a child process alone; "auto" uses it, or scan with one warning."""
+    monkeypatch.setenv("MOCK_FAULT", fault)
+    monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))
+    monkeypatch.setattr(trial, "LIMIT", 10.0 if fault == "hang" else 60.0)
+    monkeypatch.setattr(trial, "_verdicts", {})
+    start = Mock(wraps=subprocess.Popen)
+    monkeypatch.setattr(trial.subprocess, "Popen", start)
+    monkeypatch.setattr(cuda, "launch", Mock(side_effect=AssertionError("runs in the parent")))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        names = {cell.resolve("auto", "cpu", "float32", 15) for _ in range(2)}
+    assert names == {"scan" if fault else "cuda"}
+    said = [str(each.message) for each in caught if "the GRU kernel" in str(each.message)]
+    assert len(said) == bool(fault) and re.search(reason, "".join(said))
+    trial._verdicts.clear()
+    monkeypatch.setenv("MOCK_FAULT", "")  # the verdict is remembered
+    with warnings.catch_warnings(record=True):
+        assert {cell.resolve("auto", "cpu", "float32", 15)} == names
+    assert start.call_count == 1

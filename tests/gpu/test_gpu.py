@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,35 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, kinds: str, nu
     only = ("-m", "pytest", "-qs", "-n0", "--noconftest", "tests/gpu/small.py", "-k")
     said = run(*only, f"test_torch and {kinds}", before=fixed, **options)
     assert f"{number} passed" in said
+
+
+# A process that uses the GRU on the emulated GPU and prints the children that it starts.
+PROCESS = """
+import subprocess, sys
+from common.kernels import cuda
+from tools.gpu import rehearsal
+cuda.CONFIGURATIONS = {("Tf32", 16): (1, 1, 1)}
+rehearsal.start()
+class Child(subprocess.Popen):
+    def __init__(self, command, **options):
+        if "tools.gpu.trial" in command:
+            print("a child", flush=True)
+        super().__init__(command, **options)
+subprocess.Popen = Child
+print(__import__(sys.argv[1], fromlist=["gru"]).gru.CELL.resolve("auto", "cpu", "float32", 15))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("fault", "expected"), [("", "cuda"), ("crash", "scan")])
+@pytest.mark.parametrize("twin", ["torch_impl", "jax_impl"])
+def test_two_processes_at_once(twin: str, fault: str, expected: str, tmp_path: Path) -> None:
+    """One of them tries the kernel; both use its verdict."""
+    env = {"MOCK_FAULT": fault, "GRU_TWINS_CACHE": str(tmp_path)}
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(run, "-c", PROCESS, twin, **env) for _ in range(2)]
+        said = "".join(each.result() for each in both).split("\n")
+    assert sorted(said) == ["", "a child", expected, expected]
 
 
 @pytest.mark.long

@@ -2,8 +2,13 @@
 // and a launch runs it on the emulator, once what a driver would look at has been looked at.
 #include "emulator.h"
 
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
 #include <map>
 #include <mutex>
+#include <string>
 
 #include "../../common/kernels/cuda/driver.h"
 
@@ -31,6 +36,7 @@ extern "C" {
 void mock_seed(unsigned s) { seed = s; }
 void mock_mma(const uint32_t (*in)[10], float (*out)[4], int bf16) { warp_mma(in, out, bf16); }
 
+CUresult cuDriverGetVersion(int *version) { return *version = 13000, 0; }
 CUresult cuCtxGetCurrent(CUcontext *context) { return *context = (CUcontext)1, 0; }
 CUresult cuCtxSetCurrent(CUcontext) { return 0; }
 CUresult cuStreamGetCtx(CUstream, CUcontext *context) { return cuCtxGetCurrent(context); }
@@ -62,6 +68,11 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **argument
   static std::mutex one_at_a_time;  // as a stream has it
   std::lock_guard<std::mutex> lock(one_at_a_time);
   const Call call = *(const Call *)arguments[0];
+  const char *const variable = getenv("MOCK_FAULT");  // a fault of the kernel, for tests of trials
+  const std::string planted = variable ? variable : "";
+  while (planted == "hang") pause();
+  if (planted == "crash") raise(SIGSEGV);
+  if (planted == "error") return last_fault = "CUDA_ERROR_ILLEGAL_ADDRESS", 700;
   try {
     for (unsigned b = 0; b < c->gridDimX; b += C)
       emulator::run_cluster(C, (int)b, f->threads, (int)c->sharedMemBytes,
@@ -71,6 +82,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **argument
     last_fault = fault.what();
     return 700;  // CUDA_ERROR_ILLEGAL_ADDRESS
   }
+  if (planted == "wrong" && call.h_last) *call.h_last += 0.01f;
   return 0;
 }
 }

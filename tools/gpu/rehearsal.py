@@ -21,7 +21,7 @@ from common.cache import cached
 from common.errors import InputError, exit_on_input_error
 from common.kernels import cuda
 from common.kernels.build import compiler
-from common.kernels.cuda import nvrtc
+from common.kernels.cuda import nvrtc, trial
 from common.report.schema import Task
 
 FOLDER = Path(__file__).parent
@@ -59,12 +59,19 @@ def start(sanitizer: str = "") -> ctypes.CDLL:
     how = checked if sanitizer else ["-O1"]
     key = {"of": [hashlib.sha256(everything).hexdigest(), how, kernels]}
     folder = cached("rehearsal", key, partial(build, kernels=kernels, flags=how))
+    trial.program = ["-m", "tools.gpu.trial", str(folder / LIBRARY), repr(cuda.CONFIGURATIONS)]
+    return load(folder / LIBRARY)
+
+
+def load(library: Path) -> ctypes.CDLL:
+    """Make the device of this process one that this driver emulates."""
     # By this name the library's own dlopen finds it.
-    driver = ctypes.CDLL(str(folder / LIBRARY), mode=ctypes.RTLD_GLOBAL)
+    driver = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     cuda.rehearsed = H100
     # What XLA makes around the kernel runs once or twice: to compile it well takes longer.
     jax.config.update("jax_disable_most_optimizations", True)
     nvrtc.compile = lambda kernel, arch: kernel.template.encode() + b"\0"
+    nvrtc.version = lambda: (0, 0)
     return driver
 
 

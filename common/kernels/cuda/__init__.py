@@ -1,5 +1,5 @@
-"""The GRU's recurrence on NVIDIA GPUs (recurrence.cu): which kernel is for what, compiled and tried
-out at first use, launched by driver.cpp.
+"""The GRU's recurrence on NVIDIA GPUs (recurrence.cu): which kernel is for what, compiled at first
+use, tried by trial.py, launched by driver.cpp.
 
 What is multiplied is rounded to TF32 ("Tf32") or to bfloat16 ("Bf16"), or split into two numbers of
 TF32 ("Float32"), which loses next to nothing; sums and everything else are float32.
@@ -8,12 +8,16 @@ TF32 ("Float32"), which loses next to nothing; sums and everything else are floa
 from __future__ import annotations
 
 import ctypes
+import os
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from common import kernels
 from common.cells import dtype_name
+from common.errors import InputError
+from common.extras import MissingPackage, require
 
 Arch = tuple[int, int]
 """A device's compute capability: (9, 0) is an H100's."""
@@ -103,8 +107,13 @@ def instance(
     return None
 
 
-def units(hidden: int) -> int:
-    """Those of the smallest kernel that holds so many, or more than any does."""
+def units(hidden: int | None) -> int | None:
+    """Those of the smallest kernel that holds so many, or more than any does.
+
+    torch.compile may make the hidden size of a layer a symbol; these numbers are constants.
+    """
+    if hidden is None:
+        return None
     sizes = sorted({size for _, size in CONFIGURATIONS})
     return next((size for size in sizes if hidden <= size), sizes[-1] + 1)
 
@@ -134,10 +143,18 @@ def launch(key: str, call: Call, stream: int | None) -> None:
         raise RuntimeError(f"the GRU on the GPU: {library().gru_cuda_error(status).decode()}")
 
 
-def driver() -> bool:
-    """Whether there is a CUDA driver."""
-    known = hasattr(kernels.library(), "gru_cuda_available")  # not built before there was one
-    return known and bool(library().gru_cuda_available())
+def driver() -> int:
+    """The newest version of CUDA that the driver supports, such as 13000.
+
+    Returns 0 without a driver, and if the environment variable GRU_TWINS_CUDA is "off". Raises
+    InputError for any other value of this variable.
+    """
+    switch = os.environ.get("GRU_TWINS_CUDA", "")
+    if switch not in ("", "off"):
+        raise InputError(f'GRU_TWINS_CUDA: expected "off" or nothing, found "{switch}"')
+    # An older build of the library does not have the function.
+    known = not switch and hasattr(kernels.library(), "gru_cuda_driver")
+    return library().gru_cuda_driver() if known else 0
 
 
 def check_size(steps: int, batch: int, hidden: int, distinct: int, directions: int) -> None:
@@ -147,6 +164,16 @@ def check_size(steps: int, batch: int, hidden: int, distinct: int, directions: i
             "the GRU on the GPU keeps at most 2^32 numbers in an array: a smaller batch, shorter "
             'sequences or implementation="scan"'
         )
+
+
+def installed() -> bool:
+    """Whether the packages of the extra cuda are installed. If not, a warning names the extra."""
+    try:
+        require("cuda", what="the GRU kernel for GPUs is not used: ")
+    except MissingPackage as error:
+        warnings.warn(str(error), stacklevel=2)
+        return False
+    return True
 
 
 def served(device: str, dtype: Any) -> bool:

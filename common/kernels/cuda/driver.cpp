@@ -16,6 +16,7 @@
 namespace {
 
 #define FUNCTIONS(with)                                                                   \
+  with(cuDriverGetVersion)                                                                \
   with(cuCtxGetCurrent) with(cuCtxSetCurrent) with(cuStreamGetCtx) with(cuModuleLoadData) \
   with(cuModuleGetFunction) with(cuFuncSetAttribute) with(cuLaunchKernelEx) with(cuGetErrorName)
 
@@ -123,8 +124,11 @@ std::string described(int status) {
 
 #define API extern "C" __attribute__((visibility("default")))
 
-// Whether there is a driver.
-API int gru_cuda_available() { return driver().found; }
+// The newest version of CUDA that the driver supports, such as 13000; 0 without a driver.
+API int gru_cuda_driver() {
+  int version = 0;
+  return driver().found && !driver().cuDriverGetVersion(&version) ? version : 0;
+}
 
 // Makes a kernel known by a key: the same key always stands for the same kernel.
 API void gru_cuda_add(const char *key, const char *image, int64_t size, int cluster, int threads,

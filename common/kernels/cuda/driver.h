@@ -30,6 +30,7 @@ typedef struct {
   unsigned numAttrs;
 } CUlaunchConfig;
 
+CUresult cuDriverGetVersion(int *);
 CUresult cuCtxGetCurrent(CUcontext *);
 CUresult cuCtxSetCurrent(CUcontext);
 CUresult cuStreamGetCtx(CUstream, CUcontext *);

@@ -1,0 +1,21 @@
+"""The child process of a trial on the emulated GPU; common/kernels/cuda/trial.py starts it.
+
+python -m tools.gpu.trial LIBRARY CONFIGURATIONS ...
+
+The driver plants a fault if the environment variable MOCK_FAULT says so: see mock_cuda.cpp.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+from common.kernels import cuda
+from common.kernels.cuda import trial
+from common.program import start
+from tools.gpu import rehearsal
+
+if __name__ == "__main__":
+    start()
+    rehearsal.load(Path(sys.argv.pop(1)))
+    cuda.CONFIGURATIONS = ast.literal_eval(sys.argv.pop(1))
+    trial.main()
