@@ -51,6 +51,7 @@ from common.training.options import (
 
 if TYPE_CHECKING:
     from comparison.processes import Place
+    from comparison.runs import Training
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim", "scikit-learn")
 # Other cells are for the questions alone.
@@ -216,19 +217,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     from comparison import live, runs
     from comparison.processes import Job
 
-    plain = options.plain()
-    chosen = [
-        runs.Training.of(framework, model, runs.shared(plain, model), out / f"{framework}-{model}")
-        for model in options.models
-        for framework in options.frameworks
-        if model in COMPARED[framework]
-    ]
-    if not chosen:
-        there = "; ".join(f"{name} has {', '.join(COMPARED[name])}" for name in options.frameworks)
-        raise InputError(f"--models {' '.join(options.models)}: {there}")
-    missing = [m for m in options.models if not any(m in COMPARED[f] for f in options.frameworks)]
-    if missing:
-        console.print(f"left out, for want of their framework: {', '.join(missing)}")
+    plain, chosen = options.plain(), trainings(options, out, console)
     told: list[str] = []
 
     def tell(line: str) -> None:
@@ -259,13 +248,8 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
         arguments = [*to_arguments(dataclasses.replace(plain, out=path)), "--models", *both]
         arguments += ["--frameworks", *twins]
         arguments += ["--oracle" if options.part == "all" else "--no-oracle"]
-        results.runs = runs.train(
-            chosen,
-            place(options),
-            say,
-            done,
-            beside=[Job("parity", "comparison.checks", tuple(arguments))] if checked else [],
-        )
+        beside = [Job("parity", "comparison.checks", tuple(arguments))] if checked else []
+        results.runs = runs.train(chosen, place(options), say, done, beside=beside)
         rows = schema.convert(files.read_json(path), list[Check], path) if checked else []
     # A GRU's, if there is one: it says more.
     results.data = min(chosen, key=lambda each: each.framework == linear.FRAMEWORK).data()
@@ -284,6 +268,26 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
         rows += [row for row in results.parity if row.models[1] == "oracle"]
     results.parity = rows
     console.print(tables.summary(results.runs), *tables.oracle(suite))
+
+
+def trainings(options: CompareConfig, out: Path, console: Console) -> "list[Training]":
+    """What to train: each model in each framework that has it. Raises InputError if none has."""
+    from comparison import runs
+
+    plain = options.plain()
+    chosen = [
+        runs.Training.of(framework, model, runs.shared(plain, model), out / f"{framework}-{model}")
+        for model in options.models
+        for framework in options.frameworks
+        if model in COMPARED[framework]
+    ]
+    if not chosen:
+        there = "; ".join(f"{name} has {', '.join(COMPARED[name])}" for name in options.frameworks)
+        raise InputError(f"--models {' '.join(options.models)}: {there}")
+    missing = [m for m in options.models if not any(m in COMPARED[f] for f in options.frameworks)]
+    if missing:
+        console.print(f"left out, for want of their framework: {', '.join(missing)}")
+    return chosen
 
 
 def place(options: CompareConfig) -> "Place":

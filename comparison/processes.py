@@ -111,7 +111,7 @@ def run(
         return
     requests: list[int] = []
     stopped: list[str] = []
-    failure: Exception | None = None
+    failures: list[Exception] = []
     with (
         tempfile.TemporaryDirectory(prefix=".jobs-", dir=place.folder) as name,
         _back_end(place, len(jobs), folder := Path(name).absolute()) as submit,
@@ -124,42 +124,21 @@ def run(
             with stop.open("a") as file:
                 file.write(f"{int(number)}\n")
 
-        def handle(number: int) -> None:
-            requests.append(number)
-            forward(number)
-
-        with signals.caught(handle):
+        with signals.caught(lambda number: (requests.append(number), forward(number))):
             for number, job in enumerate(jobs):
                 tails[job] = _Tail(folder / f"{number}.log")
                 futures[job] = submit(job, tails[job].path, stop, cwd)
             try:
-                while futures:
-                    time.sleep(PAUSE)
-                    for job, future in list(futures.items()):
-                        done = future.done()  # before reading, so that no last line is missed
-                        for line in tails[job].lines():
-                            on_line(job, line)
-                        begun = tails[job].path.exists()
-                        if (requests or failure) and not begun and future.cancel() is not False:
-                            del futures[job]  # do not wait for a queued job
-                            continue
-                        if not done:
-                            continue
-                        del futures[job]
-                        status = _status(job, future)
-                        if not status:
-                            on_success(job)
-                        elif requests:
-                            if status != NOT_BEGUN:
-                                stopped.append(f"{job.name}: {tails[job].last}")
-                        elif failure is None:
-                            kind = NotFiniteError if status == 3 else InputError
-                            message = tails[job].last.removeprefix("error: ")
-                            failure = kind(
-                                f"{job.name}: ended with exit status {status}: {message}"
-                            )
-                            if not stop.exists():
-                                forward(signal.SIGTERM)
+                for job, status in _ended(futures, tails, on_line, requests, failures):
+                    if not status:
+                        on_success(job)
+                    elif requests:
+                        if status != NOT_BEGUN:
+                            stopped.append(f"{job.name}: {tails[job].last}")
+                    elif not failures:
+                        failures.append(_failure(job, status, tails[job].last))
+                        if not stop.exists():
+                            forward(signal.SIGTERM)
             except BaseException:
                 forward(signal.SIGTERM)
                 for job, future in futures.items():
@@ -170,8 +149,34 @@ def run(
     if requests:
         details = f" ({'; '.join(stopped)})" if stopped else ""
         raise Stopped(requests[0], f"; the same command goes on from there{details}")
-    if failure:
-        raise failure
+    if failures:
+        raise failures[0]
+
+
+def _ended(
+    futures: dict[Job, Future],
+    tails: dict[Job, "_Tail"],
+    on_line: Callable[[Job, str], None],
+    requests: list[int],
+    failures: list[Exception],
+) -> Iterator[tuple[Job, int]]:
+    """Yield each job with its exit status when it ends, and remove it from `futures`.
+
+    on_line receives the lines. Once there are requests or failures, jobs that have not begun are
+    cancelled.
+    """
+    while futures:
+        time.sleep(PAUSE)
+        for job, future in list(futures.items()):
+            done = future.done()  # before reading, so that no last line is missed
+            for line in tails[job].lines():
+                on_line(job, line)
+            begun = tails[job].path.exists()
+            if (requests or failures) and not begun and future.cancel() is not False:
+                del futures[job]  # do not wait for a queued job
+            elif done:
+                del futures[job]
+                yield job, _status(job, future)
 
 
 def work(job: Job, log: Path, stop: Path, cwd: str) -> int:
@@ -215,6 +220,12 @@ def _signals(stop: Path) -> list[int]:
         return [int(line) for line in stop.read_text().splitlines()]
     except FileNotFoundError:
         return []
+
+
+def _failure(job: Job, status: int, last: str) -> Exception:
+    """The error for a job's exit status and the last line of its output."""
+    kind = NotFiniteError if status == 3 else InputError
+    return kind(f"{job.name}: ended with exit status {status}: {last.removeprefix('error: ')}")
 
 
 def _status(job: Job, future: Future) -> int:

@@ -1,6 +1,7 @@
 """The GRU text classifier in PyTorch; jax_impl is its twin."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from common import __version__
@@ -19,10 +20,12 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class on first use: `python -m torch_impl.train` imports this package first."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require(*(("torch", "train") if name == "load" else ("torch",)))
-    module = {"Classifier": "classifier", "load": "predict"}.get(name, "modules")
-    globals()[name] = value = getattr(import_module(f"torch_impl.{module}"), name)
-    return value
+    """A class or a module, imported on first use: the programs import this package first."""
+    if name in __all__:
+        require(*(("torch", "train") if name == "load" else ("torch",)))
+        module = {"Classifier": "classifier", "load": "predict"}.get(name, "modules")
+        globals()[name] = value = getattr(import_module(f"{__name__}.{module}"), name)
+        return value
+    if find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

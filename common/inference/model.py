@@ -143,26 +143,33 @@ class Model:
         best = int(logits[0].argmax())
         running = 1 if len(self.classes) == 2 else best
 
-        insides = self.predictor.explain(self._inputs([ids], shape), np.array([best]))
-        finite("gradients", insides["influence"][:n, 0])
-        inside = {name: insides[name][:, :n, 0] for name in self.gates}
-        states = insides["states"][:, :n, 0]
-        start = states.dtype.type(0)
-        moves = [np.diff(states[0], axis=0, prepend=start)]
-        moves += [np.diff(backward, axis=0, append=start) for backward in states[1:]]
-        gates = {name: gate.mean(axis=-1) for name, gate in inside.items()}
-        found = {
+        return {
             "words": [all_words[place] for place in places],
             "all_words": all_words,
             "places": places,
             "predicted": self.classes[best],
             "probability": float(probabilities[0, best]),
-            **_by_direction({**gates, "change": np.linalg.norm(moves, axis=-1)}),
-            "gradient": insides["influence"][:n, 0].tolist(),
+            **self._trace(ids, shape, best, units),
             "leave_out": (logits[0, best] - logits[1 : n + 1, best]).tolist(),
             "running": probabilities[n + 1 :, running].tolist(),
         }
-        return found | ({"units": _by_direction({**inside, "state": states})} if units else {})
+
+    def _trace(self, ids: Ids, shape: Sequence[Shape], best: int, units: bool) -> dict[str, Any]:
+        """What `explain` returns of the states, the gates and the gradient of a class's logit."""
+        n = len(ids)
+        trace = self.predictor.explain(self._inputs([ids], shape), np.array([best]))
+        gradient = finite("gradients", trace["influence"][:n, 0])
+        gates = {name: trace[name][:, :n, 0] for name in self.gates}
+        states = trace["states"][:, :n, 0]
+        start = states.dtype.type(0)
+        moves = [np.diff(states[0], axis=0, prepend=start)]
+        moves += [np.diff(backward, axis=0, append=start) for backward in states[1:]]
+        means = {name: gate.mean(axis=-1) for name, gate in gates.items()}
+        return {
+            **_by_direction({**means, "change": np.linalg.norm(moves, axis=-1)}),
+            "gradient": gradient.tolist(),
+            **({"units": _by_direction({**gates, "state": states})} if units else {}),
+        }
 
     def _logits(
         self, texts: Sequence[Ids], rows: int = 0, shapes: Sequence[Shape] = ()

@@ -184,17 +184,7 @@ class Trainer:
         self.best: dict[str, np.ndarray] = {}  # parameters, by the loss on the validation reviews
         self.pending: list[tuple[SupportsFloat, SupportsFloat]] = []  # see step
         if saved:
-            self.learner.load(saved.parameters, saved.optimizer_state)
-            say(f"going on after step {saved.state.step:,}, from {saved.path}")
-            was = f"{saved.about.framework} {saved.state.implementation}"
-            now = f"{framework.FRAMEWORK} {implementation}"
-            if saved.state.step and was != now:
-                say(f"begun with {was}: with {now} the last bits will differ")
-            if before != shares:
-                say(f"begun with {before} shares: with {shares} the last bits will differ")
-            self.state = dataclasses.replace(saved.state, implementation=implementation)
-            self.lines, self.best = list(saved.lines()), saved.best
-            self.started -= saved.state.seconds
+            self._resume(saved, f"{framework.FRAMEWORK} {implementation}")
         if world.first:
             with files.writing(out / "log.jsonl"):
                 files.replace(out / "log.jsonl", saved.log if saved else b"")
@@ -210,6 +200,20 @@ class Trainer:
         )
         self.saved_step, self.saved_at = self.state.step, time.perf_counter()
         self.logged_at = self.saved_at - self.state.words_seconds
+
+    def _resume(self, saved: Checkpoint, now: str) -> None:
+        """Continue after a checkpoint. now: the framework and the implementation of this run."""
+        self.learner.load(saved.parameters, saved.optimizer_state)
+        say(f"going on after step {saved.state.step:,}, from {saved.path}")
+        was = f"{saved.about.framework} {saved.state.implementation}"
+        if saved.state.step and was != now:
+            say(f"begun with {was}: with {now} the last bits will differ")
+        before, shares = saved.about.options.shares or 1, self.options.shares
+        if before != shares:
+            say(f"begun with {before} shares: with {shares} the last bits will differ")
+        self.state = dataclasses.replace(saved.state, implementation=self.state.implementation)
+        self.lines, self.best = list(saved.lines()), saved.best
+        self.started -= saved.state.seconds
 
     def shares_of(self, options: TrainConfig, before: int | None) -> int:
         """Into how many shares the batches are cut; before: those of the checkpoint."""

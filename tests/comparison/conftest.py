@@ -46,9 +46,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ended: Callable[[Job], None],
     ) -> None:
         for job in jobs:
-            module = import_module(job.module)
-            is_training = job.module in ("torch_impl.train", "jax_impl.train")
-            main = partial(loop.main, module.learner) if is_training else module.main
+            if job.module in ("torch_impl.train", "jax_impl.train"):
+                main = partial(loop.main, import_module(job.module.replace("train", "learner")))
+            else:
+                main = import_module(job.module).main
             with (
                 contextlib.redirect_stdout(io.StringIO()) as output,
                 monkeypatch.context() as patch,
