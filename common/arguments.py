@@ -6,7 +6,7 @@ Arrays may be of any framework; only their shapes and dtypes are read, never the
 from collections.abc import Mapping
 from typing import Any
 
-from common.cells import Cell, dtype_name
+from common.cells import Cell, LayerCall, dtype_name
 from common.params import POOLING, cell_of, cell_shapes, gru_shapes, structure
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -24,14 +24,7 @@ def check_mapping(parameters: Any) -> None:
 
 
 def check_cell(
-    cell: Cell,
-    parameters: Mapping[str, Any],
-    x: Any,
-    lengths: Any,
-    h0: Any | None,
-    tokens: Any | None,
-    resets: Any | None,
-    h_reset: Any | None,
+    cell: Cell, parameters: Mapping[str, Any], call: LayerCall
 ) -> tuple[int, tuple[str, ...], int]:
     """Validate the arguments of `run`; returns (layers, directions, H) of the parameters.
 
@@ -43,7 +36,7 @@ def check_cell(
     if name not in parameters:
         raise ValueError(f"parameters: expected {name}, found {names or 'none'}")
     layers, directions = structure(names, cell.name)
-    first = parameters[name]
+    first, x, tokens = parameters[name], call.x, call.tokens
     check_shape(name, first, f"{blocks}H", "H")
     H = max(first.shape[1], 1)
     check_shape(name, first, blocks * H, H)
@@ -58,8 +51,8 @@ def check_cell(
         if not x.shape[0] and T * B:
             raise ValueError("x: expected at least one row for the tokens, found none")
     check_dtype("x", x, FLOATS)
-    check_shape("lengths", lengths, B)
-    check_dtype("lengths", lengths, INTEGERS)
+    check_shape("lengths", call.lengths, B)
+    check_dtype("lengths", call.lengths, INTEGERS)
     dtype = x.dtype
     for name, shape in cell_shapes(cell.spec, D, H, layers, len(directions) == 2).items():
         array = parameters.get(name)
@@ -69,14 +62,14 @@ def check_cell(
             check_shape(name, array, *shape)
         if array.dtype != dtype:
             check_same_dtype(name, array, "x", x)
-    for name, state in (("h0", h0), ("h_reset", h_reset)):
+    for name, state in (("h0", call.h0), ("h_reset", call.h_reset)):
         if state is not None:
             check_shape(name, state, layers * len(directions), B, cell.spec.states * H)
             check_same_dtype(name, state, "x", x)
-    if resets is not None:
-        check_shape("resets", resets, T, B)
-        check_dtype("resets", resets, ("bool",))
-    elif h_reset is not None:
+    if call.resets is not None:
+        check_shape("resets", call.resets, T, B)
+        check_dtype("resets", call.resets, ("bool",))
+    elif call.h_reset is not None:
         raise ValueError("h_reset: expected resets too, found none")
     return layers, directions, H
 

@@ -20,19 +20,20 @@ def dtype_name(dtype: Any) -> str:
 class LayerCall(NamedTuple):
     """The arguments of one layer, with all its directions.
 
+    `run` takes one for all layers, without weights and with all states [L*R, B, S*H].
     T time steps, B rows of the batch, K distinct inputs, D input size, H hidden size, R directions.
     The arrays are those of the framework.
     """
 
     x: Any
     """The inputs [T, B, D], or, with tokens, the distinct inputs [K, D]."""
-    tokens: Any
+    tokens: Any = None
     """None, or the row of x that each time step reads [T, B], integers."""
-    weights: Sequence[Sequence[Any]]
+    weights: Sequence[Sequence[Any]] = ()
     """The parameters of each direction, in the order of CellSpec.names."""
-    lengths: Any
+    lengths: Any = None
     """The number of time steps of each row [B], integers."""
-    h0: Any
+    h0: Any = None
     """The first states [R, B, S*H]."""
     resets: Any = None
     """None, or whether a new sequence begins at a step of a row [T, B], bool."""
@@ -52,6 +53,12 @@ class LayerCall(NamedTuple):
         """T."""
         return (self.x if self.tokens is None else self.tokens).shape[0]
 
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The arrays by name, in the order of the arguments of `gru`."""
+        names = ("x", "lengths", "h0", "tokens", "resets", "h_reset")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class Recurrence:
@@ -69,7 +76,8 @@ class Recurrence:
     checks: bool = False
     """Whether `compute` validates the range of int32 lengths and tokens."""
     at_once: Callable[..., tuple[Any, Any] | None] | None = None
-    """Computes all layers for inference, or returns None if it cannot; `run` calls it first."""
+    """at_once(parameters, call) computes all layers for inference, or returns None if it cannot;
+    `run` calls it first."""
     proven: Callable[[Any, int | None], bool] = lambda dtype, size: True
     """Whether "auto" may select it, for a dtype and a number of hidden units as above."""
 

@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import DTypeLike, Float, Int
 
 from common.arguments import check_classify, check_mapping
-from common.cells import Cells
+from common.cells import Cells, LayerCall
 from common.params import NO_LABEL, NO_MASKS, ModelConfig
 from jax_impl.layers import as_array, canonical, in_range, register, run, within
 
@@ -34,16 +34,15 @@ def drop(embedded: Float[Array, "K D"], masks: Mapping[str, Array]) -> Float[Arr
 def beside(
     embedded: Float[Array, "K D"],
     tokens: Int[Array, "T B"],
-    lengths: Int[Array, " B"],
     ratios: Float[Array, "T B E"] | None,
-) -> tuple[Array, Array, None, Array | None]:
-    """x, lengths, h0 and tokens of the layers: at each word its vector and, beside it, its ratios.
+) -> tuple[Array, Array | None]:
+    """x and tokens of the layers: at each word its vector and, beside it, its ratios.
 
     These differ wherever a word stands, so that it is no longer multiplied only once.
     """
     if ratios is None:
-        return embedded, lengths, None, tokens
-    return jnp.concatenate([embedded[tokens], ratios], -1), lengths, None, None
+        return embedded, tokens
+    return jnp.concatenate([embedded[tokens], ratios], -1), None
 
 
 def pool(
@@ -124,16 +123,10 @@ def classify(
         embedded = jnp.where(wrong[:, None], jnp.nan, embedded)
     embedded = drop(embedded, masks)
     between = iter(masks.get("layers", ()))
-    outputs, h_last = run(
-        CELLS[cell],
-        parameters,
-        *beside(embedded, tokens, lengths, ratios),
-        between=(lambda x: x * next(between)) if "layers" in masks else None,
-        reset_after=reset_after,
-        implementation=implementation,
-        return_sequences=pooling != "last",
-        bfloat16=bfloat16,
-    )
+    flags = {"reset_after": reset_after, "return_sequences": pooling != "last"}
+    call = LayerCall(*beside(embedded, tokens, ratios), (), lengths, bfloat16=bfloat16, **flags)
+    drops = (lambda x: x * next(between)) if "layers" in masks else None
+    outputs, h_last = run(CELLS[cell], parameters, call, drops, implementation=implementation)
     features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)
     return head(parameters, features, masks.get("features"), relu=relu)
 

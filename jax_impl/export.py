@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from common.cells import LayerCall
 from common.inference import export
 from common.inference.export import Call
 from common.training.run_directory import Run
@@ -64,15 +65,9 @@ class Exported:
             x = vectors.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
             if config.ngrams:
                 x = jnp.concatenate([x, read_ratios(values, tokens, config.ngrams)], -1)
-        outputs, h_last = run(
-            self.cell,
-            values,
-            x,
-            lengths,
-            reset_after=config.reset_after,
-            implementation=self.cell.traceable,
-            return_sequences=config.pooling != "last",
-        )
+        flags = {"reset_after": config.reset_after, "return_sequences": config.pooling != "last"}
+        call = LayerCall(x, lengths=lengths, **flags)
+        outputs, h_last = run(self.cell, values, call, implementation=self.cell.traceable)
         last = h_last[-config.directions :, :, : config.hidden_size]
         features = pool(outputs, last, lengths, config.pooling)
         return head(values, features, relu=config.relu)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from common.cells import Cell, Recurrence
+from common.cells import Cell, LayerCall, Recurrence
 from common.params import CELLS
 from jax_impl import cuda, fused
 from jax_impl.layers import loop, run
@@ -95,17 +95,6 @@ def gru(
     any integer dtype. Where their values are not known, as under jax.jit, nothing can be raised: a
     row of the batch with a length or a token out of range has NaN for its states.
     """
-    return run(
-        CELL,
-        parameters,
-        x,
-        lengths,
-        h0,
-        tokens,
-        resets,
-        h_reset,
-        reset_after=reset_after,
-        implementation=implementation,
-        return_sequences=return_sequences,
-        bfloat16=bfloat16,
-    )
+    flags = reset_after, return_sequences, bfloat16
+    call = LayerCall(x, tokens, (), lengths, h0, resets, h_reset, *flags)
+    return run(CELL, parameters, call, implementation=implementation)

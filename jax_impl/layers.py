@@ -23,7 +23,7 @@ from jax import Array
 from jaxtyping import Bool, DTypeLike, Float, Int
 
 from common.arguments import FLOATS, OPTIONAL, check_bool, check_cell, check_mapping, check_range
-from common.cells import Cell, LayerCall
+from common.cells import Cell, LayerCall, Recurrence
 
 HALF = (jnp.bfloat16, jnp.float16)
 
@@ -161,76 +161,88 @@ def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., F
 def run(
     cell: Cell,
     parameters: Mapping[str, Array],
-    x: Float[Array, "T B D"] | Float[Array, "K D"],
-    lengths: Int[Array, " B"],
-    h0: Float[Array, "L*R B H"] | None = None,
-    tokens: Int[Array, "T B"] | None = None,
-    resets: Bool[Array, "T B"] | None = None,
-    h_reset: Float[Array, "L*R B H"] | None = None,
+    call: LayerCall,
     between: Callable[[Array], Array] | None = None,
     *,
-    reset_after: bool = False,
     implementation: str = "auto",
-    return_sequences: bool = True,
-    bfloat16: bool = False,
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
     """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py.
 
     between is applied to what one layer hands to the next.
     """
-    check_bool(bfloat16=bfloat16)
-    optional = {"h0": h0, "tokens": tokens, "resets": resets, "h_reset": h_reset}
-    parameters, arrays = check_arrays(cell, parameters, x=x, lengths=lengths, **optional)
-    x, lengths, h0, tokens, resets, h_reset = arrays
-    fits = check_cell(cell, parameters, x, lengths, h0, tokens, resets, h_reset)
-    layers, directions, size = fits
-    dtype = x.dtype
+    check_bool(bfloat16=call.bfloat16)
+    parameters, arrays = check_arrays(cell, parameters, **call.arrays)
+    call = call._replace(**arrays)
+    layers, directions, size = check_cell(cell, parameters, call)
+    dtype = call.x.dtype
     if dtype in HALF:
-        parameters, (x, h0, h_reset) = in_dtype(jnp.float32, parameters, x, h0, h_reset)
+        parameters, call = in_dtype(jnp.float32, parameters, call)
     # Where a compiled function will run is not known here, so only "auto" depends on it.
     device = jax.default_backend() if implementation == "auto" else None
-    kind = "bfloat16" if bfloat16 else x.dtype
+    kind = "bfloat16" if call.bfloat16 else call.x.dtype
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
-    if bfloat16 and x.dtype != jnp.float32:
-        raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
-    steps, R = (x if tokens is None else tokens).shape[0], len(directions)
+    if call.bfloat16 and call.x.dtype != jnp.float32:
+        raise TypeError(f"bfloat16: of float32 arrays only, found {call.x.dtype}")
+    call = complete(call, layers * len(directions), cell.spec.states * size, recurrence.checks)
+    sides = [[(i, side) for side in directions] for i in range(layers)]
+    x, states = layer_by_layer(cell, recurrence, parameters, call, sides, between)
+    return x.astype(dtype), states.astype(dtype)
+
+
+def complete(call: LayerCall, rows: int, size: int, it_checks: bool) -> LayerCall:
+    """The call with its lengths and tokens in int32, and with all its states [rows, B, size].
+
+    it_checks: whether the recurrence validates the range of lengths and tokens in int32.
+    """
+    x, tokens, h0 = call.x, call.tokens, call.h0
     if h0 is None:
-        h0 = jnp.zeros((layers * R, lengths.shape[0], cell.spec.states * size), x.dtype)
-    if resets is not None and h_reset is None:
-        h_reset = h0
-    look = partial(in_range, it_checks=recurrence.checks)
-    lengths, wrong = look("lengths", lengths, steps, "T, the number of time steps")
+        h0 = jnp.zeros((rows, call.lengths.shape[0], size), x.dtype)
+    h_reset = h0 if call.resets is not None and call.h_reset is None else call.h_reset
+    look = partial(in_range, it_checks=it_checks)
+    lengths, wrong = look("lengths", call.lengths, call.steps, "T, the number of time steps")
     h0, h_reset = spoil(wrong, h0, h_reset)
     if tokens is not None:
         tokens, wrong = look("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
         h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
-    h_last = []
-    for number in range(layers):
-        own_states = slice(number * R, (number + 1) * R)
+    return call._replace(tokens=tokens, lengths=lengths, h0=h0, h_reset=h_reset)
+
+
+def layer_by_layer(
+    cell: Cell,
+    recurrence: Recurrence,
+    parameters: Mapping[str, Array],
+    call: LayerCall,
+    sides: Sequence[Sequence[tuple[int, str]]],
+    between: Callable[[Array], Array] | None,
+) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
+    """`run` of a completed call. sides: of each layer, its number and direction by direction."""
+    x, tokens, R, h_last = call.x, call.tokens, len(sides[0]), []
+    for number, own in enumerate(sides):
+        states = slice(number * R, (number + 1) * R)
         if number and between is not None:
             x = between(x)
-        call = LayerCall(
+        layer = LayerCall(
             x,
             tokens,
-            [cell.weights(parameters, number, side) for side in directions],
-            lengths,
-            h0[own_states],
-            resets,
-            None if h_reset is None else h_reset[own_states],
-            reset_after,
-            return_sequences or number < layers - 1,
-            bfloat16,
+            [cell.weights(parameters, *side) for side in own],
+            call.lengths,
+            call.h0[states],
+            call.resets,
+            None if call.h_reset is None else call.h_reset[states],
+            call.reset_after,
+            call.return_sequences or number < len(sides) - 1,
+            call.bfloat16,
             cell.name,
         )
-        x, last = recurrence.compute(call)
+        x, last = recurrence.compute(layer)
         tokens = None
         h_last.append(last)
-    return x.astype(dtype), jnp.concatenate(h_last).astype(dtype)
+    return x, jnp.concatenate(h_last)
 
 
 def check_arrays(
     cell: Cell, parameters: Mapping[str, Array], **others: Any
-) -> tuple[dict[str, Array], list[Any]]:
+) -> tuple[dict[str, Array], dict[str, Any]]:
     """The cell's parameters and the others as arrays; raise TypeError for what is none.
 
     The others are arguments by name. Lengths and tokens from NumPy or a list stay NumPy arrays,
@@ -238,11 +250,11 @@ def check_arrays(
     """
     check_mapping(parameters)
     own = {n: as_array(n, p) for n, p in parameters.items() if n.startswith(f"{cell.name}.")}
-    found = []
+    found = {}
     for name, value in others.items():
         known = value is None and name in OPTIONAL
         convert = np.asarray if name in ("lengths", "tokens") else jnp.asarray
-        found.append(None if known else as_array(name, value, convert))
+        found[name] = None if known else as_array(name, value, convert)
     return own, found
 
 
@@ -257,11 +269,12 @@ def as_array(name: str, value: Any, convert: Callable[[np.ndarray], Any] = jnp.a
 
 
 def in_dtype(
-    dtype: DTypeLike, parameters: Mapping[str, Array], *arrays: Any
-) -> tuple[dict[str, Array], list[Any]]:
-    """The parameters and arrays (or None) in another dtype."""
-    converted = {name: value.astype(dtype) for name, value in parameters.items()}
-    return converted, [None if array is None else array.astype(dtype) for array in arrays]
+    dtype: DTypeLike, parameters: Mapping[str, Array], call: LayerCall
+) -> tuple[dict[str, Array], LayerCall]:
+    """The parameters and the call in another dtype."""
+    arrays = {"x": call.x, "h0": call.h0, "h_reset": call.h_reset}
+    own, arrays = jax.tree.map(lambda array: array.astype(dtype), (dict(parameters), arrays))
+    return own, call._replace(**arrays)
 
 
 def in_range(

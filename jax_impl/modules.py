@@ -5,7 +5,7 @@ take, and docs/layer.md lays them side by side.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from jax import Array
 from jaxtyping import DTypeLike, Float
 
 from common.arguments import check_bool, check_canonical, check_shape, check_sizes
-from common.cells import Cell
+from common.cells import Cell, LayerCall
 from common.params import GRU_PARAMETERS, cell_shapes, gru_shapes
 from jax_impl.gru import CELL
 from jax_impl.layers import as_array, canonical, run
@@ -80,18 +80,11 @@ class GRU(nnx.Module):
         if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout: expected a number in 0..1, found {dropout!r}")
         check_rngs(rngs)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bidirectional = bidirectional
-        self.reset_after = reset_after
-        self.implementation = implementation
-        self.time_major = time_major
-        self.return_carry = return_carry
-        self.reverse = reverse
-        self.keep_order = keep_order
-        self.dtype = dtype
-        self.param_dtype = param_dtype
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bidirectional, self.reset_after = bidirectional, reset_after
+        self.implementation, self.dtype, self.param_dtype = implementation, dtype, param_dtype
+        self.time_major, self.return_carry = time_major, return_carry
+        self.reverse, self.keep_order = reverse, keep_order
         inits = dict(zip(GRU_PARAMETERS, (kernel_init, recurrent_kernel_init), strict=False))
         shapes = gru_shapes(input_size, hidden_size, num_layers, bidirectional)
         for name, shape in shapes.items():
@@ -165,6 +158,35 @@ class GRU(nnx.Module):
         return_carry, time_major, reverse, keep_order = (
             mine if its is None else its for mine, its in zip(own, given, strict=True)
         )
+        x, resets = self._time_major(inputs, resets, time_major)
+        if resets is not None and reverse:
+            raise ValueError("resets: expected none with reverse")
+        batch = x.shape[1:-1]
+        state = partial(self._state, batch)
+        h0 = one_of("h0", state("h0", h0), "initial_carry", state("initial_carry", initial_carry))
+        h_reset = state("h_reset", h_reset)
+        lengths = lengths if lengths is None else as_array("lengths", lengths, np.asarray)
+        call = LayerCall(x, None, (), lengths, h0, resets, h_reset, self.reset_after)
+        call = self._with_one_batch(call, batch)
+
+        def turn(array: Array) -> Array:
+            return flip_sequences(array, jnp.asarray(call.lengths), 1, True) if reverse else array
+
+        between = None if self.dropout is None else partial(self.dropout, rngs=rngs)
+        outputs, h_last = self._run(call._replace(x=turn(call.x)), between)
+        outputs = turn(outputs) if keep_order else outputs
+        if len(batch) != 1:
+            outputs, h_last = (a.reshape(len(a), *batch, a.shape[-1]) for a in (outputs, h_last))
+        outputs = outputs if time_major else jnp.moveaxis(outputs, 0, -2)
+        if return_carry is None:
+            return outputs, h_last
+        carry = h_last[0] if len(h_last) == 1 else h_last
+        return (carry, outputs) if return_carry else outputs
+
+    def _time_major(
+        self, inputs: Any, resets: Any, time_major: bool | None
+    ) -> tuple[Array, Array | None]:
+        """inputs [T, *B, D] and resets [T, *B], from the arguments."""
         x = as_array("inputs", inputs)
         if x.ndim < 2 or x.shape[-1] != self.input_size:
             shape = f"[T, *B, {self.input_size}]" if time_major else f"[*B, T, {self.input_size}]"
@@ -172,64 +194,46 @@ class GRU(nnx.Module):
         if resets is not None:
             resets = as_array("resets", resets)
             check_shape("resets", resets, *x.shape[:-1])
-            if reverse:
-                raise ValueError("resets: expected none with reverse")
             resets = resets if time_major else jnp.moveaxis(resets, -1, 0)
-        x = x if time_major else jnp.moveaxis(x, -2, 0)
-        steps, *batch, _ = x.shape
-        directions = self.num_layers * (2 if self.bidirectional else 1)
-        if initial_carry is not None and directions == 1:
-            initial_carry = as_array("initial_carry", initial_carry)
-            check_shape("initial_carry", initial_carry, *batch, "H")
-            initial_carry = initial_carry[None]
-        h0 = one_of("h0", h0, "initial_carry", initial_carry)
-        h0, h_reset = (
-            state if state is None else as_array(name, state)
-            for name, state in (("h0", h0), ("h_reset", h_reset))
-        )
-        for name, state in (("h0", h0), ("h_reset", h_reset)):
-            if state is not None:
-                check_shape(name, state, directions, *batch, self.hidden_size)
-        if lengths is not None:
-            lengths = as_array("lengths", lengths, np.asarray)
-        if len(batch) != 1:  # one for all of them
-            B, (D, H) = math.prod(batch), (self.input_size, self.hidden_size)
-            sizes = ((steps, B, D), (steps, B), (directions, B, H), (directions, B, H), (B,))
-            x, resets, h0, h_reset, lengths = (
-                each if each is None else jnp.reshape(jnp.asarray(each), size)
-                for each, size in zip((x, resets, h0, h_reset, lengths), sizes, strict=True)
-            )
+        return x if time_major else jnp.moveaxis(x, -2, 0), resets
+
+    def _state(self, batch: Sequence[int], name: str, state: Any) -> Array | None:
+        """The states of all layers and directions [L*R, *B, H], from an argument or None."""
+        if state is None:
+            return None
+        array, rows = as_array(name, state), self.num_layers * (2 if self.bidirectional else 1)
+        if name == "initial_carry" and rows == 1:
+            check_shape(name, array, *batch, self.hidden_size)
+            return array[None]
+        check_shape(name, array, rows, *batch, self.hidden_size)
+        return array
+
+    def _with_one_batch(self, call: LayerCall, batch: Sequence[int]) -> LayerCall:
+        """The call with one axis for all those of the batch, and with lengths."""
+        x, lengths = call.x, call.lengths
+        if len(batch) != 1:
+            first, B, H = x.shape[0], math.prod(batch), self.hidden_size
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            sizes = {"x": (first, B, self.input_size), "lengths": (B,), "resets": (first, B)}
+            sizes |= {"h0": (rows, B, H), "h_reset": (rows, B, H)}
+            arrays = {name: each for name, each in call.arrays.items() if each is not None}
+            call = call._replace(**{n: jnp.reshape(a, sizes[n]) for n, a in arrays.items()})
+            x, lengths = call.x, call.lengths
         B = x.shape[1]
         if lengths is None or (B == 0 and lengths.size == 0):
-            lengths = np.full(B, steps) if isinstance(B, int) else jnp.full(B, steps)
+            lengths = (np if isinstance(B, int) else jnp).full(B, x.shape[0])
+        return call._replace(x=x, lengths=lengths)
 
-        def turn(array: Array) -> Array:
-            return flip_sequences(array, jnp.asarray(lengths), 1, True) if reverse else array
-
-        between = None if self.dropout is None else partial(self.dropout, rngs=rngs)
-        outputs, h_last = self._run(turn(x), lengths, h0, resets, h_reset, between)
-        outputs = turn(outputs) if keep_order else outputs
-        if len(batch) != 1:
-            outputs, h_last = (a.reshape(len(a), *batch, a.shape[-1]) for a in (outputs, h_last))
-        outputs = outputs if time_major else jnp.moveaxis(outputs, 0, -2)
-        if return_carry is None:
-            return outputs, h_last
-        carry = h_last[0] if directions == 1 else h_last
-        return (carry, outputs) if return_carry else outputs
-
-    def _run(
-        self, x: Array, lengths: Any, h0: Any, resets: Any, h_reset: Any, between: Any
-    ) -> tuple[Array, Array]:
-        """`run`, from x [T, B, D] to between, in self.dtype."""
+    def _run(self, call: LayerCall, between: Any) -> tuple[Array, Array]:
+        """`run` of the parameters, in self.dtype."""
         parameters = self.canonical()
         if self.dtype is not None:
-            parameters, x, h0, h_reset = jax.tree.map(
-                lambda array: as_array("parameters", array).astype(self.dtype),
-                (parameters, x, h0, h_reset),
+            arrays = {"x": call.x, "h0": call.h0, "h_reset": call.h_reset}
+            parameters, arrays = jax.tree.map(
+                lambda array: as_array("parameters", array).astype(self.dtype), (parameters, arrays)
             )
-        states = (h0, None, resets, h_reset, between)
-        how: dict[str, Any] = {"implementation": self.implementation}
-        return run(CELL, parameters, x, lengths, *states, reset_after=self.reset_after, **how)
+            call = call._replace(**arrays)
+        return run(CELL, parameters, call, between, implementation=self.implementation)
 
 
 class GRUCell(RNNCellBase):
@@ -365,17 +369,10 @@ class Recurrent(nnx.Module):
         check_shape("inputs", x, *("TBD" if self.time_major else "BTD"))
         if not self.time_major:
             x, resets = x.swapaxes(0, 1), resets if resets is None else resets.swapaxes(0, 1)
-        outputs, h_last = run(
-            self.cell,
-            self.canonical(),
-            x,
-            jnp.full(x.shape[1], len(x)) if lengths is None else lengths,
-            h0,
-            resets=resets,
-            h_reset=h_reset,
-            reset_after=self.reset_after,
-            implementation=self.implementation,
-        )
+        lengths = jnp.full(x.shape[1], len(x)) if lengths is None else lengths
+        call = LayerCall(x, None, (), lengths, h0, resets, h_reset, self.reset_after)
+        how = {"implementation": self.implementation}
+        outputs, h_last = run(self.cell, self.canonical(), call, **how)
         return outputs if self.time_major else outputs.swapaxes(0, 1), h_last
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from common.cells import LayerCall
 from common.params import ModelConfig, cell_of, structure
 from jax_impl.classifier import CELLS, head, pool
 from jax_impl.layers import project, run, unroll, within
@@ -37,7 +38,8 @@ def trace(
     last = f"{cell.name}.{layers - 1}."
     if layers > 1:
         below = {name: p for name, p in parameters.items() if not name.startswith(last)}
-        x, _ = run(cell, below, x, lengths, reset_after=reset_after, implementation=cell.traceable)
+        call = LayerCall(x, lengths=lengths, reset_after=reset_after)
+        x, _ = run(cell, below, call, implementation=cell.traceable)
     mask = within(lengths, len(x))[..., None]
     found = []
     for i, direction in enumerate(directions):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.arguments import check_classify, check_mapping
-from common.cells import Cells
+from common.cells import Cells, LayerCall
 from common.params import NO_LABEL, NO_MASKS, ModelConfig
 from torch_impl.layers import canonical, check_arrays, in_range, register, run, within
 
@@ -32,16 +32,15 @@ def drop(embedded: Float[Tensor, "K D"], masks: Mapping[str, Tensor]) -> Float[T
 def beside(
     embedded: Float[Tensor, "K D"],
     tokens: Int[Tensor, "T B"],
-    lengths: Int[Tensor, " B"],
     ratios: Float[Tensor, "T B E"] | None,
-) -> tuple[Tensor, Tensor, None, Tensor | None]:
-    """x, lengths, h0 and tokens of the layers: at each word its vector and, beside it, its ratios.
+) -> tuple[Tensor, Tensor | None]:
+    """x and tokens of the layers: at each word its vector and, beside it, its ratios.
 
     These differ wherever a word stands, so that it is no longer multiplied only once.
     """
     if ratios is None:
-        return embedded, lengths, None, tokens
-    return torch.cat([F.embedding(tokens, embedded), ratios], -1), lengths, None, None
+        return embedded, tokens
+    return torch.cat([F.embedding(tokens, embedded), ratios], -1), None
 
 
 def pool(
@@ -117,16 +116,10 @@ def classify(
         embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
     embedded = drop(embedded, masks)
     between = iter(masks.get("layers", ()))
-    outputs, h_last = run(
-        CELLS[cell],
-        parameters,
-        *beside(embedded, tokens, lengths, ratios),
-        between=(lambda x: x * next(between)) if "layers" in masks else None,
-        reset_after=reset_after,
-        implementation=implementation,
-        return_sequences=pooling != "last",
-        bfloat16=bfloat16,
-    )
+    flags = {"reset_after": reset_after, "return_sequences": pooling != "last"}
+    call = LayerCall(*beside(embedded, tokens, ratios), (), lengths, bfloat16=bfloat16, **flags)
+    drops = (lambda x: x * next(between)) if "layers" in masks else None
+    outputs, h_last = run(CELLS[cell], parameters, call, drops, implementation=implementation)
     features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)
     return head(parameters, features, masks.get("features"), relu=relu)
 

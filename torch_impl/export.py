@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.cells import LayerCall
 from common.inference import export
 from common.inference.export import Call
 from common.training.run_directory import Run
@@ -71,15 +72,9 @@ class Exported(nn.Module):
         x = F.embedding(tokens, values["vectors.weight"])
         if config.ngrams:
             x = torch.cat([x, read_ratios(values, tokens, config.ngrams)], -1)
-        outputs, h_last = run(
-            self.cell,
-            values,
-            x,
-            lengths,
-            reset_after=config.reset_after,
-            implementation="scan",
-            return_sequences=config.pooling != "last",
-        )
+        flags = {"reset_after": config.reset_after, "return_sequences": config.pooling != "last"}
+        call = LayerCall(x, lengths=lengths, **flags)
+        outputs, h_last = run(self.cell, values, call, implementation="scan")
         last = h_last[-config.directions :, :, : config.hidden_size]
         features = pool(outputs, last, lengths, config.pooling)
         return head(values, features, relu=config.relu)

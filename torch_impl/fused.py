@@ -37,7 +37,7 @@ from torch_impl.memory import (
     pointer,
     read_sizes,
 )
-from torch_impl.private import batched, forward_mode, transformed
+from torch_impl.private import batched, forward_mode, is_tracing, transformed
 from torch_impl.scan import scan
 
 Flags = Sequence[Any]
@@ -79,7 +79,7 @@ def recurrence(call: LayerCall) -> Found:
     if resets is not None:
         arrays += (h_reset,)
         resets = resets.contiguous()
-    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+    if not torch.compiler.is_compiling() and is_tracing():
         raise RuntimeError(
             "torch.jit.trace cannot record the fused GRU: torch.export can, and trace "
             'implementation="scan", for as many time steps as there are'

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from common.cells import Cell, Recurrence
+from common.cells import Cell, LayerCall, Recurrence
 from common.params import CELLS
 from torch_impl import cuda, fused, inference
 from torch_impl.layers import loop, run
@@ -95,17 +95,6 @@ def gru(
     dtype; their values are not looked at where they are not known: while torch.compile traces, and
     under torch.func.vmap. There, in scan and loop, a length beyond T counts as T, one below 0 as 0.
     """
-    return run(
-        CELL,
-        parameters,
-        x,
-        lengths,
-        h0,
-        tokens,
-        resets,
-        h_reset,
-        reset_after=reset_after,
-        implementation=implementation,
-        return_sequences=return_sequences,
-        bfloat16=bfloat16,
-    )
+    flags = reset_after, return_sequences, bfloat16
+    call = LayerCall(x, tokens, (), lengths, h0, resets, h_reset, *flags)
+    return run(CELL, parameters, call, implementation=implementation)

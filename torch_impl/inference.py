@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from common import kernels
+from common.cells import LayerCall
 from common.kernels import cuda
 from common.params import GRU_PARAMETERS, structure
 from torch_impl.fused import SPINNING, available, lowered
 from torch_impl.layers import Found
-from torch_impl.private import dispatch_modes, forward_mode, transformed
+from torch_impl.private import dispatch_modes, forward_mode, is_tracing, transformed
 
 BFLOAT16 = available(dtype="bfloat16")
 TYPES = {Tensor, nn.Parameter}
@@ -28,23 +29,18 @@ COMPUTE = kernels.of_tensors(Tensor)
 UNREADABLE = -1  # what it returns where an array is not what the kernel reads
 STRIDED = torch.strided
 # By names of their own: to look for what has not been used for long takes the longest.
-is_neg, is_autocast_enabled, is_tracing = (
-    Tensor.is_neg,
-    torch.is_autocast_enabled,
-    torch.jit.is_tracing,
-)
+is_neg, is_autocast_enabled = Tensor.is_neg, torch.is_autocast_enabled
 DIMENSIONS = ((3, 3, 2), (2, 2, 2))  # of tokens, or else x, of x, and of weight_hh
 
 
-def of_parameters(parameters: Any, x: Any, lengths: Any, *given: Any, **how: Any) -> Found | None:
-    """`at_once` of the canonical parameters, from x to h_reset, as `gru` takes them."""
-    if torch.compiler.is_compiling() or type(parameters) is not dict or lengths is None:
+def of_parameters(parameters: Any, call: LayerCall) -> Found | None:
+    """`at_once` of the canonical parameters, as `run` takes them."""
+    if torch.compiler.is_compiling() or type(parameters) is not dict or call.lengths is None:
         return None
     names = weights_of(tuple(parameters))
     if names is None:
         return None
-    layers = [[parameters[name] for name in layer] for layer in names]
-    return at_once(layers, x, lengths, *given, **how)
+    return at_once([[parameters[name] for name in layer] for layer in names], call)
 
 
 @cache
@@ -62,18 +58,7 @@ def weights_of(names: tuple[str, ...]) -> list[list[str]] | None:
 
 
 def at_once(
-    layers: Sequence[Sequence[Any]],
-    x: Tensor,
-    lengths: Tensor | None,
-    h0: Tensor | None = None,
-    tokens: Tensor | None = None,
-    resets: Tensor | None = None,
-    h_reset: Tensor | None = None,
-    *,
-    reset_after: bool,
-    return_sequences: bool = True,
-    nn_order: bool = False,
-    bfloat16: bool = False,
+    layers: Sequence[Sequence[Any]], call: LayerCall, nn_order: bool = False
 ) -> Found | None:
     """What `run` returns, or None where it has to take the long way.
 
@@ -84,6 +69,7 @@ def at_once(
     """
     if torch.compiler.is_compiling() or COMPUTE is None or cuda.rehearsed or observed():
         return None
+    x, tokens, _, lengths, h0, resets, h_reset, reset_after, return_sequences, bfloat16, _ = call
     if bfloat16 is not False and not (bfloat16 is True and BFLOAT16):
         return None
     if torch.is_grad_enabled() and wanted(

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from common.arguments import OPTIONAL, check_bool, check_cell, check_mapping, check_range
-from common.cells import Cell, LayerCall
+from common.cells import Cell, LayerCall, Recurrence
 from torch_impl.private import dispatch_modes, forward_mode, has_storage, transformed
 
 HALF = (torch.bfloat16, torch.float16)
@@ -166,83 +166,90 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
 def run(
     cell: Cell,
     parameters: Mapping[str, Tensor],
-    x: Float[Tensor, "T B D"] | Float[Tensor, "K D"],
-    lengths: Int[Tensor, " B"],
-    h0: Float[Tensor, "L*R B H"] | None = None,
-    tokens: Int[Tensor, "T B"] | None = None,
-    resets: Bool[Tensor, "T B"] | None = None,
-    h_reset: Float[Tensor, "L*R B H"] | None = None,
+    call: LayerCall,
     between: Callable[[Tensor], Tensor] | None = None,
     *,
-    reset_after: bool = False,
     implementation: str = "auto",
-    return_sequences: bool = True,
-    bfloat16: bool = False,
 ) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
     """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py.
 
     between is applied to what one layer hands to the next.
     """
-    how: dict[str, Any] = {"reset_after": reset_after, "return_sequences": return_sequences}
     fast = [*cell.recurrences.values()][-1].at_once
     if fast is not None and between is None and implementation in ("auto", "fused"):
-        found = fast(parameters, x, lengths, h0, tokens, resets, h_reset, bfloat16=bfloat16, **how)
+        found = fast(parameters, call)
         if found is not None:
             return found
-    check_bool(bfloat16=bfloat16)
-    optional = {"h0": h0, "tokens": tokens, "resets": resets, "h_reset": h_reset}
-    check_arrays(parameters, x=x, lengths=lengths, **optional)
-    device = x.device.type
+    check_bool(bfloat16=call.bfloat16)
+    check_arrays(parameters, **call.arrays)
+    device = call.x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         low, only = torch.get_autocast_dtype(device), (torch.float32, *HALF)
-        own, (x, h0, h_reset) = in_dtype(low, cell, parameters, x, h0, h_reset, only=only)
-        rest = (lengths, h0, tokens, resets, h_reset, between)
-        how |= {"implementation": implementation, "bfloat16": bfloat16}
+        own, call = in_dtype(low, cell, parameters, call, only)
         with torch.autocast(device, enabled=False):
-            return run(cell, own, x, *rest, **how)
-    fits = check_cell(cell, parameters, x, lengths, h0, tokens, resets, h_reset)
-    layers, directions, size = fits
-    dtype = x.dtype
+            return run(cell, own, call, between, implementation=implementation)
+    layers, directions, size = check_cell(cell, parameters, call)
+    dtype = call.x.dtype
     if dtype in HALF:
-        high = torch.float32
-        parameters, (x, h0, h_reset) = in_dtype(high, cell, parameters, x, h0, h_reset, only=HALF)
-    kind = "bfloat16" if bfloat16 else x.dtype
+        parameters, call = in_dtype(torch.float32, cell, parameters, call, HALF)
+    kind = "bfloat16" if call.bfloat16 else call.x.dtype
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
-    if bfloat16 and x.dtype != torch.float32:
-        raise TypeError(f"bfloat16: of float32 arrays only, found {x.dtype}")
-    steps, R = (x if tokens is None else tokens).shape[0], len(directions)
+    if call.bfloat16 and call.x.dtype != torch.float32:
+        raise TypeError(f"bfloat16: of float32 arrays only, found {call.x.dtype}")
     it_checks = recurrence.checks and not forward_mode()
+    call = complete(call, layers * len(directions), cell.spec.states * size, it_checks)
+    sides = [[(i, side) for side in directions] for i in range(layers)]
+    x, states = layer_by_layer(cell, recurrence, parameters, call, sides, between)
+    return (x.to(dtype), states.to(dtype)) if dtype in HALF else (x, states)
+
+
+def complete(call: LayerCall, rows: int, size: int, it_checks: bool) -> LayerCall:
+    """The call with its lengths and tokens in int32, and with all its states [rows, B, size].
+
+    it_checks: whether the recurrence validates the range of lengths and tokens in int32.
+    """
+    x, tokens, lengths, h0 = call.x, call.tokens, call.lengths, call.h0
     if not it_checks or lengths.dtype != torch.int32:
-        lengths = in_range("lengths", lengths, steps, "T, the number of time steps")
+        lengths = in_range("lengths", lengths, call.steps, "T, the number of time steps")
     if tokens is not None and (not it_checks or tokens.dtype != torch.int32):
         tokens = in_range("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
     if h0 is None:
-        h0 = x.new_zeros(layers * R, lengths.shape[0], cell.spec.states * size)
-    if resets is not None and h_reset is None:
-        h_reset = h0
-    h_last = []
-    for number in range(layers):
-        own_states = slice(number * R, (number + 1) * R)
+        h0 = x.new_zeros(rows, lengths.shape[0], size)
+    h_reset = h0 if call.resets is not None and call.h_reset is None else call.h_reset
+    return call._replace(tokens=tokens, lengths=lengths, h0=h0, h_reset=h_reset)
+
+
+def layer_by_layer(
+    cell: Cell,
+    recurrence: Recurrence,
+    parameters: Mapping[str, Tensor],
+    call: LayerCall,
+    sides: Sequence[Sequence[tuple[int, str]]],
+    between: Callable[[Tensor], Tensor] | None,
+) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
+    """`run` of a completed call. sides: of each layer, its number and direction by direction."""
+    x, tokens, R, h_last = call.x, call.tokens, len(sides[0]), []
+    for number, own in enumerate(sides):
+        states = slice(number * R, (number + 1) * R)
         if number and between is not None:
             x = between(x)
-        call = LayerCall(
+        layer = LayerCall(
             x,
             tokens,
-            [cell.weights(parameters, number, side) for side in directions],
-            lengths,
-            h0[own_states],
-            resets,
-            None if h_reset is None else h_reset[own_states],
-            reset_after,
-            return_sequences or number < layers - 1,
-            bfloat16,
+            [cell.weights(parameters, *side) for side in own],
+            call.lengths,
+            call.h0[states],
+            call.resets,
+            None if call.h_reset is None else call.h_reset[states],
+            call.reset_after,
+            call.return_sequences or number < len(sides) - 1,
+            call.bfloat16,
             cell.name,
         )
-        x, last = recurrence.compute(call)
+        x, last = recurrence.compute(layer)
         tokens = None
         h_last.append(last)
-    states = torch.cat(h_last) if layers > 1 else h_last[0]
-    return (x.to(dtype), states.to(dtype)) if dtype in HALF else (x, states)
+    return x, torch.cat(h_last) if len(h_last) > 1 else h_last[0]
 
 
 def check_arrays(parameters: Mapping[str, Tensor], **others: Any) -> None:
@@ -276,16 +283,17 @@ def in_dtype(
     dtype: torch.dtype,
     cell: Cell,
     parameters: Mapping[str, Tensor],
-    *arrays: Any,
+    call: LayerCall,
     only: tuple[torch.dtype, ...],
-) -> tuple[dict[str, Tensor], list[Any]]:
-    """The cell's parameters and arrays (or None) in another dtype, if they are in one of `only`."""
+) -> tuple[dict[str, Tensor], LayerCall]:
+    """The cell's parameters and the call in another dtype, if they are in one of `only`."""
 
     def convert(array: Tensor | None) -> Any:
         return array if array is None or array.dtype not in only else array.to(dtype)
 
     own = {n: convert(p) for n, p in parameters.items() if n.startswith(f"{cell.name}.")}
-    return own, [convert(array) for array in arrays]
+    x, h0, h_reset = map(convert, (call.x, call.h0, call.h_reset))
+    return own, call._replace(x=x, h0=h0, h_reset=h_reset)
 
 
 def in_range(name: str, array: Int[Tensor, "..."], limit: int, what: str) -> Int[Tensor, "..."]:

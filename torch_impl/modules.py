@@ -4,7 +4,7 @@ Its counterpart is jax_impl/modules.py: what these two take is what their framew
 take, and docs/layer.md lays them side by side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ from common.arguments import (
     check_shape,
     check_sizes,
 )
-from common.cells import Cell
+from common.cells import Cell, LayerCall
 from common.params import DIRECTIONS, GRU_PARAMETERS, cell_shapes
 from torch_impl.gru import CELL
 from torch_impl.inference import at_once
@@ -138,8 +138,8 @@ class GRU(nn.RNNBase):
                 raise ValueError("lengths, resets, h_reset: expected none beside a PackedSequence")
             return self._packed(input, hx)
         if not self.batch_first and type(input) is Tensor and input.dim() == 3 and len(input):
-            found = self._at_once(input, lengths, hx, None, resets, h_reset)
-            if found is not None:
+            call = LayerCall(input, None, (), lengths, hx, resets, h_reset, self.reset_after)
+            if (found := self._at_once(call)) is not None:
                 return found
         x, batch = as_array("input", input), 0 if self.batch_first else 1
         if x.dim() not in (2, 3):
@@ -168,7 +168,8 @@ class GRU(nn.RNNBase):
             if lengths.is_meta and not x.is_meta:  # any other device will do
                 raise ValueError(f"lengths: expected it on {x.device}, found meta")
             lengths = lengths.to(x.device)
-        outputs, h_n = self._run(x, lengths, hx, None, resets, h_reset, self._drop)
+        call = LayerCall(x, None, (), lengths, hx, resets, h_reset, self.reset_after)
+        outputs, h_n = self._run(call, self._drop)
         return outputs.transpose(0, 1) if self.batch_first else outputs, h_n
 
     def _packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
@@ -185,7 +186,9 @@ class GRU(nn.RNNBase):
         there = (torch.arange(int(sizes[0]), device=sizes.device) < sizes[:, None]).to(device)
         tokens = (there.flatten().cumsum(0) - 1).clamp(min=0).view(there.shape)
         hx = hx if hx is None else self.permute_hidden(hx, packed.sorted_indices)
-        outputs, h_n = self._run(packed.data, there.sum(dim=0), hx, tokens, None, None, drop)
+        lengths, after = there.sum(dim=0), self.reset_after
+        call = LayerCall(packed.data, tokens, (), lengths, hx, reset_after=after)
+        outputs, h_n = self._run(call, drop)
         h_n = self.permute_hidden(h_n, packed.unsorted_indices)
         return PackedSequence(outputs[there], *packed[1:]), h_n
 
@@ -226,11 +229,9 @@ class GRU(nn.RNNBase):
         """What one layer hands to the next."""
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
-    def _at_once(
-        self, x: Tensor, lengths: Tensor | None, *others: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """`at_once`, from x to h_reset, of the parameters as they are: to reorder them would take
-        longer than a short text does."""
+    def _at_once(self, call: LayerCall) -> tuple[Tensor, Tensor] | None:
+        """`at_once` of the parameters as they are: to reorder them would take longer than a short
+        text does."""
         if torch.is_grad_enabled() or not self.bias or (self.training and self.dropout):
             return None
         if self.implementation not in ("auto", "fused"):
@@ -238,26 +239,18 @@ class GRU(nn.RNNBase):
         weights = [self._parameters.get(name) for name in self._flat_weights_names]
         of_each = len(weights) // self.num_layers
         layers = [weights[i : i + of_each] for i in range(0, len(weights), of_each)]
-        after = self.reset_after
-        return at_once(layers, x, lengths, *others, reset_after=after, nn_order=after)
+        return at_once(layers, call, self.reset_after)
 
-    def _run(self, x: Tensor, lengths: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
-        """`run`, from x to between; without lengths, every row has all steps."""
-        found = self._at_once(x, lengths, *others[:-1])
+    def _run(self, call: LayerCall, between: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """`run` of the parameters; without lengths, every row has all steps."""
+        found = self._at_once(call)
         if found is not None:
             return found
-        if lengths is None:
-            lengths = torch.full(x.shape[1:2], x.shape[0], device=x.device)
-        how: dict[str, Any] = {"implementation": self.implementation}
-        return run(
-            exportable(CELL),
-            self.canonical(),
-            x,
-            lengths,
-            *others,
-            reset_after=self.reset_after,
-            **how,
-        )
+        if call.lengths is None:
+            x = call.x
+            call = call._replace(lengths=torch.full(x.shape[1:2], x.shape[0], device=x.device))
+        parameters, how = self.canonical(), {"implementation": self.implementation}
+        return run(exportable(CELL), parameters, call, between, **how)
 
     def extra_repr(self) -> str:
         """As nn.GRU, and what is not the default."""
@@ -383,17 +376,10 @@ class Recurrent(nn.Module):
         if self.batch_first:
             x, resets = x.transpose(0, 1), resets if resets is None else resets.transpose(0, 1)
         lengths = [len(x)] * x.shape[1] if lengths is None else lengths
-        outputs, h_n = run(
-            exportable(self.cell),
-            self.canonical(),
-            x,
-            integers("lengths", lengths).to(x.device),
-            hx,
-            resets=resets,
-            h_reset=h_reset,
-            reset_after=self.reset_after,
-            implementation=self.implementation,
-        )
+        lengths = integers("lengths", lengths).to(x.device)
+        call = LayerCall(x, None, (), lengths, hx, resets, h_reset, self.reset_after)
+        cell, how = exportable(self.cell), {"implementation": self.implementation}
+        outputs, h_n = run(cell, self.canonical(), call, **how)
         return outputs.transpose(0, 1) if self.batch_first else outputs, h_n
 
 

@@ -72,6 +72,8 @@ transformed = private("_C._are_functorch_transforms_active", is_transformed)
 """Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
 dispatch_modes = private("_C._len_torch_dispatch_stack", find_dispatch_mode)
 """The number of active dispatch modes, such as those that fake or trace tensors."""
+is_tracing = private("_C._is_tracing", torch.jit.is_tracing)
+"""Whether torch.jit.trace records."""
 has_storage = private("_C._has_storage", holds_memory)
 """Whether a tensor has memory of its own: a wrapper of another tensor has none."""
 batched = private("_C._functorch.is_legacy_batchedtensor", is_batched)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.cells import LayerCall
 from common.params import ModelConfig, cell_of, structure
 from torch_impl.classifier import CELLS, head, pool
 from torch_impl.layers import project, run, unroll, within
@@ -36,7 +37,8 @@ def trace(
     last = f"{cell.name}.{layers - 1}."
     if layers > 1:
         below = {name: p for name, p in parameters.items() if not name.startswith(last)}
-        x, _ = run(cell, below, x, lengths, reset_after=reset_after, implementation=cell.traceable)
+        call = LayerCall(x, lengths=lengths, reset_after=reset_after)
+        x, _ = run(cell, below, call, implementation=cell.traceable)
     mask = within(lengths, len(x))[..., None]
     found = []
     for i, direction in enumerate(directions):

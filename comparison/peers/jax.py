@@ -14,6 +14,7 @@ from jax import Array
 import jax_impl.classifier
 import jax_impl.gru
 import jax_impl.layers
+from common.cells import LayerCall
 from common.convert import FORMATS
 from common.params import GRU_PARAMETERS, structure
 from comparison.contenders import Contenders, training_of
@@ -176,7 +177,11 @@ def compute(case: Case, layer: Layer) -> Result:
 
 def jax_cell(implementation: str, cell: str = "gru") -> Implementation:
     """jax_impl's cell of this name, in one of its implementations."""
-    layer = partial(jax_impl.layers.run, CELLS[cell], implementation=implementation)
+
+    def layer(parameters: Any, x: Any, lengths: Any, h0: Any, **others: Any) -> Any:
+        call = LayerCall(x, lengths=lengths, h0=h0, **others)
+        return jax_impl.layers.run(CELLS[cell], parameters, call, implementation=implementation)
+
     words = [each for each in (cell, implementation) if each not in ("gru", "auto")]
     name = f"jax {' '.join(words) or 'auto'}"
     return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)

@@ -14,6 +14,7 @@ import torch_impl
 import torch_impl.classifier
 import torch_impl.gru
 import torch_impl.layers
+from common.cells import LayerCall
 from comparison.contenders import Contenders, training_of
 from comparison.implementations import (
     BFLOAT16,
@@ -228,7 +229,11 @@ def compute(case: Case, layer: Layer) -> Result:
 
 def torch_cell(implementation: str, cell: str = "gru") -> Implementation:
     """torch_impl's cell of this name, in one of its implementations."""
-    layer = partial(torch_impl.layers.run, CELLS[cell], implementation=implementation)
+
+    def layer(parameters: Any, x: Any, lengths: Any, h0: Any, **others: Any) -> Any:
+        call = LayerCall(x, lengths=lengths, h0=h0, **others)
+        return torch_impl.layers.run(CELLS[cell], parameters, call, implementation=implementation)
+
     words = [each for each in (cell, implementation) if each not in ("gru", "auto")]
     name = f"torch {' '.join(words) or 'auto'}"
     return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -416,7 +415,7 @@ def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_f
         given["x"] = given["x"].transpose(0, 1).contiguous().transpose(0, 1)
     for sequences in (True, False):
         how = {"reset_after": reset_after, "return_sequences": sequences}
-        found = at_once(layers, **given, **how)
+        found = at_once(layers, LayerCall(**given, **how))
         assert found is not None
         outputs, h_last = found
         torch.testing.assert_close(outputs, want[0] if sequences else want[0][:0])
@@ -426,7 +425,8 @@ def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_f
     want = torch_impl.gru.gru(
         parameters, **few, lengths=lengths, reset_after=reset_after, implementation="scan"
     )
-    torch.testing.assert_close(at_once(layers, **few, lengths=None, reset_after=reset_after), want)
+    found = at_once(layers, LayerCall(**few, reset_after=reset_after))
+    torch.testing.assert_close(found, want)
 
 
 OPENMP = """
@@ -440,6 +440,7 @@ if sys.argv[1] == "import in a child":
     if child := os.fork():
         sys.exit(os.waitpid(child, 0)[1])
     signal.alarm(30)
+from common.cells import LayerCall
 from torch_impl import GRU, fused, inference
 
 inference.SPINNING = fused.SPINNING = True
@@ -449,7 +450,7 @@ x = torch.zeros(20, 64, 20)
 
 def call():
     with torch.no_grad():
-        assert inference.at_once(layers, x, None, reset_after=False)
+        assert inference.at_once(layers, LayerCall(x))
 
 def call_elsewhere():
     thread = threading.Thread(target=call)
@@ -589,7 +590,7 @@ def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
         flat[i] = spoilt
         arguments, weights = flat[: len(given)], flat[len(given) :]
         stacked = weights[: len(layers[0])], weights[len(layers[0]) :]
-        found = at_once(stacked, **dict(zip(names, arguments, strict=True)), reset_after=False)
+        found = at_once(stacked, LayerCall(**dict(zip(names, arguments, strict=True))))
         assert found is None, i
         tried += 1
     assert tried >= 16
@@ -597,12 +598,13 @@ def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
 
 HALF = """
 import torch
+from common.cells import LayerCall
 from torch_impl.inference import at_once
 
 half = {"dtype": torch.float16}
 weights = [[torch.zeros(192, n, **half) for n in (20, 64)] + [torch.zeros(192, **half)] * 2]
 with torch.no_grad():
-    assert at_once(weights, torch.zeros(20, 64, 20, **half), None, reset_after=False) is None
+    assert at_once(weights, LayerCall(torch.zeros(20, 64, 20, **half))) is None
 """
 
 
@@ -647,7 +649,9 @@ def test_jax_takes_the_kernel_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
 
 def rnn_by_torch(case: cases.Case) -> cases.Arrays:
     given = case.arguments(lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"))
-    results = torch_impl.layers.run(torch_impl.rnn.CELL, implementation="fused", **given)
+    own, arrays = given["parameters"], {n: a for n, a in given.items() if n != "parameters"}
+    call = LayerCall(**arrays)
+    results = torch_impl.layers.run(torch_impl.rnn.CELL, own, call, implementation="fused")
     torch.autograd.backward(results, (torch.tensor(case.d_outputs), torch.tensor(case.d_h_last)))
     found = {name: parameter.grad for name, parameter in given["parameters"].items()}
     found |= {"outputs": results[0].detach(), "h_last": results[1].detach()}
@@ -658,8 +662,13 @@ def rnn_by_torch(case: cases.Case) -> cases.Arrays:
 def rnn_by_jax(case: cases.Case) -> cases.Arrays:
     given = case.arguments(np.asarray)
     others = {name: given.pop(name) for name in ("lengths", "tokens", "resets") if name in given}
-    run = partial(jax_impl.layers.run, jax_impl.rnn.CELL, implementation="fused", **others)
-    results, pull = jax.vjp(lambda given: run(**given), given)
+
+    def run(given: dict) -> tuple:
+        call = LayerCall(**others, **{n: each for n, each in given.items() if n != "parameters"})
+        cell = jax_impl.rnn.CELL
+        return jax_impl.layers.run(cell, given["parameters"], call, implementation="fused")
+
+    results, pull = jax.vjp(run, given)
     found = pull((case.d_outputs, case.d_h_last))[0]
     found |= found.pop("parameters") | {
         f"d_{name}": found.pop(name) for name in given if name != "parameters"
@@ -687,7 +696,11 @@ def test_tanh_rnn_in_both_twins(size, sides):
 def test_operators_take_another_cell():
     case = cases.draw(4, 3, 5, 6, sides=cases.DIRECTIONS[:1], dtype=np.float32, cell="rnn")
     given = case.arguments(torch.tensor)
-    run = partial(torch_impl.layers.run, torch_impl.rnn.CELL, implementation="fused")
+
+    def run(parameters: dict, **arrays: torch.Tensor) -> tuple:
+        call, how = LayerCall(**arrays), {"implementation": "fused"}
+        return torch_impl.layers.run(torch_impl.rnn.CELL, parameters, call, **how)
+
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     given["x"].requires_grad_()
     for function in (run, compiled):

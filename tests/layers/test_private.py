@@ -16,9 +16,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tests import ROOT
 from torch_impl import GRU, bfloat16, fused, inference, layers, private
 
-NAMES = ("transformed", "dispatch_modes", "has_storage", "batched", "forward_mode")
+NAMES = ("transformed", "dispatch_modes", "has_storage", "batched", "forward_mode", "is_tracing")
 PRIVATE = {
-    torch._C: ("_are_functorch_transforms_active", "_len_torch_dispatch_stack", "_has_storage"),
+    torch._C: (
+        *("_are_functorch_transforms_active", "_len_torch_dispatch_stack", "_has_storage"),
+        "_is_tracing",
+    ),
     torch._C._functorch: ("is_legacy_batchedtensor",),
     forward_ad: ("_current_level",),
 }
@@ -77,12 +80,18 @@ STATES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
     "vmap": lambda f, x: torch.func.vmap(f)(torch.stack([x, 2 * x])),
     "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,))[1],
     "make_fx": lambda f, x: make_fx(f)(x)(2 * x),
+    "trace": lambda f, x: torch.jit.trace(f, x)(2 * x),
     "fake": lambda f, x: make_fx(f, None, "fake", True)(x)(2 * x),
 }
 
 
 def values(module: ModuleType, *arrays: Tensor) -> list[bool]:
-    states = [module.transformed(), module.dispatch_modes(), module.forward_mode()]
+    states = [
+        module.transformed(),
+        module.dispatch_modes(),
+        module.forward_mode(),
+        module.is_tracing(),
+    ]
     return [bool(each) for each in states] + [
         known(each) for known in (module.has_storage, module.batched) for each in arrays
     ]
@@ -120,11 +129,11 @@ def test_a_fallback_returns_what_the_private_part_returns(
 
     STATES[state](function, torch.ones(3))
     assert found and all(ours == theirs for ours, theirs in found), found
-    plain = [False, False, False, True, False]
+    plain = [False, False, False, False, True, False]
     assert (state in ("eager", "twice")) == all(ours == plain for ours, _ in found)
 
 
-@pytest.mark.parametrize("state", [*STATES, "compiled"])
+@pytest.mark.parametrize("state", [*(name for name in STATES if name != "trace"), "compiled"])
 def test_a_layer_computes_the_same_with_the_fallbacks(
     state: str, fallbacks: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
