@@ -126,3 +126,26 @@ runpy.run_module("{name}", run_name="__main__")
 """
     output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)
     assert output.split()[1:] == [b"True", b"None" if name == "compare" else b"10000"]
+
+
+MOST_LINES, MOST_PARAMETERS = 60, 9
+# Public functions and calls whose options users type by keyword; constructors may have more, too.
+PUBLIC = {
+    *("torch_impl.gru.gru", "torch_impl.classifier.classify"),
+    *("jax_impl.gru.gru", "jax_impl.classifier.classify", "jax_impl.modules.__call__"),
+}
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    """Docstrings count; self and cls do not."""
+    for file, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            name, arguments = f"{file}.{node.name}", node.args
+            own = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            own += filter(None, (arguments.vararg, arguments.kwarg))
+            parameters = [each for each in own if each.arg not in ("self", "cls")]
+            assert node.end_lineno - node.lineno < MOST_LINES, name
+            if node.name != "__init__" and name not in PUBLIC:
+                assert len(parameters) <= MOST_PARAMETERS, name

@@ -10,7 +10,7 @@ than the cores that this process may use.
 
 autograd and operators take no LayerCall. They take `arrays`, its floating-point tensors in a row
 (x, the weights of each direction, h0 and, with resets, h_reset), and `flags` (reset_after,
-return_sequences, bfloat16), to which autograd adds the name of the cell.
+return_sequences, bfloat16 and, by default the GRU's, the number of the cell in gru.h).
 """
 
 import os
@@ -40,7 +40,7 @@ from torch_impl.memory import (
 from torch_impl.private import batched, forward_mode, is_tracing, transformed
 from torch_impl.scan import scan
 
-Flags = Sequence[Any]
+Flags = Sequence[int]
 SCANS: dict[str, Callable[[LayerCall], Found]] = {"gru": scan}
 """By cell, the recurrence of by_scan. That of the tanh RNN computes in float32 throughout."""
 # Evaluated at import time, because torch.compile cannot trace it.
@@ -73,8 +73,8 @@ def recurrence(call: LayerCall) -> Found:
     Raises ValueError for shapes that do not fit, where a length is not in 0..T and where a token is
     not in 0..K-1, TypeError for a dtype that the kernel does not compute in.
     """
-    flags: Any
-    x, tokens, weights, lengths, h0, resets, h_reset, *flags = call
+    x, tokens, weights, lengths, h0, resets, h_reset, *flags, cell = call
+    flags.append(kernels.cell_index(cell))
     arrays = (x, *(array for each in weights for array in each), h0)
     if resets is not None:
         arrays += (h_reset,)
@@ -96,7 +96,7 @@ def recurrence(call: LayerCall) -> Found:
     places = (tokens, lengths, resets)
     if (in_memory and not save) or torch.compiler.is_compiling():
         function = forward_of_arrays if in_memory else forward_operator
-        outputs, h_last, _ = function([*map(dense, arrays)], *places, flags[:3], save, flags[3])
+        outputs, h_last, _ = function([*map(dense, arrays)], *places, flags, save)
     else:
         differentiated = Eager if in_memory else Forward
         outputs, h_last, _ = differentiated.apply(*places, flags, save, *arrays)
@@ -113,15 +113,18 @@ def call_of(
     """The LayerCall of these arrays and flags. Raises ValueError for a wrong number of them."""
     x, *others = arrays
     R, rest = divmod(len(others), 4)
-    if R not in (1, 2) or rest != (1 if resets is None else 2) or len(flags) != 4:
+    cell = flags[3] if len(flags) == 4 else 0
+    known = len(flags) in (3, 4) and 0 <= cell < len(kernels.CELLS)
+    if R not in (1, 2) or rest != (1 if resets is None else 2) or not known:
         raise ValueError(
             "arrays, flags: expected x, four parameters for each of one or two directions, h0 and, "
-            "with resets alone, h_reset; three flags; found "
-            f"{len(arrays)} arrays and {len(flags) - 1} flags"
+            "with resets alone, h_reset; three flags and the number of a cell; found "
+            f"{len(arrays)} arrays and flags {[*flags]}"
         )
     weights = [others[4 * i : 4 * i + 4] for i in range(R)]
     h_reset = None if resets is None else others[-1]
-    return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *flags)
+    options = (*map(bool, flags[:3]), [*kernels.CELLS][cell])
+    return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *options)
 
 
 def dense(array: Tensor) -> Tensor:
@@ -211,14 +214,13 @@ def forward_of_arrays(
     tokens: Tensor | None,
     lengths: Tensor,
     resets: Tensor | None,
-    flags: Sequence[bool],
+    flags: Sequence[int],
     save: bool,
-    cell: str = "gru",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`forward`, as an operator takes its arguments."""
     if forward_mode():  # an operator would silently leave the derivative out
         raise RuntimeError(f"gru::forward, the operator, has no derivative forward: {INSTEAD}")
-    return forward(call_of(arrays, tokens, lengths, resets, [*flags, cell]), save)
+    return forward(call_of(arrays, tokens, lengths, resets, flags), save)
 
 
 def backward_of_arrays(
@@ -226,16 +228,16 @@ def backward_of_arrays(
     tokens: Tensor | None,
     lengths: Tensor,
     resets: Tensor | None,
-    flags: Sequence[bool],
+    flags: Sequence[int],
     d_outputs: Tensor | None,
     d_h_last: Tensor,
     saved: Tensor,
     of_x: bool,
-    cell: str = "gru",
 ) -> list[Tensor]:
     """`backward`, as an operator takes its arguments."""
-    call = call_of(arrays, tokens, lengths, resets, [*flags, cell])
-    return backward(call, d_outputs, d_h_last, saved, of_x)
+    return backward(
+        call_of(arrays, tokens, lengths, resets, flags), d_outputs, d_h_last, saved, of_x
+    )
 
 
 forward_operator = torch.library.custom_op(
@@ -248,25 +250,22 @@ backward_operator = torch.library.custom_op(
 
 @forward_operator.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    arrays, tokens, lengths, resets, flags, save, *cell = inputs
-    call = call_of(arrays, tokens, lengths, resets, [*flags, *(cell or ["gru"])])
-    return forward_shapes(call, save)
+    *of_call, save = inputs
+    return forward_shapes(call_of(*of_call), save)
 
 
 @backward_operator.register_fake
 def _(*inputs: Any) -> list[Tensor]:
-    arrays, tokens, lengths, resets, flags, _, d_h_last, _, of_x, *cell = inputs
-    call = call_of(arrays, tokens, lengths, resets, [*flags, *(cell or ["gru"])])
-    return backward_shapes(call, d_h_last, of_x)
+    *of_call, _, d_h_last, _, of_x = inputs
+    return backward_shapes(call_of(*of_call), d_h_last, of_x)
 
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     """Saves for the operator's gradient."""
-    arrays, tokens, lengths, resets, flags, _, cell = inputs
+    arrays, tokens, lengths, resets, ctx.flags, _ = inputs
     # See recurrence: the caller may write to lengths.
     ctx.save_for_backward(*arrays, output[2], tokens, lengths.clone(), resets)
     ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as the forward
-    ctx.flags = [*flags, cell]
 
 
 def differentiate(
@@ -280,10 +279,8 @@ def differentiate(
     d_h_last = torch.zeros_like(h0) if d_h_last is None else d_h_last.contiguous()
     of_x = ctx.needs_input_grad[0][0]
     given = (d_outputs, d_h_last, saved, of_x)
-    d_x, *others = backward_operator(arrays, *places, ctx.flags[:3], *given, ctx.flags[3])
-    # An argument that has its default, as `cell` does, is none of those that PyTorch passes.
-    rest = len(ctx.needs_input_grad) - 1
-    return [d_x if of_x else None, *others], *[None] * rest
+    d_x, *others = backward_operator(arrays, *places, ctx.flags, *given)
+    return [d_x if of_x else None, *others], *[None] * 5
 
 
 def refuse(*_: Any) -> None:
@@ -306,7 +303,7 @@ class Forward(torch.autograd.Function):
         tokens, lengths, resets, flags, save, *arrays = inputs
         places = (tokens, lengths, resets)
         function = forward_of_arrays if plain(*places, *arrays) else forward_operator
-        return function([*map(dense, arrays)], *places, flags[:3], save, flags[3])
+        return function([*map(dense, arrays)], *places, flags, save)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -348,7 +345,7 @@ class Eager(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         tokens, lengths, resets, flags, save, *arrays = inputs
         places = (tokens, lengths, resets)
-        output = forward_of_arrays([*map(dense, arrays)], *places, flags[:3], save, flags[3])
+        output = forward_of_arrays([*map(dense, arrays)], *places, flags, save)
         Forward.setup_context(ctx, inputs, output)
         return output
 
@@ -367,7 +364,7 @@ class Backward(torch.autograd.Function):
         in_memory = plain(saved, d_outputs, d_h_last, arrays[0])
         function = backward_of_arrays if in_memory else backward_operator
         places, given = (tokens, lengths, resets), (d_outputs, d_h_last, saved, of_x)
-        d_x, *others = function(arrays, *places, flags[:3], *given, flags[3])
+        d_x, *others = function(arrays, *places, flags, *given)
         return d_x if of_x else None, *others
 
     @staticmethod

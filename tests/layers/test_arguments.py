@@ -448,6 +448,15 @@ def test_torch_operators_look_at_all_memory(wrong):
 
 
 @needs_kernel
+@pytest.mark.parametrize("flags", [[0, 1], [0, 1, 0, 0, 0], [0, 1, 0, 2], [0, 1, 0, -1]], ids=str)
+def test_torch_operators_refuse_the_flags_of_no_cell(flags):
+    shapes = (T, B, D), (3 * H, D), (3 * H, H), (3 * H,), (3 * H,), (1, B, H)
+    lengths = torch.full((B,), T, dtype=torch.int32)
+    with pytest.raises(ValueError, match="flags"):
+        torch.ops.gru.forward([*map(torch.ones, shapes)], None, lengths, None, flags, True)
+
+
+@needs_kernel
 @pytest.mark.parametrize(
     ("name", "value"),
     [
