@@ -56,8 +56,9 @@ class LayerCall(NamedTuple):
     @property
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, in the order of the arguments of `gru`."""
-        names = ("x", "lengths", "h0", "tokens", "resets", "h_reset")
-        return {name: getattr(self, name) for name in names}
+        x, tokens, _, lengths, h0, resets, h_reset, *_ = self
+        arrays = {"x": x, "lengths": lengths, "h0": h0, "tokens": tokens}
+        return {**arrays, "resets": resets, "h_reset": h_reset}
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,11 @@ def run(
             with stop.open("a") as file:
                 file.write(f"{int(number)}\n")
 
-        with signals.caught(lambda number: (requests.append(number), forward(number))):
+        def handle(number: int) -> None:
+            requests.append(number)
+            forward(number)
+
+        with signals.caught(handle):
             for number, job in enumerate(jobs):
                 tails[job] = _Tail(folder / f"{number}.log")
                 futures[job] = submit(job, tails[job].path, stop, cwd)
@@ -141,10 +145,7 @@ def run(
                             forward(signal.SIGTERM)
             except BaseException:
                 forward(signal.SIGTERM)
-                for job, future in futures.items():
-                    if tails[job].path.exists() or future.cancel() is False:
-                        with contextlib.suppress(InputError):
-                            _status(job, future)
+                _cancel(futures, tails)
                 raise
     if requests:
         details = f" ({'; '.join(stopped)})" if stopped else ""
@@ -177,6 +178,14 @@ def _ended(
             elif done:
                 del futures[job]
                 yield job, _status(job, future)
+
+
+def _cancel(futures: dict[Job, Future], tails: dict[Job, "_Tail"]) -> None:
+    """Cancel the jobs that have not begun, and wait for the others."""
+    for job, future in futures.items():
+        if tails[job].path.exists() or future.cancel() is False:
+            with contextlib.suppress(InputError):
+                _status(job, future)
 
 
 def work(job: Job, log: Path, stop: Path, cwd: str) -> int:

@@ -65,8 +65,8 @@ class Exported:
             x = vectors.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
             if config.ngrams:
                 x = jnp.concatenate([x, read_ratios(values, tokens, config.ngrams)], -1)
-        flags = {"reset_after": config.reset_after, "return_sequences": config.pooling != "last"}
-        call = LayerCall(x, lengths=lengths, **flags)
+        flags = config.reset_after, config.pooling != "last"
+        call = LayerCall(x, None, (), lengths, None, None, None, *flags)
         outputs, h_last = run(self.cell, values, call, implementation=self.cell.traceable)
         last = h_last[-config.directions :, :, : config.hidden_size]
         features = pool(outputs, last, lengths, config.pooling)

@@ -204,7 +204,7 @@ def complete(call: LayerCall, rows: int, size: int, it_checks: bool) -> LayerCal
     if tokens is not None:
         tokens, wrong = look("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
         h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
-    return call._replace(tokens=tokens, lengths=lengths, h0=h0, h_reset=h_reset)
+    return LayerCall(x, tokens, (), lengths, h0, call.resets, h_reset, *call[7:])
 
 
 def layer_by_layer(

@@ -216,8 +216,9 @@ class GRU(nnx.Module):
             rows = self.num_layers * (2 if self.bidirectional else 1)
             sizes = {"x": (first, B, self.input_size), "lengths": (B,), "resets": (first, B)}
             sizes |= {"h0": (rows, B, H), "h_reset": (rows, B, H)}
-            arrays = {name: each for name, each in call.arrays.items() if each is not None}
-            call = call._replace(**{n: jnp.reshape(a, sizes[n]) for n, a in arrays.items()})
+            arrays: dict[str, Any] = {n: a for n, a in call.arrays.items() if a is not None}
+            arrays = {n: jnp.reshape(a, sizes[n]) for n, a in arrays.items()}
+            call = call._replace(**arrays)
             x, lengths = call.x, call.lengths
         B = x.shape[1]
         if lengths is None or (B == 0 and lengths.size == 0):
@@ -371,8 +372,8 @@ class Recurrent(nnx.Module):
             x, resets = x.swapaxes(0, 1), resets if resets is None else resets.swapaxes(0, 1)
         lengths = jnp.full(x.shape[1], len(x)) if lengths is None else lengths
         call = LayerCall(x, None, (), lengths, h0, resets, h_reset, self.reset_after)
-        how = {"implementation": self.implementation}
-        outputs, h_last = run(self.cell, self.canonical(), call, **how)
+        parameters, way = self.canonical(), self.implementation
+        outputs, h_last = run(self.cell, parameters, call, implementation=way)
         return outputs if self.time_major else outputs.swapaxes(0, 1), h_last
 
 

@@ -116,8 +116,8 @@ def classify(
         embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
     embedded = drop(embedded, masks)
     between = iter(masks.get("layers", ()))
-    flags = {"reset_after": reset_after, "return_sequences": pooling != "last"}
-    call = LayerCall(*beside(embedded, tokens, ratios), (), lengths, bfloat16=bfloat16, **flags)
+    flags = reset_after, pooling != "last", bfloat16
+    call = LayerCall(*beside(embedded, tokens, ratios), (), lengths, None, None, None, *flags)
     drops = (lambda x: x * next(between)) if "layers" in masks else None
     outputs, h_last = run(CELLS[cell], parameters, call, drops, implementation=implementation)
     features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)

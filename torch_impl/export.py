@@ -72,8 +72,8 @@ class Exported(nn.Module):
         x = F.embedding(tokens, values["vectors.weight"])
         if config.ngrams:
             x = torch.cat([x, read_ratios(values, tokens, config.ngrams)], -1)
-        flags = {"reset_after": config.reset_after, "return_sequences": config.pooling != "last"}
-        call = LayerCall(x, lengths=lengths, **flags)
+        flags = config.reset_after, config.pooling != "last"
+        call = LayerCall(x, None, (), lengths, None, None, None, *flags)
         outputs, h_last = run(self.cell, values, call, implementation="scan")
         last = h_last[-config.directions :, :, : config.hidden_size]
         features = pool(outputs, last, lengths, config.pooling)

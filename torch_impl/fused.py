@@ -73,8 +73,8 @@ def recurrence(call: LayerCall) -> Found:
     Raises ValueError for shapes that do not fit, where a length is not in 0..T and where a token is
     not in 0..K-1, TypeError for a dtype that the kernel does not compute in.
     """
-    x, tokens, weights, lengths, h0, resets, h_reset, *flags, cell = call
-    flags.append(kernels.cell_index(cell))
+    x, tokens, weights, lengths, h0, resets, h_reset, *options, cell = call
+    flags = [*options, kernels.cell_index(cell)]
     arrays = (x, *(array for each in weights for array in each), h0)
     if resets is not None:
         arrays += (h_reset,)
@@ -123,8 +123,8 @@ def call_of(
         )
     weights = [others[4 * i : 4 * i + 4] for i in range(R)]
     h_reset = None if resets is None else others[-1]
-    options = (*map(bool, flags[:3]), [*kernels.CELLS][cell])
-    return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *options)
+    how: Any = (*map(bool, flags[:3]), [*kernels.CELLS][cell])
+    return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *how)
 
 
 def dense(array: Tensor) -> Tensor:

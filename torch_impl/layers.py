@@ -216,7 +216,7 @@ def complete(call: LayerCall, rows: int, size: int, it_checks: bool) -> LayerCal
     if h0 is None:
         h0 = x.new_zeros(rows, lengths.shape[0], size)
     h_reset = h0 if call.resets is not None and call.h_reset is None else call.h_reset
-    return call._replace(tokens=tokens, lengths=lengths, h0=h0, h_reset=h_reset)
+    return LayerCall(x, tokens, (), lengths, h0, call.resets, h_reset, *call[7:])
 
 
 def layer_by_layer(

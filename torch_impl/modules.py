@@ -378,8 +378,8 @@ class Recurrent(nn.Module):
         lengths = [len(x)] * x.shape[1] if lengths is None else lengths
         lengths = integers("lengths", lengths).to(x.device)
         call = LayerCall(x, None, (), lengths, hx, resets, h_reset, self.reset_after)
-        cell, how = exportable(self.cell), {"implementation": self.implementation}
-        outputs, h_n = run(cell, self.canonical(), call, **how)
+        parameters, way = self.canonical(), self.implementation
+        outputs, h_n = run(exportable(self.cell), parameters, call, implementation=way)
         return outputs.transpose(0, 1) if self.batch_first else outputs, h_n
 
 

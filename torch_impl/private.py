@@ -30,32 +30,19 @@ def runs(function: Callable[..., object], *arguments: Any) -> bool:
     return True
 
 
-def is_transformed() -> bool:
-    return not runs(Untransformed.apply, torch.empty(0))
-
-
-def find_dispatch_mode() -> bool:
-    # A mode that returns plain tensors and does not trace, such as a profiler, is not seen: it then
-    # does not see the kernel either.
+def sees_a_mode() -> bool:
+    """Whether a mode fakes or traces tensors; others, such as profilers, do not see the kernel."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     return type(torch.empty(0)) is not Tensor or get_proxy_mode() is not None
-
-
-def holds_memory(array: Tensor) -> bool:
-    return runs(array.untyped_storage)
-
-
-def is_batched(array: Tensor) -> bool:
-    return type(array) is Tensor and not transformed() and not has_storage(array)
 
 
 def read_level() -> bool:
     return forward_ad._current_level >= 0
 
 
-def is_dual() -> bool:
-    # torch.compile cannot trace this. True leads to `scan`, which has all derivatives.
+def makes_duals() -> bool:
+    """torch.compile cannot trace this; True leads to `scan`, which has all derivatives."""
     zero = torch.zeros(())
     return torch.compiler.is_compiling() or runs(forward_ad.make_dual, zero, zero)
 
@@ -68,15 +55,20 @@ def private(name: str, fallback: Callable[..., Any]) -> Callable[..., Any]:
         return fallback
 
 
-transformed = private("_C._are_functorch_transforms_active", is_transformed)
+transformed = private(
+    "_C._are_functorch_transforms_active", lambda: not runs(Untransformed.apply, torch.empty(0))
+)
 """Whether this runs under a transformation of torch.func: grad, vmap, jvp ..."""
-dispatch_modes = private("_C._len_torch_dispatch_stack", find_dispatch_mode)
+dispatch_modes = private("_C._len_torch_dispatch_stack", sees_a_mode)
 """The number of active dispatch modes, such as those that fake or trace tensors."""
 is_tracing = private("_C._is_tracing", torch.jit.is_tracing)
 """Whether torch.jit.trace records."""
-has_storage = private("_C._has_storage", holds_memory)
+has_storage = private("_C._has_storage", lambda array: runs(array.untyped_storage))
 """Whether a tensor has memory of its own: a wrapper of another tensor has none."""
-batched = private("_C._functorch.is_legacy_batchedtensor", is_batched)
+batched = private(
+    "_C._functorch.is_legacy_batchedtensor",
+    lambda array: type(array) is Tensor and not transformed() and not has_storage(array),
+)
 """Whether a tensor is one of several gradients of torch.autograd.grad (is_grads_batched)."""
-forward_mode = read_level if hasattr(forward_ad, "_current_level") else is_dual
+forward_mode = read_level if hasattr(forward_ad, "_current_level") else makes_duals
 """Whether derivatives are being computed in forward mode, by torch.func or torch.autograd."""
