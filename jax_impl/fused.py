@@ -28,7 +28,7 @@ from common.cells import LayerCall, dtype_name
 from common.kernels import cuda as gpu
 from jax_impl import cuda
 from jax_impl.ffi import backward_shapes, forward_shapes, or_empty
-from jax_impl.layers import Found, in_range, spoil
+from jax_impl.layers import Found, complete
 from jax_impl.scan import scan
 
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
@@ -159,13 +159,9 @@ def mended(arrays: Arrays, places: Places) -> tuple[Arrays, Places]:
     """Lengths and tokens in range, states not a number in rows where they were not: the kernel sees
     to it itself where no derivative is wanted."""
     (x, weights, h0, h_reset), (tokens, lengths, resets) = arrays, places
-    steps = (x if tokens is None else tokens).shape[0]
-    lengths, wrong = in_range("lengths", lengths, steps, "T")
-    h0, h_reset = spoil(wrong, h0, h_reset)
-    if tokens is not None:
-        tokens, wrong = in_range("tokens", tokens, x.shape[0] - 1, "K - 1")
-        h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
-    return (x, weights, h0, h_reset), (tokens, lengths, resets)
+    call = LayerCall(x, tokens, (), lengths, h0, resets, h_reset)
+    call = complete(call, *h0.shape[::2], it_checks=False)
+    return (x, weights, call.h0, call.h_reset), (call.tokens, call.lengths, resets)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -86,15 +86,17 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
         c=options.c,
     )
     found = fit(training)
-    temperature = None
-    if not (options.temperature and len(validation)):
-        temperature = calibrate(fit, training)
+    temperature = None if options.temperature and len(validation) else calibrate(fit, training)
     seconds = time.perf_counter() - started
     say(f"Total training time: {seconds:.0f} secs, {found.weight.shape[1]:,} n-grams")
     held_out = None
     if len(validation):
-        held_out, fitted = _validate(found, validation, options.temperature)
-        temperature = fitted or temperature
+        logits = found.logits(validation)
+        held_out = float((logits.argmax(1) == validation.labels).mean())
+        say(f"validation accuracy: {held_out:.2%}")
+        if options.temperature:
+            temperature = metrics.fit_temperature(logits, validation.labels)
+            say(metrics.describe_temperature(temperature))
     if temperature:
         weights = (each / np.float32(temperature) for each in (found.weight, found.bias))
         found = Linear(found.words, found.codes, *weights)
@@ -125,20 +127,6 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
     about = run.About(options, texts.classes, example=example(texts.vocabulary, training, test))
     run.write(out, about, texts.vocabulary, found, results)
     return results
-
-
-def _validate(
-    found: Linear, validation: EncodedSplit, with_temperature: bool
-) -> tuple[float, float | None]:
-    """The accuracy on the validation reviews and, if it is wanted, the temperature that fits."""
-    logits = found.logits(validation)
-    accuracy = float((logits.argmax(1) == validation.labels).mean())
-    say(f"validation accuracy: {accuracy:.2%}")
-    if not with_temperature:
-        return accuracy, None
-    temperature = metrics.fit_temperature(logits, validation.labels)
-    say(metrics.describe_temperature(temperature))
-    return accuracy, temperature
 
 
 def calibrate(fit: Callable[[EncodedSplit], Linear], training: EncodedSplit) -> float | None:
