@@ -160,7 +160,7 @@ def mended(arrays: Arrays, places: Places) -> tuple[Arrays, Places]:
     to it itself where no derivative is wanted."""
     (x, weights, h0, h_reset), (tokens, lengths, resets) = arrays, places
     call = LayerCall(x, tokens, (), lengths, h0, resets, h_reset)
-    call = complete(call, *h0.shape[::2], it_checks=False)
+    call = complete(call, h0.shape[0], h0.shape[2], it_checks=False)
     return (x, weights, call.h0, call.h_reset), (call.tokens, call.lengths, resets)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import compare
 import jax_impl.classifier
+from common.cells import LayerCall
 from common.report import figures
 from common.report.schema import Check, Run, Task
 from common.training import run_directory
@@ -93,8 +94,9 @@ def test_twins_that_part_are_found(
 ) -> None:
     right, out = jax_impl.classifier.run, tmp_path / "rows.json"
 
-    def wrong(*arguments: Any, **how: Any) -> Any:
-        return right(*arguments, **{**how, "reset_after": not how["reset_after"]})
+    def wrong(cell: Any, parameters: Any, call: LayerCall, *others: Any, **how: Any) -> Any:
+        call = call._replace(reset_after=not call.reset_after)
+        return right(cell, parameters, call, *others, **how)
 
     monkeypatch.setattr(jax_impl.classifier, "run", wrong)
     assert command(checks.main, *small, "--models", "gru", "--out", out)[0] == 0

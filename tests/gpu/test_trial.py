@@ -211,14 +211,6 @@ def test_no_nvrtc(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
         assert kernel and nvrtc.compile(kernel, (9, 0))
 
 
-def test_no_cache(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of the cache is missing: the layer runs, too."""
-    monkeypatch.setitem(sys.modules, "common.cache", None)
-    is_trusted, warning = ask(children)
-    assert not is_trusted and "could not be tried: import of common.cache halted" in warning
-    assert not children.pids()
-
-
 @pytest.mark.parametrize("twin", TWINS)
 def test_who_decides(twin: str, children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only "auto" starts a trial, and GRU_TWINS_CUDA=off prevents it."""

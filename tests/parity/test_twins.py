@@ -151,7 +151,7 @@ def test_what_the_page_translates_stands_in_the_twins() -> None:
 
 @pytest.mark.parametrize(("twin", "framework"), [("torch_impl", "torch"), ("jax_impl", "flax.nnx")])
 def test_a_layer_loads_the_bottom_of_common_and_nothing_else(twin: str, framework: str) -> None:
-    bottom = {"common", "common.arguments", "common.errors", "common.params"}
+    bottom = {"common", "common.arguments", "common.errors", "common.extras", "common.params"}
     bottom |= {"common.cells", "common.kernels", "common.kernels.cuda"}
     absent = {"tyro", "pyarrow", "gensim", "altair", "isal", "sklearn", "rich"}
     code = (

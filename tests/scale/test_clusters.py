@@ -24,7 +24,9 @@ from tools import endurance
 LONG = dataclasses.replace(endurance.TINY, epochs=20, validation_size=0)
 # A program that prints, goes on after a kill and leaves a file as a training does, but starts fast.
 QUICK = """
-import pathlib, sys, time, common
+import pathlib, sys, time
+from common.program import start
+start()
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 out.mkdir(exist_ok=True)
 steps = out / "model.safetensors"

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from common import oracle
+from common.cache import cached
 from common.cells import LayerCall
 from common.errors import InputError
-from common.kernels.cuda import ROWS, Arch, driver, instance
+from common.kernels.cuda import ROWS, Arch, driver, instance, nvrtc
 from common.params import DIRECTIONS, GRU_PARAMETERS
 from common.program import start
 
@@ -76,10 +77,6 @@ def _verdict(twin: str, size: int, factors: str, arch: Arch, device: str, index:
     sources = [*Path(__file__).parent.glob("*.*"), Path(str(sys.modules[f"{twin}.cuda"].__file__))]
     release = Path("/proc/driver/nvidia/version")  # exists on Linux, except in WSL
     try:
-        # Packages of the extra cuda, without which the layer runs, too.
-        from common.cache import cached
-        from common.kernels.cuda import nvrtc
-
         key = {
             "kernel": [factors, size],
             "device": [device, *arch],
@@ -156,8 +153,6 @@ def _try(twin: str, factors: str, size: int, index: int) -> tuple[str, bool]:
 
 def main() -> None:
     """The child process: prints a verdict, or raises an exception if the kernel cannot be tried."""
-    from common.kernels.cuda import nvrtc
-
     twin, factors, size, index = sys.argv[1:]
     module = import_module(f"{twin}.cuda")
     module.prepare(int(index), factors)
