@@ -276,7 +276,7 @@ def trainings(options: CompareConfig, out: Path, console: Console) -> "list[Trai
 
     plain = options.plain()
     chosen = [
-        runs.Training.of(framework, model, runs.shared(plain, model), out / f"{framework}-{model}")
+        runs.Training.of(framework, model, plain, out / f"{framework}-{model}")
         for model in options.models
         for framework in options.frameworks
         if model in COMPARED[framework]

@@ -71,15 +71,6 @@ class Training:
         return schema.convert(found, Data, self.folder)
 
 
-def shared(options: TrainConfig, model: str) -> TrainConfig:
-    """The options of a model of the comparison: with the preset quick and its number of epochs, two
-    epochs for the built-in layers, whose training takes most of the time."""
-    is_quick = (options.preset, options.epochs) == ("quick", TrainConfig.epochs)
-    if is_quick and model.startswith("nn."):
-        return dataclasses.replace(options, epochs=2)
-    return options
-
-
 def train(
     trainings: Sequence[Training],
     place: Place,

@@ -74,8 +74,7 @@ def _summary(runs: Sequence[Run], data: Data) -> Iterator[Block]:
         "Accuracy ± half of its 95 % interval (Wilson). Cores: the number available to a training. "
         "Training: the wall time of all epochs, with compilation. tokens/s: the median over the "
         "periods between log lines, or, for the linear model, the mean over the training. First "
-        "step: the time from building the model to its first update. Peak memory: of the process. "
-        "With the preset quick, built-in layers (nn.) train for two epochs, the others for three.",
+        "step: the time from building the model to its first update. Peak memory: of the process.",
     )
     yield "figures", [figures.accuracy(runs, data.test)]
     if runs[0].categories:

@@ -260,7 +260,7 @@ _TUNED = dict(
     feature_dropout=0.4,
 )
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {**_TUNED, "learning_rate": 3e-3},
+    "quick": {**_TUNED, "learning_rate": 5e-3, "epochs": 2},
     "full": _FULL,
     "best": {
         **_FULL,

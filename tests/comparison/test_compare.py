@@ -14,7 +14,6 @@ from common.cells import LayerCall
 from common.report import figures
 from common.report.schema import Check, Run, Task
 from common.training import run_directory
-from common.training.options import TrainConfig
 from comparison import checks, gpu, parity, runs
 from tests.training.cases import Command, refused, succeeds
 
@@ -225,10 +224,3 @@ def test_on_a_gpu_denormal_numbers_of_the_cpu_are_not_timed() -> None:
     )
     chosen = {name for name in names if gpu.chosen(name, Task(64, 200, 128))}
     assert chosen == {"torch cuda", "nn.GRU packed", "Equinox scan"}
-
-
-def test_only_the_built_in_layers_of_the_preset_quick_train_for_two_epochs() -> None:
-    options = TrainConfig()
-    assert runs.shared(options, "nn.bigru").epochs == 2
-    for same in (options, TrainConfig(preset="full", epochs=4), TrainConfig(epochs=10)):
-        assert runs.shared(same, "nn.gru" if same is not options else "gru") is same

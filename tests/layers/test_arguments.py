@@ -554,6 +554,7 @@ PROGRAMS = [
     ["-m", "torch_impl.predict", "absent"],
     ["-m", "common.convert"],
     ["-m", "comparison.checks"],
+    ["-m", "tools.gpu.rehearsal"],
     ["compare.py"],
 ]
 

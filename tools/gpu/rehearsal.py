@@ -6,6 +6,11 @@ All kernels are compiled and checked in both frameworks, and what is timed runs 
 stands behind a driver of this project, in place of libcuda; a C++ compiler builds both.
 """
 
+if __name__ == "__main__":
+    from common import program
+
+    program.start("torch", "jax", "report")
+
 import ctypes
 import hashlib
 import subprocess
