@@ -122,11 +122,9 @@ def classify(
     if wrong is not None:
         embedded = jnp.where(wrong[:, None], jnp.nan, embedded)
     embedded = drop(embedded, masks)
-    between = iter(masks.get("layers", ()))
     flags = reset_after, pooling != "last", bfloat16
     call = LayerCall(*beside(embedded, tokens, ratios), (), lengths, None, None, None, *flags)
-    drops = (lambda x: x * next(between)) if "layers" in masks else None
-    outputs, h_last = run(CELLS[cell], parameters, call, drops, implementation=implementation)
+    outputs, h_last = run(CELLS[cell], parameters, call, implementation=implementation)
     features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)
     return head(parameters, features, masks.get("features"), relu=relu)
 
@@ -135,22 +133,16 @@ def cross_entropy(
     logits: Float[Array, "B C"],
     labels: Int[Array, " B"],
     class_weights: Float[Array, " C"] | None = None,
-    smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Float[Array, ""]:
-    """The mean, or the sum, over the rows that are reviews, each with the weight of its class.
-
-    smoothing: the share of the target that is spread evenly over all classes (Szegedy et al. 2016).
-    """
+    """The mean, or the sum, over the rows that are reviews, each with the weight of its class."""
     own, is_review = jnp.maximum(labels, 0), labels != NO_LABEL
-    if class_weights is None and not smoothing:
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, own)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, own)
+    if class_weights is None:
         return getattr(losses, reduction)(where=is_review)
-    weights = jnp.ones(logits.shape[1]) if class_weights is None else class_weights
-    targets = optax.smooth_labels(jax.nn.one_hot(own, len(weights), dtype=logits.dtype), smoothing)
-    losses = optax.softmax_cross_entropy(logits, targets * weights)
-    total = losses.sum(where=is_review)
-    return total if reduction == "sum" else total / weights[own].sum(where=is_review)
+    weights = class_weights[own]
+    total = (weights * losses).sum(where=is_review)
+    return total if reduction == "sum" else total / weights.sum(where=is_review)
 
 
 class Classifier(nnx.Module):

@@ -76,7 +76,6 @@ class Learner(Predictor, learner.Learner):
         self.class_weights = (
             None if weights is None else jnp.asarray(self._array(np.array(weights)))
         )
-        self.average = jax.tree.map(jnp.copy, self.state) if training.ema else None
         self.gradient_norm = jnp.zeros(())
         self.world, self.asked, self.exchange = world, jnp.zeros(()), None
         if (shares := training.shares or 1) > 1:
@@ -89,8 +88,8 @@ class Learner(Predictor, learner.Learner):
         rate = None
         if self.training.scheduled:
             rate = self._array(np.array(learning_rate(self.training, self.recipe, self.taken)))
-        updated = self._update(self.state, self.moments, self.average, gradients, rate, rows)
-        self.state, self.moments, self.average, self.gradient_norm = updated
+        updated = self._update(self.state, self.moments, gradients, rate, rows)
+        self.state, self.moments, self.gradient_norm = updated
         self.taken += 1
         return loss
 
@@ -104,9 +103,7 @@ class Learner(Predictor, learner.Learner):
     def _optimizer(self, rate: Any = None) -> optax.GradientTransformation:
         """With steps of another size than --learning-rate, if that is given."""
         rate = self.training.learning_rate if rate is None else rate
-        decay = self.training.weight_decay
-        kind = partial(optax.adamw, weight_decay=decay) if decay else optax.adam
-        return kind(rate, *self.training.betas, self.training.eps)
+        return optax.adam(rate, *self.training.betas, self.training.eps)
 
     def _rows(self, batch: Batch) -> Int[np.ndarray, " K"] | None:
         """Where the rows of the word vectors that a step changes belong; past the end: nowhere."""
@@ -204,8 +201,7 @@ class Learner(Predictor, learner.Learner):
 
         def loss(state: nnx.State) -> Float[Array, ""]:
             logits = self._logits(state, frozen, distinct, *inputs, dropped, ratios)
-            how = self.class_weights, self.training.label_smoothing
-            return cross_entropy(logits, labels, *how, reduction)
+            return cross_entropy(logits, labels, self.class_weights, reduction)
 
         value, gradients = jax.value_and_grad(loss)(state)
         if self.config.train_vectors:
@@ -217,16 +213,15 @@ class Learner(Predictor, learner.Learner):
 
     # Apart from the gradients, so that it is compiled once, or, with trained vectors, for each size
     # of `_padded`.
-    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
     def _update(
         self,
         state: nnx.State,
         moments: optax.OptState,
-        average: nnx.State | None,
         gradients: nnx.State,
         rate: Float[Array, ""] | None,
         rows: Int[Array, " K"] | None,
-    ) -> tuple[nnx.State, optax.OptState, nnx.State | None, Float[Array, ""]]:
+    ) -> tuple[nnx.State, optax.OptState, Float[Array, ""]]:
         norm = optax.tree.norm(gradients)
         if (clip_norm := self.training.clip_norm) is not None:
             # As torch.nn.utils.clip_grads_with_norm_ does; optax.clip_by_global_norm has no 1e-6.
@@ -241,14 +236,12 @@ class Learner(Predictor, learner.Learner):
         if rows is not None:
             put = partial(self._put, rows=rows)
             state, moments = jax.tree.map(put, whole, (state, moments), is_leaf=self._is_state)
-        if average is not None:
-            average = optax.incremental_update(state, average, 1 - self.training.ema)
-        return state, moments, average, norm
+        return state, moments, norm
 
     def _read(self, kind: str) -> dict[str, np.ndarray]:
         if kind in MOMENTS:
             return self._named(optax.tree.get(self.moments, MOMENTS[kind]))
-        return self._named(self.average if kind == "average" else self.state)
+        return self._named(self.state)
 
     def _write(self, kind: str, values: Arrays) -> None:
         model = nnx.merge(self.graph, self.state, self.frozen)
@@ -257,8 +250,6 @@ class Learner(Predictor, learner.Learner):
         if kind in MOMENTS:
             new = {MOMENTS[kind]: state, "count": jnp.asarray(self.taken, jnp.int32)}
             self.moments = optax.tree.set(self.moments, **new)
-        elif kind == "average":
-            self.average = state
         else:
             self.state = state
 

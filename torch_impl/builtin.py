@@ -67,7 +67,6 @@ class BuiltinClassifier(Classifier):
         for layer in range(self.config.num_layers):
             if outputs:
                 x = both(outputs)
-                x = x * masks["layers"][layer - 1] if "layers" in masks else x
                 inputs = [x, x[turned]] if R == 2 else [x]
             cells = [self.cells[f"l{layer}{side}"] for side in SIDES[:R]]
             outputs = [cell(x)[0] for cell, x in zip(cells, inputs, strict=True)]

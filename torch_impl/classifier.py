@@ -115,11 +115,9 @@ def classify(
         what = "V - 1, there being V vectors"
         embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
     embedded = drop(embedded, masks)
-    between = iter(masks.get("layers", ()))
     flags = reset_after, pooling != "last", bfloat16
     call = LayerCall(*beside(embedded, tokens, ratios), (), lengths, None, None, None, *flags)
-    drops = (lambda x: x * next(between)) if "layers" in masks else None
-    outputs, h_last = run(CELLS[cell], parameters, call, drops, implementation=implementation)
+    outputs, h_last = run(CELLS[cell], parameters, call, implementation=implementation)
     features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)
     return head(parameters, features, masks.get("features"), relu=relu)
 
@@ -128,20 +126,11 @@ def cross_entropy(
     logits: Float[Tensor, "B C"],
     labels: Int[Tensor, " B"],
     class_weights: Float[Tensor, " C"] | None = None,
-    smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, ""]:
-    """The mean, or the sum, over the rows that are reviews, each with the weight of its class.
-
-    smoothing: the share of the target that is spread evenly over all classes (Szegedy et al. 2016).
-    """
+    """The mean, or the sum, over the rows that are reviews, each with the weight of its class."""
     return F.cross_entropy(
-        logits,
-        labels,
-        class_weights,
-        ignore_index=NO_LABEL,
-        reduction=reduction,
-        label_smoothing=smoothing,
+        logits, labels, class_weights, ignore_index=NO_LABEL, reduction=reduction
     )
 
 

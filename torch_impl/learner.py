@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,6 @@ class Learner(Predictor, learner.Learner):
         self.training, self.recipe, self.taken = training, recipe, 0
         weights = recipe.class_weights
         self.class_weights = None if weights is None else self._tensor(np.array(weights))
-        self.average = [p.detach().clone() for p in self.model.parameters() if training.ema]
         self.gradient_norm = torch.zeros((), device=self.device)
         self.world, self.asked, self.exchange = world, torch.zeros(()), None
         if (shares := training.shares or 1) > 1:
@@ -100,8 +99,6 @@ class Learner(Predictor, learner.Learner):
         else:
             self._step_rows(self.vectors, torch.from_numpy(rows).long().to(self.device))
         self.taken += 1
-        for average, parameter in zip(self.average, self.model.parameters(), strict=False):
-            average.lerp_(parameter.detach(), 1 - self.training.ema)
         return loss
 
     def gradients(self, *shares: Batch) -> tuple[float, dict[str, np.ndarray]]:
@@ -116,9 +113,7 @@ class Learner(Predictor, learner.Learner):
     def _optimizer(self) -> torch.optim.Adam:
         """Made on first use: it imports torch's compiler, for a second that predicting saves."""
         rate, betas, eps = self.training.learning_rate, self.training.betas, self.training.eps
-        decay = self.training.weight_decay
-        kind = partial(torch.optim.AdamW, weight_decay=decay) if decay else torch.optim.Adam
-        optimizer = kind(self.leaves, rate, betas, eps, fused=True)
+        optimizer = torch.optim.Adam(self.leaves, rate, betas, eps, fused=True)
         # As the first step would.
         for leaf in [*self.leaves, *(() if self.vectors is None else (self.vectors,))]:
             optimizer.state[leaf] = {
@@ -198,8 +193,7 @@ class Learner(Predictor, learner.Learner):
             instead: dict[str, Tensor] = {"vectors_weight": self.rows}
             distinct = torch.arange(len(distinct), device=self.device)
             logits = functional_call(self.model, instead, (distinct, *given))
-        how = self.class_weights, self.training.label_smoothing
-        loss = cross_entropy(logits, labels.long(), *how, reduction)
+        loss = cross_entropy(logits, labels.long(), self.class_weights, reduction)
         loss.backward()
         return loss.detach()
 
@@ -241,9 +235,5 @@ class Learner(Predictor, learner.Learner):
             named |= self.model.builtin_names()
         if part := {"parameters": "data", "gradients": "grad"}.get(kind):
             return {name: getattr(parameter, part) for name, parameter in named.items()}
-        if kind == "average":
-            pairs = zip(self.model.parameters(), self.average, strict=True)
-            of = {id(parameter): each for parameter, each in pairs}
-            return {name: of[id(parameter)] for name, parameter in named.items()}
         moment = MOMENTS[kind]
         return {name: self._optimizer.state[parameter][moment] for name, parameter in named.items()}

@@ -242,9 +242,9 @@ def read_checkpoint(folder: Path, which: Saved) -> Run:
             raise InputError(
                 f"{saved.path}: knows no best parameters: they need validation reviews"
             )
-    elif options.ema:
-        moments = saved.optimizer_state
-        parameters = {name: moments[f"average.{name}"] for name in parameters}
+    elif "ema" in saved.removed_options:  # such a run was tested with the average
+        state = saved.optimizer_state
+        parameters = {name: state[f"average.{name}"] for name in parameters}
     data = load_data(options, report=lambda line: None)
     if saved.state.data != fingerprint_of(options, data):
         raise InputError(f"{saved.path}: is of other data or word vectors than there are now")

@@ -2,7 +2,7 @@
 
 config.json            as in the run directory
 model.safetensors      the parameters
-optimizer.safetensors  Adam's state, and with --ema the average, under canonical names
+optimizer.safetensors  Adam's state, under canonical names
 best.safetensors       the best parameters so far, where there is a validation split
 state.json             the place in the run and what has been measured since the last log line
 log.jsonl              the log until then
@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,14 @@ from common import files, params
 from common.errors import InputError
 from common.files import SUMS
 from common.training.learner import Arrays
-from common.training.run_directory import CONFIG, MODEL, About, parse, parse_about
+from common.training.run_directory import (
+    CONFIG,
+    MODEL,
+    About,
+    parse,
+    parse_about,
+    removed_options,
+)
 
 OPTIMIZER, BEST, STATE, LOG = "optimizer.safetensors", "best.safetensors", "state.json", "log.jsonl"
 CHECKPOINT_FILES = (CONFIG, MODEL, OPTIMIZER, STATE, LOG)
@@ -75,6 +83,7 @@ class Checkpoint:
 
     path: Path
     about: About
+    removed_options: dict[str, Any]
     state: State
     parameters: dict[str, np.ndarray]
     optimizer_state: dict[str, np.ndarray]
@@ -159,7 +168,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path / STATE}: is that of step {state.step}")
     shapes = params.shapes(about.model)
     moments: dict[str, tuple[int, ...]] = {"step": ()}
-    for moment in ("first_moment", "second_moment", *(["average"] if about.options.ema else [])):
+    removed = removed_options(contents[CONFIG], path / CONFIG)
+    for moment in ("first_moment", "second_moment", *(["average"] if "ema" in removed else [])):
         moments |= {f"{moment}.{name}": shape for name, shape in shapes.items()}
     tensors = {
         name: files.parse_tensors(contents[name], path / name, expected)
@@ -167,10 +177,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if name in contents
     }
     arrays = tensors[MODEL], tensors[OPTIMIZER], tensors.get(BEST, {})
-    found = Checkpoint(path, about, state, *arrays, contents[LOG])
-    for _ in found.lines():
-        pass  # but checked
-    return found
+    checkpoint = Checkpoint(path, about, removed, state, *arrays, contents[LOG])
+    for _ in checkpoint.lines():
+        pass  # lines() validates each line
+    return checkpoint
 
 
 def _all(folder: Path) -> list[Path]:

@@ -16,7 +16,8 @@ from common.params import ModelConfig
 from common.training.options import TrainConfig
 
 _LEVELS = 256
-WORDS, ELEMENTS, LAYERS, FEATURES = range(4)  # the purposes
+# The purposes. Each keeps its number, so that a resumed run drops the same elements as before.
+WORDS, ELEMENTS, FEATURES = 0, 1, 3
 
 
 def masks(
@@ -29,8 +30,6 @@ def masks(
     elements [K, D], uint8: of the vectors of the batch's distinct words, wherever they stand; 0, 1.
     words [K, 1]: of these vectors, too: 0, or what makes up for all that is dropped of them, which
         costs next to nothing.
-    layers [L - 1, B, R*H]: of the outputs of each layer but the last, the same at every time step
-        (Gal and Ghahramani 2016).
     features [B, F]: of what the last linear layer reads.
     """
     K, B = len(batch.distinct), len(batch.lengths)
@@ -55,9 +54,6 @@ def masks(
     if rate := options.word_dropout:
         words = kept(rate, WORDS, K, 1) * _scale(rate)
         found["words"] = words * found.get("words", np.float32(1))
-    if rate := options.layer_dropout:
-        shape = model.num_layers - 1, B, model.hidden_size * model.directions
-        found["layers"] = kept(rate, LAYERS, *shape) * _scale(rate)
     if rate := options.feature_dropout:
         found["features"] = kept(rate, FEATURES, B, model.features) * _scale(rate)
     return found

@@ -1,7 +1,7 @@
 """What a twin gives to the one training loop."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol, SupportsFloat
 
 import numpy as np
@@ -72,29 +72,21 @@ class Learner(Protocol):
         """A copy of the parameters."""
         return self._read("parameters")
 
-    def averaged(self) -> dict[str, np.ndarray]:
-        """A copy of the moving average of the parameters; without --ema, of the parameters."""
-        return self._read("average" if self.training.ema else "parameters")
-
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME; with --ema, of
-        average.NAME, too."""
-        kinds = (*MOMENTS, *(("average",) if self.training.ema else ()))
-        found = {f"{kind}.{name}": v for kind in kinds for name, v in self._read(kind).items()}
-        return {"step": np.array(self.taken), **found}
+        """A copy of Adam's state: step [], first_moment.NAME and second_moment.NAME."""
+        moments = {f"{kind}.{name}": v for kind in MOMENTS for name, v in self._read(kind).items()}
+        return {"step": np.array(self.taken), **moments}
 
     def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
         """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
-        average = ("average",) if self.training.ema else ()
-        for kind in ("parameters", *average):
-            self._write(kind, parameters)
+        self._write("parameters", parameters)
         if optimizer_state is not None:
             self.taken = int(optimizer_state["step"])
-            for kind in (*MOMENTS, *average):
+            for kind in MOMENTS:
                 self._write(kind, {name: optimizer_state[f"{kind}.{name}"] for name in parameters})
 
     def _read(self, kind: str) -> dict[str, np.ndarray]:
-        """A copy of the parameters, of their average or of one of MOMENTS."""
+        """A copy of the parameters, or of one of MOMENTS."""
 
     def _write(self, kind: str, values: Arrays) -> None:
         """The way back; with a moment, Adam's count becomes that of the steps taken."""
@@ -120,20 +112,6 @@ class Framework(Protocol):
 
     def check(self, options: TrainConfig) -> None:
         """Raise InputError where the device, or a recurrence that fits the options, is missing."""
-
-
-@contextmanager
-def as_tested(learner: Learner, training: TrainConfig) -> Iterator[None]:
-    """Within, the learner has the parameters that are to be tested: with --ema, their average."""
-    if not training.ema:
-        yield
-        return
-    kept = learner.parameters(), learner.optimizer_state()
-    learner.load(learner.averaged())
-    try:
-        yield
-    finally:
-        learner.load(*kept)
 
 
 class Classifier(Protocol):

@@ -23,9 +23,9 @@ from common.signals import stop_requests
 from common.training import checkpoint, run_directory
 from common.training.checkpoint import Checkpoint, LogLine, State
 from common.training.data import Data, fingerprint_of, load_data
-from common.training.learner import Framework, as_tested, predict, validate
+from common.training.learner import Framework, predict, validate
 from common.training.memory import give_back, keep_freed_memory, peak_bytes
-from common.training.options import MODELS, TrainConfig, parse_options
+from common.training.options import MODELS, TrainConfig, option, parse_options
 from common.training.recipe import recipe_of
 from common.training.run_directory import About
 from common.training.world import ALONE, World, joined, launched, restarted
@@ -105,6 +105,10 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
     """Why a run of these options must not go on from there, if it must not."""
     if saved is None:
         return "holds a run without checkpoints" if (out / run_directory.CONFIG).exists() else ""
+    if saved.removed_options:
+        removed = ", ".join(f"{option(n)} {v}" for n, v in saved.removed_options.items())
+        path = saved.path.relative_to(out) / run_directory.CONFIG
+        return f"{path} has {removed}, which this release no longer has"
     free = run_directory.MAY_CHANGE
     if options.scheduled:
         free = free - {"epochs"}  # all steps hang on how many there are
@@ -309,14 +313,13 @@ class Trainer:
             f"elapsed time:{line.seconds:4.0f} secs   loss: {line.loss:.5f}"
         )
         if ended and self.data.validation:
-            with as_tested(self.learner, self.options):
-                loss, accuracy = validate(self.learner, self.data.validation)
+            loss, accuracy = validate(self.learner, self.data.validation)
             line = dataclasses.replace(line, validation_loss=loss, validation_accuracy=accuracy)
             say(f"validation loss: {loss:.5f}   accuracy: {accuracy:.2%}")
             state.epochs_since_best += 1
             if state.best_loss is None or loss < state.best_loss:
                 state.best_loss, state.epochs_since_best = loss, 0
-                self.best = self.learner.averaged()
+                self.best = self.learner.parameters()
         self.lines.append(line)
         path = self.out / "log.jsonl"
         if self.world.first:
@@ -345,8 +348,8 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Test, and write what a finished run leaves; returns what metrics.json holds."""
-        if self.best or self.options.ema:
-            self.learner.load(self.best or self.learner.averaged())
+        if self.best:
+            self.learner.load(self.best)
         if self.options.temperature and self.data.validation:
             self.temper(*predict(self.learner, self.data.validation, world=self.world))
         results, vectors = self.results(), self.data.vectors

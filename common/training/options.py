@@ -111,31 +111,22 @@ class TrainConfig(DataConfig):
     """Adam's decay rates of the two moments."""
     eps: Positive = 1e-8
     """Adam's term against division by zero."""
-    weight_decay: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 0.0
-    """Shrink all parameters by this share of the step size (AdamW)."""
     warmup: Decay = 0.0
-    """The share of all steps in which the step size grows from zero."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the step size falls to zero after that, if it does."""
+    """The share of all steps over which the learning rate grows from zero."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """The learning rate after the warmup: constant, or a linear decay to zero."""
     word_dropout: Decay = 0.0
     """Leave out this share of a batch's distinct words, each wherever it stands in the batch."""
     vector_dropout: Decay = 0.0
     """Set this share of the elements of a batch's word vectors to zero."""
-    layer_dropout: Decay = 0.0
-    """The same of what one GRU layer hands to the next; for a review, the same at every word."""
     feature_dropout: Decay = 0.0
-    """The same of what the last linear layer reads."""
+    """Set this share of the inputs of the last linear layer to zero."""
     ngrams: Annotated[int, Meta(ge=0, le=10)] = 0
     """Read, beside each word's vector, how much the n-grams that end there speak for a class: those
     of one word, of two, and of up to so many (log-count ratios; Wang and Manning 2012). 0: none."""
-    label_smoothing: Decay = 0.0
-    """The share of the loss's target that is spread evenly over all classes."""
     class_weights: str = "none"
     """How much a review of each class counts in the loss: none (all the same), balanced (against
     how often it occurs), or numbers in the order of the classes: 1,2.5."""
-    ema: Decay = 0.0
-    """Keep, and test, a moving average of the parameters that decays at this rate, as 0.999; 0 for
-    the parameters themselves."""
     clip_norm: Positive | None = 1.0
     """Scale the gradient down to this norm, over all parameters together, where it is longer."""
     patience: Count | None = None
@@ -211,8 +202,6 @@ class TrainConfig(DataConfig):
                     f"--class-weights {self.class_weights}: expected none, balanced, or numbers "
                     "above 0: 1,2.5"
                 )
-        if self.layer_dropout and self.num_layers == 1:
-            raise InputError(f"--layer-dropout {self.layer_dropout}: needs --num-layers 2 or more")
         if self.patience is not None and not self.validation_size:
             raise InputError(f"--patience {self.patience}: needs a --validation-size")
 

@@ -54,18 +54,14 @@ def weight_of(labels: Int[np.ndarray, " B"], recipe: Recipe) -> float:
 
 
 def learning_rate(options: TrainConfig, recipe: Recipe, step: int) -> float:
-    """The size of a step, the first being 0.
+    """The size of a step; steps are counted from 0.
 
-    It grows to --learning-rate over the first --warmup of all steps, then falls to zero on a
-    straight line or as a cosine does (Loshchilov and Hutter 2017), or stays.
+    It grows to --learning-rate over the first --warmup of all steps. Then it stays there, or falls
+    to zero linearly.
     """
     warm = math.ceil(options.warmup * recipe.steps)
     if step < warm:
         return options.learning_rate * (step + 1) / warm
-    share = min((step - warm) / max(recipe.steps - warm, 1), 1)
-    match options.schedule:
-        case "linear":
-            return options.learning_rate * (1 - share)
-        case "cosine":
-            return options.learning_rate * (1 + math.cos(math.pi * share)) / 2
-    return options.learning_rate
+    if options.schedule == "constant":
+        return options.learning_rate
+    return options.learning_rate * (1 - min((step - warm) / max(recipe.steps - warm, 1), 1))

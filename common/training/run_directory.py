@@ -72,6 +72,22 @@ class _Framework:
 
 
 @dataclass(frozen=True)
+class _RemovedOptions:
+    """Options of earlier releases, each with a default that had no effect."""
+
+    weight_decay: float = 0.0
+    layer_dropout: float = 0.0
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    schedule: str = "constant"  # only the value cosine was removed
+
+
+@dataclass(frozen=True)
+class _EarlierConfig:
+    options: _RemovedOptions = _RemovedOptions()
+
+
+@dataclass(frozen=True)
 class About:
     """What config.json holds."""
 
@@ -222,6 +238,7 @@ def finished(
     try:
         contents = files.read_verified(folder, names)
         about = (parse_config or parse_about)(contents[CONFIG], folder / CONFIG)
+        removed = removed_options(contents[CONFIG], folder / CONFIG)
         metrics = files.parse_json(contents[METRICS], folder / METRICS, _LONGEST_METRICS)
     except InputError:
         return None
@@ -231,7 +248,8 @@ def finished(
     ):
         return None
     different = differences(about.options, options, MAY_CHANGE - {"epochs"})
-    return metrics if about.framework == framework and not different else None
+    is_same = about.framework == framework and not different and not removed
+    return metrics if is_same else None
 
 
 def load_run(folder: Path) -> Run:
@@ -311,9 +329,19 @@ def check_classes(classes: Sequence[str], path: Path) -> None:
         raise InputError(f"{path}: classes: expected printable names that differ")
 
 
+def removed_options(content: bytes, path: Path) -> dict[str, Any]:
+    """The options of a config.json that had an effect and that this release no longer has."""
+    options = parse(_EarlierConfig, content, path).options
+    return {n: v for n, v in vars(options).items() if v not in (0, "constant", "linear")}
+
+
 def parse_about(content: bytes, path: Path) -> About:
-    """A config.json. Raises InputError, too, for values that no run has."""
-    about = parse(About, content, path)
+    """Parse a config.json. Raises InputError for values that no run has.
+
+    Options of earlier releases are ignored, because a trained model predicts without them;
+    `removed_options` returns them.
+    """
+    about = parse(About, content.replace(b'"schedule": "cosine"', b'"schedule": "linear"'), path)
     model = about.model
     if about.format != FORMAT:
         raise InputError(f"{path}: format {about.format}, this program knows {FORMAT}")

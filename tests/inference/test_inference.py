@@ -23,7 +23,14 @@ from common.inference import explanation, prediction
 from common.inference.model import ROWS, Model
 from common.training import checkpoint, loop, run_directory
 from common.training.options import TrainConfig
-from tests.training.cases import Command, refused_at_once, rewrite, succeeds
+from tests.training.cases import (
+    REMOVED,
+    Command,
+    add_removed_options,
+    refused_at_once,
+    rewrite,
+    succeeds,
+)
 
 TWINS = {"torch": torch_impl, "jax": jax_impl}
 TEXTS = ["a moving and wonderful film", "", "dull, tired and boring", "xyzzy", "film " * 90, "  \t"]
@@ -32,10 +39,10 @@ SIZES = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a moving average, and the best parameters by validation reviews."""
+    """With the best parameters by validation reviews."""
     folder = tmp_path_factory.mktemp("run")
-    more = {"ema": 0.5, "validation_size": 16}
-    loop.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **SIZES, **more))
+    options = TrainConfig(data="rt", out=folder, validation_size=16, **SIZES)
+    loop.train(torch_impl.learner, options)
     return folder
 
 
@@ -109,8 +116,7 @@ def test_checkpoints_are_asked_before_the_run_is_finished(
     last = load(trained, checkpoint="last").logits(TEXTS)
     saved = checkpoint.newest(trained, print)
     assert saved is not None
-    average = {n: saved.optimizer_state[f"average.{n}"] for n in saved.parameters}
-    run = replace(run_directory.load_run(trained), parameters=average)
+    run = replace(run_directory.load_run(trained), parameters=saved.parameters)
     plain = Model(TWINS[name].predictor, run)
     assert np.array_equal(plain.logits(TEXTS), last)
 
@@ -140,6 +146,29 @@ def test_a_checkpoint_without_a_best_one_says_so(tmp_path: Path) -> None:
     loop.train(torch_impl.learner, options)
     with pytest.raises(ValueError, match="validation reviews"):
         torch_impl.load(tmp_path, checkpoint="best")
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_run_with_options_that_are_gone_is_read(
+    name: str, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """Its last checkpoint is read with the average, if it has one."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    add_removed_options(run, **REMOVED)
+    before, model = TWINS[name].load(trained), TWINS[name].load(run)
+    assert model.predict(TEXTS) == before.predict(TEXTS)
+    for tool in (prediction, explanation):
+        main = partial(tool.main, TWINS[name].learner)
+        assert command(main, run, TEXTS[0]) == command(main, trained, TEXTS[0])
+    last = checkpoint.newest(run, pytest.fail)
+    assert last is not None
+    for which, parameters in (
+        ("best", last.best),
+        ("last", {n: 2 * value for n, value in last.parameters.items()}),
+    ):
+        found = TWINS[name].load(run, checkpoint=which).run.parameters
+        for parameter, value in parameters.items():
+            np.testing.assert_array_equal(found[parameter], value, err_msg=parameter)
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -63,7 +63,7 @@ def gradients(name: str, world: World, shares: int) -> dict[str, np.ndarray]:
     recipe = Recipe(class_weights=(1.0, 2.0, 0.5))
     found = {}
     for model, trained in MODELS[name]:
-        options = TrainConfig(model=model, hidden_size=5, shares=shares, label_smoothing=0.1)
+        options = TrainConfig(model=model, hidden_size=5, shares=shares)
         config = options.model_config((V, D), 3, trained)
         given = config, options, vectors
         learner = framework.Learner(*given, dtype="float64", recipe=recipe, world=world)

@@ -1,5 +1,6 @@
 """What the tests that train share: the frameworks, a small run, and the forms of an assertion."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors.numpy import load_file
 
 import jax_impl.learner
 import torch_impl.learner
@@ -72,9 +74,27 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
     """Change a file of a run or a checkpoint, and make SHA256SUMS fit."""
     (folder / name).write_bytes(content)
     is_checkpoint = folder.name.isdigit()
-    names = checkpoint.CHECKPOINT_FILES if is_checkpoint else run_directory.RUN_FILES
+    names = (*checkpoint.CHECKPOINT_FILES, checkpoint.BEST)
+    names = names if is_checkpoint else run_directory.RUN_FILES
     content_of = {each: (folder / each).read_bytes() for each in names if (folder / each).exists()}
     (folder / files.SUMS).write_bytes(files.checksums(content_of))
+
+
+REMOVED = {"label_smoothing": 0.1, "weight_decay": 0.1, "layer_dropout": 0.2, "schedule": "cosine"}
+REMOVED |= {"ema": 0.9}
+
+
+def add_removed_options(run: Path, **options: object) -> None:
+    """Make a run one of an earlier release, which had these options, in its own folder and in all
+    checkpoints; with ema, the checkpoints hold an average: twice the parameters."""
+    for folder in (run, *(run / "checkpoints").iterdir()):
+        about = json.loads((folder / "config.json").read_text())
+        about["options"] |= options
+        rewrite(folder, "config.json", files.to_json(about))
+        if options.get("ema") and (path := folder / "optimizer.safetensors").exists():
+            parameters = load_file(folder / "model.safetensors")
+            average = {f"average.{name}": 2 * value for name, value in parameters.items()}
+            rewrite(folder, path.name, files.to_tensors(load_file(path) | average))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -216,15 +216,11 @@ BAD_OPTIONS = {
     "pooling twice": (["--pooling", "max+max"], "--pooling max+max"),
     "dropout": (["--word-dropout", "1"], "--word-dropout 1.0"),
     "negative": (["--feature-dropout", "-0.1"], "--feature-dropout -0.1"),
-    "one layer": (["--layer-dropout", "0.1"], "--layer-dropout 0.1"),
     "schedule": (["--schedule", "step"], "step"),
     "warmup": (["--warmup", "1.5"], "--warmup 1.5"),
-    "smoothing": (["--label-smoothing", "nan"], "--label-smoothing nan"),
-    "decay": (["--weight-decay", "-1"], "--weight-decay -1.0"),
     "weights": (["--class-weights", "1,x"], "--class-weights 1,x"),
     "no weight": (["--class-weights", "0,1"], "--class-weights 0,1"),
     "infinite weight": (["--class-weights", "1,inf"], "--class-weights 1,inf"),
-    "average": (["--ema", "1"], "--ema 1.0"),
     "temperature": (["--temperature"], "--validation-size"),
 }
 OF_JAX = ("device", "no device", "implementation", "model")  # which it looks at by itself
