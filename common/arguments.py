@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cells import Cell, LayerCall, dtype_name
-from common.params import POOLING, cell_of, cell_shapes, gru_shapes, structure
+from common.params import (
+    POOLING,
+    PRODUCT_DTYPES,
+    ProductDtype,
+    cell_of,
+    cell_shapes,
+    gru_shapes,
+    structure,
+)
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 OPTIONAL = ("h0", "tokens", "resets", "h_reset")
@@ -35,6 +43,9 @@ def check_cell(
     name, blocks = f"{cell.name}.0.forward.weight_hh", cell.spec.blocks
     if name not in parameters:
         raise ValueError(f"parameters: expected {name}, found {names or 'none'}")
+    if call.product_dtype not in PRODUCT_DTYPES:
+        known = " or ".join(PRODUCT_DTYPES)
+        raise ValueError(f"product_dtype: expected {known}, found {call.product_dtype!r}")
     layers, directions = structure(names, cell.name)
     first, x, tokens = parameters[name], call.x, call.tokens
     check_shape(name, first, f"{blocks}H", "H")
@@ -147,6 +158,13 @@ def check_bool(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, found {value!r}")
+
+
+def product_dtype(bfloat16: bool) -> ProductDtype:
+    """The product dtype for the argument bfloat16 of `gru`. Raises TypeError for no bool."""
+    if bfloat16 is not False:
+        check_bool(bfloat16=bfloat16)
+    return "bfloat16" if bfloat16 else "float32"
 
 
 def check_sizes(**sizes: int) -> None:

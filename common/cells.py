@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from common.errors import InputError
-from common.params import CELLS, CellSpec
+from common.params import CELLS, CellSpec, ProductDtype
 
 DEVICES = ("cuda", "cpu")
 
@@ -43,8 +43,8 @@ class LayerCall(NamedTuple):
     """Whether the reset gate acts after the product with U_n."""
     return_sequences: bool = True
     """Whether to return the outputs; otherwise the outputs have no time steps."""
-    bfloat16: bool = False
-    """Whether the factors of matrix products are rounded to bfloat16."""
+    product_dtype: ProductDtype = "float32"
+    """The dtype to which the factors of matrix products are rounded."""
     cell: str = "gru"
     """The cell, a key of CELLS in common/params.py."""
 

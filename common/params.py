@@ -15,7 +15,7 @@ layers. F is H * directions times the number of poolings.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,6 +24,10 @@ from common.errors import InputError
 DIRECTIONS = ("forward", "backward")
 NO_LABEL = -1  # the label of a padding row, which the loss ignores
 GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+ProductDtype = Literal["float32", "bfloat16"]
+"""The dtype to which the factors of matrix products are rounded; "float32": they are not rounded,
+not even in float64. From the options to the bindings of the kernels, it is passed on as it is."""
+PRODUCT_DTYPES: tuple[ProductDtype, ...] = get_args(ProductDtype)
 NO_MASKS: Mapping[str, Any] = MappingProxyType({})  # the masks without dropout
 POOLING = ("last", "max", "mean")
 
@@ -107,7 +111,7 @@ class ModelConfig:
     cell: str = "gru"
     """The cell, a key of CELLS."""
     implementation: str = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: ProductDtype = "float32"
     """The dtype of the factors of products in recurrent layers; all else is float32."""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import DTypeLike, Float, Int
 
 from common.arguments import check_classify, check_mapping
 from common.cells import Cells, LayerCall
-from common.params import NO_LABEL, NO_MASKS, ModelConfig
+from common.params import NO_LABEL, NO_MASKS, ModelConfig, ProductDtype
 from jax_impl.layers import as_array, canonical, in_range, register, run, within
 
 Reduction = Literal["mean", "sum"]
@@ -93,14 +93,14 @@ def classify(
     pooling: str = "last",
     relu: bool = True,
     implementation: str = "auto",
-    bfloat16: bool = False,
+    product_dtype: ProductDtype = "float32",
 ) -> Float[Array, "B C"]:
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
     masks: what dropout multiplies by (common/training/dropout.py). ratios: what the first layer
-    reads beside the vectors. pooling, relu: see ModelConfig in common/params.py. bfloat16: see
-    `gru`; the head is float32.
+    reads beside the vectors. pooling, relu: see ModelConfig in common/params.py. product_dtype:
+    that of the recurrent layers; the head does not round.
 
     Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1; under jax.jit, the
     rows of the batch that read it have NaN.
@@ -122,8 +122,9 @@ def classify(
     if wrong is not None:
         embedded = jnp.where(wrong[:, None], jnp.nan, embedded)
     embedded = drop(embedded, masks)
-    flags = reset_after, pooling != "last", bfloat16
-    call = LayerCall(*beside(embedded, tokens, ratios), (), lengths, None, None, None, *flags)
+    flags = reset_after, pooling != "last", product_dtype
+    x, rows = beside(embedded, tokens, ratios)
+    call = LayerCall(x, rows, (), lengths, None, None, None, *flags)
     outputs, h_last = run(CELLS[cell], parameters, call, implementation=implementation)
     features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)
     return head(parameters, features, masks.get("features"), relu=relu)
@@ -180,5 +181,5 @@ class Classifier(nnx.Module):
             pooling=self.config.pooling,
             relu=self.config.relu,
             implementation=self.config.implementation,
-            bfloat16=self.config.dtype == "bfloat16",
+            product_dtype=self.config.dtype,
         )

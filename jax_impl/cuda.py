@@ -40,23 +40,23 @@ def available(device: str = "cuda", dtype: Any = "float32", size: int | None = N
     The kernel is neither compiled nor run.
     """
     is_served = BUILT and cuda.served(device, dtype)
-    return is_served and exists(cuda.units(size), dtype_name(dtype) == "bfloat16")
+    return is_served and exists(cuda.units(size), dtype_name(dtype))
 
 
 def proven(dtype: Any, size: int | None) -> bool:
     """Whether a trial has shown that the first device's kernel is correct; see trial.py."""
-    return passes(cuda.units(size), dtype_name(dtype) == "bfloat16")
+    return passes(cuda.units(size), dtype_name(dtype))
 
 
-def exists(size: int | None, bfloat16: bool) -> bool:
+def exists(size: int | None, product_dtype: str) -> bool:
     """Whether the first device has a kernel for this number of units."""
     if not cuda.driver() or not devices():
         return False
-    found = size is None or cuda.instance(size, factors_of(bfloat16), False, False, arch())
+    found = size is None or cuda.instance(size, factors_of(product_dtype), False, False, arch())
     return bool(found)
 
 
-def passes(size: int | None, bfloat16: bool) -> bool:
+def passes(size: int | None, product_dtype: str) -> bool:
     """Whether the first device's kernel for this number of units passes its trial."""
     if size is None:
         return True
@@ -64,7 +64,7 @@ def passes(size: int | None, bfloat16: bool) -> bool:
         return False
     from common.kernels.cuda import trial  # imports what a layer on a CPU does not need
 
-    kernel = (size, factors_of(bfloat16), arch())
+    kernel = (size, factors_of(product_dtype), arch())
     return trial.trusted("jax_impl", *kernel, devices()[0].device_kind)
 
 
@@ -75,9 +75,9 @@ def prepare(device: int, factors: str) -> None:
     jax.config.update("jax_default_matmul_precision", precision)
 
 
-def factors_of(bfloat16: bool) -> str:
-    """What the kernel's products multiply."""
-    if bfloat16:
+def factors_of(product_dtype: str) -> str:
+    """The kernel's name of the type of a product's factors."""
+    if product_dtype == "bfloat16":
         return "Bf16"
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     exact = precision in ("float32", "highest", "F32_F32_F32")
@@ -107,7 +107,7 @@ def array(values: np.ndarray) -> Array:
 
 def forward(call: LayerCall, save: bool) -> Sequence[Array]:
     """What fused.forward returns, for the same arguments."""
-    factor = rounded if call.bfloat16 else lambda array: array
+    factor = rounded if call.product_dtype == "bfloat16" else lambda array: array
     rows = factor(jax.lax.collapse(call.x, 0, -1))
     projections = jnp.stack([rows @ factor(W).T + b[None] for W, _, b, _ in call.weights])
     arrays = (
@@ -133,7 +133,7 @@ def backward(
     x, tokens, resets, steps = call.x, call.tokens, call.resets, call.steps
     R, batch, size = d_h_last.shape
     distinct = x.shape[0]
-    factor = rounded if call.bfloat16 else lambda array: array
+    factor = rounded if call.product_dtype == "bfloat16" else lambda array: array
     record = 5 if call.reset_after else 4  # numbers that are saved of a unit
     shape = like(d_h_last)
     shapes = [
@@ -196,7 +196,7 @@ def run(
     batch, size = call.lengths.shape[0], weight_hh[0].shape[1]
     distinct = 0 if backward else arrays[0].shape[1]
     cuda.check_size(call.steps, batch, size, distinct, len(weight_hh))
-    kernel = cuda.instance(size, factors_of(call.bfloat16), call.reset_after, backward, arch())
+    kernel = cuda.instance(size, factors_of(call.product_dtype), call.reset_after, backward, arch())
     if kernel is None:
         raise ValueError(f"the GRU on this GPU has no kernel for {size} hidden units")
     beyond = kernel.size - size

@@ -26,6 +26,7 @@ from jaxtyping import DTypeLike
 from common import kernels
 from common.cells import LayerCall, dtype_name
 from common.kernels import cuda as gpu
+from common.params import ProductDtype
 from jax_impl import cuda
 from jax_impl.ffi import backward_shapes, forward_shapes, or_empty
 from jax_impl.layers import Found, complete
@@ -35,11 +36,11 @@ BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
 DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
 
 # JAX differentiates functions of `arrays` (x, the weights of each direction, h0 and h_reset),
-# `places` (tokens, lengths and resets) and `how` (reset_after, return_sequences, bfloat16, cell,
-# gpu).
+# `places` (tokens, lengths and resets) and `how` (reset_after, return_sequences, product_dtype,
+# cell, gpu).
 Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array, Array | None]
 Places = tuple[Array | None, Array, Array | None]
-How = tuple[bool, bool, bool, str, bool]
+How = tuple[bool, bool, ProductDtype, str, bool]
 SCANS: dict[str, Callable[[LayerCall], Found]] = {"gru": scan}
 """By cell, the recurrence of by_scan. That of the tanh RNN computes in float32 throughout."""
 
@@ -70,7 +71,7 @@ def recurrence(call: LayerCall, *, gpu: bool = False) -> Found:
     compute in.
     """
     x, tokens, weights, lengths, h0, resets, h_reset, *flags = call
-    if call.bfloat16 and h0.dtype != jnp.float32:
+    if call.product_dtype == "bfloat16" and h0.dtype != jnp.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {h0.dtype}")
     if h0.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
@@ -78,7 +79,7 @@ def recurrence(call: LayerCall, *, gpu: bool = False) -> Found:
             'implementation="scan" does'
         )
     if not gpu and lowered(h0.dtype):
-        flags[2] = True
+        flags[2] = "bfloat16"
     arrays = (x, tuple(map(tuple, weights)), h0, h_reset)
     tokens = None if tokens is None else tokens.astype(jnp.int32)
     places = (tokens, lengths.astype(jnp.int32), resets)
@@ -322,7 +323,7 @@ def attributes(call: LayerCall) -> dict[str, Any]:
     return {
         "reverse": np.arange(len(call.weights)),
         "reset_after": np.bool_(call.reset_after),
-        "bfloat16": np.bool_(call.bfloat16),
+        "bfloat16": np.bool_(call.product_dtype == "bfloat16"),
         "cell": np.int32(kernels.cell_index(call.cell)),
         "threads": np.int32(kernels.threads()),
     }

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from common.arguments import product_dtype
 from common.cells import Cell, LayerCall, Recurrence
 from common.params import CELLS
 from jax_impl import cuda, fused
@@ -95,6 +96,6 @@ def gru(
     any integer dtype. Where their values are not known, as under jax.jit, nothing can be raised: a
     row of the batch with a length or a token out of range has NaN for its states.
     """
-    flags = reset_after, return_sequences, bfloat16
+    flags = reset_after, return_sequences, product_dtype(bfloat16)
     call = LayerCall(x, tokens, (), lengths, h0, resets, h_reset, *flags)
     return run(CELL, parameters, call, implementation=implementation)

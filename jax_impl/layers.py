@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, DTypeLike, Float, Int
 
-from common.arguments import FLOATS, OPTIONAL, check_bool, check_cell, check_mapping, check_range
+from common.arguments import FLOATS, OPTIONAL, check_cell, check_mapping, check_range
 from common.cells import Cell, LayerCall, Recurrence
 
 HALF = (jnp.bfloat16, jnp.float16)
@@ -170,7 +170,6 @@ def run(
 
     between is applied to what one layer hands to the next.
     """
-    check_bool(bfloat16=call.bfloat16)
     parameters, arrays = check_arrays(cell, parameters, **call.arrays)
     call = call._replace(**arrays)
     layers, directions, size = check_cell(cell, parameters, call)
@@ -179,9 +178,9 @@ def run(
         parameters, call = in_dtype(jnp.float32, parameters, call)
     # Where a compiled function will run is not known here, so only "auto" depends on it.
     device = jax.default_backend() if implementation == "auto" else None
-    kind = "bfloat16" if call.bfloat16 else call.x.dtype
+    kind = call.x.dtype if call.product_dtype == "float32" else call.product_dtype
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
-    if call.bfloat16 and call.x.dtype != jnp.float32:
+    if call.product_dtype == "bfloat16" and call.x.dtype != jnp.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {call.x.dtype}")
     call = complete(call, layers * len(directions), cell.spec.states * size, recurrence.checks)
     sides = [[(i, side) for side in directions] for i in range(layers)]
@@ -231,7 +230,7 @@ def layer_by_layer(
             None if call.h_reset is None else call.h_reset[states],
             call.reset_after,
             call.return_sequences or number < len(sides) - 1,
-            call.bfloat16,
+            call.product_dtype,
             cell.name,
         )
         x, last = recurrence.compute(layer)

@@ -14,6 +14,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from common.cells import LayerCall
+from common.params import ProductDtype
 from jax_impl.bfloat16 import rounded, rounded_back
 from jax_impl.layers import Found, Restart, Weights, by_direction, gather, project
 
@@ -27,11 +28,11 @@ def hoisted_step(
     c_n: Float[Array, " H"],
     *,
     reset_after: bool,
-    bfloat16: bool = False,
+    product_dtype: ProductDtype = "float32",
 ) -> Float[Array, "B H"]:
     """`step` without what can be done for all time steps at once: see `hoist`."""
     # The product first: the other way round, XLA takes a fifth longer for a single step.
-    addmm = rounding if bfloat16 else lambda a, h, U: h @ U + a
+    addmm = rounding if product_dtype == "bfloat16" else lambda a, h, U: h @ U + a
     z, r = jnp.split(jax.nn.sigmoid(addmm(a_zr, h, U_zr)), 2, axis=-1)
     a_n = a_n + r * addmm(c_n, h, U_n) if reset_after else addmm(a_n, r * h, U_n)
     return h + z * (jnp.tanh(a_n) - h)
@@ -69,14 +70,14 @@ def scan_direction(
     """`hoisted_step` in a loop over time."""
     size = h.shape[-1]
     bias, U_zr, U_n, c_n = hoist(weights, reset_after=call.reset_after)
-    if call.bfloat16:
+    if call.product_dtype == "bfloat16":
         U_zr, U_n = rounded(U_zr), rounded(U_n)
         a = bias + rounded_back(project(rounded(call.x), rounded(weights[0]), jnp.zeros_like(bias)))
     else:
         a = project(call.x, weights[0], bias)
     rows = jnp.split(a, [2 * size], axis=-1)
     inputs = [gather(each, call.tokens, mask) for each in rows]
-    how = {"reset_after": call.reset_after, "bfloat16": call.bfloat16}
+    options: Any = {"reset_after": call.reset_after, "product_dtype": call.product_dtype}
 
     # What is cheap is computed once more in the backward pass: to keep it costs more time.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
@@ -86,7 +87,7 @@ def scan_direction(
         a_zr, a_n, live, begin = at
         if restart is not None:
             h = jnp.where(begin, restart[1], h)
-        after = hoisted_step(a_zr, a_n, h, U_zr, U_n, c_n, **how)
+        after = hoisted_step(a_zr, a_n, h, U_zr, U_n, c_n, **options)
         h = jnp.where(live, after, h)
         return h, h
 

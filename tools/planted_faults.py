@@ -370,8 +370,8 @@ jax_impl/fused.py: JAX: every cell is the GRU
 - np.int32(kernels.cell_index(call.cell)),
 + np.int32(0),
 torch_impl/fused.py: PyTorch: the frameworks' switch is not read
-- call.bfloat16 or lowered(dtype),
-+ call.bfloat16,
+- in_bfloat16 or lowered(dtype),
++ in_bfloat16,
 jax_impl/fused.py: JAX: the framework's switch is not read
 - if not gpu and lowered(h0.dtype):
 + if False:

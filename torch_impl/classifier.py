@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.arguments import check_classify, check_mapping
 from common.cells import Cells, LayerCall
-from common.params import NO_LABEL, NO_MASKS, ModelConfig
+from common.params import NO_LABEL, NO_MASKS, ModelConfig, ProductDtype
 from torch_impl.layers import canonical, check_arrays, in_range, register, run, within
 
 Reduction = Literal["mean", "sum"]
@@ -92,14 +92,14 @@ def classify(
     pooling: str = "last",
     relu: bool = True,
     implementation: str = "auto",
-    bfloat16: bool = False,
+    product_dtype: ProductDtype = "float32",
 ) -> Float[Tensor, "B C"]:
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
     vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
     masks: what dropout multiplies by (common/training/dropout.py). ratios: what the first layer
-    reads beside the vectors. pooling, relu: see ModelConfig in common/params.py. bfloat16: see
-    `gru`; the head is float32.
+    reads beside the vectors. pooling, relu: see ModelConfig in common/params.py. product_dtype:
+    that of the recurrent layers; the head does not round.
 
     Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1.
     """
@@ -115,8 +115,9 @@ def classify(
         what = "V - 1, there being V vectors"
         embedded = F.embedding(in_range("distinct", distinct, len(vectors) - 1, what), vectors)
     embedded = drop(embedded, masks)
-    flags = reset_after, pooling != "last", bfloat16
-    call = LayerCall(*beside(embedded, tokens, ratios), (), lengths, None, None, None, *flags)
+    flags = reset_after, pooling != "last", product_dtype
+    x, rows = beside(embedded, tokens, ratios)
+    call = LayerCall(x, rows, (), lengths, None, None, None, *flags)
     outputs, h_last = run(CELLS[cell], parameters, call, implementation=implementation)
     features = pool(outputs, h_last[-directions:, :, :size], lengths, pooling)
     return head(parameters, features, masks.get("features"), relu=relu)
@@ -171,5 +172,5 @@ class Classifier(nn.Module):
             pooling=self.config.pooling,
             relu=self.config.relu,
             implementation=self.config.implementation,
-            bfloat16=self.config.dtype == "bfloat16",
+            product_dtype=self.config.dtype,
         )

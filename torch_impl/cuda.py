@@ -32,23 +32,23 @@ def available(device: str = "cuda", dtype: Any = "float32", size: int | None = N
     The kernel is neither compiled nor run.
     """
     is_served = cuda.served(device, dtype)
-    return is_served and exists(cuda.units(size), dtype_name(dtype) == "bfloat16")
+    return is_served and exists(cuda.units(size), dtype_name(dtype))
 
 
 def proven(dtype: Any, size: int | None) -> bool:
     """Whether a trial has shown that the current device's kernel is correct; see trial.py."""
-    return passes(cuda.units(size), dtype_name(dtype) == "bfloat16")
+    return passes(cuda.units(size), dtype_name(dtype))
 
 
-def exists(size: int | None, bfloat16: bool) -> bool:
+def exists(size: int | None, product_dtype: str) -> bool:
     """Whether the current device has a kernel for this number of units."""
     if not cuda.driver() or not (cuda.rehearsed or torch.cuda.is_available()):
         return False
-    found = size is None or cuda.instance(size, factors_of(bfloat16), False, False, arch())
+    found = size is None or cuda.instance(size, factors_of(product_dtype), False, False, arch())
     return bool(found)
 
 
-def passes(size: int | None, bfloat16: bool) -> bool:
+def passes(size: int | None, product_dtype: str) -> bool:
     """Whether the current device's kernel for this number of units passes its trial."""
     if size is None:
         return True
@@ -56,7 +56,7 @@ def passes(size: int | None, bfloat16: bool) -> bool:
         return False
     from common.kernels.cuda import trial  # imports what a layer on a CPU does not need
 
-    kernel = (size, factors_of(bfloat16), arch())
+    kernel = (size, factors_of(product_dtype), arch())
     device = ("emulated", 0)
     if not cuda.rehearsed:
         device = (torch.cuda.get_device_name(), torch.cuda.current_device())
@@ -75,9 +75,9 @@ if torch.backends.cuda.is_built():  # imports Dynamo, which takes a second
     exists, passes = map(torch.compiler.assume_constant_result, (exists, passes))
 
 
-def factors_of(bfloat16: bool) -> str:
-    """What the kernel's products multiply."""
-    if bfloat16:
+def factors_of(product_dtype: str) -> str:
+    """The kernel's name of the type of a product's factors."""
+    if product_dtype == "bfloat16":
         return "Bf16"
     # nn.GRU's own switch, or what stands behind it: "tf32", "ieee", which is the last, or "none".
     for switch in (torch.backends.cudnn.rnn, torch.backends.cudnn, torch.backends):
@@ -103,7 +103,7 @@ def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     check_shape("h0", h0, len(call.weights), "B", "H")
     R, batch, size = h0.shape
     steps, distinct = read_sizes(x, call.tokens, batch)
-    factor = rounded if call.bfloat16 else lambda array: array
+    factor = rounded if call.product_dtype == "bfloat16" else lambda array: array
     rows = factor(x.flatten(0, -2))
     projections = torch.stack([torch.addmm(b, rows, factor(W).T) for W, _, b, _ in call.weights])
     outputs, h_last, saved = forward_shapes(call, save)
@@ -133,7 +133,7 @@ def backward(
     check_shape("d_h_last", d_h_last, len(call.weights), "B", "H")
     R, batch, size = d_h_last.shape
     steps, distinct = read_sizes(x, tokens, batch)
-    factor = rounded if call.bfloat16 else lambda array: array
+    factor = rounded if call.product_dtype == "bfloat16" else lambda array: array
     record = 5 if call.reset_after else 4  # numbers that are saved of a unit
     d_a = saved.new_empty(R, steps * batch, 3 * size)
     d_q = saved.new_empty(R, steps * batch if call.reset_after else 0, size)
@@ -204,7 +204,7 @@ def run(
     device = weight_hh[0].device
     cuda.check_size(*sizes)
     kernel = cuda.instance(
-        size, factors_of(call.bfloat16), call.reset_after, backward, arch(device)
+        size, factors_of(call.product_dtype), call.reset_after, backward, arch(device)
     )
     if kernel is None:
         raise ValueError(f"the GRU on this GPU has no kernel for {size} hidden units")

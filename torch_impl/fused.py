@@ -10,7 +10,8 @@ than the cores that this process may use.
 
 autograd and operators take no LayerCall. They take `arrays`, its floating-point tensors in a row
 (x, the weights of each direction, h0 and, with resets, h_reset), and `flags` (reset_after,
-return_sequences, bfloat16 and, by default the GRU's, the number of the cell in gru.h).
+return_sequences, the index of the product dtype and, by default the GRU's, the number of the cell
+in gru.h).
 """
 
 import os
@@ -26,7 +27,7 @@ from common import kernels
 from common.arguments import check_shape
 from common.cells import LayerCall, dtype_name
 from common.kernels import cuda as gpu
-from common.params import CELLS, GRU_PARAMETERS
+from common.params import CELLS, GRU_PARAMETERS, PRODUCT_DTYPES
 from torch_impl import cuda
 from torch_impl.layers import Found, plain
 from torch_impl.memory import (
@@ -73,8 +74,8 @@ def recurrence(call: LayerCall) -> Found:
     Raises ValueError for shapes that do not fit, where a length is not in 0..T and where a token is
     not in 0..K-1, TypeError for a dtype that the kernel does not compute in.
     """
-    x, tokens, weights, lengths, h0, resets, h_reset, *options, cell = call
-    flags = [*options, kernels.cell_index(cell)]
+    x, tokens, weights, lengths, h0, resets, h_reset, *options, product_dtype, cell = call
+    flags = [*options, PRODUCT_DTYPES.index(product_dtype), kernels.cell_index(cell)]
     arrays = (x, *(array for each in weights for array in each), h0)
     if resets is not None:
         arrays += (h_reset,)
@@ -123,7 +124,7 @@ def call_of(
         )
     weights = [others[4 * i : 4 * i + 4] for i in range(R)]
     h_reset = None if resets is None else others[-1]
-    how: Any = (*map(bool, flags[:3]), [*kernels.CELLS][cell])
+    how: Any = (*map(bool, flags[:2]), PRODUCT_DTYPES[bool(flags[2])], [*kernels.CELLS][cell])
     return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *how)
 
 
@@ -441,7 +442,8 @@ def describe(call: LayerCall, h0: Tensor, openmp: int) -> tuple[kernels.Problem,
         raise TypeError(
             f'the fused GRU computes in float32 or float64, not {dtype}: implementation="scan" does'
         )
-    if call.bfloat16 and dtype != torch.float32:
+    in_bfloat16 = call.product_dtype == "bfloat16"
+    if in_bfloat16 and dtype != torch.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {dtype}")
     check_shape("h0", h0, len(call.weights), "B", "H")
     R, batch, size = h0.shape
@@ -465,7 +467,7 @@ def describe(call: LayerCall, h0: Tensor, openmp: int) -> tuple[kernels.Problem,
         directions=R,
         threads=torch.get_num_threads(),
         openmp=openmp * SPINNING,
-        bfloat16=call.bfloat16 or lowered(dtype),
+        bfloat16=in_bfloat16 or lowered(dtype),
         cell=kernels.cell_index(call.cell),
     )
     rows = CELLS[call.cell].blocks * size

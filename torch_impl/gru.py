@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from common.arguments import product_dtype
 from common.cells import Cell, LayerCall, Recurrence
 from common.params import CELLS
 from torch_impl import cuda, fused, inference
@@ -95,6 +96,6 @@ def gru(
     dtype; their values are not looked at where they are not known: while torch.compile traces, and
     under torch.func.vmap. There, in scan and loop, a length beyond T counts as T, one below 0 as 0.
     """
-    flags = reset_after, return_sequences, bfloat16
+    flags = reset_after, return_sequences, product_dtype(bfloat16)
     call = LayerCall(x, tokens, (), lengths, h0, resets, h_reset, *flags)
     return run(CELL, parameters, call, implementation=implementation)

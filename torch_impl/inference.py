@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from common import kernels
 from common.cells import LayerCall
 from common.kernels import cuda
-from common.params import GRU_PARAMETERS, structure
+from common.params import GRU_PARAMETERS, PRODUCT_DTYPES, structure
 from torch_impl.fused import SPINNING, available, lowered
 from torch_impl.layers import Found
 from torch_impl.private import dispatch_modes, forward_mode, is_tracing, transformed
 
-BFLOAT16 = available(dtype="bfloat16")
+PRODUCTS = PRODUCT_DTYPES if available(dtype="bfloat16") else ("float32",)
 TYPES = {Tensor, nn.Parameter}
 COMPUTE = kernels.of_tensors(Tensor)
 UNREADABLE = -1  # what it returns where an array is not what the kernel reads
@@ -69,8 +69,8 @@ def at_once(
     """
     if torch.compiler.is_compiling() or COMPUTE is None or cuda.rehearsed or observed():
         return None
-    x, tokens, _, lengths, h0, resets, h_reset, reset_after, return_sequences, bfloat16, _ = call
-    if bfloat16 is not False and not (bfloat16 is True and BFLOAT16):
+    x, tokens, _, lengths, h0, resets, h_reset, reset_after, return_sequences, products, _ = call
+    if products not in PRODUCTS:
         return None
     if torch.is_grad_enabled() and wanted(
         (x, h0, lengths, tokens, resets, h_reset, *chain(*layers))
@@ -88,7 +88,7 @@ def at_once(
     if (read.dim(), x.dim(), recurrent.dim()) not in DIMENSIONS:
         return None
     x = x.contiguous()  # of rows first, it is not
-    bfloat16 = bfloat16 or lowered(x.dtype)
+    bfloat16 = products == "bfloat16" or lowered(x.dtype)
     (steps, batch, *_), R, H = read.shape, len(layers[0]) // 4, recurrent.shape[1]
     h_last = x.new_empty(len(layers) * R, batch, H)
     threads = torch.get_num_threads()

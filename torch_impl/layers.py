@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from common.arguments import OPTIONAL, check_bool, check_cell, check_mapping, check_range
+from common.arguments import OPTIONAL, check_cell, check_mapping, check_range
 from common.cells import Cell, LayerCall, Recurrence
 from torch_impl.private import dispatch_modes, forward_mode, has_storage, transformed
 
@@ -180,7 +180,6 @@ def run(
         found = fast(parameters, call)
         if found is not None:
             return found
-    check_bool(bfloat16=call.bfloat16)
     check_arrays(parameters, **call.arrays)
     device = call.x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
@@ -192,9 +191,9 @@ def run(
     dtype = call.x.dtype
     if dtype in HALF:
         parameters, call = in_dtype(torch.float32, cell, parameters, call, HALF)
-    kind = "bfloat16" if call.bfloat16 else call.x.dtype
+    kind = call.x.dtype if call.product_dtype == "float32" else call.product_dtype
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
-    if call.bfloat16 and call.x.dtype != torch.float32:
+    if call.product_dtype == "bfloat16" and call.x.dtype != torch.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {call.x.dtype}")
     it_checks = recurrence.checks and not forward_mode()
     call = complete(call, layers * len(directions), cell.spec.states * size, it_checks)
@@ -243,7 +242,7 @@ def layer_by_layer(
             None if call.h_reset is None else call.h_reset[states],
             call.reset_after,
             call.return_sequences or number < len(sides) - 1,
-            call.bfloat16,
+            call.product_dtype,
             cell.name,
         )
         x, last = recurrence.compute(layer)

@@ -5,11 +5,14 @@ steps at once, before a Python loop computes the rest; products may be rounded t
 Shapes are named as in layers.py.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.cells import LayerCall
+from common.params import ProductDtype
 from torch_impl.bfloat16 import rounded, rounded_back
 from torch_impl.layers import Found, Restart, Weights, by_direction, gather, project
 
@@ -23,10 +26,10 @@ def hoisted_step(
     c_n: Float[Tensor, " H"],
     *,
     reset_after: bool,
-    bfloat16: bool = False,
+    product_dtype: ProductDtype = "float32",
 ) -> Float[Tensor, "B H"]:
     """`step` without what can be done for all time steps at once: see `hoist`."""
-    addmm = rounding if bfloat16 else torch.addmm
+    addmm = rounding if product_dtype == "bfloat16" else torch.addmm
     z, r = torch.sigmoid(addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
     if reset_after:
         n = torch.tanh(a_n + r * addmm(c_n, h, U_n))
@@ -67,7 +70,7 @@ def scan_direction(
     """`hoisted_step` in a loop over time."""
     size = h.shape[-1]
     bias, U_zr, U_n, c_n = hoist(weights, reset_after=call.reset_after)
-    if call.bfloat16:
+    if call.product_dtype == "bfloat16":
         U_zr, U_n = rounded(U_zr), rounded(U_n)
         a = bias + rounded_back(
             project(rounded(call.x), rounded(weights[0]), torch.zeros_like(bias))
@@ -79,11 +82,11 @@ def scan_direction(
     a_zr, a_n, live = (each.unbind() for each in (*inputs, mask))
     begin = () if restart is None else restart[0].unbind()
     states = [h] * len(live)
-    how = {"reset_after": call.reset_after, "bfloat16": call.bfloat16}
+    options: Any = {"reset_after": call.reset_after, "product_dtype": call.product_dtype}
     for t in reversed(range(len(live))) if reverse else range(len(live)):
         if restart is not None:
             h = torch.where(begin[t], restart[1], h)
-        after = hoisted_step(a_zr[t], a_n[t], h, U_zr, U_n, c_n, **how)
+        after = hoisted_step(a_zr[t], a_n[t], h, U_zr, U_n, c_n, **options)
         h = states[t] = torch.where(live[t], after, h)
     return h, torch.stack(states) if states else h.new_zeros(0, *h.shape)
 

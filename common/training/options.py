@@ -26,7 +26,7 @@ from common import __version__
 from common.data import sources, vectors
 from common.errors import InputError
 from common.extras import require
-from common.params import CELLS, POOLING, ModelConfig
+from common.params import CELLS, POOLING, ModelConfig, ProductDtype
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 _OWN = tuple(prefix + cell for cell in CELLS for prefix in ("", "bi"))
@@ -140,7 +140,7 @@ class TrainConfig(DataConfig):
     implementation: str = "auto"
     """auto, fused (the CPU kernel), cuda (the GPU kernel), scan, or loop (the equations step by
     step: slow)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: ProductDtype = "float32"
     """bfloat16: multiply in it in the GRU's products; sums and everything else are float32."""
     deterministic: bool = False
     """On a GPU too, the same numbers each time; slower there (the CPU does so anyway)."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from common import kernels
+from common.arguments import product_dtype
 from common.kernels import cuda
 from common.kernels.build import compiler
 from comparison import gpu
@@ -42,7 +43,9 @@ def test_the_factors_that_are_named_are_checked(
     """Both frameworks choose the kernel by settings of the process, within which it is called."""
     layers, twin = getattr(gpu, f"{framework}_peer"), getattr(gpu, f"{framework}_impl").cuda
     monkeypatch.setattr(
-        layers, "compute", lambda _, layer: twin.factors_of(layer.keywords["bfloat16"])
+        layers,
+        "compute",
+        lambda _, layer: twin.factors_of(product_dtype(layer.keywords["bfloat16"])),
     )
     case: Any = None
     assert gpu.Kernel(framework, factors).run(case) == factors

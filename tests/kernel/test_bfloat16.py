@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,10 @@ import torch_impl.fused
 import torch_impl.gru
 import torch_impl.learner
 from common import kernels, oracle
+from common.data.batches import Inputs
 from common.inference import prediction
 from common.inference.model import Model
-from common.params import DIRECTIONS, ModelConfig, init
+from common.params import DIRECTIONS, PRODUCT_DTYPES, ModelConfig, init
 from common.training import loop, run_directory
 from tests import cases
 from tests.cases import Array, Arrays, Case, Identity, call_kernel, instruction_sets, reference
@@ -416,6 +418,32 @@ def test_a_run(
     plain = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype="float32"))
     logits, others = (Model(FRAMEWORKS[name], each).logits(texts) for each in (run, plain))
     assert 0 < np.abs(logits - others).max() < 2**-5
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_the_models_dtype_is_the_product_dtype_of_each_call(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is passed on as it is; a name that is no product dtype is refused."""
+    gru = {"torch": torch_impl.gru, "jax": jax_impl.gru}[name]
+    seen: list[str] = []
+    for implementation, recurrence in gru.RECURRENCES.items():
+
+        def compute(call: Any, then: Any = recurrence.compute) -> Any:
+            seen.append(call.product_dtype)
+            return then(call)
+
+        changed = dataclasses.replace(recurrence, compute=compute, at_once=None)
+        monkeypatch.setitem(gru.RECURRENCES, implementation, changed)
+    inputs = Inputs(np.zeros(1, np.int32), np.zeros((2, 1), np.int32), np.array([2], np.int32))
+    vectors = np.zeros((1, 3), np.float32)
+    for dtype in PRODUCT_DTYPES:
+        config = ModelConfig(3, 4, vocabulary_size=1, dtype=dtype)
+        FRAMEWORKS[name].Predictor(config, init(config, 0, vectors), vectors).logits(inputs)
+    assert seen == [*PRODUCT_DTYPES]
+    config = ModelConfig(3, 4, vocabulary_size=1, dtype="bf16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="product_dtype: expected float32 or bfloat16, found 'bf1"):
+        FRAMEWORKS[name].Predictor(config, init(config, 0, vectors), vectors).logits(inputs)
 
 
 @pytest.mark.parametrize("model", ["rnn", "nn.gru"])

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from common import oracle
+from common.arguments import product_dtype
 from common.cache import cached
 from common.cells import LayerCall
 from common.errors import InputError
@@ -203,8 +204,8 @@ def error_of(size: int, factors: str, reset_after: bool, twin: Any) -> float:
     own = [[array(both[i]) for both in weights.values()] for i in range(2)]
     of_x, of_tokens, of_lengths, of_resets = map(array, (x, tokens, lengths, resets))
     states = (array(h0), of_resets, array(h_reset))
-    how = (reset_after, True, factors == "Bf16")
-    call = LayerCall(of_x, of_tokens, own, of_lengths, *states, *how)
+    flags = reset_after, True, product_dtype(factors == "Bf16")
+    call = LayerCall(of_x, of_tokens, own, of_lengths, *states, *flags)
     outputs, h_last, saved = twin.forward(call, True)
     found = twin.backward(call, array(d_outputs), array(d_h_last), saved, True)
     names = [f"gru.0.{side}.{name}" for side in DIRECTIONS for name in GRU_PARAMETERS]
