@@ -1,19 +1,22 @@
-"""Everything that computes a GRU, behind one function: a case in, results and gradients out.
+"""Implementations of a GRU behind one function, from a case to results and gradients.
 
 An `Implementation` takes a `Case` of NumPy arrays, computes in their dtype, and returns NumPy
-arrays under the canonical names: see comparison/peers/. Here is what knows neither.
+arrays under the canonical names. comparison/peers/ has the implementations; this file depends on
+neither framework.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
-import ml_dtypes  # which comes with JAX
+import ml_dtypes  # a dependency of JAX
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import DTypeLike
 
 from common import oracle
+from common.cells import LayerCall
 from common.convert import from_format, to_format
 from common.params import cell_of
 
@@ -22,22 +25,23 @@ Result = dict[str, np.ndarray]
 """outputs, h_last, logits, loss, and "d NAME": the gradient with respect to each parameter, x and
 (if the case has them) h0 and h_reset."""
 Layer = Callable[..., tuple[Any, Any]]
-"""A GRU of a framework, called like our `gru`: (weights, x, lengths, h0, tokens=, reset_after=,
-return_sequences=) -> (outputs, h_last). The weights have the names of its layout."""
+"""A GRU of a framework with the arguments of the twins' `gru`: (weights, x, lengths, h0, tokens=,
+reset_after=, return_sequences=) -> (outputs, h_last). The names of the weights are those of its
+layout."""
 Inference = Callable[[Mapping[str, np.ndarray], np.ndarray], Callable[[], object]]
-"""A GRU that resets after, as the users of a framework call it: (canonical weights, x [T, B, D]) ->
-a call that returns the last state when it is done."""
+"""A GRU with the reset after the product, called as users of its framework do: (canonical weights,
+x [T, B, D]) -> a function that computes the last state and waits for it."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EVERY = ("float64", "float32", "bfloat16")
 
 
 class Missing(Exception):
-    """What cannot be computed on this machine; says why."""
+    """An implementation cannot run on this machine; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One problem: parameters, a batch, and what to differentiate (see `objective`)."""
+    """A problem: parameters, a batch, and the factors of the objective (see `objective`)."""
 
     name: str
     reset_after: bool
@@ -49,36 +53,33 @@ class Case:
     d_outputs: Float[np.ndarray, "T B R*H"]
     d_h_last: Float[np.ndarray, "L*R B H"]
     tokens: Int[np.ndarray, "T B"] | None = None
-    """If given, x holds the distinct inputs, and x[tokens] is what the GRU reads."""
+    """If given, x holds the distinct inputs, and the GRU reads x[tokens]."""
     resets: Bool[np.ndarray, "T B"] | None = None
     h_reset: Float[np.ndarray, "L*R B H"] | None = None
 
     @property
     def cell(self) -> str:
-        """What it is a problem of."""
+        """The name of the cell."""
         return cell_of(self.parameters)
 
     @property
     def leaves(self) -> dict[str, np.ndarray]:
-        """What to differentiate by."""
-        states = {"h0": self.h0, "h_reset": self.h_reset}
-        given = {name: state for name, state in states.items() if state is not None}
-        return {**self.parameters, "x": self.x, **given}
+        """The arrays with respect to which the objective is differentiated."""
+        arrays = {**self.parameters, "x": self.x, "h0": self.h0, "h_reset": self.h_reset}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     @property
     def others(self) -> tuple[np.ndarray | None, ...]:
         """The other arrays."""
-        return (
-            *(self.lengths, self.tokens, self.resets),
-            *(self.labels, self.d_outputs, self.d_h_last),
-        )
+        arrays = (self.lengths, self.tokens, self.resets)
+        return *arrays, self.labels, self.d_outputs, self.d_h_last
 
     def with_h0(self) -> "Case":
-        """The same case for an implementation that has to be given h0."""
+        """The same case with h0, for an implementation that requires it."""
         return replace(self, h0=np.zeros_like(self.d_h_last)) if self.h0 is None else self
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Case":
-        """The case with the function's result in place of each floating-point array."""
+        """The case with the function applied to each floating-point array."""
         parameters = {name: function(value) for name, value in self.parameters.items()}
         names = ("x", "h0", "h_reset", "d_outputs", "d_h_last")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
@@ -86,29 +87,29 @@ class Case:
         return replace(self, parameters=parameters, **arrays)
 
     def astype(self, dtype: DTypeLike) -> "Case":
-        """The same case with all of its floating-point numbers rounded to dtype."""
+        """The same case with all floating-point numbers rounded to dtype."""
         return self.map(lambda array: array.astype(dtype))
 
 
 @dataclass(frozen=True, eq=False)
 class Implementation:
-    """A name for the table, the computation, and what it can express."""
+    """The name in tables, the computation, and the cases that it supports."""
 
     name: str
     run: Callable[[Case], Result]
     supports: Callable[[Case], bool] = lambda case: True
     lacks: tuple[str, ...] = ()
-    """Endings of the names of the parameters that it does not have."""
+    """Suffixes of the names of parameters that it does not have."""
     dtypes: tuple[str, ...] = ("float64", "float32")
-    """The dtypes that it is checked in."""
+    """The dtypes that are checked."""
     cell: str = "gru"
     resets: bool = False
-    """Whether it can begin a sequence within a row."""
+    """Whether a sequence can begin within a row."""
     peer: bool = False
-    """Whether it belongs to another library, and not to this project (see Check.peer)."""
+    """Whether it belongs to another library (see Check.peer)."""
 
     def can(self, case: Case, dtype: str) -> bool:
-        """Whether it can express a case, in a dtype."""
+        """Whether it supports a case in a dtype."""
         can = self.cell == case.cell and dtype in self.dtypes and self.supports(case)
         return can and (self.resets or case.resets is None)
 
@@ -119,7 +120,7 @@ def part(named: Mapping[str, T], prefix: str) -> dict[str, T]:
 
 
 def converted(layout: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights of a classifier's GRU in a layout that resets after."""
+    """The weights of a classifier's GRU in a layout, with the reset after the product."""
     return part(to_format(layout, parameters, reset_after=True), "gru")
 
 
@@ -130,24 +131,50 @@ def objective(
     reset_after: bool,
     classifier: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """What is differentiated, and the results, of a layer and the classifier's head on top of it.
+    """The differentiated value, and the results, of a layer and the classifier's head on top of it.
 
-    It is loss + sum(outputs * d_outputs) + sum(h_last * d_h_last), where loss is the classifier's
-    cross-entropy: so everything that is returned has a part in it.
+    The value is loss + sum(outputs * d_outputs) + sum(h_last * d_h_last), where loss is the
+    classifier's cross-entropy. Therefore every result contributes to every gradient.
 
-    Arguments: a case's leaves and others, as arrays of a framework; classifier is that framework's
-    module of this name.
+    leaves and others: those of a case, as arrays of a framework; classifier: the module of this
+    name in the framework's twin.
     """
     lengths, tokens, resets, labels, d_outputs, d_h_last = others
-    how = {"tokens": tokens, "reset_after": reset_after}
+    options = {"tokens": tokens, "reset_after": reset_after}
     if resets is not None:
-        how |= {"resets": resets, "h_reset": leaves.get("h_reset")}
-    outputs, h_last = layer(leaves, leaves["x"], lengths, leaves.get("h0"), **how)
+        options |= {"resets": resets, "h_reset": leaves.get("h_reset")}
+    outputs, h_last = layer(leaves, leaves["x"], lengths, leaves.get("h0"), **options)
     last = h_last[-(d_outputs.shape[-1] // h_last.shape[-1]) :]
     logits = classifier.head(leaves, classifier.pool(outputs, last, lengths, "last"), relu=True)
     loss = classifier.cross_entropy(logits, labels)
     value = loss + (outputs * d_outputs).sum() + (h_last * d_h_last).sum()
     return value, {"outputs": outputs, "h_last": h_last, "logits": logits, "loss": loss}
+
+
+def twin_cell(
+    twin: Any, compute: Callable[..., Result], implementation: str, cell: str = "gru"
+) -> Implementation:
+    """An implementation of a cell of a twin, which is a package such as torch_impl."""
+
+    def layer(parameters: Any, x: Any, lengths: Any, h0: Any, **others: Any) -> Any:
+        call = LayerCall(x, lengths=lengths, h0=h0, **others)
+        cells = twin.classifier.CELLS
+        return twin.layers.run(cells[cell], parameters, call, implementation=implementation)
+
+    words = [each for each in (cell, implementation) if each not in ("gru", "auto")] or ["auto"]
+    name = " ".join([twin.__name__.removesuffix("_impl"), *words])
+    return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)
+
+
+def twin_cells(
+    cells: Mapping[str, Any], implementation_of: Callable[..., Implementation]
+) -> Iterable[Implementation]:
+    """The GRU of a twin in each of its implementations, and the other cells."""
+    yield from map(implementation_of, cells["gru"].implementations())
+    for name, cell in cells.items():
+        for implementation in dict.fromkeys(("auto", cell.traceable)):
+            if name != "gru" and (implementation, cell.resolve("auto")) != (cell.traceable,) * 2:
+                yield implementation_of(implementation, name)
 
 
 def peer(
@@ -157,18 +184,18 @@ def peer(
     supports: Callable[[Case], bool] = lambda case: case.reset_after,
     lacks: tuple[str, ...] = (),
 ) -> Implementation:
-    """Another library's GRU, whose weights `compute` reads in a layout of common.convert.
+    """The GRU of another library; `compute` reads its weights in a layout of common.convert.
 
-    The conversion reorders and negates, so it takes gradients back as it takes parameters. But a
-    bias that is the sum of two has the gradient of both.
+    The conversion reorders and negates, so it also converts the gradients back. A bias that is the
+    sum of two canonical ones has the gradient of both.
     """
 
     def run(case: Case) -> Result:
         weights = converted(layout, case.parameters)
         parameters = weights | part(case.parameters, "head.")
         result = compute(replace(case.with_h0(), parameters=parameters))
-        found = {name: result.pop(f"d {name}") for name in weights}
-        gradients = from_format(layout, found, reset_after=True)
+        own = {name: result.pop(f"d {name}") for name in weights}
+        gradients = from_format(layout, own, reset_after=True)
         for name, value in gradients.items():
             if layout != "torch" and name.endswith("bias_hh"):
                 z_and_r = 2 * len(value) // 3
@@ -179,7 +206,7 @@ def peer(
 
 
 def equations(case: Case, dtype: DTypeLike) -> Result:
-    """The oracle's answer, computed in dtype."""
+    """The result of the oracle, computed in dtype."""
     x = case.x if case.tokens is None else case.x[case.tokens]
     arrays = (x, case.lengths, case.h0, case.resets, case.h_reset)
     run = oracle.forward(case.parameters, *arrays, reset_after=case.reset_after, dtype=dtype)
@@ -188,7 +215,7 @@ def equations(case: Case, dtype: DTypeLike) -> Result:
     if case.tokens is not None:
         d_x, gradients["x"] = gradients["x"], np.zeros(case.x.shape, dtype)
         np.add.at(gradients["x"], case.tokens, d_x)
-    if case.h_reset is None:  # h0 is both
+    if case.h_reset is None:  # then a reset restores h0
         gradients["h0"] = gradients["h0"] + gradients["h_reset"]
     gradients |= head.gradients
     results = {"outputs": run.outputs, "h_last": run.h_last, "logits": head.logits}

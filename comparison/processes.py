@@ -117,35 +117,38 @@ def run(
         _back_end(place, len(jobs), folder := Path(name).absolute()) as submit,
     ):
         stop, cwd = folder / "stop", str(Path.cwd())
-        futures: dict[Job, Future] = {}
-        tails: dict[Job, _Tail] = {}
-
-        def forward(number: int) -> None:
-            with stop.open("a") as file:
-                file.write(f"{int(number)}\n")
+        runs: list[_Run] = []
 
         def handle(number: int) -> None:
             requests.append(number)
-            forward(number)
+            _forward(number, stop)
 
         with signals.caught(handle):
             for number, job in enumerate(jobs):
-                tails[job] = _Tail(folder / f"{number}.log")
-                futures[job] = submit(job, tails[job].path, stop, cwd)
+                log = folder / f"{number}.log"
+                runs.append(_Run(job, log, submit(job, log, stop, cwd)))
             try:
-                for job, status in _ended(futures, tails, on_line, requests, failures):
-                    if not status:
-                        on_success(job)
-                    elif requests:
-                        if status != NOT_BEGUN:
-                            stopped.append(f"{job.name}: {tails[job].last}")
-                    elif not failures:
-                        failures.append(_failure(job, status, tails[job].last))
-                        if not stop.exists():
-                            forward(signal.SIGTERM)
+                while runs:
+                    time.sleep(PAUSE)
+                    for run in list(runs):
+                        done = run.future.done()  # before reading, so that no last line is missed
+                        for line in run.lines():
+                            on_line(run.job, line)
+                        if (requests or failures) and run.cancel():
+                            runs.remove(run)
+                        elif done:
+                            runs.remove(run)
+                            if not (status := run.status()):
+                                on_success(run.job)
+                            elif requests and status != NOT_BEGUN:
+                                stopped.append(f"{run.job.name}: {run.last}")
+                            elif not requests and not failures:
+                                failures.append(run.failure(status))
             except BaseException:
-                forward(signal.SIGTERM)
-                _cancel(futures, tails)
+                _forward(signal.SIGTERM, stop)
+                for run in runs:
+                    with contextlib.suppress(InputError):
+                        run.cancel() or run.status()
                 raise
     if requests:
         details = f" ({'; '.join(stopped)})" if stopped else ""
@@ -154,38 +157,43 @@ def run(
         raise failures[0]
 
 
-def _ended(
-    futures: dict[Job, Future],
-    tails: dict[Job, "_Tail"],
-    on_line: Callable[[Job, str], None],
-    requests: list[int],
-    failures: list[Exception],
-) -> Iterator[tuple[Job, int]]:
-    """Yield each job with its exit status when it ends, and remove it from `futures`.
+@dataclass
+class _Run:
+    """A submitted job, whose output grows in the file `log`; `last` is the last complete line."""
 
-    on_line receives the lines. Once there are requests or failures, jobs that have not begun are
-    cancelled.
-    """
-    while futures:
-        time.sleep(PAUSE)
-        for job, future in list(futures.items()):
-            done = future.done()  # before reading, so that no last line is missed
-            for line in tails[job].lines():
-                on_line(job, line)
-            begun = tails[job].path.exists()
-            if (requests or failures) and not begun and future.cancel() is not False:
-                del futures[job]  # do not wait for a queued job
-            elif done:
-                del futures[job]
-                yield job, _status(job, future)
+    job: Job
+    log: Path
+    future: Future
+    last: str = ""
+    size: int = 0
+    """The number of bytes of the log that were read."""
 
+    def lines(self) -> Iterator[str]:
+        """The complete lines that were written since the last call."""
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
+            file.seek(self.size)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self.size += len(line)
+                    self.last = line[:-1].decode(errors="replace")
+                    yield self.last
 
-def _cancel(futures: dict[Job, Future], tails: dict[Job, "_Tail"]) -> None:
-    """Cancel the jobs that have not begun, and wait for the others."""
-    for job, future in futures.items():
-        if tails[job].path.exists() or future.cancel() is False:
-            with contextlib.suppress(InputError):
-                _status(job, future)
+    def cancel(self) -> bool:
+        """Cancel the job unless it has begun; whether that succeeded."""
+        return not self.log.exists() and self.future.cancel() is not False
+
+    def status(self) -> int:
+        """The exit status, when the job has ended. Raises InputError if the back end lost it."""
+        try:
+            return self.future.result()
+        except Exception as error:
+            raise InputError(f"{self.job.name}: {str(error).strip().splitlines()[0]}") from None
+
+    def failure(self, status: int) -> Exception:
+        """The error for an exit status."""
+        kind, last = NotFiniteError if status == 3 else InputError, self.last
+        message = f"ended with exit status {status}: {last.removeprefix('error: ')}"
+        return kind(f"{self.job.name}: {message}")
 
 
 def work(job: Job, log: Path, stop: Path, cwd: str) -> int:
@@ -231,35 +239,10 @@ def _signals(stop: Path) -> list[int]:
         return []
 
 
-def _failure(job: Job, status: int, last: str) -> Exception:
-    """The error for a job's exit status and the last line of its output."""
-    kind = NotFiniteError if status == 3 else InputError
-    return kind(f"{job.name}: ended with exit status {status}: {last.removeprefix('error: ')}")
-
-
-def _status(job: Job, future: Future) -> int:
-    try:
-        return future.result()
-    except Exception as error:  # the back end has lost the job
-        raise InputError(f"{job.name}: {str(error).strip().splitlines()[0]}") from None
-
-
-class _Tail:
-    """Reads a growing file by lines; `last` is the last line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.last, self._rest, self._read = path, "", b"", 0
-
-    def lines(self) -> Iterator[str]:
-        """The new complete lines; an incomplete line is kept until the rest is written."""
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
-            file.seek(self._read)
-            content = file.read()
-            self._read += len(content)
-            *complete, self._rest = (self._rest + content).split(b"\n")
-            for line in complete:
-                self.last = line.decode(errors="replace")
-                yield self.last
+def _forward(number: int, stop: Path) -> None:
+    """Send a signal to all programs that read the file `stop`."""
+    with stop.open("a") as file:
+        file.write(f"{int(number)}\n")
 
 
 @contextlib.contextmanager

@@ -32,13 +32,14 @@ def draw(folder: Path) -> None:
     figures cannot be written.
     """
     config = convert(files.read_json(folder / "config.json"), Config, folder / "config.json")
-    results = files.read_json(folder / "metrics.json")
-    if problem := convert(results, Metrics, folder / "metrics.json").problem(config.classes):
-        raise InputError(f"{folder / 'metrics.json'}: {problem}")
+    path = folder / "metrics.json"
+    run = convert(files.read_json(path), Metrics, path)
+    if problem := run.problem(config.classes):
+        raise InputError(f"{path}: {problem}")
     target = folder / "figures"
     with files.writing(target), files.aside(target) as new:
         new.mkdir()
-        figures.of_run(new, results, config.classes, config.options.preset)
+        figures.of_run(new, run, config.classes, config.options.preset)
         files.remove(target)
 
 

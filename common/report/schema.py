@@ -457,11 +457,15 @@ class OfLength(Part):
     start: int = field(name="from")
     to: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.start:,} to {self.to - 1:,} words"
+
 
 class OfCategory(Part):
     """The difference on the reviews of a category."""
 
-    category: str
+    name: str = field(name="category")
 
 
 class Pair(Struct, kw_only=True):

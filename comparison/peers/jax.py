@@ -1,4 +1,4 @@
-"""Every GRU in JAX: jax_impl's and Flax's; and what other libraries' GRUs in JAX need."""
+"""The GRUs in JAX: jax_impl's and Flax's, and functions for those of other libraries."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,12 +14,10 @@ from jax import Array
 import jax_impl.classifier
 import jax_impl.gru
 import jax_impl.layers
-from common.cells import LayerCall
 from common.convert import FORMATS
 from common.params import GRU_PARAMETERS, structure
 from comparison.contenders import Contenders, training_of
 from comparison.implementations import (
-    EVERY,
     Case,
     Implementation,
     Layer,
@@ -28,6 +26,8 @@ from comparison.implementations import (
     objective,
     part,
     peer,
+    twin_cell,
+    twin_cells,
 )
 from jax_impl.learner import Learner
 
@@ -36,21 +36,21 @@ OURS = CELLS["gru"].implementations()
 Weights = Mapping[str, Array]
 FLAX_RNN: Any = {"time_major": True, "return_carry": True, "keep_order": True}
 
-# One layer and direction of other people's GRU: (its weights, reverse, x, h0, lengths) -> (last
-# state, outputs). Without lengths, there is no padding.
+# One layer and direction of another library's GRU: (weights, reverse, x, h0, lengths) -> (last
+# state, outputs). If lengths is None, there is no padding.
 
 
 def linen_rnn(
     cell: Any, weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array | None
 ) -> tuple[Array, Array]:
-    """flax.linen.RNN of a cell of flax.linen."""
+    """flax.linen.RNN with a cell of flax.linen."""
     params = {"params": {"cell": traverse_util.unflatten_dict(weights, sep="/")}}
     rnn: Any = linen.RNN(cell(h0.shape[-1]), reverse=reverse, **FLAX_RNN)
     return rnn.apply(params, x, initial_carry=h0, seq_lengths=lengths)
 
 
 def linen_simple(weights: Weights, *others: Any) -> tuple[Array, Array]:
-    """flax.linen.RNN of flax.linen.SimpleCell, the tanh RNN; canonical weights."""
+    """flax.linen.RNN with SimpleCell, the tanh RNN; canonical weights."""
     W, U, b, c = (weights[name] for name in GRU_PARAMETERS)
     return linen_rnn(linen.SimpleCell, {"i/kernel": W.T, "i/bias": b + c, "h/kernel": U.T}, *others)
 
@@ -58,7 +58,7 @@ def linen_simple(weights: Weights, *others: Any) -> tuple[Array, Array]:
 def nnx_rnn(
     weights: Weights, reverse: bool, x: Array, h0: Array, lengths: Array | None
 ) -> tuple[Array, Array]:
-    """flax.nnx.RNN of flax.nnx.GRUCell, which has no hidden bias for n: that has to be zero."""
+    """flax.nnx.RNN with GRUCell, which has no hidden bias for n."""
     cell = nnx.GRUCell(x.shape[-1], h0.shape[-1], rngs=nnx.Rngs(0))
     nnx.update(cell, traverse_util.unflatten_dict(weights, sep="/"))
     rnn: Any = nnx.RNN(cell, reverse=reverse, **FLAX_RNN)
@@ -66,10 +66,10 @@ def nnx_rnn(
 
 
 def stacked(scope: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
-    """A layer of one of these, for each layer and direction; scope: how its weights' names start.
+    """All layers and directions, each computed by `rnn`; scope: the prefix of its weights' names.
 
-    Flax's RNN wants a step and a word in each row. A row without words is given one, and its
-    results are replaced by what they have to be.
+    Flax's RNN needs at least one time step and one word per row. Therefore empty rows are padded to
+    one word, and their results are replaced by zeros and the first states.
     """
 
     def layer(
@@ -112,9 +112,10 @@ nnx_gru = stacked(FORMATS["nnx"].scope, nnx_rnn)
 def timed(
     layer: Layer, weights: Any, backward: bool, x: Any, rows: Any, lengths: Any, *others: Any
 ) -> Callable[[], object]:
-    """One forward, or forward and backward, of a layer on x[rows], compiled.
+    """A compiled forward pass, or forward and backward, of a layer on x[rows] or, if rows is None,
+    on x.
 
-    rows may be None, for x itself. others: h0 and tokens.
+    others: h0 and tokens.
     """
 
     def last(weights: Any, x: Array, rows: Any, lengths: Array, h0: Any, tokens: Any) -> Array:
@@ -130,7 +131,7 @@ def timed(
 def inference(
     layer: Layer, layout: str, weights: Mapping[str, np.ndarray], x: np.ndarray
 ) -> Callable[[], object]:
-    """The last state of x [T, B, D], compiled. Lengths are for ours, which has to be given them."""
+    """The last state of x [T, B, D], compiled; only jax_impl's function requires lengths."""
     T, B, _ = x.shape
     lengths = np.full(B, T, np.int32) if layout == "canonical" else None
     h0 = np.zeros((1, B, weights["gru.0.forward.weight_hh"].shape[1]), x.dtype)
@@ -138,7 +139,7 @@ def inference(
 
 
 def time_layers(layers: dict[str, tuple[Layer, str]]) -> Contenders:
-    """Layers under JAX, each with the layout of its weights."""
+    """Contenders of layers in JAX, from each layer and the layout of its weights."""
     in_inference = {
         name: partial(inference, layer, layout)
         for name, (layer, layout) in layers.items()
@@ -148,21 +149,21 @@ def time_layers(layers: dict[str, tuple[Layer, str]]) -> Contenders:
 
 
 def contenders(variant: str, device: str) -> Contenders:
-    """jax_impl's implementations that run on the device, and Flax's."""
+    """jax_impl's implementations for the device, and Flax's."""
     layers: dict[str, tuple[Layer, str]] = {
         f"jax {name}": (partial(jax_impl.gru.gru, implementation=name), "canonical")
         for name in CELLS["gru"].implementations(device)
     }
     layers |= {"flax.linen RNN": (linen_gru, "linen"), "flax.nnx RNN": (nnx_gru, "nnx")}
-    found = time_layers(layers)
+    contenders = time_layers(layers)
     own = partial(inference, partial(jax_impl.gru.gru, reset_after=True), "canonical")
-    return replace(found, inference={**found.inference, "jax_impl.gru": own})
+    return replace(contenders, inference={**contenders.inference, "jax_impl.gru": own})
 
 
 # The parity checks.
 
 
-# Compiled once for cases of the same shapes.
+# Cases of the same shapes share the compiled function.
 _objective = partial(objective, classifier=jax_impl.classifier)
 _gradients = jax.jit(jax.grad(_objective, has_aux=True), static_argnums=(2, 3))
 
@@ -175,20 +176,11 @@ def compute(case: Case, layer: Layer) -> Result:
         return {name: np.asarray(value) for name, value in results.items()}
 
 
-def jax_cell(implementation: str, cell: str = "gru") -> Implementation:
-    """jax_impl's cell of this name, in one of its implementations."""
-
-    def layer(parameters: Any, x: Any, lengths: Any, h0: Any, **others: Any) -> Any:
-        call = LayerCall(x, lengths=lengths, h0=h0, **others)
-        return jax_impl.layers.run(CELLS[cell], parameters, call, implementation=implementation)
-
-    words = [each for each in (cell, implementation) if each not in ("gru", "auto")]
-    name = f"jax {' '.join(words) or 'auto'}"
-    return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)
+jax_cell = partial(twin_cell, jax_impl, compute)
 
 
 def flax_cells() -> list[Implementation]:
-    """flax.linen.GRUCell and flax.nnx.GRUCell, the latter without a hidden bias for n."""
+    """flax.linen.GRUCell and, for cases without a hidden bias for n, flax.nnx.GRUCell."""
 
     def without_bias(case: Case) -> bool:
         hidden = [np.split(p, 3)[2] for n, p in case.parameters.items() if n.endswith("bias_hh")]
@@ -212,10 +204,4 @@ def flax_simple_cell() -> Implementation:
 
 def implementations() -> list[Implementation]:
     """jax_impl's GRU in each of its implementations, its other cells, and Flax's GRUs."""
-    cells = [
-        jax_cell(implementation, name)
-        for name, cell in CELLS.items()
-        for implementation in dict.fromkeys(("auto", cell.traceable))
-        if name != "gru" and (implementation, cell.resolve("auto")) != (cell.traceable,) * 2
-    ]
-    return [*map(jax_cell, OURS), *cells, *flax_cells()]
+    return [*twin_cells(CELLS, jax_cell), *flax_cells()]

@@ -1,4 +1,4 @@
-"""Every GRU in PyTorch: torch_impl's and nn.GRU."""
+"""The GRUs in PyTorch: torch_impl's and nn.GRU."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +14,9 @@ import torch_impl
 import torch_impl.classifier
 import torch_impl.gru
 import torch_impl.layers
-from common.cells import LayerCall
 from comparison.contenders import Contenders, training_of
 from comparison.implementations import (
     BFLOAT16,
-    EVERY,
     Case,
     Implementation,
     Inference,
@@ -29,22 +27,24 @@ from comparison.implementations import (
     objective,
     part,
     peer,
+    twin_cell,
+    twin_cells,
 )
 from torch_impl.learner import Learner
 
 CELLS = torch_impl.classifier.CELLS
 OURS = CELLS["gru"].implementations()
-_devices = ["cpu"]  # the last one is where arrays are put
+_devices = ["cpu"]  # arrays are placed on the last one
 
 
 def place(device: str) -> None:
-    """From here on, what is computed here is computed on this device."""
+    """Set the device of all computations in this file."""
     _devices[:] = [device]
 
 
 @contextmanager
 def on(device: str) -> Iterator[None]:
-    """Within, what is computed here is computed on this device."""
+    """Set the device within the block."""
     _devices.append(device)
     try:
         yield
@@ -63,10 +63,10 @@ def nn_gru(
     packed: bool = True,
     **_: Any,
 ) -> tuple[Any, Tensor]:
-    """torch.nn.GRU, which resets after; without packed, it reads the padding, too.
+    """torch.nn.GRU, with the reset after the product; unless packed, it also reads the padding.
 
-    Packing wants a step and a word in each row. A row without words is given one, and its results
-    are replaced by what they have to be.
+    A packed sequence needs at least one time step and one word per row. Therefore empty rows are
+    padded to one word, and their results are replaced by zeros and the first states.
     """
     own = {name.removeprefix("gru."): value for name, value in part(weights, "gru.").items()}
     module = _module(x.shape[-1], own["weight_hh_l0"].shape[1], tuple(own), x.dtype)
@@ -77,13 +77,14 @@ def nn_gru(
     x = x if steps else x.new_zeros(1, *x.shape[1:])
     in_order = bool((lengths.diff() <= 0).all())
     sequence = pack_padded_sequence(x, lengths.clamp(min=1), enforce_sorted=in_order)
-    found: tuple[PackedSequence, Tensor] = torch.func.functional_call(module, own, (sequence, h0))
-    words = lengths[:, None] > 0
-    h_last = torch.where(words, found[1], h0)
+    outputs: PackedSequence
+    outputs, h_last = torch.func.functional_call(module, own, (sequence, h0))
+    has_words = lengths[:, None] > 0
+    h_last = torch.where(has_words, h_last, h0)
     if not return_sequences:
         return None, h_last
-    outputs = pad_packed_sequence(found[0], total_length=len(x))[0]
-    return torch.where(words, outputs, 0)[:steps], h_last
+    padded = pad_packed_sequence(outputs, total_length=len(x))[0]
+    return torch.where(has_words, padded, 0)[:steps], h_last
 
 
 @cache
@@ -93,16 +94,16 @@ def _module(D: int, H: int, names: tuple[str, ...], dtype: torch.dtype) -> nn.GR
 
 
 def set_up(device: str) -> None:
-    """From here on, PyTorch computes on this device, and takes denormal numbers for 0, as XLA does.
+    """Set PyTorch's device, and flush denormal numbers to zero, as XLA does.
 
-    On Intel's processors nn.GRU is seven times as fast so.
+    Flushing makes nn.GRU seven times as fast on Intel processors.
     """
     place(device)
     torch.set_flush_denormal(True)
 
 
 def contenders(variant: str, device: str) -> Contenders:
-    """Everything in PyTorch; of the variant "default", nn.GRU with PyTorch's own settings."""
+    """All contenders in PyTorch or, for the variant "default", nn.GRU with PyTorch's defaults."""
     builtin: dict[str, tuple[Layer, str]] = {
         "nn.GRU padded": (partial(nn_gru, packed=False), "torch"),
         "nn.GRU packed": (nn_gru, "torch"),
@@ -121,9 +122,9 @@ def contenders(variant: str, device: str) -> Contenders:
 def timed(
     layer: Layer, weights: Any, backward: bool, x: Any, rows: Any, lengths: Any, *others: Any
 ) -> Callable[[], object]:
-    """One forward, or forward and backward, of a layer on x[rows].
+    """A forward pass, or forward and backward, of a layer on x[rows] or, if rows is None, on x.
 
-    rows may be None, for x itself. others: h0 and tokens.
+    others: h0 and tokens.
     """
     tensors = {name: to_torch(weight).requires_grad_() for name, weight in weights.items()}
     x, rows, lengths, h0, tokens = (
@@ -132,10 +133,11 @@ def timed(
 
     def run() -> object:
         with torch.set_grad_enabled(backward):
-            read = x if rows is None else x[rows]
-            h_last = layer(tensors, read, lengths, h0, tokens=tokens, return_sequences=False)[1]
-        wanted = list(tensors.values()) if backward else []
-        result = torch.autograd.grad(h_last.sum(), wanted) if backward else h_last
+            inputs = x if rows is None else x[rows]
+            h_last = layer(tensors, inputs, lengths, h0, tokens=tokens, return_sequences=False)[1]
+        result: Any = h_last
+        if backward:
+            result = torch.autograd.grad(h_last.sum(), [*tensors.values()])
         if h_last.is_cuda:
             torch.cuda.synchronize()
         return result
@@ -143,21 +145,21 @@ def timed(
     return run
 
 
-# Inference: called as they are, in torch.inference_mode.
+# Inference, in torch.inference_mode.
 
 
 def own_function(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[], object]:
-    """torch_impl.gru, jax_impl.gru's twin: outputs, which nobody wants, are not computed."""
+    """torch_impl.gru, without the outputs."""
     parameters = {name: torch.from_numpy(value) for name, value in weights.items()}
-    read, lengths = torch.from_numpy(x), torch.full(x.shape[1:2], x.shape[0], dtype=torch.int32)
-    how: dict[str, Any] = {"reset_after": True, "return_sequences": False}
-    return lambda: torch_impl.gru.gru(parameters, read, lengths, **how)[1]
+    arguments = torch.from_numpy(x), torch.full(x.shape[1:2], x.shape[0], dtype=torch.int32)
+    options: dict[str, Any] = {"reset_after": True, "return_sequences": False}
+    return lambda: torch_impl.gru.gru(parameters, *arguments, **options)[1]
 
 
 def nn_module(
     weights: Mapping[str, np.ndarray], x: np.ndarray, *, compiled: bool = False
 ) -> Callable[[], object]:
-    """torch.nn.GRU. Raises Missing where torch.compile cannot compile it."""
+    """torch.nn.GRU. Raises Missing if torch.compile cannot compile it."""
     own = {n.removeprefix("gru."): torch.tensor(v) for n, v in converted("torch", weights).items()}
     module = nn.GRU(x.shape[-1], own["weight_hh_l0"].shape[1])
     module.load_state_dict(own)
@@ -166,22 +168,22 @@ def nn_module(
     run = called(torch.compile(module), x)
     try:
         run()
-    except RuntimeError as error:  # torch.compile's exceptions are
+    except RuntimeError as error:  # the base class of torch.compile's exceptions
         raise Missing(str(error).strip().partition("\n")[0]) from None
     return run
 
 
 def called(module: Any, x: np.ndarray) -> Callable[[], object]:
-    """A call of a module on x [T, B, D]: its last state."""
+    """A call of a module on x [T, B, D], for its last state."""
     module.eval()
-    read = torch.from_numpy(x)
-    return lambda: module(read)[1]
+    inputs = torch.from_numpy(x)
+    return lambda: module(inputs)[1]
 
 
-own = partial(torch_impl.GRU.from_canonical, reset_after=True)
+own_module = partial(torch_impl.GRU.from_canonical, reset_after=True)
 INFERENCE: dict[str, Inference] = {
     "torch_impl.gru": own_function,
-    "torch_impl.GRU": lambda weights, x: called(own(weights), x),
+    "torch_impl.GRU": lambda weights, x: called(own_module(weights), x),
     "nn.GRU": nn_module,
     "nn.GRU compiled": partial(nn_module, compiled=True),
 }
@@ -192,7 +194,7 @@ INFERENCE: dict[str, Inference] = {
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: a second one makes small arrays slower, on a busy machine much so."""
+    """Limit PyTorch to one thread; more threads slow down small arrays."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -202,14 +204,14 @@ def one_thread() -> Iterator[None]:
 
 
 def to_torch(array: np.ndarray) -> Tensor:
-    """An array as a tensor, in bfloat16, too, which PyTorch does not take from NumPy."""
+    """Convert an array to a tensor; PyTorch itself cannot convert NumPy's bfloat16."""
     if array.dtype == BFLOAT16:
         return torch.tensor(array.astype(np.float32), device=_devices[-1]).bfloat16()
     return torch.tensor(array, device=_devices[-1])
 
 
 def from_torch(tensor: Tensor) -> np.ndarray:
-    """The way back."""
+    """Convert a tensor to an array."""
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         return tensor.float().numpy().astype(BFLOAT16)
@@ -221,30 +223,21 @@ def compute(case: Case, layer: Layer) -> Result:
     leaves = {name: to_torch(value).requires_grad_() for name, value in case.leaves.items()}
     others = [None if array is None else to_torch(array) for array in case.others]
     value, results = objective(leaves, others, layer, case.reset_after, torch_impl.classifier)
-    # Without a single step, x and the weights have no part in the result.
+    # Without a time step, the value does not depend on x and the weights.
     gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     results |= {f"d {name}": each for name, each in zip(leaves, gradients, strict=True)}
     return {name: from_torch(value) for name, value in results.items()}
 
 
-def torch_cell(implementation: str, cell: str = "gru") -> Implementation:
-    """torch_impl's cell of this name, in one of its implementations."""
-
-    def layer(parameters: Any, x: Any, lengths: Any, h0: Any, **others: Any) -> Any:
-        call = LayerCall(x, lengths=lengths, h0=h0, **others)
-        return torch_impl.layers.run(CELLS[cell], parameters, call, implementation=implementation)
-
-    words = [each for each in (cell, implementation) if each not in ("gru", "auto")]
-    name = f"torch {' '.join(words) or 'auto'}"
-    return Implementation(name, partial(compute, layer=layer), dtypes=EVERY, cell=cell, resets=True)
+torch_cell = partial(twin_cell, torch_impl, compute)
 
 
 def torch_autocast() -> Implementation:
-    """torch_impl's GRU of float32 arguments, which torch.autocast rounds."""
+    """torch_impl's GRU with float32 arguments, which torch.autocast rounds."""
 
-    def layer(*arguments: Any, **how: Any) -> tuple[Tensor, Tensor]:
+    def layer(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
-            outputs, h_last = torch_impl.gru.gru(*arguments, **how)
+            outputs, h_last = torch_impl.gru.gru(*arguments, **options)
         return outputs.float(), h_last.float()
 
     def run(case: Case) -> Result:
@@ -259,10 +252,4 @@ NN_GRU = peer("torch nn.GRU", "torch", partial(compute, layer=nn_gru))  # on pac
 
 def implementations() -> list[Implementation]:
     """torch_impl's GRU in each of its implementations, its other cells, and nn.GRU."""
-    cells = [
-        torch_cell(implementation, name)
-        for name, cell in CELLS.items()
-        for implementation in dict.fromkeys(("auto", cell.traceable))
-        if name != "gru" and (implementation, cell.resolve("auto")) != (cell.traceable,) * 2
-    ]
-    return [*map(torch_cell, OURS), *cells, torch_autocast(), NN_GRU]
+    return [*twin_cells(CELLS, torch_cell), torch_autocast(), NN_GRU]

@@ -242,7 +242,7 @@ def test_two_models_are_compared_by_category_under_its_name() -> None:
     found = questions.compare(
         "x", "a", "b", correct, seconds, test, ("books", "films", "none", "one")
     )
-    by_category = {part.category: part.difference for part in found.by_category}
+    by_category = {part.name: part.difference for part in found.by_category}
     assert by_category == {"books": 1.0, "films": 0.0}
 
 

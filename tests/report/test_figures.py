@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from common.report import figures
+from common.report.schema import Metrics, convert
 
 RESULTS = {
+    **dict.fromkeys(("train_seconds", "tokens_per_second", "peak_memory_bytes"), 1.0),
+    **{"implementation": "fused", "cores": 1, "accuracy_interval": [0.85, 0.87], "categories": {}},
     "framework": "torch",
     "model": "gru",
     "data": {"name": "dlstudio"},
@@ -24,9 +27,14 @@ EXPECTED = {
 }
 
 
+def draw(folder: Path, preset: str, **changes: Any) -> None:
+    run = convert(RESULTS | changes, Metrics, folder)
+    figures.of_run(folder, run, ("negative", "positive"), preset)
+
+
 @pytest.mark.parametrize("preset", EXPECTED)
 def test_the_preset_homework_draws_the_homeworks_figures(preset: str, tmp_path: Path) -> None:
-    figures.of_run(tmp_path, RESULTS, ("negative", "positive"), preset)
+    draw(tmp_path, preset)
     title, shares, of = EXPECTED[preset]
     loss, confusion = (
         set(re.findall(r">([^<>]+)</", (tmp_path / f"{name}.svg").read_text()))
@@ -42,23 +50,22 @@ def test_the_homeworks_loss_figure_has_whole_intervals_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    draw = figures.loss_curves
+    loss_curves = figures.loss_curves
 
     def noted(curves: dict, *rest: Any) -> figures.Figure:
         drawn.append(curves)
-        return draw(curves, *rest)
+        return loss_curves(curves, *rest)
 
     monkeypatch.setattr(figures, "loss_curves", noted)
     iterations = (200, 400, 440)  # of 440 in an epoch
     epochs = [epoch + i / 440 for epoch in range(2) for i in iterations]
-    results = RESULTS | {"loss_epochs": epochs, "losses": [6, 5, 0, 4, 3, 9]}
     for preset in ("homework", "quick"):
-        figures.of_run(tmp_path, results, ("negative", "positive"), preset)
+        draw(tmp_path, preset, loss_epochs=epochs, losses=[6, 5, 0, 4, 3, 9])
     homework, quick = (curves["gru"] for curves in drawn)
     assert homework == (epochs[0:2] + epochs[3:5], [6, 5, 4, 3])
     assert quick == (epochs, [6, 5, 0, 4, 3, 9])
 
 
 def test_the_preset_homework_draws_a_model_that_the_homework_does_not_have(tmp_path: Path) -> None:
-    figures.of_run(tmp_path, RESULTS | {"model": "rnn"}, ("negative", "positive"), "homework")
+    draw(tmp_path, "homework", model="rnn")
     assert "Loss (using rnn)" in (tmp_path / "loss.svg").read_text()

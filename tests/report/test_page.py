@@ -138,11 +138,11 @@ def test_the_best_trial_is_named(changed: dict[str, Any]) -> None:
     trials[4].update(losses=[0.5, 0.25, 0.3])
     trials[2].update(losses=[0.2])  # pruned
     (title,) = (t for t in titles(changed)["tuning"] if t.startswith("Of"))
-    start = "Of 20 trials, 4 has the lowest validation loss, 0.25; the options that were given have"
+    start = "Of 20 trials, 4 has the lowest validation loss, 0.25; the loss of the initial options"
     assert title.startswith(start)
-    assert title.endswith("; 4 were given up; 4 failed")
+    assert title.endswith("; 4 were pruned; 4 failed")
     changed["tuning"]["trials"] = [trials[3]]
-    assert "No trial of 1 came to its end; 1 failed" in titles(changed)["tuning"]
+    assert "No trial of 1 was completed; 1 failed" in titles(changed)["tuning"]
 
 
 def test_every_question_has_its_answer_in_a_sentence(

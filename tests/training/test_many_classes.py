@@ -17,7 +17,7 @@ from common.data.sources.dataset import Dataset, Example
 from common.errors import InputError
 from common.inference import prediction
 from common.report import content, figures, html, markdown
-from common.report.schema import Data, Results, Run, convert
+from common.report.schema import Data, Metrics, Results, Run, convert
 from common.training import run_directory
 from tests.training.cases import FRAMEWORKS, Command, each_framework, main_of, succeeds
 
@@ -139,7 +139,7 @@ def test_what_a_run_of_300_classes_leaves_can_be_read(tmp_path: Path) -> None:
     """No matrix of 90,000 cells: not in the figures, nor on the page, nor in the numbers."""
     run = results_of(300)
     names = list(run["classes"])
-    figures.of_run(tmp_path, run, names, "quick")
+    figures.of_run(tmp_path, convert(run, Metrics, tmp_path), names, "quick")
     texts = (tmp_path / "confusion.svg").read_text()
     assert texts.count(" → ") >= metrics.MOST_DRAWN
     assert {path.stem for path in tmp_path.iterdir()} == {"confusion", "classes", "loss"}
