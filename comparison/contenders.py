@@ -1,11 +1,11 @@
-"""What `python compare.py speed` times: every GRU that runs here, one process a peer.
+"""The contenders of `python compare.py speed`, one process per peer.
 
-Peers are kept apart because the threads of one, waiting for work, slow the other down. The process
-torch-default is nn.GRU as PyTorch has it unless told otherwise: it computes with denormal numbers,
-which XLA takes for 0, and so does PyTorch in the others.
+Each peer has its own process, because the threads of one, when they wait for work, slow the others
+down. The process torch-default measures nn.GRU with PyTorch's default, which computes with denormal
+numbers; the other processes flush them to zero, as XLA does.
 
-In inference, single calls forward are timed. All contenders read the same reviews of real words,
-every one at least T words long and cut to T, so that there is no padding, and return the last
+In inference, single forward calls are timed. All contenders have the same batch of real reviews,
+each with at least T words and truncated to T, so that there is no padding. They return the last
 state, which is compared with the oracle's before it is timed.
 """
 
@@ -30,21 +30,21 @@ from comparison.implementations import BFLOAT16, Inference, Layer, converted
 
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""
-ENOUGH_SECONDS = 0.2  # of runs in a row
-# Of the last state, absolute; another kind of reset is a hundred times as far off.
+ENOUGH_SECONDS = 0.2  # of consecutive runs
+# Absolute, for the last state; the other kind of reset differs by a hundred times as much.
 TOLERANCE = 1e-4
-# In a round of inference, at least so many seconds and calls. What another process has left behind
-# (its threads spin for a while) is over after the first.
+# The minimum seconds and calls of a round of inference. The warm-up outlasts the effects of the
+# previous process, whose threads spin for a while.
 WARM_UP = 0.03, 3
 TIMED = 0.1, 20
 
 
 @dataclass(frozen=True)
 class Contenders:
-    """What is timed in a process, by name.
+    """The contenders of a process, by name.
 
-    training: a contender at a task, forward and backward. inference: called within the context
-    `within`. tolerances: how far a last state in inference may be off, if not by TOLERANCE.
+    training: from a task to a run, forward and backward. inference: called within the context
+    `within`. tolerances: of the last states in inference, if not TOLERANCE.
     """
 
     training: Mapping[str, Callable[[Task], Run]]
@@ -54,14 +54,14 @@ class Contenders:
 
 
 here: list[Contenders] = []
-"""The last one is what this process times."""
+"""The last entry has the contenders of this process."""
 
 
 def start(process: str, device: str = "cpu") -> tuple[list[str], list[str]]:
-    """Make this process one of peers.PROCESSES; returns what it can time in training on a device,
-    and what in inference.
+    """Make this process one of peers.PROCESSES.
 
-    The process exits silently at Ctrl-C.
+    Returns the names of its contenders on a device in training and in inference. Ctrl-C then ends
+    the process silently.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     keep_freed_memory()  # as in training
@@ -73,9 +73,9 @@ def start(process: str, device: str = "cpu") -> tuple[list[str], list[str]]:
 
 @cache
 def ready(name: str, task: Task, inference: bool = False) -> Run:
-    """A contender at a task, compiled.
+    """The compiled run of a contender on a task.
 
-    Raises ArithmeticError where its last state in inference is wrong.
+    Raises ArithmeticError if its last state in inference is wrong.
     """
     process = here[-1]
     if not inference:
@@ -92,24 +92,39 @@ def ready(name: str, task: Task, inference: bool = False) -> Run:
 
 
 def seconds(name: str, task: Task, inference: bool = False) -> list[float]:
-    """How long a contender takes for a task: one figure; in inference that of each call."""
+    """The duration of a contender's run on a task: the mean or, in inference, that of each call."""
     run = ready(name, task, inference)
     if not inference:
         return [seconds_of(run)]
     with here[-1].within():
-        for enough, calls in (WARM_UP, TIMED):
-            durations: list[float] = []
-            end = time.perf_counter() + enough
-            while len(durations) < calls or time.perf_counter() < end:
-                started = time.perf_counter()
-                run()
-                durations.append(time.perf_counter() - started)
+        for duration, calls in (WARM_UP, TIMED):
+            durations = _durations(run, duration, calls)
+    return durations
+
+
+def seconds_of(run: Run) -> float:
+    """The mean duration of consecutive runs, as in training.
+
+    The first run is excluded, because it starts with the caches of another contender.
+    """
+    durations = _durations(run, ENOUGH_SECONDS, 1)
+    return float(np.mean(durations[1:] or durations))
+
+
+def _durations(run: Run, duration: float, calls: int) -> list[float]:
+    """The durations of consecutive runs, for this number of seconds and calls at least."""
+    durations: list[float] = []
+    end = time.perf_counter() + duration
+    while len(durations) < calls or time.perf_counter() < end:
+        started = time.perf_counter()
+        run()
+        durations.append(time.perf_counter() - started)
     return durations
 
 
 @cache
 def problem(task: Task) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """The weights, x [T, B, D] and the last state that the oracle computes from them."""
+    """The weights, x [T, B, D], and the oracle's last state."""
     batch, weights = batch_of(task.B, task.T, shortest=1), weights_of(task)
     x = word_vectors(task.input_size)[batch.distinct[batch.tokens]]
     return weights, x, oracle.forward(weights, x, batch.lengths, reset_after=True).h_last
@@ -117,9 +132,9 @@ def problem(task: Task) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
 
 @cache
 def batch_of(B: int, T: int, shortest: float = 0.75) -> Batch:
-    """Real IMDB reviews of about T words, cut to their last T; the same in every process.
+    """IMDB reviews of at least `shortest` times T words, truncated to their last T.
 
-    shortest: that of which they have at least.
+    Every process has the same ones.
     """
     texts = corpus.load("imdb")
     counts = texts.train.counts()
@@ -128,21 +143,21 @@ def batch_of(B: int, T: int, shortest: float = 0.75) -> Batch:
     long_enough = np.flatnonzero(split.lengths >= shortest * T)
     rows = np.random.default_rng(T).choice(long_enough, B)
     rows = rows[np.argsort(-np.minimum(split.lengths[rows], T), kind="stable")]
-    found = Batches(split, B, max_length=T).batch(rows)
-    steps = int(found.lengths.max())
-    distinct = found.distinct[: int(found.tokens.max()) + 1]
-    return Batch(distinct, found.tokens[:steps], found.lengths, found.labels, found.reviews)
+    padded = Batches(split, B, max_length=T).batch(rows)
+    steps = int(padded.lengths.max())
+    distinct = padded.distinct[: int(padded.tokens.max()) + 1]
+    return Batch(distinct, padded.tokens[:steps], padded.lengths, padded.labels, padded.reviews)
 
 
 @cache
 def word_vectors(input_size: int) -> np.ndarray:
-    """Random ones: what they hold does not matter to the time it takes."""
+    """Random vectors, because their values do not affect the speed."""
     size = len(corpus.load("imdb").vocabulary), input_size
     return np.random.default_rng(0).standard_normal(size, np.float32) * vectors.STANDARD_DEVIATION
 
 
 def weights_of(task: Task) -> dict[str, np.ndarray]:
-    """Canonical ones; flax.nnx has no hidden bias for n, so it is zero for all."""
+    """Canonical weights, without hidden biases, because flax.nnx has none for n."""
     config = params.ModelConfig(task.input_size, task.H, bidirectional=task.bidirectional)
     return {
         name: (0 if name.endswith("bias_hh") else 1) * value.astype(np.float32)
@@ -157,50 +172,35 @@ def training_of(
 ) -> dict[str, Callable[[Task], Run]]:
     """Layers of a framework as contenders, from each layer and the layout of its weights.
 
-    learner_of: the framework's Learner. timed: runs a layer, as comparison/peers/torch.py does.
+    learner_of: the framework's Learner. timed: as in comparison/peers/torch.py.
     """
 
     def run(name: str, layer: Layer, layout: str, task: Task) -> Run:
         is_own = layout == "canonical"
         batch, table = batch_of(task.B, task.T), word_vectors(task.input_size)
-        if task.training:  # a step with Adam, as the training loop takes it
-            kind: dict[str, Any] = (
-                {"implementation": name.split()[1]} if is_own else {"model": "nn.gru"}
-            )
-            options = TrainConfig(hidden_size=task.H, clip_norm=None, **kind)
+        if task.training:  # a step of the training loop, with Adam
+            kind = {"implementation": name.split()[1]} if is_own else {"model": "nn.gru"}
+            options = TrainConfig(hidden_size=task.H, clip_norm=None, **kind)  # type: ignore[arg-type]
             config = options.model_config(table.shape, classes=2, train_vectors=False)
             learner = learner_of(config, options, table)
             return lambda: float(learner.step(batch))
         weights = converted(layout, weights_of(task))
-        if is_own:  # ours read the distinct words, others look each one up
+        if is_own:  # the twins take the distinct words, other layers every word
             layer = partial(layer, bfloat16=True) if task.bfloat16 else layer
-            places = batch.distinct, batch.lengths, None, batch.tokens
-            return timed(layer, weights, task.backward, table, *places)
-        # With no other way to bfloat16, all of its numbers are.
+            inputs = batch.distinct, batch.lengths, None, batch.tokens
+            return timed(layer, weights, task.backward, table, *inputs)
+        # Other layers have no products in bfloat16 with states in float32.
         dtype = BFLOAT16 if task.bfloat16 else np.float32
         weights = {name: weight.astype(dtype) for name, weight in weights.items()}
         h0 = np.zeros((1 + task.bidirectional, task.B, task.H), dtype)
-        rest = None, batch.lengths, h0, batch.distinct[batch.tokens]
-        return timed(layer, weights, task.backward, table.astype(dtype, copy=False), *rest)
+        inputs = None, batch.lengths, h0, batch.distinct[batch.tokens]
+        return timed(layer, weights, task.backward, table.astype(dtype, copy=False), *inputs)
 
     return {name: partial(run, name, *pair) for name, pair in layers.items()}
 
 
-def seconds_of(run: Run) -> float:
-    """How long a run takes in a row of runs, as in training, where one follows the other.
-
-    The first finds the caches and the memory as another contender has left them.
-    """
-    durations: list[float] = []
-    while sum(durations) < ENOUGH_SECONDS:
-        started = time.perf_counter()
-        run()
-        durations.append(time.perf_counter() - started)
-    return float(np.mean(durations[1:] or durations))
-
-
 def peak(framework: str) -> float:
-    """Floating-point operations a second of a large float32 matrix product, in PyTorch or JAX."""
+    """Floating-point operations per second of a large float32 matrix product in a framework."""
     a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
 
     def square(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> tuple[None, Any]:

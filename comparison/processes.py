@@ -99,13 +99,11 @@ def run(
     on_line: Callable[[Job, str], None],
     on_success: Callable[[Job], None],
 ) -> None:
-    """Run the jobs; they start in their order.
+    """Run the jobs, which start in their order.
 
-    on_line receives each line that a job prints; on_success is called when a job succeeds.
-
-    If a job fails, the others are stopped, and InputError or, for its exit status, NotFiniteError
-    is raised. SIGINT and SIGTERM are forwarded to all running jobs; when they have ended, Stopped
-    is raised.
+    on_line receives each line that a job prints; on_success is called when a job succeeds. If a job
+    fails, the others are stopped, and InputError or, for its exit status, NotFiniteError is raised.
+    SIGINT and SIGTERM are forwarded to all running jobs; when they have ended, Stopped is raised.
     """
     if not jobs:
         return

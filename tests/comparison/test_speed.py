@@ -131,7 +131,7 @@ def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.nn.Identity, "forward", compiled)
     lines: list[str] = []
     with ThreadPoolExecutor(1) as pool:
-        assert speed._there(dict.fromkeys(kinds, pool), lines.append) == [BUILT_IN]
+        assert speed._available(dict.fromkeys(kinds, pool), lines.append) == [BUILT_IN]
     assert lines == ["compiled is left out: no compiler"]
 
 
