@@ -4,16 +4,16 @@ python compare.py                        train all models, check parity, write a
 python compare.py parity                 every implementation against the float64 oracle
 python compare.py speed                  every GRU that runs here: tokens a second, latencies
 python compare.py gpu                    the first ten minutes on an NVIDIA GPU (docs/gpu.md)
-python compare.py questions              does gating help, does reading both ways, handwriting?
+python compare.py questions              the benefit of gates, of both directions, of our own GRU
 python compare.py tune                   search for better options, on held-out reviews
 python compare.py report DIR             write the report again from DIR/results.json
 python compare.py --help
 """
 
-if __name__ in ("__main__", "__mp_main__"):  # the second is that of the processes of `speed`
+if __name__ in ("__main__", "__mp_main__"):  # the latter in the processes of `speed`
     from common.program import start
 
-    # These processes measure PyTorch with its defaults; trainings run in programs of their own.
+    # These processes measure PyTorch with its defaults; trainings are separate programs.
     start("torch", "jax", "train", "report", limit_spinning=False)
 
 import dataclasses
@@ -24,7 +24,6 @@ import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -37,7 +36,7 @@ from common import files
 from common.errors import InputError, exit_on_input_error, masked
 from common.linear import run as linear
 from common.report import schema, tables
-from common.report.schema import Check, Results, Run
+from common.report.schema import Check, Results
 from common.training import run_directory
 from common.training.options import (
     MODELS,
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from comparison.runs import Training
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim", "scikit-learn")
-# Other cells are for the questions alone.
+# Only the questions need other cells.
 TWINS = {name: tuple(m for m in models if m.endswith("gru")) for name, models in MODELS.items()}
 DRAW = ("compare", "report")  # python -m compare report DIR
 COMPARED = {**TWINS, linear.FRAMEWORK: (linear.NAME,)}
@@ -64,14 +63,14 @@ COMPARED = {**TWINS, linear.FRAMEWORK: (linear.NAME,)}
 class CompareConfig(TrainConfig):
     """Compare the GRU text classifiers in PyTorch and in JAX/Flax.
 
-    all and accuracy train the models, and a linear one to hold them against, each in a process of
-    its own, and check the twins' parity on a real batch; all also checks what it trains against the
-    oracle, on real reviews; parity checks every implementation, on all cases of the parity suite;
-    speed times every GRU that runs here, in training and in inference; gpu compiles, checks and
-    times the kernel for NVIDIA GPUs on the one that is here; questions trains the models with
-    several seeds and answers the homework's questions; tune searches for the learning rate,
-    sizes and rates of dropout with the lowest loss on held-out training reviews, of the first of
-    --frameworks and --models; report writes the report of an earlier comparison.
+    all and accuracy train the models, and a linear one as a baseline, each in its own process, and
+    check the parity of the twins on a real batch; all also checks the trained implementations
+    against the oracle, on real reviews. parity checks every implementation, on all cases of the
+    parity suite. speed times every GRU on this machine, in training and in inference. gpu compiles,
+    checks and times the kernel for NVIDIA GPUs on the GPU of this machine. questions trains the
+    models with several seeds and answers the homework's questions. tune searches for the learning
+    rate, sizes and rates of dropout with the lowest loss on held-out training reviews, of the first
+    of --frameworks and --models. report writes the report of an earlier comparison.
     """
 
     part: Annotated[
@@ -79,37 +78,38 @@ class CompareConfig(TrainConfig):
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[PART]"),
     ] = "all"
-    """What to do: all, accuracy, parity, speed, gpu, questions, tune or report."""
+    """The part to run: all, accuracy, parity, speed, gpu, questions, tune or report."""
     folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
     """For report: the folder, as --out."""
     model: tyro.conf.Suppress[str] = "gru"
     resume: tyro.conf.Suppress[Path | None] = None
     frameworks: tuple[str, ...] = tuple(COMPARED)
-    """Which frameworks."""
+    """The frameworks."""
     models: tuple[str, ...] = (linear.NAME, *TWINS["torch"])
-    """Which models; the nn. ones are PyTorch's own layer, linear is scikit-learn's."""
+    """The models; those that start with nn. are PyTorch's own layer, linear is scikit-learn's."""
     grid: Literal["short", "full"] = "short"
     """For speed: a few sizes, or all of B 1 to 256, T 50 to 1,000, H 64 to 512."""
     jobs: Count | None = None
-    """How many models are trained at a time, each on its share of the cores; None for one a core
-    (on a GPU, and where cores cannot be shared out, one). 1 for times that all cores give."""
+    """The number of models that are trained at the same time, each on its share of the cores; None
+    for one per core (one on a GPU, and where a process cannot be bound to cores). With 1, training
+    times are those on all cores."""
     on: Literal["local", "slurm", "dask"] = "local"
-    """Where models are trained: here, as jobs of Slurm, or by the Dask that DASK_SCHEDULER_ADDRESS
-    names (docs/scale.md)."""
+    """Where models are trained: on this machine, as jobs of Slurm, or by the Dask scheduler that
+    DASK_SCHEDULER_ADDRESS names (docs/scale.md)."""
     slurm: tuple[str, ...] = ()
-    """With --on slurm: options of sbatch, as partition=long time=60."""
+    """With --on slurm: options of sbatch, such as partition=long time=60."""
     seeds: Count = 5
-    """For questions: with how many seeds each model is trained, --seed and the ones after it."""
+    """For questions: the number of seeds of each model, from --seed upwards."""
     trials: Count = 20
-    """For tune: how many trials there shall be; the same command with more goes on."""
+    """For tune: the total number of trials; the same command with a larger number continues."""
     storage: str | None = None
-    """For tune: where the trials are kept, a URL of a database as Optuna has it; OUT/trials.sqlite3
-    by default. Processes and machines that name the same one share the work."""
+    """For tune: where trials are stored, a URL of a database in Optuna's form; OUT/trials.sqlite3
+    by default. Processes and machines with the same storage share the work."""
     out: Path | None = Path("results")
     """The folder for results.json, report.html, report.md, figures and run directories."""
 
     def check(self) -> None:
-        # tune holds out reviews by itself.
+        # tune itself holds out reviews.
         held_out = self.validation_size or int(self.part == "tune")
         super(CompareConfig, dataclasses.replace(self, validation_size=held_out)).check()
         if self.slurm and self.on != "slurm":
@@ -130,12 +130,14 @@ class CompareConfig(TrainConfig):
 
 
 def main() -> None:
-    """Run the command line; exit status 1 where a parity check fails."""
+    """Run the command line; exit status 1 if a parity check fails."""
     with exit_on_input_error():
         options = parse_options(CompareConfig, "python compare.py")
         options.check()
         assert options.out is not None
-        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        # Texts, such as names of models, have no markup.
+        width = None if sys.stdout.isatty() else 120
+        console = Console(width=width, highlight=False, markup=False)
         if options.part == "report":
             folder = options.folder or options.out
             print(write_report(folder, schema.read(folder / "results.json")))
@@ -146,7 +148,7 @@ def main() -> None:
 
 
 def compare(options: CompareConfig, out: Path, console: Console) -> bool:
-    """Do the parts that were asked for, write results.json and, in a child process, the report.
+    """Run a part, write results.json and, in a child process, the report.
 
     Returns whether a parity check failed.
     """
@@ -165,10 +167,10 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
             from comparison import speed
 
             tasks = speed.FULL if options.grid == "full" else speed.SHORT
-            results.speed = found = speed.measure(tasks, console.print)
-            console.print(*tables.tasks(found.rows, tables.TIMED))
-            console.print(tables.lengths(found), tables.recipe(found))
-            console.print(*tables.tasks(found.inference, tables.LATENCY), tables.calls(found))
+            results.speed = measured = speed.measure(tasks, console.print)
+            console.print(*tables.tasks(measured.rows, tables.TIMED))
+            console.print(tables.lengths(measured), tables.recipe(measured))
+            console.print(*tables.tasks(measured.inference, tables.LATENCY), tables.calls(measured))
         case "gpu":
             on_gpu(results, console)
         case "questions":
@@ -181,14 +183,14 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
     drawn = run_directory.draw(out, DRAW)
     failed = [check for check in results.parity if not check.passed]
     for check in failed:
-        console.print("[red]parity check failed:[/red]", end=" ")
-        console.print(msgspec.json.encode(check).decode(), markup=False, soft_wrap=True)
+        console.print("parity check failed:", style="red", end=" ")
+        console.out(msgspec.json.encode(check).decode())
     if count := len(results.parity):
         console.print(f"{count - len(failed)} of {count} parity checks passed")
     if excesses := tables.excesses(results.parity):
-        console.print(excesses, markup=False, soft_wrap=True)
+        console.out(excesses)
     if drawn:
-        console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+        console.out(f"report: {out / 'report.html'}")
     return bool(failed)
 
 
@@ -206,8 +208,8 @@ def on_gpu(results: Results, console: Console) -> None:
     if not all(row.passed for row in rows):
         return
     results.environment["gpu"] = name
-    results.speed = found = speed.measure(gpu.TASKS, console.print, "cuda", gpu.chosen)
-    console.print(*tables.tasks(found.rows, tables.ON_GPU))
+    results.speed = measured = speed.measure(gpu.TASKS, console.print, "cuda", gpu.chosen)
+    console.print(*tables.tasks(measured.rows, tables.ON_GPU))
     gpu.sanitize(console.print)
 
 
@@ -218,40 +220,29 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     from comparison.processes import Job
 
     plain, chosen = options.plain(), trainings(options, out, console)
-    told: list[str] = []
+    known: list[str] = []  # every training loads the data and prints the same lines
 
-    def tell(line: str) -> None:
-        told.append(line)
-        console.print(line, markup=False, soft_wrap=True)
+    def print_line(line: str) -> None:
+        known.append(line)
+        console.out(line)
 
-    load_texts(plain, tell)
-    folders = {training.name: training.folder for training in chosen}
+    load_texts(plain, print_line)
     twins = tuple(name for name in options.frameworks if name in TWINS)
     both = tuple(model for model in options.models if model in TWINS["jax"]) if twins else ()
     checked = twins and (both or options.part == "all")
-
-    def say(name: str, line: str) -> None:
-        if line not in told:  # every process loads the data, of which `tell` has told
-            board.say(name, folders.get(name, path), line)
-
-    def done(name: str, run: Run | None) -> None:
-        if run:
-            board.finish(name, f"{run.accuracy:.2%}", f"{run.tokens_per_second:,.0f}")
-        else:
-            board.finish(name, "done")
-
+    folders = {training.name: training.folder for training in chosen}
     with (
         tempfile.TemporaryDirectory(prefix=".parity-", dir=out) as name,
-        live.Board(console, [*folders, *(["parity"] if checked else [])]) as board,
+        live.Board(console, folders | ({"parity": out} if checked else {}), known) as board,
     ):
         path = Path(name, "rows.json")
         arguments = [*to_arguments(dataclasses.replace(plain, out=path)), "--models", *both]
         arguments += ["--frameworks", *twins]
         arguments += ["--oracle" if options.part == "all" else "--no-oracle"]
-        beside = [Job("parity", "comparison.checks", tuple(arguments))] if checked else []
-        results.runs = runs.train(chosen, place(options), say, done, beside=beside)
+        others = [Job("parity", "comparison.checks", tuple(arguments))] if checked else []
+        results.runs = runs.train(chosen, place(options), board.on_line, board.on_end, others)
         rows = schema.convert(files.read_json(path), list[Check], path) if checked else []
-    # A GRU's, if there is one: it says more.
+    # Prefer the data of a GRU, which has more details.
     results.data = min(chosen, key=lambda each: each.framework == linear.FRAMEWORK).data()
     if recurrent := [run for run in results.runs if run.framework in TWINS]:
         from comparison import explorer
@@ -259,8 +250,8 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
         console.print("explaining a few test reviews word by word")
         results.explorer = explorer.explore(plain, recurrent)
     if len(twins) == len(TWINS):
-        quickest = PRESETS["quick"]["learning_rate"] if plain.clip_norm else 0.0
-        if plain.learning_rate <= max(quickest, TrainConfig.learning_rate):
+        largest_rate = PRESETS["quick"]["learning_rate"] if plain.clip_norm else 0.0
+        if plain.learning_rate <= max(largest_rate, TrainConfig.learning_rate):
             rows += [runs.check_losses(out, model) for model in both]
         rows += [runs.check_accuracy(results.runs, model) for model in both]
     suite = [row for row in rows if row.models[1] == "oracle"]
@@ -271,7 +262,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
 
 
 def trainings(options: CompareConfig, out: Path, console: Console) -> "list[Training]":
-    """What to train: each model in each framework that has it. Raises InputError if none has."""
+    """Each model in each framework that has it. Raises InputError if none has."""
     from comparison import runs
 
     plain = options.plain()
@@ -286,15 +277,15 @@ def trainings(options: CompareConfig, out: Path, console: Console) -> "list[Trai
         raise InputError(f"--models {' '.join(options.models)}: {there}")
     missing = [m for m in options.models if not any(m in COMPARED[f] for f in options.frameworks)]
     if missing:
-        console.print(f"left out, for want of their framework: {', '.join(missing)}")
+        console.print(f"left out, because no chosen framework has them: {', '.join(missing)}")
     return chosen
 
 
 def place(options: CompareConfig) -> "Place":
-    """Where to train models, and how many at a time."""
+    """Where models are trained, and how many at the same time."""
     from comparison.processes import Place, default_max_jobs
 
-    # Not asked of PyTorch, which takes a second to import: it is only about a default.
+    # PyTorch, which takes a second to import, is not needed for a default.
     gpu = any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))
     max_jobs = 1 if options.device != "cpu" and gpu else default_max_jobs()
     return Place(options.on, options.jobs or max_jobs, options.slurm, options.out)
@@ -302,7 +293,7 @@ def place(options: CompareConfig) -> "Place":
 
 def answer_questions(options: CompareConfig, results: Results, console: Console) -> None:
     """Train with several seeds and answer the homework's questions; fills in results."""
-    from comparison import questions  # which imports both frameworks
+    from comparison import questions  # imports both frameworks
 
     names = [
         f"{framework} {model}"
@@ -310,17 +301,16 @@ def answer_questions(options: CompareConfig, results: Results, console: Console)
         for model in (*options.models, "rnn")
         if model in COMPARED[framework] or (framework, model) == ("torch", "rnn")
     ]
-
-    say = partial(console.print, markup=False, soft_wrap=True)
-    found = questions.measure(options.plain(), names, options.seeds, place(options), say)
-    results.questions = found
-    console.print(tables.pairs(found.comparisons))
-    for pair in found.comparisons:
-        say(f"{pair.title}: {pair.conclusion}")
-    if found.vanishing and found.gates:
-        console.print(tables.vanishing(found.vanishing), *tables.gates(found.gates))
-        say(f"Vanishing gradients: {found.vanishing.conclusion}")
-        say(f"Irrelevant words: {found.gates.conclusion}")
+    where = place(options)
+    answers = questions.measure(options.plain(), names, options.seeds, where, console.out)
+    results.questions = answers
+    console.print(tables.pairs(answers.comparisons))
+    for pair in answers.comparisons:
+        console.out(f"{pair.title}: {pair.conclusion}")
+    if answers.vanishing and answers.gates:
+        console.print(tables.vanishing(answers.vanishing), *tables.gates(answers.gates))
+        console.out(f"Vanishing gradients: {answers.vanishing.conclusion}")
+        console.out(f"Irrelevant words: {answers.gates.conclusion}")
 
 
 def tune(options: CompareConfig, out: Path, results: Results, console: Console) -> None:
@@ -335,18 +325,17 @@ def tune(options: CompareConfig, out: Path, results: Results, console: Console) 
         raise InputError(f"--models {model}: tune is for {', '.join(TWINS[framework])}")
     plain = dataclasses.replace(options.plain(), model=model)
     storage = options.storage or f"sqlite:///{out / 'trials.sqlite3'}"
-
-    say = partial(console.print, markup=False, soft_wrap=True)
-    found = tuning.tune(framework, plain, storage, options.trials, place(options), say)
-    results.tuning = found
-    console.print(tables.trials(found))
-    say(found.command or "no trial was completed")
+    where = place(options)
+    study = tuning.tune(framework, plain, storage, options.trials, where, console.out)
+    results.tuning = study
+    console.print(tables.trials(study))
+    console.out(study.command or "no trial was completed")
 
 
 def write_report(folder: Path, results: Results) -> Path:
     """Write report.html, report.md and the figures; returns the path of the page.
 
-    All is drawn before anything in the folder is replaced, so that what goes wrong leaves no half.
+    Nothing in the folder is replaced until everything is drawn, so an error leaves the old report.
     """
     from common.report import content, html, markdown
     from comparison import twins
@@ -369,7 +358,7 @@ def write_report(folder: Path, results: Results) -> Path:
 
 
 def environment() -> dict[str, str | int]:
-    """What the numbers depend on besides the code."""
+    """Everything except the code that the results depend on."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""The parity checks of `python compare.py`, in a process of their own, beside the trainings."""
+"""The parity checks of `python compare.py`, in a process that runs beside the trainings."""
 
 if __name__ == "__main__":
     from common.program import start
@@ -33,24 +33,24 @@ Answers = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class ChecksConfig(TrainConfig):
-    """Check the twins on a real batch; writes the rows, as in results.json, to the file --out."""
+    """Check the twins on a real batch; writes the rows of results.json to the file --out."""
 
     frameworks: tuple[str, ...] = ("torch", "jax")
-    """Whose implementation is checked against the oracle."""
+    """The frameworks whose implementation is checked against the oracle."""
     models: tuple[str, ...] = ("gru", "bigru")
-    """Which of the twins' models."""
+    """The models of the twins."""
     oracle: bool = False
-    """Also check what is trained, and nn.GRU, against the oracle, on real reviews."""
+    """Also check the trained implementations and nn.GRU against the oracle, on real reviews."""
 
 
 def main() -> None:
-    """Run the command line; that a check fails stands in the file alone."""
+    """Run the command line; failed checks do not affect the exit status."""
     with exit_on_input_error():
         options = parse_options(ChecksConfig, "python -m comparison.checks")
         assert options.out is not None
         rows = []
         if options.oracle:
-            print("checking what is trained against the float64 oracle", flush=True)
+            print("checking the trained implementations against the float64 oracle", flush=True)
             rows += parity.run(trained(options), [parity.real(False), parity.real(True)])
         print("checking the twins' parity on a real batch", flush=True)
         rows += check_twins(options)
@@ -58,37 +58,37 @@ def main() -> None:
 
 
 def trained(options: ChecksConfig) -> list[Implementation]:
-    """What each framework trains with on its device, and nn.GRU."""
+    """The implementation that each framework trains with on its device, and nn.GRU."""
     config = ModelConfig(input_size=1, implementation=options.implementation)
     twins = {"torch": (torch_impl.learner, torch_cell), "jax": (jax_impl.learner, jax_cell)}
-    found = [
+    implementations = [
         cell(learner.Learner(config, options, np.zeros((1, 1))).implementation)
         for name, (learner, cell) in twins.items()
         if name in options.frameworks
     ]
-    return [*found, parity.NN_GRU]
+    return [*implementations, parity.NN_GRU]
 
 
 def check_twins(options: ChecksConfig) -> list[Check]:
     """Compare logits, loss and all gradients of the twins on the first batch of training.
 
     Errors are relative to the tensor's largest value. float64: the bounds of the parity suite.
-    float32: twice two times the error that the plain loop of tensor operations makes in float32
-    (each twin may be off by twice as much), plus one unit in the last place.
+    float32: four times the error of the plain loop of tensor operations in float32, because each
+    twin may have twice its error, plus one unit in the last place.
     """
     data = load_data(options, print)
     answers = partial(_answers, data, next(data.train.epoch(0)))
     rows: list[Check] = []
     for model in options.models:
-        how = dataclasses.replace(options, model=model, device="cpu", implementation="auto")
-        loop = dataclasses.replace(how, implementation="loop")
-        exact = answers(torch_impl.learner, how, "float64")
+        auto = dataclasses.replace(options, model=model, device="cpu", implementation="auto")
+        loop = dataclasses.replace(auto, implementation="loop")
+        exact = answers(torch_impl.learner, auto, "float64")
         rounded = answers(torch_impl.learner, loop, "float32")
         twins = [f"torch {model}", f"jax {model}"]
         for dtype in ("float64", "float32"):
             with jax.enable_x64(dtype == "float64"):
-                theirs = answers(jax_impl.learner, how, dtype)
-            ours = exact if dtype == "float64" else answers(torch_impl.learner, how, dtype)
+                theirs = answers(jax_impl.learner, auto, dtype)
+            ours = exact if dtype == "float64" else answers(torch_impl.learner, auto, dtype)
             ulp = float(np.finfo(dtype).eps)
             for name in ("logits", "loss", "gradients"):
                 bound = parity.BOUND_GRADIENT if name == "gradients" else parity.BOUND_RESULT
@@ -102,7 +102,7 @@ def check_twins(options: ChecksConfig) -> list[Check]:
 def _answers(
     data: Data, batch: Batch, framework: Framework, options: TrainConfig, dtype: str
 ) -> Answers:
-    """logits, loss and "gradients NAME" from the parameters that training starts from."""
+    """logits, loss and "gradients NAME" at the initial parameters."""
     vectors = data.vectors
     shape, classes = vectors.matrix.shape, len(data.classes)
     config = options.model_config(shape, classes, vectors.trained_with_model)

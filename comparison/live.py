@@ -1,9 +1,9 @@
-"""What the jobs of a comparison are doing: a live table on a terminal, plain lines elsewhere."""
+"""The progress of the jobs of a comparison: a live table on a terminal, plain lines elsewhere."""
 
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,33 +12,40 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from common.report.schema import Run
+
 LOG_LINE = re.compile(r"\[epoch:(\d+/\d+)\] \[iter: *(\d+)\].* loss: (\S+)")
 
 
 @dataclass
 class Row:
-    """A job, in the words of the table."""
+    """The state of a job."""
 
     epoch: str = ""
     loss: str = ""
     speed: str = ""
     result: str = ""
-    begun: float | None = None
+    started: float | None = None
     ended: float | None = None
 
     def elapsed(self) -> str:
-        if self.begun is None:
+        if self.started is None:
             return "" if self.result else "waiting"
-        return f"{(self.ended or time.perf_counter()) - self.begun:,.0f} s"
+        return f"{(self.ended or time.perf_counter()) - self.started:,.0f} s"
 
 
 class Board:
-    """A line for each job, and under them what was said last; a context manager."""
+    """A context manager that shows a line per job, and below them the last line of output.
 
-    def __init__(self, console: Console, names: Sequence[str]) -> None:
-        self.console = console
-        self.rows = {name: Row() for name in names}
-        self.said = ""
+    folders: the run directory of each job. Lines of output in `known` are not shown.
+    """
+
+    def __init__(
+        self, console: Console, folders: Mapping[str, Path], known: Container[str] = ()
+    ) -> None:
+        self.console, self.folders, self.known = console, folders, known
+        self.rows = {name: Row() for name in folders}
+        self.last = ""
         self.live = Live(console=console, get_renderable=self.table, refresh_per_second=4)
 
     def __enter__(self) -> "Board":
@@ -48,36 +55,41 @@ class Board:
 
     def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
-            self.said = ""
+            self.last = ""
             self.live.stop()
 
-    def say(self, name: str, run_dir: Path, line: str) -> None:
-        """Take note of a line that a job printed."""
+    def on_line(self, name: str, line: str) -> None:
+        """Show a line of a job's output."""
+        if line in self.known:
+            return
         if not self.console.is_terminal:
-            self.console.print(f"{name:14}", line, markup=False, highlight=False, soft_wrap=True)
+            self.console.out(f"{name:14} {line}")
             return
         row = self.rows[name]
-        row.begun = row.begun or time.perf_counter()
-        self.said = f"{name}: {line}"
-        if found := LOG_LINE.search(line):
-            epoch, iteration, row.loss = found.groups()
-            row.epoch, row.speed = f"{epoch}, iteration {iteration}", _speed(run_dir / "log.jsonl")
+        row.started = row.started or time.perf_counter()
+        self.last = f"{name}: {line}"
+        if match := LOG_LINE.search(line):
+            epoch, iteration, row.loss = match.groups()
+            row.epoch = f"{epoch}, iteration {iteration}"
+            row.speed = _speed(self.folders[name] / "log.jsonl")
 
-    def finish(self, name: str, result: str, speed: str = "") -> None:
-        """Show how a job came out."""
+    def on_end(self, name: str, run: Run | None) -> None:
+        """Show the result of a job; only a training has a run."""
         row = self.rows[name]
-        row.result, row.speed, row.ended = result, speed, time.perf_counter()
+        row.result, row.ended = "done", time.perf_counter()
+        if run:
+            row.result, row.speed = f"{run.accuracy:.2%}", f"{run.tokens_per_second:,.0f}"
 
     def table(self) -> Group:
-        """The table as it stands."""
+        """The current table."""
         table = Table("", "epoch", "loss", "tokens/s", "elapsed", "result")
         for name, row in self.rows.items():
             table.add_row(name, row.epoch, row.loss, row.speed, row.elapsed(), row.result)
-        return Group(table, Text(self.said, overflow="ellipsis", no_wrap=True))
+        return Group(table, Text(self.last, overflow="ellipsis", no_wrap=True))
 
 
 def _speed(log: Path) -> str:
-    """What the last whole line of a log says of it."""
+    """The speed in the last complete line of a log."""
     try:
         line = log.read_text().split("\n")[-2]
         return f"{json.loads(line)['tokens_per_second']:,.0f}"

@@ -1,4 +1,4 @@
-"""Train the models, each in a process of its own, and gather their results."""
+"""Trains models, each in its own process, and gathers their results."""
 
 import dataclasses
 import json
@@ -24,27 +24,27 @@ BOUND_LOSS = 0.01
 
 @dataclass(frozen=True)
 class Training:
-    """One model to train; options.out says where."""
+    """The training of a model into the folder options.out."""
 
     framework: str
     options: DataConfig
     name: str
-    """For people."""
+    """For display."""
 
     @classmethod
     def of(
         cls, framework: str, model: str, options: TrainConfig, out: Path, name: str = ""
     ) -> "Training":
-        """Of a model, by the options that it has in common with others."""
+        """The training of a model with the options that all models share."""
         own: DataConfig = dataclasses.replace(options, model=model, out=out)
         if framework == linear.FRAMEWORK:
-            known = {field.name for field in dataclasses.fields(DataConfig)}
-            own = LinearConfig(**{name: v for name, v in vars(own).items() if name in known})
+            fields = dataclasses.fields(DataConfig)
+            own = LinearConfig(**{field.name: getattr(own, field.name) for field in fields})
         return cls(framework, own, name or f"{framework} {model}")
 
     @property
     def module(self) -> str:
-        """The program that trains it."""
+        """The module of the program."""
         is_linear = self.framework == linear.FRAMEWORK
         return "common.linear.train" if is_linear else f"{self.framework}_impl.train"
 
@@ -55,52 +55,52 @@ class Training:
         return self.options.out
 
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json holds; nothing where the training is not finished."""
+        """The content of metrics.json; empty if the training is not finished."""
         if isinstance(self.options, LinearConfig):
             return linear.finished(self.folder, self.options) or {}
         return run_directory.finished(self.folder, self.framework, self.options) or {}
 
     def run(self) -> Run:
-        """What it came to."""
+        """The result of the finished training."""
         return schema.convert({**self.metrics(), "run_dir": str(self.folder)}, Run, self.folder)
 
     def data(self) -> Data:
-        """What it was trained and tested on."""
+        """The data set of the finished training."""
         metrics = self.metrics()
-        found = {**metrics["data"], "classes": list(metrics["classes"])}
-        return schema.convert(found, Data, self.folder)
+        data = {**metrics["data"], "classes": list(metrics["classes"])}
+        return schema.convert(data, Data, self.folder)
 
 
 def train(
     trainings: Sequence[Training],
     place: Place,
-    say: Callable[[str, str], None],
-    done: Callable[[str, Run | None], None],
-    beside: Sequence[Job] = (),
+    on_line: Callable[[str, str], None],
+    on_end: Callable[[str, Run | None], None],
+    others: Sequence[Job] = (),
 ) -> list[Run]:
-    """Train models, each in a process of its own, at that place, and other jobs beside.
+    """Train models, each in its own process, and run other jobs at the same time.
 
-    A run that was interrupted goes on, and one that is finished is not trained again. Of several
-    at once, the last begin first: they are the ones that take long.
+    An interrupted training continues; a finished one is not repeated. Of parallel trainings, the
+    last, which take long, start first.
 
-    say is given (name, line) for each line that a process prints; done is told the name of what has
-    ended and, of a training, what it came to. Raises what processes.run does.
+    on_line receives the name and each line of a job; on_end the name of a successful job and, for a
+    training, its result. Raises as processes.run does.
     """
     jobs: dict[Job, Training] = {}
     for training in trainings:
         if training.metrics() and not training.options.restart:
             run = training.run()
-            again = f"({training.folder}; --restart trains anew)"
-            say(training.name, f"finished before: {run.accuracy:.2%} {again}")
-            done(training.name, run)
+            hint = f"({training.folder}; --restart trains anew)"
+            on_line(training.name, f"finished before: {run.accuracy:.2%} {hint}")
+            on_end(training.name, run)
         else:
             arguments = tuple(to_arguments(training.options))
             jobs[Job(training.name, training.module, arguments)] = training
     processes.run(
-        [*beside, *(jobs if place.max_jobs == 1 else reversed(jobs))],
+        [*others, *(jobs if place.max_jobs == 1 else reversed(jobs))],
         place,
-        lambda job, line: say(job.name, line),
-        lambda job: done(job.name, jobs[job].run() if job in jobs else None),
+        lambda job, line: on_line(job.name, line),
+        lambda job: on_end(job.name, jobs[job].run() if job in jobs else None),
     )
     return [training.run() for training in trainings]
 
@@ -118,21 +118,22 @@ def check_losses(folder: Path, model: str) -> Check:
         lines = map(json.loads, log.splitlines())
         curves.append([loss for line in lines for loss in line["step_losses"]][:STEPS])
     gap = max(abs(ours - theirs) for ours, theirs in zip(*curves, strict=True))
-    what = f"loss of the first {len(curves[0])} steps"
-    return _check(model, what, gap, BOUND_LOSS, max(curves[0]))
+    return _check(
+        model, f"loss of the first {len(curves[0])} steps", gap, BOUND_LOSS, max(curves[0])
+    )
 
 
 def check_accuracy(runs: Sequence[Run], model: str) -> Check:
-    """Compare the twins' accuracies: their 95 % intervals overlap.
+    """Check that the 95 % intervals of the twins' accuracies overlap.
 
-    Half of one interval would be too little to ask. Training turns rounding into another run, and
-    two runs of one model part by more than that now and then (docs/questions.md).
+    A bound of half of one interval would be too tight: rounding errors grow into different runs,
+    and two runs of a model sometimes differ by more than that (docs/questions.md).
     """
     twins = (run for run in runs if run.model == model)
     lower, upper = sorted(twins, key=lambda run: run.accuracy)
-    room = lower.accuracy_interval[1] - lower.accuracy
-    room += upper.accuracy - upper.accuracy_interval[0]
-    return _check(model, "accuracy after training", upper.accuracy - lower.accuracy, room, 1.0)
+    bound = lower.accuracy_interval[1] - lower.accuracy
+    bound += upper.accuracy - upper.accuracy_interval[0]
+    return _check(model, "accuracy after training", upper.accuracy - lower.accuracy, bound, 1.0)
 
 
 def _check(model: str, check: str, error: float, bound: float, scale: float) -> Check:

@@ -6,8 +6,21 @@ from pathlib import Path
 
 from rich.console import Console
 
+from common.report.schema import Run
 from comparison.live import Board
 
+RUN = Run(
+    framework="torch",
+    model="gru",
+    implementation="fused",
+    accuracy=0.875,
+    accuracy_interval=(0.85, 0.9),
+    train_seconds=1,
+    tokens_per_second=120_000,
+    peak_memory_bytes=1,
+    categories={},
+    cores=1,
+)
 NAMES = ["torch gru", "jax gru"]
 LINE = "[epoch:2/3] [iter:  25] elapsed time:   4 secs   loss: 0.51234"
 
@@ -15,12 +28,12 @@ LINE = "[epoch:2/3] [iter:  25] elapsed time:   4 secs   loss: 0.51234"
 def test_a_terminal_shows_a_table_that_follows_the_runs(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     (tmp_path / "log.jsonl").write_text(json.dumps({"tokens_per_second": 123456.0}) + "\n{half")
-    with Board(console, NAMES) as board:
-        board.say("torch gru", tmp_path, "loading [/broken markup]")
-        board.say("torch gru", tmp_path, LINE)
+    with Board(console, dict.fromkeys(NAMES, tmp_path)) as board:
+        board.on_line("torch gru", "loading [/broken markup]")
+        board.on_line("torch gru", LINE)
         with console.capture() as shown:
             console.print(board.table())
-        board.finish("torch gru", "87.50%", "120,000")
+        board.on_end("torch gru", RUN)
         with console.capture() as finished:
             console.print(board.table())
     during, after = shown.get(), finished.get()
@@ -31,7 +44,9 @@ def test_a_terminal_shows_a_table_that_follows_the_runs(tmp_path: Path) -> None:
 
 def test_elsewhere_the_lines_come_as_they_are(tmp_path: Path) -> None:
     file = io.StringIO()
-    with Board(Console(file=file, width=20), NAMES) as board:
-        board.say("jax gru", tmp_path, LINE)
-        board.finish("jax gru", "87.50%")
+    folders = dict.fromkeys(NAMES, tmp_path)
+    with Board(Console(file=file, width=20, highlight=False), folders, {"known"}) as board:
+        board.on_line("jax gru", "known")
+        board.on_line("jax gru", LINE)
+        board.on_end("jax gru", RUN)
     assert file.getvalue() == f"jax gru        {LINE}\n"
