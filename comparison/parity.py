@@ -1,34 +1,34 @@
 """The parity checks: every implementation against the float64 oracle, tensor by tensor.
 
-Used alike by `python compare.py parity` and by tests/parity.
+`python compare.py parity` and tests/parity run them.
 
-The bounds are argued, not tuned. An error is the largest difference from the oracle in a tensor,
-relative to the largest value that the oracle has there.
+The bounds are argued, not tuned. The error of a tensor is the largest difference from the oracle,
+relative to the oracle's largest value.
 
-float64: at most 1e-12 in results and 1e-11 in gradients. One operation rounds by 1.1e-16, so this
-    leaves three orders of magnitude for the sums over time steps and rows, while any fault in a
-    formula, and anything computed in float32 on the way, is far above.
+float64: at most 1e-12 in results and 1e-11 in gradients. An operation rounds by 1.1e-16, so three
+    orders of magnitude are left for the sums over time steps and rows. Every fault in a formula,
+    and every float32 intermediate result, is far above.
 float32: at most twice the larger error of two yardsticks on the same draws, plus one unit in the
-    last place (ULP) of the largest value. The first yardstick is what people trust today, PyTorch's
-    own nn.GRU. Where nn.GRU cannot compute the function (the reset before the product, sequences
-    that begin within a row), the plain loop of tensor operations, torch_impl's "loop", takes its
-    place. The tanh RNN in JAX is compared with flax's, which has the same tanh: XLA's float32 tanh
-    is off by several ULP, PyTorch's by less than one, and nothing in this cell damps that. The
-    second yardstick, and the only one of the loop itself, is NumPy, which computes the equations in
-    float32 and adds up gradients one by one, as XLA does, where PyTorch adds up pairs.
-bfloat16: both twins compute in float32 and round once, so half a unit in the last place of a
-    bfloat16 of the largest value, plus the bound of float32 for the same numbers. Of the GRU alone:
-    its results, and its gradients without the classifier's head, which rounds at every operation.
+    last place (ULP) of the largest value. The first yardstick is the trusted implementation,
+    PyTorch's nn.GRU or, for functions that nn.GRU lacks (the reset before the product, sequences
+    that begin within a row), the plain loop of tensor operations, torch_impl's "loop". The tanh RNN
+    in JAX is compared with Flax's, which has the same tanh: XLA's float32 tanh has an error of
+    several ULP, PyTorch's of less than one, and nothing in this cell damps it. The second, and the
+    only yardstick of the loop itself, is NumPy, which computes the equations in float32 and adds up
+    gradients one by one, as XLA does; PyTorch adds up pairs.
+bfloat16: both twins compute in float32 and round once, so the bound is half a ULP of a bfloat16 of
+    the largest value, plus the bound of float32 for the same numbers. Only the GRU is checked, its
+    results and its gradients without the classifier's head, which rounds at every operation.
 
-The bounds hold the implementations of this project. A peer, which is a layer of PyTorch or Flax,
-rounds as its library and XLA's version decide: its errors are reported beside the bound, and fail
-only above PEER_BOUNDS times the bound, where they are no matter of rounding any more.
+The bounds apply to the implementations of this project. The rounding of a peer, a layer of another
+library, depends on the versions of its library and of XLA: its errors are reported with the bound,
+and fail only above PEER_BOUNDS times the bound, which rounding cannot explain.
 
-The largest of a few rounding errors is a matter of luck, and a tensor may have a single entry. So
-each float32 case is drawn several times, and the draws of a tensor count as one tensor. That alone
-leaves the yardstick's luck: on a draw where errors grow most, its own may happen to cancel. So the
-yardsticks also compute neighbours of each draw, which differ from the draw by millionths: errors
-grow there as they do in the draw, and every rounding is another. docs/parity.md has measurements.
+The largest of a few rounding errors is random, and a tensor may have a single entry. Therefore each
+float32 case is drawn several times, and the draws of a tensor count as one tensor. The error of the
+yardstick is random, too: on the draw where errors grow most, it may happen to cancel. Therefore the
+yardsticks also compute neighbours of each draw, which differ from it by millionths: errors grow as
+in the draw, but all roundings differ. docs/parity.md has measurements.
 """
 
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ from comparison.peers.torch import CELLS, NN_GRU, one_thread, torch_cell
 
 BOUND_RESULT, BOUND_GRADIENT = 1e-12, 1e-11
 DRAWS, NEIGHBOURS = 8, 4
-# What is summed up in one row, and how the names of its tensors start.
+# The quantities, each a row of the table, and the prefixes of the names of their tensors.
 QUANTITIES = {
     "outputs": ("outputs",),
     "last states": ("h_last",),
@@ -68,14 +68,14 @@ NUMPY = Implementation("NumPy", lambda case: equations(case, case.x.dtype))  # r
 
 
 def implementations() -> list[Implementation]:
-    """Everything there is to check on this machine."""
+    """All implementations on this machine."""
     functions = (peers.function(name, "implementations") for name in peers.INSTALLED)
     return [each for function in functions if function for each in function()]
 
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of a random case; there are as many rows as lengths."""
+    """The sizes of a random case; the number of lengths is the number of rows."""
 
     name: str
     T: int
@@ -86,10 +86,10 @@ class Size:
     lengths: Sequence[int]
     h0: bool = True
     distinct: int | None = None
-    """If given, the inputs are so many distinct ones and tokens that point at them."""
+    """If given, the number of distinct inputs, which tokens index."""
     cell: str = "gru"
     resets: bool = False
-    """Whether sequences begin within rows, at every fourth step or so; with h0 from h_reset."""
+    """Whether sequences begin within rows, at a quarter of the steps; with h0, from h_reset."""
 
 
 SIZES = (
@@ -108,9 +108,9 @@ RESETS = (
 
 
 def draw(size: Size, reset_after: bool, seed: int = 0) -> Case:
-    """A random case in which every parameter is away from zero and unlike the others.
+    """A random case in which all parameters differ from zero and from each other.
 
-    So no swap, no sign and no missing bias can hide: each would change the result.
+    Therefore every swap, wrong sign and missing bias changes the result.
     """
     rng = np.random.default_rng(seed)
     B, R = len(size.lengths), size.directions
@@ -142,7 +142,7 @@ def draw(size: Size, reset_after: bool, seed: int = 0) -> Case:
 
 
 def real(reset_after: bool) -> tuple[Case, ...]:
-    """Batches of IMDB reviews, as the classifiers read them, with random vectors for the words."""
+    """Batches of IMDB reviews, as in training, with random vectors of the words."""
     corpus_ = corpus.load("imdb")
     batches = Batches(corpus_.train.subset(256), 8, max_length=40, shapes=[Shape(40, 320)])
     size = Size("real reviews", 40, 16, 16, 1, 2, [0] * 8)
@@ -153,14 +153,14 @@ def real(reset_after: bool) -> tuple[Case, ...]:
             x=vectors[batch.distinct],
             tokens=batch.tokens,
             lengths=batch.lengths,
-            labels=batch.labels.astype(np.int64),  # which PyTorch's cross-entropy wants
+            labels=batch.labels.astype(np.int64),  # for PyTorch's cross-entropy
         )
         for seed, batch in enumerate(islice(batches.epoch(), DRAWS))
     )
 
 
 def without_hidden_bias(case: Case) -> Case:
-    """The case with n's hidden bias set to zero, for a layout that has none."""
+    """The case with a hidden bias of zero for n, for a layout that has none."""
     parameters = dict(case.parameters)
     for name, value in parameters.items():
         if name.endswith("bias_hh"):
@@ -168,23 +168,23 @@ def without_hidden_bias(case: Case) -> Case:
     return replace(case, name=f"{case.name}, no hidden bias of n", parameters=parameters)
 
 
-# What is made from a case is the same case each time, for what is remembered of it below.
+# The results are cached, because the caches below identify cases by identity.
 @lru_cache(maxsize=2 * DRAWS)
 def without_head(case: Case) -> Case:
-    """The case with a head that gives every class the same logit: no gradient comes from it."""
+    """The case with a head of zeros, which adds nothing to the gradients."""
     head = {n: 0 * p for n, p in case.parameters.items() if n.startswith("head.")}
     return replace(case, parameters=case.parameters | head)
 
 
 @lru_cache(maxsize=2 * DRAWS)
 def _through_bfloat16(case: Case) -> Case:
-    """The very numbers that bfloat16 gives, in float32."""
+    """The case rounded to bfloat16, in float32."""
     return case.astype(BFLOAT16).astype(np.float32)
 
 
 @lru_cache(maxsize=2 * DRAWS)
 def neighbours(case: Case) -> tuple[Case, ...]:
-    """The case and others, all of whose numbers differ from the case's by at most a millionth."""
+    """The case, and cases whose numbers differ from its numbers by at most a millionth."""
     rng = np.random.default_rng(0)
     others = (
         case.map(lambda array: array * (1 + rng.uniform(-1e-6, 1e-6, array.shape)))
@@ -194,7 +194,7 @@ def neighbours(case: Case) -> tuple[Case, ...]:
 
 
 def cases() -> list[tuple[Case, ...]]:
-    """Draws of every size, and real reviews, with both kinds of reset; one without c_n. And some
+    """Draws of every size and real reviews, with both kinds of reset, a case without c_n, and some
     sizes of every other cell."""
 
     def draws(sizes: Iterable[Size], reset_after: bool) -> list[tuple[Case, ...]]:
@@ -207,10 +207,10 @@ def cases() -> list[tuple[Case, ...]]:
 
 
 def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeLike) -> list[Check]:
-    """Compare one implementation with the oracle on draws of one case, computing in dtype.
+    """Compare an implementation in dtype with the oracle on draws of a case.
 
-    Returns one row for each result and gradient, its name in "check". A missing tensor, a wrong
-    shape and a NaN fail.
+    Returns a row for each result and gradient, with its name in "check". A missing tensor, a wrong
+    shape and NaN fail.
     """
     dtype = np.dtype(dtype)
     loop = LOOPS[draws[0].cell]
@@ -222,7 +222,7 @@ def check(implementation: Implementation, draws: tuple[Case, ...], dtype: DTypeL
     elif implementation.name != loop.name:
         yardsticks.append(loop)
     measured = draws
-    if dtype == np.float64:  # a fixed bound does not hang on luck
+    if dtype == np.float64:  # a fixed bound needs no draws
         draws = draws[:1]
     elif dtype == BFLOAT16:
         draws = tuple(map(without_head, draws))
@@ -249,11 +249,11 @@ def run(
     chosen: Sequence[Implementation] | None = None,
     problems: Iterable[tuple[Case, ...]] | None = None,
 ) -> list[Check]:
-    """Check implementations (all of them) on every problem (`cases`) that they can express.
+    """Check implementations (default: all) on every problem (default: `cases`) that they support.
 
-    Returns one row for each implementation, kind of reset, dtype and quantity (see `QUANTITIES`),
-    "check" being "QUANTITY, reset before", "… after", or "… none" of a cell without one: the row of
-    the tensor that comes closest to its bound, or goes furthest beyond it.
+    Returns a row for each implementation, kind of reset, dtype and quantity (see `QUANTITIES`):
+    that of the tensor with the largest error relative to its bound. "check" is "QUANTITY, reset
+    before", "… after" or, for a cell without a reset gate, "… none".
     """
     chosen = implementations() if chosen is None else chosen
     worst: dict[tuple[str, str, str], Check] = {}
@@ -271,13 +271,13 @@ def run(
     return list(worst.values())
 
 
-# The yardsticks' errors, and the oracle's answers, serve one implementation after the other.
+# The implementations share the errors of the yardsticks and the results of the oracle.
 @lru_cache(maxsize=16)
 def _errors(
     implementation: Implementation, draws: tuple[Case, ...], dtype: np.dtype
 ) -> dict[str, tuple[float, float]]:
-    """Of everything that the oracle returns and the implementation has: the largest error, and one
-    unit in the last place, both relative to the largest value that the oracle has there."""
+    """The largest error of each tensor, and one unit in the last place, relative to the oracle's
+    largest value."""
     actual = [implementation.run(case.astype(dtype)) for case in draws]
     exact = [_exact(case, dtype) for case in draws]
     return {
@@ -289,7 +289,7 @@ def _errors(
 
 @lru_cache(maxsize=2 * DRAWS * NEIGHBOURS)
 def _exact(case: Case, dtype: np.dtype) -> Result:
-    """The oracle's answer to the very numbers that an implementation in dtype is given."""
+    """The result of the oracle for the case rounded to dtype."""
     return equations(case.astype(dtype).astype(np.float64), np.float64)
 
 
@@ -297,7 +297,7 @@ def difference(
     actual: Iterable[np.ndarray | None], exact: Sequence[np.ndarray], dtype: np.dtype
 ) -> tuple[float, float]:
     """The largest error in draws of a tensor, and one unit in the last place, both relative to the
-    largest value there; infinite where an array cannot be compared."""
+    largest value; infinite if an array cannot be compared."""
     largest = 0.0
     for ours, theirs in zip(actual, exact, strict=True):
         if ours is None or ours.shape != theirs.shape or ours.dtype != dtype:
@@ -305,6 +305,6 @@ def difference(
         difference = np.nan_to_num(np.abs(ours.astype(np.float64) - theirs), nan=np.inf)
         largest = max(largest, difference.max(initial=0))
     scale = max(np.abs(each).max(initial=0) for each in exact)
-    if scale == 0:  # nothing to be relative to: it has to be met exactly
+    if scale == 0:  # only an exact result passes
         return np.inf if largest else 0.0, 0.0
     return float(largest / scale), float(np.spacing(np.asarray(scale, dtype)) / scale)

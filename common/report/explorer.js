@@ -1,13 +1,12 @@
-// A text as a model reads it, word by word: what the report's gate explorer and the server's page
-// have in common. It comes before their own code, in the same script. What came from data is only
-// ever put into text nodes.
+// A text as a model reads it, word by word, for the report's gate explorer and the server's page.
+// Their own code follows in the same script. Data only ever becomes text nodes.
 const $ = (id) => document.getElementById(id);
 const element = (tag, textContent = "", properties = {}) =>
   Object.assign(document.createElement(tag), { textContent, ...properties });
 const number = (value) => (value == null ? "not a number" : value.toFixed(3));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
-// ast: Vega interprets its expressions, so that the page's security policy need not allow eval.
+// ast: Vega interprets its expressions, so the page's security policy can forbid eval.
 async function draw(place, charts) {
   const options = { ast: true, renderer: "svg", actions: false };
   place.view = (await vegaEmbed(place, charts[place.dataset.chart], options)).view;
@@ -16,18 +15,18 @@ async function draw(place, charts) {
 function theme() {
   const select = $("theme");
   const apply = () => { document.documentElement.style.colorScheme = select.value; };
-  // Some browsers have no storage for files.
-  try { select.value = localStorage.getItem("theme") ?? ""; } catch { /* as said */ }
+  // Some browsers have no storage for pages from files.
+  try { select.value = localStorage.getItem("theme") ?? ""; } catch { /* no storage */ }
   if (select.selectedIndex < 0) select.value = "";
   apply();
   select.onchange = () => {
     apply();
-    try { localStorage.setItem("theme", select.value); } catch { /* as said */ }
+    try { localStorage.setItem("theme", select.value); } catch { /* no storage */ }
   };
 }
 
 const CHOICES = `
-<label>Tint <select id="tint"><option value="z">update gate z: how much is let in</option><option value="change">change of the state</option><option value="gradient">influence: gradient × input</option><option value="leave_out">influence: left out</option></select></label>
+<label>Tint <select id="tint"><option value="z">update gate z: share of the candidate</option><option value="change">change of the state</option><option value="gradient">influence: gradient × input</option><option value="leave_out">influence: left out</option></select></label>
 <label id="directions">Direction <select id="direction"><option value="forward">forward</option><option value="backward">backward</option></select></label>`;
 
 const MEANINGS = {
@@ -37,7 +36,7 @@ const MEANINGS = {
   leave_out: "How far the predicted class's logit falls when the word is left out. Blue speaks for the prediction, orange against it.",
 };
 
-// Adds, to the page's controls, what is chosen for all panels.
+// Adds the choices for all panels to the page's controls.
 function choices(onchange) {
   const place = document.querySelector(".controls"), meaning = element("p", "", { className: "note" });
   place.insertAdjacentHTML("beforeend", CHOICES);
@@ -50,8 +49,9 @@ function choices(onchange) {
   show();
 }
 
-// What is a value per word, or in each of two directions one.
-const directed = (found) => (!found || Array.isArray(found) ? found : found[$("direction").value]);
+// The values per word; a bidirectional model has values for each direction.
+const directed = (values) =>
+  (!values || Array.isArray(values) ? values : values[$("direction").value]);
 
 const PANEL = `
 <p class="verdict"></p>
@@ -65,7 +65,7 @@ const PANEL = `
 
 let panels = 0;
 
-// Adds to the place what shows a text that a model read. onselect is told which word is chosen.
+// Adds a view of a text and a model's values to the place. onselect receives the selected index.
 function panel(place, onselect = () => {}) {
   place.insertAdjacentHTML("beforeend", PANEL);
   const part = (name) => place.querySelector(name);
@@ -73,19 +73,19 @@ function panel(place, onselect = () => {}) {
   const id = `panel-${++panels}`;
   let current, active, read = [];
 
-  // places: those of the words that are read. The others are grey and cannot be chosen.
-  function show(found, texts, places, classes, index = 0) {
-    current = found;
+  // places: the indices of the words that the model reads. Others are grey and not selectable.
+  function show(explained, texts, places, classes, index = 0) {
+    current = explained;
     active = undefined;
-    const shown = classes.length === 2 ? classes[1] : found.predicted;
+    const shown = classes.length === 2 ? classes[1] : explained.predicted;
     part("figcaption").textContent = `The probability of ${shown} after each word`;
-    part("figure").hidden = !found.running;
+    part("figure").hidden = !explained.running;
     words.replaceChildren(...texts.map((word, i) =>
       element("span", word, { id: `${id}-${i}`, role: "option", ariaDisabled: "true" })));
     words.removeAttribute("aria-activedescendant");
     read = [...places].map((i) =>
       Object.assign(words.children[i], { ariaDisabled: null, ariaSelected: "false" }));
-    const points = (found.running ?? []).map((probability, i) => ({ word: i + 1, probability }));
+    const points = (explained.running ?? []).map((probability, i) => ({ word: i + 1, probability }));
     if (points.length) chart.view.data("words", points);
     refresh();
     select(index);
@@ -93,28 +93,28 @@ function panel(place, onselect = () => {}) {
     words.scrollTop = top || 0;
   }
 
-  // What hangs on the choices.
+  // Shows what depends on the choices.
   function refresh() {
     if (!current) return;
     // A linear model has one quantity.
     const tint = current.contribution ? "contribution" : $("tint").value;
-    const found = directed(current[tint]) ?? [];
+    const values = directed(current[tint]) ?? [];
     const signed = ["contribution", "gradient", "leave_out"].includes(tint);
-    // Influence has two signs, and its tints grow from zero; gates and changes of state lie close
-    // together, and theirs from the least of the text.
-    const sizes = found.map((value) => (signed ? Math.abs(value) : value));
+    // Influence has two signs, so its tint starts at zero. Gates and changes of state vary little,
+    // so their tint starts at the minimum of the text.
+    const sizes = values.map((value) => (signed ? Math.abs(value) : value));
     const least = signed ? 0 : sizes.reduce((a, b) => Math.min(a, b), Infinity);
     const most = sizes.reduce((a, b) => Math.max(a, b), -Infinity);
     read.forEach((option, i) => {
-      const share = found.length && (sizes[i] - least) / (most - least || 1);
-      option.style.setProperty("--tint", found[i] < 0 ? "var(--minus)" : "var(--plus)");
+      const share = values.length && (sizes[i] - least) / (most - least || 1);
+      option.style.setProperty("--tint", values[i] < 0 ? "var(--minus)" : "var(--plus)");
       option.style.setProperty("--amount", `${100 * share}%`);
     });
     legend.classList.toggle("signed", signed);
-    legend.classList.toggle("none", !found.length);
+    legend.classList.toggle("none", !values.length);
     part(".low").textContent = number(signed ? -most : least);
     part(".high").textContent = number(most);
-    if (active !== undefined) tell();
+    if (active !== undefined) showFacts();
   }
 
   function select(index) {
@@ -125,10 +125,10 @@ function panel(place, onselect = () => {}) {
     option.ariaSelected = "true";
     words.setAttribute("aria-activedescendant", option.id);
     if (current.running) chart.view.signal("word", index + 1).run();
-    tell();
+    showFacts();
   }
 
-  function tell() {
+  function showFacts() {
     const both = Array.isArray(current.change) ? "" : ` (${$("direction").value})`;
     const of = (quantity) => directed(current[quantity])?.[active];
     facts.replaceChildren(...[
@@ -148,7 +148,7 @@ function panel(place, onselect = () => {}) {
     onselect(active);
   }
 
-  // The word above or below: the nearest to the left edge of this one, on the next line.
+  // The index of the word on the next line above or below whose left edge is nearest.
   function line(step) {
     const { left, top } = read[active].getBoundingClientRect();
     let best = active, bestTop = null, nearest = Infinity;
@@ -182,7 +182,7 @@ function panel(place, onselect = () => {}) {
   words.onpointerover = words.onclick = ({ target }) => {
     if (target !== words) select(read.indexOf(target));
   };
-  // Screen readers say it of the panel whose words have the focus, not of those beside it.
+  // Screen readers announce the facts of the panel with the focus, not of the other panels.
   words.onfocus = () => { facts.ariaLive = "polite"; };
   words.onblur = () => { facts.ariaLive = "off"; };
   return { show, refresh, select };

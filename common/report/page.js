@@ -1,11 +1,11 @@
-// The report's own: its charts, printing, and which review the explorer shows.
+// The code of the report: its charts, printing, and the selection of the explorer's review.
 const { charts, explorer } = JSON.parse(document.getElementById("data").textContent);
 
-// The loss chart's zoom without a mouse: each button sets the range of epochs that is shown.
+// Buttons that zoom the loss chart; each sets the range of epochs.
 function zoomButtons(place) {
   const { view } = place;
   const all = charts.loss.layer[0].encoding.x.scale.domain;
-  // Makes the range wider by a factor, and moves it by a share of its width.
+  // Multiplies the width of the range by a factor, and moves it by a share of its width.
   const zoom = (factor, share = 0) => () => {
     const [from, to] = view.scale("x").domain();
     const middle = (from + to) / 2 + share * (to - from), half = (factor * (to - from)) / 2;
@@ -23,7 +23,7 @@ function zoomButtons(place) {
   place.after(buttons);
 }
 
-// What is folded away on the screen is on paper, too, if it is not a hundred pages.
+// Prints collapsed tables too, except those of a hundred pages.
 function printing() {
   let closed = [];
   addEventListener("beforeprint", () => {
@@ -46,10 +46,10 @@ function startExplorer() {
     review.replaceChildren(...groups.map(([label, right]) => {
       const group = element("optgroup", "", { label });
       explorer.reviews.forEach(({ text, true: truth, models }, value) => {
-        const found = models[model.value];
-        if (!found || (found.predicted === truth) !== right) return;
+        const explained = models[model.value];
+        if (!explained || (explained.predicted === truth) !== right) return;
         const start = text.length > 60 ? `${text.slice(0, 60)}…` : text;
-        // First strong isolate: the review's direction of writing stays its own.
+        // First strong isolate: the review keeps its own direction of writing.
         group.append(element("option", `${truth}: \u2068${start}\u2069`, { value }));
       });
       return group;
@@ -59,13 +59,13 @@ function startExplorer() {
 
   function showReview() {
     const { text, true: truth, words, models } = explorer.reviews[review.value];
-    const found = models[model.value];
-    $("directions").hidden = Array.isArray(found.change);
+    const explained = models[model.value];
+    $("directions").hidden = Array.isArray(explained.change);
     place.querySelector(".verdict").textContent =
-      `True class: ${truth}. ${model.value} says ${found.predicted}, with probability ` +
-      `${percent(found.probability)}: ${found.predicted === truth ? "right" : "wrong"}.`;
+      `True class: ${truth}. ${model.value} says ${explained.predicted}, with probability ` +
+      `${percent(explained.probability)}: ${explained.predicted === truth ? "right" : "wrong"}.`;
     $("text").textContent = text;
-    show(found, words, words.keys(), explorer.classes);
+    show(explained, words, words.keys(), explorer.classes);
   }
 
   model.onchange = () => { listReviews(); showReview(); };

@@ -13,14 +13,14 @@ from comparison.peers.jax import stacked, time_layers
 
 
 def contenders(variant: str, device: str) -> Contenders:
-    """Equinox has one way."""
+    """Equinox's contender."""
     return time_layers({"Equinox scan": (stacked(FORMATS["equinox"].scope, rnn), "equinox")})
 
 
 def rnn(
     weights: Mapping[str, Array], reverse: bool, x: Array, h0: Array, lengths: Array | None
 ) -> tuple[Array, Array]:
-    """One layer and direction, as comparison/peers/jax.py has those of Flax."""
+    """One layer and direction, with the arguments of comparison/peers/jax.py."""
     cell = eqx.nn.GRUCell(x.shape[-1], h0.shape[-1], key=jax.random.key(0))
     cell = eqx.tree_at(lambda cell: [getattr(cell, n) for n in weights], cell, [*weights.values()])
 

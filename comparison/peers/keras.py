@@ -40,16 +40,16 @@ def contenders(backend: str, device: str) -> Contenders:
         return timed(layer, False, x, None)
 
     def timed(layer: Any, backward: bool, x: np.ndarray, lengths: np.ndarray | None) -> Run:
-        """A layer that is built, on x [B, T, D]; where there are lengths, the padding is masked."""
+        """A run of a built layer on x [B, T, D]; if lengths are given, the padding is masked."""
         trained = layer.trainable_variables
         fixed = [variable.value for variable in layer.non_trainable_variables]
 
         def last(weights: Any, x: Any, lengths: Any, h0: Any, **_: Any) -> Any:
-            words = None
+            mask = None
             if lengths is not None:
-                words = keras.ops.arange(x.shape[1]) < keras.ops.expand_dims(lengths, 1)
+                mask = keras.ops.arange(x.shape[1]) < keras.ops.expand_dims(lengths, 1)
             named = [weights[variable.path] for variable in trained]
-            return None, layer.stateless_call(named, fixed, x, mask=words)[0]
+            return None, layer.stateless_call(named, fixed, x, mask=mask)[0]
 
         weights = {v.path: keras.ops.convert_to_numpy(v) for v in trained}
         return timed_by_backend(last, weights, backward, x, None, lengths, None, None)

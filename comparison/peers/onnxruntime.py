@@ -16,7 +16,7 @@ def contenders(variant: str, device: str) -> Contenders:
 
 
 def model(weights: Mapping[str, np.ndarray], x: np.ndarray) -> bytes:
-    """An ONNX file of one GRU node, of whose outputs the last state, h_last, alone is wanted."""
+    """An ONNX file of a GRU node whose only output is the last state, h_last."""
     from common.inference.onnx_graph import Graph, TensorProto, recurrent
 
     graph, H = Graph(), weights["gru.0.forward.weight_hh"].shape[1]

@@ -19,17 +19,17 @@ BFLOAT16_TOLERANCE = 2**-8
 
 def contenders(variant: str, device: str) -> Contenders:
     """OpenVINO on the CPU."""
-    ways: dict[str, Inference] = {
+    inference: dict[str, Inference] = {
         "OpenVINO": gru,
         "OpenVINO float32": partial(gru, INFERENCE_PRECISION_HINT="f32"),
     }
-    return Contenders({}, ways, tolerances={"OpenVINO": BFLOAT16_TOLERANCE})
+    return Contenders({}, inference, tolerances={"OpenVINO": BFLOAT16_TOLERANCE})
 
 
 def gru(
     weights: Mapping[str, np.ndarray], x: np.ndarray, **options: object
 ) -> Callable[[], object]:
-    """A request of the model that ONNX Runtime computes, on all cores."""
+    """A request of ONNX Runtime's model on all cores."""
     from comparison.peers.onnxruntime import model
 
     options |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": cores()}
