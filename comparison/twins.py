@@ -181,12 +181,12 @@ def _aligned(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str]
         if i == len(ours) or j == len(theirs):
             return 0, [*((line, "") for line in ours[i:]), *(("", line) for line in theirs[j:])]
         alike = _compared(ours[i], theirs[j]).ratio()
-        ways = [
+        choices = [
             (alike - 0.5, (ours[i], theirs[j]), best(i + 1, j + 1)),  # less alike, better alone
             (0, (ours[i], ""), best(i + 1, j)),
             (0, ("", theirs[j]), best(i, j + 1)),
         ]
-        gain, pair, (total, rest) = max(ways, key=lambda way: way[0] + way[2][0])
+        gain, pair, (total, rest) = max(choices, key=lambda choice: choice[0] + choice[2][0])
         return gain + total, [pair, *rest]
 
     return best(0, 0)[1]
@@ -205,9 +205,9 @@ def _marks(ours: str, theirs: str) -> tuple[list[bool], list[bool]]:
     left, right = _words(ours), _words(theirs)
     marks: tuple[list[bool], list[bool]] = ([], [])
     for kind, a, b, c, d in _compared(ours, theirs).get_opcodes():
-        for found, words in zip(marks, (left[a:b], right[c:d]), strict=True):
+        for of_line, words in zip(marks, (left[a:b], right[c:d]), strict=True):
             for word in words:
-                found.extend([kind != "equal" and not word.isspace()] * len(word))
+                of_line.extend([kind != "equal" and not word.isspace()] * len(word))
     return marks
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from common import files
@@ -34,11 +33,6 @@ class Accuracy(Struct, kw_only=True):
 
     accuracy: Share
     accuracy_interval: Interval
-
-    @property
-    def half(self) -> float:
-        """Half of the interval."""
-        return (self.accuracy_interval[1] - self.accuracy_interval[0]) / 2
 
 
 class Category(Accuracy):
@@ -119,11 +113,9 @@ class Run(Accuracy):
         """The most frequent mistakes: true class, predicted class, number of reviews."""
         if not self.confusion:
             return self.mistakes
-        matrix = np.array(self.confusion) * ~np.eye(len(self.confusion), dtype=bool)
-        pairs, counts = np.argwhere(matrix), matrix[matrix > 0]
-        order = np.argsort(-counts, kind="stable")[:MOST_DRAWN]
-        rows = np.column_stack([pairs, counts])[order].tolist()
-        return [(true, predicted, count) for true, predicted, count in rows]
+        cells = ((t, p, n) for t, row in enumerate(self.confusion) for p, n in enumerate(row))
+        mistakes = [(true, predicted, n) for true, predicted, n in cells if n and true != predicted]
+        return sorted(mistakes, key=lambda mistake: -mistake[2])[:MOST_DRAWN]
 
     @property
     def recalls(self) -> list[tuple[int, float]]:
@@ -136,26 +128,17 @@ class Run(Accuracy):
     @property
     def by_size(self) -> list[int]:
         """The indices of the classes, by descending number of test reviews."""
-        supports = [support for support, _ in self.recalls]
-        return sorted(range(len(supports)), key=lambda at: -supports[at])
+        recalls = self.recalls
+        return sorted(range(len(recalls)), key=lambda at: -recalls[at][0])
 
     @property
     def miscalibration(self) -> str:
         """The expected calibration error, in points."""
         return "" if self.calibration_error is None else f"{100 * self.calibration_error:.1f}"
 
-    @property
-    def first_step(self) -> str:
-        """The time of the first step."""
-        return "" if self.first_step_seconds is None else f"{self.first_step_seconds:.2f} s"
-
-    @property
-    def peak_mib(self) -> float:
-        return self.peak_memory_bytes / 2**20
-
 
 class Named(Struct):
-    """The name of a data set, in metrics.json."""
+    """The name of the data set of a run."""
 
     name: str
 
@@ -167,7 +150,7 @@ class Metrics(Run, kw_only=True):
 
 
 class Preset(Struct):
-    """The options in config.json that the figures of a run need."""
+    """The options that the figures of a run need."""
 
     preset: str
 
@@ -179,10 +162,9 @@ class Config(Struct):
     options: Preset
 
 
-class Data(Struct):
+class Data(Named):
     """The data set of the runs."""
 
-    name: str
     train: int
     test: int
     vectors: str
@@ -226,9 +208,7 @@ class Check(Struct):
     @property
     def strain(self) -> float:
         """The error as a multiple of its bound."""
-        if self.bound == 0:  # a tensor of zeros, whose error is 0 or infinite
-            return self.error
-        return self.error / self.bound
+        return self.error / (self.bound or 1)  # the error of a tensor of zeros is 0 or infinite
 
     @property
     def is_excess(self) -> bool:
@@ -255,10 +235,10 @@ class Task(Struct, frozen=True):
     @property
     def name(self) -> str:
         """The name of the task in figures and tables."""
+        passes = " · forward and backward" if self.backward else " · forward only"
         directions = " · bidirectional" if self.bidirectional else ""
-        directions += " · bfloat16" if self.bfloat16 else ""
-        kind = "forward and backward" if self.backward else "forward only"
-        return f"B {self.B}, T {self.T}, H {self.H} · {kind}{directions}"
+        dtype = " · bfloat16" if self.bfloat16 else ""
+        return f"B {self.B}, T {self.T}, H {self.H}{passes}{directions}{dtype}"
 
 
 class Timed(Task, frozen=True, kw_only=True):
@@ -273,18 +253,10 @@ class Timed(Task, frozen=True, kw_only=True):
     """The speed relative to that of a large matrix product."""
 
     @property
-    def step_microseconds(self) -> float:
-        """The time of a time step of the batch, if all rows are equally long."""
-        return 1e6 * self.B / self.tokens_per_second
-
-    @property
     def ratios(self) -> Interval:
         """`ratio` at the quartiles."""
-        low, high = self.quartiles
-        return (
-            self.ratio * low / self.tokens_per_second,
-            self.ratio * high / self.tokens_per_second,
-        )
+        low, high = (self.ratio * speed / self.tokens_per_second for speed in self.quartiles)
+        return low, high
 
 
 class Latency(Task, frozen=True, kw_only=True):
@@ -306,11 +278,6 @@ class Latency(Task, frozen=True, kw_only=True):
     def ratios(self) -> Interval:
         """`ratio` at p99 and at p50."""
         return self.ratio * self.p50 / self.p99, self.ratio
-
-    @property
-    def microseconds(self) -> tuple[float, float]:
-        """p50 and p99 in microseconds."""
-        return 1e6 * self.p50, 1e6 * self.p99
 
 
 class Length(Struct):

@@ -1,15 +1,14 @@
 """The tables of the terminal, report.md and report.html.
 
-A table is a title, a format string for each column, and structs of results.json.
+A table is a title, a function for each column, and structs of results.json.
 """
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -34,6 +33,9 @@ from common.report.schema import (
 RECIPE_SECONDS = {"its own GRU": 6_415, "nn.GRU": 288}
 DISTANCES = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
 
+Columns = dict[str, Callable[[Any], str]]
+"""The titles of the columns of a table, and functions from its rows to their cells."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -46,11 +48,8 @@ class Table:
     """The number of columns with names, which come first; other columns are aligned right."""
 
     @classmethod
-    def of(
-        cls, title: str, rows: Iterable[Any], columns: Mapping[str, str], names: int = 1
-    ) -> "Table":
-        """columns: titles, and format strings of the cells such as {0.ratio:.2f}."""
-        cells = [[cell.format(row) for cell in columns.values()] for row in rows]
+    def of(cls, title: str, rows: Iterable[Any], columns: Columns, names: int = 1) -> "Table":
+        cells = [[cell(row) for cell in columns.values()] for row in rows]
         return cls(title, list(columns), cells, names)
 
     def __rich__(self) -> RichTable:
@@ -94,28 +93,35 @@ def markdown_of(text: str) -> str:
 
 def summary(runs: Sequence[Run]) -> Table:
     """The accuracy and speed of each run."""
-    columns = {
-        "framework": "{0.framework}",
-        "model": "{0.model}",
-        "accuracy": "{0.accuracy:.2%} ± {0.half:.2%}",
-        "implementation": "{0.implementation}",
-        "cores": "{0.cores}",
-        "training": "{0.train_seconds:.1f} s",
-        "tokens/s": "{0.tokens_per_second:,.0f}",
-        "first step": "{0.first_step}",
-        "peak memory": "{0.peak_mib:,.0f} MiB",
+
+    def half(run: Run) -> float:
+        return (run.accuracy_interval[1] - run.accuracy_interval[0]) / 2
+
+    columns: Columns = {
+        "framework": lambda run: run.framework,
+        "model": lambda run: run.model,
+        "accuracy": lambda run: f"{run.accuracy:.2%} ± {half(run):.2%}",
+        "implementation": lambda run: run.implementation,
+        "cores": lambda run: f"{run.cores}",
+        "training": lambda run: f"{run.train_seconds:.1f} s",
+        "tokens/s": lambda run: f"{run.tokens_per_second:,.0f}",
+        "first step": lambda run: optional(run.first_step_seconds, "{:.2f} s"),
+        "peak memory": lambda run: f"{run.peak_memory_bytes / 2**20:,.0f} MiB",
     }
     return Table.of("The trained models", runs, columns, names=2)
 
 
+def optional(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
 def calibration(runs: Sequence[Run]) -> Table:
     """The calibration error of each run."""
-    columns = {
-        "model": "{0.name}",
-        "expected calibration error": "{0.miscalibration} points",
-        "temperature": "{0.temperature:.3f}",
+    columns: Columns = {
+        "model": lambda run: run.name,
+        "expected calibration error": lambda run: f"{run.miscalibration} points",
+        "temperature": lambda run: f"{run.temperature or 1:.3f}",
     }
-    runs = [msgspec.structs.replace(run, temperature=run.temperature or 1) for run in runs]
     return Table.of("Calibration", runs, columns)
 
 
@@ -141,27 +147,27 @@ def classes(runs: Sequence[Run], names: Sequence[str]) -> Table:
     return Table(f"Recall of the {len(rows)} largest classes", header, rows)
 
 
-TIMED = {
-    "implementation": "{0.contender}",
-    "tokens/s": "{0.tokens_per_second:,.0f}",
-    "quartiles": "{0.quartiles[0]:,.0f} to {0.quartiles[1]:,.0f}",
-    f"x {REFERENCE}": "{0.ratio:.2f}",
-    "of peak": "{0.peak_fraction:.0%}",
+TIMED: Columns = {
+    "implementation": lambda row: row.contender,
+    "tokens/s": lambda row: f"{row.tokens_per_second:,.0f}",
+    "quartiles": lambda row: "{:,.0f} to {:,.0f}".format(*row.quartiles),
+    f"x {REFERENCE}": lambda row: f"{row.ratio:.2f}",
+    "of peak": lambda row: f"{row.peak_fraction:.0%}",
 }
-ON_GPU = {**TIMED, "µs a step": "{0.step_microseconds:.2f}"}
-CALLED = {
-    "implementation": "{0.contender}",
-    "p50": "{0.microseconds[0]:,.0f} µs",
-    "p99": "{0.microseconds[1]:,.0f} µs",
+# All rows of the tasks on a GPU are equally long.
+ON_GPU = TIMED | {"µs a step": lambda row: f"{1e6 * row.B / row.tokens_per_second:.2f}"}
+CALLED: Columns = {
+    "implementation": lambda row: row.contender,
+    "p50": lambda row: f"{1e6 * row.p50:,.0f} µs",
+    "p99": lambda row: f"{1e6 * row.p99:,.0f} µs",
 }
-LATENCY = {
-    **CALLED,
-    "tokens/s": "{0.tokens_per_second:,.0f}",
-    f"x {BUILT_IN}": "{0.ratio:.2f}",
+LATENCY = CALLED | {
+    "tokens/s": TIMED["tokens/s"],
+    f"x {BUILT_IN}": lambda row: f"{row.ratio:.2f}",
 }
 
 
-def tasks(timings: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, str]) -> list[Table]:
+def tasks(timings: Sequence[Timed] | Sequence[Latency], columns: Columns) -> list[Table]:
     """One table per task, the fastest implementation first."""
     rows = sorted(timings, key=lambda row: -row.tokens_per_second)
     return [
@@ -170,11 +176,9 @@ def tasks(timings: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, st
     ]
 
 
-def all_tasks(
-    title: str, timings: Sequence[Timed] | Sequence[Latency], columns: Mapping[str, str]
-) -> Table:
+def all_tasks(title: str, timings: Sequence[Timed] | Sequence[Latency], columns: Columns) -> Table:
     """One table of all tasks."""
-    return Table.of(title, timings, {"task": "{0.name}", **columns}, names=2)
+    return Table.of(title, timings, {"task": lambda row: row.name, **columns}, names=2)
 
 
 def calls(speed: Speed) -> Table:
@@ -196,15 +200,13 @@ def lengths(speed: Speed) -> Table:
 
 def recipe(speed: Speed) -> Table:
     """Speed on the homework's recipe, with the times of its report."""
-    columns = {
-        "implementation": "{0.contender}",
-        "reviews/s": "{0.reviews_per_second:,.1f}",
-        "projected": "{0.projected_seconds:,.0f} s",
-    }
+    rows = [
+        [each.contender, f"{each.reviews_per_second:,.1f}", f"{each.projected_seconds:,.0f} s"]
+        for each in speed.recipe
+    ]
+    rows += [[f"the homework's report: {n}", "", f"{s:,} s"] for n, s in RECIPE_SECONDS.items()]
     title = "The homework's recipe: batch 1, Adam, 4 epochs of 14,227 reviews"
-    table = Table.of(title, speed.recipe, columns)
-    reported = [[f"the homework's report: {n}", "", f"{s:,} s"] for n, s in RECIPE_SECONDS.items()]
-    return replace(table, rows=[*table.rows, *reported])
+    return Table(title, ["implementation", "reviews/s", "projected"], rows)
 
 
 def trials(tuning: Tuning) -> Table:
@@ -213,7 +215,7 @@ def trials(tuning: Tuning) -> Table:
         [
             *(str(each.number), each.state if each.state != "failed" else f"**{each.state}**"),
             f"{each.loss:.4g}" if each.losses else "",
-            "" if each.accuracy is None else f"{each.accuracy:.2%}",
+            optional(each.accuracy, "{:.2%}"),
             *(str(len(each.losses)), f"{each.seconds:.0f} s"),
             *(f"{value:.3g}" for value in each.options.values()),
         ]
@@ -301,19 +303,19 @@ def vanishing(results: Vanishing) -> Table:
 
 def gates(results: Gates) -> list[Table]:
     """The gates by groups of words, and the effect sizes."""
-    words = {
-        "words": "{0.group}",
-        "number": "{0.n:,}",
-        "update gate z": "{0.z:.4f}",
-        "95 % interval of z": "{0.z_interval[0]:.4f} to {0.z_interval[1]:.4f}",
-        "relative change": "{0.change:.4f}",
-        "95 % interval of the change": "{0.change_interval[0]:.4f} to {0.change_interval[1]:.4f}",
+    words: Columns = {
+        "words": lambda row: row.group,
+        "number": lambda row: f"{row.n:,}",
+        "update gate z": lambda row: f"{row.z:.4f}",
+        "95 % interval of z": lambda row: "{:.4f} to {:.4f}".format(*row.z_interval),
+        "relative change": lambda row: f"{row.change:.4f}",
+        "95 % interval of the change": lambda row: "{:.4f} to {:.4f}".format(*row.change_interval),
     }
-    effects = {
-        "groups": "{0.pair[0]} and {0.pair[1]}",
-        "quantity": "{0.quantity}",
-        "Cohen's d": "{0.cohens_d:+.2f}",
-        "95 % interval": "{0.interval[0]:+.2f} to {0.interval[1]:+.2f}",
+    effects: Columns = {
+        "groups": lambda row: " and ".join(row.pair),
+        "quantity": lambda row: row.quantity,
+        "Cohen's d": lambda row: f"{row.cohens_d:+.2f}",
+        "95 % interval": lambda row: "{:+.2f} to {:+.2f}".format(*row.interval),
     }
     return [
         Table.of("The trained GRU, word by word", results.groups, words),
