@@ -32,10 +32,10 @@ def test_a_terminal_shows_a_table_that_follows_the_runs(tmp_path: Path) -> None:
         board.on_line("torch gru", "loading [/broken markup]")
         board.on_line("torch gru", LINE)
         with console.capture() as shown:
-            console.print(board.table())
+            console.print(board.get_renderable())
         board.on_end("torch gru", RUN)
         with console.capture() as finished:
-            console.print(board.table())
+            console.print(board.get_renderable())
     during, after = shown.get(), finished.get()
     assert all(part in during for part in ("2/3, iteration 25", "0.51234", "123,456", "waiting"))
     assert LINE in during
