@@ -160,10 +160,13 @@ def describe_temperature(temperature: float) -> str:
 
 def table(metrics: Mapping[str, Any]) -> str:
     """The result of `evaluate_answers` as lines: accuracy, its interval, macro F1, and precision,
-    recall and F1 of each class or, for more than MOST_DRAWN classes, of the largest ones."""
+    recall and F1 of each class or, for more than MOST_DRAWN classes, of the largest ones.
+
+    Macro F1 is the mean over the classes that have texts.
+    """
     low, high = metrics["accuracy_interval"]
     scores = metrics["classes"]
-    macro = np.mean([each["f1"] for each in scores.values()])
+    macro = np.mean([each["f1"] for each in scores.values() if each["support"]])
     largest = sorted(scores, key=lambda name: -scores[name]["support"])[:MOST_DRAWN]
     shown = [name for name in scores if name in set(largest)]
     width = max(map(len, ["class", *shown]))

@@ -346,7 +346,7 @@ class Recurrent(nn.Module):
         cell.resolve(implementation, None)
         super().__init__()
         self.cell, self.reset_after, self.implementation = cell, reset_after, implementation
-        self.batch_first = batch_first
+        self.batch_first, self.sizes = batch_first, (input_size, hidden_size, num_layers)
         shapes = cell_shapes(cell.spec, input_size, hidden_size, num_layers, bidirectional)
         self.names = tuple(shapes)
         for name, shape in shapes.items():
@@ -356,6 +356,13 @@ class Recurrent(nn.Module):
             else:
                 nn.init.constant_(value, initial)
             self.register_parameter(name.replace(".", "_"), nn.Parameter(value))
+
+    def extra_repr(self) -> str:
+        """The cell, its sizes and, like nn.GRU, the arguments that differ from their defaults."""
+        flags = {"bidirectional": any(".backward." in name for name in self.names)}
+        flags |= {"batch_first": self.batch_first, "reset_after": self.reset_after}
+        shown = [f"{name}=True" for name, value in flags.items() if value]
+        return ", ".join([self.cell.name, *map(str, self.sizes), *shown])
 
     def canonical(self) -> dict[str, Tensor]:
         """The canonical parameters."""

@@ -101,11 +101,13 @@ def main(framework: Framework | None = None) -> None:
                 if label:
                     labels.append(numbers[label])
                     found.append((numbers[answer.label], answer.probability, np.nan))
-        if not number:
-            raise InputError("no text: give some as arguments, or as lines of standard input")
         if left_out:
             rows = f"{left_out.total():,} bad rows left out (--skip-bad-rows)"
             print(f"{options.data}: {rows}", file=sys.stderr)
+        if not number:
+            if options.data is not None:
+                raise InputError(f"--data {options.data}: contains no text")
+            raise InputError("no text: give some as arguments, or as lines of standard input")
         if labels:
             sys.stdout.flush()
             answered, classes = np.array(found), models[0].classes

@@ -126,11 +126,12 @@ def write(
     run_directory.write(folder, about, vocabulary, metrics, {MODEL: tensors})
 
 
-def load(folder: Path) -> Run:
+def load(folder: str | Path) -> Run:
     """Read a finished run directory of a linear model.
 
     Raises InputError naming the file that is missing or damaged, or does not fit the others.
     """
+    folder = Path(folder)
     if run_directory.framework_of(folder) not in ("", FRAMEWORK):
         raise InputError(f"{folder}: holds no linear model: torch_impl and jax_impl read it")
     contents = files.read_verified(folder, RUN_FILES)

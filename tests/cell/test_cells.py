@@ -83,6 +83,7 @@ assert [row for row in rows if not row.passed] == []
 x = np.random.default_rng(0).standard_normal((5, 2, 4)).astype(np.float32)
 ours = torch_impl.Recurrent(torch_impl.mgu.CELL, 4, 3, bidirectional=True)
 theirs = jax_impl.Recurrent(jax_impl.mgu.CELL, 4, 3, bidirectional=True, rngs=nnx.Rngs(0))
+assert repr(ours) == "Recurrent(mgu, 4, 3, 1, bidirectional=True)"
 assert (ours.mgu_0_forward_gain == 1).all() and (theirs.mgu_0_forward_gain[...] == 1).all()
 for found, values in (
     (ours(torch.from_numpy(x), lengths=[5, 2]), ours.canonical()),

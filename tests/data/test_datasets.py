@@ -368,6 +368,16 @@ def test_damaged_csv(
     assert refused(f"csv:{path}").startswith(f"{path}: {message}")
 
 
+def test_compressed_files(tmp_path: Path) -> None:
+    for name, content, hint in (
+        ("a.csv.gz", gzip.compress(b"text,label\n"), "a gzip file: decompress it first"),
+        ("a.xlsx", b"PK\3\4 and more", "a zip file: save it as csv"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        for kind in ("csv", "jsonl"):
+            assert refused(f"{kind}:{tmp_path / name}") == f"{tmp_path / name}: {hint}"
+
+
 def test_csv_dialects(tmp_path: Path) -> None:
     path = tmp_path / "table"
     path.write_bytes('\ufefftext,label\n"two\nlines, one ""cell""",1\r\n'.encode())

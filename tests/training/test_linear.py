@@ -280,12 +280,15 @@ def test_files_of_texts_are_classified_and_evaluated(command: Command, tmp_path:
     rows = [f'"{text}",{label},valid' for text, label in zip(texts, answers, strict=True)]
     status, output, error = predict("\n".join(["text,label,split", *rows, '"unlabelled",,test']))
     assert status == 0
-    labels = [*answers, *(each.label for each in run.load(folder).predict(["unlabelled"]))]
+    labels = [*answers, *(each.label for each in run.load(str(folder)).predict(["unlabelled"]))]
     assert [line.partition("\t")[0] for line in output.splitlines()] == labels
     assert "a charming and moving film" in output.splitlines()[0]
     assert error.startswith("Accuracy: 100.00%\n95 % interval: 43.85% to 100.00%   macro F1: ")
     assert re.search(r"^negative +\d+\.\d\d% +100\.00% .+ [123]$", error, re.MULTILINE)
 
+    # A class without texts does not count in macro F1.
+    status, _, error = predict(f"text,label\nfilm,{run.load(folder).predict(['film'])[0].label}\n")
+    assert "macro F1: 100.00%" in error
     status, output, error = predict("text\n" + "film\n" * 3)
     assert (status, output.count("\n"), error) == (0, 3, "")
     status, _, error = predict("text,label\nfilm,good\n")
@@ -293,6 +296,8 @@ def test_files_of_texts_are_classified_and_evaluated(command: Command, tmp_path:
     status, _, error = predict("text\nfilm\n  \n")
     assert status == 2 and f"{file}: line 3: no text; --skip-bad-rows" in error
     assert predict("text\nfilm\n  \n", "--skip-bad-rows")[0] == 0
+    status, _, error = predict("text\n  \n", "--skip-bad-rows")
+    assert status == 2 and f"--data csv:{file}: contains no text" in error
     status, _, error = command(prediction.main, folder, file)
     assert status == 2 and f"error: {file}: is a file, not a text: --data csv:{file}" in error
 

@@ -77,7 +77,7 @@ def _joined(words: list) -> str:
 
 
 def _unpacked(path: Path) -> bytes:
-    with files.open_file(path) as packed:
+    with files.open_file(path, packed=True) as packed:
         try:
             with igzip.open(packed) as unpacked:
                 data = unpacked.read(MAX_UNPACKED + 1)

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 from common.errors import InputError
 
 MAX_LINE = 2**26  # bytes: a file with a longer line is no text
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
+"""The first bytes of compressed files; spreadsheets (.xlsx, .ods) are zip files."""
 
 
 def parse(
@@ -59,8 +61,9 @@ def state(paths: Sequence[Path]) -> dict[str, str | int]:
     return {"files": len(paths), "bytes": total, "state": digest.hexdigest()}
 
 
-def open_file(path: Path) -> BinaryIO:
-    """The file, open as bytes. Raises InputError if it cannot be read or is empty."""
+def open_file(path: Path, *, packed: bool = False) -> BinaryIO:
+    """The file, open as bytes. Raises InputError if it cannot be read, is empty or, unless `packed`
+    allows it, is compressed."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -68,6 +71,12 @@ def open_file(path: Path) -> BinaryIO:
     if not file.peek(1):
         file.close()
         raise InputError(f"{path}: the file is empty")
+    start = file.peek(8)
+    kind = next((kind for magic, kind in PACKED.items() if start.startswith(magic)), None)
+    if kind and not packed:
+        file.close()
+        hint = "save it as csv" if path.suffix in (".xlsx", ".ods") else "decompress it first"
+        raise InputError(f"{path}: a {kind} file: {hint}")
     return file
 
 
