@@ -26,7 +26,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import tyro
@@ -47,10 +47,8 @@ from common.training.options import (
     program,
     to_arguments,
 )
-
-if TYPE_CHECKING:
-    from comparison.processes import Place
-    from comparison.runs import Training
+from comparison import live, processes, runs
+from comparison.processes import Job, Place
 
 PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "gensim", "scikit-learn")
 # Only the questions need other cells.
@@ -115,9 +113,7 @@ class CompareConfig(TrainConfig):
         if self.slurm and self.on != "slurm":
             raise InputError(f"--slurm {' '.join(self.slurm)}: needs --on slurm")
         if self.on != "local":
-            from comparison import processes
-
-            processes.check(processes.Place(self.on, slurm=self.slurm))
+            processes.check(Place(self.on, slurm=self.slurm))
         if self.folder is not None and self.part != "report":
             raise InputError(f"{self.folder}: only report takes a folder; the others take --out")
         for name, chosen, known in (
@@ -216,8 +212,6 @@ def on_gpu(results: Results, console: Console) -> None:
 def accuracy(options: CompareConfig, out: Path, results: Results, console: Console) -> None:
     """Train the models and check parity; fills in results."""
     from common.training.data import load_texts
-    from comparison import live, runs
-    from comparison.processes import Job
 
     plain, chosen = options.plain(), trainings(options, out, console)
     known: list[str] = []  # every training loads the data and prints the same lines
@@ -261,10 +255,8 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
     console.print(tables.summary(results.runs), *tables.oracle(suite))
 
 
-def trainings(options: CompareConfig, out: Path, console: Console) -> "list[Training]":
+def trainings(options: CompareConfig, out: Path, console: Console) -> list[runs.Training]:
     """Each model in each framework that has it. Raises InputError if none has."""
-    from comparison import runs
-
     plain = options.plain()
     chosen = [
         runs.Training.of(framework, model, plain, out / f"{framework}-{model}")
@@ -281,13 +273,11 @@ def trainings(options: CompareConfig, out: Path, console: Console) -> "list[Trai
     return chosen
 
 
-def place(options: CompareConfig) -> "Place":
+def place(options: CompareConfig) -> Place:
     """Where models are trained, and how many at the same time."""
-    from comparison.processes import Place, default_max_jobs
-
     # PyTorch, which takes a second to import, is not needed for a default.
     gpu = any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))
-    max_jobs = 1 if options.device != "cpu" and gpu else default_max_jobs()
+    max_jobs = 1 if options.device != "cpu" and gpu else processes.default_max_jobs()
     return Place(options.on, options.jobs or max_jobs, options.slurm, options.out)
 
 

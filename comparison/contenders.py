@@ -193,8 +193,8 @@ def training_of(
         dtype = BFLOAT16 if task.bfloat16 else np.float32
         weights = {name: weight.astype(dtype) for name, weight in weights.items()}
         h0 = np.zeros((1 + task.bidirectional, task.B, task.H), dtype)
-        inputs = None, batch.lengths, h0, batch.distinct[batch.tokens]
-        return timed(layer, weights, task.backward, table.astype(dtype, copy=False), *inputs)
+        table, tokens = table.astype(dtype, copy=False), batch.distinct[batch.tokens]
+        return timed(layer, weights, task.backward, table, None, batch.lengths, h0, tokens)
 
     return {name: partial(run, name, *pair) for name, pair in layers.items()}
 

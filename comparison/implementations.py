@@ -119,6 +119,11 @@ def part(named: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {name: value for name, value in named.items() if name.startswith(prefix)}
 
 
+def below(named: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """These entries, without the prefix."""
+    return {name.removeprefix(prefix): value for name, value in part(named, prefix).items()}
+
+
 def converted(layout: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights of a classifier's GRU in a layout, with the reset after the product."""
     return part(to_format(layout, parameters, reset_after=True), "gru")
@@ -194,8 +199,8 @@ def peer(
         weights = converted(layout, case.parameters)
         parameters = weights | part(case.parameters, "head.")
         result = compute(replace(case.with_h0(), parameters=parameters))
-        own = {name: result.pop(f"d {name}") for name in weights}
-        gradients = from_format(layout, own, reset_after=True)
+        layout_gradients = {name: result.pop(f"d {name}") for name in weights}
+        gradients = from_format(layout, layout_gradients, reset_after=True)
         for name, value in gradients.items():
             if layout != "torch" and name.endswith("bias_hh"):
                 z_and_r = 2 * len(value) // 3

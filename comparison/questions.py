@@ -226,33 +226,34 @@ def paired_interval(difference: Float[np.ndarray, "seeds N"]) -> schema.Interval
     """95 % interval of the mean difference, for new seeds and new reviews (see `_interval`)."""
     of_reviews = difference.mean(axis=0)
     count = len(of_reviews)
-    own = (difference - of_reviews).var(axis=1, ddof=1) / count
-    return _interval(difference.mean(axis=1), of_reviews.var(ddof=1) / count, own, count)
+    within_seeds = (difference - of_reviews).var(axis=1, ddof=1) / count
+    by_review = of_reviews.var(ddof=1) / count
+    return _interval(difference.mean(axis=1), by_review, within_seeds, count)
 
 
 def _interval(
     of_seeds: Float[np.ndarray, " seeds"],
     by_review: float,
-    own: Float[np.ndarray, " seeds"],
+    within_seeds: Float[np.ndarray, " seeds"],
     reviews: int,
 ) -> schema.Interval:
     """Student's 95 % interval of the mean over seeds that are measured on the same reviews.
 
     The variance of the mean is that between seeds plus that between reviews (by_review) minus their
-    common part, the variance between reviews of the deviations of single seeds (own) (Owen 2007;
-    Cameron, Gelbach and Miller 2011). The degrees of freedom are Satterthwaite's (1946): if the
-    seeds dominate, hardly more than their number minus one. With one seed, the interval is for new
-    reviews only.
+    common part, the variance between reviews of the deviations of single seeds (within_seeds; Owen
+    2007; Cameron, Gelbach and Miller 2011). The degrees of freedom are Satterthwaite's (1946): if
+    the seeds dominate, hardly more than their number minus one. With one seed, the interval is for
+    new reviews only.
     """
     mean, seeds, freedom = float(of_seeds.mean()), len(of_seeds), max(len(of_seeds) - 1, 1)
     by_seed = np.square(of_seeds - mean).sum() / freedom / seeds
-    both = own.sum() / freedom / seeds
+    both = within_seeds.sum() / freedom / seeds
     variance = max(by_seed + by_review - both, by_seed, by_review)
     if variance == 0:
         return mean, mean
     squares = by_seed**2 / freedom + by_review**2 / (reviews - 1)
-    half = float(stats.t.ppf(0.975, variance**2 / squares) * np.sqrt(variance))
-    return mean - half, mean + half
+    low, high = stats.t.interval(0.95, variance**2 / squares, mean, np.sqrt(variance))
+    return float(low), float(high)
 
 
 def _conclusion(pair: schema.Pair) -> str:
@@ -451,8 +452,9 @@ def estimate(
     The bootstrap estimates the variance between reviews.
     """
     of_models, drawn = values[:, 0], values[:, 1:]
-    own = (drawn - drawn.mean(axis=0)).var(axis=1)
-    return float(of_models.mean()), _interval(of_models, drawn.mean(axis=0).var(), own, reviews)
+    by_review = drawn.mean(axis=0)
+    within_seeds = (drawn - by_review).var(axis=1)
+    return float(of_models.mean()), _interval(of_models, by_review.var(), within_seeds, reviews)
 
 
 def _gates_conclusion(result: schema.Gates) -> str:

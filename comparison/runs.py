@@ -36,11 +36,14 @@ class Training:
         cls, framework: str, model: str, options: TrainConfig, out: Path, name: str = ""
     ) -> "Training":
         """The training of a model with the options that all models share."""
-        own: DataConfig = dataclasses.replace(options, model=model, out=out)
-        if framework == linear.FRAMEWORK:
-            fields = dataclasses.fields(DataConfig)
-            own = LinearConfig(**{field.name: getattr(own, field.name) for field in fields})
-        return cls(framework, own, name or f"{framework} {model}")
+        options = dataclasses.replace(options, model=model, out=out)
+        name = name or f"{framework} {model}"
+        if framework != linear.FRAMEWORK:
+            return cls(framework, options, name)
+        fields = (field.name for field in dataclasses.fields(DataConfig))
+        return cls(
+            framework, LinearConfig(**{each: getattr(options, each) for each in fields}), name
+        )
 
     @property
     def module(self) -> str:

@@ -42,6 +42,8 @@ FEW_CLASSES = 5
 VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # Altair's version of it
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # the last is only Altair's type of a sum
 Rows = Sequence[Mapping[str, Any]]
+Base = Literal["true", "predicted"]
+"""The class whose reviews are 100 % in a confusion matrix."""
 INK = "currentColor"  # text and lines have the colour of the page around them; black in a file
 CONFIG: dict[str, Any] = {
     "font": "system-ui, sans-serif",
@@ -126,7 +128,7 @@ def of_run(folder: Path, run: Metrics, classes: Sequence[str], preset: str) -> N
     correct = "" if homework else f"{title}: {run.accuracy:.2%} correct"
     if len(classes) > MOST_DRAWN:
         largest("classes", correct, run, classes).save(folder / "classes.png")
-    base = "predicted" if homework else "true"
+    base: Base = "predicted" if homework else "true"
     _confusion_of("confusion", correct, run, classes, base).save(folder / "confusion.png")
 
 
@@ -328,9 +330,6 @@ def confusion_of_run(run: Run, classes: Sequence[str]) -> Figure:
     return _confusion_of(f"confusion-{run.framework}-{run.model}", title, run, classes)
 
 
-Base = Literal["true", "predicted"]
-
-
 def _confusion_of(
     name: str, title: str, run: Run, classes: Sequence[str], base: Base = "true"
 ) -> Figure:
@@ -382,8 +381,7 @@ def confusion(
 ) -> Figure:
     """A confusion matrix (row: true class, column: predicted class), counts and shares.
 
-    base: the reviews that are 100 %, those of the true class (row) or, as in the homework, those of
-    the predicted class (column).
+    The homework's base is the predicted class.
     """
     counts = np.asarray(matrix)
     few = len(classes) <= FEW_CLASSES  # with more, a cell has only room for the share

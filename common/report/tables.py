@@ -112,6 +112,7 @@ def summary(runs: Sequence[Run]) -> Table:
 
 
 def optional(value: float | None, form: str) -> str:
+    """The formatted value; empty for None."""
     return "" if value is None else form.format(value)
 
 

@@ -22,9 +22,9 @@ from comparison.implementations import (
     Implementation,
     Layer,
     Result,
+    below,
     converted,
     objective,
-    part,
     peer,
     twin_cell,
     twin_cells,
@@ -94,9 +94,8 @@ def stacked(scope: str, rnn: Callable[..., tuple[Array, Array]]) -> Layer:
             outputs = []
             for direction in directions:
                 prefix = scope.format(layer=number, direction=direction)
-                cell = {n.removeprefix(prefix): v for n, v in part(weights, prefix).items()}
                 first, reverse = h0[len(h_last)], direction == "backward"
-                last, after = rnn(cell, reverse, x, first, at_least_one)
+                last, after = rnn(below(weights, prefix), reverse, x, first, at_least_one)
                 h_last.append(jnp.where(words, last, first))
                 outputs.append(jnp.where(stepped, after, 0))
             x = jnp.concatenate(outputs, axis=-1)
@@ -156,8 +155,8 @@ def contenders(variant: str, device: str) -> Contenders:
     }
     layers |= {"flax.linen RNN": (linen_gru, "linen"), "flax.nnx RNN": (nnx_gru, "nnx")}
     contenders = time_layers(layers)
-    own = partial(inference, partial(jax_impl.gru.gru, reset_after=True), "canonical")
-    return replace(contenders, inference={**contenders.inference, "jax_impl.gru": own})
+    twin = partial(inference, partial(jax_impl.gru.gru, reset_after=True), "canonical")
+    return replace(contenders, inference={**contenders.inference, "jax_impl.gru": twin})
 
 
 # The parity checks.

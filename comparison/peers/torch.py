@@ -23,9 +23,9 @@ from comparison.implementations import (
     Layer,
     Missing,
     Result,
+    below,
     converted,
     objective,
-    part,
     peer,
     twin_cell,
     twin_cells,
@@ -68,17 +68,17 @@ def nn_gru(
     A packed sequence needs at least one time step and one word per row. Therefore empty rows are
     padded to one word, and their results are replaced by zeros and the first states.
     """
-    own = {name.removeprefix("gru."): value for name, value in part(weights, "gru.").items()}
-    module = _module(x.shape[-1], own["weight_hh_l0"].shape[1], tuple(own), x.dtype)
+    gru_weights = below(weights, "gru.")
+    module = _module(x.shape[-1], gru_weights["weight_hh_l0"].shape[1], tuple(gru_weights), x.dtype)
     x = x if tokens is None else x[tokens]
     if not packed:
-        return torch.func.functional_call(module, own, (x, h0))
+        return torch.func.functional_call(module, gru_weights, (x, h0))
     steps = len(x)
     x = x if steps else x.new_zeros(1, *x.shape[1:])
     in_order = bool((lengths.diff() <= 0).all())
     sequence = pack_padded_sequence(x, lengths.clamp(min=1), enforce_sorted=in_order)
     outputs: PackedSequence
-    outputs, h_last = torch.func.functional_call(module, own, (sequence, h0))
+    outputs, h_last = torch.func.functional_call(module, gru_weights, (sequence, h0))
     has_words = lengths[:, None] > 0
     h_last = torch.where(has_words, h_last, h0)
     if not return_sequences:
@@ -160,9 +160,9 @@ def nn_module(
     weights: Mapping[str, np.ndarray], x: np.ndarray, *, compiled: bool = False
 ) -> Callable[[], object]:
     """torch.nn.GRU. Raises Missing if torch.compile cannot compile it."""
-    own = {n.removeprefix("gru."): torch.tensor(v) for n, v in converted("torch", weights).items()}
-    module = nn.GRU(x.shape[-1], own["weight_hh_l0"].shape[1])
-    module.load_state_dict(own)
+    gru_weights = below(converted("torch", weights), "gru.")
+    module = nn.GRU(x.shape[-1], gru_weights["weight_hh_l0"].shape[1])
+    module.load_state_dict({n: torch.tensor(v) for n, v in gru_weights.items()})
     if not compiled:
         return called(module, x)
     run = called(torch.compile(module), x)
