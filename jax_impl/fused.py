@@ -29,7 +29,7 @@ from common.kernels import cuda as gpu
 from common.params import ProductDtype
 from jax_impl import cuda
 from jax_impl.ffi import backward_shapes, forward_shapes, or_empty
-from jax_impl.layers import Found, complete
+from jax_impl.layers import LayerOutput, complete
 from jax_impl.scan import scan
 
 BUILT = hasattr(kernels.library(), "gru_xla_forward")  # with JAX's FFI headers
@@ -41,14 +41,15 @@ DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
 Arrays = tuple[Array, tuple[tuple[Array, ...], ...], Array, Array | None]
 Places = tuple[Array | None, Array, Array | None]
 How = tuple[bool, bool, ProductDtype, str, bool]
-SCANS: dict[str, Callable[[LayerCall], Found]] = {"gru": scan}
-"""By cell, the recurrence of by_scan. That of the tanh RNN computes in float32 throughout."""
+SCANS: dict[str, Callable[[LayerCall], LayerOutput]] = {"gru": scan}
+"""The recurrence of each cell for by_scan. That of the tanh RNN does not round to bfloat16."""
 
 
 def available(device: str = "cpu", dtype: Any = "float32", size: int | None = None) -> bool:
-    """Whether the kernel has been built, for this kind of device and dtype, whatever the size.
+    """Whether the kernel is built and supports this kind of device and dtype; it supports all
+    sizes.
 
-    bfloat16 is that of the products: the processor has to have an instruction for it.
+    bfloat16 is the dtype of the products, for which the processor needs an instruction.
     """
     return BUILT and not gpu.rehearsed and device == "cpu" and dtype_name(dtype) in DTYPES
 
@@ -60,7 +61,7 @@ def lowered(dtype: DTypeLike) -> bool:
     return dtype == jnp.float32 and precision == "bfloat16" and "bfloat16" in DTYPES
 
 
-def recurrence(call: LayerCall, *, gpu: bool = False) -> Found:
+def recurrence(call: LayerCall, *, gpu: bool = False) -> LayerOutput:
     """Compute a layer: see Recurrence in common/cells.py. Outputs that are not wanted are not
     written.
 
@@ -104,7 +105,7 @@ def vary_alike(tree: Any) -> Any:
 
 
 def forward(call: LayerCall, save: bool) -> Sequence[Array]:
-    """(outputs, h_last, saved) of a layer; saved, if requested, is what `backward` needs."""
+    """(outputs, h_last, saved) of a layer; saved, if requested, is an argument of `backward`."""
     function = jax.ffi.ffi_call("gru_forward", forward_shapes(call, save), vmap_method="sequential")
     weights = [each for of_name in zip(*call.weights, strict=True) for each in of_name]
     states = (call.h0, or_empty(call.h_reset, call.h0.dtype))
@@ -209,10 +210,10 @@ def _(how: How, of_x: bool, primals: tuple, tangents: tuple) -> tuple[Arrays, Ar
     return pull(*primals, how, of_x), along
 
 
-def by_scan(places: Places, how: How) -> Callable[..., Found]:
+def by_scan(places: Places, how: How) -> Callable[..., LayerOutput]:
     """The function of the arrays that the kernel computes, by scan.py."""
 
-    def run(*arrays: Any) -> Found:
+    def run(*arrays: Any) -> LayerOutput:
         call = call_of(arrays, places, how)
         return SCANS[call.cell](call)
 

@@ -6,10 +6,10 @@
     n = tanh(x W_n' + b_n + r * (h U_n' + c_n))          candidate, reset_after=True (cuDNN)
     h <- h + z * (n - h)
 
-`step` is these equations. layers.py applies them to all time steps, directions and layers and knows
-no cell. scan.py is the fast form that the framework differentiates, fused.py calls the CPU kernel,
-cuda.py the GPU's. Shapes are named as in layers.py; W, U, b, c (weight_ih, weight_hh, bias_ih,
-bias_hh) hold the blocks of the three gates in the order z, r, n.
+`step` computes these equations. layers.py applies a step to all time steps, directions and layers,
+whatever the cell. scan.py is the fast form that the framework differentiates, fused.py calls the
+CPU kernel, cuda.py the GPU's. Shapes are named as in layers.py; W, U, b, c (weight_ih, weight_hh,
+bias_ih, bias_hh) hold the blocks of the three gates in the order z, r, n.
 """
 
 from collections.abc import Mapping
@@ -74,20 +74,20 @@ def gru(
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
     """A GRU as a pure function of its canonical parameters (see common/params.py).
 
-    x holds the inputs [T, B, D], or, with tokens [T, B], the distinct inputs [K, D] that tokens
-    points at. What is read at padding alone (t >= lengths) has no influence, even where it is not a
-    number. A direction's first state is h0[layer * R + direction], or zero.
+    x contains the inputs [T, B, D] or, with tokens [T, B], the distinct inputs [K, D] that tokens
+    index. Inputs that occur only at padding (t >= lengths) have no influence, even if they are NaN.
+    The initial state of a direction is h0[layer * R + direction], by default zero.
 
-    resets [T, B] are true where a new sequence begins within a row: no state crosses from the step
-    before to that one, in either direction; the state is h_reset again, or else h0, or zero. At
-    padding, they have no influence.
+    resets [T, B] are true where a new sequence begins within a row: no state passes between that
+    step and the one before it, in either direction. The sequence starts from h_reset, by default
+    h0, by default zero. At padding, resets have no influence.
 
-    With bfloat16, the matrices that products multiply, forward and backward, are rounded to it (to
-    nearest, ties to even); the products are exact, their sums and everything else are float32.
+    With bfloat16, the factors of all matrix products, forward and backward, are rounded to bfloat16
+    (to nearest, ties to even). The products are exact; sums and everything else are float32.
 
     Returns (outputs, h_last): the last layer's states, zero at padding, and the state of every
-    layer and direction after its last time step (its first, for the backward direction). Without
-    return_sequences, outputs are left out: they have no time steps.
+    layer and direction after its last time step (the first one, for the backward direction).
+    Without return_sequences, outputs have no time steps.
 
     Raises ValueError for a shape that does not fit, for lengths that are not in 0..T and tokens
     that are not in 0..K-1, TypeError for a dtype. x, h0 and the parameters have the same dtype.

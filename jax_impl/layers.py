@@ -1,13 +1,13 @@
 """Layers of any cell in JAX/Flax: arguments, padding, directions. Its twin is torch_impl/layers.py.
 
-A cell (the GRU, the tanh RNN) is a step: from the inputs' share of the pre-activations and the
-state to the next state. A recurrence computes a layer, all directions of it, from the layer's
-inputs to its outputs and last states; `loop` does so with any cell's step.
+A cell (the GRU, the tanh RNN) is defined by its step, which computes the next state from the input
+projection and the state. A recurrence computes all directions of a layer: the outputs and last
+states from the layer's inputs. `loop` makes a recurrence of any cell's step.
 
 Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
-L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
-each pre-activation, S the size of a state in H. The weights of a direction are weight_ih,
-weight_hh, bias_ih, bias_hh, and those that the cell declares besides.
+L layers, R directions (forward, or forward and backward), G the number of the cell's blocks of H
+rows, one for each pre-activation, S the size of a state in units of H. The weights of a direction
+are weight_ih, weight_hh, bias_ih, bias_hh and the cell's additional parameters.
 """
 
 import math
@@ -28,9 +28,9 @@ from common.cells import Cell, LayerCall, Recurrence
 HALF = (jnp.bfloat16, jnp.float16)
 
 Weights = Sequence[Array]
-Found = tuple[Float[Array, "T B R*H"], Float[Array, "R B H"]]
+LayerOutput = tuple[Float[Array, "T B R*H"], Float[Array, "R B H"]]
 Restart = tuple[Bool[Array, "T B 1"], Float[Array, "B H"]]
-"""The time steps before which a direction starts anew, and the state it then has."""
+"""The time steps before which the state of a direction is reset, and the state it is reset to."""
 
 
 def within(lengths: Int[Array, " B"], steps: int) -> Bool[Array, "T B"]:
@@ -41,17 +41,17 @@ def within(lengths: Int[Array, " B"], steps: int) -> Bool[Array, "T B"]:
 def project(
     x: Float[Array, "*N D"], weight_ih: Float[Array, "G*H D"], bias_ih: Float[Array, " G*H"]
 ) -> Float[Array, "*N G*H"]:
-    """The inputs' share of the pre-activations, x W' + b.
+    """The input projections x W' + b.
 
-    Many inputs are multiplied in parts: so is the sum over them in the gradient of W, and its
-    rounding error is half of what it is in one go.
+    Many inputs are multiplied in parts. The gradient of W is then also summed in parts, which
+    halves its rounding error.
     """
     parts = jnp.array_split(x, parts_of(x))
     return jnp.concatenate([part @ weight_ih.T + bias_ih for part in parts])
 
 
 def parts_of(x: Float[Array, "*N D"]) -> int:
-    """In how many parts `project` multiplies."""
+    """The number of parts in which `project` multiplies."""
     *inputs, _ = x.shape
     if any(map(jax.export.is_symbolic_dim, inputs)):  # for any number of inputs
         return 1
@@ -63,9 +63,9 @@ def gather(
     tokens: Int[Array, "T B"] | None,
     mask: Bool[Array, "T B 1"],
 ) -> Float[Array, "T B N"]:
-    """The rows of all time steps, where tokens point at them.
+    """The rows of all time steps, which tokens, if given, index.
 
-    Padding has zeros then: a NaN in place of them would come back as 0 * NaN.
+    With tokens, padding is zero, because the gradient of a NaN there would be 0 * NaN.
     """
     if tokens is None:
         return rows
@@ -84,11 +84,12 @@ def unroll(
     reverse: bool,
     reset_after: bool,
 ) -> tuple[Float[Array, "B H"], dict[str, Float[Array, "T B H"]]]:
-    """A cell's step, time step after time step: the last state, and all that is on the way to it.
+    """Call a cell's step at each time step; returns the last state and the intermediate values.
 
-    That is "states", after each step, and what the step returns by name. At padding the state
-    stays. hidden are the parameters that the step takes after the state: weight_hh, bias_hh and the
-    cell's own. nudges are added to the states as they are handed on.
+    The intermediate values are "states", the state after each step, and those that the step returns
+    by name. At padding the state does not change. hidden contains the parameters that the step
+    takes after the state: weight_hh, bias_hh and the cell's additional ones. nudges are added to
+    the states before the next step.
     """
 
     def one(
@@ -107,7 +108,7 @@ def unroll(
     return jax.lax.scan(one, h, (a, mask, begin, nudges), reverse=reverse)
 
 
-def by_direction(direction: Callable[..., tuple[Array, Array]], call: LayerCall) -> Found:
+def by_direction(direction: Callable[..., tuple[Array, Array]], call: LayerCall) -> LayerOutput:
     """Compute a layer from a function that computes one direction of it.
 
     direction(call, mask, weights, h, restart, *, reverse) returns (last state, states).
@@ -132,13 +133,13 @@ def by_direction(direction: Callable[..., tuple[Array, Array]], call: LayerCall)
 def beginnings(
     resets: Bool[Array, "T B"], mask: Bool[Array, "T B 1"], *, reverse: bool
 ) -> Bool[Array, "T B 1"]:
-    """The steps before which a direction starts anew: backward, a sequence's last is its first."""
+    """The steps before which a direction is reset; the backward one starts at a sequence's end."""
     begins = resets[..., None] & mask
     return jnp.concatenate([begins[1:], jnp.zeros_like(begins[:1])]) if reverse else begins
 
 
-def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., Found]:
-    """The recurrence that calls a cell's step at each time step: the teaching version."""
+def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., LayerOutput]:
+    """The recurrence that calls a cell's step at each time step: the version to read."""
 
     def direction(
         call: LayerCall,
@@ -151,9 +152,9 @@ def loop(step: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., F
     ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
         weight_ih, weight_hh, bias_ih, *hidden = weights
         a = gather(project(call.x, weight_ih, bias_ih), call.tokens, mask)
-        how = {"reverse": reverse, "reset_after": call.reset_after}
-        h, found = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **how)
-        return h, found["states"]
+        options = {"reverse": reverse, "reset_after": call.reset_after}
+        h, values = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **options)
+        return h, values["states"]
 
     return partial(by_direction, direction)
 
@@ -168,7 +169,7 @@ def run(
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
     """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py.
 
-    between is applied to what one layer hands to the next.
+    between is applied to the outputs of each layer but the last.
     """
     parameters, arrays = check_arrays(cell, parameters, **call.arrays)
     call = call._replace(**arrays)
@@ -188,20 +189,20 @@ def run(
     return x.astype(dtype), states.astype(dtype)
 
 
-def complete(call: LayerCall, rows: int, size: int, it_checks: bool) -> LayerCall:
+def complete(call: LayerCall, rows: int, size: int, checks: bool) -> LayerCall:
     """The call with its lengths and tokens in int32, and with all its states [rows, B, size].
 
-    it_checks: whether the recurrence validates the range of lengths and tokens in int32.
+    checks: whether the recurrence validates the range of lengths and tokens in int32.
     """
     x, tokens, h0 = call.x, call.tokens, call.h0
     if h0 is None:
         h0 = jnp.zeros((rows, call.lengths.shape[0], size), x.dtype)
     h_reset = h0 if call.resets is not None and call.h_reset is None else call.h_reset
-    look = partial(in_range, it_checks=it_checks)
-    lengths, wrong = look("lengths", call.lengths, call.steps, "T, the number of time steps")
+    clip = partial(in_range, checks=checks)
+    lengths, wrong = clip("lengths", call.lengths, call.steps, "T, the number of time steps")
     h0, h_reset = spoil(wrong, h0, h_reset)
     if tokens is not None:
-        tokens, wrong = look("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
+        tokens, wrong = clip("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
         h0, h_reset = spoil(None if wrong is None else wrong.any(axis=0), h0, h_reset)
     return LayerCall(x, tokens, (), lengths, h0, call.resets, h_reset, *call[7:])
 
@@ -214,16 +215,16 @@ def layer_by_layer(
     sides: Sequence[Sequence[tuple[int, str]]],
     between: Callable[[Array], Array] | None,
 ) -> tuple[Float[Array, "T B R*H"], Float[Array, "L*R B H"]]:
-    """`run` of a completed call. sides: of each layer, its number and direction by direction."""
+    """`run` of a completed call. sides: for each layer, a (number, direction) per direction."""
     x, tokens, R, h_last = call.x, call.tokens, len(sides[0]), []
-    for number, own in enumerate(sides):
+    for number, side_list in enumerate(sides):
         states = slice(number * R, (number + 1) * R)
         if number and between is not None:
             x = between(x)
         layer = LayerCall(
             x,
             tokens,
-            [cell.weights(parameters, *side) for side in own],
+            [cell.weights(parameters, *side) for side in side_list],
             call.lengths,
             call.h0[states],
             call.resets,
@@ -242,23 +243,23 @@ def layer_by_layer(
 def check_arrays(
     cell: Cell, parameters: Mapping[str, Array], **others: Any
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The cell's parameters and the others as arrays; raise TypeError for what is none.
+    """The cell's parameters and the others as arrays. Raises TypeError for values that are none.
 
-    The others are arguments by name. Lengths and tokens from NumPy or a list stay NumPy arrays,
-    with all their bits.
+    others: the arguments by name. Lengths and tokens from NumPy or a list stay NumPy arrays, so
+    that no bits are lost.
     """
     check_mapping(parameters)
     own = {n: as_array(n, p) for n, p in parameters.items() if n.startswith(f"{cell.name}.")}
-    found = {}
+    arrays = {}
     for name, value in others.items():
-        known = value is None and name in OPTIONAL
+        absent = value is None and name in OPTIONAL
         convert = np.asarray if name in ("lengths", "tokens") else jnp.asarray
-        found[name] = None if known else as_array(name, value, convert)
-    return own, found
+        arrays[name] = None if absent else as_array(name, value, convert)
+    return own, arrays
 
 
 def as_array(name: str, value: Any, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
-    """The value as an array: JAX's as it is, anything else as `convert` of a NumPy copy."""
+    """The value as an array: an Array unchanged, anything else as `convert` of a NumPy copy."""
     if isinstance(value, Array):
         return value
     array = np.array(value)  # a copy, because JAX reads in place, even after the call has returned
@@ -277,27 +278,30 @@ def in_dtype(
 
 
 def in_range(
-    name: str, array: Int[Array, "*N"], limit: int, what: str, it_checks: bool = False
+    name: str, array: Int[Array, "*N"], limit: int, what: str, checks: bool = False
 ) -> tuple[Int[Array, "*N"], Bool[Array, "*N"] | None]:
-    """The array as int32, its values brought into 0..limit, and where they were not.
+    """The array as int32 with its values in 0..limit, and a mask of those that were not.
 
-    Known ones out of range raise ValueError; of known ones, or if it_checks, the second is None.
+    The mask is None if the values are known, in which case one out of range raises ValueError, or
+    if the recurrence checks them.
     """
     if not isinstance(array, jax.core.Tracer):
         values = np.asarray(array)
         if values.size:
             check_range(name, int(values.min()), int(values.max()), limit, what)
         return jnp.asarray(array, jnp.int32), None
-    if it_checks and array.dtype == jnp.int32:
+    if checks and array.dtype == jnp.int32:
         return array, None
-    if array.dtype.itemsize < 4:  # too small, maybe, for the limit
+    if array.dtype.itemsize < 4:  # which may be too small for the limit
         array = array.astype(jnp.int32)
-    wrong = (array < 0) | (array > limit)  # to the limit: so all steps of a row show it
+    wrong = (array < 0) | (
+        array > limit
+    )  # replaced by the limit, so that all steps of a row are NaN
     return jnp.where(wrong, limit, array).astype(jnp.int32), wrong
 
 
 def spoil(rows: Bool[Array, " B"] | None, *states: Any) -> list[Any]:
-    """The states [R, B, H] (or None), not a number in these rows."""
+    """The states [R, B, H] (or None) with NaN in these rows."""
     if rows is None:
         return list(states)
     return [s if s is None else s + jnp.where(rows[:, None], jnp.nan, 0) for s in states]
@@ -308,7 +312,7 @@ def without_padding(
     tokens: Int[Array, "T B"] | None,
     lengths: Int[Array, " B"],
 ) -> Float[Array, "T B D"] | Float[Array, "K D"]:
-    """x with zeros where it is read at padding alone: so it has no part in gradients, either."""
+    """x with zeros where only padding reads it, so that these values do not reach the gradients."""
     if tokens is None:
         return jnp.where(within(lengths, x.shape[0])[..., None], x, 0)
     mask, K = within(lengths, tokens.shape[0]), x.shape[0]

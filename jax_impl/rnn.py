@@ -2,8 +2,7 @@
 
     h <- tanh(x W' + b + h U' + c)
 
-It is here to be measured against the GRU (docs/questions.md). Shapes are named as in layers.py; G
-is 1.
+docs/questions.md compares it with the GRU. Shapes are named as in layers.py; G is 1.
 """
 
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ def step(
     *,
     reset_after: bool,
 ) -> tuple[Float[Array, "B H"], dict[str, Float[Array, "B H"]]]:
-    """One time step, from a = x W' + b: the next state, and nothing in between."""
+    """One time step, from a = x W' + b: the next state, and no intermediate values."""
     return jnp.tanh(a + h @ weight_hh.T + bias_hh), {}
 
 

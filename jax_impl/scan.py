@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from common.cells import LayerCall
 from common.params import ProductDtype
 from jax_impl.bfloat16 import rounded, rounded_back
-from jax_impl.layers import Found, Restart, Weights, by_direction, gather, project
+from jax_impl.layers import LayerOutput, Restart, Weights, by_direction, gather, project
 
 
 def hoisted_step(
@@ -30,7 +30,7 @@ def hoisted_step(
     reset_after: bool,
     product_dtype: ProductDtype = "float32",
 ) -> Float[Array, "B H"]:
-    """`step` without what can be done for all time steps at once: see `hoist`."""
+    """`step` without the terms that `hoist` computes for all time steps at once."""
     # The product first: the other way round, XLA takes a fifth longer for a single step.
     addmm = rounding if product_dtype == "bfloat16" else lambda a, h, U: h @ U + a
     z, r = jnp.split(jax.nn.sigmoid(addmm(a_zr, h, U_zr)), 2, axis=-1)
@@ -41,15 +41,15 @@ def hoisted_step(
 def rounding(
     a: Float[Array, "*N"], h: Float[Array, "B H"], U: Float[Array, "H N"]
 ) -> Float[Array, "B N"]:
-    """a + h U, in bfloat16; U has been rounded."""
+    """a + h U with h rounded to bfloat16; U is rounded already."""
     return a + rounded_back(rounded(h) @ U)
 
 
 def hoist(
     weights: Weights, *, reset_after: bool
 ) -> tuple[Float[Array, " 3H"], Float[Array, "H 2H"], Float[Array, "H H"], Float[Array, " H"]]:
-    """The bias of the inputs' share, with the hidden biases that are only added to it, U_zr', U_n'
-    and c_n."""
+    """The bias of the input projections, which includes the hidden biases that are only added to
+    it, U_zr', U_n' and c_n."""
     _, weight_hh, bias_ih, bias_hh = weights
     size = weight_hh.shape[-1]
     U_zr, U_n = jnp.split(weight_hh, [2 * size])
@@ -95,6 +95,6 @@ def scan_direction(
     return jax.lax.scan(one, h, (*inputs, mask, begin), reverse=reverse)
 
 
-def scan(call: LayerCall) -> Found:
+def scan(call: LayerCall) -> LayerOutput:
     """The recurrence: all directions of a layer by `scan_direction`."""
     return by_direction(scan_direction, call)

@@ -1,17 +1,17 @@
-"""The GRU on a kernel: the CPU's (common/kernels/gru.h), or, by cuda.py, a GPU's. Its twin is
-jax_impl/fused.py.
+"""The GRU on the CPU kernel (common/kernels/gru.h) or, through cuda.py, on the GPU kernel. Its twin
+is jax_impl/fused.py.
 
-Forward and backward are written by hand in C++. To autograd and torch.func they are two functions,
-`Forward` and `Backward`: the kernel computes the gradient, and `scan` (scan.py) computes the
-derivatives of the gradient and forward mode. To torch.compile, torch.export and other tracers they
-are the operators gru::forward and gru::backward, which can be differentiated once.
-One call computes all directions of a layer, with torch.get_num_threads() threads, but never more
-than the cores that this process may use.
+Forward and backward are written by hand in C++. For autograd and torch.func they are two functions,
+`Forward` and `Backward`: the kernel computes the gradient, and `scan` (scan.py) computes
+derivatives of the gradient and in forward mode. For torch.compile, torch.export and other tracers
+they are the operators gru::forward and gru::backward, which can be differentiated once. One call
+computes all directions of a layer with torch.get_num_threads() threads, but with no more than the
+cores that this process may use.
 
-autograd and operators take no LayerCall. They take `arrays`, its floating-point tensors in a row
-(x, the weights of each direction, h0 and, with resets, h_reset), and `flags` (reset_after,
-return_sequences, the index of the product dtype and, by default the GRU's, the number of the cell
-in gru.h).
+autograd and operators cannot take a LayerCall. They take `arrays`, its floating-point tensors as a
+flat sequence (x, the weights of each direction, h0 and, with resets, h_reset), and `flags`
+(reset_after, return_sequences, the index of the product dtype, the number of the cell in gru.h,
+which is by default the GRU's).
 """
 
 import os
@@ -29,7 +29,7 @@ from common.cells import LayerCall, dtype_name
 from common.kernels import cuda as gpu
 from common.params import CELLS, GRU_PARAMETERS, PRODUCT_DTYPES
 from torch_impl import cuda
-from torch_impl.layers import Found, plain
+from torch_impl.layers import LayerOutput, plain
 from torch_impl.memory import (
     address,
     backward_shapes,
@@ -42,8 +42,8 @@ from torch_impl.private import batched, forward_mode, is_tracing, transformed
 from torch_impl.scan import scan
 
 Flags = Sequence[int]
-SCANS: dict[str, Callable[[LayerCall], Found]] = {"gru": scan}
-"""By cell, the recurrence of by_scan. That of the tanh RNN computes in float32 throughout."""
+SCANS: dict[str, Callable[[LayerCall], LayerOutput]] = {"gru": scan}
+"""The recurrence of each cell for by_scan. That of the tanh RNN does not round to bfloat16."""
 # Evaluated at import time, because torch.compile cannot trace it.
 BUILT = kernels.available()
 DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
@@ -53,26 +53,27 @@ SPINNING = not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 
 
 def available(device: str = "cpu", dtype: Any = "float32", size: int | None = None) -> bool:
-    """Whether the kernel has been built, for this kind of device and dtype, whatever the size.
+    """Whether the kernel is built and supports this kind of device and dtype; it supports all
+    sizes.
 
-    bfloat16 is that of the products: the processor has to have an instruction for it.
+    bfloat16 is the dtype of the products, for which the processor needs an instruction.
     """
     return BUILT and not gpu.rehearsed and device == "cpu" and dtype_name(dtype) in DTYPES
 
 
 def lowered(dtype: torch.dtype) -> bool:
-    """Whether torch.set_float32_matmul_precision("medium") means products in bfloat16: of float32,
-    where the processor has an instruction for it."""
+    """Whether torch.set_float32_matmul_precision("medium") applies: to products of float32, if the
+    processor has an instruction for products in bfloat16."""
     is_medium = dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
     return is_medium and "bfloat16" in DTYPES
 
 
-def recurrence(call: LayerCall) -> Found:
-    """Compute a layer: see Recurrence in common/cells.py. Outputs that are not wanted are not
+def recurrence(call: LayerCall) -> LayerOutput:
+    """Compute a layer: see Recurrence in common/cells.py. Without return_sequences, outputs are not
     written.
 
-    Raises ValueError for shapes that do not fit, where a length is not in 0..T and where a token is
-    not in 0..K-1, TypeError for a dtype that the kernel does not compute in.
+    Raises ValueError for shapes that do not match, lengths outside 0..T and tokens outside 0..K-1,
+    and TypeError for a dtype that the kernel does not support.
     """
     x, tokens, weights, lengths, h0, resets, h_reset, *options, product_dtype, cell = call
     flags = [*options, PRODUCT_DTYPES.index(product_dtype), kernels.cell_index(cell)]
@@ -82,16 +83,16 @@ def recurrence(call: LayerCall) -> Found:
         resets = resets.contiguous()
     if not torch.compiler.is_compiling() and is_tracing():
         raise RuntimeError(
-            "torch.jit.trace cannot record the fused GRU: torch.export can, and trace "
-            'implementation="scan", for as many time steps as there are'
+            "torch.jit.trace cannot record the fused GRU; torch.export can, and torch.jit.trace "
+            'can record implementation="scan", for a fixed number of time steps'
         )
     if forward_mode() or (torch.compiler.is_compiling() and transformed()):
         return by_scan(tokens, lengths, resets, flags)(*arrays)
-    # Whether torch.func will want a derivative cannot be seen from here.
+    # Under a transformation of torch.func, a derivative may follow.
     save = torch.is_grad_enabled() and (transformed() or any(each.requires_grad for each in arrays))
     tokens = None if tokens is None else tokens.to(torch.int32).contiguous()
-    # Backward must have the lengths of forward, which saves nothing beyond them, even if the caller
-    # writes to the tensor meanwhile.
+    # Backward needs the lengths of forward, beyond which nothing was saved, even if the caller has
+    # written to the tensor since.
     lengths = lengths.to(torch.int32, copy=save).contiguous()
     in_memory = plain(tokens, lengths, resets, *arrays)
     places = (tokens, lengths, resets)
@@ -111,7 +112,7 @@ def call_of(
     resets: Tensor | None,
     flags: Flags,
 ) -> LayerCall:
-    """The LayerCall of these arrays and flags. Raises ValueError for a wrong number of them."""
+    """The LayerCall of these arrays and flags. Raises ValueError if their number is wrong."""
     x, *others = arrays
     R, rest = divmod(len(others), 4)
     cell = flags[3] if len(flags) == 4 else 0
@@ -124,28 +125,28 @@ def call_of(
         )
     weights = [others[4 * i : 4 * i + 4] for i in range(R)]
     h_reset = None if resets is None else others[-1]
-    how: Any = (*map(bool, flags[:2]), PRODUCT_DTYPES[bool(flags[2])], [*kernels.CELLS][cell])
-    return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *how)
+    options: Any = (*map(bool, flags[:2]), PRODUCT_DTYPES[bool(flags[2])], [*kernels.CELLS][cell])
+    return LayerCall(x, tokens, weights, lengths, others[4 * R], resets, h_reset, *options)
 
 
 def dense(array: Tensor) -> Tensor:
-    """The array as the kernel reads it."""
+    """The array, contiguous and without lazy negation, which the kernel can read."""
     return array.contiguous().resolve_neg()
 
 
 def exactly(device: str) -> AbstractContextManager:
-    """Within, torch.autocast is off, whatever is on around backward."""
+    """A context without torch.autocast, which may be on when backward runs."""
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def on_gpu(array: Any) -> bool:
-    """Whether the GPU's kernel computes with this, a tensor if the caller made no mistake."""
+    """Whether the GPU kernel computes with this argument, which may be no tensor."""
     return bool(gpu.rehearsed) or getattr(array, "is_cuda", False)
 
 
 def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(outputs, h_last, saved) of a layer; saved, if requested, is what `backward` needs."""
+    """(outputs, h_last, saved) of a layer; saved, if requested, is an argument of `backward`."""
     if on_gpu(call.x):
         return cuda.forward(call, save)
     openmp = kernels.ALWAYS if save else kernels.WHILE_SPINNING
@@ -218,9 +219,9 @@ def forward_of_arrays(
     flags: Sequence[int],
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`forward`, as an operator takes its arguments."""
-    if forward_mode():  # an operator would silently leave the derivative out
-        raise RuntimeError(f"gru::forward, the operator, has no derivative forward: {INSTEAD}")
+    """`forward` with the arguments of an operator."""
+    if forward_mode():  # an operator would silently omit the derivative
+        raise RuntimeError(f"the operator gru::forward has no forward-mode derivative: {INSTEAD}")
     return forward(call_of(arrays, tokens, lengths, resets, flags), save)
 
 
@@ -235,7 +236,7 @@ def backward_of_arrays(
     saved: Tensor,
     of_x: bool,
 ) -> list[Tensor]:
-    """`backward`, as an operator takes its arguments."""
+    """`backward` with the arguments of an operator."""
     return backward(
         call_of(arrays, tokens, lengths, resets, flags), d_outputs, d_h_last, saved, of_x
     )
@@ -262,9 +263,9 @@ def _(*inputs: Any) -> list[Tensor]:
 
 
 def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
-    """Saves for the operator's gradient."""
+    """Save the tensors for the operator's gradient."""
     arrays, tokens, lengths, resets, ctx.flags, _ = inputs
-    # See recurrence: the caller may write to lengths.
+    # A copy, because the caller may write to lengths: see recurrence.
     ctx.save_for_backward(*arrays, output[2], tokens, lengths.clone(), resets)
     ctx.set_materialize_grads(False)  # zeros as large as saved would cost as much as the forward
 
@@ -272,7 +273,7 @@ def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
 def differentiate(
     ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
 ) -> tuple:
-    """The gradients of the operator's arguments; None is a gradient of zero."""
+    """The gradients of the operator's arguments; None stands for a gradient of zero."""
     *arrays, saved, tokens, lengths, resets = ctx.saved_tensors
     places = (tokens, lengths, resets)
     h0 = call_of(arrays, *places, ctx.flags).h0
@@ -285,11 +286,11 @@ def differentiate(
 
 
 def refuse(*_: Any) -> None:
-    """Raise RuntimeError where the operator gru::backward is differentiated."""
-    raise RuntimeError(f"gru::backward, the operator, has no derivative: {INSTEAD}")
+    """Raise RuntimeError, because the operator gru::backward cannot be differentiated."""
+    raise RuntimeError(f"the operator gru::backward has no derivative: {INSTEAD}")
 
 
-INSTEAD = 'outside of torch.compile the layer has, and so has its implementation="scan"'
+INSTEAD = 'the layer outside of torch.compile, and implementation="scan", have all derivatives'
 
 
 forward_operator.register_autograd(differentiate, setup_context=keep)
@@ -297,7 +298,7 @@ backward_operator.register_autograd(refuse)
 
 
 class Forward(torch.autograd.Function):
-    """A layer, to be differentiated. Takes tokens, lengths, resets, flags, save and the arrays."""
+    """A differentiable layer. Takes tokens, lengths, resets, flags, save and the arrays."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -317,7 +318,7 @@ class Forward(torch.autograd.Function):
     def backward(
         ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
     ) -> tuple:
-        # Read once: torch.utils.checkpoint, which computes them again, allows no more.
+        # Read only once: torch.utils.checkpoint, which computes them again, allows no second time.
         tokens, lengths, resets, saved, *arrays = ctx.saved_tensors
         places = (tokens, lengths, resets)
         d_outputs = None if d_outputs is None else dense(d_outputs)
@@ -339,8 +340,8 @@ class Forward(torch.autograd.Function):
 
 
 class Eager(torch.autograd.Function):
-    """Forward in the older form, which torch.func does not take: PyTorch inspects the signature of
-    the newer one at every call, which takes as long as a tenth of a short call."""
+    """Forward without setup_context, which torch.func requires. With it, PyTorch inspects the
+    signature at every call, which takes a tenth of the time of a short call."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -354,9 +355,9 @@ class Eager(torch.autograd.Function):
 
 
 class Backward(torch.autograd.Function):
-    """A layer's backward, to be differentiated again. Takes tokens, lengths, resets, flags, whether
-    the gradient of x is wanted, saved, the gradients of outputs (or None) and h_last, and the
-    arrays; returns the gradients of the arrays."""
+    """The differentiable backward of a layer. Takes tokens, lengths, resets, flags, whether to
+    compute the gradient of x, saved, the gradients of outputs (or None) and h_last, and the arrays;
+    returns the gradients of the arrays."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
@@ -390,10 +391,10 @@ class Backward(torch.autograd.Function):
 
 def by_scan(
     tokens: Tensor | None, lengths: Tensor, resets: Tensor | None, flags: Flags
-) -> Callable[..., Found]:
-    """The function of the arrays, in a row, that the kernel computes, by scan.py."""
+) -> Callable[..., LayerOutput]:
+    """The function of the arrays that the kernel computes, from scan.py."""
 
-    def run(*arrays: Tensor) -> Found:
+    def run(*arrays: Tensor) -> LayerOutput:
         with exactly(arrays[0].device.type):
             call = call_of(arrays, tokens, lengths, resets, flags)
             return SCANS[call.cell](call)

@@ -1,10 +1,9 @@
-"""The GRU on the CPU kernel where nothing but its results is wanted; JAX needs no such thing.
+"""The short path of the GRU on the CPU kernel, for calls without derivatives. JAX needs none.
 
-A short text takes the kernel less time than PyTorch's Python takes to ask ten tensors about
-themselves. So here the kernel asks them (common/kernels/tensors.cpp), and only whether it can read
-them as they are. Where it cannot, or somebody records, transforms or differentiates, the long way
-is taken (see run in layers.py): it finds out what is the matter, and says so or does what can be
-done.
+For a short text, the kernel takes less time than validating ten tensors in Python. Here, the kernel
+reads the tensors' properties itself (common/kernels/tensors.cpp) and only decides whether it can
+read their memory as it is. If it cannot, or if PyTorch records, transforms or differentiates, `run`
+in layers.py takes the general path, which validates, converts and raises errors.
 """
 
 from collections.abc import Sequence
@@ -20,20 +19,20 @@ from common.cells import LayerCall
 from common.kernels import cuda
 from common.params import GRU_PARAMETERS, PRODUCT_DTYPES, structure
 from torch_impl.fused import SPINNING, available, lowered
-from torch_impl.layers import Found
+from torch_impl.layers import LayerOutput
 from torch_impl.private import dispatch_modes, forward_mode, is_tracing, transformed
 
 PRODUCTS = PRODUCT_DTYPES if available(dtype="bfloat16") else ("float32",)
 TYPES = {Tensor, nn.Parameter}
 COMPUTE = kernels.of_tensors(Tensor)
-UNREADABLE = -1  # what it returns where an array is not what the kernel reads
+UNREADABLE = -1  # the status if the kernel cannot read an array
 STRIDED = torch.strided
-# By names of their own: to look for what has not been used for long takes the longest.
+# Bound to global names, because looking up rarely used attributes is slow.
 is_neg, is_autocast_enabled = Tensor.is_neg, torch.is_autocast_enabled
-DIMENSIONS = ((3, 3, 2), (2, 2, 2))  # of tokens, or else x, of x, and of weight_hh
+DIMENSIONS = ((3, 3, 2), (2, 2, 2))  # of x or, if given, tokens; of x; of weight_hh
 
 
-def of_parameters(parameters: Any, call: LayerCall) -> Found | None:
+def of_parameters(parameters: Any, call: LayerCall) -> LayerOutput | None:
     """`at_once` of the canonical parameters, as `run` takes them."""
     if torch.compiler.is_compiling() or type(parameters) is not dict or call.lengths is None:
         return None
@@ -50,20 +49,20 @@ def weights_of(names: tuple[str, ...]) -> list[list[str]] | None:
         layers, directions = structure(names)
     except ValueError:
         return None
-    found = [
+    weights = [
         [f"gru.{i}.{side}.{name}" for side in directions for name in GRU_PARAMETERS]
         for i in range(layers)
     ]
-    return found if set(names) >= set(chain(*found)) else None
+    return weights if set(names) >= set(chain(*weights)) else None
 
 
 def at_once(
     layers: Sequence[Sequence[Any]], call: LayerCall, nn_order: bool = False
-) -> Found | None:
-    """What `run` returns, or None where it has to take the long way.
+) -> LayerOutput | None:
+    """The result of `run`, or None if the call needs the general path.
 
-    layers: the weights of each layer, by direction, tensors if all is well; with nn_order, their
-    gates are in nn.GRU's order. Without lengths, every row has all steps.
+    layers: the weights of each layer, direction after direction; with nn_order, their gates are in
+    nn.GRU's order. Without lengths, every row has all steps.
 
     Raises ValueError for lengths and tokens that are out of range.
     """
@@ -87,7 +86,7 @@ def at_once(
         return None
     if (read.dim(), x.dim(), recurrent.dim()) not in DIMENSIONS:
         return None
-    x = x.contiguous()  # of rows first, it is not
+    x = x.contiguous()  # with batch_first, it is a transposed view
     bfloat16 = products == "bfloat16" or lowered(x.dtype)
     (steps, batch, *_), R, H = read.shape, len(layers[0]) // 4, recurrent.shape[1]
     h_last = x.new_empty(len(layers) * R, batch, H)
@@ -115,7 +114,7 @@ def at_once(
 
 
 def observed() -> bool:
-    """Whether more is to be done than to compute."""
+    """Whether PyTorch records or transforms this call, or casts its arguments."""
     return (
         transformed()
         or forward_mode()
@@ -126,5 +125,5 @@ def observed() -> bool:
 
 
 def wanted(arrays: Sequence[Any]) -> bool:
-    """Whether a gradient is, of one of them."""
+    """Whether one of the arrays requires a gradient."""
     return any(getattr(each, "requires_grad", False) for each in arrays)

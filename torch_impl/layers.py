@@ -1,13 +1,13 @@
 """Layers of any cell in PyTorch: arguments, padding, directions. Its twin is jax_impl/layers.py.
 
-A cell (the GRU, the tanh RNN) is a step: from the inputs' share of the pre-activations and the
-state to the next state. A recurrence computes a layer, all directions of it, from the layer's
-inputs to its outputs and last states; `loop` does so with any cell's step.
+A cell (the GRU, the tanh RNN) is defined by its step, which computes the next state from the input
+projection and the state. A recurrence computes all directions of a layer: the outputs and last
+states from the layer's inputs. `loop` makes a recurrence of any cell's step.
 
 Arrays are time-major. B is the batch, T time steps, K distinct inputs, D input size, H hidden size,
-L layers, R directions (forward, or forward and backward), G the cell's blocks of H rows, one for
-each pre-activation, S the size of a state in H. The weights of a direction are weight_ih,
-weight_hh, bias_ih, bias_hh, and those that the cell declares besides.
+L layers, R directions (forward, or forward and backward), G the number of the cell's blocks of H
+rows, one for each pre-activation, S the size of a state in units of H. The weights of a direction
+are weight_ih, weight_hh, bias_ih, bias_hh and the cell's additional parameters.
 """
 
 import math
@@ -29,9 +29,9 @@ HALF = (torch.bfloat16, torch.float16)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 Weights = Sequence[Tensor]
-Found = tuple[Float[Tensor, "T B R*H"], Float[Tensor, "R B H"]]
+LayerOutput = tuple[Float[Tensor, "T B R*H"], Float[Tensor, "R B H"]]
 Restart = tuple[Bool[Tensor, "T B 1"], Float[Tensor, "B H"]]
-"""The time steps before which a direction starts anew, and the state it then has."""
+"""The time steps before which the state of a direction is reset, and the state it is reset to."""
 
 
 def within(lengths: Int[Tensor, " B"], steps: int) -> Bool[Tensor, "T B"]:
@@ -42,10 +42,10 @@ def within(lengths: Int[Tensor, " B"], steps: int) -> Bool[Tensor, "T B"]:
 def project(
     x: Float[Tensor, "*N D"], weight_ih: Float[Tensor, "G*H D"], bias_ih: Float[Tensor, " G*H"]
 ) -> Float[Tensor, "*N G*H"]:
-    """The inputs' share of the pre-activations, x W' + b.
+    """The input projections x W' + b.
 
-    Many inputs are multiplied in parts: so is the sum over them in the gradient of W, and its
-    rounding error is half of what it is in one go.
+    Many inputs are multiplied in parts. The gradient of W is then also summed in parts, which
+    halves its rounding error.
     """
     if (parts := parts_of(x)) == 1:
         return F.linear(x, weight_ih, bias_ih)
@@ -53,7 +53,7 @@ def project(
 
 
 def parts_of(x: Float[Tensor, "*N D"]) -> int:
-    """In how many parts `project` multiplies."""
+    """The number of parts in which `project` multiplies."""
     if torch.compiler.is_exporting():  # for any number of inputs
         return 1
     *inputs, _ = x.shape
@@ -65,9 +65,9 @@ def gather(
     tokens: Int[Tensor, "T B"] | None,
     mask: Bool[Tensor, "T B 1"],
 ) -> Float[Tensor, "T B N"]:
-    """The rows of all time steps, where tokens point at them.
+    """The rows of all time steps, which tokens, if given, index.
 
-    Padding has zeros then: a NaN in place of them would come back as 0 * NaN.
+    With tokens, padding is zero, because the gradient of a NaN there would be 0 * NaN.
     """
     if tokens is None:
         return rows
@@ -86,13 +86,14 @@ def unroll(
     reverse: bool,
     reset_after: bool,
 ) -> tuple[Float[Tensor, "B H"], dict[str, Float[Tensor, "T B H"]]]:
-    """A cell's step, time step after time step: the last state, and all that is on the way to it.
+    """Call a cell's step at each time step; returns the last state and the intermediate values.
 
-    That is "states", after each step, and what the step returns by name. At padding the state
-    stays. hidden are the parameters that the step takes after the state: weight_hh, bias_hh and the
-    cell's own. nudges are added to the states as they are handed on.
+    The intermediate values are "states", the state after each step, and those that the step returns
+    by name. At padding the state does not change. hidden contains the parameters that the step
+    takes after the state: weight_hh, bias_hh and the cell's additional ones. nudges are added to
+    the states before the next step.
     """
-    # As a whole: a[t] would have a gradient as large as a.
+    # Unbinding once is faster in backward: the gradient of each a[t] would be as large as a.
     inputs, live, pushes = a.unbind(), mask.unbind(), () if nudges is None else nudges.unbind()
     begin = () if restart is None else restart[0].unbind()
     found: list[dict[str, Tensor]] = [{}] * len(inputs)
@@ -109,12 +110,12 @@ def unroll(
     return h, {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 
-def by_direction(direction: Callable[..., tuple[Tensor, Tensor]], call: LayerCall) -> Found:
+def by_direction(direction: Callable[..., tuple[Tensor, Tensor]], call: LayerCall) -> LayerOutput:
     """Compute a layer from a function that computes one direction of it.
 
     direction(call, mask, weights, h, restart, *, reverse) returns (last state, states).
     """
-    # 0 times what is finite is 0, and only gradients have such products.
+    # Only gradients multiply padding by 0, which gives 0 where padding is finite.
     x = call.x
     if torch.is_grad_enabled() and not (plain(x) and math.isfinite(x.detach().sum())):
         call = call._replace(x=without_padding(x, call.tokens, call.lengths))
@@ -137,13 +138,13 @@ def by_direction(direction: Callable[..., tuple[Tensor, Tensor]], call: LayerCal
 def beginnings(
     resets: Bool[Tensor, "T B"], mask: Bool[Tensor, "T B 1"], *, reverse: bool
 ) -> Bool[Tensor, "T B 1"]:
-    """The steps before which a direction starts anew: backward, a sequence's last is its first."""
+    """The steps before which a direction is reset; the backward one starts at a sequence's end."""
     begins = resets[..., None] & mask
     return torch.cat([begins[1:], torch.zeros_like(begins[:1])]) if reverse else begins
 
 
-def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., Found]:
-    """The recurrence that calls a cell's step at each time step: the teaching version."""
+def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., LayerOutput]:
+    """The recurrence that calls a cell's step at each time step: the version to read."""
 
     def direction(
         call: LayerCall,
@@ -156,9 +157,9 @@ def loop(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[...,
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
         weight_ih, weight_hh, bias_ih, *hidden = weights
         a = gather(project(call.x, weight_ih, bias_ih), call.tokens, mask)
-        how = {"reverse": reverse, "reset_after": call.reset_after}
-        h, found = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **how)
-        return h, found["states"]
+        options = {"reverse": reverse, "reset_after": call.reset_after}
+        h, values = unroll(step, a, mask, h, (weight_hh, *hidden), restart, None, **options)
+        return h, values["states"]
 
     return partial(by_direction, direction)
 
@@ -173,13 +174,13 @@ def run(
 ) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
     """All layers of a cell, as a pure function of its canonical parameters: see `gru` in gru.py.
 
-    between is applied to what one layer hands to the next.
+    between is applied to the outputs of each layer but the last.
     """
     fast = [*cell.recurrences.values()][-1].at_once
     if fast is not None and between is None and implementation in ("auto", "fused"):
-        found = fast(parameters, call)
-        if found is not None:
-            return found
+        result = fast(parameters, call)
+        if result is not None:
+            return result
     check_arrays(parameters, **call.arrays)
     device = call.x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
@@ -195,22 +196,22 @@ def run(
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
     if call.product_dtype == "bfloat16" and call.x.dtype != torch.float32:
         raise TypeError(f"bfloat16: of float32 arrays only, found {call.x.dtype}")
-    it_checks = recurrence.checks and not forward_mode()
-    call = complete(call, layers * len(directions), cell.spec.states * size, it_checks)
+    checks = recurrence.checks and not forward_mode()
+    call = complete(call, layers * len(directions), cell.spec.states * size, checks)
     sides = [[(i, side) for side in directions] for i in range(layers)]
     x, states = layer_by_layer(cell, recurrence, parameters, call, sides, between)
     return (x.to(dtype), states.to(dtype)) if dtype in HALF else (x, states)
 
 
-def complete(call: LayerCall, rows: int, size: int, it_checks: bool) -> LayerCall:
+def complete(call: LayerCall, rows: int, size: int, checks: bool) -> LayerCall:
     """The call with its lengths and tokens in int32, and with all its states [rows, B, size].
 
-    it_checks: whether the recurrence validates the range of lengths and tokens in int32.
+    checks: whether the recurrence validates the range of lengths and tokens in int32.
     """
     x, tokens, lengths, h0 = call.x, call.tokens, call.lengths, call.h0
-    if not it_checks or lengths.dtype != torch.int32:
+    if not checks or lengths.dtype != torch.int32:
         lengths = in_range("lengths", lengths, call.steps, "T, the number of time steps")
-    if tokens is not None and (not it_checks or tokens.dtype != torch.int32):
+    if tokens is not None and (not checks or tokens.dtype != torch.int32):
         tokens = in_range("tokens", tokens, x.shape[0] - 1, "K - 1, x having K rows")
     if h0 is None:
         h0 = x.new_zeros(rows, lengths.shape[0], size)
@@ -226,16 +227,16 @@ def layer_by_layer(
     sides: Sequence[Sequence[tuple[int, str]]],
     between: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Float[Tensor, "T B R*H"], Float[Tensor, "L*R B H"]]:
-    """`run` of a completed call. sides: of each layer, its number and direction by direction."""
+    """`run` of a completed call. sides: for each layer, a (number, direction) per direction."""
     x, tokens, R, h_last = call.x, call.tokens, len(sides[0]), []
-    for number, own in enumerate(sides):
+    for number, side_list in enumerate(sides):
         states = slice(number * R, (number + 1) * R)
         if number and between is not None:
             x = between(x)
         layer = LayerCall(
             x,
             tokens,
-            [cell.weights(parameters, *side) for side in own],
+            [cell.weights(parameters, *side) for side in side_list],
             call.lengths,
             call.h0[states],
             call.resets,
@@ -252,9 +253,9 @@ def layer_by_layer(
 
 
 def check_arrays(parameters: Mapping[str, Tensor], **others: Any) -> None:
-    """Raise TypeError for what is no dense tensor, ValueError for one that is not where others are.
+    """Raise TypeError unless all are dense tensors, ValueError unless all are on one device.
 
-    The others are arguments by name.
+    others: the arguments by name.
     """
     check_mapping(parameters)
     device = None
@@ -270,7 +271,7 @@ def check_arrays(parameters: Mapping[str, Tensor], **others: Any) -> None:
 
 
 def as_array(name: str, value: Any) -> Tensor:
-    """What may be taken for an array: dense tensors. Nothing else is made one."""
+    """The value, which has to be a dense tensor. Raises TypeError for anything else."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, found {type(value).__name__}")
     if value.layout is not torch.strided:
@@ -296,7 +297,7 @@ def in_dtype(
 
 
 def in_range(name: str, array: Int[Tensor, "..."], limit: int, what: str) -> Int[Tensor, "..."]:
-    """The array as int32, its values having been seen to be in 0..limit, where they are known."""
+    """The array as int32. Raises ValueError for known values outside 0..limit."""
     if array.numel() and plain(array):
         lowest, highest = torch.aminmax(array if array.dtype in SIGNED else array.to(torch.int64))
         check_range(name, int(lowest), int(highest), limit, what)
@@ -308,7 +309,7 @@ def without_padding(
     tokens: Int[Tensor, "T B"] | None,
     lengths: Int[Tensor, " B"],
 ) -> Float[Tensor, "T B D"] | Float[Tensor, "K D"]:
-    """x with zeros where it is read at padding alone: so it has no part in gradients, either."""
+    """x with zeros where only padding reads it, so that these values do not reach the gradients."""
     if tokens is None:
         return torch.where(within(lengths, x.shape[0])[..., None], x, 0)
     mask, K = within(lengths, tokens.shape[0]), x.shape[0]
@@ -334,7 +335,7 @@ def canonical(module: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def plain(*arrays: Tensor | None) -> bool:
-    """Whether these are numbers in memory: not those that PyTorch compiles, fakes or transforms."""
+    """Whether these are ordinary tensors in memory, not compiled, fake or transformed ones."""
     return not (
         torch.compiler.is_compiling()
         or transformed()

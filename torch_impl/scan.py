@@ -1,7 +1,7 @@
 """The fast form of the GRU that PyTorch differentiates. Its twin is jax_impl/scan.py.
 
-It computes what `step` in gru.py does. What does not depend on the state is computed for all time
-steps at once, before a Python loop computes the rest; products may be rounded to bfloat16.
+It computes the same as `step` in gru.py. The terms that do not depend on the state are computed for
+all time steps at once, before a Python loop computes the rest. Products may be rounded to bfloat16.
 Shapes are named as in layers.py.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from common.cells import LayerCall
 from common.params import ProductDtype
 from torch_impl.bfloat16 import rounded, rounded_back
-from torch_impl.layers import Found, Restart, Weights, by_direction, gather, project
+from torch_impl.layers import LayerOutput, Restart, Weights, by_direction, gather, project
 
 
 def hoisted_step(
@@ -28,7 +28,7 @@ def hoisted_step(
     reset_after: bool,
     product_dtype: ProductDtype = "float32",
 ) -> Float[Tensor, "B H"]:
-    """`step` without what can be done for all time steps at once: see `hoist`."""
+    """`step` without the terms that `hoist` computes for all time steps at once."""
     addmm = rounding if product_dtype == "bfloat16" else torch.addmm
     z, r = torch.sigmoid(addmm(a_zr, h, U_zr)).chunk(2, dim=-1)
     if reset_after:
@@ -41,15 +41,15 @@ def hoisted_step(
 def rounding(
     a: Float[Tensor, "*N"], h: Float[Tensor, "B H"], U: Float[Tensor, "H N"]
 ) -> Float[Tensor, "B N"]:
-    """a + h U, in bfloat16; U has been rounded."""
+    """a + h U with h rounded to bfloat16; U is rounded already."""
     return a + rounded_back(rounded(h) @ U)
 
 
 def hoist(
     weights: Weights, *, reset_after: bool
 ) -> tuple[Float[Tensor, " 3H"], Float[Tensor, "H 2H"], Float[Tensor, "H H"], Float[Tensor, " H"]]:
-    """The bias of the inputs' share, with the hidden biases that are only added to it, U_zr', U_n'
-    and c_n."""
+    """The bias of the input projections, which includes the hidden biases that are only added to
+    it, U_zr', U_n' and c_n."""
     _, weight_hh, bias_ih, bias_hh = weights
     size = weight_hh.shape[-1]
     U_zr, U_n = weight_hh.split([2 * size, size])
@@ -91,6 +91,6 @@ def scan_direction(
     return h, torch.stack(states) if states else h.new_zeros(0, *h.shape)
 
 
-def scan(call: LayerCall) -> Found:
+def scan(call: LayerCall) -> LayerOutput:
     """The recurrence: all directions of a layer by `scan_direction`."""
     return by_direction(scan_direction, call)

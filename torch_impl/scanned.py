@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.cells import Cell, LayerCall, Recurrence
-from torch_impl.layers import Found, Restart, Weights, by_direction, gather, project
+from torch_impl.layers import LayerOutput, Restart, Weights, by_direction, gather, project
 
 
 def exportable(cell: Cell) -> Cell:
@@ -31,7 +31,7 @@ def with_scan(cell: Cell) -> Cell:
     return replace(cell, recurrences={"scan": Recurrence(scanned(cell.step))})
 
 
-def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., Found]:
+def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., LayerOutput]:
     """`loop` for any number of time steps, with torch.export's scan operator, a prototype.
 
     torch.export and torch.onnx.export record it as one operation. JAX has one for all uses:
