@@ -120,7 +120,7 @@ def part(named: Mapping[str, T], prefix: str) -> dict[str, T]:
 
 
 def below(named: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """These entries, without the prefix."""
+    """The same entries under the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in part(named, prefix).items()}
 
 

@@ -25,6 +25,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from common.data import sources
 from common.errors import InputError, NotFiniteError, Stopped, exit_on_input_error, masked
 from common.extras import require
@@ -158,20 +160,20 @@ def tune(
     storage: str,
     trials: int,
     place: Place,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Tuning:
     """Continue the study of these options until it has `trials` trials; returns all of them.
 
-    say receives lines of progress. Raises InputError if Optuna or the storage is unavailable, and
-    as processes.run does.
+    report receives lines of progress. Raises InputError if Optuna or the storage is unavailable,
+    and as processes.run does.
     """
     require("tune", what="tune: ")
-    texts, train, *_ = load_texts(options, say)
+    texts, train, *_ = load_texts(options, report)
     if not options.validation_size:
         options = dataclasses.replace(options, validation_size=max(len(train) // 10, 1))
     if options.validation_size < FEW:
         few = f"{options.validation_size} validation reviews are few"
-        say(f"{few}: the best options on them are mostly chance (--validation-size)")
+        report(f"{few}: the best options on them are mostly chance (--validation-size)")
     recipe_of(options, 1, train.labels, len(texts.classes))
     import_module(f"{framework}_impl.learner").check(options)
     name = f"{framework} {options.model} on {options.data}, {_digest(options)}"
@@ -182,7 +184,7 @@ def tune(
         study = optuna.create_study(study_name=name, storage=database, load_if_exists=True)
         optuna.storages.fail_stale_trials(study)
     count = len(counted(study))
-    say(f"{name}: {count} of {trials} trials exist in {masked(storage)}")
+    report(f"{name}: {count} of {trials} trials exist in {masked(storage)}")
     arguments = to_arguments(dataclasses.replace(options, restart=False))
     arguments += ["--framework", framework, "--storage", storage, "--study", name]
     arguments += ["--trials", str(trials)]
@@ -196,7 +198,7 @@ def tune(
         processes.run(
             jobs,
             place,
-            lambda job, line: say(line) if line.startswith(PREFIX) else None,
+            lambda job, line: report(line) if line.startswith(PREFIX) else None,
             lambda job: None,
         )
     except Stopped as stopped:
@@ -219,22 +221,17 @@ def counted(study: "optuna.Study", running: bool = False) -> list["optuna.trial.
 
 def gather(study: "optuna.Study", framework: str, options: TrainConfig) -> Tuning:
     """The study's trials, and the command that trains with the best options."""
-    trials = []
-    for trial in counted(study):
-        attributes, state = trial.user_attrs, trial.state.name.lower()
-        trials.append(
-            Trial(
-                number=trial.number,
-                state="failed" if state == "fail" else state,  # type: ignore[arg-type]
-                options=rounded(trial.params),
-                losses=[trial.intermediate_values[at] for at in sorted(trial.intermediate_values)],
-                accuracy=attributes.get("accuracy"),
-                seconds=attributes["seconds"],
-                error=attributes.get("error", ""),
-                given=attributes.get("given", False),
-            )
-        )
-    tuning = Tuning(study.study_name, "", trials)
+    trials = [
+        {
+            **trial.user_attrs,
+            "number": trial.number,
+            "state": "failed" if trial.state.name == "FAIL" else trial.state.name.lower(),
+            "options": rounded(trial.params),
+            "losses": [loss for _, loss in sorted(trial.intermediate_values.items())],
+        }
+        for trial in counted(study)
+    ]
+    tuning = Tuning(study.study_name, "", msgspec.convert(trials, list[Trial]))
     if tuning.best:
         changes: dict[str, Any] = {**tuning.best.options, "out": None, "restart": False}
         chosen = dataclasses.replace(options, **changes)
