@@ -175,11 +175,12 @@ def twin_cells(
     cells: Mapping[str, Any], implementation_of: Callable[..., Implementation]
 ) -> Iterable[Implementation]:
     """The GRU of a twin in each of its implementations, and the other cells."""
-    yield from map(implementation_of, cells["gru"].implementations())
     for name, cell in cells.items():
-        for implementation in dict.fromkeys(("auto", cell.traceable)):
-            if name != "gru" and (implementation, cell.resolve("auto")) != (cell.traceable,) * 2:
-                yield implementation_of(implementation, name)
+        implementations = cell.implementations() if name == "gru" else ["auto"]
+        if name != "gru" and cell.resolve("auto") != cell.traceable:
+            implementations.append(cell.traceable)
+        for implementation in implementations:
+            yield implementation_of(implementation, name)
 
 
 def peer(
