@@ -1,15 +1,16 @@
-"""Checkpoints: what training goes on from, in the run directory's checkpoints/STEP/.
+"""Checkpoints, from which training resumes: the run directory's checkpoints/STEP/.
 
 config.json            as in the run directory
 model.safetensors      the parameters
 optimizer.safetensors  Adam's state, under canonical names
-best.safetensors       the best parameters so far, where there is a validation split
-state.json             the place in the run and what has been measured since the last log line
-log.jsonl              the log until then
-SHA256SUMS             the checksums of these: it ties them together
+best.safetensors       the parameters with the lowest validation loss, if there is a validation
+                       split
+state.json             the position in the run, and the measurements since the last log line
+log.jsonl              the log up to this step
+SHA256SUMS             the checksums of these files
 
-A checkpoint is written aside, synced to the disk and renamed, so a crash at any moment leaves the
-one before it.
+A checkpoint is written to a temporary folder, synced to the disk and renamed, so that a crash at
+any moment leaves the checkpoint before it intact.
 """
 
 import dataclasses
@@ -41,19 +42,19 @@ CHECKPOINT_FILES = (CONFIG, MODEL, OPTIMIZER, STATE, LOG)
 
 @dataclass
 class State:
-    """Where a run stands; what state.json holds. The order of the reviews needs no random state:
-    it is a function of the seed and the epoch."""
+    """The position in a run, the content of state.json. There is no random state, because the order
+    of the reviews is a function of the seed and the epoch."""
 
     data: str  # the fingerprint of the data and the word vectors
     implementation: str
     step: int = 0  # steps taken
-    epoch: int = 0  # epochs that are over
-    iteration: int = 0  # steps taken in the epoch that has begun
+    epoch: int = 0  # complete epochs
+    iteration: int = 0  # steps taken in the current epoch
     seconds: float = 0.0  # training time so far
     first_step_seconds: float | None = None
-    best_loss: float | None = None  # the lowest on the validation split after an epoch
+    best_loss: float | None = None  # the lowest validation loss after an epoch
     epochs_since_best: int = 0
-    # Since the last log line: of each step, and how many words were read in how much time.
+    # Since the last log line: loss and norm of each step, the words that were read, and the time.
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     words: int = 0
@@ -62,9 +63,9 @@ class State:
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line of log.jsonl, which also has the loss of every step (step_losses).
+    """A line of log.jsonl, which also contains the loss of each step (step_losses).
 
-    Means are over the steps since the last line. The validation split is read after each epoch.
+    Means are over the steps since the last line. Validation takes place after each epoch.
     """
 
     epoch: int
@@ -79,7 +80,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, read back and found undamaged."""
+    """A checkpoint that has been read and verified."""
 
     path: Path
     about: About
@@ -88,10 +89,10 @@ class Checkpoint:
     parameters: dict[str, np.ndarray]
     optimizer_state: dict[str, np.ndarray]
     best: dict[str, np.ndarray]  # empty without a validation split
-    log: bytes  # log.jsonl as it was
+    log: bytes  # the content of log.jsonl
 
     def lines(self) -> Iterator[LogLine]:
-        """The lines of the log. Raises InputError for one that is malformed."""
+        """The lines of the log. Raises InputError for a malformed line."""
         for line in re.finditer(rb".+", self.log):
             yield parse(LogLine, line[0], self.path / LOG)
 
@@ -99,10 +100,10 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, about: About, state: State, parameters: Arrays, optimizer: Arrays, best: Arrays
 ) -> None:
-    """Write a checkpoint and drop all but the last few (the option `keep`).
+    """Write a checkpoint and remove all but the last ones (the option `keep`).
 
-    log.jsonl is copied as it stands. Raises InputError where that fails; the checkpoints before are
-    then as they were.
+    The current log.jsonl is copied. Raises InputError if writing fails; earlier checkpoints are
+    then unchanged.
     """
     target = folder / "checkpoints" / f"{state.step:09d}"
     try:
@@ -123,7 +124,8 @@ def save_checkpoint(
             for name, content in contents.items():
                 (partial / name).write_bytes(content)
                 files.sync(partial / name)
-            # From this step on, those there are damaged: else training had gone on from them.
+            # Checkpoints of this step or later are damaged; otherwise training would have resumed
+            # from them.
             for path in _all(folder):
                 if path.name >= target.name:
                     files.remove(path)
@@ -137,9 +139,10 @@ def save_checkpoint(
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The last checkpoint that is not damaged; warn is told, in a line, of each that is.
+    """The last undamaged checkpoint, or None if there are no checkpoints.
 
-    None where there are no checkpoints. Raises InputError where all of them are damaged.
+    warn: is called with a line of text for each damaged checkpoint. Raises InputError if all are
+    damaged.
     """
     for path in reversed(paths := _all(folder)):
         try:
@@ -155,17 +158,17 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 
 def last(folder: Path) -> Path | None:
-    """The last checkpoint, damaged or not."""
+    """The last checkpoint, whether or not it is damaged; None if there is none."""
     return next(reversed(_all(folder)), None)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises InputError naming the file that is missing or damaged."""
+    """Read a checkpoint. Raises InputError naming a missing or damaged file."""
     contents = files.read_verified(path, CHECKPOINT_FILES, optional=(BEST,))
     about = parse_about(contents[CONFIG], path / CONFIG)
     state = parse(State, contents[STATE], path / STATE)
     if f"{state.step:09d}" != path.name:
-        raise InputError(f"{path / STATE}: is that of step {state.step}")
+        raise InputError(f"{path / STATE}: is the state of step {state.step}")
     shapes = params.shapes(about.model)
     moments: dict[str, tuple[int, ...]] = {"step": ()}
     removed = removed_options(contents[CONFIG], path / CONFIG)
@@ -184,11 +187,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _all(folder: Path) -> list[Path]:
-    """The checkpoints, the last one last."""
+    """The checkpoints in ascending order."""
     try:
-        found = os.listdir(folder / "checkpoints")
+        names = os.listdir(folder / "checkpoints")
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise InputError(f"{folder / 'checkpoints'}: cannot be read ({error.strerror})") from None
-    return [folder / "checkpoints" / name for name in sorted(found) if re.fullmatch(r"\d{9}", name)]
+    return [folder / "checkpoints" / name for name in sorted(names) if re.fullmatch(r"\d{9}", name)]

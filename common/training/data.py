@@ -1,4 +1,4 @@
-"""What a run trains and tests on: the data set and the word vectors of its options, as batches."""
+"""The data of a run: the data set and the word vectors that its options name, as batches."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ EXAMPLE, EXAMPLE_CHARACTERS = 20, 500
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains and tests on."""
+    """The data of a run."""
 
     name: str
     classes: tuple[str, ...]
@@ -41,31 +41,34 @@ class Data:
 
 
 def load_data(options: TrainConfig, report: Callable[[str], None]) -> Data:
-    """The data set and word vectors that the options name, as batches, cut into --shares.
+    """The data set and word vectors that the options name, as batches, divided into --shares.
 
-    report is told, in a line of text, of work that takes seconds. Raises InputError.
+    report: is called with a line of text before work that takes seconds. Raises InputError.
     """
     texts, train, test, validation = load_texts(options, report)
-    shown = example(texts.vocabulary, train, test)
-    found = vectors.load(
+    example_text = example(texts.vocabulary, train, test)
+    word_vectors = vectors.load(
         options.vectors, texts, train, report, train_with_model=options.train_vectors
     )
-    ids = {word: number for number, word in enumerate(found.words)}
+    ids = {word: number for number, word in enumerate(word_vectors.words)}
     new_ids = np.array([ids.get(word, -1) for word in texts.vocabulary], np.int32)
     train, test, validation = (split.renumber(new_ids) for split in (train, test, validation))
     ratios = None
     if options.ngrams:
-        size = len(found.words), len(texts.classes), options.ngrams
+        size = len(word_vectors.words), len(texts.classes), options.ngrams
         ratios, train = _with_ratios(train, size, report)
         test, validation = ratios.attach(test), ratios.attach(validation)
     batches = partial(Batches, max_length=options.max_length, ngrams=options.ngrams)
     longest = int(max(split.lengths.max(initial=0) for split in (test, validation)))
-    whole = partial(batches, batch_size=options.batch_size, shares=options.shares or 1)
-    to_train = whole(train, seed=options.seed, longest=longest)
+    shares = options.shares or 1
+    to_train = batches(
+        train, batch_size=options.batch_size, shares=shares, seed=options.seed, longest=longest
+    )
     in_order = partial(batches, batch_size=to_train.rows, in_order=True, shapes=to_train.shapes)
     held_out = in_order(validation) if options.validation_size else None
     names = texts.name, texts.classes, texts.categories
-    return Data(*names, found, to_train, in_order(test), held_out, ratios, texts.left_out, shown)
+    splits = to_train, in_order(test), held_out
+    return Data(*names, word_vectors, *splits, ratios, texts.left_out, example_text)
 
 
 def example(vocabulary: Sequence[str], train: EncodedSplit, test: EncodedSplit) -> str:
@@ -79,33 +82,33 @@ def example(vocabulary: Sequence[str], train: EncodedSplit, test: EncodedSplit) 
 def _with_ratios(
     train: EncodedSplit, size: tuple[int, int, int], report: Callable[[str], None]
 ) -> tuple[Ratios, EncodedSplit]:
-    """The log-count ratios of n-grams, and the reviews to train on with theirs, out of fold.
+    """The log-count ratios of n-grams, and the training reviews with their out-of-fold ratios.
 
-    size: words, classes, and up to how many words an n-gram has. Counted once, then cached.
+    size: the numbers of words and classes, and the largest order of n-grams. The result is cached.
     """
 
     def build(folder: Path) -> None:
-        report(f"counting n-grams of {len(train):,} reviews (once; then cached)")
+        report(f"counting the n-grams of {len(train):,} reviews; the result is cached")
         tensors = ngrams.fit(train, *size).tensors()
         (folder / "ratios.safetensors").write_bytes(files.to_tensors(tensors))
         (folder / TRAIN).write_bytes(ngrams.read_out_of_fold(train, *size).data)
 
-    how = {"fewest": ngrams.FEWEST, "folds": ngrams.FOLDS, "scale": ngrams.SCALE}
-    key = {"texts": train.name, "size": size, "layout": LAYOUT_VERSION, **how}
+    constants = {"fewest": ngrams.FEWEST, "folds": ngrams.FOLDS, "scale": ngrams.SCALE}
+    key = {"texts": train.name, "size": size, "layout": LAYOUT_VERSION, **constants}
     folder = cached("ratios", key, build, (TRAIN,))
     ratios = Ratios.of(size[0], load_file(folder / "ratios.safetensors"))
     width = size[2] * ratio_columns(size[1])
-    found = map_file(folder / TRAIN, np.float32)
-    large = train.large + in_blocks(folder / TRAIN, found, width)
-    return ratios, replace(train, ratios=found.reshape(-1, width), large=large)
+    of_train = map_file(folder / TRAIN, np.float32)
+    large = train.large + in_blocks(folder / TRAIN, of_train, width)
+    return ratios, replace(train, ratios=of_train.reshape(-1, width), large=large)
 
 
 def load_texts(
     options: DataConfig, report: Callable[[str], None]
 ) -> tuple[corpus.Corpus, EncodedSplit, EncodedSplit, EncodedSplit]:
-    """The data set, and what of it is to train, to test and to validate on. Raises InputError.
+    """The data set, and its training, test and validation splits. Raises InputError.
 
-    report is told, too, where the options leave reviews out.
+    report: is also called if the options leave reviews out.
     """
     texts = corpus.load(options.data, report, options.skip_bad_rows)
     if unprintable := [name for name in texts.classes if not name.isprintable()]:
@@ -127,11 +130,11 @@ def load_texts(
 
 
 def fingerprint_of(options: TrainConfig, data: Data) -> str:
-    """What a checkpoint says of its data and word vectors, to go on with no others."""
+    """The fingerprint of data and word vectors: a checkpoint resumes only with the same ones."""
     digest = hashlib.sha256(json.dumps(sources.fingerprint(options.data)).encode())
     digest.update("\n".join(data.vectors.words).encode())
     digest.update(np.ascontiguousarray(data.vectors.matrix).data)
-    block = 1 << 20  # of whichever type: as 64 bits, once they were all in memory
+    block = 1 << 20  # the conversion to 64 bits takes place block by block, to save memory
     for start in range(0, len(data.train.lengths), block):
         digest.update(data.train.lengths[start : start + block].astype(np.int64).data)
     digest.update(np.ascontiguousarray(data.train.split.labels).data)

@@ -1,4 +1,4 @@
-"""What a twin gives to the one training loop."""
+"""The interface between a twin and the training loop, and prediction over batches."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -15,29 +15,30 @@ from common.training.options import TrainConfig
 from common.training.recipe import PLAIN, Recipe
 from common.training.world import ALONE, World
 
-Arrays = Mapping[str, np.ndarray]  # by the names of parameters
+Arrays = Mapping[str, np.ndarray]  # by the canonical names of parameters
 MOMENTS = ("first_moment", "second_moment")  # Adam's
 
 
 class Learner(Protocol):
     """A classifier, its loss and its optimizer (Adam) in some framework.
 
-    Arrays come and go as NumPy; parameters, and gradients with respect to them, by their canonical
-    names (common/params.py).
+    All arrays are those of NumPy; parameters and their gradients have canonical names
+    (common/params.py).
     """
 
     implementation: str
-    """What computes the GRU: loop, scan, fused, nn.GRU."""
+    """The implementation of the GRU: loop, scan, fused, cuda or nn.GRU."""
     compilations: int
-    """How often the training step was compiled."""
+    """The number of compilations of the training step."""
     gradient_norm: SupportsFloat
-    """Of the last step, over all parameters, before clipping; may still be being computed."""
+    """The norm of the gradient of the last step over all parameters, before clipping. It may still
+    be computed asynchronously."""
     taken: int
-    """How many steps have been."""
+    """The number of steps taken."""
     training: TrainConfig
     world: World
     asked: SupportsFloat
-    """How many shares of the last step were computed by workers that were asked to stop."""
+    """The number of shares of the last step whose workers had received a request to stop."""
 
     def __init__(
         self,
@@ -49,18 +50,19 @@ class Learner(Protocol):
         recipe: Recipe = PLAIN,
         world: World = ALONE,
     ) -> None:
-        """parameters: by default drawn from the seed. In JAX, float64 needs its x64 mode.
+        """parameters: by default drawn from the seed. In JAX, float64 requires the x64 mode.
 
-        Of the shares that each batch is cut into (training.shares), this one computes those of its
+        Each batch is divided into shares (training.shares); this learner computes those of its
         worker in `world`.
         """
 
     def step(self, *shares: Batch, asked: bool = False) -> SupportsFloat:
-        """Take one optimizer step on a batch; returns the loss before it, which may still be being
-        computed.
+        """Take one optimizer step on a batch; returns the loss before the step, which may still be
+        computed asynchronously.
 
-        shares: this worker's. The gradients of all are added up in the order of the shares, so the
-        result does not hang on who computes which. asked: whether it was asked to stop.
+        shares: those of this worker. The gradients of all shares are summed in their order, so the
+        result does not depend on which worker computes which share. asked: whether this worker has
+        received a request to stop.
         """
 
     def logits(self, inputs: Inputs) -> Float[np.ndarray, "B C"]: ...
@@ -78,7 +80,7 @@ class Learner(Protocol):
         return {"step": np.array(self.taken), **moments}
 
     def load(self, parameters: Arrays, optimizer_state: Arrays | None = None) -> None:
-        """Go on from what `parameters` and `optimizer_state` once returned, in either framework."""
+        """Restore the results of `parameters` and `optimizer_state`, of either framework."""
         self._write("parameters", parameters)
         if optimizer_state is not None:
             self.taken = int(optimizer_state["step"])
@@ -89,14 +91,14 @@ class Learner(Protocol):
         """A copy of the parameters, or of one of MOMENTS."""
 
     def _write(self, kind: str, values: Arrays) -> None:
-        """The way back; with a moment, Adam's count becomes that of the steps taken."""
+        """Write the result of _read back; with a moment, also set Adam's step count to `taken`."""
 
 
-_Learner = Learner  # under another name, as Framework has a Learner, too
+_Learner = Learner  # another name, because Framework also has an attribute Learner
 
 
 class Framework(Protocol):
-    """The module of a twin that has its learner, torch_impl.learner or jax_impl.learner."""
+    """The module with the learner of a twin: torch_impl.learner or jax_impl.learner."""
 
     __name__: str
     FRAMEWORK: str
@@ -105,17 +107,17 @@ class Framework(Protocol):
     def Learner(self) -> type[_Learner]: ...
 
     def make_deterministic(self) -> None:
-        """Have the framework compute the same numbers each time on a GPU, too."""
+        """Make the results of the framework reproducible on a GPU, too."""
 
     def join(self) -> AbstractContextManager[World]:
-        """Among the other workers, which a launcher has started."""
+        """Connect this process to the other workers that a launcher has started."""
 
     def check(self, options: TrainConfig) -> None:
-        """Raise InputError where the device, or a recurrence that fits the options, is missing."""
+        """Raise InputError if the device or a recurrence for the options is not available."""
 
 
 class Classifier(Protocol):
-    """A learner, or a predictor (common/inference/predictor.py)."""
+    """A learner or a predictor (common/inference/predictor.py)."""
 
     def logits(self, inputs: Inputs) -> Float[np.ndarray, "B C"]: ...
 
@@ -128,14 +130,14 @@ def predict(
 ) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
     """The logits of all reviews and their labels, in the order of the split.
 
-    reduce: maps the logits and labels of each batch to rows that are returned in place of the
-    logits, so that these are never all in memory. The workers take turns with the batches.
+    reduce: maps the logits and labels of a batch to rows that are returned in place of the logits,
+    which are then never all in memory. The batches are distributed over the workers.
     """
-    turns = map(batches.batch, batches.plan(0)[world.rank :: world.size])
-    mine = [(each.reviews, reduce(classifier.logits(each), each.labels)) for each in turns]
-    found = [each for theirs in world.everyones(mine) for each in theirs]
-    reviews, logits = map(np.concatenate, zip(*found, strict=True))
-    order = np.argsort(reviews)[-len(batches.split) :]  # rows that are no review come first
+    own_batches = map(batches.batch, batches.plan(0)[world.rank :: world.size])
+    own = [(each.reviews, reduce(classifier.logits(each), each.labels)) for each in own_batches]
+    results = [result for of_worker in world.everyones(own) for result in of_worker]
+    reviews, logits = map(np.concatenate, zip(*results, strict=True))
+    order = np.argsort(reviews)[-len(batches.split) :]  # padding rows have negative numbers
     return logits[order], np.asarray(batches.split.labels)
 
 

@@ -1,4 +1,4 @@
-"""The memory of a process: how much it has needed, and what it does with what it frees."""
+"""The memory of a process: its peak, and the treatment of freed memory."""
 
 import ctypes
 import resource
@@ -6,13 +6,15 @@ import sys
 
 
 def keep_freed_memory(by_all_threads: bool = False) -> None:
-    """Keep freed memory for the next allocation instead of giving it back to the system.
+    """Keep freed memory for the next allocation instead of returning it to the system.
 
-    A training step needs some tens of MB; to get them anew each time, page by page, can take as
-    long as the computation. Only glibc gives large pieces back at once: elsewhere, does nothing.
+    A training step needs some tens of MB. Mapping them again in each step, page by page, can take
+    as long as the computation. Only glibc returns large blocks at once; with another C library,
+    this function does nothing.
 
-    by_all_threads: not only what the main one allocates. It has to come before there are others,
-    which then wait for each other when they allocate: 4 % of a step of XLA's on two cores.
+    by_all_threads: also keep the memory of other threads than the main thread. This must be called
+    before they are started. They then share one arena and wait for each other when they allocate,
+    which costs 4 % of a step in XLA on two cores.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
@@ -22,12 +24,12 @@ def keep_freed_memory(by_all_threads: bool = False) -> None:
 
 
 def give_back() -> None:
-    """Give what is free back to the system, all the same: it was needed once."""
+    """Return free memory to the system, such as the memory of a peak that will not recur."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
 
 def peak_bytes() -> int:
-    """The most memory that the process has had so far."""
+    """The peak of the resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux

@@ -29,10 +29,10 @@ from common.extras import require
 from common.params import CELLS, POOLING, ModelConfig, ProductDtype
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-_OWN = tuple(prefix + cell for cell in CELLS for prefix in ("", "bi"))
-MODELS = {"torch": (*_OWN, "nn.gru", "nn.bigru"), "jax": _OWN}
+_HANDWRITTEN = tuple(prefix + cell for cell in CELLS for prefix in ("", "bi"))
+MODELS = {"torch": (*_HANDWRITTEN, "nn.gru", "nn.bigru"), "jax": _HANDWRITTEN}
 
-# What a number may be is part of its type.
+# The range of a number is part of its type.
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
@@ -40,35 +40,36 @@ Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What every training reads, and where it writes."""
+    """The data that a training reads, and the directory that it writes."""
 
     preset: str = "quick"
-    """quick, full, best (the best that was found; docs/recipes.md) or homework (the homework's
-    recipe); every other option overrides it."""
+    """quick, full, best (the most accurate; docs/recipes.md) or homework (the homework's recipe).
+    Other options override it."""
     data: str = "imdb"
     """The data set: imdb, rt, or KIND:PATH with one of the kinds amazon, dlstudio, csv, tsv, jsonl,
     parquet, text and hf (docs/data.md)."""
     skip_bad_rows: bool = False
-    """Leave out, count and report the rows of a table (csv, tsv, jsonl, parquet, hf) that cannot be
-    used, in place of ending with the first."""
+    """Skip, count and report unusable rows of a table (csv, tsv, jsonl, parquet, hf) instead of
+    stopping at the first one."""
     train_size: Count | None = 4_000
-    """Use only so many training reviews, balanced over the classes; None for all."""
+    """The number of training reviews to use, balanced over the classes; None: all."""
     test_size: Count | None = 1_000
-    """Use only so many test reviews, balanced over the classes; None for all."""
+    """The number of test reviews to use, balanced over the classes; None: all."""
     validation_size: Annotated[int, Meta(ge=0)] = 0
-    """Hold out so many training reviews, balanced over the classes. A model that is trained in
-    epochs reads them after each: the parameters with the lowest loss on them are the ones kept."""
+    """The number of training reviews to hold out, balanced over the classes. A model that is
+    trained in epochs is validated on them after each; the parameters with the lowest validation
+    loss are kept."""
     temperature: bool = False
-    """At the end, divide the logits by the temperature that suits the validation reviews best: so
-    that the probabilities mean what they say. The answers stay the same."""
+    """After training, calibrate the probabilities: divide the logits by the temperature that
+    minimizes the validation loss. The predicted classes do not change."""
     out: Path | None = None
-    """The run directory to write; runs/FRAMEWORK-MODEL by default. If a run of the same options was
-    interrupted there, it goes on."""
+    """The run directory to write; runs/FRAMEWORK-MODEL by default. A run with the same options that
+    was interrupted there is continued."""
     restart: bool = False
-    """Train anew where the run directory holds a run already."""
+    """Replace the run that the run directory holds."""
 
     def check(self) -> None:
-        """Raise InputError for the first value that makes no sense."""
+        """Raise InputError for the first invalid value."""
         sources.fingerprint(self.data)
         if self.temperature and not self.validation_size:
             raise InputError("--temperature: needs a --validation-size")
@@ -80,85 +81,85 @@ class TrainConfig(DataConfig):
     """Train a GRU text classifier."""
 
     model: str = "gru"
-    """A handwritten cell: gru, rnn or another one that was added (docs/extending.md); with bi
-    before it, as in bigru, both directions. In PyTorch also nn.gru, nn.bigru (the built-in one)."""
+    """A handwritten cell: gru, rnn or one that you have added (docs/extending.md). The prefix bi,
+    as in bigru, makes it bidirectional. In PyTorch also the built-in nn.gru and nn.bigru."""
     vectors: str = "word2vec"
     """Word vectors: a file (word2vec .bin or text, gensim .kv, GloVe, fastText .vec, .safetensors;
     see docs/vectors.md), word2vec (trained on the training reviews) or random:DIM."""
     train_vectors: bool = False
-    """Train the word vectors with the model instead of keeping them frozen (random: always). A step
-    changes those of the batch's words alone, as a sparse Adam does."""
+    """Train the word vectors with the model; random vectors are always trained. A step updates only
+    the vectors of the words in its batch (sparse Adam)."""
     max_length: Count | None = 200
-    """Keep only the last so many known words of a review; None for all."""
+    """The number of words of a review to read, the last ones with a vector; None: all."""
     epochs: Count = 3
-    """Passes over the training reviews."""
+    """The number of passes over the training reviews."""
     batch_size: Count = 32
-    """Reviews in a batch."""
+    """The number of reviews in a batch."""
     hidden_size: Count = 128
-    """Size of the hidden state of each direction."""
+    """The size of the hidden state of each direction."""
     num_layers: Count = 1
-    """GRU layers on top of each other."""
+    """The number of stacked layers."""
     reset_after: bool = False
-    """Apply the reset gate after the product with the recurrent weights, as nn.GRU does."""
+    """Apply the reset gate after the product with the recurrent weights, as in nn.GRU."""
     pooling: str = "last"
-    """What the last linear layer reads of the GRU's outputs: the last of each direction, the max or
-    the mean over all words; or some of them, as in last+max+mean."""
+    """The inputs of the last linear layer: the last output of each direction, the max or the mean
+    of the outputs over all words, or several of these, as in last+max+mean."""
     relu: bool = True
-    """Apply ReLU to that."""
+    """Apply ReLU to these inputs."""
     learning_rate: Positive = 5e-4
-    """Adam's step size."""
+    """Adam's learning rate."""
     betas: tuple[Decay, Decay] = (0.85, 0.9)
-    """Adam's decay rates of the two moments."""
+    """Adam's decay rates for the first and the second moment."""
     eps: Positive = 1e-8
-    """Adam's term against division by zero."""
+    """The term of Adam that prevents a division by zero."""
     warmup: Decay = 0.0
     """The share of all steps over which the learning rate grows from zero."""
     schedule: Literal["constant", "linear"] = "constant"
     """The learning rate after the warmup: constant, or a linear decay to zero."""
     word_dropout: Decay = 0.0
-    """Leave out this share of a batch's distinct words, each wherever it stands in the batch."""
+    """Drop this share of the distinct words of a batch, each at all of its positions."""
     vector_dropout: Decay = 0.0
-    """Set this share of the elements of a batch's word vectors to zero."""
+    """Set this share of the elements of the word vectors of a batch to zero."""
     feature_dropout: Decay = 0.0
     """Set this share of the inputs of the last linear layer to zero."""
     ngrams: Annotated[int, Meta(ge=0, le=10)] = 0
-    """Read, beside each word's vector, how much the n-grams that end there speak for a class: those
-    of one word, of two, and of up to so many (log-count ratios; Wang and Manning 2012). 0: none."""
+    """N: append to each word vector the log-count ratios of the 1- to N-grams that end at the word
+    (Wang and Manning 2012). 0: none."""
     class_weights: str = "none"
-    """How much a review of each class counts in the loss: none (all the same), balanced (against
-    how often it occurs), or numbers in the order of the classes: 1,2.5."""
+    """The weight of each class in the loss: none (equal weights), balanced (inversely proportional
+    to the number of its reviews), or numbers in the order of the classes: 1,2.5."""
     clip_norm: Positive | None = 1.0
-    """Scale the gradient down to this norm, over all parameters together, where it is longer."""
+    """The largest norm of the gradient over all parameters; a larger gradient is scaled down."""
     patience: Count | None = None
-    """Stop after so many epochs without a lower loss on the validation reviews."""
+    """The number of epochs without a lower validation loss after which training stops."""
     log_every: Annotated[int, Meta(ge=1, le=10_000)] = 25  # the losses are part of a checkpoint
-    """Iterations between two log lines; each reports the mean loss since the last."""
+    """The number of iterations between two log lines, which report the mean loss in between."""
     seed: Annotated[int, Meta(ge=0)] = 0
-    """Determines the initial parameters and the order of the reviews."""
+    """The seed of the initial parameters, the order of the reviews and dropout."""
     device: Device = "auto"
-    """Where to compute; auto takes a GPU if there is one (mps: PyTorch only)."""
+    """The device; auto selects a GPU if one is available (mps: PyTorch only)."""
     implementation: str = "auto"
-    """auto, fused (the CPU kernel), cuda (the GPU kernel), scan, or loop (the equations step by
-    step: slow)."""
+    """auto, fused (the CPU kernel), cuda (the GPU kernel), scan (operations of the framework), or
+    loop (the equations, one time step after the other; slow)."""
     dtype: ProductDtype = "float32"
-    """bfloat16: multiply in it in the GRU's products; sums and everything else are float32."""
+    """The dtype of the factors of the GRU's matrix products; everything else is float32."""
     deterministic: bool = False
-    """On a GPU too, the same numbers each time; slower there (the CPU does so anyway)."""
+    """Make results reproducible on a GPU, too, which is slower; on the CPU, they always are."""
     tensorboard: bool = False
-    """Write loss, tokens/s and test accuracy for TensorBoard, too, to OUT/tensorboard."""
+    """Also write loss, tokens/s and test accuracy to OUT/tensorboard, for TensorBoard."""
     resume: Path | None = None
-    """A run directory to go on with: its options are the defaults."""
+    """The run directory of a run to continue; its options become the defaults."""
     checkpoint_seconds: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 60.0
-    """Seconds between two checkpoints; 0: after every step."""
+    """The time between two checkpoints in seconds; 0: a checkpoint after every step."""
     keep: Count = 3
-    """How many checkpoints to keep."""
+    """The number of checkpoints to keep."""
     shares: Count | None = None
-    """Into how many shares each batch is cut, which the workers compute; the numbers depend on it,
-    not on the workers. None for one a worker (docs/scale.md)."""
+    """The number of shares into which each batch is divided among the workers. The results depend
+    on it, but not on the number of workers. None: one share per worker (docs/scale.md)."""
 
     @property
     def cell(self) -> str:
-        """The cell of the model. Raises InputError where there is none of this name."""
+        """The cell of the model. Raises InputError for an unknown model."""
         name = self.model.removeprefix("nn.")
         cell = name if name in CELLS else name.removeprefix("bi")
         if cell not in CELLS:
@@ -168,11 +169,11 @@ class TrainConfig(DataConfig):
 
     @property
     def scheduled(self) -> bool:
-        """Whether the size of a step hangs on how many have been taken, and how many there are."""
+        """Whether the learning rate depends on the step and on the total number of steps."""
         return self.schedule != "constant" or self.warmup > 0
 
     def plain(self) -> "TrainConfig":
-        """Of what has more options: those that a training takes."""
+        """The options of training alone, for an instance of a subclass."""
         fields = dataclasses.fields(TrainConfig)
         return TrainConfig(**{field.name: getattr(self, field.name) for field in fields})
 
@@ -184,20 +185,20 @@ class TrainConfig(DataConfig):
         self.check_values()
 
     def check_values(self) -> None:
-        """The part of `check` that reads no file: also for options that come from a file."""
+        """The part of `check` that reads no file; for options from a config.json, too."""
         if self.reset_after and not CELLS[self.cell].reset_gate:
             raise InputError(f"--model {self.model}: has no reset gate")
         if self.dtype == "bfloat16" and self.model not in ("gru", "bigru"):
             raise InputError(f"--model {self.model}: has no --dtype bfloat16")
-        ways = self.pooling.split("+")
-        if not {*ways} <= {*POOLING} or len({*ways}) < len(ways):
+        poolings = self.pooling.split("+")
+        if not {*poolings} <= {*POOLING} or len({*poolings}) < len(poolings):
             raise InputError(f"--pooling {self.pooling}: expected some of {'+'.join(POOLING)}")
         if self.class_weights not in ("none", "balanced"):
             try:
-                sensible = all(0 < float(n) < math.inf for n in self.class_weights.split(","))
+                is_valid = all(0 < float(n) < math.inf for n in self.class_weights.split(","))
             except ValueError:
-                sensible = False
-            if not sensible:
+                is_valid = False
+            if not is_valid:
                 raise InputError(
                     f"--class-weights {self.class_weights}: expected none, balanced, or numbers "
                     "above 0: 1,2.5"
@@ -208,7 +209,7 @@ class TrainConfig(DataConfig):
     def model_config(
         self, vectors: tuple[int, ...], classes: int, train_vectors: bool
     ) -> ModelConfig:
-        """The model that these options ask for, on word vectors of this shape, [V, D]."""
+        """The model that these options describe, for word vectors of this shape, [V, D]."""
         builtin = self.model.startswith("nn.")
         return ModelConfig(
             input_size=vectors[1],
@@ -270,9 +271,9 @@ C = TypeVar("C")
 def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
     """Read a dataclass of options from the command line with tyro.
 
-    The defaults are those of `default`; without it, those of a DataConfig are its preset's, so
-    --help --preset full shows them. --version alone prints it. Raises InputError, in one line, for
-    what tyro cannot parse.
+    The defaults are those of `default`. Without it, the defaults of a DataConfig are those of the
+    preset, so that --help --preset full shows them. A single --version prints the version and
+    exits. Raises InputError, in one line, for a command line that tyro cannot parse.
     """
     if sys.argv[1:] == ["--version"]:
         print(f"gru-twins {__version__}")
@@ -289,18 +290,18 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
         chosen = {name: value for name, value in PRESETS[preset].items() if name in known}
         default = options(preset=preset, **chosen)
     read = partial(tyro.cli, options, prog=prog, description=_about(options))
-    complaint = io.StringIO()
+    message_box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(message_box):
             return read() if default is None else read(default=default)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
         # tyro has no supported access to its errors: tyro._errors is private and may change in any
-        # release, tyro.extras.get_parser is deprecated. tyro draws a box: a title, the complaint
-        # and hints, with a rule after each. Indented by four is what is missing, unknown or perhaps
-        # meant. Without a box, all of the text is the complaint.
-        title, *rest = re.split("[─-]{5,}", re.sub("[│╮]", " ", complaint.getvalue()))
+        # release, tyro.extras.get_parser is deprecated. tyro draws a box with a title, the message
+        # and hints, each followed by a rule. Names of missing, unknown and similar options are
+        # indented by four. Without a box, the whole text is the message.
+        title, *rest = re.split("[─-]{5,}", re.sub("[│╮]", " ", message_box.getvalue()))
         message, *hints = rest or [title]
         line = " ".join(message.split())
         others = re.findall(r"^ {6}(--[\w.-]+)", "".join(hints), re.MULTILINE)
@@ -314,34 +315,35 @@ def parse_options(options: type[C], prog: str, default: C | None = None) -> C:
 
 
 def program(otherwise: str) -> str:
-    """What a program is called on the command line: gru-twins NAME, or else."""
+    """The name of a program on the command line: gru-twins NAME, or `otherwise`."""
     return str(sys._xoptions.get("gru_twins", otherwise))
 
 
 class _Lines(str):
-    """Text that tyro leaves in the lines it has."""
+    """Text whose lines tyro does not wrap again."""
 
     def split(self, *_: Any) -> list[str]:
         return [str(self)]
 
 
 def _about(options: type) -> _Lines:
-    """The description for --help, in lines that fit; and those of the options, each in one line.
+    """The description for --help, wrapped to the terminal.
 
-    tyro would begin a line where an option's docstring does, and break the description nowhere.
+    The help text of each option is joined to one line, because tyro keeps its line breaks; tyro
+    wraps this line, but not the description.
     """
     for each in filter(dataclasses.is_dataclass, options.__mro__):
         fields = each.__dataclass_fields__
-        for found in parse_from_object(each).params:
-            text = " ".join(str(found.description).split())
-            fields[found.arg_name].metadata = MappingProxyType({"help": text})
+        for parameter in parse_from_object(each).params:
+            text = " ".join(str(parameter.description).split())
+            fields[parameter.arg_name].metadata = MappingProxyType({"help": text})
     fold = textwrap.TextWrapper(min(shutil.get_terminal_size().columns, 100))
     fold.break_on_hyphens = False
     return _Lines("\n\n".join(map(fold.fill, str(inspect.getdoc(options)).split("\n\n"))))
 
 
 def check_numbers(options: Any) -> None:
-    """Raise InputError for the first value that is not what its type says a number may be."""
+    """Raise InputError for the first number that is out of the range of its type."""
     try:
         msgspec.convert(vars(options), type(options))
     except msgspec.ValidationError as error:
@@ -350,7 +352,7 @@ def check_numbers(options: Any) -> None:
 
 
 def to_arguments(options: DataConfig, default: DataConfig | None = None) -> list[str]:
-    """The command line that parses back to these options; without those that are the default's."""
+    """The command line that parses to these options; options equal to `default` are left out."""
     arguments = []
     for name, value in vars(options).items():
         if default is not None and value == getattr(default, name):

@@ -1,8 +1,9 @@
-"""What a recipe makes of a step: how large it is, and how much each class counts.
+"""The learning rate of each step and the weights of the classes.
 
-torch.optim.lr_scheduler and optax.schedules have these schedules, too, each with a state of its own
-and in another precision. So that both frameworks take the very same steps, and a run goes on in the
-other, they are given their sizes: tests/test_recipe.py holds them to both.
+torch.optim.lr_scheduler and optax.schedules also have these schedules, but with a state, and in
+different precisions. Here, the learning rate is a function of the step, so that both frameworks
+take the same steps and either continues a run of the other. tests/training/test_recipes.py compares
+it with the schedules of both frameworks.
 """
 
 import math
@@ -18,10 +19,10 @@ from common.training.options import TrainConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the options come to on a data set."""
+    """The quantities that options and data set determine together."""
 
     steps: int = 0
-    """How many there are in all epochs."""
+    """The number of steps of all epochs."""
     class_weights: tuple[float, ...] | None = None
 
 
@@ -31,7 +32,10 @@ PLAIN = Recipe()
 def recipe_of(
     options: TrainConfig, steps: int, labels: Int[np.ndarray, " N"], classes: int
 ) -> Recipe:
-    """labels: of the training reviews. Raises InputError where weights do not fit the classes."""
+    """The recipe of a training.
+
+    labels: those of the training reviews. Raises InputError unless there is one weight per class.
+    """
     match options.class_weights:
         case "none":
             weights = None
@@ -48,9 +52,11 @@ def recipe_of(
 
 
 def weight_of(labels: Int[np.ndarray, " B"], recipe: Recipe) -> float:
-    """How much these reviews weigh in the mean that is the loss; NO_LABEL: nothing."""
-    own = labels[labels != NO_LABEL]
-    return float(np.take(recipe.class_weights, own).sum() if recipe.class_weights else len(own))
+    """The total weight of reviews in the mean of the loss; rows with NO_LABEL have no weight."""
+    labels = labels[labels != NO_LABEL]
+    return float(
+        np.take(recipe.class_weights, labels).sum() if recipe.class_weights else len(labels)
+    )
 
 
 def learning_rate(options: TrainConfig, recipe: Recipe, step: int) -> float:

@@ -1,22 +1,22 @@
-"""The run directory: everything about a trained model, the same for both frameworks.
+"""The run directory: a trained model with its options and results, the same for both frameworks.
 
 config.json            the options, the model's sizes, the data's classes, the framework, an example
-vocabulary.txt         a word a line; the line number is the word's id
-vectors.safetensors    vectors [V, D]: the word vectors; with --ngrams, codes.N and ratios.N, too
+vocabulary.txt         one word per line; the line number is the word's id
+vectors.safetensors    vectors [V, D]: the word vectors; with --ngrams, also codes.N and ratios.N
 model.safetensors      the canonical parameters: the best ones, or the last
 metrics.json           the results on the test split
-SHA256SUMS             the checksums of these five, written last: with it, the run is finished
-figures/               loss curve and confusion matrix, drawn after that from the two JSON files
-log.jsonl              a line for each log line, with the loss of every step
-.lock                  locked while a process trains here; holds that process's number
-checkpoints/STEP/      what training goes on from after so many steps (checkpoint.py)
+SHA256SUMS             the checksums of these five files, written last: it marks a finished run
+figures/               loss curve and confusion matrix, drawn afterwards from the two JSON files
+log.jsonl              the log lines, each with the losses of its steps
+.lock                  locked while a process trains in this directory; contains its process id
+checkpoints/STEP/      the state after this many steps, from which training resumes (checkpoint.py)
 
-SHA256SUMS is what the program of that name (sha256sum -c SHA256SUMS) reads. Where a folder has one,
-no byte of the files it lists is used before all of them agree with it.
+SHA256SUMS has the format of the program sha256sum (sha256sum -c SHA256SUMS). No file that it lists
+is used before the checksums of all of them have been verified.
 
-A run directory may come from anybody. It holds JSON, text and safetensors, nothing that runs; the
-names of the files are those above, whatever is written in them. Reading it takes at most three
-times the size of its files, thirty times that of vocabulary.txt (a short word as a str), and a
+A run directory may come from an untrusted source. It contains JSON, text and safetensors, but no
+code. The names of its files are fixed and do not depend on their content. Reading it needs at most
+three times the memory of its files, thirty times for vocabulary.txt (a short word as a str), and a
 constant.
 """
 
@@ -49,15 +49,15 @@ from common.training.learner import Arrays
 from common.training.options import MODELS, DataConfig, TrainConfig, option
 
 ROOT = Path(__file__).parents[2]
-DRAW = ("common.report",)  # python -m common.report RUN_DIR draws its figures
+DRAW = ("common.report",)  # python -m common.report RUN_DIR draws the figures
 CONFIG, METRICS, VOCABULARY = "config.json", "metrics.json", "vocabulary.txt"
 VECTORS, MODEL = "vectors.safetensors", "model.safetensors"
 RUN_FILES = (CONFIG, VOCABULARY, VECTORS, MODEL, METRICS)
 FORMAT = 2
-# A resumed run must not differ in anything else; the last three are no properties of a run.
+# The options that may change when a run resumes; the last three are not properties of a run.
 MAY_CHANGE = {"epochs", "device", "log_every", "checkpoint_seconds", "keep", "tensorboard"}
 MAY_CHANGE |= {"shares"} | {"out", "resume", "restart"}
-_LONGEST_METRICS = 2 * 2**20  # as Python objects, twenty times as long
+_LONGEST_METRICS = 2 * 2**20  # bytes; Python objects take twenty times as many
 _LONGEST_TYPED_JSON = 2**20  # config.json, state.json, a line of log.jsonl
 _MOST_LAYERS, _MOST_NGRAMS = 1000, 10
 
@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Framework:
-    """What every config.json holds."""
+    """The field that every config.json has."""
 
     framework: str
 
@@ -89,20 +89,20 @@ class _EarlierConfig:
 
 @dataclass(frozen=True)
 class About:
-    """What config.json holds."""
+    """The content of config.json."""
 
     model: ModelConfig
     options: TrainConfig
     classes: tuple[str, ...]
     framework: str
     example: str = field(default="", kw_only=True)
-    """The words of a text of the data set, with which the server's page begins."""
+    """The words of a text of the data set; the page of the server shows them first."""
     format: int = field(default=FORMAT, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Run(About):
-    """A run directory's model, read back. A word's id is its index in the vocabulary."""
+    """The model of a run directory. The id of a word is its index in the vocabulary."""
 
     vocabulary: list[str]
     vectors: Float[np.ndarray, "V D"]
@@ -110,8 +110,8 @@ class Run(About):
     ratios: Ratios | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every number of the model by name, float32 or int64: parameters, vectors (the trained
-        ones, if any) as vectors.weight, and what ratios.tensors() names."""
+        """All arrays of the model by name, float32 or int64: the parameters, the word vectors as
+        vectors.weight, and those of ratios.tensors()."""
         ratios = self.ratios.tensors() if self.ratios else {}
         named = {"vectors.weight": self.vectors, **self.parameters, **ratios}
         whole = np.dtype(np.int64), np.dtype(np.float32)
@@ -120,19 +120,19 @@ class Run(About):
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Make a run's folder, and keep other processes from working there; a crash lets go of it.
+    """Create the folder of a run and lock it; a crash releases the lock.
 
-    Where nothing was written in it, what was made here goes again, folders above it included.
-    Raises InputError where it cannot be written, where a symbolic link in it would have us write
-    somewhere else, and where another process is at it.
+    If no file has been written in the folder, all that this function has created is removed again,
+    including parent folders. Raises InputError if the folder is not writable, contains a symbolic
+    link, through which files elsewhere would be overwritten, or is locked by another process.
     """
     path, figures = folder / ".lock", folder / "figures"
     with files.writing(folder):
         new = [each for each in (path, figures, folder, *folder.parents) if not each.exists()]
         figures.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    there = {path, *folder.rglob("*")}
-    for each in there:
+    contents = {path, *folder.rglob("*")}
+    for each in contents:
         if each.is_symlink():
             raise InputError(f"{each}: is a symbolic link, which is not followed")
     with files.writing(path):
@@ -142,7 +142,7 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise InputError(f"{folder}: process {file.read(20)} is at work here") from None
+            raise InputError(f"{folder}: is locked by process {file.read(20)}") from None
         with files.writing(path):
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -150,14 +150,14 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Another process may have put something beside it.
+            # Another process may have created other files in the meantime.
             with contextlib.suppress(OSError):
-                for each in new if there.issuperset(folder.rglob("*")) else ():
+                for each in new if contents.issuperset(folder.rglob("*")) else ():
                     each.unlink() if each == path else each.rmdir()
 
 
 def clear(folder: Path) -> None:
-    """Forget the run in this folder: what says that it is finished first, then its checkpoints."""
+    """Remove the run in this folder: first the files that mark it as finished, then the rest."""
     with files.writing(folder):
         for name in (SUMS, *RUN_FILES, "checkpoints"):
             files.remove(folder / name)
@@ -170,10 +170,11 @@ def write(
     metrics: dict[str, Any],
     tensors: Mapping[str, Arrays],
 ) -> None:
-    """Write the files of a finished run, tensors by the name of the file, and their checksums last.
-    Of a run that was tested, print how good it is and draw its figures.
+    """Write the files of a finished run, and their checksums last. If there are metrics, print them
+    and draw the figures.
 
-    about: a dataclass with options and classes. Raises InputError where a file cannot be written.
+    about: a dataclass with options and classes. tensors: the arrays of each file by its name.
+    Raises InputError if a file cannot be written.
     """
     contents = {
         CONFIG: files.to_json(dataclasses.asdict(about)),
@@ -183,7 +184,7 @@ def write(
     }
     contents[SUMS] = files.checksums(contents)
     with files.writing(folder / "figures"):
-        files.remove(folder / "figures")  # of another run, should this one's not be drawn
+        files.remove(folder / "figures")  # those of another run, in case drawing fails
     for name, content in contents.items():
         with files.writing(folder / name):
             files.replace(folder / name, content)
@@ -193,12 +194,12 @@ def write(
 
 
 def draw(folder: Path, program: tuple[str, ...] = DRAW) -> bool:
-    """Draw the figures of a finished run in a child process; whether that was done.
+    """Draw the figures of a finished run in a child process; returns whether this succeeded.
 
-    The figures are drawn by V8, which aborts the process where it gets too little address space.
-    That, and any other failure, costs the figures alone: it is printed as one warning.
+    V8 draws the figures, and aborts the process if it gets too little address space. This and any
+    other failure is printed as one warning; the run remains valid without figures.
 
-    program: a module and its first arguments, which is given the folder.
+    program: a module and its first arguments; the folder is appended.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     try:
@@ -212,7 +213,7 @@ def draw(folder: Path, program: tuple[str, ...] = DRAW) -> bool:
         )
         return True
     except subprocess.CalledProcessError as error:
-        if error.returncode < 0:  # V8 writes pages before it aborts
+        if error.returncode < 0:  # V8 prints pages of text before it aborts
             problem = f"the process ended: {signal.strsignal(-error.returncode)}"
         else:
             lines: list[str] = error.stderr.decode(errors="replace").splitlines()
@@ -231,9 +232,9 @@ def finished(
     names: tuple[str, ...] = RUN_FILES,
     parse_config: Callable[[bytes, Path], Any] | None = None,
 ) -> dict[str, Any] | None:
-    """The metrics of the finished run of these very options in this folder, if there is one.
+    """The metrics of the finished run with the same options in this folder, or None.
 
-    names: its files. parse_config: reads config.json, as parse_about does.
+    names: its files. parse_config: parses config.json, by default parse_about.
     """
     try:
         contents = files.read_verified(folder, names)
@@ -242,7 +243,7 @@ def finished(
         metrics = files.parse_json(contents[METRICS], folder / METRICS, _LONGEST_METRICS)
     except InputError:
         return None
-    # {} is legal: common.convert writes a run that has not been tested.
+    # {} is valid: common.convert writes a run that has not been tested.
     if metrics != {} and not (
         isinstance(metrics, dict) and isinstance(metrics.get("accuracy"), float)
     ):
@@ -255,14 +256,14 @@ def finished(
 def load_run(folder: Path) -> Run:
     """Read a finished run directory of either framework.
 
-    Raises InputError naming the file that is missing or damaged, or does not fit the others.
+    Raises InputError naming a file that is missing, damaged or inconsistent with the others.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run directory")
     if framework_of(folder) not in ("", *MODELS):
-        raise InputError(f"{folder}: holds a linear model, no GRU (common.linear.predict reads it)")
+        raise InputError(f"{folder}: holds a linear model, which common.linear.predict reads")
     if not (folder / SUMS).exists() and any(folder.glob("checkpoints/[0-9]*")):
-        raise InputError(f"{folder}: this run is not finished: --resume {folder} goes on with it")
+        raise InputError(f"{folder}: this run is not finished; --resume {folder} continues it")
     contents = files.read_verified(folder, RUN_FILES)
     about = parse_about(contents[CONFIG], folder / CONFIG)
     words = parse_vocabulary(contents[VOCABULARY], folder / VOCABULARY)
@@ -285,14 +286,14 @@ def load_run(folder: Path) -> Run:
 
 
 def framework_of(folder: Path) -> str:
-    """The framework that config.json names; nothing where it cannot be read."""
+    """The framework that config.json names; "" if it cannot be read."""
     with contextlib.suppress(InputError):
         return parse(_Framework, files.read(folder / CONFIG), folder / CONFIG).framework
     return ""
 
 
 def differences(was: DataConfig, now: DataConfig, free: Set[str] = MAY_CHANGE) -> list[str]:
-    """What, but for the free options, makes another run of them: "--seed was 0, is 7"."""
+    """The differences of options other than the free ones, such as "--seed was 0, is 7"."""
     return [
         f"{option(name)} was {value}, is {getattr(now, name)}"
         for name, value in vars(was).items()
@@ -301,7 +302,7 @@ def differences(was: DataConfig, now: DataConfig, free: Set[str] = MAY_CHANGE) -
 
 
 def parse(kind: type[T], content: bytes, path: Path) -> T:
-    """JSON as a dataclass. What the class does not name is skipped and takes no memory.
+    """Parse JSON as a dataclass. Keys that the class lacks are skipped and take no memory.
 
     Raises InputError naming the file.
     """
@@ -309,7 +310,7 @@ def parse(kind: type[T], content: bytes, path: Path) -> T:
     try:
         return msgspec.json.decode(content, type=kind, dec_hook=lambda kind, value: kind(value))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not what it should hold ({error})") from None
+        raise InputError(f"{path}: has unexpected content ({error})") from None
 
 
 def parse_vocabulary(content: bytes, path: Path) -> list[str]:
@@ -319,14 +320,14 @@ def parse_vocabulary(content: bytes, path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error})") from None
     if len({*words}) < len(words) or "" in words:
-        raise InputError(f"{path}: expected words that differ, one a line")
+        raise InputError(f"{path}: expected distinct words, one per line")
     return words
 
 
 def check_classes(classes: Sequence[str], path: Path) -> None:
-    """Raise InputError unless these can be the names of classes."""
+    """Raise InputError unless these are valid names of classes."""
     if len({*classes}) < len(classes) or not all(map(str.isprintable, classes)):
-        raise InputError(f"{path}: classes: expected printable names that differ")
+        raise InputError(f"{path}: classes: expected distinct printable names")
 
 
 def removed_options(content: bytes, path: Path) -> dict[str, Any]:
@@ -344,12 +345,12 @@ def parse_about(content: bytes, path: Path) -> About:
     about = parse(About, content.replace(b'"schedule": "cosine"', b'"schedule": "linear"'), path)
     model = about.model
     if about.format != FORMAT:
-        raise InputError(f"{path}: format {about.format}, this program knows {FORMAT}")
+        raise InputError(f"{path}: has format {about.format}; this program reads {FORMAT}")
     check_classes(about.classes, path)
     if len(about.classes) != model.classes:
         raise InputError(f"{path}: classes: expected the names of {model.classes} classes")
     if not 0 <= model.ngrams <= _MOST_NGRAMS:
-        raise InputError(f"{path}: model.ngrams {model.ngrams}: not from 0 to {_MOST_NGRAMS}")
+        raise InputError(f"{path}: model.ngrams {model.ngrams}: must be in 0..{_MOST_NGRAMS}")
     for name in ("input_size", "hidden_size", "num_layers", "classes"):
         if getattr(model, name) < 1:
             raise InputError(f"{path}: model.{name} {getattr(model, name)}: must be at least 1")
@@ -363,5 +364,5 @@ def parse_about(content: bytes, path: Path) -> About:
         raise InputError(f"{path}: options: {str(error)!r}") from None
     shape = model.vocabulary_size, model.input_size
     if model != about.options.model_config(shape, model.classes, model.train_vectors):
-        raise InputError(f"{path}: model: is not the one that the options describe")
+        raise InputError(f"{path}: model: does not match the options")
     return about

@@ -224,13 +224,13 @@ def filled(name: str, value: float, dtype: type) -> Callable[[bytes], bytes]:
 CONFIG, WORDS, PARAMETERS = "config.json", "vocabulary.txt", "model.safetensors"
 DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "pooling": (CONFIG, with_json("options", "pooling", value="xx"), "--pooling xx"),
-    "model": (CONFIG, with_json("model", "pooling", value="xx"), "model: is not the one"),
+    "model": (CONFIG, with_json("model", "pooling", value="xx"), "model: does not match"),
     "type": (CONFIG, with_json("model", "relu", value=3), "bool"),
     "name": (CONFIG, with_json("options", "model", value="xx"), "no model 'xx'"),
     "framework": (CONFIG, with_json("framework", value="xx"), "holds a linear model"),
-    "classes": (CONFIG, with_json("classes", value=["a", "a"]), "names that differ"),
-    "twice": (WORDS, lambda c: b"\n".join([c.split(b"\n")[1], *c.split(b"\n")[1:]]), "differ"),
-    "empty": (WORDS, lambda c: b"\n".join([b"", *c.split(b"\n")[1:]]), "words that differ"),
+    "classes": (CONFIG, with_json("classes", value=["a", "a"]), "distinct printable names"),
+    "twice": (WORDS, lambda c: b"\n".join([c.split(b"\n")[1], *c.split(b"\n")[1:]]), "distinct"),
+    "empty": (WORDS, lambda c: b"\n".join([b"", *c.split(b"\n")[1:]]), "distinct"),
     "Latin-1": (WORDS, lambda c: b"\n".join([b"\xe9", *c.split(b"\n")[1:]]), "not UTF-8"),
     "float64": (PARAMETERS, filled("head.weight", 1e300, np.float64), "head.weight is not all"),
     "NaN": (PARAMETERS, filled("head.bias", np.nan, np.float32), "head.bias is not all"),

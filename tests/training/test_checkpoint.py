@@ -74,7 +74,7 @@ def test_the_last_that_is_whole_is_used_and_the_damaged_one_named(run: Path) -> 
 
 def test_a_checkpoint_under_another_number_is_refused(last: Path) -> None:
     last.rename(last.with_name("000000007"))
-    with pytest.raises(InputError, match="is that of step 2"):
+    with pytest.raises(InputError, match="is the state of step 2"):
         checkpoint.load_checkpoint(last.with_name("000000007"))
 
 
@@ -257,7 +257,7 @@ def test_numbers_that_are_not_finite_are_refused(run: Path) -> None:
 def test_a_second_process_is_refused(run: Path, command: Command) -> None:
     with run_directory.lock(run):
         error = refused_at_once(command(train_torch, "--resume", run, "--epochs", 2))
-    assert error == f"error: {run}: process {os.getpid()} is at work here\n"
+    assert error == f"error: {run}: is locked by process {os.getpid()}\n"
     with run_directory.lock(run):  # it was let go of
         pass
 
