@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from common.errors import InputError
-from common.training.world import World, check_launch, take_cores, told
+from common.training.world import World, check_launch, launch_number, take_cores
 
 
 @contextmanager
@@ -26,10 +26,11 @@ def join() -> Iterator[World]:
     take_cores()  # before JAX starts its threads
     if os.environ.get("WORLD_SIZE"):
         # Another port than that of torchrun's own store, and none that is given away at random.
-        port = 10_000 + told("MASTER_PORT") % 20_000
+        port = 10_000 + launch_number("MASTER_PORT") % 20_000
         address = os.environ.get("JAX_COORDINATOR_ADDRESS")
         address = address or f"{os.environ['MASTER_ADDR']}:{port}"
-        place = address, told("WORLD_SIZE"), told("RANK"), told("LOCAL_RANK", "0")
+        size, rank = launch_number("WORLD_SIZE"), launch_number("RANK")
+        place = address, size, rank, launch_number("LOCAL_RANK", "0")
     else:
         place = None
     try:
@@ -50,7 +51,7 @@ def join() -> Iterator[World]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that a worker is gone."""
+    """Whether an error means that another worker was lost."""
     return any(each in str(error).lower() for each in ("gloo", "nccl", "coordination"))
 
 

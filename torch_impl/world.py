@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.errors import InputError
-from common.training.world import World, check_launch, take_cores, told
+from common.training.world import World, check_launch, launch_number, take_cores
 
 LONGEST = timedelta(days=1)  # that one may wait for another, which encodes a data set, say
 
@@ -24,7 +24,7 @@ def join() -> Iterator[World]:
     torch.set_num_threads(take_cores())
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(told("LOCAL_RANK", "0") % torch.cuda.device_count())
+        torch.cuda.set_device(launch_number("LOCAL_RANK", "0") % torch.cuda.device_count())
     # The store of a torchrun that starts all again may still say where the workers were before.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
@@ -45,7 +45,7 @@ def join() -> Iterator[World]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that a worker is gone."""
+    """Whether an error means that another worker was lost."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 

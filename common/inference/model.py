@@ -247,7 +247,7 @@ def read_checkpoint(folder: Path, which: Saved) -> Run:
         parameters = {name: state[f"average.{name}"] for name in parameters}
     data = load_data(options, report=lambda line: None)
     if saved.state.data != fingerprint_of(options, data):
-        raise InputError(f"{saved.path}: is of other data or word vectors than there are now")
+        raise InputError(f"{saved.path}: the data or the word vectors have changed since")
     vectors = data.vectors
     return Run(
         **vars(saved.about),

@@ -1,4 +1,4 @@
-"""The one training loop: it drives a learner of either framework and writes its run directory."""
+"""The training loop. It drives the learner of either framework and writes the run directory."""
 
 import dataclasses
 import json
@@ -36,7 +36,8 @@ say = partial(print, flush=True)
 def main(framework: Framework) -> None:
     """The command line of `python -m torch_impl.train` and `python -m jax_impl.train`."""
     with exit_on_input_error():
-        # With several workers, XLA's steps run in other threads: they wait for the exchange.
+        # With several workers, the steps of XLA run in other threads, because they wait for the
+        # exchange of gradients.
         keep_freed_memory(by_all_threads=launched())
         with joined(framework) as world:
             options = world.each(lambda: _options(framework))[world.rank]
@@ -44,7 +45,7 @@ def main(framework: Framework) -> None:
 
 
 def _options(framework: Framework) -> TrainConfig:
-    """What the command line says."""
+    """The validated options of the command line."""
     name = framework.FRAMEWORK
     options = parse_options(TrainConfig, f"python -m {name}_impl.train")
     if options.resume is not None:
@@ -59,35 +60,35 @@ def _options(framework: Framework) -> TrainConfig:
 
 
 def _resumed(folder: Path, program: str) -> TrainConfig:
-    """The options of a run, and what the command line changes of them."""
+    """The options of a saved run, updated by those of the command line."""
     saved = checkpoint.newest(folder, warn=lambda line: None)
     if saved is None:
-        raise InputError(f"--resume {folder}: there is no checkpoint to go on from")
-    # Its shares are what Trainer takes, unless there are more workers.
-    known = dataclasses.replace(saved.about.options, out=None, shares=None)
-    options = parse_options(TrainConfig, program, default=known)
+        raise InputError(f"--resume {folder}: has no checkpoint")
+    # Trainer uses the shares of the checkpoint, unless there are more workers.
+    defaults = dataclasses.replace(saved.about.options, out=None, shares=None)
+    options = parse_options(TrainConfig, program, default=defaults)
     if options.out is not None:
-        raise InputError(f"--out {options.out}: --resume {folder} says where already")
+        raise InputError(f"--out {options.out}: --resume {folder} already names the run directory")
     return dataclasses.replace(options, out=folder)
 
 
 def train(framework: Framework, options: TrainConfig, world: World = ALONE) -> dict[str, Any]:
-    """Train a classifier, test it, and write its run directory; returns what metrics.json holds.
+    """Train and test a classifier and write its run directory; returns the content of metrics.json.
 
-    A run of the same options that was interrupted in that directory goes on; one that is finished
-    is left as it is. Raises what Trainer does.
+    If that directory has a run with the same options, an interrupted run is continued, and a
+    finished one is not changed. Raises the exceptions of Trainer.
     """
     world.same("options", options)
     out = options.out or Path("runs") / f"{framework.FRAMEWORK}-{options.model}"
 
     def begin() -> Checkpoint | dict[str, Any] | None:
-        """The checkpoint to go on from, or what the finished run's metrics.json holds."""
+        """The checkpoint to resume from, or the metrics of the finished run."""
         locked.enter_context(run_directory.lock(out))
         if options.restart and not restarted():
             run_directory.clear(out)
         elif done := run_directory.finished(out, framework.FRAMEWORK, options):
             say(f"Accuracy: {done['accuracy']:.2%}")
-            say(f"{out}: this run was finished before (--epochs trains on, --restart anew)")
+            say(f"{out}: this run was finished before (--epochs continues, --restart trains anew)")
             return done
         saved = checkpoint.newest(out, say)
         if problem := _problem(framework.FRAMEWORK, options, out, saved):
@@ -95,14 +96,14 @@ def train(framework: Framework, options: TrainConfig, world: World = ALONE) -> d
         return saved
 
     with ExitStack() as locked:
-        found = world.of_first(begin)
-        if isinstance(found, dict):
-            return found
-        return Trainer(framework, options, out, found, world).run()
+        start = world.of_first(begin)
+        if isinstance(start, dict):
+            return start
+        return Trainer(framework, options, out, start, world).run()
 
 
 def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint | None) -> str:
-    """Why a run of these options must not go on from there, if it must not."""
+    """The reason why a run with these options cannot resume from the checkpoint, or ""."""
     if saved is None:
         return "holds a run without checkpoints" if (out / run_directory.CONFIG).exists() else ""
     if saved.removed_options:
@@ -111,37 +112,37 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
         return f"{path} has {removed}, which this release no longer has"
     free = run_directory.MAY_CHANGE
     if options.scheduled:
-        free = free - {"epochs"}  # all steps hang on how many there are
+        free = free - {"epochs"}  # each learning rate depends on the number of all steps
     if different := run_directory.differences(saved.about.options, options, free):
-        hangs = " (its --schedule hangs on that)" if "epochs" not in free else ""
-        return f"holds another run: {', '.join(different)}{hangs}"
+        reason = " (its learning rates depend on --epochs)" if "epochs" not in free else ""
+        return f"holds another run: {', '.join(different)}{reason}"
     if options.resume is None and saved.about.framework != framework:
         was = saved.about.framework
-        return f"holds a run of {was}; --resume {out} goes on with it in {framework}"
+        return f"holds a run of {was}; --resume {out} continues it in {framework}"
     if (saved.state.epoch, saved.state.iteration) > (options.epochs, 0):
-        return f"is in its epoch {saved.state.epoch + 1} already, past --epochs {options.epochs}"
+        return f"is already in epoch {saved.state.epoch + 1}, after --epochs {options.epochs}"
     return ""
 
 
 def load_by_all(world: World, options: TrainConfig) -> Data:
-    """The data in each worker: what has to be made for it is made once, then cached."""
-    found: list[Data] = []
-    world.each(lambda: found.append(load_data(options, say)))
+    """Load the data in each worker; preprocessing takes place once and is cached."""
+    data: list[Data] = []
+    world.each(lambda: data.append(load_data(options, say)))
     give_back()
-    return found[0]
+    return data[0]
 
 
 class Trainer:
-    """One run, from where it stands to its end.
+    """One run, from the beginning or a checkpoint to the end.
 
-    framework: a twin's module. out: the run directory, which is locked. saved: the checkpoint
-    to go on from. world: the workers, each of which has a Trainer; the first one's writes. Every
-    log_every iterations a line is printed and added to log.jsonl; every checkpoint_seconds, and at
-    the end, a checkpoint is written.
+    framework: the module of a twin. out: the run directory, which is locked. saved: the checkpoint
+    to resume from. world: the workers, each of which has a Trainer; only the first worker writes.
+    Every log_every iterations, a line is printed and appended to log.jsonl. Every
+    checkpoint_seconds, and at the end, a checkpoint is written.
 
-    Raises InputError where the checkpoint is of other data than there are, and for a file that
-    cannot be written; NotFiniteError for a loss or gradient that is not finite, at the next log
-    line or checkpoint; Stopped after a SIGINT or SIGTERM, when the step at work is done and saved.
+    Raises InputError if the data differ from those of the checkpoint and for a file that cannot be
+    written; NotFiniteError for a loss or gradient that is not finite, at the next log line or
+    checkpoint; Stopped after a SIGINT or SIGTERM, when the current step is complete and saved.
     """
 
     def __init__(
@@ -165,13 +166,13 @@ class Trainer:
         fingerprint = fingerprint_of(options, data)
         world.same("data or word vectors", fingerprint)
         if saved and (saved.about.model, saved.state.data) != (model, fingerprint):
-            raise InputError(f"{saved.path}: is of other data or word vectors than there are now")
+            raise InputError(f"{saved.path}: the data or the word vectors have changed since")
 
-        self.started = time.perf_counter()  # as if it had not been interrupted
+        self.started = time.perf_counter()  # _resume subtracts the time before the interruption
         steps, labels = options.epochs * len(data.train), data.train.split.labels
         recipe = recipe_of(options, steps, labels, classes)
-        given = model, options, data.vectors.matrix
-        self.learner = framework.Learner(*given, recipe=recipe, world=world)
+        matrix = data.vectors.matrix
+        self.learner = framework.Learner(model, options, matrix, recipe=recipe, world=world)
         implementation = self.learner.implementation
         kind = "" if options.dtype == "float32" else f", {options.dtype}"
         say(
@@ -179,14 +180,14 @@ class Trainer:
             f"{len(data.train.split):,} reviews to train on, {len(data.test.split):,} to test on, "
             f"{shape[0]:,} words with a vector"
         )
-        wanted = options.dtype == "bfloat16" and options.implementation == "auto"
-        if wanted and implementation == "scan":
-            say("bfloat16: computed by scan, since no kernel here multiplies it")
+        is_auto = options.dtype == "bfloat16" and options.implementation == "auto"
+        if is_auto and implementation == "scan":
+            say("bfloat16: computed by scan, because no kernel on this machine supports it")
         self.state = State(fingerprint, implementation)
         self.temperature = 1.0
         self.lines: list[LogLine] = []
-        self.best: dict[str, np.ndarray] = {}  # parameters, by the loss on the validation reviews
-        self.pending: list[tuple[SupportsFloat, SupportsFloat]] = []  # see step
+        self.best: dict[str, np.ndarray] = {}  # the parameters with the lowest validation loss
+        self.pending: list[tuple[SupportsFloat, SupportsFloat]] = []  # losses and norms, see settle
         if saved:
             self._resume(saved, f"{framework.FRAMEWORK} {implementation}")
         if world.first:
@@ -196,7 +197,7 @@ class Trainer:
         if options.tensorboard and world.first:
             from tensorboardX import SummaryWriter  # an extra
 
-            # What an earlier event file there says of a step that is still to come is void.
+            # Events of later steps, which the interrupted run has written, are invalid.
             start = self.state.step + 1
             self.scalars = SummaryWriter(str(out / "tensorboard"), purge_step=start)
         self.progress = Progress(
@@ -206,37 +207,39 @@ class Trainer:
         self.logged_at = self.saved_at - self.state.words_seconds
 
     def _resume(self, saved: Checkpoint, now: str) -> None:
-        """Continue after a checkpoint. now: the framework and the implementation of this run."""
+        """Resume from a checkpoint. now: the framework and the implementation of this run."""
         self.learner.load(saved.parameters, saved.optimizer_state)
-        say(f"going on after step {saved.state.step:,}, from {saved.path}")
+        say(f"resuming after step {saved.state.step:,}, from {saved.path}")
         was = f"{saved.about.framework} {saved.state.implementation}"
         if saved.state.step and was != now:
-            say(f"begun with {was}: with {now} the last bits will differ")
+            say(f"the run was begun with {was}: with {now}, results differ by rounding")
         before, shares = saved.about.options.shares or 1, self.options.shares
         if before != shares:
-            say(f"begun with {before} shares: with {shares} the last bits will differ")
+            say(
+                f"the run was begun with {before} shares: with {shares}, results differ by rounding"
+            )
         self.state = dataclasses.replace(saved.state, implementation=self.state.implementation)
         self.lines, self.best = list(saved.lines()), saved.best
         self.started -= saved.state.seconds
 
     def shares_of(self, options: TrainConfig, before: int | None) -> int:
-        """Into how many shares the batches are cut; before: those of the checkpoint."""
+        """The number of shares of a batch. before: that of the checkpoint."""
         size = self.world.size
         if options.shares is None:
             return before if before and before >= size else size
         if options.shares < size:
-            raise InputError(f"--shares {options.shares}: too few for {size} workers")
+            raise InputError(f"--shares {options.shares}: fewer than the {size} workers")
         return options.shares
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, test, and write the run directory; returns what metrics.json holds."""
+        """Train to the end, test, and write the run directory; returns the metrics."""
         state, options, batches = self.state, self.options, self.data.train
         steps = options.epochs * len(batches)
         self.task = self.progress.add_task("training", total=steps, completed=state.step)
         with self.progress, stop_requests() as asked:
             while state.epoch < options.epochs:
                 if options.patience and state.epochs_since_best >= options.patience:
-                    say(f"no lower validation loss in {state.epochs_since_best} epochs: stopping")
+                    say(f"stopping: no lower validation loss in {state.epochs_since_best} epochs")
                     break
                 for rows in batches.plan(state.epoch)[state.iteration :]:
                     stop = self.step(rows, asked)
@@ -250,34 +253,35 @@ class Trainer:
                         self.save()
                     if stop:
                         number = asked[0] if asked else signal.SIGTERM
-                        goes_on = "the same command goes on from there"
-                        raise Stopped(number, f" after step {state.step:,}; {goes_on}")
+                        hint = "the same command continues the run"
+                        raise Stopped(number, f" after step {state.step:,}; {hint}")
             self.save()
         say(f"Total training time: {state.seconds:.0f} secs")
         return self.finish()
 
     def step(self, rows: Int[np.ndarray, " B"], asked: Sequence[int]) -> bool:
-        """Take a step. Its loss may still be being computed: it is pending until `settle`.
+        """Take a step. Its loss may be computed asynchronously; it is pending until `settle`.
 
-        asked: not empty, once this worker was asked to stop. Returns whether all of them stop now.
+        asked: the signals that have requested a stop of this worker. Returns whether all workers
+        stop now.
         """
         state, batches = self.state, self.data.train
-        mine = [batches.share(rows, k) for k in self.world.shares(batches.shares)]
+        shares = [batches.share(rows, k) for k in self.world.shares(batches.shares)]
         before = self.learner.asked
-        loss = self.learner.step(*mine, asked=bool(asked))
+        loss = self.learner.step(*shares, asked=bool(asked))
         self.pending.append((loss, self.learner.gradient_norm))
         state.step += 1
         state.iteration += 1
         state.words += batches.words(rows)
         if state.first_step_seconds is None:
-            float(self.pending[0][0])  # waits for it
+            float(self.pending[0][0])  # waits for the step
             state.first_step_seconds = time.perf_counter() - self.started
         self.progress.advance(self.task)
-        # Not of this step, which may still be being computed.
+        # The value of the step before, because this step may still be computed.
         return bool(asked) if self.world.size == 1 else float(before) > 0
 
     def settle(self) -> None:
-        """Wait for the pending steps, and see that their numbers are finite."""
+        """Wait for the pending steps. Raises NotFiniteError unless their numbers are finite."""
         state = self.state
         for iteration, pair in enumerate(self.pending, state.iteration - len(self.pending) + 1):
             loss, norm = map(float, pair)
@@ -295,7 +299,7 @@ class Trainer:
         self.pending.clear()
 
     def log(self, ended: bool) -> None:
-        """Print and write what the steps since the last line came to; after an epoch, validate."""
+        """Print and write a log line for the steps since the last one; after an epoch, validate."""
         self.settle()
         state, now = self.state, time.perf_counter()
         line = LogLine(
@@ -330,14 +334,14 @@ class Trainer:
         self.logged_at = time.perf_counter()
 
     def show(self, **values: float) -> None:
-        """Hand values to TensorBoard, if that was asked for, so that they show at once."""
+        """Write values for TensorBoard, with --tensorboard, and flush them."""
         if self.scalars:
             for name, value in values.items():
                 self.scalars.add_scalar(name, value, self.state.step)
             self.scalars.flush()
 
     def save(self) -> None:
-        """Write a checkpoint, if there was a step since the last one."""
+        """Write a checkpoint if a step has been taken since the last one."""
         self.settle()
         state, learner, now = self.state, self.learner, time.perf_counter()
         state.seconds, state.words_seconds = now - self.started, now - self.logged_at
@@ -347,7 +351,7 @@ class Trainer:
         self.saved_step, self.saved_at = state.step, time.perf_counter()
 
     def finish(self) -> dict[str, Any]:
-        """Test, and write what a finished run leaves; returns what metrics.json holds."""
+        """Test, and write the files of a finished run; returns the metrics."""
         if self.best:
             self.learner.load(self.best)
         if self.options.temperature and self.data.validation:
@@ -355,9 +359,9 @@ class Trainer:
         results, vectors = self.results(), self.data.vectors
         if not self.world.first:
             return results
-        beside = self.data.ratios.tensors() if self.data.ratios else {}
+        ratios = self.data.ratios.tensors() if self.data.ratios else {}
         tensors = {
-            run_directory.VECTORS: {"vectors": vectors.matrix, **beside},
+            run_directory.VECTORS: {"vectors": vectors.matrix, **ratios},
             run_directory.MODEL: self.learner.parameters(),
         }
         run_directory.write(self.out, self.about, vectors.words, results, tensors)
@@ -367,7 +371,7 @@ class Trainer:
         return results
 
     def temper(self, logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> None:
-        """Divide the logits by the temperature that suits these best: the head takes it in."""
+        """Fit a temperature to logits and labels, and divide the weights of the head by it."""
         self.temperature = metrics.fit_temperature(logits, labels)
         say(metrics.describe_temperature(self.temperature))
         parameters = self.learner.parameters()
@@ -376,7 +380,7 @@ class Trainer:
         self.learner.load(parameters)
 
     def results(self) -> dict[str, Any]:
-        """What the test and the training came to."""
+        """Test, and return the metrics of the test and of the training."""
         data, state, lines, test = self.data, self.state, self.lines, self.data.test.split
         groups = test.categories, data.categories
         if len(test) * len(data.classes) <= metrics.MOST_SCORES:

@@ -1,7 +1,8 @@
-"""The workers that train together: processes that a launcher starts, torchrun or Slurm's srun.
+"""The workers that train together: processes started by a launcher, torchrun or Slurm's srun.
 
-Each computes its shares of every batch; what they exchange is gradients, and what has to be the
-same for all. This file knows how they speak (`gather`), the twins' world.py over what.
+Each worker computes its shares of every batch. The workers exchange gradients and the values that
+all of them must share. This file implements the exchange over `gather`; world.py in each twin
+implements `gather` and the exchange of gradients.
 """
 
 import os
@@ -29,10 +30,10 @@ def _alone(data: bytes) -> list[bytes]:
 
 @dataclass(frozen=True)
 class World:
-    """A worker among `size`. The first one, of rank 0, locks, prints and writes.
+    """One of `size` workers. The first worker, of rank 0, locks, prints and writes.
 
-    gather: hands bytes to all, and returns those of each worker, by rank; all have to call it.
-    is_lost: whether an error says that a worker is gone.
+    gather: sends bytes to all workers and returns those of all workers by rank; every worker must
+    call it. is_lost: whether an exception means that another worker was lost.
     """
 
     rank: int = 0
@@ -42,17 +43,17 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the first worker."""
         return self.rank == 0
 
     def everyones(self, value: T) -> list[T]:
-        """The value that each worker has, by rank."""
+        """The values of all workers by rank."""
         if self.size == 1:
             return [value]
         return [pickle.loads(data) for data in self.gather(pickle.dumps(value))]
 
     def each(self, make: Callable[[], T]) -> list[T]:
-        """What make() comes to in each worker, by rank. All raise the InputError of one."""
+        """The results of make() in all workers by rank. Its InputError in one is raised in all."""
         if self.size == 1:
             return [make()]
         made: list[T] = []
@@ -61,87 +62,93 @@ class World:
             made.append(make())
         except InputError as error:
             problem = str(error)
-        found = self.everyones((made, problem))
-        for rank, (_, wrong) in enumerate(found):
-            if wrong:
-                raise InputError(f"worker {rank}: {wrong}" if rank else wrong)
-        return [theirs[0] for theirs, _ in found]
+        results = self.everyones((made, problem))
+        for rank, (_, problem) in enumerate(results):
+            if problem:
+                raise InputError(f"worker {rank}: {problem}" if rank else problem)
+        return [made[0] for made, _ in results]
 
     def of_first(self, make: Callable[[], T]) -> T:
-        """What make() comes to in the first, for all."""
-        found = self.each(make if self.first else lambda: None)[0]
-        return cast("T", found)
+        """The result of make() in the first worker, returned in all."""
+        return cast("T", self.each(make if self.first else lambda: None)[0])
 
     def same(self, what: str, value: object) -> None:
-        """Raise InputError, in all, where a worker has another value than the first."""
+        """Raise InputError in all workers if a worker has another value than the first.
+
+        what: the name of the value.
+        """
         for rank, other in enumerate(everyones := self.everyones(value)):
             if other != everyones[0]:
                 raise InputError(f"worker {rank} has other {what} than the first")
 
     def shares(self, count: int) -> range:
-        """Which of a batch's so many shares are this worker's."""
+        """The shares of this worker among the `count` shares of a batch."""
         return range(self.rank, count, self.size)
 
     def union(
         self, distinct: Sequence[Int32[np.ndarray, " K"]]
     ) -> tuple[Int32[np.ndarray, " U"], list[Int[np.ndarray, " K"]]]:
-        """The ids that any worker's shares have, ascending, and where those of each of mine are.
+        """The ids that occur in any share of any worker, ascending, and the indices in these of the
+        ids of each of this worker's shares.
 
         distinct: the ids of each of this worker's shares.
         """
-        everyones = [ids for mine in self.everyones(list(distinct)) for ids in mine]
-        found = np.unique(np.concatenate(everyones))
-        return found, [np.searchsorted(found, ids) for ids in distinct]
+        everyones = [ids for shares in self.everyones(list(distinct)) for ids in shares]
+        union = np.unique(np.concatenate(everyones))
+        return union, [np.searchsorted(union, ids) for ids in distinct]
 
 
 ALONE = World()
 
 
 class Joining(Protocol):
-    """What finds the other workers: see `Framework`."""
+    """The part of `Framework` (learner.py) that connects to the other workers."""
 
     def join(self) -> AbstractContextManager[World]: ...
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several. Raises InputError as `told`."""
-    return told("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS") or "1", least=1) > 1
+    """Whether a launcher has started this process as one of several. Raises InputError as
+    launch_number does."""
+    return launch_number("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS") or "1", least=1) > 1
 
 
-def told(name: str, default: str = "", least: int = 0) -> int:
-    """A number that a launcher has set in the environment. Raises InputError for what is none."""
-    said = os.environ.get(name) or default
-    if not said.isdecimal() or int(said) < least:
-        found = said or "nothing"
+def launch_number(name: str, default: str = "", least: int = 0) -> int:
+    """A number that a launcher has set in the environment. Raises InputError for any other value.
+
+    name: the environment variable. least: the smallest valid number.
+    """
+    text = os.environ.get(name) or default
+    if not text.isdecimal() or int(text) < least:
         raise InputError(
-            f"{name}: expected a number from {least} on, as by torchrun, found {found}"
+            f"{name}: expected a number >= {least}, as torchrun sets it, found {text or 'nothing'}"
         )
-    return int(said)
+    return int(text)
 
 
 def restarted() -> bool:
-    """Whether the launcher has started it again, after a worker was lost."""
+    """Whether the launcher has restarted the workers after one was lost."""
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(os.environ.get(name, "0") != "0" for name in counts)
 
 
 def check_launch(framework: str) -> None:
-    """Raise InputError for what a launcher does not set so, and where workers on other machines
-    could not reach this one.
+    """Raise InputError for invalid environment variables of the launcher, and if workers on other
+    machines could not reach this one.
 
-    They speak over gloo, which takes the address that the machine's name stands for, and many
-    machines call themselves 127.0.1.1; in PyTorch GLOO_SOCKET_IFNAME names an interface instead.
+    The workers communicate with gloo, which uses the address of the machine's name. On many
+    machines, the name resolves to 127.0.1.1. In PyTorch, GLOO_SOCKET_IFNAME selects an interface.
     """
     size = os.environ.get("WORLD_SIZE")
-    if framework == "torch" or size:  # else by srun, which JAX understands
-        told("LOCAL_RANK", "0")
-        told("MASTER_PORT")
-        if (rank := told("RANK")) >= told("WORLD_SIZE"):
+    if framework == "torch" or size:  # otherwise srun, whose variables JAX reads itself
+        launch_number("LOCAL_RANK", "0")
+        launch_number("MASTER_PORT")
+        if (rank := launch_number("RANK")) >= launch_number("WORLD_SIZE"):
             raise InputError(f"RANK: expected less than WORLD_SIZE, {size}, found {rank}")
         if not os.environ.get("MASTER_ADDR"):
             raise InputError("MASTER_ADDR: expected the first worker's machine, found nothing")
-    if not size or int(size) == told("LOCAL_WORLD_SIZE", size, least=1):
-        return  # all are here, for all that is known
+    if not size or int(size) == launch_number("LOCAL_WORLD_SIZE", size, least=1):
+        return  # as far as is known, all workers run on this machine
     if framework == "torch" and "GLOO_SOCKET_IFNAME" in os.environ:
         return
     name = socket.gethostname()
@@ -150,19 +157,21 @@ def check_launch(framework: str) -> None:
     except OSError:
         address = "nothing"
     if address == "nothing" or address.startswith("127."):
-        interface = ", or GLOO_SOCKET_IFNAME its interface" if framework == "torch" else ""
+        interface = (
+            ", or GLOO_SOCKET_IFNAME must name its interface" if framework == "torch" else ""
+        )
         raise InputError(
-            f"this machine's name, {name}, stands for {address}, where the workers on others do "
-            f"not reach it: /etc/hosts has to give its address in the network{interface}"
+            f"the name of this machine, {name}, resolves to {address}, which other machines cannot "
+            f"reach: /etc/hosts must contain its network address{interface}"
         )
 
 
 @contextmanager
 def joined(framework: Joining) -> Iterator[World]:
-    """Among the workers that a launcher has started, if it has; framework: a twin's module.
+    """Connect to the workers that a launcher has started, if any. framework: the module of a twin.
 
-    The first alone prints. What is wrong for it is wrong for all: so the others wait for it to say
-    so, since a launcher ends all when one has ended.
+    Only the first worker prints. An error of the first worker is an error of all. The others wait
+    until it has printed the error, because a launcher terminates all workers when one exits.
     """
     if not launched():
         yield ALONE
@@ -176,12 +185,12 @@ def joined(framework: Joining) -> Iterator[World]:
             return
         except (InputError, NotFiniteError, Stopped) as error:
             if isinstance(error, Stopped) or not world.first:
-                with suppress(Exception):  # if the first has gone already
+                with suppress(Exception):  # in case the first worker has already exited
                     world.gather(b"")
             if world.first:
                 complain(error if isinstance(error, Stopped) else f"error: {error}")
             again = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-            # Else torchrun would start all of them again.
+            # Otherwise torchrun would restart all workers.
             status = 0 if again and isinstance(error, Stopped) else status_of(error)
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -189,35 +198,35 @@ def joined(framework: Joining) -> Iterator[World]:
             status = LOST if world.is_lost(error) else 1
             if status != LOST:
                 traceback.print_exc()
-            elif world.rank < 2:  # if it is the first that is gone, the second says so
-                goes_on = "the same command goes on from the last checkpoint"
-                complain(f"error: another worker is gone; {goes_on}")
+            elif world.rank < 2:  # if the first worker was lost, the second prints
+                hint = "the same command resumes from the last checkpoint"
+                complain(f"error: another worker was lost; {hint}")
         sys.stdout.flush()
-        os._exit(status)  # not by way of what waits for the others at the exit
+        os._exit(status)  # skips exit handlers, which would wait for the other workers
 
 
 def hush() -> None:
-    """Let this process say no more than what Python has to say on standard error.
+    """Discard the output of this process, except for what Python writes to standard error.
 
-    XLA writes a page there, and ends the process, where the first worker has gone.
+    If the first worker exits, XLA prints a page of text there and ends the process.
     """
     sys.stdout.flush()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 def take_cores() -> int:
-    """Keep this worker to its part of the machine's cores; returns how many those are.
+    """Restrict this worker to its part of the machine's cores; returns their number.
 
-    Where the launcher has dealt them out already, as srun does, that stays.
+    If the launcher has already assigned cores, as srun does, the assignment is kept.
     """
-    local_size = told("LOCAL_WORLD_SIZE", "1", least=1)
+    local_size = launch_number("LOCAL_WORLD_SIZE", "1", least=1)
     if local_size == 1 or not hasattr(os, "sched_setaffinity"):
         return cores()
     available = sorted(os.sched_getaffinity(0))
-    count, number = max(1, cores() // local_size), told("LOCAL_RANK")
-    mine = {available[(number * count + i) % len(available)] for i in range(count)}
-    os.sched_setaffinity(0, mine)
-    return len(mine)
+    count, rank = max(1, cores() // local_size), launch_number("LOCAL_RANK")
+    own = {available[(rank * count + i) % len(available)] for i in range(count)}
+    os.sched_setaffinity(0, own)
+    return len(own)

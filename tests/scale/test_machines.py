@@ -92,13 +92,13 @@ LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("WORLD_SIZE", "x", "WORLD_SIZE: expected a number from 1 on, as by torchrun, found x"),
-        ("WORLD_SIZE", "0", "WORLD_SIZE: expected a number from 1 on, as by torchrun, found 0"),
-        ("RANK", "", "RANK: expected a number from 0 on, as by torchrun, found nothing"),
+        ("WORLD_SIZE", "x", "WORLD_SIZE: expected a number >= 1, as torchrun sets it, found x"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE: expected a number >= 1, as torchrun sets it, found 0"),
+        ("RANK", "", "RANK: expected a number >= 0, as torchrun sets it, found nothing"),
         ("RANK", "5", "RANK: expected less than WORLD_SIZE, 2, found 5"),
-        ("LOCAL_RANK", "x", "LOCAL_RANK: expected a number from 0 on, as by torchrun, found x"),
-        ("LOCAL_WORLD_SIZE", "x", "LOCAL_WORLD_SIZE: expected a number from 1 on"),
-        ("MASTER_PORT", "abc", "MASTER_PORT: expected a number from 0 on, as by torchrun"),
+        ("LOCAL_RANK", "x", "LOCAL_RANK: expected a number >= 0, as torchrun sets it, found x"),
+        ("LOCAL_WORLD_SIZE", "x", "LOCAL_WORLD_SIZE: expected a number >= 1"),
+        ("MASTER_PORT", "abc", "MASTER_PORT: expected a number >= 0, as torchrun sets it"),
         ("MASTER_ADDR", "", "MASTER_ADDR: expected the first worker's machine, found nothing"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_machine_whose_name_leads_nowhere(
     check_launch("torch")  # both here, for all that is known
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     for framework in ("torch", "jax"):
-        with pytest.raises(InputError, match=f"stands for {address or 'nothing'}, "):
+        with pytest.raises(InputError, match=f"resolves to {address or 'nothing'}, "):
             check_launch(framework)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     check_launch("torch")

@@ -235,8 +235,8 @@ def test_torchrun_starts_all_again(tmp_path: Path) -> None:
         output, error = process.communicate(timeout=100)
     assert process.returncode == 0, error
     assert error.count("error: ") == 1
-    assert "error: another worker is gone; the same command goes on" in error
-    assert "going on after step" in output
+    assert "error: another worker was lost; the same command resumes" in error
+    assert "resuming after step" in output
     assert output.count("Accuracy") == 1
     saved = checkpoint.newest(tmp_path / "killed", print)
     assert saved is not None
@@ -283,13 +283,13 @@ def test_a_fault_in_one_ends_both(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert end(start(broken, name, out, 2)) == [LOST, 1]
     assert "KeyError: 'a fault'" in (out / "1").read_text()
-    assert "error: another worker is gone" in (out / "0").read_text()
+    assert "error: another worker was lost" in (out / "0").read_text()
 
 
 def test_too_few_shares(tmp_path: Path) -> None:
     framework = import_module("torch_impl.learner")
     options = dataclasses.replace(TINY, shares=1, out=tmp_path)
-    with pytest.raises(ValueError, match="--shares 1: too few for 2 workers"):
+    with pytest.raises(ValueError, match="--shares 1: fewer than the 2 workers"):
         loop.Trainer(framework, options, tmp_path, None, World(0, 2))
 
 

@@ -132,7 +132,7 @@ def test_so_does_one_with_every_option(
 def test_the_schedule_forbids_another_number_of_epochs(command: Command, tmp_path: Path) -> None:
     succeeds(command(train_torch, *ARGUMENTS, "--schedule", "linear", "--out", tmp_path))
     error = refused(command(train_torch, "--resume", tmp_path, "--epochs", 3))
-    assert "--epochs was 2, is 3 (its --schedule hangs on that)" in error
+    assert "--epochs was 2, is 3 (its learning rates depend on --epochs)" in error
 
 
 def test_more_epochs_are_as_if_asked_for_at_once(command: Command, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return data
 
     monkeypatch.setattr(loop, "load_data", other)
-    with pytest.raises(InputError, match="is of other data or word vectors"):
+    with pytest.raises(InputError, match="the data or the word vectors have changed"):
         train("torch", tmp_path, epochs=3)
 
 
@@ -258,7 +258,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert re.fullmatch(r"stopped by SIG(INT|TERM) after step 5; .+\n", error)
     assert checkpoint.last(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "000000005"
     output = succeeds(command(main, *ARGUMENTS, "--out", tmp_path / "run"))
-    assert "going on after step 5" in output
+    assert "resuming after step 5" in output
     assert endurance.outcome(tmp_path / "run") == endurance.outcome(tmp_path / "whole")
 
 
@@ -299,7 +299,7 @@ def test_compare_stops_with_its_training_and_goes_on_with_it(
 
     arguments = ["--resume", out, "--epochs", 1 + int(last.name) // 8]
     output = succeeds(command(train_torch, *arguments))
-    assert f"going on after step {int(last.name):,}" in output
+    assert f"resuming after step {int(last.name):,}" in output
     options = checkpoint.load_checkpoint(checkpoint.last(out)).about.options  # type: ignore[arg-type]
     training = runs.Training("torch", dataclasses.replace(options, out=out), "torch gru")
     monkeypatch.setattr(runs, "to_arguments", lambda *_: pytest.fail("it is trained again"))
