@@ -31,13 +31,10 @@ INSTRUCTION_SETS: dict[str, list[str]] = {"baseline": []} | (
     else {}
 )
 """The flags that turn an instruction set on."""
-KERNEL = [(FOLDER / "gru.cpp", list[str]())] + [
-    (FOLDER / "instruction_set.cpp", [*flags, f"-DINSTRUCTION_SET={name}"])
-    for name, flags in INSTRUCTION_SETS.items()
-]
-"""The sources of gru.h, each with flags of its own."""
+AMX = ["-mamx-tile", "-mamx-bf16"]
+"""The flags of a further instruction set, which not every compiler knows."""
 BINDINGS = ("tensors.cpp", "xla.cpp", "cuda/driver.cpp")
-SOURCES = [*KERNEL, *((FOLDER / name, list[str]()) for name in BINDINGS)]
+SOURCES = [(FOLDER / name, list[str]()) for name in BINDINGS]
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
 
@@ -58,10 +55,31 @@ def ffi_flags() -> list[str]:
     return ["-isystem", str(include)] if (include / "xla/ffi/api/ffi.h").exists() else []
 
 
-def build(out_dir: str | Path, flags: Sequence[str] = ()) -> Path | None:
+def amx_flags(cxx: str) -> list[str]:
+    """AMX, or none where the compiler, its assembler or the system has no matrix unit."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [cxx, *AMX, "-c", "-xc++", "-", "-o", str(Path(folder) / "probe.o")]
+        probe = 'asm("tilerelease");'
+        known = subprocess.run(command, input=probe, capture_output=True, text=True, check=False)
+    return AMX if sys.platform == "linux" and known.returncode == 0 else []
+
+
+def kernel_sources(amx: Sequence[str]) -> list[tuple[Path, list[str]]]:
+    """The sources of gru.h, each with its own flags; `amx` are those of the matrix unit, if any."""
+    sets = INSTRUCTION_SETS | ({"amx": [*AVX512, "-mavx512bf16", *amx]} if amx else {})
+    return [(FOLDER / "gru.cpp", ["-DGRU_AMX"] if amx else [])] + [
+        (FOLDER / "instruction_set.cpp", [*flags, f"-DINSTRUCTION_SET={name}"])
+        for name, flags in sets.items()
+    ]
+
+
+def build(
+    out_dir: str | Path, flags: Sequence[str] = (), amx: Sequence[str] | None = None
+) -> Path | None:
     """Compiles the kernel into `out_dir`, with `flags` after FLAGS; returns the library's path.
 
-    Returns None, and says why on standard error, if there is no compiler or it fails.
+    `amx` replaces the flags that amx_flags returns. Returns None, and says why on standard error,
+    if there is no compiler or it fails.
     """
     cxx = compiler()
     if cxx is None:
@@ -74,7 +92,8 @@ def build(out_dir: str | Path, flags: Sequence[str] = ()) -> Path | None:
     # A running process may have the old library mapped: replace the file, do not write into it.
     fresh = target.with_suffix(f".{os.getpid()}")
     try:
-        link(cxx, SOURCES, [*FLAGS, *flags, *ffi_flags()], ["-shared", "-ldl", "-o", str(fresh)])
+        sources = [*kernel_sources(amx_flags(cxx) if amx is None else amx), *SOURCES]
+        link(cxx, sources, [*FLAGS, *flags, *ffi_flags()], ["-shared", "-ldl", "-o", str(fresh)])
     except subprocess.CalledProcessError as error:
         fresh.unlink(missing_ok=True)
         print(f"kernels: {' '.join(error.cmd)} failed:\n{error.stderr}", file=sys.stderr)

@@ -8,14 +8,20 @@
 // execution.h     one call                       recurrence.h       time steps and row blocks
 // schedule.h      how its work is divided        input_product.h    x W' + b and its gradients
 // threads.h       who does it                    products.h         products of matrices
-// weights_cache.h packed weights, kept           packing.h          their factors
-// memory.h        aligned memory                 vectors.h, cell.h  vectors, and what cells see of them
+// weights_cache.h packed weights, kept           tiles.h            the same on the matrix unit
+// memory.h        aligned memory                 packing.h          their factors
+//                                                vectors.h, cell.h  vectors, and what cells see of them
 //
 // instruction_set.cpp compiles the right column once for each instruction set; the processor is
 // queried for the one to use.
 #include "gru.h"
 
 #include <string.h>
+#ifdef GRU_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <atomic>
 #include <memory>
@@ -28,6 +34,7 @@ DECLARE_KERNELS(avx512, float)
 DECLARE_KERNELS(avx512, double)
 DECLARE_KERNELS(avx512, Pair)
 DECLARE_KERNELS(avx512bf16, Pair)
+DECLARE_KERNELS(amx, Pair)
 DECLARE_KERNELS(avx2, float)
 DECLARE_KERNELS(avx2, double)
 DECLARE_KERNELS(avx2, Pair)
@@ -61,8 +68,21 @@ bool has_avx512() {
 }
 #endif
 
+#ifdef GRU_AMX
+// Whether the processor has the tiles and Linux grants them to the process (ARCH_REQ_XCOMP_PERM; 18 is the
+// tiles' data): without that, the first instruction would raise a signal. Children inherit the grant.
+bool has_amx() {
+  unsigned a, b, c, d;
+  return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & d >> 24 & 1) &&
+         !syscall(SYS_arch_prctl, 0x1023, 18);
+}
+#endif
+
 const InstructionSet instruction_sets[] = {
 // best first
+#ifdef GRU_AMX
+    {"amx", has_amx, avx512::kernels_of_float, avx512::kernels_of_double, amx::kernels_of_Pair},
+#endif
 #if defined(__x86_64__) || defined(__i386__)
     {"avx512bf16", [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); },
      avx512::kernels_of_float, avx512::kernels_of_double, avx512bf16::kernels_of_Pair},

@@ -97,9 +97,9 @@ GRU_API int32_t gru_gates(int32_t cell);
    than those of floats. */
 GRU_API int gru_bfloat16(void);
 
-/* The instruction set in use; with a name ("avx512bf16", "avx512", "avx2", "baseline"), choose it
-   first. Returns NULL, and changes nothing, where this processor lacks it. Not to be called during a
-   gru_ call. */
+/* The instruction set in use; with a name ("amx", "avx512bf16", "avx512", "avx2", "baseline"), choose
+   it first. Returns NULL, and changes nothing, where the processor lacks it, the system does not grant
+   it or the compiler did not know it. Not to be called during a gru_ call. */
 GRU_API const char *gru_instruction_set(const char *name);
 
 #ifdef __cplusplus

@@ -60,10 +60,10 @@ FN void input_weight_gradient(const Call &call, const Scratch<Number<E>> &scratc
   for (int64_t i = 0; i < rows; i += V) store(bias + i, Vector<T>{});
   for (int64_t k = 0; k < call.live; k += chunk_rows) {
     const int64_t some = call.live - k < chunk_rows ? call.live - k : chunk_rows;
-    const E *factor = as_sum(E{}, some, rows, g + k * call.gates_stride, call.gates_stride,
-                             scratch.factor);
+    const SumFactor<E> factor = as_sum_factor<E>(some, rows, g + k * call.gates_stride,
+                                                 call.gates_stride, scratch.factor);
     for (int64_t panel = part.first; panel < part.last; ++panel)
-      product<E, true>(rows, depth<E>(some), factor, call.gates_stride,
+      product<E, true>(rows, depth<E>(some), factor.at, factor.ld,
                        (const E *)call.inputs +
                            (panel * depth<E>(call.live) + k / numbers<E>) * 2 * V, 2 * V,
                        sums + (panel - part.first) * 2 * V, width);

@@ -1,10 +1,71 @@
-// Weights and inputs as the products read them, in panels of two vectors, and the fingerprint of
-// weights, by which the cache of packed weights (weights_cache.h) detects changes.
+// The factors of products as these read them, weights and inputs in panels of two vectors, and the
+// fingerprint of weights, by which the cache of packed weights (weights_cache.h) detects changes.
 #pragma once
 
-#include "products.h"
+#include "vectors.h"
 
 namespace INSTRUCTION_SET {
+
+// Elements k and k + 1 of rows, columns of a product's right factor: one vector of elements. Where
+// there is no row, zeros.
+template <class T>
+INLINE Vector<T> load_rows(T, const T *row, const T *, int64_t n) {
+  return row ? load(row, n) : Vector<T>{};
+}
+
+INLINE Vector<Pair> load_rows(Pair, const float *row, const float *next, int64_t n) {
+  const Vector<float> low = load_rows(0.f, row, row, n), high = load_rows(0.f, next, next, n);
+  return rounded(low) >> 16 | (rounded(high) & 0xffff0000);
+}
+
+// The same for two vectors, which are stored.
+template <class E>
+INLINE void store_rows(E *to, const Number<E> *row, const Number<E> *next, int64_t n) {
+  constexpr int64_t V = Simd<E>::width;
+  store(to, load_rows(E{}, row, next, n));
+  store(to + V, load_rows(E{}, row ? row + V : row, next ? next + V : next, n - V));
+}
+
+// The numbers of a row as a product's left factor.
+template <class T>
+INLINE void copy_row(T *to, const T *from, int64_t n) {
+  for (int64_t i = 0; i < n; i += Simd<T>::width) store(to + i, load(from + i, n - i), n - i);
+}
+
+INLINE void copy_row(Pair *to, const float *from, int64_t n) {
+  using S = Simd<Pair>;
+  for (int64_t u = 0; u < n; u += S::width)
+    *(S::UnalignedHalf *)(to + u / 2) =
+        __builtin_convertvector(rounded(load(from + u, n - u)) >> 16, S::Half);
+}
+
+// A matrix [rows, K] as a product's left factor: itself, or, in the memory given, in pairs.
+template <class T>
+INLINE const T *as_left(T, int64_t, int64_t, const T *a, int64_t, T *) {
+  return a;
+}
+
+INLINE const Pair *as_left(Pair, int64_t rows, int64_t K, const float *a, int64_t stride,
+                           float *memory) {
+  for (int64_t i = 0; i < rows; ++i) copy_row((Pair *)memory + i * stride, a + i * stride, K);
+  return (const Pair *)memory;
+}
+
+// A matrix [K, columns] whose rows are added up by a product, as one of its factors. The memory may
+// be the matrix's own.
+template <class T>
+INLINE const T *as_sum(T, int64_t, int64_t, const T *a, int64_t, T *) {
+  return a;
+}
+
+INLINE const Pair *as_sum(Pair, int64_t K, int64_t columns, const float *a, int64_t stride,
+                          float *memory) {
+  Pair *to = (Pair *)memory;
+  for (int64_t k = 0; k < K; k += 2, a += 2 * stride, to += stride)
+    for (int64_t u = 0; u < columns; u += Simd<Pair>::width)
+      store(to + u, load_rows(Pair{}, a + u, k + 1 < K ? a + stride + u : nullptr, columns));
+  return (const Pair *)memory;
+}
 
 // Element k of a row of n numbers.
 template <class T>

@@ -1,78 +1,19 @@
-// Products of matrices, and how their factors are laid out: a product C = From + A B computes two
-// vectors of columns, a panel, of as many rows as are wanted, in tiles of C that stay in registers.
+// Products of matrices: a product C = From + A B computes two vectors of columns, a panel, of any number
+// of rows, in tiles of C that stay in registers.
 #pragma once
 
-#include "vectors.h"
+#include "tiles.h"
 
 // The rows of a tile, such that it fits the registers.
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__AMX_BF16__)
+#define TILE_ROWS 16
+#elif defined(__AVX512F__) || defined(__aarch64__)
 #define TILE_ROWS 12
 #else
 #define TILE_ROWS 6
 #endif
 
 namespace INSTRUCTION_SET {
-
-// Elements k and k + 1 of rows, columns of a product's right factor: one vector of elements. Where
-// there is no row, zeros.
-template <class T>
-INLINE Vector<T> load_rows(T, const T *row, const T *, int64_t n) {
-  return row ? load(row, n) : Vector<T>{};
-}
-
-INLINE Vector<Pair> load_rows(Pair, const float *row, const float *next, int64_t n) {
-  const Vector<float> low = load_rows(0.f, row, row, n), high = load_rows(0.f, next, next, n);
-  return rounded(low) >> 16 | (rounded(high) & 0xffff0000);
-}
-
-// The same for two vectors, which are stored.
-template <class E>
-INLINE void store_rows(E *to, const Number<E> *row, const Number<E> *next, int64_t n) {
-  constexpr int64_t V = Simd<E>::width;
-  store(to, load_rows(E{}, row, next, n));
-  store(to + V, load_rows(E{}, row ? row + V : row, next ? next + V : next, n - V));
-}
-
-// The numbers of a row as a product's left factor.
-template <class T>
-INLINE void copy_row(T *to, const T *from, int64_t n) {
-  for (int64_t i = 0; i < n; i += Simd<T>::width) store(to + i, load(from + i, n - i), n - i);
-}
-
-INLINE void copy_row(Pair *to, const float *from, int64_t n) {
-  using S = Simd<Pair>;
-  for (int64_t u = 0; u < n; u += S::width)
-    *(S::UnalignedHalf *)(to + u / 2) =
-        __builtin_convertvector(rounded(load(from + u, n - u)) >> 16, S::Half);
-}
-
-// A matrix [rows, K] as a product's left factor: itself, or, in the memory given, in pairs.
-template <class T>
-INLINE const T *as_left(T, int64_t, int64_t, const T *a, int64_t, T *) {
-  return a;
-}
-
-INLINE const Pair *as_left(Pair, int64_t rows, int64_t K, const float *a, int64_t stride,
-                           float *memory) {
-  for (int64_t i = 0; i < rows; ++i) copy_row((Pair *)memory + i * stride, a + i * stride, K);
-  return (const Pair *)memory;
-}
-
-// A matrix [K, columns] whose rows are added up by a product, as one of its factors. The memory may
-// be the matrix's own.
-template <class T>
-INLINE const T *as_sum(T, int64_t, int64_t, const T *a, int64_t, T *) {
-  return a;
-}
-
-INLINE const Pair *as_sum(Pair, int64_t K, int64_t columns, const float *a, int64_t stride,
-                          float *memory) {
-  Pair *to = (Pair *)memory;
-  for (int64_t k = 0; k < K; k += 2, a += 2 * stride, to += stride)
-    for (int64_t u = 0; u < columns; u += Simd<Pair>::width)
-      store(to + u, load_rows(Pair{}, a + u, k + 1 < K ? a + stride + u : nullptr, columns));
-  return (const Pair *)memory;
-}
 
 template <class T>
 INLINE void add_product(Vector<T> &sum, T x, Vector<T> y) {
@@ -168,6 +109,7 @@ INLINE void tile_of(int64_t rows, int64_t K, const E *a, int64_t lda, const E *b
 template <class E, bool Transposed = false>
 FN void product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb,
                 const Number<E> *from, int64_t ld_from, Number<E> *c, int64_t ldc) {
+  if constexpr (tiled<E>) return tile_product(M, K, a, lda, b, ldb, from, ld_from, c, ldc);
   const int64_t tiles = (M + TILE_ROWS - 1) / TILE_ROWS;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t row = M * i / tiles, next = M * (i + 1) / tiles;

@@ -164,7 +164,7 @@ FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> 
     store(d_bias + u, sum);
   }
   const int64_t K = depth<E>(rows);
-  const E *factor = as_sum(E{}, rows, shape.gates * Hv, g, gates, g);
+  const SumFactor<E> factor = as_sum_factor<E>(rows, shape.gates * Hv, g, gates, scratch.factor);
   const E *right[2] = {as_sum(E{}, rows, ld, scratch.states, stride, scratch.states)};
   right[1] = shape.reads_operand[1]
                  ? as_sum(E{}, rows, ld, scratch.operands, stride, scratch.operands)
@@ -174,8 +174,8 @@ FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> 
   for (int gate = 0; gate < shape.gates; ++gate)
     for (int64_t row = 0; row < H; row += columns)
       for (int64_t u = 0; u < H; u += 2 * V)
-        product<E, true>(H - row < columns ? H - row : columns, K, factor + gate * Hv + row, gates,
-                         right[gate >= shape.phase_gates[0]] + u, stride,
+        product<E, true>(H - row < columns ? H - row : columns, K, factor.column(gate * Hv + row),
+                         factor.ld, right[gate >= shape.phase_gates[0]] + u, stride,
                          d_weights + (gate * Hv + row) * ld + u, ld);
 }
 

@@ -201,7 +201,7 @@ def test_one_step_to_the_last_bits(instruction_set: None) -> None:
 def test_the_instruction_rounds_as_its_emulation_does() -> None:
     lib = kernels.library()
     best = lib.gru_instruction_set(None)
-    if best != b"avx512bf16":
+    if not lib.gru_instruction_set(b"avx512bf16"):
         pytest.skip("this processor lacks it")
     for size in SIZES:
         found = []

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.kernels.build import FOLDER, KERNEL, compiler, link
+from common.kernels.build import FOLDER, compiler, kernel_sources, link
+from tests.kernel import emulation
 
 DRIVER = Path(__file__).with_name("sanitizers.cpp")
 
@@ -18,7 +19,8 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path
     flags = ["-O1", "-g1", "-std=c++17", "-pthread", "-Wno-psabi", f"-fsanitize={sanitizer}"]
     flags += ["-fno-sanitize-recover=all", f"-I{FOLDER}"]
     program = tmp_path / sanitizer
-    sources = [*KERNEL, (DRIVER, [])]
+    flags += emulation.FLAGS
+    sources = [*kernel_sources(emulation.AMX), (DRIVER, [])]
     try:
         link(str(compiler()), sources, flags, ["-ldl", "-o", str(program)])
     except subprocess.CalledProcessError as error:
