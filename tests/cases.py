@@ -226,10 +226,15 @@ def combinations(few: str, **values: Sequence) -> Any:
 
 
 def instruction_sets(*names: str) -> Any:
-    """A fixture that has the kernel use each of these instruction sets that this processor has."""
+    """A fixture that has the kernel use each of these instruction sets that this processor has.
+
+    "emulated" stands for the fixture `amx` of the module.
+    """
 
     @pytest.fixture(params=names)
     def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+        if request.param == "emulated":
+            return (yield request.getfixturevalue("amx"))
         choose = kernels.library().gru_instruction_set
         best = choose(None)
         if choose(request.param.encode()) is None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -32,13 +36,15 @@ from common import kernels, oracle
 from common.data.batches import Inputs
 from common.inference import prediction
 from common.inference.model import Model
+from common.kernels import build
 from common.params import DIRECTIONS, PRODUCT_DTYPES, ModelConfig, init
 from common.training import loop, run_directory
 from tests import cases
 from tests.cases import Array, Arrays, Case, Identity, call_kernel, instruction_sets, reference
+from tests.kernel import emulation
 
 each_reset = pytest.mark.parametrize("reset_after", [False, True])
-instruction_set = instruction_sets("avx512bf16", "avx512", "avx2", "baseline")
+instruction_set = instruction_sets("amx", "avx512bf16", "avx512", "avx2", "baseline", "emulated")
 # T, B, D, H, K. Without K there are no tokens, of an odd B there are resets, of an even D two
 # directions.
 SIZES = [
@@ -49,11 +55,38 @@ SIZES = [
     (4, 19, 20, 40, 0),
     (5, 33, 41, 33, 101),
     (9, 8, 10, 64, 150),
+    (2, 9, 66, 70, 0),
+    (1, 3, 801, 6, 0),
 ]
 needs_kernel = pytest.mark.skipif(not kernels.available(), reason="the kernel has not been built")
 FUSED = {"torch": torch_impl.fused, "jax": jax_impl.fused}
 FRAMEWORKS = {"torch": torch_impl.learner, "jax": jax_impl.learner}
 HERE = [name for name, fused in FUSED.items() if fused.available("cpu", "bfloat16")]
+
+
+@pytest.fixture(scope="module")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernel with the matrix unit emulated, which it chooses by itself."""
+    path = emulation.build_kernel(tmp_path_factory.mktemp("kernel"))
+    if path is None:
+        pytest.skip("needs a C++ compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "PATH", path)
+        library = kernels.library.__wrapped__()
+    if library.gru_instruction_set(b"avx512") is None:
+        pytest.skip("the emulation is compiled for AVX-512")
+    return library
+
+
+@pytest.fixture
+def amx(emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+    """The kernel in use is the emulated one, and makes no fault."""
+    monkeypatch.setattr(kernels, "library", lambda: emulated_library)
+    assert emulated_library.gru_instruction_set(b"amx") == b"amx"
+    products = emulated_library.emulated_tiles_products()
+    yield emulated_library
+    assert emulation.fault(emulated_library) is None
+    assert emulated_library.emulated_tiles_products() > products
 
 
 def low(array: Array) -> Array:
@@ -217,6 +250,88 @@ def test_threads_do_not_matter() -> None:
     case = draw(20, 33, 64, 64, 600)
     one, two = (kernel(case, False, threads=threads) for threads in (1, 2))
     assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("size", [(0, 3, 2, 4, 2), (3, 0, 2, 4, 2), (2, 3, 0, 4, 0)])
+def test_sizes_of_zero_on_the_matrix_unit(size: tuple, amx: ctypes.CDLL) -> None:
+    results = kernel(draw(*size), False) | kernel(draw(2, 1, 1, 1, 0), False)
+    assert all(np.isfinite(result).all() for result in results.values())
+
+
+def test_the_tiles_of_another_library(amx: ctypes.CDLL) -> None:
+    """Its configuration and numbers are in the tiles whenever the kernel begins a product."""
+    case = draw(6, 53, 44, 40, 0)
+    alone = kernel(case, True, threads=2)
+    amx.emulated_tiles_have_other_user(True)
+    beside = kernel(case, True, threads=2)
+    amx.emulated_tiles_have_other_user(False)
+    assert all(np.array_equal(alone[name], beside[name]) for name in alone)
+    one = kernel(case, True, threads=1)
+    assert all(np.array_equal(alone[name], one[name]) for name in alone)
+
+
+def test_the_matrix_unit_after_a_fork(amx: ctypes.CDLL) -> None:
+    case = draw(6, 53, 44, 40, 0)
+    want = kernel(case, True)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # kills the child if it hangs
+        got = kernel(case, True, threads=2)
+        differ = any(not np.array_equal(got[name], want[name]) for name in want)
+        os._exit(differ or emulation.fault(amx) is not None)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_floats_on_the_matrix_unit_are_those_of_avx512(amx: ctypes.CDLL) -> None:
+    for dtype in (np.float32, np.float64):
+        case, found = cases.draw(4, 19, 20, 40, 0, dtype=dtype), []
+        for name in (b"amx", b"avx512"):
+            amx.gru_instruction_set(name)
+            found.append(call_kernel(case, False))
+        assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+    kernel(draw(1, 1, 1, 1, 0), False)
+    amx.gru_instruction_set(b"amx")
+    kernel(draw(1, 1, 1, 1, 0), False)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_matrix_unit_is_chosen_where_linux_grants_it(
+    refused: bool, emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Linux refuses the tiles, the next instruction set is chosen, and bfloat16 works."""
+    if refused:
+        monkeypatch.setenv("EMULATED_TILES_REFUSED", "1")
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from common import kernels
+        from tests.cases import call_kernel, draw
+        kernels.PATH = Path(sys.argv[1])
+        library = kernels.library()
+        print(library.gru_instruction_set(None).decode(), library.gru_instruction_set(b"amx"))
+        call_kernel(draw(3, 6, 34, 17, dtype="float32"), False, bfloat16=True)
+        print(library.emulated_tiles_products() > 0)
+    """
+    command = [sys.executable, "-c", code, emulated_library._name]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    next_set = next(
+        name
+        for name in ("avx512bf16", "avx512")
+        if emulated_library.gru_instruction_set(name.encode())
+    )
+    expected = [next_set, "None", "False"] if refused else ["amx", "b'amx'", "True"]
+    assert ran.stdout.split() == expected
+
+
+def test_a_compiler_that_does_not_know_the_matrix_unit(tmp_path: Path) -> None:
+    """The kernel is compiled without the instruction set then."""
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\ncase $* in *-mamx*) exit 1; esac\n")
+    compiler.chmod(0o755)
+    assert build.amx_flags(str(compiler)) == []
+    sources = str(build.kernel_sources([]))
+    assert "avx512bf16" in sources
+    assert "amx" not in sources.lower()
 
 
 @needs_kernel
