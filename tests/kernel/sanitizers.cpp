@@ -1,7 +1,8 @@
 // Runs the kernel over many shapes for the sanitizers: see test_sanitizers.py. Every buffer is its own
 // piece of the heap, exactly as large as gru.h asks for. Checks that results do not depend on the
 // threads, and, under AddressSanitizer, that the kernel survives a caller whose other threads write to
-// tokens, lengths and resets during the call.
+// tokens, lengths and resets during the call. It is compiled with emulated_tiles.h, so "amx" runs
+// everywhere that AVX-512 does, with the configuration of another user of the tiles in all threads.
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -59,11 +60,11 @@ class Disturbance {
 
 // Everything that forward and backward write, for one shape, seeded so that calls can be compared.
 template <class T>
-Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads,
+Buffers<T> run(const Shape &shape, int cell, bool reset_after, bool optional, int threads,
                bool disturbed = false) {
   const auto [steps, batch, D, H, K] = shape;
   std::mt19937 random(1);
-  const int64_t rows = K ? K : steps * batch;
+  const int64_t rows = K ? K : steps * batch, blocks = gru_gates(cell) * H;  // of the weights
   auto draw = [&](int64_t count) {
     std::vector<T> values(count);
     for (T &value : values) value = T(random() % 2001) / 1000 - 1;
@@ -84,16 +85,16 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads,
   for (gru_direction &d : directions) {
     d.reverse = &d != directions;
     d.ld_outputs = H;
-    d.weight_ih = input(3 * H * D);
-    d.weight_hh = input(3 * H * H);
-    d.bias_ih = input(3 * H);
-    d.bias_hh = input(3 * H);
-    d.saved = input(gru_saved_size(steps, batch, H, GRU_CELL_GRU, reset_after));
+    d.weight_ih = input(blocks * D);
+    d.weight_hh = input(blocks * H);
+    d.bias_ih = input(blocks);
+    d.bias_hh = input(blocks);
+    d.saved = input(gru_saved_size(steps, batch, H, cell, reset_after));
     d.h_last = output(batch * H);
-    d.d_weight_ih = output(3 * H * D);
-    d.d_weight_hh = output(3 * H * H);
-    d.d_bias_ih = output(3 * H);
-    d.d_bias_hh = output(3 * H);
+    d.d_weight_ih = output(blocks * D);
+    d.d_weight_hh = output(blocks * H);
+    d.d_bias_ih = output(blocks);
+    d.d_bias_hh = output(blocks);
     d.d_h0 = output(batch * H);
     if (!optional) continue;
     d.h0 = input(batch * H);
@@ -118,8 +119,8 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads,
                                2,
                                threads,
                                0,
-                               sizeof(T) == 4 && reset_after,  // bfloat16
-                               GRU_CELL_GRU,
+                               sizeof(T) == 4 && (reset_after || cell == GRU_CELL_RNN),  // bfloat16
+                               cell,
                                optional ? output(rows * D) : nullptr};
   if (disturbed) {
     const Disturbance disturbance(tokens, lengths, resets);
@@ -136,9 +137,11 @@ Buffers<T> run(const Shape &shape, bool reset_after, bool optional, int threads,
 template <class T>
 bool check(const char *set) {
   for (const Shape &shape : shapes)
-    for (int variant = 0; variant < 4; ++variant) {
-      const Buffers<T> one = run<T>(shape, variant & 1, variant & 2, 1),
-                       many = run<T>(shape, variant & 1, variant & 2, 64);
+    for (int variant = 0; variant < 6; ++variant) {
+      const int cell = variant < 4 ? GRU_CELL_GRU : GRU_CELL_RNN;
+      const bool reset_after = variant & 2 && cell == GRU_CELL_GRU, optional = variant & 1;
+      const Buffers<T> one = run<T>(shape, cell, reset_after, optional, 1),
+                       many = run<T>(shape, cell, reset_after, optional, 64);
       if (one.empty() || one != many) {
         std::printf("%s, T %d, B %d, D %d, H %d: results depend on the threads\n", set,
                     (int)shape.steps, (int)shape.batch, (int)shape.inputs, (int)shape.hidden);
@@ -151,7 +154,8 @@ bool check(const char *set) {
 }  // namespace
 
 int main() {
-  for (const char *name : {"avx512bf16", "avx512", "avx2", "baseline"}) {
+  emulated_tiles_have_other_user(true);
+  for (const char *name : {"amx", "avx512bf16", "avx512", "avx2", "baseline"}) {
     const char *set = gru_instruction_set(name);
     if (!set) continue;
     bool ok[2];
@@ -161,8 +165,13 @@ int main() {
     if (!ok[0] || !ok[1]) return 1;
 #ifdef __SANITIZE_ADDRESS__  // to ThreadSanitizer, such a caller is the error
     for (const Shape &shape : shapes)
-      for (bool reset_after : {false, true}) run<float>(shape, reset_after, true, 2, true);
+      for (bool reset_after : {false, true})
+        run<float>(shape, GRU_CELL_GRU, reset_after, true, 2, true);
 #endif
+    if (const char *fault = emulated_tiles_fault()) {
+      std::printf("%s: %s\n", set, fault);
+      return 1;
+    }
     std::printf("%s: ok\n", set);
   }
   return 0;

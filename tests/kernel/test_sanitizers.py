@@ -16,10 +16,9 @@ DRIVER = Path(__file__).with_name("sanitizers.cpp")
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path) -> None:
-    flags = ["-O1", "-g1", "-std=c++17", "-pthread", "-Wno-psabi", f"-fsanitize={sanitizer}"]
-    flags += ["-fno-sanitize-recover=all", f"-I{FOLDER}"]
+    flags = [*emulation.FLAGS, "-O1", "-g1", "-std=c++17", "-pthread", "-Wno-psabi"]
+    flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{FOLDER}"]
     program = tmp_path / sanitizer
-    flags += emulation.FLAGS
     sources = [*kernel_sources(emulation.AMX), (DRIVER, [])]
     try:
         link(str(compiler()), sources, flags, ["-ldl", "-o", str(program)])
