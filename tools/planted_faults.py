@@ -39,6 +39,7 @@ KERNEL_TESTS = ("--noconftest", "tests/kernel/test_kernel.py")
 TESTS = {
     "kernel": KERNEL_TESTS,
     "bindings": ("tests/kernel/test_fused.py",),
+    "tiles": ("-k", "emulated or matrix_unit or tiles", "tests/kernel/test_bfloat16.py"),
     "arguments": ("tests/layers/test_arguments.py",),
     "memory": ("tests/kernel/test_changing_memory.py",),
     "derivatives": ("-k", "gradient_of_a_gradient", "tests/parity/test_derivatives.py"),
@@ -465,6 +466,37 @@ jax_impl/fused.py: JAX: derivatives of a row out of range are numbers
 jax_impl/layers.py: JAX: a length out of range passes under jit
 - s + jnp.where(rows[:, None], jnp.nan, 0) for s in states
 + s + jnp.where(rows[:, None], 0, 0) for s in states
+@ tiles: The matrix unit, emulated.
+tiles.h: tiles: an incomplete last tile reads what lies behind it
+- const bool last = k + tile_pairs > K, odd
++ const bool last = false, odd
+tiles.h: tiles: the second block's last tile along K is another one
+- two_blocks ? tile_rows * left_ld : 0
++ two_blocks ? tile_rows * lda : 0
+tiles.h: tiles: the last rows are computed as a whole block
+- two_blocks ? rows - tile_rows : rows);
++ tile_rows);
+tiles.h: tiles: the last rows are computed with the configuration of those before
+- if (i == 0 || rows < 2 * tile_rows)
++ if (i == 0)
+tiles.h: tiles: a thread loads no configuration that equals its last one
+- if (i == 0 || rows < 2 * tile_rows)
++ static thread_local int64_t before = 0;
++     if (before != rows && (before = rows))
+tiles.h: tiles: they are not released
+- _tile_release();
+tiles.h: tiles: of the two sums of a block the second is lost
+- store(sum, load(sum) + load(others[half] + j * n));
++ store(sum, load(sum));
+tiles.h: tiles: a transposed block of pairs is not swapped
+- high = low + s;
++ high = low;
+tiles.h: tiles: the last of an odd number of rows is missing from gradients
+- row < K ? at : nullptr,
++ row + 1 < K ? at : nullptr,
+gru.cpp: tiles: they are used where Linux refuses them
+- !syscall(SYS_arch_prctl, 0x1023, 18);
++ (syscall(SYS_arch_prctl, 0x1023, 18), true);
 @ derivatives: The bindings: what the kernel is told.
 torch_impl/fused.py: PyTorch: a second derivative is that of the other reset
 - function = partial(gradients_of, by_scan(tokens, lengths, resets, ctx.flags))
