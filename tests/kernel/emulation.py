@@ -24,7 +24,9 @@ def build_kernel(folder: Path) -> Path | None:
 
 
 def fault(library: ctypes.CDLL) -> str | None:
-    """What the hardware would not have done, or the kernel must not do, if anything."""
+    """The first fault that the emulation has recorded; None if the library has no emulation."""
+    if not hasattr(library, "emulated_tiles_fault"):
+        return None
     library.emulated_tiles_fault.restype = ctypes.c_char_p
     found = library.emulated_tiles_fault()
     return found and found.decode()
