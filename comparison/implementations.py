@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 from common import oracle
 from common.cells import LayerCall
 from common.convert import from_format, to_format
-from common.params import cell_of
+from common.params import ProductDtype, cell_of
 
 T = TypeVar("T")
 Result = dict[str, np.ndarray]
@@ -157,12 +157,16 @@ def objective(
 
 
 def twin_cell(
-    twin: Any, compute: Callable[..., Result], implementation: str, cell: str = "gru"
+    twin: Any,
+    compute: Callable[..., Result],
+    implementation: str,
+    cell: str = "gru",
+    product_dtype: ProductDtype = "float32",
 ) -> Implementation:
     """An implementation of a cell of a twin, which is a package such as torch_impl."""
 
     def layer(parameters: Any, x: Any, lengths: Any, h0: Any, **others: Any) -> Any:
-        call = LayerCall(x, lengths=lengths, h0=h0, **others)
+        call = LayerCall(x, lengths=lengths, h0=h0, product_dtype=product_dtype, **others)
         cells = twin.classifier.CELLS
         return twin.layers.run(cells[cell], parameters, call, implementation=implementation)
 

@@ -197,6 +197,33 @@ def reference(
     return {"outputs": outputs, "d_x": d_x.reshape(case.x.shape), **joined, **gradients}
 
 
+MOST = 1 / 4
+"""How far two results may be apart, in what rounding to bfloat16 changes.
+
+Both round the same numbers but for their last bits in float32, relatively about 2^-23. So one in
+2^14 rounds to the neighbour, 2^-8 away: that is sqrt(12 * 2^-14) = 3 % of what all roundings
+change, at random, and in a gradient with some large entries several times that. Without one of the
+roundings it is all that this one changes. Several draws together keep one neighbour from deciding.
+"""
+
+
+def apart(got: list[Arrays], want: list[Arrays], exact: list[Arrays]) -> dict[str, float]:
+    """The distance of all draws together, for each quantity, as in MOST."""
+
+    def norm(draws: list[Arrays], others: list[Arrays], name: str) -> float:
+        pairs = zip(draws, others, strict=True)
+        return sum(float(np.square(a[name].astype(float) - b[name]).sum()) for a, b in pairs) ** 0.5
+
+    zeros = [dict.fromkeys(each, 0.0) for each in want]
+    assert got[0].keys() == want[0].keys() == exact[0].keys()
+    return {
+        # The second term: where nothing was rounded, or little, as in a layer of one number.
+        name: norm(got, want, name) / (norm(want, exact, name) + 2**-18 * norm(want, zeros, name))
+        for name in want[0]
+        if norm(want, zeros, name)
+    }
+
+
 def each_part(case: Case, results: Arrays) -> Iterator[tuple[str, Array]]:
     """The arrays of each direction by themselves."""
     for name, array in results.items():

@@ -1,6 +1,7 @@
 """What the tests share: a cache of their own, small data, and the command line run in-process."""
 
 import ctypes
+import fcntl
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from common.data.corpus import EncodedSplit, join
 from common.report import schema
 from common.report.__main__ import draw as draw_run
 from common.training import run_directory
+from tools import emulation
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +42,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setenv(name.upper(), str(value))
             jax.config.update(name, value)
         yield folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def emulated_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel with the matrix unit emulated; the processes of pytest-xdist share it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    if not emulation.POSSIBLE:
+        pytest.skip("the emulation is compiled on Linux for x86")
+    with (base / "emulation.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = emulation.build_once(base / "emulation")
+    if path is None:
+        pytest.skip("needs a C++ compiler")
+    if not ctypes.CDLL(str(path)).gru_instruction_set(b"avx512"):
+        pytest.skip("the emulation is compiled for AVX-512")
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

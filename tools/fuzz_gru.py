@@ -2,7 +2,9 @@
 
     python -m tools.fuzz_gru {torch,jax} [CALLS] [--seed SEED] [--only NUMBER]
 
-A right call must give the numbers of common/oracle.py, and so must its gradients. A wrong one must
+A right call must give the numbers of common/oracle.py, and so must its gradients; with products in
+bfloat16, those of the oracle that rounds their factors. The kernel's matrix unit (AMX) is emulated,
+so that it is fuzzed on every processor with AVX-512. A wrong call must
 raise ValueError or TypeError and name the argument. A right call is then made again while another
 thread writes to the memory of its indices and first states: any result or error will do, but not a
 read of other memory. Each call is drawn from (seed, number) alone: --only makes one again, and
@@ -34,8 +36,10 @@ import numpy as np
 from common import kernels, oracle
 from common.kernels.build import build, compiler
 from common.params import DIRECTIONS, GRU_PARAMETERS
+from tools import emulation
 from tools.fuzz_gru_calls import FLOATS, VOCABULARY, Array, Call, draw, is_float
 from tools.fuzz_gru_frameworks import FRAMEWORKS, Framework
+from tools.rounding_oracle import product, rounding_oracle
 
 # How far results may be off: a share of the array's largest number, and so much in any case.
 RELATIVE = {"float32": 1e-6, "float64": 2e-15, "bfloat16": 2**-8, "float16": 2**-11}
@@ -53,17 +57,54 @@ def truth(call: Call) -> dict[str, Array]:
     return results | {name: value for name, value in gradients.items() if name in wanted}
 
 
+def oracle_of(call: Call) -> Any:
+    """The oracle, or the one with products in bfloat16."""
+    return rounding_oracle(call.K is None) if call.options.get("bfloat16") else oracle
+
+
+def read_by(call: Call, parameters: dict, rows: Array, given: dict) -> tuple[dict, Array]:
+    """Parameters and inputs of the oracle, of an input [T, B, D], or of rows and tokens.
+
+    With tokens, products in bfloat16 round the gradients of rows, not those of words. So the inputs
+    say which row is read, and the weights are the product of the rows.
+    """
+    if call.K is None:
+        return parameters, rows
+    if not call.options.get("bfloat16"):
+        return parameters, rows[given["tokens"]]
+    own = {n: product(rows, W.T).T for n, W in parameters.items() if n.endswith("weight_ih")}
+    return parameters | own, np.eye(call.K)[given["tokens"]]
+
+
+def gradient_of_rows(
+    call: Call, parameters: dict, rows: Array, given: dict, found: dict[str, Array]
+) -> Array:
+    """The gradient of the inputs that read_by was given; that of x is no longer found."""
+    d_x = found.pop("x")
+    if call.K is None:
+        return d_x
+    if not call.options.get("bfloat16"):
+        return scatter(given["tokens"], d_x, call.K)
+    d_rows = np.zeros_like(rows)
+    for name in (each for each in parameters if each.endswith("weight_ih")):
+        d_read = found[name]
+        found[name] = product(d_read, rows)
+        d_rows += product(d_read.T, parameters[name])
+    return d_rows
+
+
 def layer_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
     distinct = given["vectors"][given["distinct"]] if call.entry == "classify" else given["x"]
     if call.entry == "GRU":
         distinct = distinct.swapaxes(0, 1)
     parameters = {name: value for name, value in given.items() if name.startswith("gru.")}
-    x = distinct if call.K is None else distinct[given["tokens"]]
+    read, x = read_by(call, parameters, distinct, given)
     reset_after = call.options["reset_after"]
     resets = given.get("resets")
     resets = resets.T if call.entry == "GRU" and resets is not None else resets
     states = given.get("h0"), resets, given.get("h_reset")
-    run = oracle.forward(parameters, x, given["lengths"], *states, reset_after=reset_after)
+    module = oracle_of(call)
+    run = module.forward(read, x, given["lengths"], *states, reset_after=reset_after)
     results = {"outputs": run.outputs, "h_last": run.h_last}
     d_outputs, d_h_last = given.get("d_outputs"), given.get("d_h_last")
     gradients = {}
@@ -80,12 +121,10 @@ def layer_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
         results["outputs"], d_outputs = run.outputs[:0], np.zeros_like(run.outputs)
     if not call.gradients:
         return results, {}
-    found = oracle.backward(run, d_outputs, d_h_last)
+    found = module.backward(run, d_outputs, d_h_last)
     if "h_reset" not in given:  # h0 is both
         found["h0"] = found["h0"] + found["h_reset"]
-    d_x = found.pop("x")
-    if call.K is not None:
-        d_x = scatter(given["tokens"], d_x, call.K)
+    d_x = gradient_of_rows(call, parameters, distinct, given, found)
     if call.entry == "classify":
         found["vectors"] = scatter(given["distinct"], d_x, VOCABULARY)
     else:
@@ -104,13 +143,14 @@ def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
             for direction in DIRECTIONS
             for name in GRU_PARAMETERS
         }
-        x, h0 = given["x"], np.stack([given["h0"][i]] * 2)
-        x = x if call.K is None else x[given["tokens"]]
+        read, x = read_by(call, parameters, given["x"], given)
+        h0 = np.stack([given["h0"][i]] * 2)
         reset_after = call.options["reset_after"]
         resets = given.get("resets")
         h_reset = None if resets is None else np.stack([given["h_reset"][i]] * 2)
         states = h0, resets, h_reset
-        run = oracle.forward(parameters, x, given["lengths"], *states, reset_after=reset_after)
+        module = oracle_of(call)
+        run = module.forward(read, x, given["lengths"], *states, reset_after=reset_after)
         mine, its = slice(side * H, side * H + H), slice(i * H, i * H + H)
         outputs[..., its], h_last[i] = run.outputs[..., mine], run.h_last[side]
         if call.entry == "forward" and not call.gradients:
@@ -119,12 +159,10 @@ def operator_truth(call: Call, given: dict[str, Array]) -> tuple[dict, dict]:
         d_h_last[side] = given["d_h_last"][i]
         if return_sequences:
             d_outputs[..., mine] = given["d_outputs"][..., its]
-        found = oracle.backward(run, d_outputs, d_h_last)
-        d_x = found["x"]
+        found = module.backward(run, d_outputs, d_h_last)
         for name in ("h0", "h_reset")[: 1 if resets is None else 2]:
             gradients.setdefault(f"d_{name}", np.zeros_like(h_last))[i] = found[name][side]
-        if call.K is not None:
-            d_x = scatter(given["tokens"], d_x, call.K)
+        d_x = gradient_of_rows(call, parameters, given["x"], given, found)
         gradients["d_x"] = gradients.get("d_x", 0) + d_x
         for name in GRU_PARAMETERS:
             gradients[f"d_{name}.{i}"] = found[f"gru.0.{DIRECTIONS[side]}.{name}"]
@@ -155,10 +193,11 @@ def fault(call: Call, got: dict[str, Array]) -> str:
                 return f"{name} has numbers where NaN has to be"
         if not np.isfinite(have).all():
             return f"{name} has numbers that are not finite"
+        kind = "bfloat16" if call.options.get("bfloat16") else call.dtype
         error, largest = np.abs(have - want).max(initial=0), np.abs(want).max(initial=0)
-        bound = RELATIVE[call.dtype] * largest + ABSOLUTE[call.dtype]
+        bound = RELATIVE[kind] * largest + ABSOLUTE[kind]
         if name.startswith("d_"):  # sums over all words
-            bound += ABSOLUTE[call.dtype] * (call.T * call.B) ** 0.5
+            bound += ABSOLUTE[kind] * (call.T * call.B) ** 0.5
         if call.entry == "classify" and call.dtype.endswith("16"):
             bound = 4 * RELATIVE[call.dtype] * max(largest, 1)  # the head rounds after every step
         if error > bound:
@@ -280,6 +319,8 @@ def make_calls(options: argparse.Namespace) -> None:
         if not (problem or call.changes) and call.expect == "right" and call.dtype != "bfloat16":
             problem = disturb(call, framework)
             outcome = "failed" if problem else outcome
+        if not problem and (problem := emulation.fault(kernels.library()) or ""):
+            outcome = "failed"
         changes = [what for _, what in call.changes] or ["unchanged"]
         write(entry=call.entry, changes=changes, outcome=outcome, problem=problem)
 
@@ -354,12 +395,13 @@ def sanitizer() -> str:
 
 
 def build_sanitized(folder: Path) -> Path:
-    """The kernel with AddressSanitizer. Raises OSError where it cannot be had.
+    """The kernel with AddressSanitizer and the matrix unit emulated, if that is possible. Raises
+    OSError where it cannot be had.
 
     To optimise it would take five times as long as to compile it, and the calls are small.
     """
     sanitizer()
-    library = build(folder, ["-fsanitize=address", "-O0", "-g1"])
+    library = build(folder, ["-fsanitize=address", "-g1", *emulation.FLAGS], emulation.AMX)
     if library is None:
         raise OSError("the kernel does not compile with AddressSanitizer")
     return library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,13 +126,19 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     return_sequences = True
     if entry in ("gru", *OPERATORS):
         options["return_sequences"] = return_sequences = bool(rng.integers(2))
+    names: Sequence[str] = framework.implementations
+    if entry != "GRU":  # the module computes in the dtype of its arrays
+        options["bfloat16"] = dtype == "float32" and kernels.bfloat16() and bool(rng.integers(2))
+        names = [each for each in names if each != "loop" or not options["bfloat16"]]
+        # With tokens, tools/fuzz_gru.py knows what one layer rounds.
+        L = 1 if options["bfloat16"] and tokens else L
     if operator:
         sides = rng.integers(0, 2, R) if framework.name == "jax" else range(R)
         options["reverse"] = [bool(each) for each in sides]  # PyTorch's are forward, backward
         options |= {"save": bool(rng.integers(2)), "threads": int(rng.choice([-1, 0, 1, 2]))}
         options["of_x"] = bool(rng.integers(2))
     else:
-        options["implementation"] = str(rng.choice(framework.implementations))
+        options["implementation"] = str(rng.choice(names))
     gradients = bool(rng.random() < 1 / 3) and options.get("save", True) and entry != "backward"
     starts, jit = operator or (entry != "classify" and rng.random() < 0.5), False
     resets = entry != "classify" and bool(rng.random() < 0.3)
@@ -296,6 +303,8 @@ def spoil(
         names += ["lists", *(["reverse", "results"] if framework.name == "jax" else [])]
     else:
         names += ["implementation"] + ["parameters"] * (call.entry != "GRU")
+    if call.entry != "GRU" and call.dtype == "float64":
+        names.append("bfloat16")
     if framework.name == "torch" and alone and rng.random() < 0.25:  # fake tensors take their time
         names.append("everything")
     name = target([each for each in names if each not in done], rng)
@@ -413,6 +422,8 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
     match name:
         case "implementation":
             return [option(f"{each!r}", "type", implementation=each) for each in ("quick", None, 3)]
+        case "bfloat16":
+            return [option("products of float64", "type", bfloat16=True)]
         case "parameters":
             parameters = [each for each in arrays if each.startswith(("gru.", "head."))]
             missing = str(rng.choice(parameters))

@@ -124,7 +124,7 @@ class Torch:
         elif a.get("h_reset") is not None:
             states.append(a["h_reset"])
         weights = [w for row in zip_longest(*lists) for w in row if w is not None]
-        flags = [o["reset_after"], o["return_sequences"], False]
+        flags = [o["reset_after"], o["return_sequences"], o["bfloat16"]]
         how = ([a["x"], *weights, *states], a.get("tokens"), a["lengths"], a.get("resets"), flags)
         if call.entry == "forward":
             return self.torch.ops.gru.forward(*how, o["save"])
@@ -243,7 +243,7 @@ class Jax:
         told = {
             "reverse": np.array(o["reverse"], np.int64),
             "reset_after": np.bool_(o["reset_after"]),
-            "bfloat16": np.bool_(False),
+            "bfloat16": np.bool_(o["bfloat16"]),
             "cell": np.int32(0),
             "threads": np.int32(o["threads"]),
         } | o.get("attributes", {})

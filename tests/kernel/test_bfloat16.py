@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import ctypes
 import dataclasses
@@ -12,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +31,7 @@ import torch_impl.bfloat16
 import torch_impl.fused
 import torch_impl.gru
 import torch_impl.learner
-from common import kernels, oracle
+from common import kernels
 from common.data.batches import Inputs
 from common.inference import prediction
 from common.inference.model import Model
@@ -40,8 +39,18 @@ from common.kernels import build
 from common.params import DIRECTIONS, PRODUCT_DTYPES, ModelConfig, init
 from common.training import loop, run_directory
 from tests import cases
-from tests.cases import Array, Arrays, Case, Identity, call_kernel, instruction_sets, reference
-from tests.kernel import emulation
+from tests.cases import (
+    MOST,
+    Array,
+    Arrays,
+    Case,
+    apart,
+    call_kernel,
+    instruction_sets,
+    reference,
+)
+from tools import emulation
+from tools.rounding_oracle import product, rounding_oracle
 
 each_reset = pytest.mark.parametrize("reset_after", [False, True])
 instruction_set = instruction_sets("amx", "avx512bf16", "avx512", "avx2", "baseline", "emulated")
@@ -65,17 +74,11 @@ HERE = [name for name, fused in FUSED.items() if fused.available("cpu", "bfloat1
 
 
 @pytest.fixture(scope="module")
-def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def emulated_library(emulated_kernel: Path) -> ctypes.CDLL:
     """The kernel with the matrix unit emulated, which it chooses by itself."""
-    path = emulation.build_kernel(tmp_path_factory.mktemp("kernel"))
-    if path is None:
-        pytest.skip("needs a C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "PATH", path)
-        library = kernels.library.__wrapped__()
-    if library.gru_instruction_set(b"avx512") is None:
-        pytest.skip("the emulation is compiled for AVX-512")
-    return library
+        patch.setattr(kernels, "PATH", emulated_kernel)
+        return kernels.library.__wrapped__()
 
 
 @pytest.fixture
@@ -88,35 +91,6 @@ def amx(emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Itera
     assert emulated_library.emulated_tiles_products() > products
 
 
-def low(array: Array) -> Array:
-    """To float32, which is what the kernel rounds, then to bfloat16."""
-    return array.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
-
-
-def product(a: Array, b: Array) -> Array:
-    """The product of the rounded matrices."""
-    return a if isinstance(b, Identity) else low(a) @ low(b)
-
-
-@cache
-def rounding_oracle() -> ModuleType:
-    """The oracle with `product` wherever it says @."""
-
-    class Replace(ast.NodeTransformer):
-        def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-            self.generic_visit(node)
-            if not isinstance(node.op, ast.MatMult):
-                return node
-            return ast.Call(ast.Name("product", ast.Load()), [node.left, node.right], [])
-
-    tree = ast.fix_missing_locations(Replace().visit(ast.parse(Path(oracle.__file__).read_text())))
-    module = ModuleType("rounding_oracle")
-    module.product = product
-    sys.modules[module.__name__] = module  # for its dataclasses
-    exec(compile(tree, oracle.__file__, "exec"), vars(module))
-    return module
-
-
 def draw(T: int, B: int, D: int, H: int, K: int, seed: int = 0, cell: str = "gru") -> Case:
     sides = DIRECTIONS[: 2 - D % 2]
     return cases.draw(T, B, D, H, K, sides=sides, dtype=np.float32, seed=seed, cell=cell)
@@ -124,7 +98,7 @@ def draw(T: int, B: int, D: int, H: int, K: int, seed: int = 0, cell: str = "gru
 
 def references(drawn: list[Case], reset_after: bool) -> tuple[list[Arrays], list[Arrays]]:
     """The oracle's results, with rounded products and with exact ones."""
-    rounds = {"module": rounding_oracle(), "times": product}
+    rounds = {"module": rounding_oracle(inputs=False), "times": product}
     exact = [reference(case, reset_after) for case in drawn]
     return [reference(case, reset_after, **rounds) for case in drawn], exact
 
@@ -162,31 +136,6 @@ def by_jax(case: Case, reset_after: bool, implementation: str) -> Arrays:
 
 
 TWINS = {"torch": by_torch, "jax": by_jax}
-MOST = 1 / 4
-"""How far two results may be apart, in what rounding to bfloat16 changes.
-
-Both round the same numbers but for their last bits in float32, relatively about 2^-23. So one in
-2^14 rounds to the neighbour, 2^-8 away: that is sqrt(12 * 2^-14) = 3 % of what all roundings
-change, at random, and in a gradient with some large entries several times that. Without one of the
-roundings it is all that this one changes. Several draws together keep one neighbour from deciding.
-"""
-
-
-def apart(got: list[Arrays], want: list[Arrays], exact: list[Arrays]) -> dict[str, float]:
-    """The distance of all draws together, for each quantity, as in MOST."""
-
-    def norm(draws: list[Arrays], others: list[Arrays], name: str) -> float:
-        pairs = zip(draws, others, strict=True)
-        return sum(float(np.square(a[name].astype(float) - b[name]).sum()) for a, b in pairs) ** 0.5
-
-    zeros = [dict.fromkeys(each, 0.0) for each in want]
-    assert got[0].keys() == want[0].keys() == exact[0].keys()
-    return {
-        # The second term: where nothing was rounded, or little, as in a layer of one number.
-        name: norm(got, want, name) / (norm(want, exact, name) + 2**-18 * norm(want, zeros, name))
-        for name in want[0]
-        if norm(want, zeros, name)
-    }
 
 
 def kernel(case: Case, reset_after: bool, threads: int = 1) -> Arrays:

@@ -35,6 +35,16 @@ def test_right_calls_are_right_and_wrong_ones_raise() -> None:
         fuzz_gru.fuzz(Path("absent"), "torch", 1)
 
 
+@pytest.mark.parametrize(
+    ("framework", "calls"), [("torch", 60), pytest.param("jax", 60, marks=pytest.mark.long)]
+)
+def test_calls_of_the_emulated_matrix_unit(
+    framework: str, calls: int, emulated_kernel: Path
+) -> None:
+    """Without AddressSanitizer, which takes longer to build."""
+    check(emulated_kernel, framework, calls)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("framework", "calls"), [("torch", 1500), ("jax", 500)])
 def test_calls_of_the_sanitized_kernel(framework: str, calls: int, sanitized: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.kernels.build import FOLDER, compiler, kernel_sources, link
-from tests.kernel import emulation
+from tools import emulation
 
 DRIVER = Path(__file__).with_name("sanitizers.cpp")
 

@@ -1,14 +1,21 @@
 """Every implementation of both twins, and the frameworks' own GRUs, against the oracle."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from common import oracle
-from comparison import parity
+from common import kernels, oracle
+from comparison import implementations, parity
 from comparison.implementations import Implementation
+from comparison.peers.jax import jax_cell
+from comparison.peers.torch import torch_cell
+from tests.cases import MOST, apart
+from tools.rounding_oracle import rounding_oracle
 
 IMPLEMENTATIONS = {each.name: each for each in parity.implementations()}
 CASES = {
@@ -73,6 +80,50 @@ def test_everything_agrees_with_the_oracle(case, dtype, name, request):
     if dtype == "bfloat16":  # Of the cell alone.
         names = {each for each in names if not each.startswith(("logits", "loss", "d head"))}
     assert {row.check for row in rows} == names
+
+
+# With tokens, the gradients that the kernel rounds are sums over the words of a token, which the
+# oracle does not form; tests/kernel/test_bfloat16.py has these.
+ROUNDED = [
+    pytest.param(name, cell, marks=() if re.match(default, name) else pytest.mark.long)
+    for cell, default in (("torch", BY_DEFAULT["bfloat16"]), ("jax", "gru, ties.* reset after"))
+    for name, (case, *_) in CASES.items()
+    if case.tokens is None
+]
+
+
+@pytest.mark.parametrize(("case", "framework"), ROUNDED)
+def test_products_in_bfloat16_agree_with_the_oracle_that_rounds(case, framework, monkeypatch):
+    """In both twins, to the bounds of tests/kernel/test_bfloat16.py."""
+    if not kernels.bfloat16():
+        pytest.skip("fused needs the instruction")
+    draws = [parity.without_head(each).astype(np.float32) for each in CASES[case]]
+    of_framework = {"torch": torch_cell, "jax": jax_cell}[framework]
+    run = of_framework("fused", draws[0].cell, "bfloat16").run
+    got = [run(each) for each in draws]
+    exact = [implementations.equations(each.astype(np.float64), np.float64) for each in draws]
+    monkeypatch.setattr(implementations, "oracle", rounding_oracle())
+    want = [implementations.equations(each.astype(np.float64), np.float64) for each in draws]
+    names = [each for each in want[0] if not each.startswith(("logits", "loss", "d head."))]
+    found = apart(*([{n: each[n] for n in names} for each in all_] for all_ in (got, want, exact)))
+    assert max(found.values()) < MOST, found
+
+
+@pytest.mark.parametrize("marked", ["not long", pytest.param("long", marks=pytest.mark.long)])
+def test_the_frameworks_on_the_matrix_unit(marked, emulated_kernel):
+    """Emulated, in another process, for both frameworks load the kernel once."""
+    products = f"{__file__}::{test_products_in_bfloat16_agree_with_the_oracle_that_rounds.__name__}"
+    tests = [products, "tests/kernel/test_bfloat16.py::test_twins"]
+    command = [sys.executable, "-m", "tools.emulation", str(emulated_kernel.parent)]
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")}
+    ran = subprocess.run(
+        [*command, "-m", marked, *tests],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 YARDSTICKS = (parity.NN_GRU, parity.SIMPLE_CELL, *parity.LOOPS.values())
