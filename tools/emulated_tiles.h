@@ -125,6 +125,11 @@ inline long system_call(long number, long first = 0, long second = 0) {
   return getenv("EMULATED_TILES_REFUSED") || second != 18 ? -1 : 0;
 }
 
+// Whether a processor may have what it has: of one with EMULATED_TILES_ALONE, no other bfloat16.
+inline bool allows(const char *feature) {
+  return strcmp(feature, "avx512bf16") || !getenv("EMULATED_TILES_ALONE");
+}
+
 }  // namespace emulated_tiles
 
 #define EMULATED extern "C" __attribute__((used, visibility("default"))) inline
@@ -148,4 +153,5 @@ EMULATED void emulated_tiles_have_other_user(int yes) {
 #define _tile_zero emulated_tiles::zero
 #define _tile_dpbf16ps emulated_tiles::multiply
 #define __get_cpuid_count(leaf, part, a, b, c, d) (*(d) = 1 << 22 | 1 << 24)
+#define __builtin_cpu_supports(name) (emulated_tiles::allows(name) && __builtin_cpu_supports(name))
 #define syscall emulated_tiles::system_call

@@ -477,14 +477,34 @@ tiles.h: tiles: the last rows are computed as a whole block
 - two_blocks ? rows - tile_rows : rows);
 + tile_rows);
 tiles.h: tiles: the last rows are computed with the configuration of those before
-- if (i == 0 || rows < 2 * tile_rows)
-+ if (i == 0)
-tiles.h: tiles: a thread loads no configuration that equals its last one
-- if (i == 0 || rows < 2 * tile_rows)
-+ static thread_local int64_t before = 0;
-+     if (before != rows && (before = rows))
+- if (configured[0] == rows && configured[1] == others) return;
++ if (configured[0]) return;
+tiles.h: tiles: of the configuration, the second block's rows do not count
+- if (configured[0] == rows && configured[1] == others) return;
++ if (configured[0] == rows) return;
+tiles.h: tiles: a task takes the tiles to be as an earlier one has left them
+- _tile_release(), configured[0] = 0;
++ _tile_release();
 tiles.h: tiles: they are not released
-- _tile_release();
+- _tile_release(), configured[0] = 0;
++ configured[0] = 0;
+recurrence.h: tiles: the recurrence does not release them
+- const TileUser<E> tiles;
+-   constexpr int64_t V = Simd<E>::width;
+-   constexpr CellShape shape = Cell::shape;
+-   const gru_problem &p
++ constexpr int64_t V = Simd<E>::width;
++   constexpr CellShape shape = Cell::shape;
++   const gru_problem &p
+input_product.h: tiles: the product of the inputs does not release them
+- const TileUser<E> tiles;
+-   constexpr int64_t V = Simd<E>::width;
+-   const int64_t D = call.problem->inputs, rows
++ constexpr int64_t V = Simd<E>::width;
++   const int64_t D = call.problem->inputs, rows
+gru.cpp: tiles: a processor whose only bfloat16 is that of the tiles is said to have none
+- return find_instruction_set("avx512bf16") || find_instruction_set("amx");
++ return find_instruction_set("avx512bf16") != nullptr;
 tiles.h: tiles: of the two sums of a block the second is lost
 - store(sum, load(sum) + load(others[half] + j * n));
 + store(sum, load(sum));

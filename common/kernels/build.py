@@ -66,7 +66,7 @@ def amx_flags(cxx: str) -> list[str]:
 
 def kernel_sources(amx: Sequence[str]) -> list[tuple[Path, list[str]]]:
     """The sources of gru.h, each with its own flags; `amx` are those of the matrix unit, if any."""
-    sets = INSTRUCTION_SETS | ({"amx": [*AVX512, "-mavx512bf16", *amx]} if amx else {})
+    sets = INSTRUCTION_SETS | ({"amx": [*AVX512, *amx]} if amx else {})
     return [(FOLDER / "gru.cpp", ["-DGRU_AMX"] if amx else [])] + [
         (FOLDER / "instruction_set.cpp", [*flags, f"-DINSTRUCTION_SET={name}"])
         for name, flags in sets.items()

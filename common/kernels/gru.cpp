@@ -186,7 +186,7 @@ int64_t gru_saved_size(int64_t steps, int64_t batch, int64_t hidden, int32_t cel
 
 int32_t gru_gates(int32_t cell) { return shape_of(cell, 0).gates; }
 
-int gru_bfloat16(void) { return find_instruction_set("avx512bf16") != nullptr; }
+int gru_bfloat16(void) { return find_instruction_set("avx512bf16") || find_instruction_set("amx"); }
 
 const char *gru_instruction_set(const char *name) {
   if (name) {

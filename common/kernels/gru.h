@@ -93,8 +93,8 @@ GRU_API int64_t gru_saved_size(int64_t steps, int64_t batch, int64_t hidden, int
 /* The blocks of H rows of a cell's weights: 3 of the GRU's. */
 GRU_API int32_t gru_gates(int32_t cell);
 
-/* Whether this processor multiplies bfloat16 numbers itself; elsewhere, their products take longer
-   than those of floats. */
+/* Whether this processor multiplies bfloat16 numbers itself, by AVX-512 BF16 or AMX; elsewhere, their
+   products take longer than those of floats. */
 GRU_API int gru_bfloat16(void);
 
 /* The instruction set in use; with a name ("amx", "avx512bf16", "avx512", "avx2", "baseline"), choose

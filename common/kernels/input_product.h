@@ -24,6 +24,7 @@ INLINE void long_product(int64_t M, int64_t K, const E *a, int64_t lda, const E 
 template <class E>
 FN void project(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
   using T = Number<E>;
+  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   const int64_t D = call.problem->inputs, rows = part.to - part.from;
   const int64_t panel_size = depth<E>(D) * 2 * V;
@@ -50,6 +51,7 @@ template <class E>
 FN void input_weight_gradient(const Call &call, const Scratch<Number<E>> &scratch,
                               const Part &part) {
   using T = Number<E>;
+  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   const gru_direction &d = call.directions[part.direction];
   const int64_t H = call.problem->hidden, D = call.problem->inputs, Hv = call.gate_stride;
@@ -87,6 +89,7 @@ FN void input_weight_gradient(const Call &call, const Scratch<Number<E>> &scratc
 template <class E>
 FN void input_gradient(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
   using T = Number<E>;
+  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   const int64_t D = call.problem->inputs, K = call.columns(), rows = part.to - part.from;
   const int64_t stride = call.gates_stride;

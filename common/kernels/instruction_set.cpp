@@ -14,7 +14,7 @@ namespace INSTRUCTION_SET {
       fingerprint<Number<E>>}
 
 DEFINE_KERNELS(Pair);
-#ifndef __AVX512BF16__  // whose instruction is for pairs alone
+#if !defined(__AVX512BF16__) && !defined(__AMX_BF16__)  // whose instructions are for pairs alone
 DEFINE_KERNELS(float);
 DEFINE_KERNELS(double);
 #endif

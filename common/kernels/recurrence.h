@@ -111,6 +111,7 @@ template <class E, class Cell>
 FN void forward(const Call &call, const RowBlock &block, const Scratch<Number<E>> &shared,
                 const Scratch<Number<E>> &own, const Task &task) {
   using T = Number<E>;
+  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   constexpr CellShape shape = Cell::shape;
   const gru_problem &p = *call.problem;
@@ -302,6 +303,7 @@ FN void stop_at_resets(const Call &call, const RowBlock &block, T *dh, const Bac
 template <class E, class Cell>
 FN void backward(const Call &call, const RowBlock &block, const Scratch<Number<E>> &scratch) {
   using T = Number<E>;
+  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   const gru_problem &p = *call.problem;
   const gru_direction &d = call.directions[block.direction];

@@ -58,12 +58,18 @@ struct alignas(64) TileConfig {
   uint8_t rows[16];
 };
 
-// Tiles 0, 1 and 4 receive so many rows, tiles 2, 3 and 5 the others. Tiles 6 and 7 are right ones.
+// The rows of this thread's tiles, as configure_tiles received them; 0: the tiles are not configured.
+static thread_local uint8_t configured[2] = {};
+
+// Tiles 0, 1 and 4 receive so many rows, tiles 2, 3 and 5 the others. Tiles 6 and 7 are right ones. To
+// load a configuration takes longer than a product of 16 rows by 128 units.
 INLINE void configure_tiles(uint8_t rows, uint8_t others) {
+  if (configured[0] == rows && configured[1] == others) return;
   const TileConfig config = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64},
                              {rows, rows, others, others, rows, others, tile_pairs, tile_pairs}};
-  MEMORY_BARRIER;
+  asm volatile("" : : "r"(&config) : "memory");  // GCC knows of its first 8 bytes only
   _tile_loadconfig(&config);
+  configured[0] = rows, configured[1] = others;
 }
 
 // Adds products to the sums of up to 32 rows: of two blocks of up to 16 rows (tiles 0 and 1, 2 and 3), or
@@ -91,8 +97,7 @@ INLINE void add_tiles(int64_t K, const Pair *a, int64_t lda, const Pair *last_a,
   }
 }
 
-// C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors] for any M and K. The configuration of the tiles
-// belongs to the thread, and other libraries load their own: it is loaded here, and released.
+// C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors] for any M and K.
 FN void tile_product(int64_t M, int64_t K, const Pair *a, int64_t lda, const Pair *b, int64_t ldb,
                      const float *from, int64_t ld_from, float *c, int64_t ldc) {
   constexpr int64_t n = tile_pairs;
@@ -108,8 +113,7 @@ FN void tile_product(int64_t M, int64_t K, const Pair *a, int64_t lda, const Pai
     for (int64_t j = 0; rest && j < rows; ++j)
       _mm512_store_si512(last_a + j * n, _mm512_maskz_loadu_epi32(
                                              (1 << rest) - 1, a + (i + j) * lda + whole));
-    if (i == 0 || rows < 2 * tile_rows)
-      configure_tiles(two_blocks ? tile_rows : rows, two_blocks ? rows - tile_rows : rows);
+    configure_tiles(two_blocks ? tile_rows : rows, two_blocks ? rows - tile_rows : rows);
     MEMORY_BARRIER;
     const float *begin = from + i * ld_from;
     float *end = c + i * ldc;
@@ -136,11 +140,22 @@ FN void tile_product(int64_t M, int64_t K, const Pair *a, int64_t lda, const Pai
         store(sum, load(sum) + load(others[half] + j * n));
       }
   }
-  _tile_release();
 }
 
 #undef MEMORY_BARRIER
 #endif
+
+// A task whose products may use the tiles. Their configuration belongs to the thread, and other
+// libraries load their own between the tasks: products configure the tiles, and the task's end releases
+// them.
+template <class E>
+struct TileUser {
+  ~TileUser() {
+#ifdef __AMX_BF16__
+    if (tiled<E> && configured[0]) _tile_release(), configured[0] = 0;
+#endif
+  }
+};
 
 // The left factor of a sum over the K rows of a matrix: [K, M], or, in tiles, [M, K].
 template <class E>

@@ -244,13 +244,16 @@ def test_floats_on_the_matrix_unit_are_those_of_avx512(amx: ctypes.CDLL) -> None
     kernel(draw(1, 1, 1, 1, 0), False)
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("refused", [False, True])
 def test_the_matrix_unit_is_chosen_where_linux_grants_it(
-    refused: bool, emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+    refused: bool, alone: bool, emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where Linux refuses the tiles, the next instruction set is chosen, and bfloat16 works."""
-    if refused:
-        monkeypatch.setenv("EMULATED_TILES_REFUSED", "1")
+    """Where Linux refuses the tiles, the next instruction set is chosen, and bfloat16 works. alone:
+    of a processor without AVX-512 BF16, whose tiles alone multiply bfloat16."""
+    for name, is_set in {"REFUSED": refused, "ALONE": alone}.items():
+        if is_set:
+            monkeypatch.setenv(f"EMULATED_TILES_{name}", "1")
     code = """if True:
         import sys
         from pathlib import Path
@@ -260,17 +263,14 @@ def test_the_matrix_unit_is_chosen_where_linux_grants_it(
         library = kernels.library()
         print(library.gru_instruction_set(None).decode(), library.gru_instruction_set(b"amx"))
         call_kernel(draw(3, 6, 34, 17, dtype="float32"), False, bfloat16=True)
-        print(library.emulated_tiles_products() > 0)
+        print(library.emulated_tiles_products() > 0, kernels.bfloat16())
     """
     command = [sys.executable, "-c", code, emulated_library._name]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    next_set = next(
-        name
-        for name in ("avx512bf16", "avx512")
-        if emulated_library.gru_instruction_set(name.encode())
-    )
+    has_other = not alone and emulated_library.gru_instruction_set(b"avx512bf16")
+    next_set = "avx512bf16" if has_other else "avx512"
     expected = [next_set, "None", "False"] if refused else ["amx", "b'amx'", "True"]
-    assert ran.stdout.split() == expected
+    assert ran.stdout.split() == [*expected, str(bool(not refused or has_other))]
 
 
 def test_a_compiler_that_does_not_know_the_matrix_unit(tmp_path: Path) -> None:
@@ -432,7 +432,8 @@ def test_arrays_in_bfloat16_are_something_else() -> None:
 @needs_kernel
 def test_the_processor_is_asked() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
-    assert kernels.bfloat16() == ({"avx512_bf16", "avx512dq", "avx512vl"} <= set(flags))
+    has_avx512 = {"avx512dq", "avx512vl"} <= set(flags)
+    assert kernels.bfloat16() == (has_avx512 and bool({"avx512_bf16", "amx_bf16"} & set(flags)))
     for fused in FUSED.values():
         assert fused.available("cpu", "bfloat16") == (fused.available() and kernels.bfloat16())
 
