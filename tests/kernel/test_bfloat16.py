@@ -220,6 +220,12 @@ def test_the_tiles_of_another_library(amx: ctypes.CDLL) -> None:
     assert all(np.array_equal(alone[name], one[name]) for name in alone)
 
 
+def test_an_inference_releases_the_tiles_of_every_thread(amx: ctypes.CDLL) -> None:
+    """The second thread multiplies inputs only: the recurrence is too short to be shared."""
+    call_kernel(draw(10, 40, 800, 4, 0), False, threads=2, backward=False, bfloat16=True)
+    assert emulation.fault(amx) is None
+
+
 def test_the_matrix_unit_after_a_fork(amx: ctypes.CDLL) -> None:
     case = draw(6, 53, 44, 40, 0)
     want = kernel(case, True)
