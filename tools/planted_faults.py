@@ -102,7 +102,7 @@ schedule.h: rows an even number of vectors apart overlap
 recurrence.h: a full chunk of whole items counts twice
 -     gathered += rows;
 +     gathered += rows;
-+     if (gathered == call.chunk && rows == 16) flush<E>(call, item, scratch, gathered);
++     if (gathered == call.chunk && rows == 16) flush<E, Cell>(call, block, scratch, gathered);
 recurrence.h: a chunk may have a row too many
 - if (gathered + rows > call.chunk) {
 + if (gathered + rows > call.chunk + 1) {
