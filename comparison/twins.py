@@ -91,7 +91,7 @@ DIFFERENCES = (
     ),
     (
         "Raises ValueError",
-        "under jax.jit, nothing can be raised",
+        "under jax.jit, no error is raised",
         "PyTorch knows the values of lengths and tokens at the call. Under jax.jit the values are "
         "unknown while Python traces, so rows with a value out of range become NaN.",
     ),

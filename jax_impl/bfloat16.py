@@ -1,7 +1,7 @@
 """Products in bfloat16, as `scan` computes them. Its twin is torch_impl/bfloat16.py.
 
-A product's factors are `rounded`, and so is the gradient of the result, which is a factor of the
-products in the backward pass: what is multiplied is bfloat16, what is added up is not.
+A product's factors are `rounded`, and so is the gradient of its result, which is a factor of the
+products in the backward pass. All factors are bfloat16; all sums are float32.
 """
 
 import jax
@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 @jax.custom_jvp
 def rounded(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """x rounded to bfloat16; its gradient is passed on as it is."""
-    # XLA would leave out a conversion there and back.
+    """x rounded to bfloat16; the gradient is unchanged."""
+    # XLA would remove a conversion to bfloat16 and back.
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
@@ -21,9 +21,9 @@ rounded.defjvps(lambda tangent, *_: tangent)
 
 @jax.custom_jvp
 def rounded_back(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """x, a product of what is rounded, as it is; its gradient, a factor of others, is rounded."""
+    """x unchanged, a product of rounded factors; its gradient, a factor of others, is rounded."""
     return x
 
 
-# The transpose of this, which is linear to JAX, is the same again.
+# JAX treats this as linear; its transpose is the same function.
 rounded_back.defjvps(lambda tangent, *_: jax.lax.reduce_precision(tangent, 8, 7))

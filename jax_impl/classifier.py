@@ -24,7 +24,7 @@ CELLS = Cells("jax_impl")
 
 
 def drop(embedded: Float[Array, "K D"], masks: Mapping[str, Array]) -> Float[Array, "K D"]:
-    """The vectors of distinct words, without what dropout leaves out."""
+    """Dropout of distinct words and of the elements of their vectors."""
     for name in ("elements", "words"):
         if name in masks:
             embedded = embedded * masks[name]
@@ -36,9 +36,10 @@ def beside(
     tokens: Int[Array, "T B"],
     ratios: Float[Array, "T B E"] | None,
 ) -> tuple[Array, Array | None]:
-    """x and tokens of the layers: at each word its vector and, beside it, its ratios.
+    """x and tokens of the layers, with the ratios appended to the vectors.
 
-    These differ wherever a word stands, so that it is no longer multiplied only once.
+    With ratios, the inputs of a word differ at each occurrence, so tokens are None and the product
+    is computed for each occurrence.
     """
     if ratios is None:
         return embedded, tokens
@@ -51,8 +52,8 @@ def pool(
     lengths: Int[Array, " B"],
     pooling: str,
 ) -> Float[Array, "B F"]:
-    """What the head reads, for each way: the last output of each direction, or the max or the mean
-    of the outputs at words; of a row without words, zeros."""
+    """The input of the head: for each kind of pooling the last output of each direction, or the
+    maximum or mean of the outputs over all words. Zeros for a row without words."""
     found = []
     for way in pooling.split("+"):
         if way == "last":
@@ -74,7 +75,8 @@ def head(
     *,
     relu: bool,
 ) -> Float[Array, "B C"]:
-    """Logits from what `pool` returns: ReLU, if that is wanted, dropout, one linear layer."""
+    """The logits: ReLU, if requested, dropout and a linear layer, applied to the result of
+    `pool`."""
     features = jax.nn.relu(features) if relu else features
     features = features if mask is None else features * mask
     return features @ parameters["head.weight"].T + parameters["head.bias"]
@@ -97,13 +99,13 @@ def classify(
 ) -> Float[Array, "B C"]:
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
-    vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
-    masks: what dropout multiplies by (common/training/dropout.py). ratios: what the first layer
-    reads beside the vectors. pooling, relu: see ModelConfig in common/params.py. product_dtype:
-    that of the recurrent layers; the head does not round.
+    vectors: the frozen word vectors, unless parameters contain vectors.weight. masks: the factors
+    of dropout (common/training/dropout.py). ratios: further inputs of the first layer. pooling,
+    relu: see ModelConfig in common/params.py. product_dtype: for the recurrent layers; the head
+    does not round.
 
-    Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1; under jax.jit, the
-    rows of the batch that read it have NaN.
+    Raises as `gru` does, and ValueError for indices in distinct outside 0..V-1; under jax.jit, the
+    rows of the batch that read them are NaN.
     """
     check_mapping(parameters)
     parameters = {name: as_array(name, value) for name, value in parameters.items()}
@@ -136,7 +138,7 @@ def cross_entropy(
     class_weights: Float[Array, " C"] | None = None,
     reduction: Reduction = "mean",
 ) -> Float[Array, ""]:
-    """The mean, or the sum, over the rows that are reviews, each with the weight of its class."""
+    """The mean or sum over the rows that are reviews, weighted by class."""
     own, is_review = jnp.maximum(labels, 0), labels != NO_LABEL
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, own)
     if class_weights is None:
@@ -147,7 +149,7 @@ def cross_entropy(
 
 
 class Classifier(nnx.Module):
-    """`classify` with its parameters and its word vectors."""
+    """The module of `classify`: parameters and word vectors."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """The GRU on an NVIDIA GPU (common/kernels/cuda). Its twin is torch_impl/cuda.py.
 
-The kernel walks through time; the products before and after it, over all steps at once, are XLA's.
-What it multiplies is rounded to TF32, as XLA's own products are: where
-jax_default_matmul_precision is "highest", or another that asks for all of float32, it is not.
-`forward` and `backward` are those of fused.py, which has all else: how they are differentiated.
+The kernel computes the recurrence; XLA computes the products before and after it, over all steps at
+once. The factors of the kernel's products are rounded to TF32, as in XLA's own products, unless
+jax_default_matmul_precision is "highest" or another name of full float32. `forward` and `backward`
+serve fused.py, which contains the rules of differentiation.
 """
 
 from collections.abc import Sequence
@@ -69,8 +69,7 @@ def passes(size: int | None, product_dtype: str) -> bool:
 
 
 def prepare(device: int, factors: str) -> None:
-    """Make this process, which is that of a trial, use a kind of factors. The device is the first,
-    number 0."""
+    """Set the kind of factors in this process, which runs a trial. The device is number 0."""
     precision = "highest" if factors == "Float32" else "default"
     jax.config.update("jax_default_matmul_precision", precision)
 
@@ -101,12 +100,12 @@ def arch() -> cuda.Arch:
 
 
 def array(values: np.ndarray) -> Array:
-    """NumPy's array, on the first device."""
+    """A NumPy array as an array on the first device."""
     return jax.device_put(values, devices()[0])
 
 
 def forward(call: LayerCall, save: bool) -> Sequence[Array]:
-    """What fused.forward returns, for the same arguments."""
+    """The result of fused.forward for the same arguments."""
     factor = rounded if call.product_dtype == "bfloat16" else lambda array: array
     rows = factor(jax.lax.collapse(call.x, 0, -1))
     projections = jnp.stack([rows @ factor(W).T + b[None] for W, _, b, _ in call.weights])
@@ -129,12 +128,12 @@ def backward(
     saved: Array,
     of_x: bool,
 ) -> Sequence[Array]:
-    """What fused.backward returns, for the same arguments."""
+    """The result of fused.backward for the same arguments."""
     x, tokens, resets, steps = call.x, call.tokens, call.resets, call.steps
     R, batch, size = d_h_last.shape
     distinct = x.shape[0]
     factor = rounded if call.product_dtype == "bfloat16" else lambda array: array
-    record = 5 if call.reset_after else 4  # numbers that are saved of a unit
+    record = 5 if call.reset_after else 4  # saved numbers per unit
     shape = like(d_h_last)
     shapes = [
         shape((R, steps, batch, 3 * size)),
@@ -157,7 +156,7 @@ def backward(
     )
     d_bias_ih = d_a.sum(axis=1)
     d_bias_hh = jnp.concatenate([d_bias_ih[:, : 2 * size], d_n.sum(axis=1)], axis=1)
-    d_rows = d_a  # of the projections: those of a distinct input add up
+    d_rows = d_a  # the gradients of the projections, summed for each distinct input
     if tokens is not None:
         d_rows = jnp.zeros((R, distinct, 3 * size), d_a.dtype)
         d_rows = d_rows.at[:, tokens.reshape(-1)].add(d_a, mode="drop")
@@ -174,7 +173,7 @@ def backward(
 
 
 def over_steps(d: Array, factors: Array) -> Array:
-    """d' factors for each direction: a sum over all steps and rows, in parts, which rounds less."""
+    """d' factors for each direction. The sum over steps and rows is in parts, which rounds less."""
     parts = zip(*(jnp.array_split(each, PARTS, axis=1) for each in (d, factors)), strict=True)
     return sum((a.mT @ b for a, b in parts), start=jnp.zeros((), d.dtype))
 
@@ -188,7 +187,7 @@ def run(
 ) -> Sequence[Array]:
     """Launch the kernel.
 
-    arrays: what driver.cpp's handlers take besides weight_hh. shapes: those of the results.
+    arrays: the arguments of driver.cpp's handlers except weight_hh. shapes: those of the results.
     """
     from common.kernels.cuda import nvrtc  # imports what a layer on a CPU does not need
 

@@ -1,4 +1,5 @@
-"""Explain a model's answer word by word, of either framework. Its twin is torch_impl/explain.py.
+"""Explain the answer of a model of either framework, word by word. Its twin is
+torch_impl/explain.py.
 
 python -m jax_impl.explain RUN_DIR "not a good film: the acting is terrible" --by leave_out
 python -m jax_impl.explain RUN_DIR "not a good film: the acting is terrible" --json answer.json

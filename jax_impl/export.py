@@ -29,16 +29,16 @@ from jax_impl.layers import run
 def read_ratios(
     values: Mapping[str, Array], tokens: Int[Array, "T B"], ngrams: int
 ) -> Float[Array, "T B E"]:
-    """What Ratios.read in common/data/ngrams.py says at each word. It needs JAX's x64 mode.
+    """The ratios at each word, as Ratios.read in common/data/ngrams.py computes them.
 
-    An n-gram that does not count has the place after the last, where zeros are: longer ones that
-    begin with it have a code above all that count.
+    It requires JAX's x64 mode. An unknown n-gram has the index after the last, at which the ratios
+    are zero. Longer n-grams that begin with it have codes above those of all known ones.
     """
     words, place = values["vectors.weight"].shape[0], tokens
     found: list[Array] = []
     for n in range(1, ngrams + 1):
         codes, ratios = values[f"codes.{n}"], values[f"ratios.{n}"]
-        if n > 1:  # what comes before the word ends a step earlier
+        if n > 1:  # the preceding words end a step earlier
             nothing = values[f"codes.{n - 1}"].shape[0]
             before = jnp.pad(place, ((1, 0), (0, 0)), constant_values=nothing)[:-1]
             place = before.astype(jnp.int64) * words + tokens
@@ -50,14 +50,14 @@ def read_ratios(
 
 
 class Exported:
-    """What is exported: the classifier of a run, from token numbers to logits."""
+    """The exported module: the classifier of a run, from token numbers to logits."""
 
     def __init__(self, trained: Run) -> None:
         self.config, self.cell = trained.model, CELLS[trained.model.cell]
         self.values = trained.arrays()
 
     def __call__(self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> Float[Array, "B C"]:
-        """The logits; of a row with a length or a word's token out of range, not a number."""
+        """The logits; NaN for a row with a length or token out of range."""
         config, tokens = self.config, tokens.T
         with jax.enable_x64(True):  # for the codes of n-grams
             values = {name: jnp.asarray(value) for name, value in self.values.items()}
@@ -74,7 +74,7 @@ class Exported:
 
 
 def save(trained: Run) -> bytes:
-    """The classifier of a run as a file that jax.export reads, for any batch and time."""
+    """Write the classifier of a run to a file for jax.export, for any batch and any length."""
     batch, time = jax.export.symbolic_shape("batch, time")
     example = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch, time), (batch,))]
     program = jax.export.export(jax.jit(Exported(trained)), platforms=("cpu", "cuda"))(*example)
@@ -82,7 +82,7 @@ def save(trained: Run) -> bytes:
 
 
 def load(content: bytes) -> Call:
-    """Read a file that `save` wrote, to compute on the CPU."""
+    """Read a file that `save` wrote, for the CPU."""
     call = jax.jit(jax.export.deserialize(bytearray(content)).call)
     cpu = jax.devices("cpu")[0]
     return lambda *arrays: np.asarray(call(*jax.device_put(arrays, cpu)))

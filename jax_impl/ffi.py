@@ -13,7 +13,7 @@ from common.cells import LayerCall
 
 
 def like(array: Array) -> Callable[..., jax.ShapeDtypeStruct]:
-    """What makes descriptions of arrays that are like this one but for their shape."""
+    """A function that describes arrays like this one with other shapes."""
     kind = jax.typeof(array)
     return partial(
         jax.ShapeDtypeStruct,
@@ -24,12 +24,12 @@ def like(array: Array) -> Callable[..., jax.ShapeDtypeStruct]:
 
 
 def or_empty(array: Array | None, dtype: DTypeLike) -> Array:
-    """An empty vector, which the kernel takes for absent, in the place of None."""
+    """The array, or for None an empty vector, which means absent to the kernel."""
     return jnp.zeros(0, dtype) if array is None else array
 
 
 def forward_shapes(call: LayerCall, save: bool) -> list[jax.ShapeDtypeStruct]:
-    """The descriptions of what fused.forward returns, for the same arguments."""
+    """The descriptions of the results of fused.forward for the same arguments."""
     R, batch, size = call.h0.shape
     saved = kernels.saved_size(call.steps, batch, size, call.reset_after, call.cell) if save else 0
     steps = call.steps if call.return_sequences else 0

@@ -89,12 +89,12 @@ def gru(
     layer and direction after its last time step (the first one, for the backward direction).
     Without return_sequences, outputs have no time steps.
 
-    Raises ValueError for a shape that does not fit, for lengths that are not in 0..T and tokens
-    that are not in 0..K-1, TypeError for a dtype. x, h0 and the parameters have the same dtype.
-    float32 and float64 are computed in; of bfloat16 and float16, whatever the implementation, the
-    numbers are computed with in float32 and the results rounded once. Lengths and tokens may be of
-    any integer dtype. Where their values are not known, as under jax.jit, nothing can be raised: a
-    row of the batch with a length or a token out of range has NaN for its states.
+    Raises ValueError for shapes that do not match, for lengths outside 0..T and tokens outside
+    0..K-1, and TypeError for a wrong dtype. x, h0 and the parameters have the same dtype. float32
+    and float64 are computed in that dtype. Every implementation computes bfloat16 and float16 in
+    float32 and rounds the results once. Lengths and tokens have any integer dtype. While their
+    values are unknown, as under jax.jit, no error is raised; instead, the states of a row with a
+    length or token out of range are NaN.
     """
     flags = reset_after, return_sequences, product_dtype(bfloat16)
     call = LayerCall(x, tokens, (), lengths, h0, resets, h_reset, *flags)

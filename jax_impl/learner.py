@@ -1,4 +1,4 @@
-"""What the training loop drives, in JAX/Flax. Its twin is torch_impl/learner.py."""
+"""The training steps in JAX/Flax, for the training loop. Its twin is torch_impl/learner.py."""
 
 import os
 from collections.abc import Sequence
@@ -33,29 +33,29 @@ VECTORS = "vectors_weight"  # the word vectors that are trained, in the state
 
 
 def make_deterministic() -> None:
-    """Have JAX compute the same numbers each time on a GPU, too: slower there.
+    """Make JAX deterministic on a GPU, too, where this is slower.
 
-    It has to come before JAX first computes.
+    It must be called before JAX first computes.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def join() -> AbstractContextManager[World]:
-    """Among the other workers, which torchrun or srun has started."""
-    from jax_impl import world  # for none but them
+    """A context with the other workers, which torchrun or srun has started."""
+    from jax_impl import world  # needed only with workers
 
     return world.join()
 
 
 def check(options: TrainConfig) -> None:
-    """Raise InputError where the device, or a recurrence that fits the options, is missing."""
+    """Raise InputError if the device, or a recurrence for these options, is not available."""
     find_device(options.device)
     CELLS[options.cell].resolve(options.implementation, None, options.dtype)
 
 
 class Learner(Predictor, learner.Learner):
-    """The learner that common/training/learner.py describes, in JAX."""
+    """The learner of common/training/learner.py in JAX."""
 
     def __init__(
         self,
@@ -101,12 +101,12 @@ class Learner(Predictor, learner.Learner):
         return float(loss), self._named(gradients)
 
     def _optimizer(self, rate: Any = None) -> optax.GradientTransformation:
-        """With steps of another size than --learning-rate, if that is given."""
+        """The optimizer with this learning rate, by default --learning-rate."""
         rate = self.training.learning_rate if rate is None else rate
         return optax.adam(rate, *self.training.betas, self.training.eps)
 
     def _rows(self, batch: Batch) -> Int[np.ndarray, " K"] | None:
-        """Where the rows of the word vectors that a step changes belong; past the end: nowhere."""
+        """The rows of the word vectors that a step changes; a number past the end is padding."""
         if not self.config.train_vectors:
             return None
         rows = np.full(self._padded(len(batch.distinct)), self.config.vocabulary_size)
@@ -116,8 +116,8 @@ class Learner(Predictor, learner.Learner):
     def _gradients(
         self, shares: Sequence[Batch], asked: bool = False, dropping: bool = True
     ) -> tuple[Float[Array, ""], nnx.State, Int[np.ndarray, " K"] | None]:
-        """The loss of a batch, the gradients, and the rows of the word vectors that they are about,
-        if these are trained; past the end: none."""
+        """The loss of a batch, its gradients and the rows of trained word vectors that they belong
+        to; a row number past the end is padding."""
         if self.exchange is None:
             [batch] = shares
             found = self._share(batch, self.state, self.frozen, dropping=dropping)
@@ -127,7 +127,7 @@ class Learner(Predictor, learner.Learner):
         if self.config.train_vectors:
             named = [share.distinct[: share.named] for share in shares]
             union, places = self.world.union(named)
-            size = 1 << len(union).bit_length()  # of few sizes: the update is compiled for each
+            size = 1 << len(union).bit_length()  # few sizes: XLA compiles the update for each
             beyond = np.full(size - len(union), self.config.vocabulary_size)
             rows = np.append(union, beyond)
         mine = []
@@ -160,7 +160,7 @@ class Learner(Predictor, learner.Learner):
 
     @partial(jax.jit, static_argnums=(0, 3))
     def _among(self, gradients: nnx.State, place: Int[Array, " K"], size: int) -> nnx.State:
-        """With the gradient for `size` rows of the word vectors, for some: those at `place`."""
+        """The gradients, with that of the word vectors scattered to `size` rows, at `place`."""
         part: Any = gradients[VECTORS]
         whole = jnp.zeros((size, self.config.input_size), part[...].dtype)
         whole = whole.at[place].set(part[...], mode="drop")
@@ -170,14 +170,14 @@ class Learner(Predictor, learner.Learner):
     def _flat(
         self, loss: Float[Array, ""], beside: Float[Array, "2"], gradients: nnx.State
     ) -> Float[Array, " P"]:
-        """One vector of all."""
+        """All values, concatenated to one vector."""
         return jnp.concatenate([loss[None], beside, ravel_pytree(gradients)[0]])
 
     @partial(jax.jit, static_argnums=0)
     def _split(
         self, total: Float[Array, " P"], state: nnx.State, rows: Int[Array, " K"] | None
     ) -> tuple[Float[Array, ""], Float[Array, ""], nnx.State]:
-        """What `_flat` laid together, the loss and the gradients as means."""
+        """The mean loss, the requests and the mean gradients from the sum of `_flat` vectors."""
         loss, weight, asked = total[:3]
         like = state if rows is None else self._take(state, rows)
         unravel: Any = ravel_pytree(like)[1]
@@ -193,7 +193,7 @@ class Learner(Predictor, learner.Learner):
         ratios: Float[Array, "T B E"] | None,
         *arrays: Array,
     ) -> tuple[Float[Array, ""], nnx.State]:
-        """The loss, and its gradient: of word vectors that are trained, for the batch's rows."""
+        """The loss and its gradients; that of trained word vectors has only the batch's rows."""
         self.compilations += 1  # runs when JAX traces this, once for each shape of a batch
         distinct, *inputs, labels = arrays
         if self.config.train_vectors:
@@ -211,8 +211,8 @@ class Learner(Predictor, learner.Learner):
             gradients = nnx.State({**gradients, VECTORS: rows.replace(whole)})
         return value, gradients
 
-    # Apart from the gradients, so that it is compiled once, or, with trained vectors, for each size
-    # of `_padded`.
+    # Separate from the gradients, so that it is compiled only once or, with trained vectors, for
+    # each size of `_padded`.
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
     def _update(
         self,
@@ -259,8 +259,8 @@ class Learner(Predictor, learner.Learner):
 
     @staticmethod
     def _padded(count: int) -> int:
-        """The rows of word vectors to which an update of `count` rows is padded: one of few sizes,
-        so that XLA compiles the update for few of them."""
+        """The number of rows to which an update of `count` word vectors is padded; few sizes occur,
+        because XLA compiles the update for each."""
         return 1 << max(11, (count - 1).bit_length())
 
     @staticmethod
@@ -269,7 +269,7 @@ class Learner(Predictor, learner.Learner):
 
     @staticmethod
     def _take(state: Any, rows: Int[Array, " K"]) -> Any:
-        """The state with these rows alone of the word vectors; what is no state as it is."""
+        """The state with only these rows of the word vectors; anything else unchanged."""
         if not Learner._is_state(state):
             return state
         vectors = state[VECTORS]
@@ -278,7 +278,7 @@ class Learner(Predictor, learner.Learner):
 
     @staticmethod
     def _put(state: Any, changed: Any, rows: Int[Array, " K"]) -> Any:
-        """`changed`, but of the word vectors all of the state's, in which these rows changed."""
+        """`changed` with all word vectors of the state, of which these rows are replaced."""
         if not Learner._is_state(state):
             return changed
         vectors = state[VECTORS]

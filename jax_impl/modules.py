@@ -1,7 +1,7 @@
 """The GRU as modules of Flax, drop-ins for nnx.RNN(nnx.GRUCell(...)) and nnx.GRUCell, and any cell.
 
-Its counterpart is torch_impl/modules.py: what these two take is what their frameworks' own layers
-take, and docs/layer.md lays them side by side.
+Its counterpart is torch_impl/modules.py. Each module has the arguments of its own framework's
+layers; docs/layer.md compares them.
 """
 
 import math
@@ -28,7 +28,7 @@ Initializer = Callable[..., Array]
 
 
 class GRU(nnx.Module):
-    """A drop-in for nnx.RNN(nnx.GRUCell(...)) with the equations of gru.py: faster on a CPU, and of
+    """A drop-in for nnx.RNN(nnx.GRUCell(...)) with the equations of gru.py, faster on a CPU, with
     several layers and both directions.
 
     Example:
@@ -58,20 +58,21 @@ class GRU(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         """Arguments:
-            dropout          of what one layer hands to the next, drawn from rngs.dropout; eval()
-                             of the module turns it off
+            dropout          the rate of dropout between layers, drawn from rngs.dropout; the
+                             module's eval() turns it off
             reset_after      whether the reset gate acts after the product with U_n: True, the
                              default, as in nnx.GRUCell, or False as in Cho et al. (2014)
             implementation   "auto", "loop", "scan", "cuda" or "fused": see RECURRENCES in gru.py
-            time_major, return_carry, reverse, keep_order    the defaults of the call's
-            kernel_init, recurrent_kernel_init, bias_init    of a gate, called with a key, a shape
-                             ([D, H], [H, H], [H]) and a dtype; otherwise uniform in ±1/sqrt(H)
-            dtype            what is computed in: everything is converted to it. None: the dtype of
-                             inputs and parameters, which has to be one
-            param_dtype      of the parameters
-            rngs             its stream params draws them
+            time_major, return_carry, reverse, keep_order    defaults of the call's arguments
+            kernel_init, recurrent_kernel_init, bias_init    initializers of a gate, called with a
+                             key, a shape ([D, H], [H, H], [H]) and a dtype; by default uniform in
+                             ±1/sqrt(H)
+            dtype            the dtype of the computation, to which inputs and parameters are
+                             converted; None: their common dtype
+            param_dtype      the dtype of the parameters
+            rngs             draws the initial parameters from its stream params
 
-        Raises ValueError and TypeError for what these cannot be.
+        Raises ValueError and TypeError for invalid arguments.
         """
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_bool(bidirectional=bidirectional, reset_after=reset_after)
@@ -98,10 +99,10 @@ class GRU(nnx.Module):
     def from_canonical(
         cls, parameters: Mapping[str, np.ndarray], *, reset_after: bool, **options: Any
     ) -> Self:
-        """A GRU with these canonical parameters; what else is among them is left out.
+        """A GRU with these canonical parameters; parameters of other layers are ignored.
 
-        reset_after: what they were trained with; it cannot be seen in them. The options are those
-        of the constructor but for sizes, layers and directions; of them, dropout wants rngs.
+        reset_after: as in their training; the parameters do not tell. options: those of the
+        constructor except sizes, layers and directions; dropout requires rngs.
 
         Raises ValueError for a parameter that is missing, unknown or of a wrong shape, TypeError
         for mixed dtypes.
@@ -119,7 +120,7 @@ class GRU(nnx.Module):
         return gru
 
     def canonical(self) -> dict[str, Array]:
-        """The canonical parameters, as `gru` takes them."""
+        """The canonical parameters, the argument of `gru`."""
         return canonical(self, self.names)
 
     def __call__(
@@ -140,15 +141,15 @@ class GRU(nnx.Module):
     ) -> Any:
         """(outputs [*B, T, R*H], h_last [L*R, *B, H]) of inputs [*B, T, D].
 
-        lengths [*B], in any order, count each row's time steps, after which the outputs are zero;
-        resets, bool [*B, T], say where a sequence begins within a row, at which the state is
-        h_reset again, or else h0, or zero: see `gru`.
+        lengths [*B], in any order, are the numbers of time steps of the rows, after which the
+        outputs are zero; resets, bool [*B, T], are true where a sequence begins within a row, which
+        starts from h_reset, by default h0, by default zero: see `gru`.
 
-        What nnx.RNN takes: seq_lengths and initial_carry are other names of lengths and h0, the
-        latter [*B, H] where there is one layer and direction; time_major: inputs, resets and
-        outputs have their time steps first; reverse: each row is read from its end, and keep_order:
-        its outputs are put back in order. With return_carry=False it returns outputs alone, with
-        True (carry, outputs), as nnx.RNN; rngs are for dropout.
+        The arguments of nnx.RNN: seq_lengths and initial_carry are other names of lengths and h0;
+        h0 may be [*B, H] for one layer and direction. time_major: inputs, resets and outputs have
+        the time axis first. reverse: each row is read from its end; keep_order: its outputs are
+        then in the order of the inputs. return_carry: False returns outputs alone, True (carry,
+        outputs) as nnx.RNN does. rngs: for dropout.
 
         Raises as `gru`, and ValueError for two names of one argument and for resets with reverse.
         """
@@ -209,7 +210,7 @@ class GRU(nnx.Module):
         return array
 
     def _with_one_batch(self, call: LayerCall, batch: Sequence[int]) -> LayerCall:
-        """The call with one axis for all those of the batch, and with lengths."""
+        """The call with its batch axes flattened into one, and with lengths."""
         x, lengths = call.x, call.lengths
         if len(batch) != 1:
             first, B, H = x.shape[0], math.prod(batch), self.hidden_size
@@ -240,8 +241,8 @@ class GRU(nnx.Module):
 class GRUCell(RNNCellBase):
     """A drop-in for nnx.GRUCell with the equations of gru.py: a single time step.
 
-    Its parameters are those of a GRU with one layer and direction, canonical names without their
-    beginning: weight_ih [3H, D], weight_hh [3H, H], bias_ih [3H], bias_hh [3H].
+    Its parameters are those of a GRU with one layer and direction, under canonical names without
+    their prefix: weight_ih [3H, D], weight_hh [3H, H], bias_ih [3H], bias_hh [3H].
 
     Example:
         h, y = GRUCell(300, 128, rngs=nnx.Rngs(0))(h, x)
@@ -262,7 +263,7 @@ class GRUCell(RNNCellBase):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """The arguments are those of GRU; raises as that."""
+        """The arguments are those of GRU. Raises as GRU does."""
         check_sizes(in_features=in_features, hidden_features=hidden_features)
         check_bool(reset_after=reset_after)
         check_rngs(rngs)
@@ -278,10 +279,11 @@ class GRUCell(RNNCellBase):
             setattr(self, name, nnx.Param(value))
 
     def __call__(self, carry: Float[Array, "*B H"], inputs: Float[Array, "*B D"]) -> Any:
-        """(h, h), h being the next state [*B, H], in the dtype of the carry if that of computation
-        is given, or else in what inputs, carry and parameters promote to, as in nnx.GRUCell.
+        """(h, h), where h is the next state [*B, H].
 
-        Raises ValueError for a wrong size, TypeError for what is no array.
+        If the dtype of the computation is given, h has the dtype of the carry, otherwise that to
+        which inputs, carry and parameters promote, as in nnx.GRUCell. Raises ValueError for a wrong
+        size, TypeError for an argument that is no array.
         """
         x, h = as_array("inputs", inputs), as_array("carry", carry)
         for name, array, size in (
@@ -306,7 +308,8 @@ class GRUCell(RNNCellBase):
         rngs: nnx.Rngs | nnx.RngStream | None = None,
         carry_init: Initializer | None = None,
     ) -> Float[Array, "*B H"]:
-        """Zeros, or what carry_init makes with a key of rngs, for inputs of this shape."""
+        """The initial carry for inputs of this shape: zeros, or from carry_init with a key of
+        rngs."""
         shape = (*input_shape[:-1], self.hidden_features)
         if carry_init is None:
             return jnp.zeros(shape, self.param_dtype)
@@ -317,7 +320,7 @@ class GRUCell(RNNCellBase):
 
 
 class Recurrent(nnx.Module):
-    """Layers of any cell, called as GRU is, but without dropout and what nnx.RNN takes besides.
+    """Layers of any cell with the arguments of GRU, except dropout and those of nnx.RNN.
 
     Example:
         outputs, h_last = Recurrent(CELL, 300, 128, rngs=nnx.Rngs(0))(x, lengths)
@@ -337,7 +340,7 @@ class Recurrent(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Raises ValueError and TypeError for what these cannot be."""
+        """Raises ValueError and TypeError for invalid arguments."""
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_bool(bidirectional=bidirectional, reset_after=reset_after, time_major=time_major)
         cell.resolve(implementation, None)
@@ -393,7 +396,7 @@ def check_rngs(rngs: Any) -> None:
 def initial(
     init: Initializer | None, key: Array, shape: tuple[int, ...], hidden_size: int, dtype: DTypeLike
 ) -> Array:
-    """The initial values of a parameter, from an initializer of one gate's, or uniform."""
+    """The initial values of a parameter, from the initializer of a gate, or uniform."""
     if init is None:
         bound = hidden_size**-0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,7 +1,7 @@
 """A classifier that answers and explains its answers in JAX. Its twin: torch_impl/predictor.py.
 
-It is its parameters, the word vectors and the forward computation; training (learner.py) adds the
-loss, the gradients and the optimizer.
+A predictor consists of parameters, word vectors and the forward computation; training (learner.py)
+adds the loss, the gradients and the optimizer.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jax_impl.trace import explain
 
 
 def find_device(name: str) -> jax.Device:
-    """The device called auto, cpu or cuda. Raises InputError where the machine has none."""
+    """The device named auto, cpu or cuda. Raises InputError if the machine has none."""
     try:
         return jax.local_devices(backend=None if name == "auto" else name)[0]
     except RuntimeError:
@@ -34,7 +34,7 @@ def find_device(name: str) -> jax.Device:
 
 
 class Predictor(predictor.Predictor):
-    """The predictor that common/inference/predictor.py describes, in JAX."""
+    """The predictor of common/inference/predictor.py in JAX."""
 
     def __init__(
         self,
@@ -52,7 +52,8 @@ class Predictor(predictor.Predictor):
         with jax.default_device(self.device):
             model = Classifier(self.config, parameters, vectors, jnp.dtype(dtype))
         self.graph, *states = nnx.split(model, nnx.Param, ...)
-        # Where a training step leaves them: otherwise JAX compiles the first step twice.
+        # On the device on which a training step leaves them; otherwise JAX compiles the first step
+        # twice.
         self.state, self.frozen = jax.device_put(states, self.device)
 
     def logits(self, inputs: Inputs) -> Float[np.ndarray, "B C"]:
@@ -71,10 +72,10 @@ class Predictor(predictor.Predictor):
         )
         return {name: np.asarray(value) for name, value in found.items()}
 
-    # NumPy's arrays go to where the state is, by a shorter way than jax.device_put.
+    # NumPy arrays go to the state's device without jax.device_put, which is slower.
 
     def _array(self, array: np.ndarray) -> np.ndarray:
-        """The array in the dtype of the parameters; bytes keep theirs."""
+        """The array in the dtype of the parameters; an array of bytes keeps its dtype."""
         if array.dtype == np.uint8:
             return array
         return array.astype(jax.tree.leaves(self.state)[0].dtype, copy=False)

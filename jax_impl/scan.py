@@ -1,7 +1,7 @@
 """The fast form of the GRU that JAX differentiates. Its twin is torch_impl/scan.py.
 
-It computes what `step` in gru.py does. What does not depend on the state is computed for all time
-steps at once, before jax.lax.scan computes the rest; products may be rounded to bfloat16.
+It computes the same as `step` in gru.py. The terms that do not depend on the state are computed for
+all time steps at once, before jax.lax.scan computes the rest. Products may be rounded to bfloat16.
 Shapes are named as in layers.py.
 """
 
@@ -31,7 +31,7 @@ def hoisted_step(
     product_dtype: ProductDtype = "float32",
 ) -> Float[Array, "B H"]:
     """`step` without the terms that `hoist` computes for all time steps at once."""
-    # The product first: the other way round, XLA takes a fifth longer for a single step.
+    # The product comes first, because XLA's code is a fifth slower for a single step otherwise.
     addmm = rounding if product_dtype == "bfloat16" else lambda a, h, U: h @ U + a
     z, r = jnp.split(jax.nn.sigmoid(addmm(a_zr, h, U_zr)), 2, axis=-1)
     a_n = a_n + r * addmm(c_n, h, U_n) if reset_after else addmm(a_n, r * h, U_n)
@@ -53,7 +53,7 @@ def hoist(
     _, weight_hh, bias_ih, bias_hh = weights
     size = weight_hh.shape[-1]
     U_zr, U_n = jnp.split(weight_hh, [2 * size])
-    # Masked, not cut and joined: that would be a call of its own in a single step.
+    # A mask, because XLA would call slicing and concatenation separately in a single step.
     hidden = jnp.where(jnp.arange(3 * size) < 2 * size, bias_hh, 0) if reset_after else bias_hh
     return bias_ih + hidden, U_zr.T, U_n.T, bias_hh[2 * size :]
 
@@ -79,7 +79,7 @@ def scan_direction(
     inputs = [gather(each, call.tokens, mask) for each in rows]
     options: Any = {"reset_after": call.reset_after, "product_dtype": call.product_dtype}
 
-    # What is cheap is computed once more in the backward pass: to keep it costs more time.
+    # The backward pass recomputes cheap values, because storing them takes more time.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     def one(
         h: Float[Array, "B H"], at: tuple[Array, Array, Array, Any]

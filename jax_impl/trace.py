@@ -1,7 +1,7 @@
-"""The recurrent layer with everything in between, step by step. Its twin is torch_impl/trace.py.
+"""The recurrent layer with its intermediate values at each step. Its twin is torch_impl/trace.py.
 
-For looking at a model, not for training it: a cell's step in a loop, with gates and states returned
-and the gradients one asks about.
+It explains a model, and does not train it: it calls a cell's step in a loop and returns gates,
+states and gradients.
 """
 
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ def trace(
     *,
     reset_after: bool,
 ) -> dict[str, Float[Array, "R T B H"]]:
-    """What the last layer does at every time step, from the canonical parameters.
+    """The intermediate values of the last layer at every time step.
 
-    Returns states, the state after each step, and what the step returns by name: of a GRU z, r and
-    n. At padding the states stay and the others mean nothing. nudges are added to the states as
-    they are handed on to the next step: pass zeros, and the gradient with respect to them is that
-    with respect to the states.
+    Returns "states", the state after each step, and the values that the step returns by name, for a
+    GRU z, r and n. At padding the states do not change and the other values are undefined. nudges
+    are added to the states before the next step; the gradient with respect to nudges of zero is the
+    gradient with respect to the states.
     """
     cell = CELLS[cell_of(parameters)]
     layers, directions = structure(parameters)
@@ -45,9 +45,9 @@ def trace(
     for i, direction in enumerate(directions):
         weight_ih, weight_hh, bias_ih, *hidden = cell.weights(parameters, layers - 1, direction)
         a, h0 = project(x, weight_ih, bias_ih), jnp.zeros_like(nudges[i, 0])
-        how = {"reverse": direction == "backward", "reset_after": reset_after}
+        options = {"reverse": direction == "backward", "reset_after": reset_after}
         found.append(
-            unroll(cell.step, a, mask, h0, (weight_hh, *hidden), None, nudges[i], **how)[1]
+            unroll(cell.step, a, mask, h0, (weight_hh, *hidden), None, nudges[i], **options)[1]
         )
     return {name: jnp.stack([each[name] for each in found]) for name in found[0]}
 
@@ -64,14 +64,14 @@ def explain(
     ratios: Float[Array, "T B E"] | None,
     config: ModelConfig,
 ) -> dict[str, Array]:
-    """How a classifier comes to its answers on a batch, step by step; every layer counts.
+    """The intermediate values of a classifier on a batch, through all layers.
 
-    Returns what `trace` does, logits [B, C], and two gradients that ask about the class in labels
-    (where that is NO_LABEL, they are zero):
-        influence [T, B]       gradient x input: of that class's logit with respect to each word's
-                               vector (and ratios), times these
-        d_states [R, T, B, H]  of each review's own cross-entropy with respect to the states
-    Both are zero at padding.
+    Returns the result of `trace`, logits [B, C], and two gradients for the class in labels, which
+    are zero where the label is NO_LABEL and at padding:
+        influence [T, B]       the gradient of that class's logit with respect to each word's vector
+                               (and ratios), multiplied by them
+        d_states [R, T, B, H]  the gradient of each review's cross-entropy with respect to the
+        states
     """
     x = parameters.get("vectors.weight", vectors)[distinct][tokens]
     x = x if ratios is None else jnp.concatenate([x, ratios], -1)

@@ -20,12 +20,12 @@ from common.training.world import World, check_launch, launch_number, take_cores
 
 @contextmanager
 def join() -> Iterator[World]:
-    """The workers that torchrun has started, which does no more than set environment variables, or
-    srun, which JAX understands by itself."""
+    """The workers that torchrun has started, which sets environment variables, or srun, which JAX
+    supports itself."""
     check_launch("jax")
     take_cores()  # before JAX starts its threads
     if os.environ.get("WORLD_SIZE"):
-        # Another port than that of torchrun's own store, and none that is given away at random.
+        # A port that differs from that of torchrun's store and is not assigned at random.
         port = 10_000 + launch_number("MASTER_PORT") % 20_000
         address = os.environ.get("JAX_COORDINATOR_ADDRESS")
         address = address or f"{os.environ['MASTER_ADDR']}:{port}"
@@ -40,7 +40,7 @@ def join() -> Iterator[World]:
 
     def gather(data: bytes) -> list[bytes]:
         sizes = multihost_utils.process_allgather(np.int32(len(data)))
-        # Of few lengths, since JAX compiles for each.
+        # Few lengths, because JAX compiles for each.
         padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
         found = multihost_utils.process_allgather(padded)
@@ -56,25 +56,25 @@ def is_lost(error: BaseException) -> bool:
 
 
 class Exchange:
-    """Adds up what the shares of a batch come to, in every worker alike.
+    """Sums the results of the shares of a batch, with the same result in every worker.
 
-    shares: how many there are in all. A worker's shares are dealt out to its devices of that
-    platform, as many as divide them.
+    shares: their number in all workers together. A worker distributes its shares over its devices
+    of that platform, of which it uses a number that divides the number of shares.
     """
 
     def __init__(self, world: World, shares: int, platform: str) -> None:
         self.world, self.shares = world, shares
-        self.each = -(-shares // world.size)  # of a worker, at most
+        self.each = -(-shares // world.size)  # the largest number of shares of a worker
         everyones: list[list[jax.Device]] = [[] for _ in range(world.size)]
         for device in jax.devices(platform):
             everyones[device.process_index].append(device)
         self.used = math.gcd(self.each, *map(len, everyones))  # devices of a worker
         self.mine = everyones[world.rank][: self.used]
-        # A worker's shares k, k + size, ... go round its devices, in turns.
+        # A worker assigns its shares k, k + size, ... to its devices in turn.
         devices = np.array([each[: self.used] for each in everyones]).T.flatten()
         mesh = Mesh(devices, "share")
         self.dealt = NamedSharding(mesh, PartitionSpec("share"))
-        # Not jit alone: it makes an all-reduce of it and a permutation, in twice the time.
+        # jit alone compiles an all-reduce and a permutation, which take twice the time.
         self.gather = jax.jit(
             jax.shard_map(
                 lambda row: jax.lax.all_gather(row, "share", tiled=True),
@@ -86,7 +86,8 @@ class Exchange:
         )
 
     def __call__(self, mine: Sequence[Float[Array, " P"]]) -> Float[Array, " P"]:
-        """The sum over all shares, in their order. mine: this worker's, each on its device."""
+        """The sum over all shares, in their order. mine: this worker's results, each on its
+        device."""
         if len(self.dealt.mesh.devices) == 1:
             return _total(tuple(mine), self.shares)
         rows = list(mine)
@@ -101,13 +102,13 @@ class Exchange:
         return _total(tuple(found), self.shares)
 
     def device(self, number: int) -> jax.Device:
-        """That of this worker's share of this number among its own."""
+        """The device of this worker's share with this number."""
         return self.mine[number % self.used]
 
 
 @partial(jax.jit, static_argnums=1)
 def _total(parts: tuple[Float[Array, "..."], ...], count: int) -> Float[Array, " P"]:
-    """The sum of the first so many of their rows, one after the other."""
+    """The sum of the first rows, in order."""
     total, *rows = [row for part in parts for row in jnp.atleast_2d(part)][:count]
     for row in rows:
         total = total + row

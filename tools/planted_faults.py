@@ -443,8 +443,8 @@ torch_impl/memory.py: PyTorch: an array that is not contiguous is taken as if it
 - if array.device != device or not array.is_contiguous() or array.is_neg():
 + if array.device != device or array.is_neg():
 torch_impl/layers.py: PyTorch: lengths beyond 32 bits are cut
-- if not it_checks or lengths.dtype != torch.int32:
-+ if not it_checks:
+- if not checks or lengths.dtype != torch.int32:
++ if not checks:
 xla.cpp: JAX: the shape of h0 is not looked at
 - {"h0", backward ? result(4 * R + 1) : arg(4 * R + 1), of_states, type},
 + {"h0", x, of_x, type},

@@ -1,7 +1,7 @@
 """Products in bfloat16, as `scan` computes them. Its twin is jax_impl/bfloat16.py.
 
-A product's factors are `rounded`, and so is the gradient of the result, which is a factor of the
-products in the backward pass: what is multiplied is bfloat16, what is added up is not.
+A product's factors are `rounded`, and so is the gradient of its result, which is a factor of the
+products in the backward pass. All factors are bfloat16; all sums are float32.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch_impl.private import forward_mode
 
 
 class Rounded(torch.autograd.Function):
-    """What `rounded` and `rounded_back` do, forward and back."""
+    """The functions `rounded` and `rounded_back`, forward and backward."""
 
     generate_vmap_rule = True
 
@@ -32,7 +32,7 @@ class Rounded(torch.autograd.Function):
 
 
 class RoundedAlong(Rounded):
-    """The same in forward mode, with which torch.compile does not take it."""
+    """The same with forward mode, which torch.compile does not support."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
@@ -40,10 +40,10 @@ class RoundedAlong(Rounded):
 
 
 def rounded(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """x rounded to bfloat16; its gradient is passed on as it is."""
+    """x rounded to bfloat16; the gradient is unchanged."""
     return (RoundedAlong if forward_mode() else Rounded).apply(x, True, False)
 
 
 def rounded_back(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """x, a product of what is rounded, as it is; its gradient, a factor of others, is rounded."""
+    """x unchanged, a product of rounded factors; its gradient, a factor of others, is rounded."""
     return (RoundedAlong if forward_mode() else Rounded).apply(x, False, True)

@@ -22,7 +22,7 @@ CELLS = Cells("torch_impl")
 
 
 def drop(embedded: Float[Tensor, "K D"], masks: Mapping[str, Tensor]) -> Float[Tensor, "K D"]:
-    """The vectors of distinct words, changed in place: without what dropout leaves out."""
+    """Dropout of distinct words and of the elements of their vectors, in place."""
     for name in ("elements", "words"):
         if name in masks:
             embedded = embedded.mul_(masks[name])
@@ -34,9 +34,10 @@ def beside(
     tokens: Int[Tensor, "T B"],
     ratios: Float[Tensor, "T B E"] | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """x and tokens of the layers: at each word its vector and, beside it, its ratios.
+    """x and tokens of the layers, with the ratios appended to the vectors.
 
-    These differ wherever a word stands, so that it is no longer multiplied only once.
+    With ratios, the inputs of a word differ at each occurrence, so tokens are None and the product
+    is computed for each occurrence.
     """
     if ratios is None:
         return embedded, tokens
@@ -49,8 +50,8 @@ def pool(
     lengths: Int[Tensor, " B"],
     pooling: str,
 ) -> Float[Tensor, "B F"]:
-    """What the head reads, for each way: the last output of each direction, or the max or the mean
-    of the outputs at words; of a row without words, zeros."""
+    """The input of the head: for each kind of pooling the last output of each direction, or the
+    maximum or mean of the outputs over all words. Zeros for a row without words."""
     found = []
     for way in pooling.split("+"):
         if way == "last":
@@ -73,7 +74,8 @@ def head(
     *,
     relu: bool,
 ) -> Float[Tensor, "B C"]:
-    """Logits from what `pool` returns: ReLU, if that is wanted, dropout, one linear layer."""
+    """The logits: ReLU, if requested, dropout and a linear layer, applied to the result of
+    `pool`."""
     features = torch.relu(features) if relu else features
     features = features if mask is None else features * mask
     return F.linear(features, parameters["head.weight"], parameters["head.bias"])
@@ -96,12 +98,12 @@ def classify(
 ) -> Float[Tensor, "B C"]:
     """The logits of a batch (see common/data/batches.py) as a pure function of the parameters.
 
-    vectors are the frozen word vectors; where parameters have vectors.weight, those are read.
-    masks: what dropout multiplies by (common/training/dropout.py). ratios: what the first layer
-    reads beside the vectors. pooling, relu: see ModelConfig in common/params.py. product_dtype:
-    that of the recurrent layers; the head does not round.
+    vectors: the frozen word vectors, unless parameters contain vectors.weight. masks: the factors
+    of dropout (common/training/dropout.py). ratios: further inputs of the first layer. pooling,
+    relu: see ModelConfig in common/params.py. product_dtype: for the recurrent layers; the head
+    does not round.
 
-    Raises as `gru` does, and ValueError for what in distinct is not in 0..V-1.
+    Raises as `gru` does, and ValueError for indices in distinct outside 0..V-1.
     """
     check_mapping(parameters)
     vectors = parameters.get("vectors.weight", vectors)
@@ -129,14 +131,14 @@ def cross_entropy(
     class_weights: Float[Tensor, " C"] | None = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, ""]:
-    """The mean, or the sum, over the rows that are reviews, each with the weight of its class."""
+    """The mean or sum over the rows that are reviews, weighted by class."""
     return F.cross_entropy(
         logits, labels, class_weights, ignore_index=NO_LABEL, reduction=reduction
     )
 
 
 class Classifier(nn.Module):
-    """`classify` with its parameters and its word vectors."""
+    """The module of `classify`: parameters and word vectors."""
 
     def __init__(
         self,

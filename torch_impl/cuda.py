@@ -1,10 +1,9 @@
 """The GRU on an NVIDIA GPU (common/kernels/cuda). Its twin is jax_impl/cuda.py.
 
-The kernel walks through time; the products before and after it, over all steps at once, are
-PyTorch's. What it multiplies is rounded to TF32, as nn.GRU's products are: where
-torch.backends.cudnn.allow_tf32 is false, or cudnn.rnn.fp32_precision "ieee", it is not. `forward`
-and `backward` are those of fused.py, which has all else: how they are differentiated, and their
-operators.
+The kernel computes the recurrence; PyTorch computes the products before and after it, over all
+steps at once. The factors of the kernel's products are rounded to TF32, as in nn.GRU, unless
+torch.backends.cudnn.allow_tf32 is false or cudnn.rnn.fp32_precision is "ieee". `forward` and
+`backward` serve fused.py, which contains the operators and the rules of differentiation.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -64,13 +63,13 @@ def passes(size: int | None, product_dtype: str) -> bool:
 
 
 def prepare(device: int, factors: str) -> None:
-    """Make this process, which is that of a trial, use a device and kind of factors."""
+    """Set the device and the kind of factors in this process, which runs a trial."""
     torch.backends.cudnn.allow_tf32 = factors == "Tf32"
     if not cuda.rehearsed:
         torch.cuda.set_device(device)
 
 
-# These functions call what torch.compile cannot trace. Without CUDA, they are not called.
+# torch.compile cannot trace these functions. Without CUDA, they are not called.
 if torch.backends.cuda.is_built():  # imports Dynamo, which takes a second
     exists, passes = map(torch.compiler.assume_constant_result, (exists, passes))
 
@@ -79,7 +78,7 @@ def factors_of(product_dtype: str) -> str:
     """The kernel's name of the type of a product's factors."""
     if product_dtype == "bfloat16":
         return "Bf16"
-    # nn.GRU's own switch, or what stands behind it: "tf32", "ieee", which is the last, or "none".
+    # nn.GRU's own switch or, if it is "none", the general one: "tf32" or "ieee".
     for switch in (torch.backends.cudnn.rnn, torch.backends.cudnn, torch.backends):
         precision = getattr(switch, "fp32_precision", "none")
         if precision != "none":
@@ -93,12 +92,12 @@ def arch(device: torch.device | None = None) -> cuda.Arch:
 
 
 def array(values: np.ndarray) -> Tensor:
-    """NumPy's array, on the current device."""
+    """A NumPy array as a tensor on the current device."""
     return torch.tensor(values, device="cpu" if cuda.rehearsed else "cuda")
 
 
 def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What fused.forward returns, for the same arguments."""
+    """The result of fused.forward for the same arguments."""
     x, h0 = call.x, call.h0
     check_shape("h0", h0, len(call.weights), "B", "H")
     R, batch, size = h0.shape
@@ -128,13 +127,13 @@ def backward(
     saved: Tensor,
     of_x: bool,
 ) -> list[Tensor]:
-    """What fused.backward returns, for the same arguments."""
+    """The result of fused.backward for the same arguments."""
     x, tokens, resets = call.x, call.tokens, call.resets
     check_shape("d_h_last", d_h_last, len(call.weights), "B", "H")
     R, batch, size = d_h_last.shape
     steps, distinct = read_sizes(x, tokens, batch)
     factor = rounded if call.product_dtype == "bfloat16" else lambda array: array
-    record = 5 if call.reset_after else 4  # numbers that are saved of a unit
+    record = 5 if call.reset_after else 4  # saved numbers per unit
     d_a = saved.new_empty(R, steps * batch, 3 * size)
     d_q = saved.new_empty(R, steps * batch if call.reset_after else 0, size)
     d_h0, d_h_reset = torch.empty_like(d_h_last), torch.empty_like(d_h_last)
@@ -162,7 +161,7 @@ def backward(
     )
     d_bias_ih = d_a.sum(dim=1)
     d_bias_hh = torch.cat([d_bias_ih[:, : 2 * size], d_n.sum(dim=1)], dim=1)
-    d_rows = d_a  # of the projections: those of a distinct input add up
+    d_rows = d_a  # the gradients of the projections, summed for each distinct input
     if tokens is not None:
         at = tokens.flatten().clamp(0, max(distinct - 1, 0))
         d_rows = d_a.new_zeros(R, distinct, 3 * size)
@@ -174,13 +173,13 @@ def backward(
         d_x = d_x.view(x.shape)
     d_weight_ih = over_steps(d_rows, rows.expand(R, *rows.shape))
     d_weights = (d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh)
-    # With memory of its own, as an operator has to return each.
+    # Copies, because each result of an operator needs its own memory.
     by_direction = [each[i].clone() for i in range(R) for each in d_weights]
     return [d_x, *by_direction, d_h0, *([] if resets is None else [d_h_reset])]
 
 
 def over_steps(d: Tensor, factors: Tensor) -> Tensor:
-    """d' factors for each direction: a sum over all steps and rows, in parts, which rounds less."""
+    """d' factors for each direction. The sum over steps and rows is in parts, which rounds less."""
     parts = zip(d.chunk(PARTS, dim=1), factors.chunk(PARTS, dim=1), strict=True)
     return sum((a.mT @ b for a, b in parts), start=d.new_zeros(()))
 
@@ -194,8 +193,8 @@ def run(
 ) -> None:
     """Launch the kernel.
 
-    arrays: the tensors by their names in call.h, but for weight_hh, lengths and resets, each with
-    the shape that it must have. sizes: T, B, H, K, R.
+    arrays: the tensors by their names in call.h, each with its expected shape, except weight_hh,
+    lengths and resets. sizes: T, B, H, K, R.
     """
     steps, batch, size, *_ = sizes
     from common.kernels.cuda import nvrtc  # imports what a layer on a CPU does not need
@@ -235,5 +234,5 @@ def run(
 
 
 def current(device: torch.device) -> AbstractContextManager:
-    """Within, the device is the current one."""
+    """A context in which the device is the current one."""
     return nullcontext() if cuda.rehearsed else torch.cuda.device(device)

@@ -30,16 +30,16 @@ from torch_impl.scanned import with_scan
 def read_ratios(
     values: Mapping[str, Tensor], tokens: Int[Tensor, "T B"], ngrams: int
 ) -> Float[Tensor, "T B E"]:
-    """What Ratios.read in common/data/ngrams.py says at each word.
+    """The ratios at each word, as Ratios.read in common/data/ngrams.py computes them.
 
-    An n-gram that does not count has the place after the last, where zeros are: longer ones that
-    begin with it have a code above all that count.
+    An unknown n-gram has the index after the last, at which the ratios are zero. Longer n-grams
+    that begin with it have codes above those of all known ones.
     """
     words, place = values["vectors.weight"].shape[0], tokens
     found: list[Tensor] = []
     for n in range(1, ngrams + 1):
         codes, ratios = values[f"codes.{n}"], values[f"ratios.{n}"]
-        if n > 1:  # what comes before the word ends a step earlier
+        if n > 1:  # the preceding words end a step earlier
             nothing = values[f"codes.{n - 1}"].shape[0]
             before = F.pad(place, (0, 0, 1, 0), value=nothing)[:-1]
             place = before * words + tokens
@@ -51,7 +51,7 @@ def read_ratios(
 
 
 class Exported(nn.Module):
-    """What is exported: the classifier of a run, from token numbers to logits."""
+    """The exported module: the classifier of a run, from token numbers to logits."""
 
     def __init__(self, trained: Run) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Exported(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C"]:
-        """The logits. A length beyond T counts as T, one below 0 as 0."""
+        """The logits. A length above T is treated as T, one below 0 as 0."""
         config, values, steps = self.config, canonical(self, self.names), tokens.shape[1]
         lengths = lengths.clamp(0, steps)
         tokens = torch.where(within(lengths, steps), tokens.T, 0).contiguous()
@@ -82,7 +82,7 @@ class Exported(nn.Module):
 
 @torch.no_grad()
 def save(trained: Run) -> bytes:
-    """The classifier of a run as a file that torch.export reads, for any batch and time."""
+    """Write the classifier of a run to a file for torch.export, for any batch and any length."""
     example = torch.zeros(2, 3, dtype=torch.int32), torch.tensor([3, 2], dtype=torch.int32)
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     shapes = {"tokens": {0: batch, 1: time}, "lengths": {0: batch}}

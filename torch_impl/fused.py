@@ -416,7 +416,7 @@ def gradients_of(
 def one_by_one(
     apply: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple, inputs: tuple
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """torch.func.vmap of one of the two: a call for each entry of the new axis."""
+    """torch.func.vmap of Forward or Backward: one call for each entry of the new axis."""
 
     def entry(i: int) -> tuple[Tensor, ...]:
         return apply(
@@ -431,12 +431,12 @@ def one_by_one(
 
 
 def describe(call: LayerCall, h0: Tensor, openmp: int) -> tuple[kernels.Problem, Any]:
-    """What the kernel is told of a call: the sizes, and a description of each direction.
+    """The kernel's description of a call: the sizes, and a description of each direction.
 
-    h0: the first states or, of the same sizes, the gradient of the last ones. openmp: when the
-    kernel uses OpenMP's threads, if these spin at all.
+    h0: the initial states or, with the same sizes, the gradient of the last ones. openmp: when the
+    kernel uses OpenMP's threads, provided that these spin.
 
-    Raises ValueError for a shape and TypeError for a dtype that does not fit.
+    Raises ValueError for a wrong shape and TypeError for a wrong dtype.
     """
     x, tokens, lengths, resets, dtype = call.x, call.tokens, call.lengths, call.resets, h0.dtype
     if dtype not in (torch.float32, torch.float64):

@@ -1,4 +1,4 @@
-"""What the training loop drives, in PyTorch. Its twin is jax_impl/learner.py."""
+"""The training steps in PyTorch, for the training loop. Its twin is jax_impl/learner.py."""
 
 import os
 from collections.abc import Sequence
@@ -31,29 +31,29 @@ MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}  # in torch
 
 
 def make_deterministic() -> None:
-    """Have PyTorch compute the same numbers each time on a GPU, too: slower there.
+    """Make PyTorch deterministic on a GPU, too, where this is slower.
 
-    Raises RuntimeError later on, for an operation that cannot.
+    An operation that has no deterministic version raises RuntimeError when it is called.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
 
 def join() -> AbstractContextManager[World]:
-    """Among the other workers, which torchrun has started."""
-    from torch_impl import world  # for none but them
+    """A context with the other workers, which torchrun has started."""
+    from torch_impl import world  # needed only with workers
 
     return world.join()
 
 
 def check(options: TrainConfig) -> None:
-    """Raise InputError where the device, or a recurrence that fits the options, is missing."""
+    """Raise InputError if the device, or a recurrence for these options, is not available."""
     find_device(options.device)
     CELLS[options.cell].resolve(options.implementation, None, options.dtype)
 
 
 class Learner(Predictor, learner.Learner):
-    """The learner that common/training/learner.py describes, in PyTorch."""
+    """The learner of common/training/learner.py in PyTorch."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Learner(Predictor, learner.Learner):
         parameters = parameters or init(config, training.seed, vectors)
         super().__init__(config, parameters, vectors, training.device, dtype)
         self.compilations = 0
-        # Word vectors that are trained: all of them, and the rows that a step is about.
+        # If the word vectors are trained: all of them, and the rows that a step changes.
         self.vectors: nn.Parameter | None = getattr(self.model, "vectors_weight", None)
         self.rows = nn.Parameter()
         self.leaves: list[Tensor] = [
@@ -87,7 +87,7 @@ class Learner(Predictor, learner.Learner):
     def step(self, *shares: Batch, asked: bool = False) -> Float[Tensor, ""]:
         loss, rows = self._gradients(shares, asked)
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]  # all have one
-        # One after the other: for so few, PyTorch's way of taking them all together is slower.
+        # For so few tensors, foreach is slower.
         self.gradient_norm = norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.training.clip_norm, norm)
@@ -111,10 +111,10 @@ class Learner(Predictor, learner.Learner):
 
     @cached_property
     def _optimizer(self) -> torch.optim.Adam:
-        """Made on first use: it imports torch's compiler, for a second that predicting saves."""
+        """Created on first use, because it imports torch's compiler, which takes a second."""
         rate, betas, eps = self.training.learning_rate, self.training.betas, self.training.eps
         optimizer = torch.optim.Adam(self.leaves, rate, betas, eps, fused=True)
-        # As the first step would.
+        # As torch.optim initializes the state at the first step.
         for leaf in [*self.leaves, *(() if self.vectors is None else (self.vectors,))]:
             optimizer.state[leaf] = {
                 "step": torch.zeros((), device=self.device),
@@ -125,8 +125,9 @@ class Learner(Predictor, learner.Learner):
     def _gradients(
         self, shares: Sequence[Batch], asked: bool = False, dropping: bool = True
     ) -> tuple[Float[Tensor, ""], Int32[np.ndarray, " K"]]:
-        """The loss of a batch, with the gradients left in the leaves, and the rows of the word
-        vectors that they are about, if these are trained: the first ones, the others are padding.
+        """The loss of a batch and the rows of trained word vectors that its gradients belong to.
+
+        The gradients are stored in the leaves. Their rows beyond the returned ones are padding.
         """
         if self.exchange is None:
             [batch] = shares
@@ -156,7 +157,7 @@ class Learner(Predictor, learner.Learner):
         return self._backward(batch, dropped, reduction)
 
     def _among(self, gradients: list[Tensor], place: Int[Tensor, " K"], size: int) -> list[Tensor]:
-        """With the gradient for `size` rows of the word vectors, for some: those at `place`."""
+        """The gradients, with that of the word vectors scattered to `size` rows, at `place`."""
         number = next(i for i, leaf in enumerate(self.leaves) if leaf is self.rows)
         part = gradients[number]
         whole = part.new_zeros(size, part.shape[1])
@@ -166,11 +167,12 @@ class Learner(Predictor, learner.Learner):
     def _flat(
         self, loss: Float[Tensor, ""], beside: Float[Tensor, "2"], gradients: list[Tensor]
     ) -> Float[Tensor, " P"]:
-        """One vector of all."""
+        """All values, concatenated to one vector."""
         return torch.cat([loss[None], beside, *(each.ravel() for each in gradients)])
 
     def _split(self, total: Float[Tensor, " P"]) -> Float[Tensor, ""]:
-        """What `_flat` laid together, the loss and, left in the leaves, the gradients as means."""
+        """The mean loss from the sum of `_flat` vectors; stores the mean gradients in the
+        leaves."""
         sizes = [leaf.numel() for leaf in self.leaves]
         loss, weight, self.asked, *gradients = total.split([1, 1, 1, *sizes])
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
@@ -198,7 +200,7 @@ class Learner(Predictor, learner.Learner):
         return loss.detach()
 
     def _step_rows(self, vectors: Tensor, rows: Int[Tensor, " K"]) -> None:
-        """A step that changes these rows alone of the word vectors, and of their moments."""
+        """A step that changes only these rows of the word vectors and of their moments."""
         whole, part = self._optimizer.state[vectors], self._optimizer.state[self.rows]
         assert self.rows.grad is not None
         self.rows.data, self.rows.grad = self.rows.data[: len(rows)], self.rows.grad[: len(rows)]
@@ -209,8 +211,8 @@ class Learner(Predictor, learner.Learner):
         for moment in MOMENTS.values():
             whole[moment][rows] = part[moment]
 
-    # nn.GRU's are converted; where the sign of its layout differs from ours, the conversion
-    # negates, but squares have none.
+    # nn.GRU's parameters and moments are converted. The conversion negates where the layouts differ
+    # in sign, which second moments, as squares, must not follow.
 
     def _read(self, kind: str) -> dict[str, np.ndarray]:
         values = {name: value.cpu().numpy().copy() for name, value in self._tensors(kind).items()}

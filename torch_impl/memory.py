@@ -1,7 +1,7 @@
-"""Tensors as fused.py and cuda.py pass them to a kernel, and those that a kernel fills in.
+"""The addresses of tensors that fused.py and cuda.py pass to a kernel, and the tensors of results.
 
-A kernel trusts the addresses that it gets, so all of them are validated here. The tensors of
-inference.py and the arrays of JAX are validated in C++, by common/kernels/tensors.cpp and xla.cpp.
+A kernel cannot validate addresses, so all of them are validated here. The tensors of inference.py
+and the arrays of JAX are validated in C++, by common/kernels/tensors.cpp and xla.cpp.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def read_sizes(x: Tensor, tokens: Tensor | None, batch: int) -> tuple[int, int]:
-    """T and K. Raises TypeError for no tensors, ValueError for wrong dimensions."""
+    """T and K. Raises TypeError for other types than tensors, ValueError for wrong dimensions."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch.Tensor, found {type(x).__name__}")
     if tokens is None:
@@ -35,7 +35,7 @@ def address(
     dtype: torch.dtype,
     device: torch.device = CPU,
 ) -> int | None:
-    """Where in memory an array lies; None, which a kernel takes for absent, if it is empty.
+    """The address of an array; None, which means absent to a kernel, if it is empty.
 
     Raises ValueError or TypeError for an array of another shape, dtype or device, or that is not
     dense and contiguous.
@@ -67,7 +67,7 @@ def offset(place: int | None, size: int) -> int | None:
 
 
 def forward_shapes(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What fused.forward returns for the same arguments, allocated but not filled in."""
+    """Uninitialized tensors for the result of fused.forward for the same arguments."""
     R, batch, size = call.h0.shape
     saved = kernels.saved_size(call.steps, batch, size, call.reset_after, call.cell) if save else 0
     steps = call.steps if call.return_sequences else 0
@@ -76,7 +76,7 @@ def forward_shapes(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]
 
 
 def backward_shapes(call: LayerCall, d_h_last: Tensor, of_x: bool) -> list[Tensor]:
-    """What fused.backward returns for the same arguments, allocated but not filled in."""
+    """Uninitialized tensors for the result of fused.backward for the same arguments."""
     gradients = [torch.empty_like(call.x) if of_x else d_h_last.new_empty(0)]
     for weight_ih, weight_hh, *_ in call.weights:
         gradients += [torch.empty_like(weight_ih), torch.empty_like(weight_hh)]

@@ -1,7 +1,7 @@
 """The GRU as modules of PyTorch, drop-ins for torch.nn.GRU and torch.nn.GRUCell, and any cell.
 
-Its counterpart is jax_impl/modules.py: what these two take is what their frameworks' own layers
-take, and docs/layer.md lays them side by side.
+Its counterpart is jax_impl/modules.py. Each module has the arguments of its own framework's layers;
+docs/layer.md compares them.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,13 +33,13 @@ from torch_impl.scanned import exportable
 class GRU(nn.RNNBase):
     """torch.nn.GRU with the equations of gru.py, faster on a CPU: its constructor, call and names.
 
-    Beside nn.GRU's arguments, in keywords:
+    Keyword arguments in addition to those of nn.GRU:
 
         reset_after     whether the reset gate acts after the product with U_n. True, the default,
-                        is nn.GRU: the parameters have its names, gates, signs and initial values,
-                        and a state_dict of one is that of the other. False is Cho et al. (2014),
-                        which nn.GRU cannot compute: the parameters are the canonical ones
-                        (common/params.py), with underscores for dots.
+                        computes nn.GRU: the parameters have its names, gates, signs and initial
+                        values, and the state_dicts are interchangeable. False computes the GRU of
+                        Cho et al. (2014), which nn.GRU cannot; the parameters are the canonical
+                        ones (common/params.py), with underscores for dots.
         implementation  "auto", "loop", "scan", "cuda" or "fused": see RECURRENCES in gru.py.
 
     Example:
@@ -54,7 +54,7 @@ class GRU(nn.RNNBase):
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         check_bool(reset_after=reset_after)
         CELL.resolve(implementation, None)
-        super().__init__("GRU", *args, **kwargs)  # not nn.GRU's, which torch.compile refuses
+        super().__init__("GRU", *args, **kwargs)  # not nn.GRU.__init__, which torch.compile refuses
         self.reset_after = reset_after
         self.implementation = implementation
         sides = DIRECTIONS[: 2 if self.bidirectional else 1]
@@ -79,10 +79,10 @@ class GRU(nn.RNNBase):
         dtype: torch.dtype | None = None,
         implementation: str = "auto",
     ) -> Self:
-        """A GRU with these canonical parameters; what is not of the GRU among them is left out.
+        """A GRU with these canonical parameters; parameters of other layers are ignored.
 
-        reset_after: what they were trained with; it cannot be seen in them. dtype: by default,
-        theirs.
+        reset_after: as in their training; the parameters do not tell. dtype: by default, that of
+        the parameters.
 
         Raises ValueError for a parameter that is missing, unknown or of a wrong shape, TypeError
         for mixed dtypes.
@@ -93,9 +93,9 @@ class GRU(nn.RNNBase):
             for name, p in parameters.items()
         }
         dtype = dtype or values["gru.0.forward.weight_ih"].dtype
-        how: dict[str, Any] = {"reset_after": reset_after, "implementation": implementation}
+        options: dict[str, Any] = {"reset_after": reset_after, "implementation": implementation}
         more = (True, batch_first, dropout, bidirectional)
-        gru = cls(D, H, layers, *more, device=device, dtype=dtype, **how)
+        gru = cls(D, H, layers, *more, device=device, dtype=dtype, **options)
         with torch.no_grad():
             for ours, own in zip(gru._canonical, gru._all_weights, strict=True):
                 for its, name in zip(ours, own, strict=True):
@@ -104,7 +104,8 @@ class GRU(nn.RNNBase):
         return gru
 
     def canonical(self) -> dict[str, Tensor]:
-        """The canonical parameters, as `gru` takes them; the module's own are differentiated."""
+        """The canonical parameters, the argument of `gru`, as differentiable functions of the
+        module's."""
         found: dict[str, Tensor] = {}
         for ours, own in zip(self._canonical, self._all_weights, strict=True):
             arrays = [getattr(self, name) for name in own]
@@ -126,10 +127,11 @@ class GRU(nn.RNNBase):
     ) -> tuple[Any, Tensor]:
         """(outputs, h_n) of input [T, B, D], [B, T, D] if batch_first, or [T, D], or packed.
 
-        In keywords, beside nn.GRU's arguments: lengths [B], integers in any order (a list will do),
-        count each row's time steps, at the end of which the outputs are zero; resets, bool, of the
-        shape of input but for D, say where a sequence begins within a row, at which the state is
-        h_reset again, or else hx, or zero: see `gru`. A PackedSequence takes neither.
+        Keyword arguments in addition to those of nn.GRU: lengths [B], integers in any order (a
+        tensor or a list), the number of time steps of each row, after which the outputs are zero;
+        resets, bool, of the shape of input without D, true where a sequence begins within a row,
+        which starts from h_reset, by default hx, by default zero: see `gru`. Neither is allowed
+        with a PackedSequence.
 
         Raises as nn.GRU, RuntimeError and ValueError, and as `gru`.
         """
@@ -157,15 +159,15 @@ class GRU(nn.RNNBase):
                 states.append(state if state is None else state.unsqueeze(1))
             lengths = lengths if lengths is None else integers("lengths", lengths).reshape(-1)
             resets = resets if resets is None else resets.unsqueeze(batch)
-            how = {"lengths": lengths, "resets": resets, "h_reset": states[1]}
-            outputs, h_n = self.forward(x.unsqueeze(batch), states[0], **how)
+            options = {"lengths": lengths, "resets": resets, "h_reset": states[1]}
+            outputs, h_n = self.forward(x.unsqueeze(batch), states[0], **options)
             return outputs.squeeze(batch), h_n.squeeze(1)
         self._check(x, None, hx=hx, h_reset=h_reset)
         if self.batch_first:
             x, resets = x.transpose(0, 1), resets if resets is None else resets.transpose(0, 1)
         if lengths is not None:
             lengths = integers("lengths", lengths)
-            if lengths.is_meta and not x.is_meta:  # any other device will do
+            if lengths.is_meta and not x.is_meta:  # any other device serves as well
                 raise ValueError(f"lengths: expected it on {x.device}, found meta")
             lengths = lengths.to(x.device)
         call = LayerCall(x, None, (), lengths, hx, resets, h_reset, self.reset_after)
@@ -173,14 +175,15 @@ class GRU(nn.RNNBase):
         return outputs.transpose(0, 1) if self.batch_first else outputs, h_n
 
     def _packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
-        """Its words are the distinct inputs, and each is pointed at once."""
+        """The layers of a PackedSequence, whose words are the distinct inputs, each indexed
+        once."""
         sizes, device = packed.batch_sizes, packed.data.device
         if (sizes.diff() > 0).any():
             raise ValueError("input: expected a PackedSequence whose batch_sizes do not grow")
         self._check(packed.data, sizes, hx=hx)
 
         def drop(x: Tensor) -> Tensor:
-            """As nn.GRU does, without drawing for padding."""
+            """Dropout as in nn.GRU, which draws no numbers for padding."""
             return x.masked_scatter(there[..., None], self._drop(x[there]))
 
         there = (torch.arange(int(sizes[0]), device=sizes.device) < sizes[:, None]).to(device)
@@ -193,7 +196,7 @@ class GRU(nn.RNNBase):
         return PackedSequence(outputs[there], *packed[1:]), h_n
 
     def _check(self, x: Tensor, sizes: Tensor | None, **states: Tensor | None) -> None:
-        """Raise what nn.GRU raises for these, with the name of the argument."""
+        """Raise the errors of nn.GRU for these arguments, with the name of the argument."""
         weight = getattr(self, self._all_weights[0][0])
         if x.shape[-1] != self.input_size:
             raise RuntimeError(
@@ -226,12 +229,12 @@ class GRU(nn.RNNBase):
             raise RuntimeError("input: Expected sequence length to be larger than 0 in RNN")
 
     def _drop(self, x: Tensor) -> Tensor:
-        """What one layer hands to the next."""
+        """Dropout between layers."""
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
     def _at_once(self, call: LayerCall) -> tuple[Tensor, Tensor] | None:
-        """`at_once` of the parameters as they are: to reorder them would take longer than a short
-        text does."""
+        """`at_once` with the module's own parameters, because reordering them takes longer than a
+        short text."""
         if torch.is_grad_enabled() or not self.bias or (self.training and self.dropout):
             return None
         if self.implementation not in ("auto", "fused"):
@@ -249,11 +252,11 @@ class GRU(nn.RNNBase):
         if call.lengths is None:
             x = call.x
             call = call._replace(lengths=torch.full(x.shape[1:2], x.shape[0], device=x.device))
-        parameters, how = self.canonical(), {"implementation": self.implementation}
-        return run(exportable(CELL), parameters, call, between, **how)
+        parameters, options = self.canonical(), {"implementation": self.implementation}
+        return run(exportable(CELL), parameters, call, between, **options)
 
     def extra_repr(self) -> str:
-        """As nn.GRU, and what is not the default."""
+        """As nn.GRU, with the further arguments that differ from their defaults."""
         return super().extra_repr() + own_repr(self.reset_after, self.implementation)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -264,8 +267,9 @@ class GRU(nn.RNNBase):
 class GRUCell(nn.GRUCell):
     """torch.nn.GRUCell with the equations of gru.py: a single time step.
 
-    With reset_after=True, the default, it is torch.nn.GRUCell. With reset_after=False, which that
-    cannot compute, its parameters are those of a GRU with one layer: each can load the other's.
+    With reset_after=True, the default, it computes torch.nn.GRUCell. With reset_after=False, which
+    torch.nn.GRUCell cannot compute, it has the parameters of a GRU with one layer, and the
+    state_dicts are interchangeable.
 
     Example:
         h = GRUCell(300, 128)(x, h)
@@ -283,7 +287,7 @@ class GRUCell(nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state [B, H], or [H], of input [B, D], or [D], and the state hx, or zero.
 
-        Raises as nn.GRUCell, or ValueError and TypeError, for what does not fit.
+        Raises as nn.GRUCell, or ValueError and TypeError, for invalid arguments.
         """
         if self.reset_after:
             return super().forward(input, hx)
@@ -309,7 +313,7 @@ class GRUCell(nn.GRUCell):
         return hoisted_step(a_zr, a_n, h, *hoisted, reset_after=False)
 
     def extra_repr(self) -> str:
-        """As nn.GRUCell, and what is not the default."""
+        """As nn.GRUCell, with the further arguments that differ from their defaults."""
         return super().extra_repr() + own_repr(self.reset_after)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -318,7 +322,7 @@ class GRUCell(nn.GRUCell):
 
 
 class Recurrent(nn.Module):
-    """Layers of any cell, called as GRU is, but without unbatched and packed input and dropout.
+    """Layers of any cell with the arguments of GRU, except unbatched or packed input and dropout.
 
     The parameters are the canonical ones (common/params.py), with underscores for dots.
 
@@ -340,7 +344,7 @@ class Recurrent(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Raises ValueError and TypeError for what these cannot be."""
+        """Raises ValueError and TypeError for invalid arguments."""
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_bool(bidirectional=bidirectional, reset_after=reset_after, batch_first=batch_first)
         cell.resolve(implementation, None)
@@ -391,24 +395,24 @@ class Recurrent(nn.Module):
 
 
 def from_nn_gru(stacked: Float[Tensor, "3H *N"]) -> Float[Tensor, "3H *N"]:
-    """The gates z, r, n from nn.GRU's r, z, n, of which z says how much of the state is kept."""
+    """The gates z, r, n from nn.GRU's r, z, n, whose z is the share of the state that is kept."""
     r, z, n = stacked.chunk(3)
     return torch.cat([-z, r, n])
 
 
 def to_nn_gru(stacked: Float[Tensor, "3H *N"]) -> Float[Tensor, "3H *N"]:
-    """The way back."""
+    """The inverse of from_nn_gru."""
     z, r, n = stacked.chunk(3)
     return torch.cat([r, -z, n])
 
 
 def autocast_at(x: Tensor) -> bool:
-    """Whether torch.autocast is on where a tensor is."""
+    """Whether torch.autocast is on for the device of a tensor."""
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def integers(name: str, values: Any) -> Tensor:
-    """A tensor as it is; a list of integers, or what NumPy takes for one, as a tensor.
+    """A tensor unchanged; integers that NumPy can convert, such as a list, as a tensor.
 
     Raises TypeError for others.
     """
@@ -421,7 +425,7 @@ def integers(name: str, values: Any) -> Tensor:
 
 
 def rename(module: nn.Module, name: str, new: str) -> str:
-    """Give a parameter another name, and return that."""
+    """Rename a parameter; returns the new name."""
     parameter = getattr(module, name)
     delattr(module, name)
     module.register_parameter(new, parameter)
@@ -429,15 +433,16 @@ def rename(module: nn.Module, name: str, new: str) -> str:
 
 
 def own_repr(reset_after: bool, implementation: str = "auto") -> str:
-    """What is said beside PyTorch's own."""
-    said = "" if reset_after else ", reset_after=False"
-    return said if implementation == "auto" else f"{said}, implementation={implementation}"
+    """The part of a representation that PyTorch's own lacks."""
+    text = "" if reset_after else ", reset_after=False"
+    return text if implementation == "auto" else f"{text}, implementation={implementation}"
 
 
 def of_other_kind(
     reset_after: bool, theirs: str, state_dict: Mapping[str, Any], prefix: str, errors: list[str]
 ) -> bool:
-    """Whether these are parameters for the other reset_after; adds to load_state_dict's errors."""
+    """Whether a state_dict is for the other reset_after; if so, extends load_state_dict's
+    errors."""
     names = ("gru_0_forward_weight_ih", theirs)
     own, found = reversed(names) if reset_after else names
     refused = prefix + found in state_dict and prefix + own not in state_dict

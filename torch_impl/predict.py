@@ -26,8 +26,8 @@ def load(run_dir: Path | str, device: Device = "auto", checkpoint: Saved | None 
         checkpoint, finished or not; "best" the best ones, by the validation reviews, that this
         checkpoint knows.
 
-    Raises InputError (a ValueError), in one line, for what is no such run, is damaged or does not
-    fit together, for a device that is not there, and for a checkpoint whose data have changed.
+    Raises InputError (a ValueError) with one line if the run is missing, damaged or inconsistent,
+    if the device is not available, and if the data of the checkpoint have changed.
     """
     return model.load(predictor, run_dir, device, checkpoint)
 

@@ -1,7 +1,7 @@
 """A classifier that answers and explains its answers in PyTorch. Its twin: jax_impl/predictor.py.
 
-It is its parameters, the word vectors and the forward computation; training (learner.py) adds the
-loss, the gradients and the optimizer.
+A predictor consists of parameters, word vectors and the forward computation; training (learner.py)
+adds the loss, the gradients and the optimizer.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from torch_impl.trace import explain
 
 
 def find_device(name: str) -> torch.device:
-    """The device called auto, cpu, cuda or mps. Raises InputError where the machine has none."""
+    """The device named auto, cpu, cuda or mps. Raises InputError if the machine has none."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if name == "auto":
         name = "cuda" if there["cuda"] else "cpu"
@@ -33,7 +33,7 @@ def find_device(name: str) -> torch.device:
 
 
 class Predictor(predictor.Predictor):
-    """The predictor that common/inference/predictor.py describes, in PyTorch."""
+    """The predictor of common/inference/predictor.py in PyTorch."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Predictor(predictor.Predictor):
         return {name: value.detach().cpu().numpy() for name, value in found.items()}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        """The array in the dtype of the parameters; bytes keep theirs."""
+        """The array in the dtype of the parameters; an array of bytes keeps its dtype."""
         tensor = torch.from_numpy(array).to(self.device)
         return tensor if array.dtype == np.uint8 else tensor.to(self.model.vectors.dtype)
 

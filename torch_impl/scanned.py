@@ -1,6 +1,6 @@
-"""Any cell for any number of time steps in what torch.export and torch.onnx.export record.
+"""Recurrences that torch.export and torch.onnx.export record for any number of time steps.
 
-JAX needs no such thing: jax.lax.scan serves all uses.
+In JAX, jax.lax.scan serves all uses, so this file has no twin.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch_impl.layers import LayerOutput, Restart, Weights, by_direction, gathe
 def exportable(cell: Cell) -> Cell:
     """The cell; while torch.onnx.export traces, with `scanned` as its only recurrence.
 
-    ONNX has no operator that stands for this project's kernel. torch.export alone keeps the kernel.
+    ONNX has no operator for this project's kernel. torch.export without ONNX keeps the kernel.
     """
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         return with_scan(cell)
@@ -34,8 +34,7 @@ def with_scan(cell: Cell) -> Cell:
 def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[..., LayerOutput]:
     """`loop` for any number of time steps, with torch.export's scan operator, a prototype.
 
-    torch.export and torch.onnx.export record it as one operation. JAX has one for all uses:
-    jax.lax.scan.
+    torch.export and torch.onnx.export record it as one operation.
     """
 
     def direction(
@@ -48,7 +47,7 @@ def scanned(step: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[.
         reverse: bool,
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "T B H"]]:
         weight_ih, weight_hh, bias_ih, *hidden = weights
-        # What the operator reads must not alias its first state.
+        # The inputs of the operator must not share memory with its initial state.
         begin, h_reset = (torch.zeros_like(mask), h) if restart is None else restart
 
         def one(h: Tensor, a: Tensor, live: Tensor, begin: Tensor, *read: Any) -> Any:

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     from common.training import loop
     from torch_impl import learner
 
-    # As XLA does. Gradients that vanish over the steps become denormal numbers, with which an Intel
-    # processor takes a hundred times as long.
+    # As XLA does. Vanishing gradients become denormal numbers, with which an Intel processor
+    # computes a hundred times more slowly.
     torch.set_flush_denormal(True)
     loop.main(learner)

@@ -13,19 +13,19 @@ from torch import Tensor
 from common.errors import InputError
 from common.training.world import World, check_launch, launch_number, take_cores
 
-LONGEST = timedelta(days=1)  # that one may wait for another, which encodes a data set, say
+LONGEST = timedelta(days=1)  # a worker may have to wait for another that encodes a data set
 
 
 @contextmanager
 def join() -> Iterator[World]:
-    """The workers that torchrun has started, over gloo and, for what is on a GPU, NCCL."""
+    """The workers that torchrun has started; they communicate by gloo and, on GPUs, by NCCL."""
     check_launch("torch")
     backend = "gloo"
     torch.set_num_threads(take_cores())
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(launch_number("LOCAL_RANK", "0") % torch.cuda.device_count())
-    # The store of a torchrun that starts all again may still say where the workers were before.
+    # After a restart, torchrun's store may still contain the previous addresses of the workers.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST))
@@ -41,7 +41,7 @@ def join() -> Iterator[World]:
         return found
 
     yield World(dist.get_rank(), dist.get_world_size(), gather, is_lost)
-    dist.destroy_process_group()  # else its threads may abort
+    dist.destroy_process_group()  # otherwise its threads may abort
 
 
 def is_lost(error: BaseException) -> bool:
@@ -50,17 +50,17 @@ def is_lost(error: BaseException) -> bool:
 
 
 class Exchange:
-    """Adds up what the shares of a batch come to, in every worker alike.
+    """Sums the results of the shares of a batch, with the same result in every worker.
 
-    shares: how many there are in all.
+    shares: their number in all workers together.
     """
 
     def __init__(self, world: World, shares: int) -> None:
         self.world, self.shares = world, shares
-        self.each = -(-shares // world.size)  # of a worker, at most
+        self.each = -(-shares // world.size)  # the largest number of shares of a worker
 
     def __call__(self, mine: Sequence[Float[Tensor, " P"]]) -> Float[Tensor, " P"]:
-        """The sum over all shares, in their order. mine: this worker's."""
+        """The sum over all shares, in their order. mine: the results of this worker's shares."""
         rows = list(mine)
         if (size := self.world.size) > 1:
             rows += [torch.zeros_like(rows[0])] * (self.each - len(rows))
