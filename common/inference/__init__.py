@@ -1,1 +1,1 @@
-"""What a trained model is asked: predictions, and what explains them."""
+"""Predictions of trained models and their explanations."""

@@ -1,4 +1,4 @@
-"""Why a trained model answered as it did, word by word: both twins' explain, and the explorer."""
+"""Explanations of a trained model's answer, word by word: the explain programs and the explorer."""
 
 import dataclasses
 import sys
@@ -25,15 +25,15 @@ from common.linear import run as linear
 from common.training.options import Device, parse_options
 from common.training.run_directory import framework_of
 
-PATIENCE = 50  # so many batches take seconds
-# What a word can be tinted by, and what that says.
+PATIENCE = 50  # the number of batches from which a progress bar is shown
+# The quantities by which words can be tinted, and their descriptions.
 MEASURES = {
     "z": "update gate: how much of the candidate is let in, the mean over the units",
     "change": "how far the word moves the state: the norm of the difference",
     "gradient": "gradient x input of the predicted class's logit",
     "leave_out": "how much the predicted class's logit falls when the word is left out",
 }
-# Told apart by people who confuse red and green too (Okabe and Ito 2008).
+# Distinguishable without red-green vision (Okabe and Ito 2008).
 FOR, AGAINST = (0, 114, 178), (213, 94, 0)
 UNREAD = " (grey, without numbers)"
 
@@ -42,7 +42,7 @@ UNREAD = " (grey, without numbers)"
 class ExplainOptions:
     """Explain a trained model's answer word by word: gates, state changes, influence.
 
-    Of a model with several layers, the gates and states are those of the last one.
+    For a model with several layers, the gates and states are those of the last layer.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
@@ -50,17 +50,18 @@ class ExplainOptions:
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """The text to classify."""
     by: str | None = None
-    """What the words are tinted by: z (mean update gate) or another gate of the cell, change (of
-    the state), gradient (x input, of the predicted class's logit) or leave_out (fall of that logit
-    when the word is left out). The default is the first gate of the cell, z for a GRU, or change
-    for a cell without gates. The words of a linear model are tinted by their contributions."""
+    """The quantity by which the words are tinted: z (mean update gate) or another gate of the
+    cell, change (of the state), gradient (times input, of the predicted class's logit) or leave_out
+    (decrease of that logit without the word). The default is the first gate of the cell, z for a
+    GRU, or change for a cell without gates. The words of a linear model are tinted by their
+    contributions."""
     json: Path | None = None
-    """Write everything to this file, too."""
+    """Write all values to this JSON file as well."""
     checkpoint: Saved | None = None
-    """Of a run that is not finished, too: the last parameters, or the best ones by the validation
-    reviews, that its last checkpoint knows."""
+    """Read the last checkpoint of a run, which may be unfinished: its last parameters, or the best
+    ones by the validation loss."""
     device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    """The device of the computation: auto, cpu, cuda or mps."""
 
 
 def main(framework: Framework) -> None:
@@ -86,7 +87,7 @@ def main(framework: Framework) -> None:
 
 
 def _explain_linear(options: ExplainOptions) -> None:
-    """Print what each word contributes to a linear model's answer."""
+    """Print the contribution of each word to a linear model's answer."""
     for name, value in (("checkpoint", options.checkpoint), ("by", options.by)):
         if value is not None:
             raise InputError(f"--{name} {value}: {options.run_dir} is linear and has none")
@@ -113,7 +114,7 @@ def _explain_linear(options: ExplainOptions) -> None:
 
 
 def _progress(chunks: Iterable[Any], count: int) -> Iterable[Any]:
-    """A progress bar where it takes long."""
+    """A progress bar, if there are many batches."""
     console = Console(stderr=True)
     quick = not sys.stderr.isatty() or count < PATIENCE
     label = "leaving out a word at a time"
@@ -127,7 +128,7 @@ def _print(
     by: str,
     known: int,
 ) -> None:
-    """A table with a line a word and, where there is colour, the text itself, tinted."""
+    """A table with one line per word and, on a terminal with colours, the tinted text."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{found['predicted']}, probability {found['probability']:.4f}")
@@ -188,7 +189,7 @@ def _add_rows(
 
 
 def _tinted(words: Sequence[str], weights: Float[np.ndarray, " n"], *, signed: bool) -> list[Text]:
-    """The words on backgrounds from white to a full colour, in letters that stand out."""
+    """The words on backgrounds from white to a full colour, with letters of sufficient contrast."""
     low = 0.0 if signed else weights.min()
     shares = (weights - low) / (abs(weights - low).max() or 1.0)
     tinted = []

@@ -1,6 +1,6 @@
-"""Write a trained classifier as a file that runs without this project: every export's command line.
+"""Export a trained classifier to a file that runs without this project: the export programs.
 
-Beside the file lies a JSON file that says how a text becomes token numbers: docs/export.md.
+A JSON file beside it describes the conversion of a text to token numbers: docs/export.md.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from common.training.options import parse_options
 from common.training.run_directory import Run, load_run
 
 FORMAT = 1  # of the JSON file
-# Of the largest logit: a thousand times what rounding comes to, and far below what a fault does.
+# Relative to the largest logit: a thousand times the rounding error, far below a fault's.
 _LARGEST_DIFFERENCE = 1e-3
 
 Call = Callable[[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"]], Float32[np.ndarray, "B C"]]
-"""A model read back: tokens (anything in the padding) and lengths to logits."""
+"""The exported model, read again: logits from tokens (any values at padding) and lengths."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained classifier as a file that runs without this project.
+    """Export a trained classifier to a file that runs without this project.
 
-    It reads token numbers. How a text becomes these says the JSON file that is written beside it,
-    FILE.json for FILE.onnx: see docs/export.md, which has programs in Python and JavaScript, too.
+    Its input is token numbers. The JSON file that is written beside it, FILE.json for FILE.onnx,
+    describes the conversion of a text; docs/export.md has programs in Python and JavaScript.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
@@ -44,7 +44,7 @@ class ExportOptions:
     out: Path
     """The file to write; an existing one is replaced."""
     int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """With --to onnx: word vectors in int8, by ONNX Runtime's dynamic quantisation."""
+    """With --to onnx: store word vectors in int8, by ONNX Runtime's dynamic quantization."""
 
 
 def main(
@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """The command line of `python -m torch_impl.export`, and of jax_impl's.
 
-    name: the format that is the framework's own, which `save` writes and `load` reads.
+    name: the framework's own format, which `save` writes and `load` reads.
     """
     with exit_on_input_error():
         package = framework.__name__.rpartition(".")[0]
@@ -62,7 +62,7 @@ def main(
         # All formats compute in float32.
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype="float32"))
         if options.to == "onnx":
-            from common.inference import onnx_graph  # onnx need not be installed
+            from common.inference import onnx_graph  # onnx is an optional package
 
             content = onnx_graph.save(run, int8=options.int8)
             exported = onnx_graph.load(content)
@@ -71,7 +71,7 @@ def main(
             exported = load(content)
         difference = largest_difference(framework, run, exported)
         compared = f"its logits differ from {package}'s by {difference:.0e} of the largest"
-        if not (difference <= _LARGEST_DIFFERENCE or options.int8):  # or is not a number
+        if not (difference <= _LARGEST_DIFFERENCE or options.int8):  # also true for NaN
             raise InputError(f"{out}: not written, for {compared}")
         for path, written in ((beside, files.to_json(description(run))), (out, content)):
             with files.writing(path):
@@ -81,7 +81,7 @@ def main(
 
 
 def check(options: ExportOptions, name: str) -> tuple[Path, Path]:
-    """The file to write and the JSON file beside it. Raises InputError for what makes no sense."""
+    """The file to write and the JSON file beside it. Raises InputError for invalid options."""
     out = options.out
     if options.to not in (name, "onnx"):
         raise InputError(f"--to {options.to}: expected {name} or onnx")
@@ -99,7 +99,7 @@ def check(options: ExportOptions, name: str) -> tuple[Path, Path]:
 
 
 def description(run: Run) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """The content of the JSON file."""
     return {
         "format": FORMAT,
         "classes": run.classes,
@@ -120,10 +120,11 @@ def padded(
 
 
 def largest_difference(framework: Framework, run: Run, exported: Call) -> float:
-    """Between a model's logits and the framework's, relative to the largest of these.
+    """The largest difference between the exported model's logits and the framework's, relative to
+    the largest of these.
 
-    Of texts of the first words of the vocabulary, with which the most n-grams begin, in batches of
-    one and of several.
+    The texts consist of the first words of the vocabulary, with which most n-grams begin, in
+    batches of one and of several.
     """
     rng, words = np.random.default_rng(0), run.vocabulary[:300]
     texts = [" ".join(rng.choice(words, n)) for n in (60, 0, 1, 2, 7, 60, 33)]

@@ -1,4 +1,4 @@
-"""A trained model and what it is asked: what `load` of both twins returns."""
+"""A trained model, the result of `load` of both twins."""
 
 import dataclasses
 import math
@@ -24,8 +24,8 @@ from common.training.data import fingerprint_of, load_data
 from common.training.options import Device
 from common.training.run_directory import Run, load_run
 
-ROWS = (1, 8, 32)  # texts that are read together
-LEAST = 32  # of padded lengths and numbers of distinct words: each next one is twice, or four times
+ROWS = (1, 8, 32)  # texts that are encoded together
+LEAST = 32  # factors between padded lengths, and between numbers of distinct words
 
 Saved = Literal["last", "best"]
 Ids = Int32[np.ndarray, " words"]
@@ -38,27 +38,27 @@ class Prediction:
     label: str
     """The most probable class."""
     probabilities: dict[str, float]
-    """Of every class, in the order of `classes`."""
+    """The probability of every class, in the order of `classes`."""
     known_words: int
-    """Words of the text that the model has a vector for (of a linear model: has seen). Where there
-    are none, this is the answer to an empty text."""
+    """The number of words of the text with a vector (for a linear model: that occurred in
+    training). If it is 0, this is the answer to an empty text."""
 
     @property
     def probability(self) -> float:
-        """That of the label."""
+        """The probability of the label."""
         return self.probabilities[self.label]
 
 
 class Model:
-    """A trained model, ready to answer. Threads may share it: to ask changes nothing.
+    """A trained model. Threads may share it, because its methods do not change it.
 
-    Texts are read as training read them: markup is removed, words without a vector are left out,
-    and of the others the last max_length are read. Lengths and numbers of texts are padded to a
-    few, so that JAX compiles once for each of these.
+    Texts are read as in training: markup and words without a vector are removed, and the last
+    max_length of the remaining words are read. Lengths and numbers of texts are padded to a few
+    sizes, for each of which JAX compiles once.
     """
 
     classes: tuple[str, ...]
-    """Their names, in the order of logits and probabilities."""
+    """The names of the classes, in the order of logits and probabilities."""
 
     def __init__(
         self, framework: Framework, run: Run, device: Device = "auto", dtype: str = "float32"
@@ -73,7 +73,7 @@ class Model:
             dtype,
         )
         self.gates = CELLS[run.model.cell].gates
-        self.limit = run.options.max_length or sys.maxsize  # words that are read of a text
+        self.limit = run.options.max_length or sys.maxsize  # words read of a text
         self._ids = {word: number for number, word in enumerate(run.vocabulary)}
 
     def __repr__(self) -> str:
@@ -84,12 +84,13 @@ class Model:
         )
 
     def predict(self, texts: Iterable[str]) -> list[Prediction]:
-        """The answer to each text. Raises TypeError for one str, and for what holds no str."""
+        """The answer to each text. Raises TypeError for a single str and for elements other than
+        str."""
         known = self.encode(texts)
         return answers(self.classes, self._logits(known), map(len, known))
 
     def logits(self, texts: Iterable[str]) -> Float[np.ndarray, "N C"]:
-        """The logits of each text's classes. Raises TypeError as predict does."""
+        """The logits of each text. Raises TypeError as predict does."""
         return self._logits(self.encode(texts))
 
     def encode(self, texts: Iterable[str]) -> list[Ids]:
@@ -109,22 +110,22 @@ class Model:
     ) -> dict[str, Any]:
         """Explain the answer to a text, word by word, ready for JSON:
 
-        words        those that the model reads: the last max_length of the known ones
-        all_words    all words of the text; places: where in these each of `words` stands
-        predicted    the class, probability that class's probability
-        z, r         of a GRU: the mean over the units of update and reset gate at each word; of
-                     another cell, the same of the gates that it declares
-        change       the norm of the difference that the word makes to the state
-        gradient     gradient x input of the predicted class's logit
-        leave_out    how much that logit falls when the word is left out
-        running      the probability of the second class (of more than two classes: of the
-                     predicted one), had the text ended with this word
-        units        if asked for: each unit's state, and its gates, a list at each word
+        words        the words that the model reads: the last max_length of the known ones
+        all_words    all words of the text; places: the index in these of each of `words`
+        predicted    the predicted class; probability: its probability
+        z, r         for a GRU: the means over the units of update and reset gate at each word; for
+                     another cell, the means of the gates that it declares
+        change       the norm of the change of the state at each word
+        gradient     gradient times input of the predicted class's logit
+        leave_out    the decrease of that logit without the word
+        running      the probability of the second class (with more than two classes: of the
+                     predicted one) if the text ended with this word
+        units        if requested: the state and the gates of each unit, a list for each word
 
-        z, r, change and units are of the last layer; with two directions they are dicts, forward
-        and backward. All others are lists with an entry a word, so empty where no word is known.
+        z, r, change and units belong to the last layer; with two directions they are dicts with
+        the keys forward and backward. All others are lists with one entry per word.
 
-        track: given what is read in turn, and how often, to pass on, as rich.progress.track does.
+        track: called with the iterable of batches and their number, as rich.progress.track is.
         """
         all_words = words_of(*texts_of([text]))
         places = [place for place, word in enumerate(all_words) if word in self._ids]
@@ -134,8 +135,10 @@ class Model:
         without = (np.delete(ids, i) for i in range(n))
         up_to = (ids[: i + 1] for i in range(n))
         asked, rows = chain([ids], without, up_to), ROWS[-1]
-        chunks = iter(lambda: [*islice(asked, rows)], [])  # never all of them in memory
-        # One shape fits all that is asked, so that JAX compiles once.
+        chunks = iter(
+            lambda: [*islice(asked, rows)], []
+        )  # a generator, so that they are never all in memory
+        # One shape fits all of these texts, so that JAX compiles once.
         shape = self._shapes(1, n)[-1:]
         read = partial(self._logits, rows=rows, shapes=shape)
         logits = np.concatenate([*map(read, track(chunks, math.ceil((2 * n + 1) / rows)))])
@@ -155,7 +158,8 @@ class Model:
         }
 
     def _trace(self, ids: Ids, shape: Sequence[Shape], best: int, units: bool) -> dict[str, Any]:
-        """What `explain` returns of the states, the gates and the gradient of a class's logit."""
+        """The values of `explain` that concern states, gates and the gradient of a class's
+        logit."""
         n = len(ids)
         trace = self.predictor.explain(self._inputs([ids], shape), np.array([best]))
         gradient = finite("gradients", trace["influence"][:n, 0])
@@ -174,13 +178,14 @@ class Model:
     def _logits(
         self, texts: Sequence[Ids], rows: int = 0, shapes: Sequence[Shape] = ()
     ) -> Float[np.ndarray, "N C"]:
-        """The logits, computed in batches of so many rows; by default, as few as suit the texts."""
+        """The logits, computed in batches of this many rows, by default of as few as fit the
+        texts."""
         if not texts:
             return np.zeros((0, len(self.classes)), np.float32)
         rows = rows or next(size for size in ROWS if size >= min(len(texts), ROWS[-1]))
         texts = [ids[-self.limit :] for ids in texts]
         shapes = shapes or self._shapes(rows, max(map(len, texts)))
-        order = np.argsort([-len(ids) for ids in texts], kind="stable")  # alike in length
+        order = np.argsort([-len(ids) for ids in texts], kind="stable")  # batches of similar length
         found = []
         for start in range(0, len(texts), rows):
             some = [texts[number] for number in order[start : start + rows]]
@@ -200,7 +205,7 @@ class Model:
         return Inputs(distinct, tokens, lengths, ratios=ratios)
 
     def _shapes(self, rows: int, longest: int) -> list[Shape]:
-        """Padded sizes of batches of so many texts, the last of which fits `longest` words."""
+        """Padded sizes of batches of this many texts; the last one fits `longest` words."""
         found, steps, limit = [], LEAST, self.limit
         while True:
             distinct, most = LEAST, min(steps, limit) * rows
@@ -228,9 +233,9 @@ def load(
 
 
 def read_checkpoint(folder: Path, which: Saved) -> Run:
-    """A run as its last checkpoint has it. Words and vectors are those of its data set, read anew.
+    """A run in the state of its last checkpoint; words and vectors are read from its data set.
 
-    Raises InputError where there is none, and where the data are no longer the same.
+    Raises InputError if there is no checkpoint and if the data have changed.
     """
     saved = checkpoint.newest(folder, warn=warnings.warn)
     if saved is None:
@@ -261,8 +266,8 @@ def read_checkpoint(folder: Path, which: Saved) -> Run:
 def answers(
     classes: Sequence[str], logits: Float[np.ndarray, "N C"], known: Iterable[int]
 ) -> list[Prediction]:
-    """What logits say, of texts of which so many words are known. Raises InputError for logits that
-    are not finite."""
+    """The predictions from logits, for texts with these numbers of known words. Raises InputError
+    for logits that are not finite."""
     probabilities = softmax(finite("logits", logits).astype(np.float64), axis=1)
     return [
         Prediction(classes[best], dict(zip(classes, row, strict=True)), words)
@@ -280,7 +285,7 @@ def finite(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def texts_of(texts: Iterable[str]) -> list[str]:
-    """The texts. Raises TypeError for one str, which is no list of them, and for what is no str."""
+    """The texts as a list. Raises TypeError for a single str and for elements other than str."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         found = "one str" if isinstance(texts, str) else type(texts).__name__
         raise TypeError(f"texts: expected a list of str, found {found}")
@@ -297,7 +302,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _by_direction(layer: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What is [R, ...]: of one direction that, of two a dict of them."""
+    """An array [R, ...] as a list for one direction, as a dict of lists for two."""
     return {
         name: values[0].tolist()
         if len(values) == 1

@@ -1,4 +1,4 @@
-"""A trained classifier as an ONNX graph, from its canonical parameters: no framework has a part.
+"""A trained classifier as an ONNX graph, made from its canonical parameters without a framework.
 
 tokens [B, T] and lengths [B] (int32) to logits [B, C] (float32): word vectors, log-count ratios of
 n-grams, one GRU or RNN node a layer, pooling and head. Inside, arrays are time-major.
@@ -20,34 +20,34 @@ from common.errors import InputError
 from common.params import cell_of, structure
 from common.training.run_directory import Run
 
-OPSET, IR_VERSION = 22, 10  # the operators with the GRU of today, and the file format of that time
+OPSET, IR_VERSION = 22, 10  # the operators' version and the file format of that time
 _LARGEST = 2**31  # bytes of a protobuf message
 
 
 class Graph:
-    """Nodes and the constants that they read, as they are added."""
+    """A graph under construction: nodes and constants."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def __call__(self, operator: str, *inputs: Any, outputs: Sequence[str] = (), **how: Any) -> str:
-        """Add a node; returns its first output. Inputs are names, or constants; how: attributes."""
+        """Add a node; returns its first output. inputs: names or constants; how: attributes."""
         names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
         outputs = outputs or [f"{operator}_{len(self.nodes)}"]
         self.nodes.append(helper.make_node(operator, names, outputs, **how))
         return outputs[0]
 
     def constant(self, value: Any) -> str:
-        """Add a constant, of Python's whole numbers one of int64; returns its name."""
+        """Add a constant; returns its name. Python's integers become int64."""
         name = f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def model(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> onnx.ModelProto:
-        """All of it as a model, of which onnx.checker approves.
+        """The complete model, validated by onnx.checker.
 
-        inputs, outputs: (type, shape) by name; a size that is a name may be any.
+        inputs, outputs: (type, shape) by name; a size that is a string is arbitrary.
         """
         read, given = (
             [helper.make_tensor_value_info(name, *about) for name, about in ends.items()]
@@ -65,7 +65,7 @@ class Graph:
 def recurrent_weights(
     parameters: Mapping[str, np.ndarray], *, reset_after: bool, ngrams: int = 0
 ) -> dict[str, np.ndarray]:
-    """What the nodes read: W, R and B of each layer, its directions stacked, as "gru.0.W"."""
+    """The parameters of the nodes: W, R and B of each layer, directions stacked, as "gru.0.W"."""
     if cell_of(parameters) == "gru":
         return convert.to_format("onnx", parameters, reset_after=reset_after, ngrams=ngrams)
     if (cell := cell_of(parameters)) != "rnn":
@@ -89,9 +89,9 @@ def recurrent(
     reset_after: bool,
     outputs: Sequence[str],
 ) -> None:
-    """Add the node of a layer, which has the weights of this place ("gru.0."), on x [T, B, D].
+    """Add the node of a layer with the weights of this prefix ("gru.0.") and input x [T, B, D].
 
-    Its outputs are the states [T, R, B, H] and the last ones [R, B, H].
+    Its outputs are the states [T, R, B, H] and the last states [R, B, H].
     """
     W, R, B = (weights[place + name] for name in "WRB")
     how = {"hidden_size": R.shape[-1], "direction": "bidirectional" if len(R) == 2 else "forward"}
@@ -101,9 +101,9 @@ def recurrent(
 
 
 def place_of(graph: Graph, code: str, codes: np.ndarray) -> str:
-    """The place of each code among those that count, which ascend; else their number.
+    """The index of each code among the known ones, which ascend; their number for an unknown code.
 
-    A bisection, unrolled: how many of them are smaller?
+    An unrolled bisection computes how many known codes are smaller.
     """
     known = graph.constant(np.append(codes, np.iinfo(np.int64).max))
     place = graph.constant(0)
@@ -117,16 +117,16 @@ def place_of(graph: Graph, code: str, codes: np.ndarray) -> str:
 
 
 def read_ratios(graph: Graph, values: Mapping[str, np.ndarray], tokens: str, ngrams: int) -> str:
-    """What Ratios.read in common/data/ngrams.py says at each word, as [T, B, E].
+    """The ratios at each word [T, B, E], as Ratios.read in common/data/ngrams.py computes them.
 
-    An n-gram that does not count has the place after the last, where zeros are: longer ones that
-    begin with it have a code above all that count.
+    An unknown n-gram has the index after the last, at which the ratios are zero. Longer n-grams
+    that begin with it have codes above those of all known ones.
     """
     words = len(values["vectors.weight"])
     place = word = graph("Cast", tokens, to=TensorProto.INT64)
     found = []
     for n in range(1, ngrams + 1):
-        if n > 1:  # what comes before the word ends a step earlier
+        if n > 1:  # the preceding words end a step earlier
             before = graph("Pad", place, [1, 0, -1, 0], len(values[f"codes.{n - 1}"]))
             place = graph("Add", graph("Mul", before, words), word)
         place = place_of(graph, place, values[f"codes.{n}"])
@@ -142,7 +142,7 @@ def classifier(run: Run) -> onnx.ModelProto:
     mask = graph("Less", step, graph("Cast", "lengths", to=TensorProto.INT64))  # [T, B]
     vectors, zero = values["vectors.weight"], np.int32(0)
     tokens = graph("Where", mask, graph("Transpose", "tokens", perm=[1, 0]), zero)
-    # To ONNX, numbers below 0 count from the end: here they are out of range, too.
+    # ONNX counts negative indices from the end; here they are out of range as well.
     tokens = graph("Where", graph("Less", tokens, zero), np.int32(len(vectors)), tokens)
     x = graph("Gather", vectors, tokens)
     if config.ngrams:
@@ -166,9 +166,9 @@ def classifier(run: Run) -> onnx.ModelProto:
 
 
 def pool(graph: Graph, outputs: str, last: str, mask: str, pooling: str) -> list[str]:
-    """What the head reads, for each way, of outputs [T, B, R*H] and last states [R, B, H].
+    """The input of the head, from outputs [T, B, R*H] and last states [R, B, H].
 
-    Of a row without words, zeros. mask [T, B]: where words are.
+    It is zero for a row without words. mask [T, B]: true at words.
     """
     zero, lowest = np.float32(0), np.float32(-np.inf)
     mask, row = graph("Unsqueeze", mask, [2]), graph("Unsqueeze", "lengths", [1])
@@ -188,9 +188,9 @@ def pool(graph: Graph, outputs: str, last: str, mask: str, pooling: str) -> list
 
 
 def save(run: Run, *, int8: bool = False) -> bytes:
-    """The classifier of a run as a file; int8: with its tables in int8.
+    """Write the classifier of a run to an ONNX file; int8: with its tables in int8.
 
-    Raises InputError where it is larger than such a file can be.
+    Raises InputError if it exceeds the largest size of such a file.
     """
     model = classifier(run)
     if not int8:
@@ -198,14 +198,14 @@ def save(run: Run, *, int8: bool = False) -> bytes:
     from onnxruntime.quantization import quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
-        logging.disable(logging.WARNING)  # of tokens, which are no numbers to be quantised
+        logging.disable(logging.WARNING)  # of tokens, which must not be quantized
         quantize_dynamic(model, path := Path(folder, "model.onnx"))
         logging.disable(logging.NOTSET)
         return path.read_bytes()
 
 
 def load(content: bytes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Read a file that `save` wrote, for ONNX Runtime to compute."""
+    """Read a file that `save` wrote, for ONNX Runtime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

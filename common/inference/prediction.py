@@ -23,16 +23,16 @@ from common.linear import run as linear
 from common.training.options import Device, parse_options
 from common.training.run_directory import framework_of
 
-TOGETHER = 1024  # texts that are answered before the next ones are read
+TOGETHER = 1024  # texts that are classified before the next ones are read
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
-    """Print label and probability of texts, given here or as the lines of standard input.
+    """Print label and probability of texts, given as arguments or as lines of standard input.
 
-    Of several run directories (RUN_DIR RUN_DIR ... TEXTS) the mean of their probabilities is taken:
-    an ensemble. They may be of either framework, or of common.linear.train; common.linear.predict,
-    which has no framework, reads those alone.
+    With several run directories (RUN_DIR RUN_DIR ... TEXTS), an ensemble, their probabilities are
+    averaged. They may come from either framework or from common.linear.train;
+    common.linear.predict, which uses no framework, reads only the latter.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
@@ -42,30 +42,30 @@ class PredictOptions:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[TEXT ...]", help_behavior_hint=""),
     ] = ()
-    """Further run directories, then texts to classify. -, and no text at all, is standard input:
-    each of its lines is one."""
+    """Further run directories, then texts to classify. With -, or without texts, each line of
+    standard input is a text."""
     data: Annotated[str | None, tyro.conf.arg(metavar="SPEC")] = None
-    """Classify the texts of a data set instead, spelled as for training: csv:FILE, jsonl:FILE, ...
-    (docs/data.md). Where they have labels, accuracy, macro F1 and the scores of each class are
-    printed on standard error at the end."""
+    """Classify the texts of a data set instead, named as for training: csv:FILE, jsonl:FILE, ...
+    (docs/data.md). If they have labels, accuracy, macro F1 and the scores of each class are printed
+    on standard error at the end."""
     skip_bad_rows: bool = False
     """Leave out rows of --data that cannot be used, and print how many."""
     json: bool = False
-    """Print a JSON object a line: text, label, probabilities of all classes, known_words."""
+    """Print one JSON object per line: text, label, probabilities of all classes, known_words."""
     strict: bool = False
-    """End with an error at a text without a word that the model knows, instead of saying what it
-    answers to an empty text."""
+    """End with an error at a text without a known word, instead of printing the answer to an empty
+    text."""
     checkpoint: Saved | None = None
-    """Of runs that are not finished, too: the last parameters, or the best ones by the validation
-    reviews, that their last checkpoint knows."""
+    """Read the last checkpoint of each run, which may be unfinished: its last parameters, or the
+    best ones by the validation loss."""
     device: Annotated[Device, tyro.conf.arg(metavar="DEVICE")] = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    """The device of the computation: auto, cpu, cuda or mps."""
 
 
 def main(framework: Framework | None = None) -> None:
     """The command line of `python -m torch_impl.predict`, and of jax_impl's and common.linear's.
 
-    Without a framework, it reads linear models alone.
+    Without a framework, it reads only linear models.
     """
     with exit_on_input_error():
         package = framework.__name__.rpartition(".")[0] if framework else "common.linear"
@@ -118,7 +118,7 @@ def main(framework: Framework | None = None) -> None:
 def _examples(
     options: PredictOptions, texts: Sequence[str], left_out: Counter[str] | None
 ) -> Iterator[tuple[str, str]]:
-    """Each text to classify, with its label, which is empty where there is none."""
+    """Each text to classify with its label, which may be empty."""
     for text in texts:
         if text != "-" and _is(Path.is_file, text):
             raise InputError(
@@ -135,22 +135,22 @@ def _examples(
 
 
 def is_folder(text: str) -> bool:
-    """Whether an argument is the name of a folder, and so no text."""
+    """Whether an argument is the name of a folder, and therefore no text."""
     return _is(Path.is_dir, text)
 
 
 def _is(kind: Callable[[Path], bool], text: str) -> bool:
-    """Whether an argument names a folder, or a file."""
+    """Whether an argument names a file or folder of this kind."""
     try:
         return bool(text) and kind(Path(text))
-    except (OSError, ValueError):  # too long for a name, or with a zero byte
+    except (OSError, ValueError):  # the name is too long or contains a zero byte
         return False
 
 
 def load(
     framework: Framework | None, folder: Path, device: Device, checkpoint: Saved | None
 ) -> Model | linear.Run:
-    """Read a run directory, of a framework or linear. Raises InputError as they do."""
+    """Read a run directory of a framework or a linear model. Raises InputError."""
     if framework is None or framework_of(folder) == linear.FRAMEWORK:
         if checkpoint:
             raise InputError(f"--checkpoint {checkpoint}: {folder} is linear and has none")
@@ -159,7 +159,7 @@ def load(
 
 
 def predict(models: Sequence[Model | linear.Run], texts: Sequence[str]) -> list[Prediction]:
-    """The answers of several models together: their mean probabilities."""
+    """The answers of an ensemble: the mean of the models' probabilities."""
     found = []
     for each in zip(*(one.predict(texts) for one in models), strict=True):
         names = each[0].probabilities
@@ -185,6 +185,6 @@ def _lines(text: str) -> Iterator[str]:
 def _line(text: str, answer: Prediction, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"text": text, **vars(answer)}, ensure_ascii=False)
-    text = re.sub(r"[\r\n]+", " ", text)  # so that every text is one line
+    text = re.sub(r"[\r\n]+", " ", text)  # one line per text
     unknown = "" if answer.known_words else "\t(no known word: the answer to an empty text)"
     return f"{answer.label}\t{answer.probability:.4f}\t{text}{unknown}"

@@ -1,4 +1,4 @@
-"""What a twin gives to prediction: a classifier that is not trained any further."""
+"""The interface of a twin for prediction: a classifier that is not trained further."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -13,11 +13,11 @@ from common.params import ModelConfig
 class Predictor(Protocol):
     """Parameters, word vectors and the forward computation, in some framework.
 
-    Arrays come and go as NumPy, parameters by their canonical names (common/params.py).
+    Arguments and results are NumPy arrays, parameters have canonical names (common/params.py).
     """
 
     implementation: str
-    """What computes the GRU: loop, scan, fused, nn.GRU."""
+    """The implementation of the GRU: loop, scan, fused, nn.GRU."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Predictor(Protocol):
         device: str = "auto",
         dtype: str = "float32",
     ) -> None:
-        """In JAX, float64 needs its x64 mode. Raises InputError for a device that is missing."""
+        """In JAX, float64 requires x64 mode. Raises InputError if the device is not available."""
 
     def logits(self, inputs: Inputs) -> Float[np.ndarray, "B C"]: ...
 

@@ -1,7 +1,7 @@
 """The CPU kernel of the GRU layer (gru.h, gru.cpp), loaded through ctypes.
 
-`pip install` builds the library beside this file, and so does `python -m common.kernels.build`.
-Importing this package never fails for want of it: ask available().
+`pip install` and `python -m common.kernels.build` build the library beside this file. The package
+can be imported without the library; available() tells whether it was loaded.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def bfloat16() -> bool:
 
 
 def threads() -> int:
-    """GRU_NUM_THREADS, or else as many as there are cores. Raises InputError for what is none."""
+    """GRU_NUM_THREADS, by default the number of cores. Raises InputError for an invalid value."""
     said = os.environ.get("GRU_NUM_THREADS") or str(os.cpu_count() or 1)
     if not (said.isdecimal() and 0 < int(said) < 2**16):
         raise InputError(f"GRU_NUM_THREADS: expected a number of threads, found {said}")
@@ -122,17 +122,17 @@ def threads() -> int:
 
 
 def forward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
-    """gru_forward of gru.h; raises what its status stands for."""
+    """gru_forward of gru.h. Raises the exception of its status."""
     run("gru_forward", problem, directions)
 
 
 def backward(problem: Problem, directions: ctypes.Array[Direction]) -> None:
-    """gru_backward of gru.h; raises what its status stands for."""
+    """gru_backward of gru.h. Raises the exception of its status."""
     run("gru_backward", problem, directions)
 
 
 def run(function: str, problem: Problem, directions: ctypes.Array[Direction]) -> None:
-    """Calls one of the two."""
+    """Call gru_forward or gru_backward."""
     lib = library()
     if lib is None:
         raise RuntimeError("the GRU kernel has not been built: python -m common.kernels.build")
@@ -143,17 +143,17 @@ def run(function: str, problem: Problem, directions: ctypes.Array[Direction]) ->
 
 @cache
 def of_tensors(kind: type) -> Callable[..., int] | None:
-    """gru_tensors_forward of tensors.cpp for a type of tensors, but for its first argument.
+    """gru_tensors_forward of tensors.cpp for a type of tensors, without its first argument.
 
-    None where the kernel has not been built, or the type has no exchange API of DLPack's.
+    None if the kernel has not been built or the type lacks DLPack's exchange API.
     """
     capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
-    known = hasattr(library(), "gru_tensors_forward")  # not built before there was one
+    known = hasattr(library(), "gru_tensors_forward")  # an older library
     if not known or capsule is None:
         return None
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
-    # PyDLL: with Python's lock.
+    # PyDLL keeps Python's lock.
     function = ctypes.PyDLL(str(PATH)).gru_tensors_forward
     function.argtypes = [ctypes.c_void_p, ctypes.py_object, *[ctypes.c_int] * 8]
     return partial(function, pointer(capsule, b"dlpack_exchange_api"))

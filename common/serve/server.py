@@ -100,10 +100,10 @@ class ServeOptions:
     max_bytes: Count = 2_000_000
     """Refuse a larger request."""
     checkpoint: Saved | None = None
-    """Of runs that are not finished, too: the last parameters, or the best ones by the validation
-    reviews, that their last checkpoint knows."""
+    """Read the last checkpoint of each run, which may be unfinished: its last parameters, or the
+    best ones by the validation loss."""
     device: Annotated[Device, tyro.conf.arg(metavar="DEVICE")] = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    """The device of the computation: auto, cpu, cuda or mps."""
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
