@@ -32,10 +32,17 @@ def require(*extras: str, what: str = "") -> None:
 
     what: the option that needs them, with which the message begins. Nothing is imported.
     """
-    missing = {e: [name for name in MODULES[e] if find_spec(name) is None] for e in extras}
+    missing = {e: [name for name in MODULES[e] if not _installed(name)] for e in extras}
     needed = [extra for extra in extras if missing[extra]]
     if needed:
         package = missing[needed[0]][0]
         raise MissingPackage(
             f'{what}{package} is not installed: pip install -e ".[{",".join(needed)}]"'
         )
+
+
+def _installed(name: str) -> bool:
+    """Whether a package is installed. A folder of this name without __init__.py is none: Python
+    would import it as a namespace package."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None

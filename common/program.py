@@ -1,6 +1,5 @@
 """What a program of this project sets in its process before its imports, which take seconds."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -28,6 +27,8 @@ def start(*extras: str, limit_spinning: bool = True) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # see comparison/speed.py
     if "die_with_parent" in sys._xoptions and sys.platform == "linux":
+        import ctypes  # slow to import
+
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if limit_spinning:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -120,11 +120,11 @@ def test_a_cell_that_one_twin_lacks_gets_one_clear_line(
     twin: str, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = LEARNERS[twin]
-    monkeypatch.setitem(params.CELLS, "mgu", params.CellSpec("mgu", blocks=2))
-    monkeypatch.setitem(options.MODELS, learner.FRAMEWORK, ("gru", "mgu"))
+    monkeypatch.setitem(params.CELLS, "absent", params.CellSpec("absent", blocks=2))
+    monkeypatch.setitem(options.MODELS, learner.FRAMEWORK, ("gru", "absent"))
     monkeypatch.setattr(learner, "CELLS", cells.Cells(twin))
-    line = f"error: cell mgu: {twin} has no file {twin}/mgu.py for it\n"
-    assert command(partial(loop.main, learner), "--model", "mgu") == (2, "", line)
+    line = f"error: cell absent: {twin} has no file {twin}/absent.py for it\n"
+    assert command(partial(loop.main, learner), "--model", "absent") == (2, "", line)
 
 
 def test_every_cell_has_an_oracle_but_for_those_of_larger_states() -> None:
