@@ -1,1 +1,1 @@
-"""The yardstick: a linear classifier of word n-grams, which a GRU should beat to be worth it."""
+"""The baseline: a linear classifier of word n-grams, which a GRU should surpass."""

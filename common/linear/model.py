@@ -1,6 +1,6 @@
-"""NB-SVM: a support vector machine on which word n-grams a text has.
+"""NB-SVM: a linear support vector machine whose features are the word n-grams of a text.
 
-Wang and Manning (2012), Baselines and Bigrams: each n-gram counts as much as its log-count ratio
+Wang and Manning (2012), Baselines and Bigrams: the value of each n-gram is its log-count ratio
 (common/data/ngrams.py). scikit-learn fits the machine.
 """
 
@@ -17,20 +17,20 @@ from common.errors import InputError
 
 @dataclass(frozen=True)
 class Linear:
-    """The classifier. Of two classes, it has weights for the second alone; of more, for each."""
+    """The classifier. With two classes, it has weights only for the second; with more, for each."""
 
     words: int
     """V."""
     codes: list[Codes]
-    """Those of the words that count, of the pairs of them, and so on; ascending."""
+    """The codes of the known words, of the known pairs of words, and so on; ascending."""
     weight: Float32[np.ndarray, "R F"]
-    """Of each n-gram, in the order of the codes."""
+    """The weight of each n-gram, in the order of the codes."""
     bias: Float32[np.ndarray, " R"]
 
     def logits(self, texts: Texts) -> Float[np.ndarray, "N C"]:
-        """A number for each class of each text; its differences are the machine's margins.
+        """A number for each class of each text; the differences are the margins of the machine.
 
-        A word that the classifier does not know is -1.
+        An unknown word has the id -1.
         """
         _, features = matrix(texts, self.words, self.codes)
         margins = features @ self.weight.T + self.bias
@@ -39,8 +39,8 @@ class Linear:
     def contributions(self, text: Int[np.ndarray, " T"]) -> Float[np.ndarray, "T R"]:
         """At each word of one text, the sum of the weights of the n-grams that end there.
 
-        An n-gram counts once a text, so its weight is shared by the places where the text has it.
-        With the bias, the sum over the words is the margin.
+        An n-gram counts once per text, so its weight is divided among its occurrences. The sum over
+        the words and the bias is the margin.
         """
         found, start = np.zeros((len(text), len(self.bias))), 0
         flat = concatenate([text])
@@ -64,10 +64,10 @@ def fit(
 ) -> Linear:
     """Train on the texts of a split.
 
-    longest: words of an n-gram, at most. fewest: texts that have an n-gram, at least. smoothing:
-    added to each count. c: what a text on the wrong side costs.
+    longest: the largest number of words of an n-gram. fewest: the smallest number of texts with an
+    n-gram. smoothing: added to each count. c: the cost of a misclassified text.
 
-    Raises InputError where a class has no text, or no n-gram counts.
+    Raises InputError if a class has no text or no n-gram is frequent enough.
     """
     from scipy.sparse import csr_array  # slow to import
     from sklearn.svm import LinearSVC

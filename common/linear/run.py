@@ -1,6 +1,6 @@
-"""A linear model's run directory: as common/training/run_directory.py has it, without vectors.
+"""A linear model's run directory: that of common/training/run_directory.py, without vectors.
 
-model.safetensors      what Linear in model.py holds: weight [R, F], bias [R], codes.1 to codes.n
+model.safetensors      the arrays of Linear in model.py: weight [R, F], bias [R], codes.1 to codes.n
 vocabulary.txt         every word of the data set, in training and test
 """
 
@@ -29,25 +29,25 @@ RUN_FILES = (CONFIG, VOCABULARY, MODEL, METRICS)
 
 @dataclass(frozen=True)
 class LinearConfig(DataConfig):
-    """Train the yardstick, NB-SVM: a support vector machine on which word n-grams a review has.
+    """Train the baseline NB-SVM: a support vector machine whose features are word n-grams.
 
-    A preset says which reviews, and nothing else. A run takes seconds and is not saved before its
-    end: one that was interrupted begins again.
+    The preset selects only the reviews. A run takes seconds and is saved at its end; an interrupted
+    run starts again.
     """
 
     ngrams: Annotated[int, Meta(ge=1, le=10)] = 3
-    """Words of an n-gram, at most."""
+    """The largest number of words of an n-gram."""
     min_reviews: Count = 2
-    """Leave out an n-gram that fewer training reviews have."""
+    """The smallest number of training reviews with an n-gram; rarer n-grams are ignored."""
     smoothing: Annotated[float, Meta(ge=1e-6, le=1e6)] = 1.0
-    """Added to how many reviews of a class have an n-gram."""
+    """Added to the number of reviews of a class with an n-gram."""
     c: Annotated[float, Meta(ge=1e-6, le=1e3)] = 0.01
-    """What a training review on the wrong side costs, against the size of the weights."""
+    """The cost of a misclassified training review relative to the size of the weights."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What config.json holds."""
+    """The content of config.json."""
 
     options: LinearConfig
     classes: tuple[str, ...]
@@ -58,7 +58,7 @@ class About:
 
 @dataclass(frozen=True)
 class Run(About):
-    """A run directory's model, read back."""
+    """The model of a run directory."""
 
     vocabulary: list[str] = field(repr=False)
     model: Linear = field(repr=False)
@@ -72,10 +72,10 @@ class Run(About):
     def explain(self, text: str) -> dict[str, Any]:
         """Explain the answer to a text, word by word, ready for JSON:
 
-        words          those that training has seen
-        all_words      all words of the text; places: where in these each of `words` stands
-        predicted      the class, probability that class's probability
-        contribution   what the n-grams that end at each word add to the margin of that class
+        words          the words that occurred in training
+        all_words      all words of the text; places: the index in these of each of `words`
+        predicted      the predicted class; probability: its probability
+        contribution   the sum of the weights of the n-grams that end at each word, for that class
         """
         (ids,), (answer,) = self.encode([text]), self.predict([text])
         places = np.flatnonzero(ids >= 0)
@@ -92,7 +92,7 @@ class Run(About):
         }
 
     def encode(self, texts: Iterable[str]) -> list[Int32[np.ndarray, " words"]]:
-        """The ids of each text's words; -1 is a word that was not seen."""
+        """The ids of each text's words; -1 for a word that did not occur in training."""
         ids, read = self._ids, map(words_of, texts_of(texts))
         return [np.array([ids.get(word, -1) for word in words], np.int32) for words in read]
 
@@ -102,7 +102,7 @@ class Run(About):
 
 
 def parse_about(content: bytes, path: Path) -> About:
-    """A config.json of a linear model. Raises InputError for any other."""
+    """Parse the config.json of a linear model. Raises InputError for any other."""
     about = run_directory.parse(About, content, path)
     if (about.framework, about.format) != (FRAMEWORK, FORMAT):
         raise InputError(f"{path}: not that of a linear model of format {FORMAT}")
@@ -113,14 +113,14 @@ def parse_about(content: bytes, path: Path) -> About:
 
 
 def finished(folder: Path, options: LinearConfig) -> dict[str, Any] | None:
-    """The metrics of the finished run of these very options in this folder, if there is one."""
+    """The metrics of the finished run with the same options in this folder, if there is one."""
     return run_directory.finished(folder, FRAMEWORK, options, RUN_FILES, parse_about)
 
 
 def write(
     folder: Path, about: About, vocabulary: Sequence[str], model: Linear, metrics: dict[str, Any]
 ) -> None:
-    """Write what a finished run leaves: see run_directory.write."""
+    """Write the files of a finished run: see run_directory.write."""
     codes = {f"codes.{n}": each for n, each in enumerate(model.codes, 1)}
     tensors = {"weight": model.weight, "bias": model.bias, **codes}
     run_directory.write(folder, about, vocabulary, metrics, {MODEL: tensors})
@@ -129,7 +129,7 @@ def write(
 def load(folder: str | Path) -> Run:
     """Read a finished run directory of a linear model.
 
-    Raises InputError naming the file that is missing or damaged, or does not fit the others.
+    Raises InputError naming the file that is missing, damaged or inconsistent with the others.
     """
     folder = Path(folder)
     if run_directory.framework_of(folder) not in ("", FRAMEWORK):

@@ -1,4 +1,4 @@
-"""Train the yardstick, a linear model of word n-grams, on the reviews that a GRU trains on.
+"""Train the baseline, a linear model of word n-grams, on the reviews that a GRU trains on.
 
 python -m common.linear.train --preset full --out runs/linear
 """
@@ -40,9 +40,9 @@ def main() -> None:
 
 
 def train(options: LinearConfig) -> dict[str, Any]:
-    """Train, test, and write the run directory; returns what metrics.json holds.
+    """Train, test, and write the run directory; returns the content of metrics.json.
 
-    A run of the same options that is finished is left as it is. Raises InputError.
+    A finished run with the same options is not changed. Raises InputError.
     """
     out = options.out or Path("runs") / f"{FRAMEWORK}-{NAME}"
     with run_directory.lock(out):
@@ -58,8 +58,8 @@ def train(options: LinearConfig) -> dict[str, Any]:
 
 
 def _problem(out: Path, options: LinearConfig) -> str:
-    """Why a run of these options must not be written there, if it must not."""
-    if run_directory.framework_of(out) == FRAMEWORK:  # perhaps not whole, as after a crash
+    """The reason why a run with these options must not be written there, or nothing."""
+    if run_directory.framework_of(out) == FRAMEWORK:  # which a crash may have left incomplete
         about = run.parse_about(files.read(out / run_directory.CONFIG), out / run_directory.CONFIG)
         different = run_directory.differences(about.options, options)
         return f"holds another run: {', '.join(different)}" if different else ""
@@ -68,7 +68,7 @@ def _problem(out: Path, options: LinearConfig) -> str:
 
 
 def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
-    import sklearn.svm  # noqa: F401  so that the time of the training is not that of its import
+    import sklearn.svm  # noqa: F401  so that the training time does not include the import
 
     texts, training, test, validation = load_texts(options, say)
     say(
@@ -130,10 +130,10 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
 
 
 def calibrate(fit: Callable[[EncodedSplit], Linear], training: EncodedSplit) -> float | None:
-    """The temperature that makes probabilities of margins, which are none by themselves.
+    """The temperature that calibrates the margins as logits of probabilities.
 
-    It is fitted to a fifth of the texts, by a machine that is trained on the others. None where
-    these are too few to train on.
+    It is fitted to the margins of a fifth of the texts, from a machine that is trained on the
+    others. None if these are too few for training.
     """
     others, fifth = training.hold_out(len(training) // 5)
     if not len(fifth):

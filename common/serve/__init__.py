@@ -1,1 +1,1 @@
-"""Trained models over HTTP: an API, and a page to look into them."""
+"""Trained models over HTTP: an API, and a page that explains their answers."""

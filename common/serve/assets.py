@@ -1,4 +1,4 @@
-"""The files of the page, which shares its explorer and its look with the report."""
+"""The files of the page, which shares its explorer and its style with the report."""
 
 from functools import cache
 from pathlib import Path
@@ -11,8 +11,8 @@ PATHS = ("/", "/page.css", "/page.js", "/vega.js", "/charts.json")
 
 @cache
 def assets() -> dict[str, tuple[bytes, str]]:
-    """By their paths: content and media type."""
-    # Takes a second or two and 120 MiB, which a server that nobody looks at need not have.
+    """Content and media type of each path."""
+    # On first use, because it takes a second or two and 120 MiB.
     from common.report import figures, html
 
     charts = msgspec.json.encode({"running": figures.running().spec()})

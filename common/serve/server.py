@@ -1,18 +1,18 @@
-"""The server: what is asked over HTTP is put to trained models, many requests at a time.
+"""The HTTP server of trained models, which answers many requests together.
 
 POST /predict       {"texts": [...], "run": the name of a run, by default the first}
 POST /explain       the same, and "units": true for the gates and states of every unit
-GET /runs           what is served
-GET /healthz        says that it works
-GET /metrics        for Prometheus
-GET /openapi.json   all of this, for programs
-GET /               a page to look into the runs
+GET /runs           the runs that are served
+GET /healthz        the state of the server
+GET /metrics        metrics for Prometheus
+GET /openapi.json   the description of this interface
+GET /               a page that explains the answers of the runs
 
-What cannot be answered gets a 4xx and {"error": a line}.
+An invalid request gets a status 4xx and {"error": one line}.
 
-A web page of another origin must not read the answers. The Host header has to name this server,
-for a foreign name may resolve to its address (DNS rebinding). An Origin header has to agree with
-it. A question has to be application/json, which browsers do not send to another origin without a
+A web page of another origin must not read the answers. The Host header must name this server,
+because a foreign name may resolve to its address (DNS rebinding). An Origin header must agree with
+it. A request must be application/json, which browsers do not send to another origin without a
 preflight request.
 """
 
@@ -56,7 +56,7 @@ SIZES = ("hidden_size", "num_layers", "bidirectional")
 TOGETHER = 256  # texts that are predicted together, unless one request has more
 CONNECTIONS = 1000
 BODY_SECONDS = 30
-# The page loads nothing from elsewhere, and no script but its own files.
+# The page loads only its own files and scripts.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -75,30 +75,31 @@ REFUSALS = {
 
 @dataclasses.dataclass(frozen=True)
 class ServeOptions:
-    """Answer over HTTP with trained models, and show on a page how they come to their answers."""
+    """Serve trained models over HTTP, with a page that explains their answers."""
 
     run_dirs: Annotated[
         tuple[Path, ...],
         tyro.conf.Positional,
         tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]", help_behavior_hint=""),
     ] = ()
-    """Their run directories, of either framework or linear."""
+    """The run directories of trained models, of either framework or linear."""
     host: str = "127.0.0.1"
-    """The address to listen on: by default, only this machine reaches it; 0.0.0.0: every one."""
+    """The address to listen on: by default, only this machine can connect; 0.0.0.0: any."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
-    """The port to listen on; 0 for one that is free."""
+    """The port to listen on; 0 for a free one."""
     allowed_hosts: tuple[str, ...] = ()
     """Further names or addresses, without a port, by which clients reach the server: name,
     *.example.com, [2001:db8::1]; "*" for any. Requests with another Host header are refused.
-    Always allowed: --host, and localhost where that is reached."""
+    --host and, if it is reachable, localhost are always allowed."""
     max_texts: Count = 256
-    """Refuse a request of more texts."""
+    """The largest number of texts in a request."""
     max_characters: Count = 20_000
-    """Refuse a longer text."""
+    """The largest number of characters of a text."""
     max_explained: Count = 500
-    """Refuse to explain more words in a request: each takes reading all of them twice."""
+    """The largest number of words that a request may have explained: for each, all are read
+    twice."""
     max_bytes: Count = 2_000_000
-    """Refuse a larger request."""
+    """The largest number of bytes of a request."""
     checkpoint: Saved | None = None
     """Read the last checkpoint of each run, which may be unfinished: its last parameters, or the
     best ones by the validation loss."""
@@ -107,15 +108,15 @@ class ServeOptions:
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
-    """Texts to predict. run: the name of a run, by default the first one's."""
+    """Texts to classify. run: the name of a run, by default the first one."""
 
     texts: list[str]
     run: str | None = None
 
 
 class Explain(Question, forbid_unknown_fields=True):
-    """Texts to explain. units: with the gates and states of every unit, which a linear run has
-    none of."""
+    """Texts to explain. units: whether to add the gates and states of every unit, which a linear
+    run does not have."""
 
     units: bool = False
 
@@ -128,14 +129,14 @@ class Predictions(msgspec.Struct):
 
 
 class Explanations(msgspec.Struct):
-    """What Model.explain says of each text; of a linear run, what its explain says."""
+    """The explanation of each text: see Model.explain or, for a linear run, Run.explain."""
 
     run: str
     explanations: list[dict[str, Any]]
 
 
 class Problem(msgspec.Struct):
-    """Why a request is refused."""
+    """The reason why a request is refused."""
 
     error: str
 
@@ -145,9 +146,9 @@ Q = TypeVar("Q", bound=Question)
 
 
 class Served:
-    """A run that is served. What comes while it is at work is read together, as soon as it is free.
+    """A run that is served. Requests that arrive while it computes are then computed together.
 
-    To wait for more, a millisecond or three, gave fewer answers a second.
+    Waiting one to three milliseconds for further requests resulted in fewer answers per second.
     """
 
     def __init__(self, name: str, model: Model | linear.Run) -> None:
@@ -155,7 +156,7 @@ class Served:
         self.worker = ThreadPoolExecutor(1)
         self.waiting: list[tuple[list[str], asyncio.Future[list[Prediction]]]] = []
         self.task: asyncio.Task[None] | None = None
-        for rows in ROWS:  # what is compiled on the way need not be when somebody waits
+        for rows in ROWS:  # so that JAX compiles before the first request
             model.predict([""] * rows)
 
     async def predict(self, texts: list[str]) -> list[Prediction]:
@@ -165,7 +166,7 @@ class Served:
         return await future
 
     async def _answer(self) -> None:
-        """Answer until nobody waits."""
+        """Answer until no request waits."""
         loop = asyncio.get_running_loop()
         while self.waiting:
             sizes = accumulate(len(texts) for texts, _ in self.waiting)
@@ -174,20 +175,20 @@ class Served:
             texts = [text for asked, _ in taken for text in asked]
             try:
                 answers = iter(await loop.run_in_executor(self.worker, self.model.predict, texts))
-            except Exception as problem:  # each of them gets a 500, and the server goes on
+            except Exception as problem:  # a 500 for each of these requests
                 for _, future in taken:
                     if not future.done():
                         future.set_exception(problem)
                 continue
             for asked, future in taken:
                 own = [*islice(answers, len(asked))]
-                if not future.done():  # else nobody waits any longer
+                if not future.done():  # otherwise the client has disconnected
                     future.set_result(own)
         self.task = None
 
 
 class Server:
-    """The application, which uvicorn or another ASGI server runs."""
+    """The ASGI application, which uvicorn runs."""
 
     def __init__(self, runs: Sequence[Served], options: ServeOptions, hosts: Sequence[str]) -> None:
         """hosts: the values, without a port, that a request's Host header may have."""
@@ -214,7 +215,7 @@ class Server:
         )
 
     def timed(self, path: str, handler: Handler) -> Handler:
-        """The handler, counted and timed."""
+        """The handler, with metrics of its requests and times."""
 
         async def endpoint(request: Request) -> Response:
             started, status = time.perf_counter(), 500
@@ -261,7 +262,7 @@ class Server:
         return as_json(Explanations(run.name, found))
 
     async def read(self, request: Request, kind: type[Q]) -> tuple[Q, Served]:
-        """What is asked, and which run. Raises HTTPException for what cannot be answered."""
+        """The parsed request and its run. Raises HTTPException for an invalid request."""
         limits, body = self.options, bytearray()
         media_type = request.headers.get("content-type", "").partition(";")[0].strip()
         if media_type.lower() != "application/json":
@@ -298,7 +299,7 @@ class Server:
         return as_json({"runs": [about(run) for run in self.runs.values()]})
 
     async def healthz(self, request: Request) -> Response:
-        """That it works."""
+        """The state of the server."""
         return as_json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
@@ -308,7 +309,7 @@ class Server:
         )
 
     async def openapi(self, request: Request) -> Response:
-        """This interface, for programs."""
+        """The OpenAPI description of this interface."""
         kinds = [Question, Explain, Predictions, Explanations, Problem]
         place = "#/components/schemas/{name}"
         refs, schemas = msgspec.json.schema_components(kinds, ref_template=place)
@@ -336,9 +337,9 @@ class Server:
 
 
 class Announced(uvicorn.Server):
-    """uvicorn's server, which prints a line when it serves.
+    """uvicorn's server, which prints a line when it is ready.
 
-    Not before: a signal that arrives before uvicorn has installed its own handlers does not end it.
+    Earlier, before uvicorn has installed its handlers, a signal would not stop it.
     """
 
     def __init__(self, config: uvicorn.Config, line: str) -> None:
@@ -355,33 +356,33 @@ def as_json(answer: Any, status: int = 200) -> Response:
 
 
 def check_origin(request: Request) -> None:
-    """Raise HTTPException for a request of a page that does not come from this server. Programs
-    send no Origin header."""
+    """Raise HTTPException for a request of a page of another origin. Programs send no Origin
+    header."""
     origin, host = request.headers.get("origin"), request.headers["host"]
     if origin is not None and origin.partition("://")[2] != host:
         raise HTTPException(403, f"Origin {origin} is not {host}")
 
 
 async def refused(request: Request, problem: Exception) -> Response:
-    """What cannot be answered, in a line."""
+    """The response to an invalid request: one line."""
     assert isinstance(problem, HTTPException)
     line = " ".join(problem.detail.split())
     return as_json(Problem(f"{request.method} {request.url.path}: {line}"), problem.status_code)
 
 
 async def failed(request: Request, problem: Exception) -> Response:
-    """A model that cannot answer, in a line: its numbers overflow."""
+    """The response if a model's numbers overflow: one line."""
     return as_json(Problem(f"{request.method} {request.url.path}: {problem}"), 500)
 
 
 def content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """A request or an answer, as OpenAPI has it."""
+    """The OpenAPI schema of a request or an answer."""
     described = {"description": description} if description else {}
     return {**described, "content": {"application/json": {"schema": schema}}}
 
 
 def about(served: Served) -> dict[str, Any]:
-    """What is to know of a run before it is asked."""
+    """The description of a run in GET /runs."""
     model = served.model
     run: Any = model if isinstance(model, linear.Run) else model.run
     found = {"name": served.name, "framework": run.framework, "model": linear.NAME}
@@ -405,7 +406,7 @@ def main(framework: Framework) -> None:
         for name, folder in names(options.run_dirs).items():
             model = prediction.load(framework, folder, options.device, options.checkpoint)
             runs.append(Served(name, model))
-        # Else garbage collection looks at all of PyTorch now and then, for a tenth of a second.
+        # Otherwise garbage collection inspects all of PyTorch, which takes a tenth of a second.
         gc.collect()
         gc.freeze()
         host, port = listener.getsockname()[:2]
@@ -428,7 +429,7 @@ def main(framework: Framework) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises InputError where that cannot be."""
+    """A socket that listens at this address. Raises InputError if that is impossible."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
@@ -437,12 +438,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def bracketed(host: str) -> str:
-    """A host as a URL has it: an IPv6 address in brackets."""
+    """A host in the form of a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def check_hosts(hosts: Sequence[str]) -> None:
-    """Raise InputError for the first that is no name, address or pattern of names."""
+    """Raise InputError for the first value that is no name, address or pattern of names."""
     for host in hosts:
         if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:.]+\]", host):
             raise InputError(
@@ -452,7 +453,7 @@ def check_hosts(hosts: Sequence[str]) -> None:
 
 
 def names(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders by their own names, or as they are given where two have the same."""
+    """The folders by name, or by full path if two have the same name."""
     short = [folder.resolve().name for folder in folders]
     return dict(
         zip(short if len({*short}) == len(short) else map(str, folders), folders, strict=True)
