@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.arguments import product_dtype
 from tools.fuzz_gru_calls import FLOATS, LISTS, Array, Call, Raw, result_names
 
 
@@ -28,7 +29,7 @@ class Torch:
         from torch_impl.modules import GRU
 
         self.torch, self.fake_mode = torch, FakeTensorMode
-        self.entries, self.module = {"gru": gru, "classify": classify}, GRU
+        self.entries, self.module = {"gru": gru, "classify": like_gru(classify)}, GRU
 
     def threads(self, number: int) -> None:
         self.torch.set_num_threads(number)
@@ -149,7 +150,7 @@ class Jax:
 
         jax.config.update("jax_enable_x64", True)
         self.jax, self.nnx = jax, nnx
-        self.entries, self.gru = {"gru": gru, "classify": classify}, GRU
+        self.entries, self.gru = {"gru": gru, "classify": like_gru(classify)}, GRU
         self.module, self.function = lru_cache(8)(self.new_module), lru_cache(8)(self.new_function)
 
     def threads(self, number: int) -> None:
@@ -273,6 +274,15 @@ def attributes(arrays: dict[str, Any]) -> dict[str, Any]:
     """The parameters, as the attributes that they are of GRU."""
     own = {name: value for name, value in arrays.items() if name.startswith("gru.")}
     return {name.replace(".", "_"): value for name, value in own.items()}
+
+
+def like_gru(classify: Callable[..., Any]) -> Callable[..., Any]:
+    """classify with the argument bfloat16 of gru() in place of product_dtype."""
+
+    def run(*arguments: Any, bfloat16: bool, **options: Any) -> Any:
+        return classify(*arguments, product_dtype=product_dtype(bfloat16), **options)
+
+    return run
 
 
 def arguments(entry: str, arrays: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:

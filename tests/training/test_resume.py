@@ -156,7 +156,7 @@ def test_one_framework_goes_on_with_the_others_run(command: Command, tmp_path: P
 
 
 OTHERS = {
-    "--learning-rate 0.01": "--learning-rate was 0.003, is 0.01",
+    "--learning-rate 0.01": "--learning-rate was 0.005, is 0.01",
     "--seed 7": "--seed was 0, is 7",
     "--model bigru --batch-size 4": "--model was gru, is bigru, --batch-size was 8",
 }
