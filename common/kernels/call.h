@@ -1,6 +1,6 @@
 // The data of one call of gru.h. The host (execution.h) prepares it; the vectorised code, which is
-// compiled once for each instruction set, reads it. Functions in this file have internal linkage, so
-// that the linker never replaces a copy for one instruction set by the copy for another.
+// compiled once for each instruction set, reads it. Functions in this file have internal linkage,
+// so that the linker never replaces a copy for one instruction set by the copy for another.
 #pragma once
 
 #include <type_traits>
@@ -9,44 +9,45 @@
 
 namespace gru {
 
-// Rows, over several steps, that the gradient of the recurrent weights is computed from at once. With
-// fewer, reading and writing the gradient takes more of the time; with more, its rounding errors grow.
+// The number of rows, over several steps, from which the gradient of the recurrent weights is
+// computed at once. With fewer, reading and writing the gradient takes more of the time; with more,
+// its rounding errors grow.
 constexpr int64_t chunk_rows = 128;
 
-// Rows of the inputs in one part of the input product.
+// The number of rows of the inputs in one part of the input product.
 constexpr int64_t input_rows = 96;
 
-// The gradient of the input weights is a sum over all live rows. These are the number of its rows,
-// and the bytes of each, that one part adds up. With fewer, memory is read more often; with more, the
-// sums leave the second cache.
+// The gradient of the input weights is a sum over all live rows. These are the number of rows, and
+// the bytes of each, that one part sums. With fewer, memory is read more often; with more, the sums
+// exceed the second-level cache.
 constexpr int64_t gradient_rows = 192, gradient_bytes = 640;
 
-// A cell as the rest of the kernel sees it: see cells.h.
+// The properties of a cell that the rest of the kernel needs: see cells.h.
 constexpr int max_gates = 4, max_phases = 2;
 struct CellShape {
   int gates;                         // blocks of H rows of the weights
   int saved;                         // numbers per unit and step that forward saves for backward
-  int phases;                        // products of a step, one after the other
+  int phases;                        // successive products of a step
   int phase_gates[max_phases];       // the gates of each phase: one or two
-  bool reads_operand[max_phases];    // whether the left factor is the operand, or else the state
-  int separate_gate;                 // the cell combines the input's share and the recurrent product
-                                     // of this gate itself; -1: of none
-  int nn_gate[max_gates], nn_sign[max_gates];  // the same gate in nn_order, and its sign there
+  bool reads_operand[max_phases];    // whether the left factor is the operand or the state
+  int separate_gate;                 // the gate whose input projection and recurrent product the cell
+                                     // combines itself; -1: none
+  int nn_gate[max_gates], nn_sign[max_gates];  // the gate and its sign in nn_order
 
   // The first gate of a phase.
   constexpr int first_gate(int phase) const { return phase ? phase_gates[0] : 0; }
-  // The parts of a step: threads that share a row block wait for one another between them.
+  // The parts of a step, between which threads that share a row block wait for each other.
   constexpr int parts() const { return phases == 2 && reads_operand[1] ? 2 : 1; }
 };
 
-// Some rows of the batch in one direction. One thread walks all their time steps.
+// Rows of the batch in one direction, whose time steps one thread computes.
 struct RowBlock {
   int direction;
   int64_t first, rows;                       // first: the number of rows in the blocks before it
   const int32_t *row;                        // [rows] into the batch, longest first
   const int32_t *active;                     // [steps] the number of rows that have this step
   int32_t *slot;                             // [distinct] the row of d_projections below, or -1
-  void *d_projections, *d_weights, *d_bias;  // the block's share, padded
+  void *d_projections, *d_weights, *d_bias;  // the gradients of the block, padded
 };
 
 // Phases [first_phase, last_phase) of a step, for units [from, to).
@@ -68,11 +69,11 @@ struct Call {
   CellShape cell;
   const RowBlock *row_blocks;  // [directions, blocks]
   int64_t blocks, chunk;
-  // Distances in memory, padded to vectors: of the states' rows, the gates of a row, the rows of
-  // gates, the rows of the weights' gradient, the rows of inputs.
+  // Distances in memory, padded to vectors: between the rows of states, the gates of a row, the
+  // rows of gates, the rows of the weights' gradient, and the rows of inputs.
   int64_t state_stride, gate_stride, gates_stride, weight_stride, input_stride;
-  // The live rows of x are those that some step reads. The input product is computed of them alone.
-  // live_rows holds the row of x of each live row, place the reverse; NULL where all are live.
+  // The live rows of x are those that some step reads; the input product is computed only for them.
+  // live_rows contains the row of x of each live row, place the inverse; NULL if all rows are live.
   int64_t live;
   const int64_t *live_rows, *place;
   void *packed[2], *packed_inputs[2];
@@ -101,35 +102,35 @@ static inline const T *input(const Call &call, int64_t i) {
   return (const T *)call.problem->x + live_row(call, i) * call.problem->inputs;
 }
 
-// The number of panels, of two vectors of width V, of so many columns.
+// The number of panels, of two vectors of width V, for this many columns.
 static inline int64_t panels_of(int64_t columns, int64_t V) { return (columns + 2 * V - 1) / (2 * V); }
 
-// Whether a direction starts anew before step t in row i of the block, which has that step.
+// Whether a direction is reset before step t in row i of the block, which has that step.
 static inline bool resets_at(const gru_problem &p, const gru_direction &d, const RowBlock &block,
                              int64_t t, int64_t i) {
-  const int64_t begin = t + (d.reverse ? 1 : 0);  // backward, it is the step after this that begins
+  const int64_t begin = t + (d.reverse ? 1 : 0);  // backward, the reset is at the following step
   return begin < p.steps && i < block.active[begin] && p.resets[begin * p.batch + block.row[i]];
 }
 
-// An element of the state in which such a direction starts.
+// An element of the state to which such a direction is reset.
 template <class T>
 static inline T reset_state(const gru_direction &d, int64_t at) {
   return d.h_reset ? ((const T *)d.h_reset)[at] : T(0);
 }
 
-// What products multiply: numbers, or pairs of bfloat16 numbers that follow one another in the sum,
+// The elements of a product's factors: numbers, or pairs of successive bfloat16 numbers of a sum,
 // the first in the lower half.
 struct __attribute__((may_alias)) Pair {
   uint32_t bits;
 };
 
-// The numbers in an element E of a product's factors.
+// The number of numbers in an element E of a product's factors.
 template <class E>
 constexpr int64_t numbers = 1;
 template <>
 constexpr int64_t numbers<Pair> = 2;
 
-// The type of a factor's numbers, in which products are added up.
+// The type of a factor's numbers, in which products are summed.
 template <class E>
 using Number = std::conditional_t<std::is_same_v<E, Pair>, float, E>;
 
@@ -147,13 +148,13 @@ struct Scratch {
   const T **source, **next;  // the projections of this step and the next
 };
 
-// The state that a step begins from.
+// The state before a step.
 template <class T>
 static inline T *state_of(const Scratch<T> &scratch, int64_t step) {
   return step % 2 ? scratch.after : scratch.h;
 }
 
-// What is compiled for a cell, and for everything else, with one instruction set.
+// The functions that are compiled for a cell, and for everything else, with one instruction set.
 template <class T>
 struct CellKernels {
   CellShape shape;
@@ -179,7 +180,7 @@ struct Kernels {
 
 }  // namespace gru
 
-// What instruction_set.cpp defines: the kernels of each instruction set.
+// Defined in instruction_set.cpp: the kernels of each instruction set.
 #define DECLARE_KERNELS(set, E)                        \
   namespace set {                                      \
   using gru::Pair;                                     \

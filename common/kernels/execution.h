@@ -1,4 +1,4 @@
-// One call of gru.h: its memory, and the order in which the threads do its parts.
+// One call of gru.h: its memory, and the order in which the threads compute its parts.
 #pragma once
 
 #include <atomic>
@@ -11,8 +11,9 @@
 
 namespace {
 
-// How far a row block is that threads share: they claim its tasks atomically, and wait until all tasks
-// of the part before are done. On a busy machine, where that takes long, one thread goes on alone.
+// The progress of a row block that threads share: they claim its tasks atomically, and wait until
+// all tasks of the previous part are done. On a busy machine, where waiting takes long, one thread
+// continues alone.
 struct Progress {
   alignas(64) std::atomic<int64_t> claimed{0};
   alignas(64) std::atomic<int64_t> done{0};
@@ -63,8 +64,8 @@ class Execution {
   Call call = {};
   bool inference = false;
   std::vector<PackedWeights *> cached;             // of each direction of an inference
-  std::atomic<bool> packed_before[2] = {};         // whether they are those of an earlier one
-  std::atomic<bool> changed{false};                // whether one of them turned out to be another's
+  std::atomic<bool> packed_before[2] = {};         // whether an earlier inference packed them
+  std::atomic<bool> changed{false};                // whether some have changed since
   std::vector<Scratch<T>> scratch;                 // of each thread
   int64_t panels = 0, panels_of_x = 0;
 
@@ -91,7 +92,8 @@ class Execution {
     if (!schedule.place.empty())
       call.live_rows = schedule.live_rows.data(), call.place = schedule.place.data();
     panels = panels_of(call.columns(), V);
-    // Where there are no inputs, there is a panel of none: their weights have no gradient, b has.
+    // Without inputs there is one empty panel, because b has a gradient, although the weights have
+    // none.
     panels_of_x = std::max<int64_t>(panels_of(p.inputs, V), 1);
     inference = !backward;
     for (int i = 0; i < p.directions; ++i) inference = inference && !directions[i].saved;
@@ -106,7 +108,7 @@ class Execution {
     pool.team = p.threads;
   }
 
-  // The elements of a direction's packed weights.
+  // The number of elements of a direction's packed weights.
   int64_t packed_size() const {
     const int64_t of_input =
         backward ? p.d_x ? panels_of_x * call.columns() : 0 : panels * (p.inputs + 1);
@@ -128,7 +130,7 @@ class Execution {
       if (directions[i].saved) want_huge_pages(directions[i].saved, saved);
   }
 
-  // Divides the memory; returns the end of what is used.
+  // Divides the memory; returns the end of the used part.
   size_t lay_out(Arena arena) {
     scratch.clear();
     for (int i = 0; i < p.directions; ++i) {
@@ -192,8 +194,8 @@ class Execution {
     for (PackedWeights *each : cached) each->filled = true;
   }
 
-  // Another thread may write to the weights meanwhile. What an inference keeps is therefore packed from
-  // a copy, and the fingerprint is that of the copy: it can stand for no other weights.
+  // Another thread may write to the weights at the same time. The weights that an inference keeps
+  // are therefore packed from a copy, whose fingerprint is kept with them.
   void copy_weights(gru_direction *sources, int packing) {
     const int64_t H = p.hidden, D = p.inputs;
     const size_t size = (rows() * (D + H + 2) * sizeof(T) + 4 * 64) * p.directions;
@@ -213,8 +215,8 @@ class Execution {
     });
   }
 
-  // Whether what an earlier inference packed is still right is verified beside the recurrence, which
-  // begins again where it is not.
+  // Whether the packed weights of an earlier inference are still valid is verified during the
+  // recurrence, which starts again if they are not.
   void verify(int direction, int piece) {
     if (packed_before[direction] &&
         fingerprint(kernels, p, call.cell.gates, directions[direction], piece) !=
@@ -233,12 +235,12 @@ class Execution {
     const int64_t verified = inference ? p.directions * rows() * (p.hidden + p.inputs) : 0;
     const int64_t states = p.directions * p.steps * p.batch * rows() * p.hidden + verified * 8;
     const int sharers = share(states, worth_multiplying);
-    // Where there is but one row block, threads share the tasks of its steps.
+    // If there is only one row block, threads share the tasks of its steps.
     const bool shared =
         !backward && row_blocks.size() == 1 && sharers > 1 && p.hidden >= 2 * task_units;
     const int64_t tasks = shared ? p.hidden / task_units : 1;
-    // A thread that has finished its row blocks verifies a piece; one that shares, both of a direction,
-    // before.
+    // A thread verifies a piece after its row blocks; a thread that shares row blocks verifies both
+    // of a direction before.
     const int64_t verifications = inference ? 2 * p.directions : 0, pieces = shared ? 2 : 1;
     const int64_t helpers = std::min<int64_t>(tasks, sharers) - 1;
     const int64_t count = (int64_t)row_blocks.size() + std::max(verifications / pieces, helpers);
@@ -261,7 +263,7 @@ class Execution {
     if (shared) finish(row_blocks[0], scratch[0]);
   }
 
-  // The states in which a row block begins, and those in which it ends.
+  // The initial and the last states of a row block.
   void begin(const RowBlock &block, const Scratch<T> &all) {
     const gru_direction &d = directions[block.direction];
     const int64_t H = p.hidden, steps = p.steps;

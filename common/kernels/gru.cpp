@@ -1,16 +1,16 @@
-// The functions of gru.h. A layer begins with the input's share of the pre-activations, x W' + b, for
-// all inputs. The recurrence follows: one thread walks all time steps of a row block, some rows of the
-// batch in one direction, without waiting for another, and the recurrent weights stay in that core's
-// cache. Backward, the recurrence comes first. The order in which numbers are added up depends on the
-// sizes alone, so results do not depend on the threads.
+// The functions of gru.h. A layer first computes the input projections x W' + b of all inputs. The
+// recurrence follows: one thread computes all time steps of a row block (rows of the batch in one
+// direction) without waiting for another, and the recurrent weights stay in that core's cache.
+// Backward, the recurrence comes first. The order of summation depends only on the sizes, so
+// results do not depend on the number of threads.
 //
 // gru.h           the C interface                cells.h, cell_*.h  the cells: pointwise mathematics
 // execution.h     one call                       recurrence.h       time steps and row blocks
 // schedule.h      how its work is divided        input_product.h    x W' + b and its gradients
-// threads.h       who does it                    products.h         products of matrices
+// threads.h       the threads                     products.h         products of matrices
 // weights_cache.h packed weights, kept           tiles.h            the same on the matrix unit
-// memory.h        aligned memory                 packing.h          their factors
-//                                                vectors.h, cell.h  vectors, and what cells see of them
+// memory.h        aligned memory                 packing.h          the factors of products
+//                                                vectors.h, cell.h  vectors, and the interface of cells
 //
 // instruction_set.cpp compiles the right column once for each instruction set; the processor is
 // queried for the one to use.
@@ -69,8 +69,9 @@ bool has_avx512() {
 #endif
 
 #ifdef GRU_AMX
-// Whether the processor has the tiles and Linux grants them to the process (ARCH_REQ_XCOMP_PERM; 18 is the
-// tiles' data): without that, the first instruction would raise a signal. Children inherit the grant.
+// Whether the processor has the tiles and Linux grants them to the process (ARCH_REQ_XCOMP_PERM; 18
+// is the tiles' data). Without the grant, the first instruction raises a signal. Children inherit
+// it.
 bool has_amx() {
   unsigned a, b, c, d;
   return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & d >> 24 & 1) &&
@@ -111,9 +112,9 @@ const InstructionSet &instruction_set() {
   return *chosen;
 }
 
-// A problem whose lengths, tokens and resets are copies of the caller's. Another thread may write to
-// the caller's arrays during the call (a data loader that reuses one buffer, a NumPy array that XLA
-// reads in place), so every index is read once, here, and the copy is validated.
+// A problem whose lengths, tokens and resets are copies of the caller's. Another thread may write
+// to the caller's arrays during the call (a data loader that reuses one buffer, a NumPy array that
+// XLA reads in place), so every index is read once, here, and the copy is validated.
 struct OwnIndices {
   gru_problem problem;
   int status = GRU_OK;

@@ -38,7 +38,7 @@ enum { GRU_NEVER, GRU_ALWAYS, GRU_WHILE_SPINNING };
 /* The cells, as cells.h lists them. */
 enum { GRU_CELL_GRU, GRU_CELL_RNN, GRU_CELLS };
 
-/* What the directions of a layer have in common. */
+/* The properties that all directions of a layer share. */
 typedef struct {
   int64_t steps, batch, inputs, hidden; /* T, B, D, H */
   int64_t distinct;       /* K: T * B without tokens */
@@ -51,7 +51,7 @@ typedef struct {
   int32_t nn_order;   /* of gru_forward: the gates of weights and biases are in nn.GRU's order, r, z,
                          n, and z says how much of the state is kept */
   int32_t directions; /* 1 or 2 */
-  int32_t threads;    /* at most this many, at least 1, and never more than its cores */
+  int32_t threads;    /* the largest number, at least 1; more than the cores are not used */
   int32_t openmp;     /* GRU_ALWAYS, GRU_WHILE_SPINNING or GRU_NEVER: when to take the threads of the
                          process's own OpenMP runtime, where it has one. Waiting for work they spin,
                          and would slow down threads beside them; beside busy programs, one that
@@ -59,7 +59,7 @@ typedef struct {
   int32_t bfloat16;   /* of floats: what every product of matrices multiplies is rounded to bfloat16
                          (to nearest, ties to even); the products are exact, their sums floats */
   int32_t cell;       /* GRU_CELL_... */
-  void *d_x;          /* [K, D], of gru_backward; NULL: not wanted */
+  void *d_x;          /* [K, D], of gru_backward; NULL: not computed */
 } gru_problem;
 
 /* One direction. The second half is read and written by gru_backward alone, which does not read the
@@ -71,9 +71,9 @@ typedef struct {
   const void *weight_ih, *weight_hh;   /* [3H, D], [3H, H] */
   const void *bias_ih, *bias_hh;       /* [3H] */
   const void *h0, *h_reset;            /* [B, H]; NULL: zeros */
-  void *outputs;                       /* [T, B, H], 0 at padded steps; NULL: not wanted */
+  void *outputs;                       /* [T, B, H], 0 at padded steps; NULL: not written */
   void *h_last;                        /* [B, H] */
-  void *saved;                         /* gru_saved_size(); NULL: there will be no backward */
+  void *saved;                         /* gru_saved_size(); NULL: without a backward */
 
   const void *d_outputs, *d_h_last;    /* [T, B, H], [B, H]; NULL: zeros */
   void *d_weight_ih, *d_weight_hh;     /* [3H, D], [3H, H] */

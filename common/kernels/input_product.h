@@ -1,5 +1,5 @@
-// The input's share of the pre-activations, a = x W' + b, and its gradients. Only rows of x that are
-// read at some time step take part.
+// The input projections a = x W' + b and their gradients, only for the rows of x that some time
+// step reads.
 #pragma once
 
 #include "products.h"
@@ -7,7 +7,7 @@
 namespace INSTRUCTION_SET {
 
 // C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors] for any K, in parts of B that stay in the
-// nearest cache.
+// first-level cache.
 template <class E>
 INLINE void long_product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b,
                          const Number<E> *from, int64_t ld_from, Number<E> *c, int64_t ldc) {
@@ -34,7 +34,7 @@ FN void project(const Call &call, const Scratch<Number<E>> &scratch, const Part 
   sums += part.from * call.gates_stride;
   const E *inputs = (const E *)input<T>(call, part.from);
   int64_t stride = D;
-  if (call.live_rows || numbers<E> > 1) {  // rows from here and there, or not yet in pairs
+  if (call.live_rows || numbers<E> > 1) {  // scattered rows, or rows that are not yet in pairs
     E *copies = (E *)scratch.inputs;
     inputs = copies, stride = call.input_stride;
     for (int64_t i = 0; i < rows; ++i)

@@ -1,13 +1,13 @@
-// The factors of products as these read them, weights and inputs in panels of two vectors, and the
-// fingerprint of weights, by which the cache of packed weights (weights_cache.h) detects changes.
+// The packed factors of products, weights and inputs in panels of two vectors, and the fingerprint
+// of weights, by which the cache of packed weights (weights_cache.h) detects changes.
 #pragma once
 
 #include "vectors.h"
 
 namespace INSTRUCTION_SET {
 
-// Elements k and k + 1 of rows, columns of a product's right factor: one vector of elements. Where
-// there is no row, zeros.
+// Elements k and k + 1 of rows, which are columns of a product's right factor, as one vector of
+// elements; zeros for missing rows.
 template <class T>
 INLINE Vector<T> load_rows(T, const T *row, const T *, int64_t n) {
   return row ? load(row, n) : Vector<T>{};
@@ -51,8 +51,8 @@ INLINE const Pair *as_left(Pair, int64_t rows, int64_t K, const float *a, int64_
   return (const Pair *)memory;
 }
 
-// A matrix [K, columns] whose rows are added up by a product, as one of its factors. The memory may
-// be the matrix's own.
+// A matrix [K, columns] whose rows a product sums, as one of its factors. The memory may be the
+// matrix's own.
 template <class T>
 INLINE const T *as_sum(T, int64_t, int64_t, const T *a, int64_t, T *) {
   return a;
@@ -83,7 +83,7 @@ INLINE Pair element(Pair, const float *row, int64_t k, int64_t n) {
 INLINE Pair operator*(int sign, Pair x) { return {sign < 0 ? x.bits ^ 0x80008000 : x.bits}; }
 
 // The rows of a [rows, K], at most a vector of them, side by side: element k of row j, times sign,
-// goes to to[k * 2 vectors + j]. Rows that are not there are zeros.
+// goes to to[k * 2 vectors + j]. Missing rows are zeros.
 template <class E>
 FN void transpose(int64_t rows, int64_t K, const Number<E> *a, int sign, E *to) {
   constexpr int64_t V = Simd<E>::width;
@@ -93,9 +93,9 @@ FN void transpose(int64_t rows, int64_t K, const Number<E> *a, int sign, E *to) 
 }
 
 // The recurrent weights, phase after phase of the cell (backward, the last phase first). Forward, a
-// phase of two gates has panels [H, V units of the first | V units of the second], a phase of one gate
-// panels [H, 2V units]. Backward, there are panels [H, 2V units] of each of the phase's gates by turns.
-// H is in elements.
+// phase of two gates has panels [H, V units of the first | V units of the second], a phase of one
+// gate panels [H, 2V units]. Backward, the panels [H, 2V units] of the phase's gates alternate. H
+// is in elements.
 template <class E>
 FN void pack_weights(const Call &call, int direction, bool backward) {
   using T = Number<E>;
@@ -124,7 +124,7 @@ FN void pack_weights(const Call &call, int direction, bool backward) {
   }
 }
 
-// W as the products read it, in panels of two vectors; a gate's rows begin at multiples of
+// W packed for the products, in panels of two vectors; a gate's rows begin at multiples of
 // gate_stride. Forward: panels [D, 2V rows of W], then b, and c where it is only added to it.
 // Backward: panels [rows of W, 2V columns]. The first of these sizes is in elements.
 template <class E>

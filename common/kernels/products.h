@@ -1,10 +1,10 @@
-// Products of matrices: a product C = From + A B computes two vectors of columns, a panel, of any number
-// of rows, in tiles of C that stay in registers.
+// Products of matrices: a product C = From + A B computes two vectors of columns, a panel, of any
+// number of rows, in tiles of C that stay in registers.
 #pragma once
 
 #include "tiles.h"
 
-// The rows of a tile, such that it fits the registers.
+// The number of rows of a tile that fits the registers.
 #if defined(__AMX_BF16__)
 #define TILE_ROWS 16
 #elif defined(__AVX512F__) || defined(__aarch64__)
@@ -32,9 +32,9 @@ INLINE void add_product(Vector<float> &sum, Pair x, Vector<Pair> y) {
 #endif
 }
 
-// Loads what it names once, and not as an operand of each sum: while one such operand is on its way
-// from the second cache, the others are tried again and again, and a tile of two rows takes longer
-// than one of four.
+// Loads a value once, instead of as a memory operand of each sum: while such an operand is loaded
+// from the second-level cache, the processor retries the others, and a tile of two rows takes
+// longer than one of four.
 #if defined(__x86_64__) || defined(__i386__)
 #define IN_REGISTERS(a, b) asm("" : "+v"(a), "+v"(b))
 #elif defined(__aarch64__)
@@ -51,12 +51,12 @@ FN void tile(int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb, const 
              int64_t ld_from, Number<E> *c, int64_t ldc) {
   using T = Number<E>;
   constexpr int width = Simd<E>::width;
-  // Too few sums to hide an addition's latency: split each.
+  // So few sums do not hide the latency of an addition, so each is split.
   constexpr int chains = M == 1 ? 4 : 2 * M <= TILE_ROWS ? 2 : 1;
   constexpr int at_once = chains == 1 && !Transposed ? 2 : chains;
   constexpr int parts = chains == 1 && Transposed ? 2 : 1;
 #pragma GCC unroll 16
-  for (int i = 0; i < M; ++i) {  // it may lie in no cache near by
+  for (int i = 0; i < M; ++i) {  // it may not be in a near cache
     __builtin_prefetch(c + i * ldc, 1);
     __builtin_prefetch(c + i * ldc + width, 1);
   }
@@ -105,7 +105,7 @@ INLINE void tile_of(int64_t rows, int64_t K, const E *a, int64_t lda, const E *b
   }
 }
 
-// C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors] for any M, dealt evenly into tiles.
+// C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors] for any M, divided evenly into tiles.
 template <class E, bool Transposed = false>
 FN void product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb,
                 const Number<E> *from, int64_t ld_from, Number<E> *c, int64_t ldc) {
@@ -118,7 +118,7 @@ FN void product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, int64
   }
 }
 
-// The same with C itself to begin from.
+// The same with C as From.
 template <class E, bool Transposed = false>
 FN void product(int64_t M, int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb,
                 Number<E> *c, int64_t ldc) {

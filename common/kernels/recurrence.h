@@ -6,7 +6,7 @@
 
 namespace INSTRUCTION_SET {
 
-// Memory that the next step will need, and that is in no cache near by.
+// Memory that the next step reads and that may not be in a near cache.
 template <class T>
 INLINE void prefetch(const T *p, int64_t count) {
   for (int64_t i = 0; i < count; i += Simd<T>::width) __builtin_prefetch(p + i, 0, 2);
@@ -20,8 +20,8 @@ INLINE T *projections_of(const Call &call, int direction, int64_t t, int64_t b) 
   return (T *)call.projections[direction] + place * call.gates_stride;
 }
 
-// One step of a row block, going forward: t is its place in the sequence, rows have it, ahead is the
-// distance to the next step, saved the block's records of the step, or NULL.
+// One forward step of a row block: t is its position in the sequence, rows the number of rows that
+// have it, ahead the distance to the next step, saved the block's records of the step, or NULL.
 template <class T>
 struct ForwardStep {
   int64_t t, rows, ahead;
@@ -29,7 +29,7 @@ struct ForwardStep {
   T *after, *saved;
 };
 
-// The sums of a panel before its product: the input's share, or, of a separate gate, the bias.
+// The sums of a panel before its product: the input projections or, for a separate gate, the bias.
 template <class T, class Cell, int phase>
 INLINE void begin_sums(const Call &call, const gru_direction &d, const T *const *source, int64_t rows,
                        int64_t u0, T *sums) {
@@ -91,7 +91,7 @@ FN void forward_phase(const Call &call, const RowBlock &block, const Scratch<Num
   }
 }
 
-// What comes before the first phase of a step: rows that have ended keep their state.
+// Before the first phase of a step: rows that have ended keep their state.
 template <class T>
 FN void keep_ended_rows(const Call &call, const RowBlock &block, const Task &task,
                         const ForwardStep<T> &step) {
@@ -105,8 +105,8 @@ FN void keep_ended_rows(const Call &call, const RowBlock &block, const Task &tas
     }
 }
 
-// A task of a row block's step. `shared` is the memory of the block, on which several threads may
-// work, `own` that of this thread.
+// A task of a row block's step. `shared` is the memory of the block, which several threads may use,
+// `own` that of this thread.
 template <class E, class Cell>
 FN void forward(const Call &call, const RowBlock &block, const Scratch<Number<E>> &shared,
                 const Scratch<Number<E>> &own, const Task &task) {
@@ -148,8 +148,8 @@ FN void forward(const Call &call, const RowBlock &block, const Scratch<Number<E>
         step.after[i * stride + u] = reset_state<T>(d, block.row[i] * H + u);
 }
 
-// The gradient of the recurrent weights over the rows gathered since the last time, which are lost:
-// one large product.
+// Adds the gradient of the recurrent weights over the gathered rows, one large product, and
+// discards the rows.
 template <class E, class Cell>
 FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> &scratch,
               int64_t rows) {
@@ -170,7 +170,7 @@ FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> 
   right[1] = shape.reads_operand[1]
                  ? as_sum(E{}, rows, ld, scratch.operands, stride, scratch.operands)
                  : right[0];
-  // Of so few columns of the factor that they stay in the nearest cache.
+  // For so few columns of the factor that they stay in the first-level cache.
   constexpr int64_t columns = 4 * TILE_ROWS;
   for (int gate = 0; gate < shape.gates; ++gate)
     for (int64_t row = 0; row < H; row += columns)
@@ -180,15 +180,15 @@ FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> 
                          d_weights + (gate * Hv + row) * ld + u, ld);
 }
 
-// A row block's share of the gradient of a token's projections.
+// A row block's part of the gradient of a token's projections.
 template <class T>
 INLINE T *d_projections_of(const Call &call, const RowBlock &block, int64_t token) {
   return (T *)block.d_projections + block.slot[token] * call.columns();
 }
 
-// One step of a row block, going backward: the records of the step, where the gradients of the
-// pre-activations (g), the states and the operands of its rows are gathered, and where the gradient of
-// the input's share is, of the separate gate, if the cell has one.
+// One backward step of a row block: the records of the step, the memory in which the gradients of
+// the pre-activations (g), the states and the operands of its rows are gathered and, if the cell
+// has a separate gate, the gradient of that gate's input projection.
 template <class T>
 struct BackwardStep {
   int64_t t, rows;
@@ -210,7 +210,7 @@ INLINE BackwardUnits<T> units_of(const Call &call, const Scratch<T> &scratch,
           H - u};
 }
 
-// The gradients of the pre-activations, but for what depends on that of the operand.
+// The gradients of the pre-activations that do not depend on the gradient of the operand.
 template <class Cell, class T>
 FN void backward_units(const Call &call, const RowBlock &block, const Scratch<T> &scratch,
                        const BackwardStep<T> &step, int64_t ahead) {
@@ -225,7 +225,7 @@ FN void backward_units(const Call &call, const RowBlock &block, const Scratch<T>
     if (p.tokens) prefetch(d_projections_of<T>(call, block, p.tokens[row]), call.columns());
     for (int64_t u = 0; u < H; u += V) {
       const BackwardUnits<T> units = units_of<Cell, T>(call, scratch, step, i, u);
-      // Units beyond H have no part: they may hold the product of an infinite gradient with 0.
+      // Units beyond H are excluded; they may contain the product of an infinite gradient with 0.
       Vector<T> grad = load(scratch.h + i * stride + u, units.n);
       if (d_output) grad += load(d_output + u, units.n);
       store(step.states + i * stride + u, units.state());
@@ -264,7 +264,7 @@ FN const E *backward_phase(const Call &call, const Scratch<Number<E>> &scratch,
   return weights;
 }
 
-// The gradient of the projections that a step has read: added up by token, or stored.
+// The gradient of the projections that a step has read, summed by token or stored.
 template <class Cell, class T>
 FN void store_d_projections(const Call &call, const RowBlock &block, const BackwardStep<T> &step) {
   constexpr int64_t V = Simd<T>::width;
@@ -286,7 +286,7 @@ FN void store_d_projections(const Call &call, const RowBlock &block, const Backw
   }
 }
 
-// Where a sequence begins, the gradient of the state ends in that of h_reset.
+// Where a sequence begins, the gradient of the state is added to that of h_reset.
 template <class T>
 FN void stop_at_resets(const Call &call, const RowBlock &block, T *dh, const BackwardStep<T> &step) {
   const gru_problem &p = *call.problem;
@@ -348,8 +348,8 @@ FN void backward(const Call &call, const RowBlock &block, const Scratch<Number<E
       store((T *)d.d_h0 + block.row[i] * H + u, load(dh + i * stride + u), H - u);
 }
 
-// Adds up what a direction's row blocks have gathered, in their order: rows [from, to) of the
-// weights' gradient, or live rows of the projections'.
+// Sums the gradients of a direction's row blocks, in their order: rows [from, to) of the gradient
+// of the weights, or live rows of the gradient of the projections.
 template <class T>
 FN void reduce_weights(const Call &call, int direction, int64_t from, int64_t to) {
   constexpr int64_t V = Simd<T>::width;

@@ -1,4 +1,4 @@
-// How the work of a call is divided: the batch into row blocks, products into parts.
+// The division of a call's work: the batch into row blocks, products into parts.
 #pragma once
 
 #include <algorithm>
@@ -11,28 +11,30 @@ namespace {
 
 using namespace gru;
 
-// The rows of a row block, at most. More rows read the weights from the cache less often; fewer give
-// more blocks to share out. The number of blocks is a power of two, so that they come out even on 2, 4,
-// 8 ... cores. A block of fewer than min_rows takes nearly as long as one of twice as many.
+// The largest number of rows of a row block. More rows read the weights from the cache less often;
+// fewer rows make more blocks for the threads. The number of blocks is a power of two, which
+// divides evenly among 2, 4, 8 ... cores. A block of fewer than min_rows rows takes nearly as long
+// as one of twice as many.
 constexpr int64_t max_rows = 16, min_rows = 4;
 
-// The panels of one part of the input product. Together with input_rows, and the weights, they are
-// what a core multiplies without waking another.
+// The number of panels of one part of the input product. With input_rows, this is the product that
+// a core computes without waking another.
 constexpr int64_t input_panels = 4;
 
-// The elements to be copied or added up, and the multiplications, that justify waking another thread.
+// The numbers of copied or summed elements, and of multiplications, that justify waking a thread.
 constexpr int64_t worth_sharing = 1 << 19, worth_multiplying = 1 << 21;
 
-// The multiplications that justify testing whether OpenMP's threads spin, which takes a microsecond.
+// The number of multiplications that justifies testing whether OpenMP's threads spin, which takes a
+// microsecond.
 constexpr int64_t worth_asking = 1 << 24;
 
-// The units of a task, at least, where threads share a row block: waiting for the others takes time.
+// The smallest number of units of a task if threads share a row block, because waiting takes time.
 constexpr int64_t task_units = 64;
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Rows of a power of two bytes apart compete for the same few places of a cache: an odd number of
-// vectors apart, they do not.
+// Rows at a distance of a power of two bytes compete for the same few places of a cache; rows at a
+// distance of an odd number of vectors do not.
 inline int64_t odd_stride(int64_t n, int64_t width) { return (n / width | 1) * width + n % width; }
 
 // The number of row blocks of each direction.
@@ -42,10 +44,10 @@ inline int64_t count_blocks(int64_t B) {
   return blocks;
 }
 
-// The rows of the batch, sorted by length, longest first, are dealt into row blocks like cards: every
-// block has its share of the long ones, and its active rows are always its first.
+// The rows of the batch, sorted by length, longest first, are assigned to row blocks in turn: every
+// block has a share of the long ones, and its active rows are always its first.
 struct Schedule {
-  std::vector<int32_t> row, active, slots;  // what the row blocks point into
+  std::vector<int32_t> row, active, slots;  // the memory of the row blocks' pointers
   std::vector<int64_t> distinct;            // tokens of each block: rows of its d_projections
   std::vector<RowBlock> row_blocks;         // [directions, blocks]
   std::vector<int64_t> live_rows, place;    // see Call; empty where all rows of x are live
@@ -106,9 +108,9 @@ struct Schedule {
   }
 };
 
-// Cuts a product of so many rows, panels and directions into parts of at most so many rows and
-// panels, and, where these are not enough, of fewer panels: how many a part has makes no difference to
-// the sums, but how many rows does.
+// Divides a product into parts of at most this many rows and panels and, if there are too few parts
+// for the threads, of fewer panels. The number of panels of a part does not change the sums, but
+// the number of rows does.
 inline std::vector<Part> cut(int directions, int64_t rows, int64_t panels, int64_t most_rows,
                              int64_t most_panels, int64_t enough = 1) {
   const int64_t down = (rows + most_rows - 1) / most_rows, stacks = directions * down;

@@ -1,6 +1,7 @@
-// gru_forward of Python's tensors, whose library has DLPack's exchange API, as PyTorch: to ask ten of
-// them about themselves in Python takes as long as a short text. Python's functions are looked for
-// in the process: nobody needs its headers to build this, and others than Python can load it.
+// gru_forward for Python's tensors with DLPack's exchange API, such as PyTorch's: reading the
+// properties of ten tensors in Python takes as long as a short text. Python's functions are looked
+// up in the process, so the build needs no headers of Python, and other programs can load the
+// library.
 #include <dlfcn.h>
 #include <stddef.h>
 
@@ -23,7 +24,7 @@ struct Tensor {
 struct Exchange {
   uint32_t major, minor;
   void *older, *allocate, *take, *give;
-  int (*read)(void *object, Tensor *);  // if not 0, it has raised an error in Python
+  int (*read)(void *object, Tensor *);  // not 0: it has raised an error in Python
 };
 
 enum { cpu = 1 };
@@ -45,9 +46,9 @@ const Python python;
 struct List {
   const Exchange &exchange;
   void *objects;
-  bool readable = true;  // all that were asked for
+  bool readable = true;  // whether all tensors so far were readable
 
-  // A tensor as it says it is; of None, one without dimensions.
+  // The description of a tensor; for None, one without dimensions.
   Tensor read(int i) {
     Tensor found = {};
     void *const object = python.item(objects, i);
@@ -58,7 +59,7 @@ struct List {
     return found;
   }
 
-  // Where a dense tensor lies, in the CPU's memory and not empty.
+  // The address of a dense tensor in the CPU's memory that is not empty.
   char *place(const Tensor &found, Code code, int bits, std::initializer_list<int64_t> shape) {
     bool fits = found.data && found.device_type == cpu && found.code == code &&
                 found.bits == bits && found.lanes == 1 && found.dimensions == (int)shape.size();
@@ -83,12 +84,12 @@ enum { GRU_UNREADABLE = -1 };
 
 extern "C" {
 
-// A layer of a stack of `layers`. objects: a list of x, tokens, lengths, resets, h0, h_reset, outputs
-// and h_last, and of weight_ih, weight_hh, bias_ih and bias_hh of each direction, all as in gru.h, but
-// for the states, which are of all layers: [layers * directions, B, H]. x, h_last and the weights
-// are not None. GRU_UNREADABLE, and nothing is done, where a tensor is not what it has to be, or
-// empty. spinning: whether OpenMP's threads do, after their work. To be called with Python's lock,
-// which is given back meanwhile.
+// A layer of a stack of `layers`. objects: a list of x, tokens, lengths, resets, h0, h_reset,
+// outputs and h_last, and of weight_ih, weight_hh, bias_ih and bias_hh of each direction, as in
+// gru.h, except the states, which belong to all layers: [layers * directions, B, H]. x, h_last and
+// the weights are not None. Returns GRU_UNREADABLE without computing if a tensor is empty or not as
+// expected. spinning: whether OpenMP's threads spin after their work. The caller holds Python's
+// lock, which is released during the computation.
 GRU_API int gru_tensors_forward(const Exchange *exchange, void *objects, int layer, int layers,
                                 int directions, int reset_after, int nn_order, int threads,
                                 int spinning, int bfloat16) {

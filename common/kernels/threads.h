@@ -1,4 +1,4 @@
-// The threads that share the work of a call of gru.h, and the memory that is kept between calls.
+// The threads that share the work of a call of gru.h, and the memory that they keep between calls.
 #pragma once
 
 #include <dlfcn.h>
@@ -37,9 +37,9 @@ int count_cores() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-// While it lives, this thread takes numbers too small to be normal, below 1.2e-38 in a float, for 0,
-// as XLA's threads always do: gradients that vanish over the steps pass through them, and with each
-// an Intel processor takes a hundred times as long.
+// During its lifetime, this thread treats denormal numbers, below 1.2e-38 in a float, as 0, as
+// XLA's threads always do. Vanishing gradients are denormal, and an Intel processor computes with
+// them a hundred times more slowly.
 class FlushDenormals {
 #if defined(__SSE__)
   const unsigned before = _mm_getcsr();
@@ -58,24 +58,24 @@ class FlushDenormals {
   ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before)); }
 #else
  public:
-  FlushDenormals() {}  // or else it would be unused
+  FlushDenormals() {}  // avoids a warning about an unused object
 #endif
 };
 
-// Entry point of the OpenMP runtime that the process has loaded for all to see, as PyTorch has.
+// An entry point of the OpenMP runtime that the process has loaded globally, as PyTorch does.
 using OpenMP = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
 
 OpenMP find_openmp() { return (OpenMP)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
 
-// Ends the OpenMP threads that the calling thread leads; its next parallel region starts new ones.
-// GNU's runtime does not survive a fork otherwise: the parallel regions of a child, PyTorch's own
-// among them, would wait forever for threads that only the parent has.
+// Ends the OpenMP threads of the calling thread; its next parallel region starts new ones.
+// Otherwise GNU's runtime does not survive a fork: the parallel regions of a child, including
+// PyTorch's own, would wait forever for threads that only the parent has.
 void end_openmp_threads() {
   constexpr int soft = 1;  // omp_pause_soft
   if (auto pause = (int (*)(int))dlsym(RTLD_DEFAULT, "omp_pause_resource_all")) pause(soft);
 }
 
-// The system's number of this thread; where it is not asked, 0.
+// The system's number of this thread; 0 where it is not used.
 int number() {
 #ifdef __linux__
   return (int)syscall(SYS_gettid);
@@ -84,20 +84,21 @@ int number() {
 #endif
 }
 
-// Threads that wait for work between calls, and what is kept for them. One call at a time: but calls
-// that want one thread each, as of several devices of a process, run side by side, on pools of theirs.
+// Threads that wait for work between calls, and their memory. A pool serves one call at a time;
+// calls of one thread each, as from several devices of a process, run in parallel on their own
+// pools.
 class Pool {
  public:
   std::mutex in_use;
-  Memory memory;             // what a call works in
-  Memory copies;             // of the weights that an inference packs
+  Memory memory;             // the working memory of a call
+  Memory copies;             // copies of the weights that an inference packs
   WeightsCache weights;
-  OpenMP openmp = nullptr;   // if not null, its threads do this call's work
-  int team = 1;              // as many as the process has of them: of a smaller team, the others end
+  OpenMP openmp = nullptr;   // if not null, its threads compute this call
+  int team = 1;              // all of the process's OpenMP threads, because a smaller team ends the others
 
   static Pool &get() {
-    // Never destroyed: its threads may outlive the static objects of the process. A forked child
-    // has none of them: it starts anew.
+    // Never destroyed, because its threads may outlive the static objects of the process. A forked
+    // child, which has none of the threads, starts its own.
     alignas(Pool) static char place[sizeof(Pool)];
     static Pool *pool = [] {
       pthread_atfork(end_openmp_threads, nullptr, [] { new (place) Pool; });
@@ -106,8 +107,8 @@ class Pool {
     return *std::launder(pool);
   }
 
-  // The pool of a call, locked: the first, so that what is kept is found again, or, of a call of one
-  // thread, the first that is free.
+  // The locked pool of a call: the first one, which keeps the memory, or, for a call of one thread,
+  // the first free one.
   static Pool &lock(int threads) {
     Pool *pool = &get();
     if (threads > 1) pool->in_use.lock();
@@ -117,8 +118,9 @@ class Pool {
   }
 
   // Whether OpenMP's threads, of the team that this one leads, are running, as one's clock tells.
-  // Where none is known, the process's first thread shall take them, and so get to know one: but not
-  // where there are none, for in a child forked before this library was loaded they would not come.
+  // Where none is known, the process's first thread shall take them, and so get to know one: but
+  // not where there are none, for in a child forked before this library was loaded they would not
+  // come.
   bool openmp_spins() {
 #ifdef __linux__
     if (follower < 0) return false;
@@ -126,7 +128,7 @@ class Pool {
     timespec before, after;
     if (follower && !clock_gettime(clock, &before))
       return !clock_gettime(clock, &after) && before.tv_nsec != after.tv_nsec;
-    struct stat threads;  // a link for each, one for itself and one for what it is in
+    struct stat threads;  // one link per thread, and two for the folder
     return number() == getpid() && !stat("/proc/self/task", &threads) &&
            threads.st_nlink > 3 + workers.size();
 #else
@@ -134,7 +136,7 @@ class Pool {
 #endif
   }
 
-  // Calls work(i, thread) for each i below count, thread 0 being the caller's.
+  // Calls work(i, thread) for each i below count; thread 0 is the caller.
   template <class Work>
   void run(int64_t count, int threads, const Work &work) {
     const int helpers = (int)std::min<int64_t>(threads, count) - 1;
@@ -164,7 +166,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex);
       while ((int)workers.size() < helpers) try {
           workers.emplace_back(&Pool::wait_for_work, this, (int)workers.size() + 1);
-        } catch (const std::system_error &) {  // no more threads to be had: fewer do the same
+        } catch (const std::system_error &) {  // the system grants no more threads; fewer compute the same
           break;
         }
       call = [](void *context, int thread) { (*(decltype(loop) *)context)(thread); };
@@ -176,14 +178,14 @@ class Pool {
     loop(0);
     {
       std::lock_guard<std::mutex> lock(mutex);
-      call = nullptr;  // who has not woken by now is not needed
+      call = nullptr;  // a thread that has not woken yet is not needed
     }
     spin([&] { return busy == 0; });
     std::unique_lock<std::mutex> lock(mutex);
     done.wait(lock, [&] { return busy == 0; });
   }
 
-  // Waits for what another thread is at; whether it took so long that others must have its core.
+  // Waits for another thread; returns whether this took so long that its core must be occupied.
   template <class Condition>
   static bool wait(const Condition &met) {
     spin(met);
@@ -192,7 +194,7 @@ class Pool {
     return true;
   }
 
-  // Keeps the memory for the next call, which saves allocating it again, unless it is large.
+  // Keeps the memory for the next call, unless it is large.
   void finish() {
     for (Memory *each : {&memory, &copies})
       if (each->capacity > most_kept) each->release();
@@ -209,7 +211,7 @@ class Pool {
   int invited = 0;
   std::atomic<int> busy{0};
   std::atomic<uint64_t> generation{0};
-  static inline thread_local int follower = 0;  // of the OpenMP team that this one leads; -1: none
+  static inline thread_local int follower = 0;  // a thread of the OpenMP team of this thread; -1: none
 
   Pool &next() {
     std::lock_guard<std::mutex> lock(mutex);
@@ -217,11 +219,11 @@ class Pool {
     return *following;
   }
 
-  // Waits for a moment: to put a thread to sleep and to wake it takes as long as a short text. No
-  // longer, for on a busy machine it takes the time away from those that are waited for.
+  // Spins briefly, because putting a thread to sleep and waking it takes as long as a short text.
+  // Longer spinning would take the cores of a busy machine from the threads that it waits for.
   template <class Condition>
   static void spin(const Condition &met) {
-    if (met()) return;  // mostly, and to look at the clock takes longer
+    if (met()) return;  // usual, and faster than reading the clock
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
     while (!met() && std::chrono::steady_clock::now() < end) {
 #ifdef __SSE__

@@ -1,7 +1,7 @@
-// Vectors of numbers, the functions of them that cells use, and the rounding to bfloat16. This file
-// and those that include it are compiled once for each instruction set (instruction_set.cpp): the
-// compiler's flags say which instructions there are, INSTRUCTION_SET names the namespace, so that no
-// two sets define the same symbol. For the same reason, nothing here calls a function of std.
+// Vectors of numbers, their functions that cells use, and the rounding to bfloat16. This file and
+// those that include it are compiled once for each instruction set (instruction_set.cpp): the
+// compiler's flags select the instructions, and INSTRUCTION_SET names the namespace, so that no two
+// sets define the same symbol. For the same reason, nothing here calls a function of std.
 #pragma once
 
 #include <stdint.h>
@@ -15,7 +15,7 @@
 #define INSTRUCTION_SET baseline
 #endif
 
-// The width of a register. Whole vectors are the compiler's own (GCC's and Clang's extensions).
+// The width of a register. Vectors are those of the compiler (extensions of GCC and Clang).
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #elif defined(__AVX2__)
@@ -99,7 +99,7 @@ INLINE void store(T *p, Vector<T> v, int64_t n) {
 constexpr double inverse_factorial(int k) { return k < 2 ? 1. : inverse_factorial(k - 1) / k; }
 
 // e^x = scale * (1 + m), where scale = 2^k and m = e^(x - k ln 2) - 1 by its Taylor series, which
-// keeps m's own precision near 0. A NaN comes out as a NaN in m.
+// keeps the precision of m near 0. A NaN results in a NaN in m.
 template <class T>
 INLINE void exponential(Vector<T> x, Vector<T> &scale, Vector<T> &m) {
   using S = Simd<T>;
@@ -115,7 +115,7 @@ INLINE void exponential(Vector<T> x, Vector<T> &scale, Vector<T> &m) {
 }
 
 template <class T>
-INLINE Vector<T> clamp(Vector<T> x, T low, T high) {  // leaves a NaN as it is
+INLINE Vector<T> clamp(Vector<T> x, T low, T high) {  // a NaN stays a NaN
   const Vector<T> lows = Vector<T>{} + low, highs = Vector<T>{} + high;
   x = lows > x ? lows : x;
   return highs < x ? highs : x;

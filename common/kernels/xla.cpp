@@ -1,14 +1,14 @@
-// gru.h for JAX: XLA FFI handlers, where the compiler finds jaxlib's headers.
+// gru.h for JAX: XLA FFI handlers, built if the compiler finds jaxlib's headers.
 //   gru_xla_forward:  weight_ih..., weight_hh..., bias_ih..., bias_hh..., x, h0, h_reset, tokens,
 //                     lengths, resets -> outputs, h_last, saved
 //   gru_xla_backward: weight_ih..., weight_hh..., x, d_outputs, d_h_last, saved, tokens, lengths,
 //                     resets -> d_weight_ih..., d_weight_hh..., d_bias_ih..., d_bias_hh..., d_x,
 //                     d_h0, d_h_reset
-// where "..." is one for each direction, the states [directions, B, H] and saved hold all
-// directions, and an empty vector stands for what is missing or, as d_x, not wanted. Whoever calls,
-// no array is taken to be larger than it is. A row with a length or a token out of range is NaN, and
-// so are all gradients: an error would come too late, since XLA runs ahead, and everything after it
-// would fail as well.
+// where "..." is one array for each direction, the states [directions, B, H] and saved contain all
+// directions, and an empty vector replaces an absent argument or, for d_x, an unneeded result. The sizes
+// of all arrays are validated. A row with a length or a token out of range is NaN, and so are all
+// gradients: an error would come too late, because XLA computes asynchronously, and would make
+// everything after it fail.
 #if __has_include("xla/ffi/api/ffi.h")
 #include <string.h>
 
@@ -19,7 +19,8 @@
 
 namespace {
 
-// A forward call whose rows with a length or a token out of range have all their steps, from NaN on.
+// A forward call in which rows with a length or a token out of range have all steps and start from
+// NaN.
 class Mended {
  public:
   Mended(gru_problem &problem, gru_direction *directions)
@@ -51,7 +52,7 @@ class Mended {
   std::list<std::vector<char>> states;
 };
 
-// One FFI call: its arrays, which are validated, and what gru.h is told of them.
+// One FFI call: its arrays, which are validated, and their description for gru.h.
 template <bool backward>
 struct XlaCall {
   ffi::RemainingArgs &args;
@@ -64,8 +65,8 @@ struct XlaCall {
 
   ffi::AnyBuffer arg(size_t i) const { return *args.get<ffi::AnyBuffer>(i); }
   ffi::AnyBuffer result(size_t i) const { return **results.get<ffi::AnyBuffer>(i); }
-  // Outputs, or their gradient, may be left out: then they have no time steps. So may what forward
-  // saves, and the gradient of x.
+  // Outputs or their gradient may be absent, and then have no time steps. The records of forward
+  // and the gradient of x may be absent, too.
   ffi::AnyBuffer outputs() const { return backward ? arg(2 * R + 1) : result(0); }
   ffi::AnyBuffer saved() const { return backward ? arg(2 * R + 3) : result(2); }
   ffi::AnyBuffer x() const { return arg(backward ? 2 * R : 4 * R); }
@@ -106,7 +107,7 @@ struct XlaCall {
     return check(expected());
   }
 
-  // What all arrays have to be.
+  // The expected types and sizes of all arrays.
   std::vector<Expected> expected() const {
     const int64_t T = problem.steps, B = problem.batch, D = problem.inputs, H = problem.hidden;
     const int64_t both = (int64_t)R, gates = gru_gates(problem.cell);
