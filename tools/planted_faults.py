@@ -1,6 +1,6 @@
 """Faults planted in the CPU kernel, one at a time: the tests have to find each.
 
-    python -m tools.planted_faults          all of them, some ten minutes on two cores
+    python -m tools.planted_faults          all of them, an hour and more on two cores
     python -m tools.planted_faults bias     those with "bias" in their names
 
 Each is one change of one text, in a copy of the working tree that is tested, with the kernel built
