@@ -1,10 +1,10 @@
-"""What products in bfloat16 save, on the threads of PyTorch, with each instruction set for them.
+"""Speed of products in bfloat16 against float32, with each instruction set that supports them.
 
     python -m benchmarks.bfloat16
 
-Prints a table for docs/performance.md: milliseconds, medians of repetitions that take turns, of the
-training (forward and backward) and the inference of a layer of 300 inputs in PyTorch, and the ratio
-of float32's to bfloat16's.
+The table, for docs/performance.md, shows milliseconds of training (forward and backward) and of
+inference of a layer of 300 inputs in PyTorch, medians of interleaved repetitions, and the ratio of
+float32 to bfloat16.
 """
 
 import statistics
@@ -41,8 +41,8 @@ def main() -> None:
                     library.gru_instruction_set(instruction_set.encode())
                     start = time.perf_counter()
                     with torch.inference_mode(not train):
-                        how = {"return_sequences": False, "bfloat16": bfloat16}
-                        h_last = gru(parameters, x, lengths, implementation="fused", **how)[1]
+                        options = {"return_sequences": False, "bfloat16": bfloat16}
+                        h_last = gru(parameters, x, lengths, implementation="fused", **options)[1]
                     if train:
                         h_last.sum().backward()
                     if repetition:

@@ -294,9 +294,7 @@ def in_range(
         return array, None
     if array.dtype.itemsize < 4:  # which may be too small for the limit
         array = array.astype(jnp.int32)
-    wrong = (array < 0) | (
-        array > limit
-    )  # replaced by the limit, so that all steps of a row are NaN
+    wrong = (array < 0) | (array > limit)  # clipped to the limit, so that all steps are NaN
     return jnp.where(wrong, limit, array).astype(jnp.int32), wrong
 
 

@@ -71,7 +71,7 @@ def explain(
         influence [T, B]       the gradient of that class's logit with respect to each word's vector
                                (and ratios), multiplied by them
         d_states [R, T, B, H]  the gradient of each review's cross-entropy with respect to the
-        states
+                               states
     """
     x = parameters.get("vectors.weight", vectors)[distinct][tokens]
     x = x if ratios is None else jnp.concatenate([x, ratios], -1)

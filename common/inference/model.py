@@ -135,9 +135,8 @@ class Model:
         without = (np.delete(ids, i) for i in range(n))
         up_to = (ids[: i + 1] for i in range(n))
         asked, rows = chain([ids], without, up_to), ROWS[-1]
-        chunks = iter(
-            lambda: [*islice(asked, rows)], []
-        )  # a generator, so that they are never all in memory
+        # An iterator, so that the texts are never all in memory.
+        chunks = iter(lambda: [*islice(asked, rows)], [])
         # One shape fits all of these texts, so that JAX compiles once.
         shape = self._shapes(1, n)[-1:]
         read = partial(self._logits, rows=rows, shapes=shape)
