@@ -39,7 +39,7 @@ from xml.etree import ElementTree
 from common.cache import cached
 from common.errors import InputError, exit_on_input_error
 from common.training.options import Count, Positive, check_numbers, parse_options
-from tools.planted_faults import ENVIRONMENT, JOBS, ROOT, copy_tree, python
+from tools.planted_faults import BUILD, ENVIRONMENT, JOBS, ROOT, copy_tree, python
 
 KERNEL = "common/kernels"
 PRODUCT = ("torch_impl", "jax_impl", "common", "comparison")
@@ -392,7 +392,7 @@ class Tree:
         status: int | None = 0
         found = ""
         if not mutant.file.endswith(".py"):
-            status, _ = run(self.path, "-m", "common.kernels.build")
+            status, _ = run(self.path, *BUILD)
             found = "the compiler" if status else ""
         limits = {test: TIME_LIMIT + 10 * measured.seconds[test] for test in tests}
         end = time.monotonic() + (budget or math.inf)
@@ -453,7 +453,7 @@ def main() -> None:
             copy_tree(first)
             if (ROOT / "../shared").exists():
                 Path(folder, "0/shared").symlink_to((ROOT / "../shared").resolve())
-            status, output = run(first, "-m", "common.kernels.build")
+            status, output = run(first, *BUILD)
             if status:
                 raise InputError(f"the kernel cannot be built: {output}")
             files = sorted(path for path in first.rglob("*") if path.suffix in LANGUAGES)
