@@ -496,8 +496,8 @@ OMP = {"OMP_NUM_THREADS": "2"}
 @pytest.mark.parametrize(
     ("thread", "policy", "own"),
     [
-        ("first", "active", False),
         ("other", "active", True),
+        pytest.param("first", "active", False, marks=pytest.mark.long),
         pytest.param("first", "passive", True, marks=pytest.mark.long),
     ],
 )

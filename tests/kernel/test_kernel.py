@@ -624,11 +624,11 @@ def test_cells_are_those_of_the_header():
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
-def test_each_file_compiles_by_itself():
+def test_each_header_compiles_by_itself():
     """As an editor compiles it, with compile_flags.txt; xla_arrays.h needs jaxlib's headers."""
     flags = (build.FOLDER / "compile_flags.txt").read_text().split()
     command = [str(build.compiler()), *flags, *build.ffi_flags(), "-w", "-fsyntax-only"]
-    files = [*build.FOLDER.glob("*.h"), *build.FOLDER.glob("*.cpp")]
+    files = build.FOLDER.glob("*.h")  # the sources compile whenever the kernel is built
     processes = [
         subprocess.Popen([*command, str(file)], stderr=subprocess.PIPE, text=True)
         for file in files

@@ -42,10 +42,10 @@ SLOW = {
     ("jax scan", "float32"): "long",
     ("jax fused", "float32"): "ties.* after|resets, reset before",
     ("jax rnn", "float32"): "long",
-    ("jax rnn scan", "float32"): "long",
+    ("jax rnn scan", "float32"): "none",
     ("flax.linen.GRUCell", "float32"): "none",
     ("flax.nnx.GRUCell", "float32"): "none",
-    ("jax loop", "bfloat16"): "resets",
+    ("jax loop", "bfloat16"): "none",
     ("jax scan", "bfloat16"): "ties",
 }
 

@@ -177,7 +177,7 @@ def training(name: str, out: Path, launched: dict[str, str], options: TrainConfi
         loop.train(framework, dataclasses.replace(options, out=out), world)
 
 
-@pytest.mark.parametrize(("name", "others"), [("torch", 3), ("jax", 1)])
+@pytest.mark.parametrize(("name", "others"), [("torch", 3), pytest.param("jax", 1, marks=long)])
 def test_all_stop_at_one_step_and_another_number_goes_on(
     name: str, others: int, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from tools import endurance
 long = partial(pytest.param, marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize(("framework", "kills"), [("torch", 1), ("jax", 1), long("torch", 4)])
+@pytest.mark.parametrize(("framework", "kills"), [("torch", 1), long("jax", 1), long("torch", 4)])
 def test_killed_runs_end_as_if_they_had_not_been(
     framework: str, kills: int, tmp_path: Path
 ) -> None:

@@ -109,7 +109,11 @@ EVERYTHING: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [("torch", "bigru"), pytest.param("torch", "nn.bigru", marks=pytest.mark.long), ("jax", "gru")],
+    [
+        ("torch", "bigru"),
+        pytest.param("torch", "nn.bigru", marks=pytest.mark.long),
+        pytest.param("jax", "gru", marks=pytest.mark.long),
+    ],
 )
 def test_so_does_one_with_every_option(
     name: str, model: str, command: Command, tmp_path: Path
@@ -376,7 +380,9 @@ runpy.run_module("common.report", run_name="__main__")
     ("program", "reason"),
     [
         (LITTLE_MEMORY, "the process ended: "),  # by V8
-        ("import sys; sys.exit('one\\nNo space left')", "No space left"),
+        pytest.param(
+            "import sys; sys.exit('one\\nNo space left')", "No space left", marks=pytest.mark.long
+        ),
     ],
 )
 def test_figures_that_cannot_be_drawn_cost_one_warning(
