@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 
 import pytest
@@ -24,16 +25,22 @@ FILES = {
 }
 
 
-def imported(name: str, *, top_level: bool = False) -> set[str]:
+@cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text())
+
+
+@cache
+def imported(name: str, *, top_level: bool = False) -> frozenset[str]:
     """The modules that a file imports, and what it imports from them, as full names."""
-    tree = ast.parse(FILES[name].read_text())
+    tree = tree_of(name)
     found: set[str] = set()
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def file_of(name: str) -> str:
@@ -138,8 +145,8 @@ PUBLIC = {
 
 def test_functions_are_short_and_take_few_parameters() -> None:
     """Docstrings count; self and cls do not."""
-    for file, path in FILES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+    for file in FILES:
+        for node in ast.walk(tree_of(file)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             name, arguments = f"{file}.{node.name}", node.args
