@@ -1,7 +1,4 @@
-"""How fast each source reads, on one core and from files in the page cache.
-
-python -m benchmarks.datasets              # about 50 MB of text for each
-"""
+"""The reading speed of each data source, on one core, from files in the page cache."""
 
 import csv
 import gzip
@@ -17,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.data import sources
+from tools.program import print_header, print_row, run_program
 
 Rows = list[tuple[str, str]]
 LABELS = ("positive", "negative")
 
 
-def made_up_rows(characters: int) -> Rows:
-    """(text, label); a text has 1,300 characters on average, words have Zipf's frequencies."""
+def synthetic_rows(characters: int) -> Rows:
+    """Texts of 1,300 characters on average, whose words have Zipf's frequencies, and labels."""
     rng = random.Random(0)
     words = ["".join(rng.choices("etaoinshrdlucmfw", k=rng.randint(2, 9))) for _ in range(30_000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
@@ -47,12 +45,12 @@ def amazon(folder: Path, rows: Rows) -> str:
 
 
 def dlstudio(folder: Path, rows: Rows, *, protocol: int) -> str:
-    reviews = [[text.split() for text, label in rows if label == wanted] for wanted in LABELS]
+    reviews = [[text.split() for text, own in rows if own == label] for label in LABELS]
     (folder / "test").write_bytes(gzip.compress(pickle.dumps(({}, {}, []))))
     with gzip.open(folder / "train", "wb") as file:
-        if protocol:  # every word is there once, then by its number in the memo
+        if protocol:  # the file contains every word once, and later its number in the memo
             pickle.dump(({"books": reviews[0]}, {"books": reviews[1]}, []), file, protocol)
-        else:  # as Python 2 writes words of which none is the same object as another
+        else:  # as Python 2 pickles words if each is an object of its own
             number = 0
             file.write(b"(")
             for some in reviews:
@@ -121,12 +119,16 @@ SOURCES: dict[str, Callable[[Path, Rows], str]] = {
 }
 
 
-def main() -> None:
-    rows = made_up_rows(50_000_000)
+def main(megabytes: float = 50) -> None:
+    """Measure and print.
+
+    Args:
+        megabytes: The size of the texts.
+    """
+    rows = synthetic_rows(round(megabytes * 1e6))
     megabytes = sum(len(text) for text, _ in rows) / 1e6
     print(f"{len(rows):,} texts, {megabytes:.0f} MB\n")
-    print("| source | s | CPU s | MB/s |")
-    print("|---|---|---|---|")
+    print_header("source", "s", "CPU s", "MB/s")
     for name, write in SOURCES.items():
         with tempfile.TemporaryDirectory() as folder:
             dataset = sources.load(write(Path(folder), rows))
@@ -134,13 +136,13 @@ def main() -> None:
             count = sum(1 for _ in dataset.examples())
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         assert count == len(rows)
-        print(f"| {name} | {seconds:.2f} | {cpu:.2f} | {megabytes / cpu:.0f} |", flush=True)
+        print_row(name, f"{seconds:.2f}", f"{cpu:.2f}", f"{megabytes / cpu:.0f}")
     for name in ("imdb", "rt"):
         start = time.process_time()
         megabytes = sum(len(example.text) for example in sources.load(name).examples()) / 1e6
         cpu = time.process_time() - start
-        print(f"| {name} ({megabytes:.0f} MB) | | {cpu:.2f} | {megabytes / cpu:.0f} |")
+        print_row(f"{name} ({megabytes:.0f} MB)", "", f"{cpu:.2f}", f"{megabytes / cpu:.0f}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,15 +1,12 @@
-"""What the exported models of a run answer on its test reviews, and how fast.
+"""The accuracy and the speed of a run's exported models.
 
-    python -m benchmarks.export RUN_DIR
-
-Prints, for each format: its size, its accuracy, how many answers are other than PyTorch's, by how
-much the logits differ from PyTorch's, relative to the largest, and the processor time of a call on
-the first words of a long review, median: 1 row of 20 words, 1 of 200, 32 of 200.
+Prints for each format the size, the accuracy on the test reviews, the number of reviews with
+another class than in PyTorch, the largest difference of the logits from PyTorch's, relative to the
+largest logit, and microseconds of processor time of a call on the first words of a long review, by
+rows and words.
 """
 
 import math
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from tyro.conf import Positional
 
 import jax_impl.export
 import torch_impl.export
 import torch_impl.predictor
+from benchmarks.timing import median_seconds
 from common.data.batches import Batches
 from common.inference import onnx_graph
 from common.inference.export import Call, padded
@@ -30,12 +29,16 @@ from common.inference.model import Model
 from common.training.data import load_data
 from common.training.learner import predict
 from common.training.run_directory import load_run
+from tools.program import print_header, print_row, run_program
 
-CALLS = {"1 of 20": (1, 20), "1 of 200": (1, 200), "32 of 200": (32, 200)}
+SIZES = {"1 of 20": (1, 20), "1 of 200": (1, 200), "32 of 200": (32, 200)}  # rows of words
 
 
-def read(model: Call, batches: Batches) -> Float[np.ndarray, "N C"]:
-    """The logits of all reviews of a split, in its order. JAX compiles for each batch's shape."""
+def logits_of(model: Call, batches: Batches) -> Float[np.ndarray, "N C"]:
+    """The logits of all reviews of a split, in its order.
+
+    Reviews of similar lengths share a batch, because JAX compiles for each shape.
+    """
     texts = [batches.split[i][-(batches.limit or 0) :] for i in range(len(batches.split))]
     order = np.argsort(batches.lengths)
     parts = np.array_split(order, math.ceil(len(order) / 250))
@@ -43,61 +46,58 @@ def read(model: Call, batches: Batches) -> Float[np.ndarray, "N C"]:
     return np.concatenate(logits)[np.argsort(order)]
 
 
-def compiled(content: bytes, **how: object) -> tuple[bytes, Call]:
-    """What AOTInductor makes of a file of torch.export: its package, and the model in that."""
+def compiled(content: bytes) -> tuple[bytes, Call]:
+    """The package that AOTInductor compiles from a file of torch.export, and its model."""
     with tempfile.TemporaryDirectory() as folder:
         exported, package = (Path(folder, name) for name in ("model.pt2", "compiled.pt2"))
         exported.write_bytes(content)
         program = torch.export.load(exported)
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(package), inductor_configs=how
-        )
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package))
         module = torch._inductor.aoti_load_package(str(package))
-        found = package.read_bytes()
-    return found, lambda *arrays: module(*map(torch.from_numpy, arrays)).numpy()
+        file = package.read_bytes()
+    return file, lambda *arrays: module(*map(torch.from_numpy, arrays)).numpy()
 
 
-def microseconds(call: Callable[[], object]) -> float:
-    """The processor time of a call, median: others may be at work on the machine."""
-    taken = []
-    for _ in range(32):
-        start = time.process_time()
-        call()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken) * 1e6
+def main(run_dir: Positional[Path]) -> None:
+    """Measure and print.
 
-
-def main() -> None:
-    """Measure and print."""
-    run = load_run(Path(sys.argv[1]))
+    Args:
+        run_dir: The run directory.
+    """
+    run = load_run(run_dir)
     batches = load_data(run.options, print).test
     predictor = Model(torch_impl.predictor, run, "cpu").predictor
     expected, labels = predict(predictor, batches)
     print(f"PyTorch itself: accuracy {(expected.argmax(1) == labels).mean():.2%}")
     content = torch_impl.export.save(run)
-    kinds: dict[str, tuple[Callable[[], bytes], Callable[[bytes], Call]]] = {
+    formats: dict[str, tuple[Callable[[], bytes], Callable[[bytes], Call]]] = {
         "onnx": (partial(onnx_graph.save, run), onnx_graph.load),
         "onnx --int8": (partial(onnx_graph.save, run, int8=True), onnx_graph.load),
         "torch": (lambda: content, torch_impl.export.load),
         "stablehlo": (partial(jax_impl.export.save, run), jax_impl.export.load),
     }
-    found = {name: (file := save(), load(file)) for name, (save, load) in kinds.items()}
-    found["torch, by AOTInductor"] = compiled(content)
+    models = {name: (file := save(), load(file)) for name, (save, load) in formats.items()}
+    models["torch, by AOTInductor"] = compiled(content)
     longest = batches.split[int(np.argmax(batches.split.lengths))]
-    print(f"| | MB | accuracy | other answers | logits | {' | '.join(CALLS)} |")
-    for name, (file, model) in found.items():
-        logits = read(model, batches)
-        answers, difference = logits.argmax(1), np.abs(logits - expected).max()
-        others, share = (answers != expected.argmax(1)).sum(), difference / np.abs(expected).max()
-        times = [
-            microseconds(partial(model, *padded([longest[:steps]] * rows)))
-            for rows, steps in CALLS.values()
-        ]
-        print(
-            f"| {name} | {len(file) / 1e6:.1f} | {(answers == labels).mean():.2%} "
-            f"| {others} | {share:.0e} | {' | '.join(f'{each:,.0f}' for each in times)} |"
+    print_header("", "MB", "accuracy", "other classes", "logits", *SIZES)
+    for name, (file, model) in models.items():
+        logits = logits_of(model, batches)
+        classes, difference = logits.argmax(1), np.abs(logits - expected).max()
+        calls = {
+            size: partial(model, *padded([longest[:steps]] * rows))
+            for size, (rows, steps) in SIZES.items()
+        }
+        # Processor time excludes most of the influence of other programs.
+        seconds = median_seconds(calls, 32, timer=time.process_time)
+        print_row(
+            name,
+            f"{len(file) / 1e6:.1f}",
+            f"{(classes == labels).mean():.2%}",
+            (classes != expected.argmax(1)).sum(),
+            f"{difference / np.abs(expected).max():.0e}",
+            *(f"{each * 1e6:,.0f}" for each in seconds.values()),
         )
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,12 +1,13 @@
-"""What asking a trained model takes: python -m benchmarks.inference RUN_DIR"""
+"""The latency of a trained model in both frameworks, in milliseconds."""
 
-import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
-import numpy as np
+from tyro.conf import Positional
+
+from benchmarks.timing import median_seconds
+from tools.program import print_header, print_row, run_program
 
 TEXT = "what a wonderful film i would see it again and again if only there were more of them to see"
 CALLS = {
@@ -17,26 +18,22 @@ CALLS = {
 }
 
 
-def median(call: Callable[[], object]) -> float:
-    """Milliseconds, of calls of half a second at least; not the first ones."""
-    for _ in range(3):
-        call()
-    seconds: list[float] = []
-    while sum(seconds) < 0.5 or len(seconds) < 10:
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds)) * 1000
+def main(run_dir: Positional[Path]) -> None:
+    """Measure and print.
 
-
-def main() -> None:
-    print("| ms |", " | ".join(CALLS), "|")
-    print("|---|" + "---|" * len(CALLS))
-    for name in ("torch_impl", "jax_impl"):
-        model = import_module(name).load(sys.argv[1])
-        times = [median(partial(getattr(model, what), of)) for what, of in CALLS.values()]
-        print(f"| {name} |", " | ".join(f"{each:.2f}" for each in times), "|", flush=True)
+    Args:
+        run_dir: The run directory of the model.
+    """
+    print_header("ms", *CALLS)
+    for framework in ("torch_impl", "jax_impl"):
+        model = import_module(framework).load(run_dir)
+        calls = {
+            name: partial(getattr(model, method), argument)
+            for name, (method, argument) in CALLS.items()
+        }
+        seconds = median_seconds(calls, 100)
+        print_row(framework, *(f"{each * 1e3:.2f}" for each in seconds.values()))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,7 +1,9 @@
-"""Requests a second that the server answers: python -m benchmarks.serve torch|jax RUN_DIR [OPTIONS]
+"""The requests per second that the server answers.
 
-Starts it, warms it up, and then asks it from 64 connections, over loopback, each one short review
-at a time (of the data set rt). The clients are a process of their own on the same machine.
+    python -m benchmarks.serve torch|jax RUN_DIR [OPTIONS OF THE SERVER]
+
+Starts the server and sends it requests of one short review each (of the data set rt) over 64
+connections on the loopback interface. The clients are a separate process on the same machine.
 """
 
 import asyncio
@@ -16,45 +18,45 @@ import msgspec
 import numpy as np
 
 from common.data import corpus
-from tools.large_corpus import resident
+from tools.program import memory_of
 
-CONNECTIONS, REQUESTS = 64, 100_000
+CONNECTIONS, WARM_UP, REQUESTS = 64, 5_000, 100_000
 
 
-def requests_of(count: int) -> list[bytes]:
-    """Requests as HTTP has them."""
+def http_requests() -> list[bytes]:
+    """A request for each training review of the data set."""
     data = corpus.load("rt")
-    found = []
-    for number in range(min(count, len(data.train))):
-        text = " ".join(data.vocabulary[word] for word in data.train[number])
+    requests = []
+    for words in data.train:
+        text = " ".join(data.vocabulary[word] for word in words)
         body = msgspec.json.encode({"texts": [text]})
         head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
-        found.append(head.encode() + body)
-    return found
+        requests.append(head.encode() + body)
+    return requests
 
 
-async def ask(port: int, requests: list[bytes], count: int) -> tuple[list[float], int, float]:
-    """The seconds of each answer, how many were none, and the seconds of all together."""
-    seconds: list[float] = []
-    lost, left = 0, iter(range(count))
+async def send(port: int, requests: list[bytes], count: int) -> tuple[list[float], int, float]:
+    """The latencies in seconds, the number of failed requests, and the total duration."""
+    latencies: list[float] = []
+    failed, numbers = 0, iter(range(count))
 
     async def client() -> None:
-        nonlocal lost
+        nonlocal failed
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for number in left:
+        for number in numbers:
             started = time.perf_counter()
             writer.write(requests[number % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
             answer = await reader.readexactly(length)
-            seconds.append(time.perf_counter() - started)
-            lost += not (head.startswith(b"HTTP/1.1 200") and b'"label"' in answer)
+            latencies.append(time.perf_counter() - started)
+            failed += not (head.startswith(b"HTTP/1.1 200") and b'"label"' in answer)
         writer.close()
 
     started = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
-    return seconds, lost, time.perf_counter() - started
+    return latencies, failed, time.perf_counter() - started
 
 
 def main() -> None:
@@ -64,24 +66,22 @@ def main() -> None:
     assert server.stdout is not None
     line = server.stdout.readline()
     print(line, end="")
-    port, requests = int(line.rpartition(":")[2]), requests_of(REQUESTS)
+    port, requests = int(line.rpartition(":")[2]), http_requests()
     try:
-        import uvloop
-
-        run = uvloop.run
+        from uvloop import run
     except ImportError:
-        run = asyncio.run
-    run(ask(port, requests, 5_000))
-    before = resident(str(server.pid))[0] / 2**20
-    seconds, lost, wall = run(ask(port, requests, REQUESTS))
-    after = resident(str(server.pid))[0] / 2**20
+        from asyncio import run
+    run(send(port, requests, WARM_UP))
+    before = memory_of(server.pid)["VmRSS"] / 2**20
+    latencies, failed, duration = run(send(port, requests, REQUESTS))
+    after = memory_of(server.pid)["VmRSS"] / 2**20
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 143, server.returncode
-    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
+    p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1000
     print(
-        f"{framework}: {len(seconds):,} requests, {lost} lost, {len(seconds) / wall:,.0f} "
-        f"a second; p50 {p50:.1f} ms, p99 {p99:.1f} ms; memory {before:.0f} MiB before, "
-        f"{after:.0f} after; load {os.getloadavg()[0]:.1f}"
+        f"{framework}: {len(latencies):,} requests, {failed} failed, "
+        f"{len(latencies) / duration:,.0f} per second; p50 {p50:.1f} ms, p99 {p99:.1f} ms; "
+        f"memory {before:.0f} MiB before, {after:.0f} after; load {os.getloadavg()[0]:.1f}"
     )
 
 

@@ -1,8 +1,7 @@
-"""Time and memory that it takes to read word vectors of GoogleNews' size.
+"""The time and the memory of reading word vectors, as many as GoogleNews has (3,000,000 x 300).
 
-python -m benchmarks.vectors FOLDER        # writes 3,000,000 x 300: 3.6 GB, and a sparse file
-
-A process of its own reads each file, and keeps every thirtieth of its words.
+Writes a file of word2vec (3.6 GB) and a sparse file of gensim. A child process reads each file and
+keeps every thirtieth word.
 """
 
 import subprocess
@@ -11,33 +10,35 @@ from pathlib import Path
 
 import numpy as np
 from gensim.models import KeyedVectors
+from tyro.conf import Positional
+
+from tools.program import print_header, run_program
 
 COUNT, D, EVERY = 3_000_000, 300, 30
 READ = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from common.data.vectors import files
+from tools.program import memory_of, print_row
 path = Path(sys.argv[1])
 words = (path.parent / "words").read_text().split("\\n")
 start = time.process_time()
-found, matrix = files.read(path, words)
-assert found == words
+kept, matrix = files.read(path, words)
+assert kept == words
 seconds = time.process_time() - start
-# What getrusage says counts, too, what the parent had in memory.
-status = Path("/proc/self/status").read_text()
-peak = int(status.partition("VmHWM:")[2].split()[0])
-print(f"| {path.name} | {seconds:.1f} | {peak / 1024:.0f} MiB |")
+# getrusage would include the memory of the parent before exec.
+print_row(path.name, f"{seconds:.1f}", f"{memory_of(os.getpid())['VmHWM'] / 2**20:.0f} MiB")
 """
 
 
-def made_up_words(count: int) -> list[str]:
-    """Of 13 characters on average, all in lower case."""
+def synthetic_words(count: int) -> list[str]:
+    """Distinct lower-case words of 13 characters on average."""
     return [
         f"{'word of a phrase'[: number % 17].replace(' ', '_')}{number}" for number in range(count)
     ]
 
 
-def word2vec(path: Path, words: list[str]) -> None:
+def write_word2vec(path: Path, words: list[str]) -> None:
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
         file.write(f"{len(words)} {D}\n".encode())
@@ -47,23 +48,29 @@ def word2vec(path: Path, words: list[str]) -> None:
                 file.write(b"%b %b" % (word.encode(), row))
 
 
-def gensim(path: Path, words: list[str]) -> None:
+def write_gensim(path: Path, words: list[str]) -> None:
     keyed = KeyedVectors(1)
     keyed.add_vectors(words, np.zeros((len(words), 1), np.float32))
     for number in range(len(words)):
         keyed.set_vecattr(words[number], "count", len(words) - number)
     keyed.save(str(path), separately=["vectors"])
-    # Rows of zeros, which take no place on the disk.
+    # A sparse file of zeros, which occupies no space on the disk.
     table = path.with_name(f"{path.name}.vectors.npy")
     np.lib.format.open_memmap(table, "w+", np.float32, (len(words), D)).flush()
 
 
-def main() -> None:
-    folder, words = Path(sys.argv[1]), made_up_words(COUNT)
+def main(folder: Positional[Path], count: int = COUNT) -> None:
+    """Measure and print.
+
+    Args:
+        folder: The folder of the files, which are written unless they exist.
+        count: The number of words.
+    """
+    words = synthetic_words(count)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "words").write_text("\n".join(words[::EVERY]))
-    print("| file | CPU s | peak memory of the process |\n|---|---|---|", flush=True)
-    for name, write in {"vectors.bin": word2vec, "vectors.kv": gensim}.items():
+    print_header("file", "CPU s", "peak memory of the process")
+    for name, write in {"vectors.bin": write_word2vec, "vectors.kv": write_gensim}.items():
         path = folder / name
         if not path.exists():
             write(path, words)
@@ -71,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

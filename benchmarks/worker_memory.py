@@ -1,9 +1,6 @@
-"""The memory that each of two workers needs to train on a data set larger than that.
+"""The memory of each of two workers that train on a data set larger than that memory.
 
-python -m benchmarks.worker_memory FOLDER                      5 million reviews
-python -m benchmarks.worker_memory FOLDER --reviews 100000
-
-FOLDER is that of tools/large_corpus.py. The first minutes encode what is not in the cache, and are
+FOLDER is that of tools/large_corpus.py. The first training of each framework fills the cache and is
 not measured.
 """
 
@@ -14,40 +11,39 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tyro
+from tyro.conf import Positional
 
 from common.data import corpus
 from tools import large_corpus
+from tools.program import children_of, memory_of, run_program
 
 WORDS, D = 100_000, 100
 
 
-def measure(framework: str, arguments: list[str], seconds: float) -> list[float]:
-    """Train by two workers, for so many seconds; the most MB (PSS) that each has had."""
+def peaks(framework: str, arguments: list[str], seconds: float) -> list[float]:
+    """The peak memory (PSS, in MB) of each of two workers that train for this number of seconds."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
-    peaks: dict[str, float] = {}
+    sizes: dict[int, float] = {}
     command = [*torchrun, f"{framework}_impl.train", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         end = time.monotonic() + seconds
         while time.monotonic() < end and process.poll() is None:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            for child in children.split():
-                try:
-                    lines = Path(f"/proc/{child}/smaps_rollup").read_text().splitlines()
-                except OSError:  # it has just ended
-                    continue
-                kib = next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-                peaks[child] = max(peaks.get(child, 0), kib * 1024 / 1e6)
+            for child in children_of(process.pid):
+                size = memory_of(child, "smaps_rollup")["Pss"] / 1e6
+                sizes[child] = max(sizes.get(child, 0), size)
             time.sleep(0.1)
-        assert process.poll() is None, f"{framework}: training ended before its time"
+        assert process.poll() is None, f"{framework}: training ended early"
         process.send_signal(signal.SIGTERM)
-    return sorted(peaks.values())
+    return sorted(sizes.values())
 
 
-def main(folder: tyro.conf.Positional[Path], reviews: int = 5_000_000, seconds: float = 60) -> None:
-    """Print the most memory that each worker has had, in both frameworks.
+def main(folder: Positional[Path], reviews: int = 5_000_000, seconds: float = 60) -> None:
+    """Print the peak memory of each worker in both frameworks.
 
-    folder: where the reviews are, or will be written. reviews: how many. seconds: of training.
+    Args:
+        folder: The folder of the reviews, which are written unless they exist.
+        reviews: The number of reviews.
+        seconds: The duration of a training.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, vectors = folder / f"reviews-{reviews}.jsonl", folder / f"vectors-{reviews}.vec"
@@ -59,14 +55,14 @@ def main(folder: tyro.conf.Positional[Path], reviews: int = 5_000_000, seconds: 
         file.write(f"{len(words)} {D}\n")
         for word in words:
             file.write(f"{word} {' '.join(f'{x:.3f}' for x in rng.standard_normal(D))}\n")
-    same = ["--data", f"jsonl:{path}", "--vectors", str(vectors), "--preset", "full"]
-    same += ["--batch-size", "256", "--epochs", "1000", "--restart"]
+    options = ["--data", f"jsonl:{path}", "--vectors", str(vectors), "--preset", "full"]
+    options += ["--batch-size", "256", "--epochs", "1000", "--restart"]
     for framework in ("torch", "jax"):
-        arguments = [*same, "--out", str(folder / framework)]
-        measure(framework, arguments, seconds)  # caches the renumbered words and the vectors
-        found = measure(framework, arguments, seconds)
-        print(f"{framework}: {' and '.join(f'{peak:.0f}' for peak in found)} MB", flush=True)
+        arguments = [*options, "--out", str(folder / framework)]
+        peaks(framework, arguments, seconds)  # caches the renumbered words and the vectors
+        sizes = peaks(framework, arguments, seconds)
+        print(f"{framework}: {' and '.join(f'{size:.0f}' for size in sizes)} MB", flush=True)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_program(main)

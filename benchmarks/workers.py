@@ -1,33 +1,32 @@
-"""What workers gain: tokens a second of trainings on IMDB, in turns, as a Markdown table.
-
-python -m benchmarks.workers        ten minutes on two cores
-"""
+"""The speed of training on IMDB with one and with two workers, in tokens per second."""
 
 import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import tyro
+from benchmarks.timing import medians
+from tools.program import print_header, print_row, run_program
 
 ROOT = Path(__file__).parents[1]
 TRAINING = ["--data", "imdb", "--train-size", "6000", "--test-size", "100", "--epochs", "5"]
 
 
 class Setting(NamedTuple):
-    """How many workers with how many cores each, and how many reviews a batch has."""
+    """The number of workers, the number of cores of each, and the batch size."""
 
     workers: int
     cores: int
     batch_size: int
 
 
-ONE = Setting(1, 1, 128)
 SETTINGS = [
-    ONE,
+    Setting(1, 1, 128),
     Setting(2, 1, 256),
     Setting(1, 1, 256),
     Setting(1, 2, 256),
@@ -37,7 +36,7 @@ SETTINGS = [
 
 
 def tokens_per_second(framework: str, setting: Setting, out: Path) -> float:
-    """The median over the epochs but for the first two."""
+    """The median over the epochs without the first two."""
     command = [sys.executable, "-m"]
     if setting.workers > 1:
         command += ["torch.distributed.run", "--nproc-per-node", str(setting.workers), "-m"]
@@ -51,31 +50,32 @@ def tokens_per_second(framework: str, setting: Setting, out: Path) -> float:
         capture_output=True,
     )
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return median(line["tokens_per_second"] for line in lines[2:])
+    speed = median(line["tokens_per_second"] for line in lines[2:])
+    print(f"{framework} {setting}: {speed:,.0f} tokens/s", file=sys.stderr)
+    return speed
 
 
 def main(repetitions: int = 3) -> None:
-    """Print how fast each setting is.
+    """Measure and print.
 
-    repetitions: of each setting; the settings take turns.
+    Args:
+        repetitions: The repetitions of each training; they alternate.
     """
-    found: dict[tuple[str, Setting], list[float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        for _ in range(repetitions):
-            for framework in ("torch", "jax"):
-                for setting in SETTINGS:
-                    speed = tokens_per_second(framework, setting, Path(name))
-                    found.setdefault((framework, setting), []).append(speed)
-                    print(f"{framework} {setting}: {speed:,.0f} tokens/s", file=sys.stderr)
-    print("| workers | cores of each | batch | PyTorch, tokens/s | | JAX, tokens/s | |")
-    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = {
+            key: partial(tokens_per_second, *key, Path(folder))
+            for key in product(("torch", "jax"), SETTINGS)
+        }
+        speeds = medians(trainings, repetitions)
+    columns = ("PyTorch, tokens/s", "speed-up", "JAX, tokens/s", "speed-up")
+    print_header("workers", "cores of each", "batch", *columns)
     for setting in SETTINGS:
-        cells = [str(number) for number in setting]
+        cells = []
         for framework in ("torch", "jax"):
-            speed, one = (median(found[framework, each]) for each in (setting, ONE))
-            cells += [f"{speed:,.0f}", f"{speed / one:.2f} x"]
-        print(f"| {' | '.join(cells)} |")
+            speed = speeds[framework, setting]
+            cells += [f"{speed:,.0f}", f"{speed / speeds[framework, SETTINGS[0]]:.2f} x"]
+        print_row(*setting, *cells)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_program(main)

@@ -1,9 +1,9 @@
-"""The kernel with the matrix unit emulated in plain loops (emulated_tiles.h).
+"""Runs pytest on a kernel whose matrix unit is emulated in plain loops (emulated_tiles.h).
 
-    python -m tools.emulation FOLDER ARGUMENTS      pytest with these arguments, on this kernel
+    python -m tools.emulation FOLDER ARGUMENTS OF PYTEST
 
-FOLDER keeps the kernel for the next time. Both frameworks use it in place of the built one. The
-exit status is not 0 if a test fails, or if the emulation has recorded a fault or no product.
+FOLDER caches the kernel, which replaces the installed one in both frameworks. The exit status is
+not 0 if a test fails, or if the emulation has recorded a fault or no product.
 """
 
 import ctypes
@@ -15,16 +15,16 @@ from common.kernels import LIBRARY
 from common.kernels.build import X86, build
 
 POSSIBLE = X86 and sys.platform == "linux"
-"""Whether the emulation compiles. Elsewhere, the flags are those of a kernel without it."""
+"""Whether the emulation compiles. Otherwise, the flags build the kernel without it."""
 HEADER = Path(__file__).with_name("emulated_tiles.h")
 FLAGS = ["-O0", *(["-include", str(HEADER)] if POSSIBLE else [])]
-"""Flags of every source: optimised, they would take five times as long to compile."""
+"""The flags of every source. Optimization would take five times as long to compile."""
 AMX = ["-D__AMX_BF16__", "-O2"] if POSSIBLE else []
-"""Flags of the instruction set that uses the tiles, as common.kernels.build takes them."""
+"""The additional flags of the instruction set "amx"; see common.kernels.build."""
 
 
 def build_once(folder: Path) -> Path | None:
-    """The kernel in this folder, built if it is not there; None where it cannot be built."""
+    """The kernel in this folder, which is built unless it exists. None if it cannot be built."""
     path = folder / LIBRARY
     return path if path.exists() else build(folder, FLAGS, AMX)
 
@@ -34,8 +34,8 @@ def fault(library: ctypes.CDLL | None) -> str | None:
     if not hasattr(library, "emulated_tiles_fault"):
         return None
     library.emulated_tiles_fault.restype = ctypes.c_char_p
-    found = library.emulated_tiles_fault()
-    return found and found.decode()
+    message = library.emulated_tiles_fault()
+    return message and message.decode()
 
 
 def main() -> None:

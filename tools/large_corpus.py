@@ -1,13 +1,9 @@
-"""A data set larger than memory: write one, encode it, and draw batches from it.
+"""Writes a data set larger than memory, encodes it and draws batches from it.
 
-python -m tools.large_corpus FOLDER                      5 million reviews, 500 million words
-python -m tools.large_corpus FOLDER --reviews 100000
-
-The first run writes FOLDER/reviews-5000000.jsonl (2.3 GB; the number is that of the reviews) and
-encodes it; run again, it shows a second start.
+Prints the time and the memory that this takes. The first run writes FOLDER/reviews-5000000.jsonl
+(500 million words, 2.3 GB) and encodes it; a second run measures the start from the cache.
 """
 
-import dataclasses
 import json
 import os
 import resource
@@ -18,34 +14,23 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import tyro
+from tyro.conf import Positional
 
 from common import files
 from common.data import corpus
 from common.data.batches import Batches
 from common.data.encoding import encode
 from common.data.sources.dataset import Dataset, Example
-from common.errors import exit_on_input_error
-from common.training.options import parse_options
+from tools.program import children_of, memory_of, run_program
 
 VOCABULARY = 1_000_000
-EXPONENT, OFFSET = 1.3, 10  # of the law of Zipf and Mandelbrot, as it suits English
+EXPONENT, OFFSET = 1.3, 10  # of the Zipf-Mandelbrot law, fitted to English
 SYLLABLES = [c + v for c in "bcdfghjklmnprstvwxyz" for v in "aeiou"]
-_BLOCK = 10_000  # reviews that are made at once
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Encode synthetic reviews and draw batches from them; print time and memory that it takes."""
-
-    folder: tyro.conf.Positional[Path]
-    """Where the reviews are, or will be written."""
-    reviews: int = 5_000_000
-    """How many, of 100 words on average."""
+_BLOCK = 10_000  # reviews that are drawn at once
 
 
 def write(path: Path, reviews: int) -> None:
-    """Write reviews in two classes, a JSON object a line; the words follow Zipf's law."""
+    """Write reviews of 100 words on average as lines of JSON, in two classes."""
     rng = np.random.default_rng(0)
     words = [_word(rank) for rank in range(VOCABULARY)]
     with files.aside(path) as partial, partial.open("w", encoding="ascii") as file:
@@ -74,7 +59,7 @@ def _word(rank: int) -> str:
 
 
 def dataset(path: Path) -> Dataset:
-    """The reviews that write() wrote."""
+    """The data set in a file of `write`."""
 
     def examples() -> Iterator[Example]:
         with path.open(encoding="ascii") as file:
@@ -86,15 +71,17 @@ def dataset(path: Path) -> Dataset:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Encode, start and draw batches; returns seconds, MB/s and bytes, and raises if an order is
-    no permutation or differs the second time."""
-    found = Figures()
+    """Encode the reviews and draw batches from them; return the figures.
+
+    Raises AssertionError if the order of an epoch is not a permutation or not reproducible.
+    """
+    figures = Figures()
     with PeakMemory() as memory:
         sample = [example.text for example in islice(dataset(path).examples(), 30_000)]
         started = time.process_time()
         for first in range(0, len(sample), 2_000):  # about corpus.CHUNK characters
             encode(sample[first : first + 2_000])
-        found["encode_mb_per_core_second"] = (
+        figures["encode_mb_per_core_second"] = (
             sum(map(len, sample)) / 1e6 / (time.process_time() - started)
         )
         del sample
@@ -102,18 +89,18 @@ def measure(path: Path) -> dict[str, float]:
         started, cpu = time.perf_counter(), _cpu()
         fingerprint: dict[str, str | int] = {"data": str(path), "bytes": path.stat().st_size}
         texts = corpus.encoded(lambda: dataset(path), fingerprint)
-        found["corpus_seconds"] = time.perf_counter() - started
-        found["corpus_core_seconds"] = _cpu() - cpu
+        figures["corpus_seconds"] = time.perf_counter() - started
+        figures["corpus_core_seconds"] = _cpu() - cpu
         counts = texts.train.counts()
         known = (counts >= 3).cumsum() - 1
         train = texts.train.renumber(np.where(counts >= 3, known, -1))
         batches = Batches(train, 32, max_length=200)
         next(batches.epoch(0))
-        found["first_batch_seconds"] = time.perf_counter() - started
+        figures["first_batch_seconds"] = time.perf_counter() - started
 
         started = time.perf_counter()
         middle = next(batches.epoch(1, len(batches) // 2))
-        found["resume_seconds"] = time.perf_counter() - started
+        figures["resume_seconds"] = time.perf_counter() - started
         order = batches.plan(1)
         assert np.array_equal(middle.reviews, order[len(batches) // 2])
         assert np.array_equal(order, Batches(train, 32, max_length=200).plan(1))
@@ -122,16 +109,16 @@ def measure(path: Path) -> dict[str, float]:
 
         started = time.perf_counter()
         drawn = sum(1 for _ in islice(batches.epoch(1), 2_000))
-        found["batch_seconds"] = (time.perf_counter() - started) / drawn
-        found["reviews"] = len(texts.train) + len(texts.test)
-        found["words"] = len(texts.train.tokens)
-        found["vocabulary"] = len(texts.vocabulary)
-    found["peak_rss_bytes"], found["peak_private_bytes"] = memory.peak, memory.peak_private
-    return found
+        figures["batch_seconds"] = (time.perf_counter() - started) / drawn
+        figures["reviews"] = len(texts.train) + len(texts.test)
+        figures["words"] = len(texts.train.tokens)
+        figures["vocabulary"] = len(texts.vocabulary)
+    figures["peak_rss_bytes"], figures["peak_private_bytes"] = memory.peak, memory.peak_private
+    return figures
 
 
 class Figures(dict[str, float]):
-    """Prints each figure as it is found."""
+    """Seconds, MB/s, bytes and counts; prints each figure when it is set."""
 
     def __setitem__(self, name: str, value: float) -> None:
         super().__setitem__(name, value)
@@ -139,9 +126,9 @@ class Figures(dict[str, float]):
 
 
 class PeakMemory:
-    """The largest resident size of this process and its children together, every 50 ms.
+    """The peak resident memory of this process and its children together, sampled every 50 ms.
 
-    peak counts all pages, those of mapped files too; peak_private those that are of no file.
+    `peak` includes the pages of mapped files, `peak_private` excludes them.
     """
 
     peak = peak_private = 0
@@ -158,42 +145,34 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._done.wait(0.05):
-            processes = [str(os.getpid())]
-            for thread in Path("/proc/self/task").iterdir():
-                processes += (thread / "children").read_text().split()
-            sizes = [resident(process) for process in processes]
-            self.peak = max(self.peak, sum(every for every, _ in sizes))
-            self.peak_private = max(self.peak_private, sum(private for _, private in sizes))
-
-
-def resident(process: str) -> tuple[int, int]:
-    """Bytes of memory of a process: all that is resident, and what is of no file."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0, 0
-    kib = {line.partition(":")[0]: line.split()[1] for line in lines if line.endswith("kB")}
-    return int(kib.get("VmRSS", 0)) * 1024, int(kib.get("RssAnon", 0)) * 1024
+            sizes = [memory_of(each) for each in (os.getpid(), *children_of(os.getpid()))]
+            self.peak = max(self.peak, sum(size["VmRSS"] for size in sizes))
+            self.peak_private = max(self.peak_private, sum(size["RssAnon"] for size in sizes))
 
 
 def _cpu() -> float:
+    """The processor time of this process and of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def main() -> None:
-    with exit_on_input_error():
-        options = parse_options(Options, "python -m tools.large_corpus")
-        options.folder.mkdir(parents=True, exist_ok=True)
-        figures = Figures()
-        path = options.folder / f"reviews-{options.reviews}.jsonl"
-        if not path.exists():
-            started = time.perf_counter()
-            write(path, options.reviews)
-            figures["write_seconds"] = time.perf_counter() - started
-        figures["file_megabytes"] = path.stat().st_size / 1e6
-        measure(path)
+def main(folder: Positional[Path], reviews: int = 5_000_000) -> None:
+    """Write the reviews unless they exist, and measure.
+
+    Args:
+        folder: The folder of the reviews.
+        reviews: The number of reviews.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = Figures()
+    path = folder / f"reviews-{reviews}.jsonl"
+    if not path.exists():
+        started = time.perf_counter()
+        write(path, reviews)
+        figures["write_seconds"] = time.perf_counter() - started
+    figures["file_megabytes"] = path.stat().st_size / 1e6
+    measure(path)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

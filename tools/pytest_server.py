@@ -1,9 +1,9 @@
-"""Runs pytest in forks of one process that has imported the packages which the tests need.
+"""Runs pytest in forks of a process that has imported the packages that the tests need.
 
-tools/mutate.py starts it in a copy of the working tree, whose own modules only the forks import.
-Each line of standard input is a JSON list: pytest's arguments, the seconds that each test function
-may take, and those after which the fork is killed, or null. The answer is a line: the exit status,
-or null where the fork was killed. OUTPUT has what the fork prints.
+tools/mutate.py starts this program in a copy of the working tree, whose own modules only the forks
+import. Each line of standard input is a JSON list: the arguments of pytest, the time limits of test
+functions in seconds, and the seconds after which the fork is killed, or null. The answer is a line
+with the exit status, or null if the fork was killed. OUTPUT receives the output of the fork.
 """
 
 import faulthandler
@@ -24,7 +24,7 @@ OUTPUT, COMPILED = Path("../output"), Path("../compiled")
 
 
 class Plugin:
-    """Time limits of test functions, and a folder that keeps what XLA compiles for later forks."""
+    """Sets time limits of test functions, and a cache of compiled XLA programs for later forks."""
 
     def __init__(self, limits: dict[str, float]) -> None:
         self.limits = limits
@@ -32,7 +32,7 @@ class Plugin:
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         COMPILED.mkdir(exist_ok=True)
         base = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-        (base / "compiled").symlink_to(COMPILED.resolve())  # where conftest.py has it compile to
+        (base / "compiled").symlink_to(COMPILED.resolve())  # the cache folder of conftest.py
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -45,16 +45,16 @@ class Plugin:
 
 
 def run(arguments: list[str], limits: dict[str, float], seconds: float | None) -> int | None:
-    """The exit status of pytest in a fork, which leaves no process behind."""
+    """The exit status of pytest in a fork, or None if the fork was killed; kills its children."""
     child = os.fork()
     if not child:
         status = 1
         try:
             os.setsid()
             output = os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for stream, to in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
-                os.dup2(to, stream)
-            # What is imported for a collection is compiled for all forks to come.
+            for stream, file in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+                os.dup2(file, stream)
+            # The bytecode that a collection writes serves all later forks.
             sys.dont_write_bytecode = "--collect-only" not in arguments
             status = int(pytest.main(arguments, plugins=[Plugin(limits)]))
             sys.stdout.flush()

@@ -206,7 +206,7 @@ def test_from_a_run_to_the_same_answers(
     )
     run = load_run(trained)
     batches = load_data(run.options, print).test
-    logits = speed_export.read(FORMATS[name].load(file.read_bytes()), batches)
+    logits = speed_export.logits_of(FORMATS[name].load(file.read_bytes()), batches)
     metrics = json.loads((trained / "metrics.json").read_text())
     assert (logits.argmax(1) == batches.split.labels).mean() == metrics["accuracy"]
     learner = Model(FRAMEWORKS[framework], run, "cpu").predictor
@@ -222,7 +222,7 @@ def test_int8_is_smaller_and_nearly_as_good(trained: Path) -> None:
     run = load_run(trained)
     batches = load_data(run.options, print).test
     found = [onnx_graph.load(onnx_graph.save(run, int8=int8)) for int8 in (False, True)]
-    full, small = (speed_export.read(model, batches) for model in found)
+    full, small = (speed_export.logits_of(model, batches) for model in found)
     assert 1e-4 < np.abs(small - full).max() / np.abs(full).max() < 0.1
     assert (small.argmax(1) == full.argmax(1)).mean() > 0.98
 
