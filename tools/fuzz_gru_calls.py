@@ -1,4 +1,4 @@
-"""The calls of tools/fuzz_gru.py: right ones, and what is done to them."""
+"""Draws the calls of tools/fuzz_gru.py: valid calls, and changes of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from common.params import DIRECTIONS, GRU_PARAMETERS, gru_shapes
 if TYPE_CHECKING:
     from tools.fuzz_gru_frameworks import Framework
 
-OPERATORS = ("forward", "backward")  # torch.ops.gru.forward and XLA's gru_forward, and so on
-LISTS = GRU_PARAMETERS  # their arguments with an entry a direction
+OPERATORS = ("forward", "backward")  # torch.ops.gru.forward, gru_forward in XLA, and so on
+LISTS = GRU_PARAMETERS  # the arguments of operators that have an entry for each direction
 FLOATS = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
@@ -25,17 +25,17 @@ FLOATS = {
     "float16": np.dtype(np.float16),
 }
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-SAME = {"torch": 1, "jax": 25}  # calls in a row of the same sizes: JAX compiles for each anew
+SAME = {"torch": 1, "jax": 25}  # consecutive calls of the same sizes, for which JAX compiles once
 VOCABULARY, CLASSES = 9, 3
 
 Array = np.ndarray
-Way = tuple[str, str, dict[str, Any]]
-"""What is done to an argument, the kind of mistake that it is, and what it makes of the call."""
+Change = tuple[str, str, dict[str, Any]]
+"""The description of an invalid argument, the kind of the error, and the changed fields of Call."""
 
 
 @dataclass
 class Call:
-    """A call, and what must come of it."""
+    """A call and its expected outcome."""
 
     entry: str
     dtype: str
@@ -49,42 +49,47 @@ class Call:
     gradients: bool
     jit: bool
     options: dict[str, Any]
-    """What is passed that is no array."""
+    """The arguments that are not arrays."""
     arrays: dict[str, Any]
-    """What is passed, parameters under their canonical names, entry i of a list as name.i: NumPy
-    arrays, which the framework makes its own, and what changes have made of them."""
-    given: dict[str, Array]
-    """What the right answer is computed from: the arrays, and the gradients of the results."""
+    """The arguments that are arrays: parameters by their canonical names, entry i of a list as
+    name.i. NumPy arrays, which the framework converts, or the values that a change has set."""
+    reference: dict[str, Array]
+    """The valid arrays and the gradients of the results, for the expected results."""
     holes: bool = False
-    """Whether what no word reads is no number."""
+    """Whether the rows that no word reads are infinite or NaN."""
     frozen: set[str] = field(default_factory=set)
-    """Arrays of which no gradient is asked, though it is of others."""
+    """The arrays that do not require gradients."""
     changes: list[tuple[str, str]] = field(default_factory=list)
-    """Arguments, and what was done to them."""
-    expect: str = "right"
-    """right; raise; fake: the shape alone is right; anything but a crash; NaN: in a row, or all."""
+    """The changed arguments and the description of each change."""
+    expect: str = "valid"
+    """The expected outcome: valid results, raise, fake (valid shapes and dtypes), anything (but a
+    crash), or NaN (in one row or everywhere)."""
     row: int | None = None
     names: set[str] = field(default_factory=set)
-    """The arguments of which an error has to name one."""
+    """The arguments one of which the error must name."""
     before: Call | None = None
-    """The call while it was right."""
+    """The call without its invalid changes."""
 
     @property
     def operator(self) -> bool:
         return self.entry in OPERATORS
 
     def __str__(self) -> str:
-        told = [f"{name}={getattr(self, name)}" for name in "TBDHLRK"]
-        told += [f"{name}={value}" for name, value in self.options.items() if name != "results"]
-        told += ["gradients"] * self.gradients + ["jit"] * self.jit + ["h0"] * ("h0" in self.given)
-        told += ["resets"] * ("resets" in self.given) + ["h_reset"] * ("h_reset" in self.given)
-        told += ["holes"] * self.holes
-        changes = "; ".join(f"{name}: {what}" for name, what in self.changes)
-        return f"{self.entry} {self.dtype} {' '.join(told)} | {changes or 'unchanged'}"
+        words = [f"{name}={getattr(self, name)}" for name in "TBDHLRK"]
+        words += [f"{name}={value}" for name, value in self.options.items() if name != "results"]
+        words += (
+            ["gradients"] * self.gradients + ["jit"] * self.jit + ["h0"] * ("h0" in self.reference)
+        )
+        words += ["resets"] * ("resets" in self.reference) + ["h_reset"] * (
+            "h_reset" in self.reference
+        )
+        words += ["holes"] * self.holes
+        changes = "; ".join(f"{name}: {text}" for name, text in self.changes)
+        return f"{self.entry} {self.dtype} {' '.join(words)} | {changes or 'unchanged'}"
 
 
 class Raw:
-    """An argument that is passed as it is."""
+    """An argument that is passed without conversion."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -96,7 +101,7 @@ def is_float(value: Any) -> bool:
 
 def result_names(call: Call) -> list[str]:
     if call.entry == "backward":
-        others = ["d_x", "d_h0"] + ["d_h_reset"] * ("resets" in call.given)
+        others = ["d_x", "d_h0"] + ["d_h_reset"] * ("resets" in call.reference)
         return [f"d_{name}.{i}" for name in LISTS for i in range(call.R)] + others
     if call.entry == "classify":
         return ["logits"]
@@ -104,7 +109,7 @@ def result_names(call: Call) -> list[str]:
 
 
 def draw(framework: Framework, seed: int, number: int) -> Call:
-    """A right call, and what is then done to it."""
+    """Draw a valid call and change it."""
     rng = default_rng([seed, number // SAME[framework.name]])
     entry = str(rng.choice(["gru", "GRU", "classify", *OPERATORS], p=[0.4, 0.15, 0.15, 0.15, 0.15]))
     operator = entry in OPERATORS
@@ -112,12 +117,12 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     dtype = str(rng.choice(list(FLOATS), p=shares))
     T, B = int(rng.integers(10)), int(rng.choice([0, 1, 2, 3, 3, 4, 5, 20, 31, 70]))
     if framework.name == "jax" and operator:
-        B = max(B, 1)  # XLA makes no call all results of which are empty
+        B = max(B, 1)  # XLA removes calls whose results are all empty
     if framework.name == "torch" and entry == "GRU":
-        T = max(T, 1)  # as nn.GRU, the module refuses sequences without steps
+        T = max(T, 1)  # like nn.GRU, the module rejects sequences without steps
     D, H = int(rng.choice([1, 5])), int(rng.choice([1, 3, 8, 17]))
     if rng.random() < 0.05:
-        T, B, H = 9, 70, 40  # so much that threads share the work
+        T, B, H = 9, 70, 40  # enough work for several threads
     R, L = int(rng.integers(1, 3)), 1 if operator else int(rng.integers(1, 3))
     tokens = entry == "classify" or (entry != "GRU" and rng.random() < 0.4)
     K = int(rng.integers(T * B > 0, 8)) if tokens else None
@@ -130,7 +135,7 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     if entry != "GRU":  # the module computes in the dtype of its arrays
         options["bfloat16"] = dtype == "float32" and kernels.bfloat16() and bool(rng.integers(2))
         names = [each for each in names if each != "loop" or not options["bfloat16"]]
-        # With tokens, tools/fuzz_gru.py knows what one layer rounds.
+        # With tokens, tools/fuzz_gru.py reproduces the rounding of a single layer.
         L = 1 if options["bfloat16"] and tokens else L
     if operator:
         sides = rng.integers(0, 2, R) if framework.name == "jax" else range(R)
@@ -140,19 +145,19 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     else:
         options["implementation"] = str(rng.choice(names))
     gradients = bool(rng.random() < 1 / 3) and options.get("save", True) and entry != "backward"
-    starts, jit = operator or (entry != "classify" and rng.random() < 0.5), False
+    has_h0, jit = operator or (entry != "classify" and rng.random() < 0.5), False
     resets = entry != "classify" and bool(rng.random() < 0.3)
-    own_reset = resets and (operator or bool(rng.random() < 0.5))
-    # The bindings validate indices in int64; those in int32 only the kernel, which reads them.
+    has_h_reset = resets and (operator or bool(rng.random() < 0.5))
+    # The bindings validate int64 indices; the kernel validates int32 indices.
     index = np.int32 if operator or rng.random() < 0.5 else np.int64
     if framework.name == "jax" and not operator:
-        # Outside of jit, gradients and scans take seconds to compile.
+        # Without jit, gradients and scans take seconds to compile.
         jit = bool(rng.random() < 0.5) or options["implementation"] == "scan"
         jit = jit or (gradients and rng.random() < 0.7)
         L = 1 if gradients and options["implementation"] == "scan" else L
     elif framework.name == "jax":
         gradients = False
-    # From here on, what JAX does not compile anew for.
+    # The following values do not cause a compilation in JAX.
     rng = default_rng([seed, number, 1])
 
     def normal(*shape: int, scale: float = 1.0) -> Array:
@@ -168,11 +173,11 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
     }
     if K is not None:
         arrays["tokens"] = integers(K, T, B)
-    if starts:
+    if has_h0:
         arrays["h0"] = normal(L * R, B, H)
     if resets:
         arrays["resets"] = rng.random((B, T) if entry == "GRU" else (T, B)) < 0.3
-    if own_reset:
+    if has_h_reset:
         arrays["h_reset"] = normal(L * R, B, H)
     for name, shape in gru_shapes(D, H, L, R == 2).items():
         _, _, direction, own = name.split(".")
@@ -189,21 +194,20 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
         arrays |= {"vectors": normal(VOCABULARY, D), "distinct": integers(VOCABULARY, K or 0)}
         arrays |= {"head.weight": normal(CLASSES, R * H), "head.bias": normal(CLASSES)}
         results = {"d_logits": normal(B, CLASSES)}
-    given = arrays | results
+    reference = arrays | results
     holes = rng.choice([0, 0, 0, np.nan, np.inf, -np.inf])
     if entry == "GRU" and (arrays["lengths"] == T).all() and rng.random() < 0.5:
         del arrays["lengths"]
-    call = Call(entry, dtype, T, B, D, H, L, R, K, gradients, jit, options, arrays, given)
-    if holes:  # no number where no word reads
+    call = Call(entry, dtype, T, B, D, H, L, R, K, gradients, jit, options, arrays, reference)
+    if holes:
         call.holes = True
         name = "vectors" if entry == "classify" else "x"
         arrays[name][unread(call, name)] = holes
     if entry == "backward":
         forward = replace(call, entry="forward", options=options | {"save": True})
         forward.options["results"] = operator_results(forward)
-        gone = ("bias_ih", "bias_hh", "h0", "h_reset")
-        forgotten = [name for name in arrays if name.startswith(gone)]
-        call.arrays = {name: value for name, value in arrays.items() if name not in forgotten}
+        unused = ("bias_ih", "bias_hh", "h0", "h_reset")
+        call.arrays = {n: value for n, value in arrays.items() if not n.startswith(unused)}
         call.arrays |= results | {"saved": framework.run(forward)["saved"]}
         if framework.name == "torch" and not return_sequences:
             del call.arrays["d_outputs"]
@@ -216,7 +220,7 @@ def draw(framework: Framework, seed: int, number: int) -> Call:
 
 
 def operator_results(call: Call) -> list[tuple[tuple[int, ...], np.dtype]]:
-    """Shapes and dtypes of an operator's results, which XLA asks its caller for."""
+    """The shapes and dtypes of an operator's results, which a caller of XLA declares."""
     T, B, H, R, dtype = call.T, call.B, call.H, call.R, FLOATS[call.dtype]
     if call.entry == "forward":
         saved = kernels.saved_size(T, B, H, call.options["reset_after"]) * call.options["save"]
@@ -224,32 +228,32 @@ def operator_results(call: Call) -> list[tuple[tuple[int, ...], np.dtype]]:
     else:
         each: list[tuple[int, ...]] = [(3 * H, call.D), (3 * H, H), (3 * H,), (3 * H,)]
         shapes = [shape for shape in each for _ in range(R)]
-        shapes.append(call.given["x"].shape if call.options["of_x"] else (0,))
-        shapes += [(R, B, H), (R, B, H) if "resets" in call.given else (0,)]
+        shapes.append(call.reference["x"].shape if call.options["of_x"] else (0,))
+        shapes += [(R, B, H), (R, B, H) if "resets" in call.reference else (0,)]
     return [(shape, dtype) for shape in shapes]
 
 
 def change(call: Call, framework: Framework, rng: Generator) -> None:
-    """Make up to two changes; three calls of five become wrong."""
+    """Make up to two changes; three of five calls become invalid."""
     plans = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
-    right, wrong = plans[rng.choice(5, p=[0.2, 0.2, 0.4, 0.1, 0.1])]
+    valid, invalid = plans[rng.choice(5, p=[0.2, 0.2, 0.4, 0.1, 0.1])]
     call.before = snapshot(call)
-    if right:
+    if valid:
         vary(call, framework, rng)
-    if call.expect == "right":
+    if call.expect == "valid":
         call.before = snapshot(call)
     kinds: set[str] = set()
-    for _ in range(wrong):
-        spoil(call, framework, rng, kinds, alone=right + wrong == 1)
+    for _ in range(invalid):
+        invalidate(call, framework, rng, kinds, alone=valid + invalid == 1)
 
 
 def snapshot(call: Call) -> Call:
-    own = {"arrays": dict(call.arrays), "given": dict(call.given), "options": dict(call.options)}
-    return replace(call, **own, changes=list(call.changes), before=None)
+    copies = {name: getattr(call, name).copy() for name in ("arrays", "reference", "options")}
+    return replace(call, **copies, changes=call.changes.copy(), before=None)
 
 
 def target(names: list[str], rng: Generator) -> str:
-    """One of the names. All parameters count as two, what the kernel goes by counts double."""
+    """Draw a name. All parameters together count as two names; indices count twice."""
     parameters = [name for name in names if name.startswith(("gru.", "head."))]
     others = [name for name in names if name not in parameters]
     indices = [name for name in names if name in ("lengths", "tokens")]
@@ -258,46 +262,49 @@ def target(names: list[str], rng: Generator) -> str:
 
 
 def vary(call: Call, framework: Framework, rng: Generator) -> None:
-    """Pass the same numbers in another way, or others that are as right."""
+    """Pass the same numbers in another form, or other valid numbers."""
     name = target(list(call.arrays), rng)
     array = call.arrays[name]
-    ways = list(framework.layouts(call, name))
+    changes = list(framework.layouts(call, name))
     if array.dtype.kind in "iu" and not (call.operator or call.jit):
         fitting = [each for each in INTEGERS if array.max(initial=0) <= np.iinfo(each).max]
-        ways += [(f"in {dtype}", array.astype(dtype)) for dtype in fitting]
+        changes += [(f"in {dtype}", array.astype(dtype)) for dtype in fitting]
     if is_float(array) and call.entry != "backward":
         constant = np.repeat(array[..., :1], array.shape[-1], -1)
-        ways.append(("expanded", framework.expanded(constant)))
+        changes.append(("expanded", framework.expanded(constant)))
     if call.entry == "GRU" and framework.name == "jax" and "." in name:
-        return  # a parameter of a module is an array
-    what, value = ways[rng.integers(len(ways))]
-    call.changes.append((name, what))
+        return  # a parameter of a module is always a JAX array
+    text, value = changes[rng.integers(len(changes))]
+    call.changes.append((name, text))
     call.arrays[name] = value
-    if what == "expanded":
-        call.given[name] = constant
+    if text == "expanded":
+        call.reference[name] = constant
     if framework.name == "torch" and call.operator:
-        call.expect = "right" if framework.array(value).is_contiguous() else "raise"
+        call.expect = "valid" if framework.array(value).is_contiguous() else "raise"
 
 
 def unread(call: Call, name: str) -> Array:
-    """Which rows of an array of inputs are neither words nor the input of any."""
-    padding = np.arange(call.T)[:, None] >= call.given["lengths"]
+    """The mask of the rows of an array of inputs that no word reads."""
+    padding = np.arange(call.T)[:, None] >= call.reference["lengths"]
     if call.K is None:
         return padding.T if call.entry == "GRU" else padding
-    read = call.given["tokens"][~padding]
+    read = call.reference["tokens"][~padding]
     if call.entry == "classify":
-        read = call.given["distinct"][read]
-    return ~np.isin(np.arange(len(call.given[name])), read)
+        read = call.reference["distinct"][read]
+    return ~np.isin(np.arange(len(call.reference[name])), read)
 
 
-def spoil(
+def invalidate(
     call: Call, framework: Framework, rng: Generator, kinds: set[str], *, alone: bool
 ) -> None:
-    """Make a call wrong, in another place and by another kind of mistake than it already is, so
-    that one mistake does not make up for the other."""
+    """Make a call invalid.
+
+    The argument and the kind of the error differ from those of previous changes, so that the errors
+    cannot compensate for each other.
+    """
     done = {name for name, _ in call.changes}
     names = [name for name in call.arrays if name not in done]
-    if call.entry == "GRU":  # its parameters are its own
+    if call.entry == "GRU":  # its parameters are attributes
         names = [name for name in names if "." not in name]
     if call.operator:
         names += ["lists", *(["reverse", "results"] if framework.name == "jax" else [])]
@@ -305,88 +312,89 @@ def spoil(
         names += ["implementation"] + ["parameters"] * (call.entry != "GRU")
     if call.entry != "GRU" and call.dtype == "float64":
         names.append("bfloat16")
-    if framework.name == "torch" and alone and rng.random() < 0.25:  # fake tensors take their time
+    if framework.name == "torch" and alone and rng.random() < 0.25:  # fake tensors are slow
         names.append("everything")
     name = target([each for each in names if each not in done], rng)
     if name in call.arrays:
-        ways, row = wrong(call, framework, name, rng)
+        changes, row = invalid_arrays(call, framework, name, rng)
     else:
-        ways, row = wrong_besides(call, framework, name, rng), None
-    odd = ("anything", "fake")
-    ways = [way for way in ways if way[1] not in kinds and (alone or way[1] not in odd)]
-    if not ways:
+        changes, row = invalid_arguments(call, framework, name, rng), None
+    unusual = ("anything", "fake")
+    excluded = kinds if alone else kinds.union(unusual)
+    changes = [each for each in changes if each[1] not in excluded]
+    if not changes:
         return
-    what, kind, fields = ways[rng.integers(len(ways))]
+    text, kind, fields = changes[rng.integers(len(changes))]
     kinds.add(kind)
-    call.changes.append((name, what))
-    call.names |= {"shape": set(call.given) | {name}, "missing": set()}.get(kind, {name})
+    call.changes.append((name, text))
+    call.names |= {"shape": set(call.reference) | {name}, "missing": set()}.get(kind, {name})
     for field_name, value in fields.items():
         setattr(call, field_name, value)
     call.jit = call.jit and not isinstance(call.arrays.get(name), Raw)
-    if kind in odd:
+    if kind in unusual:
         call.expect = kind
     elif kind != "value" or framework.name == "torch" or not (call.jit or call.operator):
         call.expect = "raise"
-    elif call.expect == "right":
-        # A value that is not known when the call is made, or only to the kernel.
+    elif call.expect == "valid":
+        # Only the kernel knows the value.
         call.expect, call.gradients = "NaN", False
         call.row = None if call.entry == "backward" else row
 
 
-def wrong(
+def invalid_arrays(
     call: Call, framework: Framework, name: str, rng: Generator
-) -> tuple[list[Way], int | None]:
-    """What can be wrong with an array, and the row of the batch that a wrong value is in."""
+) -> tuple[list[Change], int | None]:
+    """The invalid values of an array, and the row of the batch with an invalid index."""
     array, torch = call.arrays[name], framework.name == "torch"
-    found: list[tuple[str, str, Any]] = []
+    values: list[tuple[str, str, Any]] = []
     if torch or not call.operator:
-        found.append(("a string", "type", Raw("words")))
+        values.append(("a string", "type", Raw("words")))
         if name not in optional(call):
-            found.append(("None", "shape" if name == "tokens" else "type", Raw(None)))
+            values.append(("None", "shape" if name == "tokens" else "type", Raw(None)))
     if torch and (call.entry, name) != ("GRU", "lengths"):
-        found += [("a list", "type", Raw(array.tolist())), ("NumPy", "type", Raw(array))]
+        values += [("a list", "type", Raw(array.tolist())), ("NumPy", "type", Raw(array))]
     if torch:
-        found.append(("on meta", "anything", Raw(framework.array(array).to("meta"))))
-        found.append(("sparse", "type", Raw(framework.array(array).to_sparse())))
+        values.append(("on meta", "anything", Raw(framework.array(array).to("meta"))))
+        values.append(("sparse", "type", Raw(framework.array(array).to_sparse())))
     others = ["complex64", "bool", "int64" if call.operator or is_float(array) else "float64"]
     others += list(FLOATS) if is_float(array) else ["float32"]
     for dtype in others:
         if FLOATS.get(dtype, np.dtype(dtype)) != array.dtype:
-            found.append((f"as {dtype}", "type", array.astype(FLOATS.get(dtype, dtype))))
+            values.append((f"as {dtype}", "type", array.astype(FLOATS.get(dtype, dtype))))
 
     for axis in pinned(call, name):
         first = array.swapaxes(0, axis)
         size = len(first)
         for other in {1, size - 1, size + 1} - {size, -1}:
             resized = np.resize(first, (other, *first.shape[1:])).swapaxes(0, axis)
-            if (name, axis, other) != ("d_outputs", 0, 0):  # which is how one leaves it out
-                found.append((f"axis {axis} of size {other}", "shape", resized))
-    any_batch = (call.entry, name) == ("GRU", "x")  # none, or in JAX several dimensions
+            if (name, axis, other) != ("d_outputs", 0, 0):  # the value of an absent d_outputs
+                values.append((f"axis {axis} of size {other}", "shape", resized))
+    any_batch = (call.entry, name) == ("GRU", "x")  # accepts fewer or, in JAX, more dimensions
     if not any_batch:
-        found.append(("an axis more", "shape", array[None]))
+        values.append(("an axis more", "shape", array[None]))
     if array.ndim > 1:
-        found.append(("flat", "shape", array.flatten()))
+        values.append(("flat", "shape", array.flatten()))
         if array.shape != array.swapaxes(0, -1).shape:
-            found.append(("transposed shape", "shape", array.swapaxes(0, -1)))
+            values.append(("transposed shape", "shape", array.swapaxes(0, -1)))
     if len(array) and not any_batch:
-        found.append(("an axis less", "shape", array[0]))
+        values.append(("an axis less", "shape", array[0]))
 
     row = None
     limit = {"lengths": call.T + 1, "tokens": call.K, "distinct": VOCABULARY}.get(name)
     if limit is not None and array.size and not (name == "distinct" and call.jit):
         place = tuple(int(rng.integers(size)) for size in array.shape)
-        row, good = place[-1], int(array[place])
-        bad = [limit, -1, 2**31 - 1, -(2**31)]
+        row, valid = place[-1], int(array[place])
+        invalid = [limit, -1, 2**31 - 1, -(2**31)]
         if array.dtype == np.int64:
-            bad += [2**31, 2**32 + good, -(2**32) + good, -(2**63), 2**63 - 1]
-        for value in bad:
-            spoilt = array.copy()
-            spoilt[place] = value
-            found += [(f"value {value}", "value", spoilt)] * 4
+            invalid += [2**31, 2**32 + valid, -(2**32) + valid, -(2**63), 2**63 - 1]
+        for value in invalid:
+            changed = array.copy()
+            changed[place] = value
+            values += [(f"value {value}", "value", changed)] * 4
     if call.entry == "backward" and name in ("saved", "lengths", "tokens", "resets"):
-        # What did not come from this forward pass gives no right answer, but nothing worse.
-        found.append(("of another call", "anything", rng.permuted(array)))
-    return [(what, kind, {"arrays": call.arrays | {name: v}}) for what, kind, v in found], row
+        # Values of another forward pass give wrong results, but must not cause a crash.
+        values.append(("of another call", "anything", rng.permuted(array)))
+    return [(text, kind, {"arrays": call.arrays | {name: v}}) for text, kind, v in values], row
 
 
 def optional(call: Call) -> set[str]:
@@ -397,12 +405,12 @@ def optional(call: Call) -> set[str]:
 
 
 def pinned(call: Call, name: str) -> tuple[int, ...]:
-    """The axes of an array that have to be as long as an axis of another one."""
+    """The axes of an array whose size another array determines."""
     match name.partition(".")[0]:
         case "x" if call.entry == "GRU":
             return (0, 2) if {"lengths", "h0"} & set(call.arrays) else (2,)
         case "x" if call.entry == "backward" and call.K is None and call.B:
-            return (0, 1, 2)  # saved has as many steps
+            return (0, 1, 2)  # saved has the same number of steps
         case "x":
             return (1, 2) if call.K is None else (1,)
         case "vectors" | "tokens":
@@ -412,12 +420,12 @@ def pinned(call: Call, name: str) -> tuple[int, ...]:
     return tuple(range(call.arrays[name].ndim))
 
 
-def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -> list[Way]:
-    """What can be wrong with what is no array, or with all of them."""
+def invalid_arguments(call: Call, framework: Framework, name: str, rng: Generator) -> list[Change]:
+    """The invalid values of an argument that is not an array, or of all arrays."""
     arrays, options, R = call.arrays, call.options, call.R
 
-    def option(what: str, kind: str, **changed: Any) -> Way:
-        return what, kind, {"options": options | changed}
+    def option(text: str, kind: str, **changed: Any) -> Change:
+        return text, kind, {"options": options | changed}
 
     match name:
         case "implementation":
@@ -428,10 +436,10 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
             parameters = [each for each in arrays if each.startswith(("gru.", "head."))]
             missing = str(rng.choice(parameters))
             rest = {each: value for each, value in arrays.items() if each != missing}
-            gone = {"arrays": rest, "names": call.names | {missing}}
+            without = {"arrays": rest, "names": call.names | {missing}}
             none = {each: value for each, value in arrays.items() if each not in parameters}
             return [
-                *[(f"without {missing}", "missing", gone)] * 3,
+                *[(f"without {missing}", "missing", without)] * 3,
                 ("none", "type", {"arrays": none}),
                 ("None", "type", {"arrays": none | {"parameters": Raw(None)}}),
                 ("a list", "type", {"arrays": none | {"parameters": Raw([arrays[missing]])}}),
@@ -446,12 +454,12 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
             ]
         case "reverse":
             reverse = options["reverse"]
-            ways = [
+            changes = [
                 option("more directions", "shape", reverse=[*reverse, True]),
                 option("fewer directions", "shape", reverse=reverse[1:]),
             ]
-            # JAX takes attributes that are equal for the same, whatever their types.
-            told: list[tuple[str, Any]] = [
+            # The values differ, because JAX identifies equal attributes of different types.
+            attributes: list[tuple[str, Any]] = [
                 ("reverse", np.array(reverse, np.int32) + 2),
                 ("threads", np.int64(3)),
                 ("reset_after", np.int32(2)),
@@ -460,12 +468,12 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
                 ("threads", None),
                 ("reset_after", None),
             ]
-            for key, value in told:
-                what = f"{key} is {'missing' if value is None else value.dtype}"
-                ways.append(option(what, "type", attributes={key: value}))
-            return ways
+            for key, value in attributes:
+                text = f"{key} is {'missing' if value is None else value.dtype}"
+                changes.append(option(text, "type", attributes={key: value}))
+            return changes
         case "results":
-            return wrong_results(call, rng)
+            return invalid_results(call, rng)
     fake = "fake tensors", "fake", {"expect": "fake"}
     if call.operator:
         half = {n: v.astype(FLOATS["bfloat16"]) if is_float(v) else v for n, v in arrays.items()}
@@ -474,8 +482,8 @@ def wrong_besides(call: Call, framework: Framework, name: str, rng: Generator) -
     return [fake, ("on meta", "anything", {"arrays": meta})]
 
 
-def wrong_results(call: Call, rng: Generator) -> list[Way]:
-    """What can be wrong with the results that JAX asks the kernel for."""
+def invalid_results(call: Call, rng: Generator) -> list[Change]:
+    """Invalid declarations of the results in JAX."""
     results = call.options["results"]
     place = int(rng.integers(len(result_names(call))))
     shape, dtype = results[place]
@@ -488,8 +496,8 @@ def wrong_results(call: Call, rng: Generator) -> list[Way]:
             longer = (*shape[:axis], size + 1, *shape[axis + 1 :])
             others.append((longer, dtype, f"axis {axis} longer"))
     changed = [
-        (f"{what} of {name}", [*results[:place], (shape, dtype), *results[place + 1 :]])
-        for shape, dtype, what in others
+        (f"{text} of {name}", [*results[:place], (shape, dtype), *results[place + 1 :]])
+        for shape, dtype, text in others
     ]
     changed += [("one fewer", results[:-1]), ("one more", [*results, results[-1]])]
-    return [(what, "shape", {"options": call.options | {"results": r}}) for what, r in changed]
+    return [(text, "shape", {"options": call.options | {"results": r}}) for text, r in changed]
