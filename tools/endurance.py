@@ -1,25 +1,21 @@
-"""What training survives, as a table: kills, damaged files, a full disk, and what it costs.
+"""Kills trainings, damages their files and fills their disk; prints the outcomes as a table.
 
-python -m tools.endurance                        all of it, some 20 minutes on two cores
-python -m tools.endurance --kills 20 --flips 50  shorter
-python -m tools.endurance --help
+Kills: a training is killed (SIGKILL) at a random moment and restarted. Its final parameters must
+equal, bit for bit, those of an uninterrupted training. Because it writes a checkpoint after every
+step, many kills interrupt the writing of a checkpoint.
 
-Kills: a training run is killed (SIGKILL) at a random moment, started again, and its final
-parameters compared, bit for bit, with those of a run that nobody killed. It writes a checkpoint
-after every step, so that many a kill falls into the writing of one. The processes are forked from
-one that has imported everything, which saves the seconds that an import takes.
+Workers: the same for one of two workers, drawn at random; the other worker must exit within ten
+seconds.
 
-Workers: the same of a training by two workers, of which one, drawn at random, is killed; the other
-has to end by itself within ten seconds.
+Damage: a file of the last checkpoint is truncated, has a bit flipped, or is replaced by that of the
+previous checkpoint. Loading must detect this and return the previous checkpoint. The damaged files
+of a finished run must be rejected.
 
-Damage: each file of the last of three checkpoints is cut short, has bits flipped, or is swapped for
-that of the checkpoint before; loading has to notice and return the checkpoint before. The same for
-the files of a finished run, which have to be refused.
+Disk: a training writes to a file system that fills up (as root a tmpfs, otherwise a limit on file
+sizes).
 
-Disk: training into a file system that fills up (a tmpfs, for root; else a limit on file sizes).
-
-Cost: how long a checkpoint takes while training with the default options, and with word vectors
-trained along, as a share of the default interval.
+Cost: the duration of a checkpoint, with the default options and with trained word vectors, relative
+to the default interval.
 """
 
 import contextlib
@@ -41,13 +37,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from common import files
 from common.errors import InputError
 from common.training import checkpoint, loop, run_directory
 from common.training.options import TrainConfig
 from common.training.world import joined
+from tools.program import print_header, print_row, run_program
 
 TINY = TrainConfig(
     data="rt",
@@ -65,91 +61,72 @@ TINY = TrainConfig(
     checkpoint_seconds=0,
 )
 LAST = f"{5 * 6:09d}"  # the checkpoint after the last step
-# Kills go round these: both directions, the kernel and the framework's own steps, nn.GRU.
+# The models and implementations of consecutive kills.
 KINDS = {
     "torch": [("gru", "fused"), ("gru", "scan"), ("bigru", "fused"), ("nn.bigru", "auto")],
     "jax": [("gru", "fused"), ("gru", "scan"), ("bigru", "fused"), ("bigru", "scan")],
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Endurance:
-    """Kill, damage and starve training, and print what became of it as a Markdown table."""
+def main(
+    frameworks: tuple[str, ...] = tuple(KINDS),
+    kills: int = 200,
+    workers: int = 20,
+    cuts: int = 50,
+    flips: int = 500,
+    seed: int = 0,
+) -> int:
+    """Run everything; return exit status 1 if a check fails.
 
-    frameworks: tuple[str, ...] = tuple(KINDS)
-    """Those to be killed."""
-    kills: int = 200
-    """Kills in each framework."""
-    workers: int = 20
-    """Kills in each framework of one of two workers."""
-    cuts: int = 50
-    """Places at which each file is cut short."""
-    flips: int = 500
-    """Random bit flips in a checkpoint, and as many in a finished run."""
-    seed: int = 0
-    """Of the moments, places and bits."""
+    Args:
+        frameworks: The frameworks whose trainings are killed.
+        kills: The number of kills in each framework.
+        workers: The number of kills of one of two workers in each framework.
+        cuts: The number of truncations of each file.
+        flips: The number of bit flips in a checkpoint and in a finished run.
+        seed: The seed of the moments, places and bits.
+    """
+    rng, failed = random.Random(seed), False
 
+    def report(event: str, count: int, outcome: str, passed: bool) -> None:
+        nonlocal failed
+        failed |= not passed
+        print_row(event, count, outcome if passed else f"**FAILED** {outcome}")
 
-def main() -> None:
-    """Run everything; exit status 1 where something was lost."""
-    options = tyro.cli(Endurance, description=__doc__)
-    rng = random.Random(options.seed)
-    failed = False
-    print("| what | how often | outcome |\n|---|---|---|", flush=True)
+    print_header("event", "count", "outcome")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        for what, count, outcome, good in rows(options, rng, work):
-            failed |= not good
-            print(f"| {what} | {count} | {'' if good else '**FAILED** '}{outcome} |", flush=True)
-    raise SystemExit(failed)
-
-
-def rows(
-    options: Endurance, rng: random.Random, work: Path
-) -> Iterator[tuple[str, int, str, bool]]:
-    """The lines of the table: what, how often, outcome, whether that is as it should be."""
-    for framework in options.frameworks:
-        same, halves, ends, _ = kill_many(framework, options.kills, rng, work / framework)
-        yield (
-            f"{framework}: killed, started again",
-            options.kills,
-            f"{same} ended with the very numbers of the run nobody killed; {halves} kills left a "
-            f"half-written checkpoint, {ends} came after the last step",
-            same == options.kills,
-        )
-        same, *_, longest = kill_many(framework, options.workers, rng, work / framework, workers=2)
-        yield (
-            f"{framework}: one of two workers killed, both started again",
-            options.workers,
-            f"{same} ended with the very numbers of the run nobody killed; the other one was gone "
-            f"{longest:.1f} s after it at the latest",
-            same == options.workers and longest < 10,
-        )
-    run = work / "run"
-    train("torch", TINY, run)
-    for what, count, missed in damage(run, options, rng):
-        yield what, count, f"{count - missed} noticed", missed == 0
-    yield "the disk fills up while training", 1, *full_disk(work)
-    for what, vectors in (("default options", "word2vec"), ("random:300", "random:300")):
-        count, seconds, share = cost(work / what, vectors)
-        yield (
-            f"time for a checkpoint, {what}",
-            count,
-            f"{seconds * 1e3:.0f} ms, {share:.2%} of the default interval",
-            share < 0.02,
-        )
+        equal = "ended with exactly the numbers of the uninterrupted run"
+        for framework in frameworks:
+            same, halves, ends, _ = kill_many(framework, kills, rng, work / framework)
+            outcome = f"{same} {equal}; {halves} kills left a half-written checkpoint, "
+            outcome += f"{ends} came after the last step"
+            report(f"{framework}: run killed and restarted", kills, outcome, same == kills)
+            same, *_, longest = kill_many(framework, workers, rng, work / framework, workers=2)
+            event = f"{framework}: one of two workers killed, both restarted"
+            outcome = f"{same} {equal}; the other worker exited within {longest:.1f} s"
+            report(event, workers, outcome, same == workers and longest < 10)
+        train("torch", TINY, work / "run")
+        for event, count, missed in damage(work / "run", cuts, flips, rng):
+            report(event, count, f"{count - missed} detected", missed == 0)
+        report("disk full while training", 1, *full_disk(work))
+        for kind, vectors in (("default options", "word2vec"), ("random:300", "random:300")):
+            count, seconds, share = cost(work / kind, vectors)
+            outcome = f"{seconds * 1e3:.0f} ms, {share:.2%} of the default interval"
+            report(f"saving a checkpoint, {kind}", count, outcome, share < 0.02)
+    return failed
 
 
 def train(framework: str, options: TrainConfig, out: Path) -> dict[str, Any]:
-    """A training run in this process, its lines dropped."""
+    """Train in this process without output."""
     twin = import_module(f"{framework}_impl.learner")
     with contextlib.redirect_stdout(io.StringIO()):
         return loop.train(twin, dataclasses.replace(options, out=out))
 
 
-def _run(framework: str, options: TrainConfig, out: Path, launched: Mapping[str, str]) -> None:
-    """The same in a forked process; launched: what a launcher tells a worker."""
-    os.environ.update(launched)
+def _run(framework: str, options: TrainConfig, out: Path, environment: Mapping[str, str]) -> None:
+    """Train in a forked process; environment: the variables of `launch`."""
+    os.environ.update(environment)
     quiet(framework, out.parent / "compiled")
     twin = import_module(f"{framework}_impl.learner")
     with joined(twin) as world:
@@ -157,14 +134,14 @@ def _run(framework: str, options: TrainConfig, out: Path, launched: Mapping[str,
 
 
 def quiet(framework: str, compiled: Path) -> None:
-    """Let a forked process print and draw nothing, and compile nothing that is in that folder."""
-    run_directory.draw = lambda folder, program=(): True  # takes longer than the training
+    """Disable the output and the figures of a forked process, and set its XLA cache folder."""
+    run_directory.draw = lambda folder, program=(): True  # slower than the training
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if framework == "torch":
         import torch
 
         torch.set_num_threads(1)
-    else:  # it would spend most of each run on compiling the same again
+    else:  # otherwise compilation would take most of each run
         import jax
 
         jax.config.update("jax_disable_most_optimizations", True)
@@ -174,7 +151,10 @@ def quiet(framework: str, compiled: Path) -> None:
 
 
 def forkserver() -> Any:
-    """Where processes are forked from one that has imported everything and computed nothing."""
+    """The context that forks processes from one that has imported everything.
+
+    This saves the seconds of the imports in each process.
+    """
     context: Any = multiprocessing.get_context("forkserver")
     slow = ["altair", "sklearn.metrics", "scipy.stats", "scipy.special", "torch._dynamo"]
     context.set_forkserver_preload(["torch_impl.learner", "jax_impl.learner", __name__, *slow])
@@ -182,21 +162,23 @@ def forkserver() -> Any:
 
 
 def launch(count: int) -> list[dict[str, str]]:
-    """What torchrun would tell each of so many workers."""
+    """The environment variables that torchrun would set for each worker."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     size = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
     ranks = [{**size, "RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
-    told = [{name: str(number) for name, number in about.items()} for about in ranks]
-    return [{**about, "MASTER_ADDR": "localhost"} for about in told]
+    return [
+        {"MASTER_ADDR": "localhost"} | {name: str(value) for name, value in each.items()}
+        for each in ranks
+    ]
 
 
 def start(context: Any, framework: str, options: TrainConfig, out: Path, count: int) -> list[Any]:
-    """A training by so many workers, each a process, that has come as far as its first step."""
+    """Start the workers of a training, each a process, and wait for the first step."""
     processes = []
-    for launched in launch(count):
-        given = framework, options, out, launched
-        processes.append(context.Process(target=_run, args=given))
+    for environment in launch(count):
+        arguments = framework, options, out, environment
+        processes.append(context.Process(target=_run, args=arguments))
         processes[-1].start()
     while not (out / "log.jsonl").exists() and all(each.is_alive() for each in processes):
         time.sleep(0.001)
@@ -206,11 +188,11 @@ def start(context: Any, framework: str, options: TrainConfig, out: Path, count: 
 def kill_many(
     framework: str, kills: int, rng: random.Random, work: Path, workers: int = 1
 ) -> tuple[int, int, int, float]:
-    """Kill one of the workers of so many trainings and start all of them again.
+    """Kill one of the workers of a training and restart all of them, `kills` times.
 
-    Returns how many trainings ended as if nothing had happened; how many kills left a half-written
-    checkpoint; how many came when all was trained and only the end of the run was missing; and how
-    many seconds the other workers lived on at most.
+    Returns the number of trainings with the outcome of an uninterrupted one, the number of kills
+    that left a half-written checkpoint, the number of kills after the last step, and the longest
+    time in seconds that other workers took to exit.
     """
     context, out = forkserver(), work / "killed"
     kinds = KINDS[framework] if workers == 1 else KINDS[framework][:1]
@@ -223,7 +205,7 @@ def kill_many(
         return start(context, framework, options, out, workers)
 
     for kind in kinds[:kills]:
-        for _ in range(min(kills, 2)):  # the first warms up, which is not worth it for one kill
+        for _ in range(min(kills, 2)):  # the first one is a warm-up, unnecessary for a single kill
             shutil.rmtree(out, ignore_errors=True)
             processes, began = run(kind), time.perf_counter()
             while processes[0].is_alive() and not (out / "checkpoints" / LAST).exists():
@@ -243,7 +225,7 @@ def kill_many(
         began = time.perf_counter()
         for other in others:
             other.join(30)
-        if victim.exitcode == 0:  # it was done before
+        if victim.exitcode == 0:  # it ended before the kill
             continue
         killed += 1
         longest = max(longest, time.perf_counter() - began)
@@ -258,7 +240,7 @@ def kill_many(
 
 
 def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:
-    """What has to be the same: the parameters kept, the last checkpoint's, every step's loss."""
+    """The kept parameters, the tensors of the last checkpoint, and the losses of all steps."""
     last = checkpoint.newest(run, warn=print)
     assert last is not None
     steps = [line.split(b'"step_losses": ')[1] for line in last.log.splitlines()]
@@ -270,67 +252,65 @@ def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:
     )
 
 
-def damage(run: Path, options: Endurance, rng: random.Random) -> Iterator[tuple[str, int, int]]:
-    """What was done to the files of a run, how often, and how often nobody noticed."""
+def damage(run: Path, cuts: int, flips: int, rng: random.Random) -> Iterator[tuple[str, int, int]]:
+    """Damage the files of a run; yield the event, its count, and how often it was not detected."""
     newest = checkpoint.last(run)
     assert newest is not None
     before = sorted((run / "checkpoints").iterdir())[-2]
 
     def goes_back(path: Path) -> bool:
-        """Loading warns of this checkpoint and returns the one before, as it was."""
+        """Whether loading warns of this checkpoint and returns the previous one."""
         warnings: list[str] = []
         loaded = checkpoint.newest(run, warnings.append)
         return loaded is not None and loaded.path == before and str(newest) in warnings[0]
 
-    def refuses(path: Path) -> bool:
+    def rejects(path: Path) -> bool:
+        """Whether loading raises an error that names the run."""
         try:
             run_directory.load_run(run)
         except InputError as error:
             return str(run) in str(error)
         return False
 
-    for what, folder, names, notices in (
+    for kind, folder, names, detects in (
         ("checkpoint", newest, sorted(path.name for path in newest.iterdir()), goes_back),
-        ("finished run", run, [*run_directory.RUN_FILES, files.SUMS], refuses),
+        ("finished run", run, [*run_directory.RUN_FILES, files.SUMS], rejects),
     ):
         cases = []
         for name in names:
             content = (folder / name).read_bytes()
-            sizes = range(len(content))
-            places = rng.sample(sizes, min(options.cuts, len(content)))
+            places = rng.sample(range(len(content)), min(cuts, len(content)))
             cases += [(folder / name, content[:place]) for place in places]
-        yield f"{what}: a file cut short", len(cases), missed(cases, notices)
+        yield f"{kind}: file truncated", len(cases), undetected(cases, detects)
         cases = []
-        for _ in range(options.flips):
+        for _ in range(flips):
             path = folder / rng.choice(names)
             content = bytearray(path.read_bytes())
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
             cases.append((path, bytes(content)))
-        yield f"{what}: a bit flipped", len(cases), missed(cases, notices)
+        yield f"{kind}: bit flipped", len(cases), undetected(cases, detects)
         others = before if folder == newest else newest
-        cases = [
-            (folder / name, (others / name).read_bytes())
-            for name in names
-            if (others / name).exists()
-            and (others / name).read_bytes() != (folder / name).read_bytes()
-        ]
-        yield f"{what}: a file of another checkpoint", len(cases), missed(cases, notices)
+        common = [name for name in names if (others / name).exists()]
+        cases = [(folder / name, (others / name).read_bytes()) for name in common]
+        cases = [(path, content) for path, content in cases if content != path.read_bytes()]
+        event = f"{kind}: file replaced by that of another checkpoint"
+        yield event, len(cases), undetected(cases, detects)
 
 
-def missed(cases: list[tuple[Path, bytes]], notices: Callable[[Path], bool]) -> int:
-    """How many of the damages, each done and undone, go unnoticed."""
+def undetected(cases: list[tuple[Path, bytes]], detects: Callable[[Path], bool]) -> int:
+    """The number of damages that are not detected; each one is undone."""
     count = 0
     for path, content in cases:
-        right = path.read_bytes()
+        original = path.read_bytes()
         path.write_bytes(content)
-        count += not notices(path)
-        path.write_bytes(right)
+        count += not detects(path)
+        path.write_bytes(original)
     return count
 
 
 def full_disk(work: Path) -> tuple[str, bool]:
-    """Train until the disk is full; what happened, and whether that is as it should be."""
-    with little_space(work / "small") as (folder, how):
+    """Train until the disk is full; return the outcome and whether it is correct."""
+    with small_disk(work / "small") as (folder, limit):
         out = folder / "run"
         endless = dataclasses.replace(TINY, epochs=10_000, keep=10_000, log_every=1)
         try:
@@ -338,15 +318,16 @@ def full_disk(work: Path) -> tuple[str, bool]:
         except InputError as error:
             reason = str(error).replace(str(folder), "")
         else:
-            return f"{how}: nothing", False
+            return f"{limit}: no error", False
         loaded = checkpoint.newest(out, warn=lambda line: None)
-        good = loaded is not None and loaded.path == checkpoint.last(out)
-        return f"{how}: `{reason}`, which loads", good and "cannot be written" in reason
+        loads = loaded is not None and loaded.path == checkpoint.last(out)
+        outcome = f"{limit}: `{reason}`, which {'loads' if loads else 'does not load'}"
+        return outcome, loads and "cannot be written" in reason
 
 
 @contextlib.contextmanager
-def little_space(folder: Path) -> Iterator[tuple[Path, str]]:
-    """A folder in which the space runs out, and how that is done."""
+def small_disk(folder: Path) -> Iterator[tuple[Path, str]]:
+    """A folder of limited space, and the description of the limit."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     if (
@@ -367,7 +348,7 @@ def little_space(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def cost(out: Path, vectors: str) -> tuple[int, float, float]:
-    """Checkpoints written while training, the seconds that one takes, its share of the interval."""
+    """The checkpoints of a training, their mean duration, and its share of the interval."""
     spent: list[float] = []
     save = loop.Trainer.save
 
@@ -388,4 +369,4 @@ def cost(out: Path, vectors: str) -> tuple[int, float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -21,8 +21,7 @@ def test_killed_runs_end_as_if_they_had_not_been(
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
     endurance.train("torch", endurance.TINY, tmp_path)
-    options = endurance.Endurance(cuts=5, flips=60)
-    found = list(endurance.damage(tmp_path, options, random.Random(0)))
+    found = list(endurance.damage(tmp_path, 5, 60, random.Random(0)))
     assert len(found) == 6
     for what, count, missed in found:
         assert (what, count > 0, missed) == (what, True, 0)
