@@ -1,11 +1,8 @@
-"""Damage valid files of every source at random: nothing but InputError may come out.
+"""Damages valid files of each data source at random; the reader must raise only InputError.
 
-    python -m tools.fuzz_datasets --inputs 20000          # of each kind; --seed, --kinds
-
-Each input is read in this process, so a crash or a hang of the reader shows as one.
+This process itself reads the inputs, so a crash or a hang of the reader is visible.
 """
 
-import argparse
 import csv
 import gzip
 import io
@@ -18,9 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from common.data import sources
 from common.errors import InputError
+from tools.program import print_header, print_row, run_program
 
 NAMES = ("text", "label", "category", "split")
 ROWS = [
@@ -29,7 +28,7 @@ ROWS = [
     ("x" * 300, "5", "books", "train"),
 ]
 OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
-# What readers look for, and numbers at the edges.
+# Tokens that have a meaning for a reader, and extreme numbers.
 TOKENS = [
     *(b"<review>\n", b"</review>\n", b"<review_text>\n", b"</review_text>\n", b'"', b"\n", b"\r"),
     *(b"{", b"[", b"\\ud800", b"\0", b"\xff", b",", b"\t", b"cos\nsystem\n", b"p99999999999\n"),
@@ -38,23 +37,23 @@ TOKENS = [
 
 
 def mutated(data: bytes, rng: random.Random, tokens: Sequence[bytes] = TOKENS) -> bytes:
-    """The data with one to six flips, cuts, repetitions or insertions, some of them of tokens."""
+    """The data with one to six bit flips, deletions, repetitions or insertions, also of tokens."""
     mutant = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         place = rng.randrange(len(mutant) + 1)
         end = min(place + rng.choice((1, 2, 8, 64)), len(mutant))
-        what = rng.randrange(7)
-        if what == 0 and mutant:
+        kind = rng.randrange(7)
+        if kind == 0 and mutant:
             mutant[place % len(mutant)] ^= 1 << rng.randrange(8)
-        elif what == 1:
+        elif kind == 1:
             mutant[place:end] = rng.randbytes(end - place)
-        elif what == 2:
+        elif kind == 2:
             del mutant[place:end]
-        elif what == 3:
+        elif kind == 3:
             mutant[place:place] = mutant[end : end + rng.choice((4, 40))] * rng.choice((1, 2, 50))
-        elif what == 4:
+        elif kind == 4:
             mutant[place:place] = rng.choice(tokens)
-        elif what == 5:
+        elif kind == 5:
             mutant[place:place] = rng.choice(OPCODES) + rng.randbytes(rng.randrange(5))
         elif rng.random() < 0.2:
             del mutant[place:]
@@ -64,7 +63,7 @@ def mutated(data: bytes, rng: random.Random, tokens: Sequence[bytes] = TOKENS) -
 def _pickles() -> list[bytes]:
     positive = {"books": [["a", "fine", "book", "a"], ["naïve", "w" * 70]]}
     negative = {"books": [["bad"]], "toys": [["broke", "after", "a", "day"]]}
-    # fix_imports: as Python 2 would name set.
+    # By default, pickle.dumps uses the name of set in Python 2.
     return [pickle.dumps((positive, negative, {"a", "b"}), protocol) for protocol in range(5)] + [
         b"((dp1\nS'books'\np2\n(lp3\n(lp4\nS'caf\\xe9'\np5\naS'it'\naas(dp6\n(lp7\nt.",
         b"\x80\x02}q\x01U\x05booksq\x02]q\x03]q\x04(U\x03badq\x05U\x04bookq\x06eas}q\x07"
@@ -72,10 +71,10 @@ def _pickles() -> list[bytes]:
     ]
 
 
-def _csv(encoding: str = "utf-8") -> bytes:
+def _csv() -> str:
     file = io.StringIO()
     csv.writer(file).writerows([NAMES, *ROWS])
-    return file.getvalue().encode(encoding)
+    return file.getvalue()
 
 
 def _tsv() -> bytes:
@@ -92,16 +91,16 @@ def _parquets() -> list[bytes]:
     import pyarrow.parquet as pq
 
     columns = dict(zip(NAMES, zip(*ROWS * 20, strict=True), strict=True))
-    written = []
+    contents = []
     for compression in ("none", "snappy", "zstd"):
         file = io.BytesIO()
         pq.write_table(pa.table(columns), file, compression=compression, row_group_size=30)
-        written.append(file.getvalue())
-    return written
+        contents.append(file.getvalue())
+    return contents
 
 
 def _saved() -> list[tuple[str, bytes]]:
-    """The files, by their paths, that save_to_disk writes."""
+    """The paths and the contents of the files of save_to_disk."""
     import datasets as hf
 
     columns = dict(zip(NAMES, zip(*ROWS, strict=True), strict=True))
@@ -120,7 +119,7 @@ def _hugging_face(folder: Path, rng: random.Random, valid: list[tuple[str, bytes
     for name, data in valid:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)  # the library may still have it mapped
+        path.unlink(missing_ok=True)  # the library may still map the file
         path.write_bytes(mutated(data, rng) if name == damaged else data)
     return f"hf:{folder}"
 
@@ -141,49 +140,49 @@ def _dlstudio(folder: Path, rng: random.Random, valid: list[bytes]) -> str:
     return f"dlstudio:{folder}/train,{folder}/test"
 
 
-def _one_file(spec: str, name: str = "") -> Callable[[Path, random.Random, list[bytes]], str]:
+def _files(spec: str, *names: str) -> Callable[[Path, random.Random, list[bytes]], str]:
     def write(folder: Path, rng: random.Random, valid: list[bytes]) -> str:
-        path = folder / (name or "table")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(mutated(rng.choice(valid), rng))
-        return spec.format(folder if name else path)
+        for path in (folder / name for name in names):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(mutated(rng.choice(valid), rng))
+        return spec.format(folder)
 
     return write
 
 
-def _text_folder(folder: Path, rng: random.Random, valid: list[bytes]) -> str:
-    for split in ("train", "test"):
-        _one_file("", f"{split}/neg/0.txt")(folder, rng, valid)
-    return f"text:{folder}"
-
-
 def _spec(folder: Path, rng: random.Random, valid: list[bytes]) -> str:
-    (folder / "table").write_bytes(_csv())
+    (folder / "table").write_text(_csv(), newline="")
     spec = rng.choice(valid).decode().format(folder)
     return mutated(spec.encode(), rng).decode("utf-8", "replace")
 
 
-# kind -> (how to write a damaged input and name it, the valid files it is made from)
+# kind -> (a function that writes a damaged input and returns its specification, the valid files)
 KINDS: dict[str, tuple[Callable[[Path, random.Random, list], str], Callable[[], list]]] = {
-    "amazon": (_one_file("amazon:{}", "books/positive.review"), lambda: [_reviews()]),
+    "amazon": (_files("amazon:{}", "books/positive.review"), lambda: [_reviews()]),
     "dlstudio": (_dlstudio, _pickles),
-    "csv": (_one_file("csv:{}"), lambda: [_csv()]),
-    "csv?encoding": (_one_file("csv:{}?encoding=utf-16"), lambda: [_csv("utf-16")]),
-    "tsv": (_one_file("tsv:{}"), lambda: [_tsv()]),
-    "jsonl": (_one_file("jsonl:{}"), lambda: [_json_lines()]),
-    "parquet": (_one_file("parquet:{}"), _parquets),
+    "csv": (_files("csv:{}/table", "table"), lambda: [_csv().encode()]),
+    "csv?encoding": (
+        _files("csv:{}/table?encoding=utf-16", "table"),
+        lambda: [_csv().encode("utf-16")],
+    ),
+    "tsv": (_files("tsv:{}/table", "table"), lambda: [_tsv()]),
+    "jsonl": (_files("jsonl:{}/table", "table"), lambda: [_json_lines()]),
+    "parquet": (_files("parquet:{}/table", "table"), _parquets),
     "hf": (_hugging_face, _saved),
-    "text": (_text_folder, lambda: ["Ein Satz. 中文".encode() * 5]),
+    "text": (
+        _files("text:{}", "train/neg/0.txt", "test/neg/0.txt"),
+        lambda: ["Ein Satz. 中文".encode() * 5],
+    ),
     "spec": (_spec, lambda: [b"csv:{0}/table?text=text&label=label", b"tsv:{0}/table,{0}/table"]),
 }
 
 
 def fuzz(kind: str, inputs: int, seed: int = 0) -> tuple[int, float]:
-    """Read so many damaged inputs: (how many of them were refused, seconds for the slowest)."""
+    """Read damaged inputs; return the number of rejected inputs and the longest time in seconds."""
     rng = random.Random(f"{seed} {kind}")
     write, valid_files = KINDS[kind]
     valid = valid_files()
-    refused, slowest = 0, 0.0
+    rejected, slowest = 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         for number in range(inputs):
             spec = write(Path(folder), rng, valid)
@@ -195,33 +194,34 @@ def fuzz(kind: str, inputs: int, seed: int = 0) -> tuple[int, float]:
                     example.text.encode()
             except InputError as error:
                 assert kind == "spec" or "\n" not in str(error), error
-                refused += 1
+                rejected += 1
             except BaseException as error:
                 error.add_note(f"kind {kind}, seed {seed}, input {number}: {spec}")
                 raise
             slowest = max(slowest, time.perf_counter() - start)
-    return refused, slowest
+    return rejected, slowest
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--inputs", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    options = parser.parse_args()
-    print("| kind | inputs | refused | s | slowest, ms | peak memory, MiB |")
-    print("|---|---|---|---|---|---|")
-    for kind in options.kinds:
+def main(
+    inputs: int = 20_000, seed: int = 0, kinds: tuple[Literal[tuple(KINDS)], ...] = tuple(KINDS)
+) -> None:
+    """Read the inputs and print a table.
+
+    Args:
+        inputs: The number of inputs of each kind.
+        seed: The seed of the damages.
+        kinds: The kinds to read.
+    """
+    print_header("kind", "inputs", "rejected", "s", "slowest, ms", "peak memory, MiB")
+    for kind in kinds:
         start = time.perf_counter()
-        refused, slowest = fuzz(kind, options.inputs, options.seed)
-        seconds = time.perf_counter() - start
+        rejected, slowest = fuzz(kind, inputs, seed)
+        seconds = f"{time.perf_counter() - start:.0f}"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(
-            f"| {kind} | {options.inputs:,} | {refused:,} | {seconds:.0f} | "
-            f"{slowest * 1e3:.0f} | {peak:.0f} |",
-            flush=True,
+        print_row(
+            kind, f"{inputs:,}", f"{rejected:,}", seconds, f"{slowest * 1e3:.0f}", f"{peak:.0f}"
         )
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,13 +1,10 @@
-"""Damaged files of word vectors, by the thousand: nothing but InputError may come out, and soon.
+"""Reads damaged files of word vectors; the reader must raise only InputError, and quickly.
 
-    python -m tools.fuzz_vectors [INPUTS_A_FORMAT]
-
-Each input is a small valid file with a few random changes; the same seed makes the same inputs.
+Each input is a small valid file with a few random changes; the seed determines the inputs.
 """
 
 import gzip
 import random
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -17,16 +14,18 @@ from pathlib import Path
 import numpy as np
 from gensim.models import KeyedVectors
 from safetensors.numpy import save
+from tyro.conf import Positional
 
 from common.data.vectors import files
 from common.errors import InputError
 from tools.fuzz_datasets import mutated
+from tools.program import run_program
 
 WORDS = ["the", "cat", "sat", "naïve", "Don't", "of", "a", "mat"]
 D = 6
 MATRIX = np.random.default_rng(0).standard_normal((len(WORDS), D), np.float32)
-SECONDS, BYTES = 2.0, 32 * 2**20  # what a damaged file of a kilobyte may take at most
-# What means something to one of the parsers.
+SECONDS, BYTES = 2.0, 32 * 2**20  # the limits for a damaged file of a kilobyte
+# Tokens that have a meaning for a parser.
 TOKENS = (
     *(b"999999999999", b"0", b"-1", b"4294967296", b"nan", b"1e999", b"\n", b" ", b"\x00", b"the"),
     *(b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"F64", b"f8", b"|O", b"[", b"'", b"cos\nsystem\n"),
@@ -35,10 +34,10 @@ TOKENS = (
 
 
 def formats() -> dict[str, dict[str, bytes]]:
-    """Format -> its files by name, the one to be damaged first."""
+    """Format -> its files by name; the first file is damaged."""
     vectors = KeyedVectors(D)
     vectors.add_vectors(WORDS, MATRIX)
-    vectors.lifecycle_events = None  # it has the time in it
+    vectors.lifecycle_events = None  # contains the time
     lines = [f"{w} {' '.join(f'{x:.4f}' for x in v)}\n" for w, v in zip(WORDS, MATRIX, strict=True)]
     glove = "".join(lines).encode()
     header = f"{len(WORDS)} {D}\n".encode()
@@ -47,17 +46,17 @@ def formats() -> dict[str, dict[str, bytes]]:
         vectors.save_word2vec_format(str(folder / "bin"), binary=True)
         vectors.save(str(folder / "inside"))
         vectors.save(str(folder / "v"), separately=["vectors"])
-        read = {path.name: path.read_bytes() for path in folder.iterdir()}
-    apart = {"v": read["v"], "v.vectors.npy": read["v.vectors.npy"]}
+        saved = {path.name: path.read_bytes() for path in folder.iterdir()}
+    separate = {name: saved[name] for name in ("v", "v.vectors.npy")}
     vocabulary = "".join(f"{word}\n" for word in WORDS).encode()
     tensors = save({"vectors": MATRIX})
     return {
         "glove": {"v": glove},
         "word2vec text": {"v": header + glove},
-        "word2vec binary": {"v": read["bin"]},
-        "gensim": {"v": read["inside"]},
-        "gensim, vectors apart": apart,
-        "gensim, its npy": dict(reversed(apart.items())),
+        "word2vec binary": {"v": saved["bin"]},
+        "gensim": {"v": saved["inside"]},
+        "gensim, separate vectors": separate,
+        "gensim, its npy": dict(reversed(separate.items())),
         "safetensors": {"v": tensors, "vocabulary.txt": vocabulary},
         "safetensors, its words": {"vocabulary.txt": vocabulary, "v": tensors},
         "glove, gzip": {"v": gzip.compress(glove, mtime=0)},
@@ -66,10 +65,10 @@ def formats() -> dict[str, dict[str, bytes]]:
 
 
 def attack(name: str, inputs: int, folder: Path, seed: int = 0) -> Counter[str]:
-    """Read so many damaged files of the format; returns how many were read and how many refused.
+    """Read damaged files of a format; return the numbers of files that were read and rejected.
 
-    Raises AssertionError for one that takes too long or too much memory, and whatever else than
-    InputError comes out.
+    Raises AssertionError if a file takes too much time or memory, and any exception of the reader
+    other than InputError.
     """
     parts, outcome = formats()[name], Counter[str]()
     for file, content in parts.items():
@@ -91,7 +90,7 @@ def attack(name: str, inputs: int, folder: Path, seed: int = 0) -> Counter[str]:
             outcome["read"] += 1
         except InputError as error:
             assert str(folder) in str(error), f"{name} {number}: {error}"
-            outcome["refused"] += 1
+            outcome["rejected"] += 1
         except Exception as error:
             error.add_note(f"{name}, input {number} of seed {seed}: {damaged!r}")
             raise
@@ -102,16 +101,22 @@ def attack(name: str, inputs: int, folder: Path, seed: int = 0) -> Counter[str]:
     return outcome
 
 
-def main() -> None:
-    inputs = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+def main(inputs: Positional[int] = 20_000) -> None:
+    """Read the inputs and print the outcomes.
+
+    Args:
+        inputs: The number of inputs of each format.
+    """
     tracemalloc.start()
     for name in formats():
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             outcome = attack(name, inputs, Path(folder))
         seconds = time.perf_counter() - started
-        print(f"{name}: {outcome['read']:,} read, {outcome['refused']:,} refused, {seconds:.0f} s")
+        print(
+            f"{name}: {outcome['read']:,} read, {outcome['rejected']:,} rejected, {seconds:.0f} s"
+        )
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
