@@ -1,9 +1,8 @@
-"""`python compare.py gpu` without a GPU: the kernel runs on the CPU, in an emulator.
+"""Rehearses `python compare.py gpu` without a GPU: an emulator runs the kernel on the CPU.
 
-python -m tools.gpu.rehearsal            a minute or two; exit status 1 where a check fails
-
-All kernels are compiled and checked in both frameworks, and what is timed runs once. The emulator
-stands behind a driver of this project, in place of libcuda; a C++ compiler builds both.
+Compiles and checks all kernels in both frameworks, and runs each timed contender once. A mock
+driver with the emulator replaces libcuda; a C++ compiler builds both. The exit status is 1 if a
+check fails.
 """
 
 if __name__ == "__main__":
@@ -37,7 +36,7 @@ FLAGS = ("-std=c++20", "-fPIC", "-shared", f"-Wl,-soname,{LIBRARY}")
 
 
 def build(into: Path, kernels: Iterable[str], flags: Sequence[str] = ("-O1",)) -> None:
-    """Compile the driver, with these templates of recurrence.cu. Raises RuntimeError."""
+    """Compile the driver with these instances of recurrence.cu. Raises RuntimeError."""
     cxx = compiler()
     if cxx is None:
         raise RuntimeError("no C++ compiler (set CXX)")
@@ -52,28 +51,28 @@ def build(into: Path, kernels: Iterable[str], flags: Sequence[str] = ("-O1",)) -
 
 
 def start(sanitizer: str = "") -> ctypes.CDLL:
-    """From here on in this process, the device is one that is emulated. Returns its driver.
+    """Make the device of this process an emulated one. Returns its driver.
 
-    sanitizer: one of GCC's, whose library has to be there already (LD_PRELOAD).
+    sanitizer: a sanitizer of GCC, whose library must be preloaded (LD_PRELOAD).
     """
     sources = [*FOLDER.glob("*.*"), *Path(cuda.__file__).parent.glob("*.*")]
     everything = b"".join(path.read_bytes() for path in sorted(sources))
     flags = product((False, True), repeat=2)
     kernels = [cuda.Instance(*key, *each).template for each in flags for key in cuda.CONFIGURATIONS]
-    checked = ["-O0", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    how = checked if sanitizer else ["-O1"]
-    key = {"of": [hashlib.sha256(everything).hexdigest(), how, kernels]}
-    folder = cached("rehearsal", key, partial(build, kernels=kernels, flags=how))
+    sanitized = ["-O0", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    options = sanitized if sanitizer else ["-O1"]
+    key = {"of": [hashlib.sha256(everything).hexdigest(), options, kernels]}
+    folder = cached("rehearsal", key, partial(build, kernels=kernels, flags=options))
     trial.program = ["-m", "tools.gpu.trial", str(folder / LIBRARY), repr(cuda.CONFIGURATIONS)]
     return load(folder / LIBRARY)
 
 
 def load(library: Path) -> ctypes.CDLL:
-    """Make the device of this process one that this driver emulates."""
-    # By this name the library's own dlopen finds it.
+    """Make the device of this process the one that this driver emulates."""
+    # The dlopen of driver.cpp finds the loaded library by its soname.
     driver = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     cuda.rehearsed = H100
-    # What XLA makes around the kernel runs once or twice: to compile it well takes longer.
+    # The rest of an XLA program runs once or twice; optimizing it takes longer.
     jax.config.update("jax_disable_most_optimizations", True)
     nvrtc.compile = lambda kernel, arch: kernel.template.encode() + b"\0"
     nvrtc.version = lambda: (0, 0)
@@ -97,7 +96,7 @@ def main() -> None:
     names = [name for name in contenders.start("torch")[0] if gpu.chosen(name, TASK)]
     for name in names:
         contenders.ready(name, TASK)
-    print(f"ran what is timed: {', '.join(names)}")
+    print(f"ran the timed contenders once: {', '.join(names)}")
     sys.exit(1 if failed else 0)
 
 

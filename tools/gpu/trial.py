@@ -2,7 +2,7 @@
 
 python -m tools.gpu.trial LIBRARY CONFIGURATIONS ...
 
-The driver plants a fault if the environment variable MOCK_FAULT says so: see mock_cuda.cpp.
+The environment variable MOCK_FAULT plants a fault in the driver; see mock_cuda.cpp.
 """
 
 import ast
