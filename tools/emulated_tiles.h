@@ -1,7 +1,7 @@
-// The matrix unit of Intel's processors (AMX) in plain loops, for the tests of tiles.h on processors that
-// lack it. Every source of the kernel is compiled with `-include` of this file, and the instruction set
-// "amx" with -D__AMX_BF16__ (see emulation.py). What the hardware answers with a signal, or what the
-// kernel must not do, is recorded as the first fault, and its result is NaN.
+// Emulates the matrix unit of Intel's processors (AMX) in plain loops, for tests of tiles.h on other
+// processors. Every source of the kernel is compiled with `-include` of this file, and the instruction
+// set "amx" with -D__AMX_BF16__ (see emulation.py). The first operation for which the hardware would
+// raise a signal, or that is a misuse by the kernel, is recorded as a fault; its result is NaN.
 #pragma once
 
 #include <cpuid.h>
@@ -31,14 +31,14 @@ union Tile {
 struct Unit {
   Config config;
   Tile tiles[8];
-  bool in_use;  // by the kernel
+  bool in_use;  // the kernel has configured it
 };
 
 inline thread_local Unit unit;
 inline std::atomic<const char *> first_fault{nullptr};
-inline std::atomic<int> threads{0};            // that have configured the tiles and not released them
+inline std::atomic<int> threads{0};            // threads that have not released the tiles
 inline std::atomic<int> products{0};
-inline std::atomic<bool> has_other_user{false};  // whose configuration the kernel finds in its threads
+inline std::atomic<bool> has_other_user{false};  // leaves its configuration in the threads
 
 inline bool require(bool condition, const char *fault) {
   const char *none = nullptr;
@@ -95,7 +95,7 @@ inline float number(uint16_t bits) {
   return x;
 }
 
-// The pairs' first and second products are added up apart, from zero, and then to the tile's sums.
+// Adds the first and the second products of the pairs separately, then both sums to the tile.
 inline void multiply(int sum, int left, int right) {
   const Config &c = unit.config;
   const bool fits = configured(sum) && configured(left) && configured(right) &&
@@ -125,7 +125,7 @@ inline long system_call(long number, long first = 0, long second = 0) {
   return getenv("EMULATED_TILES_REFUSED") || second != 18 ? -1 : 0;
 }
 
-// Whether a processor may have what it has: of one with EMULATED_TILES_ALONE, no other bfloat16.
+// Whether a feature of the processor is visible. EMULATED_TILES_ALONE hides AVX-512 BF16.
 inline bool allows(const char *feature) {
   return strcmp(feature, "avx512bf16") || !getenv("EMULATED_TILES_ALONE");
 }

@@ -1,10 +1,11 @@
-// What recurrence.cu needs of a GPU, on a CPU: the same names as common/kernels/device.h. Each CUDA
-// thread is a fiber; the blocks of a cluster run together, in an order that a seed says.
+// Emulates on a CPU the GPU operations of recurrence.cu, with the interface of
+// common/kernels/cuda/device.h. Each CUDA thread is a fiber; the blocks of a cluster run concurrently,
+// in an order that depends on a seed.
 //
-// Warp-wide operations order no memory. Stores into other blocks arrive late and in any order, and
-// what shared memory holds at first is not a number. What a GPU would answer with a hang, a trap or
-// nonsense is an error here: see `fault`. Under ThreadSanitizer every fiber counts as a thread, and
-// only what synchronizes on a GPU synchronizes, so that a race is found whatever the order.
+// Warp-wide operations do not order memory accesses. Stores into other blocks arrive late and in any
+// order, and shared memory initially contains NaN. Operations that would hang, trap or be undefined on
+// a GPU call `fault`. Under ThreadSanitizer, every fiber is a thread, and only the operations that
+// synchronize on a GPU synchronize fibers, so that a race is detected in every order.
 #pragma once
 #define EMULATOR
 #include <sys/mman.h>
@@ -29,7 +30,7 @@
 #define TSAN(x)
 #endif
 #define UNSEEN __attribute__((no_sanitize("address", "thread", "undefined"), noinline))
-// What most of the time goes into; all of it so would take long to compile.
+// For the most expensive functions. Optimizing all functions would take long to compile.
 #define FAST __attribute__((optimize("O2")))
 
 #define DEVICE inline
@@ -46,10 +47,10 @@ namespace emulator {
 constexpr int there = 0x600d;
 struct Group {
   int count = 0, generation = 0;
-  char order[2];  // of this generation and the next, which some may have come to already
+  char order[2];  // of this generation and the next, which some threads may have reached
 };
 struct Warp {
-  // Of the present collective and the next: a lane is at most one ahead of the others.
+  // For the current collective and the next one: a lane is at most one ahead of the others.
   uint32_t in[2][32][10];
   float out[2][32][4];
   Group collective, sync;
@@ -63,13 +64,13 @@ struct Block {
 struct alignas(64) Fiber {
   bool started = false, done = false;
   int thread, value;
-  const int *until = nullptr;  // what it waits for to be another than `value`
+  const int *until = nullptr;  // the fiber waits until *until differs from `value`
   Block *block;
-  void *place[5];  // of __builtin_setjmp, which no sanitizer looks at
+  void *place[5];  // of __builtin_setjmp, which sanitizers do not intercept
   void *tsan = nullptr;
   ucontext_t context;
 };
-struct Late {  // a store on its way
+struct Late {  // a store that has not arrived
   unsigned *to, word;
   Barrier *barrier;
   int rank;
@@ -88,13 +89,13 @@ inline std::vector<Late> in_flight;
 inline char launch_order;
 inline std::string failure;
 
-// Ends the launch, once the scheduler has the turn again: no exception crosses from fiber to fiber.
+// Records a failure, with which the scheduler ends the launch: exceptions cannot cross fibers.
 UNSEEN inline void fault(const char *what) {
   if (failure.empty()) failure = what;
 }
 
 UNSEEN inline void jump(void **place) { __builtin_longjmp(place, 1); }
-// Gives up the turn until a counter has changed.
+// Yields to the scheduler until a counter has changed.
 UNSEEN inline void wait(const int &counter) {
   current->until = &counter, current->value = counter;
   TSAN(__tsan_switch_to_fiber(main_tsan, 1));
@@ -102,7 +103,7 @@ UNSEEN inline void wait(const int &counter) {
   current->until = nullptr;
 }
 
-// Waits until all have come; whether this one was the last, which goes on before the others do.
+// Waits for all threads. Returns whether this thread is the last, which continues first.
 UNSEEN inline bool last(Group &g, int threads) {
   if (++g.count < threads) return wait(g.generation), false;
   return g.count = 0, ++g.generation, ++progress, true;
@@ -114,7 +115,7 @@ UNSEEN inline void rendezvous(Group &g, int threads) {
   TSAN(__tsan_acquire(order));
 }
 
-// All lanes hand in words, the last one computes, all take their result.
+// All lanes pass words, the last lane computes, and all lanes receive their results.
 template <class F>
 FAST UNSEEN inline void collective(const uint32_t *in, int n, float *out, int m, F compute) {
   Warp &w = current->block->warps[current->thread / 32];
@@ -131,7 +132,7 @@ UNSEEN inline void complete(Barrier *b) {
   if (b->arrived && b->pending_bytes == 0) b->arrived = 0, ++b->phase;
   ++progress;
 }
-inline void store(unsigned *to, unsigned word) { *to = word; }  // seen
+inline void store(unsigned *to, unsigned word) { *to = word; }  // visible to sanitizers
 UNSEEN inline void deliver(const Late &late) {
   if ((*blocks)[late.rank].ended == block_threads) fault("a store into a block that has ended");
   check_there(late.barrier);
@@ -162,24 +163,24 @@ UNSEEN inline void take_turn(Fiber &fiber) {
   setcontext(&fiber.context);
 }
 
-// Runs one cluster of C blocks; throws std::runtime_error for a fault. Seed 0: in order, and stores
-// arrive at the end of a round.
+// Runs a cluster of C blocks. Throws std::runtime_error for a fault. With seed 0, fibers run in order
+// and stores arrive at the end of a round.
 FAST UNSEEN inline void run_cluster(int C, int first_block, int threads, int shared_bytes,
                                     const std::function<void()> &function, unsigned seed) {
-  constexpr size_t most_threads = 16 * 1024;  // that a cluster may have
-  constexpr size_t stack = (64 << 10) + 576;  // not all in the same lines of a cache
+  constexpr size_t most_threads = 16 * 1024;  // the maximum of a cluster
+  constexpr size_t stack = (64 << 10) + 576;  // the offset spreads the stacks over cache lines
   std::vector<Block> all(C);
   blocks = &all, body = &function, block_threads = threads, cluster = Group();
   rng.seed(seed), in_flight.clear(), failure.clear();
   const int words = (shared_bytes + 3) / 4;
   for (int c = 0; c < C; ++c) {
     all[c].index = first_block + c, all[c].rank = c;
-    all[c].shared.reset(new unsigned[words]);  // no more: AddressSanitizer sees what is beyond
+    all[c].shared.reset(new unsigned[words]);  // exact, so that AddressSanitizer detects overruns
     for (int i = 0; i < words; ++i) all[c].shared[i] = 0x7fc00000 | i;
     all[c].warps.resize(threads / 32);
   }
   std::vector<Fiber> fibers(C * threads);
-  static char *const stacks =  // kept: to get new pages would take longer than most clusters
+  static char *const stacks =  // reused: allocation takes longer than most clusters
       (char *)mmap(nullptr, stack * most_threads, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   std::vector<Fiber *> order;
@@ -194,7 +195,7 @@ FAST UNSEEN inline void run_cluster(int C, int first_block, int threads, int sha
     TSAN(f.tsan = __tsan_create_fiber(0));
   }
   TSAN(__tsan_release(&launch_order));
-  std::vector<int> stalled(C);  // rounds for which a block gets no turn: blocks do not run in step
+  std::vector<int> stalled(C);  // the rounds that each block pauses
   for (int c = 0; seed && c < C; ++c) stalled[c] = rng() % 12;
   for (size_t left = fibers.size(); left && failure.empty();) {
     if (seed && rng() % 4 == 0) std::shuffle(order.begin(), order.end(), rng);
@@ -243,8 +244,8 @@ inline unsigned tf32(float x) {  // to nearest, ties away from 0
   return std::isnan(x) ? 0x7fffffff : tf32_of_number(as_word(x));
 }
 
-// The fragments are those of the PTX ISA, figures of mma.m16n8k16 (.bf16) and mma.m16n8k8 (.tf32).
-// Products are exact; their sum is cut off, as the units do that compute it.
+// The fragments are those of mma.m16n8k16 (.bf16) and mma.m16n8k8 (.tf32) in the PTX ISA. Products are
+// exact; their sum is truncated, as by the hardware.
 FAST UNSEEN inline void warp_mma(const uint32_t (*in)[10], float (*out)[4], bool bf16) {
   const int K = bf16 ? 16 : 8;
   double A[16][16], B[16][8];
@@ -318,7 +319,7 @@ UNSEEN inline void sync_cluster() {
 }
 UNSEEN inline void barrier_init(Barrier *b) {
   *b = {0, emulator::there, 0, 0};
-  emulator::store((unsigned *)&b->phase, 0);  // AddressSanitizer sees whether there is room
+  emulator::store((unsigned *)&b->phase, 0);  // AddressSanitizer detects an overrun
   ++emulator::progress;
 }
 UNSEEN inline void barrier_expect(Barrier *b, unsigned bytes) {
@@ -338,7 +339,7 @@ inline void put(unsigned *to, unsigned word, Barrier *b) {
   for (int rank = 0; rank < C; ++rank) {
     const emulator::Late late = {(unsigned *)emulator::remote(to, rank), word,
                                  (Barrier *)emulator::remote(b, rank), rank};
-    TSAN(emulator::deliver(late); continue;)  // at once: the order is ThreadSanitizer's to judge
+    TSAN(emulator::deliver(late); continue;)  // immediately: ThreadSanitizer checks the order
     emulator::in_flight.push_back(late);
   }
 }

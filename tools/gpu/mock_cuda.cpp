@@ -1,5 +1,5 @@
-// libcuda.so.1 for a rehearsal: device memory is host memory, what is loaded as a kernel is its name,
-// and a launch runs it on the emulator, once what a driver would look at has been looked at.
+// libcuda.so.1 for a rehearsal: device memory is host memory, and the image of a kernel is its name. A
+// launch validates its configuration as a driver does and runs the kernel on the emulator.
 #include "emulator.h"
 
 #include <signal.h>
@@ -18,7 +18,7 @@
 struct CUfunc_st {
   int threads, shared_bytes, cluster;
   void (*run)(const Call &, unsigned *shared);
-  int allowed = 0;  // bytes of shared memory: until they are asked for, so that small cases show it
+  int allowed = 0;  // bytes of shared memory; 0 until requested, even for small kernels
   bool non_portable = false;
 };
 static std::map<std::string, CUfunc_st> kernels;
@@ -53,7 +53,7 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
 CUresult cuFuncSetAttribute(CUfunction f, int attribute, int value) {
   if (attribute == MAX_DYNAMIC_SHARED_SIZE_BYTES) f->allowed = value;
   if (attribute == NON_PORTABLE_CLUSTER_SIZE_ALLOWED) f->non_portable = value;
-  return f->allowed > 227 << 10;  // an H100 has as much for a block
+  return f->allowed > 227 << 10;  // the limit of an H100 for a block
 }
 CUresult cuGetErrorName(CUresult, const char **name) { return *name = last_fault.c_str(), 0; }
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **arguments, void **) {
@@ -65,10 +65,10 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **argument
     last_fault = "CUDA_ERROR_INVALID_VALUE";
     return 1;
   }
-  static std::mutex one_at_a_time;  // as a stream has it
+  static std::mutex one_at_a_time;  // as in a stream
   std::lock_guard<std::mutex> lock(one_at_a_time);
   const Call call = *(const Call *)arguments[0];
-  const char *const variable = getenv("MOCK_FAULT");  // a fault of the kernel, for tests of trials
+  const char *const variable = getenv("MOCK_FAULT");  // a fault for tests of trials
   const std::string planted = variable ? variable : "";
   while (planted == "hang") pause();
   if (planted == "crash") raise(SIGSEGV);

@@ -1,10 +1,10 @@
-// What recurrence.cu needs of an NVIDIA GPU. tools/gpu/emulator.h is the same for a CPU. Nothing is
-// included: NVRTC has no headers.
+// The operations of an NVIDIA GPU that recurrence.cu uses. tools/gpu/emulator.h implements the same
+// interface on a CPU. The file includes no header, because NVRTC has none.
 #pragma once
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
-#define ROLLED _Pragma("unroll 1")  // what is unrolled takes registers from the loop over time
+#define ROLLED _Pragma("unroll 1")  // unrolling would take registers from the loop over time
 
 using Barrier = unsigned long long;
 
@@ -13,7 +13,7 @@ DEVICE int block_index() { return blockIdx.x; }
 
 DEVICE unsigned as_word(float x) { return __float_as_uint(x); }
 DEVICE float as_float(unsigned word) { return __uint_as_float(word); }
-// Two bfloat16 in a word, the first in its lower half.
+// Packs two bfloat16 into a word, the first into its lower half.
 DEVICE unsigned bf16_pair(float low, float high) {
   unsigned word;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
@@ -25,8 +25,9 @@ DEVICE unsigned tf32(float x) {
   return word;
 }
 
-// The same in two instructions, where sm_90 has none for it; volatile, so that what is made of the
-// weights is not kept in registers that there are not. Of what is no number it may make 0.
+// Rounds a number to TF32 in two instructions, because sm_90 has no instruction for it. `volatile`
+// prevents the compiler from keeping the rounded weights in registers, of which there are too few.
+// A NaN may become 0.
 DEVICE unsigned tf32_of_number(unsigned word) {
   unsigned rounded;
   asm volatile("{\n.reg .b32 sum;\nadd.u32 sum, %1, 0x1000;\nand.b32 %0, sum, 0xffffe000;\n}"
@@ -35,7 +36,7 @@ DEVICE unsigned tf32_of_number(unsigned word) {
   return rounded;
 }
 
-// c += A B for 16 x k by k x 8: the fragments are those of PTX, mma.m16n8k16 and mma.m16n8k8.
+// c += A B, [16, k] x [k, 8], with the fragments of PTX's mma.m16n8k16 and mma.m16n8k8.
 DEVICE void mma_bf16(float *c, const unsigned *a, const unsigned *b) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
@@ -58,13 +59,13 @@ DEVICE void load16(unsigned *to, const unsigned *from) {
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE void sync_block() { __syncthreads(); }
-// Of so many threads, whole warps, that name the same barrier, 1 to 15.
+// Synchronizes `threads` threads, in whole warps, that pass the same barrier, 1 to 15.
 DEVICE void sync_some(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
 }
 
-// Relative errors of some 2^-22: what products round is more, but where they are exact. Hence the
-// slower ones there.
+// The fast variants have relative errors of about 2^-22, less than the rounding of the products.
+// Exact products require the slower variants.
 template <bool Exact>
 DEVICE float sigmoid(float x) {
   return Exact ? 1.f / (1.f + expf(-x)) : __fdividef(1.f, 1.f + __expf(-x));
@@ -74,8 +75,8 @@ DEVICE float tanh_of(float x) {
   return Exact ? tanhf(x) : __fdividef(2.f, 1.f + __expf(-2.f * x)) - 1.f;
 }
 
-// A cluster of blocks, which store into each other's shared memory: sm_90 and later. A barrier
-// counts one arrival, with the bytes it waits for, and these bytes.
+// Clusters, whose blocks store into each other's shared memory, exist since sm_90. A barrier waits
+// for one arrival, which declares the expected bytes, and for these bytes.
 DEVICE unsigned address_of(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 #if __CUDA_ARCH__ >= 900
 DEVICE int cluster_rank() {
@@ -107,7 +108,7 @@ DEVICE void barrier_wait(Barrier *b, int parity) {
       : "r"(address_of(b)), "r"(parity)
       : "memory");
 }
-// Stores a word at the same place in every block of the cluster, and tells its barrier there.
+// Stores a word at the same address in every block of the cluster and signals the barrier of each.
 template <int C>
 DEVICE void put(unsigned *to, unsigned word, Barrier *b) {
   UNROLL for (int rank = 0; rank < C; ++rank) {

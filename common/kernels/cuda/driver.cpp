@@ -1,6 +1,6 @@
-// Launches recurrence.cu, for both frameworks: a plain C interface, and XLA FFI handlers where the
-// compiler finds jaxlib's headers. The CUDA driver is found at run time, so that this builds and
-// loads where there is none.
+// Launches recurrence.cu for both frameworks: a C interface, and XLA FFI handlers if the compiler
+// finds jaxlib's headers. The CUDA driver is loaded at run time, so that this file compiles and loads
+// without a driver.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>
@@ -33,7 +33,7 @@ struct Driver {
   }
 };
 
-// Looked for until it is found: it may have been loaded since.
+// Each call searches for the driver until it is found, because it may be loaded later.
 const Driver &driver() {
   static std::mutex mutex;
   static Driver driver;
@@ -42,7 +42,7 @@ const Driver &driver() {
   return driver;
 }
 
-// A compiled kernel, and its functions in the contexts where it has been loaded. Never unloaded.
+// A compiled kernel and its functions in the contexts that have loaded it. It is never unloaded.
 struct Instance {
   std::string image;
   unsigned cluster, threads, shared_bytes;
@@ -66,7 +66,7 @@ CUresult load(Instance &instance, CUfunction &function) {
   return cuda.cuFuncSetAttribute(function, NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1);
 }
 
-// In the current context.
+// Launches the kernel in the current context.
 int launch_here(CUcontext context, const std::string &key, const Call &call, CUstream stream) {
   CUfunction function = nullptr;
   Instance *instance;
@@ -103,7 +103,7 @@ int launch(const std::string &key, const Call &call, CUstream stream) {
   CUcontext before = nullptr;
   if (CUresult e = driver().cuCtxGetCurrent(&before)) return e;
   CUcontext own = before;
-  if (stream) {  // of the thread that calls nothing is known: it may have another context, or none
+  if (stream) {  // the calling thread may have another context, or none
     if (CUresult e = driver().cuStreamGetCtx(stream, &own)) return e;
     if (CUresult e = driver().cuCtxSetCurrent(own)) return e;
   }
@@ -130,7 +130,7 @@ API int gru_cuda_driver() {
   return driver().found && !driver().cuDriverGetVersion(&version) ? version : 0;
 }
 
-// Makes a kernel known by a key: the same key always stands for the same kernel.
+// Registers a kernel by a key. A key always identifies the same kernel.
 API void gru_cuda_add(const char *key, const char *image, int64_t size, int cluster, int threads,
                       int shared_bytes) {
   std::lock_guard<std::mutex> lock(mutex);
@@ -138,7 +138,8 @@ API void gru_cuda_add(const char *key, const char *image, int64_t size, int clus
                                       (unsigned)threads, (unsigned)shared_bytes, {}});
 }
 
-// Launches it in the stream's context, or the current one; returns 0 or what gru_cuda_error describes.
+// Launches a kernel in the context of the stream, or in the current one. Returns 0 or an error code
+// for gru_cuda_error.
 API int gru_cuda_launch(const char *key, const Call *call, void *stream) {
   return launch(key, *call, (CUstream)stream);
 }
@@ -153,8 +154,8 @@ API const char *gru_cuda_error(int status) {
 //                          outputs, h_last, saved
 //   gru_cuda_xla_backward: weight_hh, d_outputs, d_h_last, saved, lengths, resets -> d_a, d_q, d_h0,
 //                          d_h_reset
-// as call.h has them; an empty vector stands for what is missing or not wanted. Whoever calls, no
-// array is taken to be larger than it is.
+// with the layouts of call.h; an empty vector replaces an absent array. The sizes of all arrays are
+// validated here.
 #if __has_include("xla/ffi/api/ffi.h")
 #include "../xla_arrays.h"
 
@@ -232,7 +233,7 @@ ffi::Error on_device(void *stream, ffi::RemainingArgs args, ffi::RemainingRets r
   return execute(stream, args, results, Backward, key, size, T, reverse, reset_after);
 }
 
-// Where the device's memory is the host's: a rehearsal, with a driver that runs kernels on the CPU.
+// For a rehearsal, whose driver runs kernels on the CPU: device memory is host memory.
 template <bool Backward>
 ffi::Error on_host(ffi::RemainingArgs args, ffi::RemainingRets results, std::string_view key,
                    int64_t size, int64_t T, ffi::Span<const int64_t> reverse, bool reset_after) {

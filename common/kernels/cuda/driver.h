@@ -1,4 +1,4 @@
-// What driver.cpp uses of CUDA's driver, as NVIDIA's cuda.h declares it, which is not everywhere.
+// The declarations of CUDA's driver that driver.cpp uses. NVIDIA's cuda.h is not always installed.
 #pragma once
 
 extern "C" {

@@ -1,24 +1,25 @@
-// The GRU's recurrence on an NVIDIA GPU, forward and backward: cuda.py compiles it, driver.cpp
-// launches it, and tools/gpu runs it on a CPU.
+// The GRU's recurrence on an NVIDIA GPU, forward and backward. nvrtc.py compiles this file,
+// driver.cpp launches it, and tools/gpu runs it on a CPU.
 //
-// A cluster of C blocks takes 8 rows of the batch through all their steps, with the recurrent
+// A cluster of C blocks processes 8 rows of the batch through all their steps, with the recurrent
 // weights of all H units in its registers. Products are transposed, [units, H] x [H, 8 rows], so
-// that the weights are the operand A of mma, loaded once; a thread has z, r and n of the same units
-// and rows, so what is between the products is its own. What a product reads goes round by way of
-// shared memory, of the own block or of all blocks of the cluster: an exchange. There are two slots,
-// used in turn, so that one synchronization an exchange is enough: whoever sends the next but one
-// has received the next, to which everybody contributed after reading this one.
+// that the weights are the operand A of mma and are loaded once. A thread holds z, r and n of the
+// same units and rows, so the pointwise operations between the products need no other thread. An
+// exchange distributes the operand of a product through the shared memory of the block, or of all
+// blocks of the cluster. Exchanges alternate between two slots, so that one synchronization per
+// exchange suffices: a thread that sends exchange i + 2 has received exchange i + 1, which every
+// thread sends after it has read exchange i.
 //
-// Forward, a step exchanges the state, and where the reset comes first, r * h, too. Backward, it
-// exchanges the gradients of the pre-activations, and multiplies by the same weights, transposed;
-// the gradients of the weights are products over all steps, which are left to the framework.
+// Forward, a step exchanges the state and, with the reset before the product, also r * h. Backward,
+// a step exchanges the gradients of the pre-activations and multiplies by the transposed weights.
+// The gradients of the weights are products over all steps, which the framework computes.
 #include "call.h"
 #ifndef EMULATOR
 #include "device.h"
 #endif
 
-// What is multiplied, one of which is in the operand A as `word` makes it, the other as `pair` does
-// (of two neighbours, where a word holds both) or `word`; both are then 16 bytes a load.
+// The dtypes of the factors. `word` packs one number, or two neighbouring ones, into a word of an
+// operand; a load reads four words of an operand.
 struct Bf16 {
   static constexpr int per_word = 2;
   static constexpr bool exact = false;
@@ -33,8 +34,8 @@ struct Tf32 {
   DEVICE static void product(float *c, const unsigned *a, const unsigned *b) { mma_tf32(c, a, b); }
 };
 
-// Each factor as two numbers of TF32, together all of its bits but one or two; the product of the
-// small ones is below the last bit.
+// Splits each factor into two TF32 numbers, which together lose at most two bits. The product of the
+// two small numbers is smaller than the last bit.
 struct Float32 {
   static constexpr int per_word = 1;
   static constexpr bool exact = true;
@@ -43,7 +44,7 @@ struct Float32 {
     unsigned large_a[4], small_a[4], large_b[2], small_b[2];
     UNROLL for (int i = 0; i < 4; ++i) split(a[i], large_a[i], small_a[i]);
     UNROLL for (int i = 0; i < 2; ++i) split(b[i], large_b[i], small_b[i]);
-    float sum[4] = {0, 0, 0, 0};  // mma rounds sums toward zero: the fewer in one, the better
+    float sum[4] = {0, 0, 0, 0};  // a short sum, because mma rounds sums toward zero
     mma_tf32(sum, small_a, large_b);
     mma_tf32(sum, large_a, small_b);
     mma_tf32(sum, large_a, large_b);
@@ -51,25 +52,25 @@ struct Float32 {
   }
   DEVICE static void split(unsigned word, unsigned &large, unsigned &small) {
     large = tf32_of_number(word);
-    small = as_word(as_float(word) - as_float(large));  // mma drops its lower bits
+    small = as_word(as_float(word) - as_float(large));  // mma ignores the lower bits
   }
 };
 
-// H = 16 units * G groups * C blocks; P parts, a warp each, share the sums of a group's products.
+// H = 16 units * G groups * C blocks. The P parts of a group, one warp each, share its products.
 template <class Factors, int H, int C, int G, int P, bool ResetAfter, bool Backward>
 struct Kernel {
   static_assert(H == 16 * G * C, "units");
   static_assert(P == 1 || P == 2 || P == 4, "a thread has 4 / P elements of a fragment");
   static constexpr int threads = 32 * G * P, rows = 8, own = 4 / P;
-  static constexpr int two = own < 2 ? own : 2;  // rows of a thread: elements i and i + 2 are of one
-  static constexpr int per_word = Factors::per_word, words = H / per_word;  // of H numbers
-  static constexpr int loads = words / P / 16;  // of 16 bytes by 4 lanes, for two mma each
+  static constexpr int two = own < 2 ? own : 2;  // rows of a thread: elements i and i + 2 share one
+  static constexpr int per_word = Factors::per_word, words = H / per_word;  // words of H numbers
+  static constexpr int loads = words / P / 16;  // of 16 bytes by each of 4 lanes, for two mma
   static_assert(words % (P * 16) == 0, "parts");
-  static constexpr int vectors = Backward ? (ResetAfter ? 3 : 2) : 1;  // of H, in one exchange
+  static constexpr int vectors = Backward ? (ResetAfter ? 3 : 2) : 1;  // in an exchange
   static constexpr int stride = vectors * words + (vectors * words % 32 ? 0 : 16);  // no conflicts
   static constexpr int slot = rows * stride;
   static constexpr int partials = P > 1 ? G * P * (Backward ? 1 : 3) * 4 * 32 : 0;
-  // In shared memory, where the weights leave no registers for them.
+  // In shared memory if the weights leave no registers for the biases.
   static constexpr int biases = !Backward && words / P >= 128 ? 3 * 16 * G : 0;
   static constexpr int shared_bytes = (2 * slot + partials + biases) * 4 + 2 * 16;
   static constexpr int record = ResetAfter ? 5 : 4;
@@ -82,11 +83,11 @@ struct Kernel {
   int row[own], unit[own], length[own], longest;
   bool valid[own];
 
-  // The sums of a group's parts, of which a part thereafter has its own elements.
+  // Adds the sums of a group's parts. Each part keeps its own elements of the result.
   template <int N>
   DEVICE void reduce(float (&sum)[N][4]) {
     if (P == 1) return;
-    // No index into `sum` that is known only at run time: it would be put into local memory.
+    // All indices into `sum` are constants; otherwise the compiler would place it in local memory.
     UNROLL for (int k = 0; k < N; ++k)
       UNROLL for (int e = 0; e < 4; ++e) partial[place<N>(part, k, e)] = sum[k][e];
     sync_some(1 + group, 32 * P);
@@ -102,7 +103,7 @@ struct Kernel {
     return (((group * P + p) * N + k) * 4 + e) * 32 + lane;
   }
 
-  // An exchange: `begin` with the number of vectors, `send` each, `receive`.
+  // An exchange: `begin` with the number of vectors, `send` for each vector, then `receive`.
   DEVICE void begin(int count) {
     if (C > 1 && thread_index() == 0)
       barrier_expect(barriers + (exchange & 1), rows * count * words * 4);
@@ -116,12 +117,12 @@ struct Kernel {
     if constexpr (per_word == 1) {
       UNROLL for (int i = 0; i < own; ++i) store(at(first + i), Factors::word(value[i], 0));
     } else {
-      // Two neighbouring units make a word: lanes 4 apart have them. Of their two rows each lane
-      // writes one; of one row, the even lane does. No branch: what it leads to would be there twice.
+      // Two neighbouring units, in lanes 4 apart, form a word. With two rows, each lane writes one
+      // row; with one row, the even lane writes. A branch would duplicate the code of `store`.
       const bool odd = lane / 4 & 1;
       if constexpr (own == 1) {
-        // Lanes that store nothing have read what the others' stores let go, too: a shuffle orders
-        // nothing.
+        // The stores of other lanes allow the next exchange. Lanes that store nothing must have
+        // read before, and a shuffle does not order memory accesses.
         sync_warp();
         const float other = shuffle_xor(value[0], 4);
         if (!odd) store(at(first), Factors::word(value[0], other));
@@ -144,8 +145,8 @@ struct Kernel {
     return slots + (exchange++ & 1) * slot;
   }
 
-  // The own elements of W h for `Count` gates from `First` on; backward, of the sum over these gates
-  // of W' d, with a vector d for each.
+  // Computes the thread's elements of W h for the gates First to First + Count - 1. Backward: of the
+  // sum over these gates of W' d, with a vector d for each gate.
   template <int First, int Count>
   DEVICE void multiply(float (&sum)[Count][4], const unsigned *from) {
     UNROLL for (int k = 0; k < Count; ++k) UNROLL for (int e = 0; e < 4; ++e) sum[k][e] = 0;
@@ -168,7 +169,7 @@ struct Kernel {
     UNROLL for (int e = 0; e < 4; ++e) sum[0][e] = total[0][e];
   }
 
-  // Lane l has rows l / 4 and l / 4 + 8 of 16 units, and 4 words of a load's k.
+  // Lane l holds rows l / 4 and l / 4 + 8 of 16 units, and 4 words of the k of a load.
   DEVICE void load_weights(const float *U) {
     auto at = [&](int gate, int u, int k) {
       return U[(gate * H + (Backward ? k : u)) * H + (Backward ? u : k)];
@@ -201,7 +202,7 @@ struct Kernel {
     UNROLL for (int i = 0; i < own; ++i) {
       const int e = P == 1 ? i : part * own + i, b = first + lane % 4 * 2 + (e & 1);
       unit[i] = u0 + lane / 4 + (e & 2) * 4;
-      // An element beyond the batch or the units is one of length 0, and of zeros.
+      // An element outside the batch or the units has length 0 and zero weights.
       row[i] = b < a.batch && unit[i] < a.hidden ? b : -1;
       length[i] = row[i] < 0 ? 0 : steps_of(a, b);
       valid[i] = row[i] < 0 || a.lengths[b] == length[i];
@@ -215,7 +216,7 @@ struct Kernel {
     }
     const int states = direction * a.hidden * a.batch;
     load_weights(a.weight_hh + direction * 3 * H * H);
-    if (C > 1) sync_cluster();  // its barriers are there
+    if (C > 1) sync_cluster();  // its barriers are initialized
     if (Backward) backward(a, direction, states);
     else forward(a, direction, states);
     if (C > 1) sync_cluster();  // a block must not end while others may write to it
@@ -227,8 +228,8 @@ struct Kernel {
   }
   static DEVICE float nan() { return as_float(0x7fc00000); }
 
-  // Whether a sequence begins before a direction's step at t, 0 <= t: as it is in memory, for a test
-  // of it here would wait for it.
+  // Whether a sequence begins before a direction's step at t >= 0. Returns the flag as it is in
+  // memory, because a comparison here would wait for the load.
   DEVICE unsigned begins(const Call &a, int direction, int i, int t) const {
     const int at = t + a.reverse[direction];
     unsigned flag = 0;
@@ -243,8 +244,8 @@ struct Kernel {
     float *const saved = a.saved ? a.saved + (size_t)direction * record * size * a.batch * a.steps : nullptr;
     auto time = [&](int step) { return a.reverse[direction] ? longest - 1 - step : step; };
 
-    // What a step reads from global memory is asked for a step ahead; tokens, two steps; resets, when
-    // a step begins that looks at them when it ends. To look earlier would be to wait.
+    // Loads from global memory are issued one step ahead, loads of tokens two steps ahead, and loads
+    // of resets at the beginning of the step that uses them at its end, so that no step waits.
     float next[3][own], h[own];
     int token[two];
     auto look_up = [&](int step) {
@@ -259,7 +260,7 @@ struct Kernel {
     auto c = [&](int gate, int i) {
       return biases ? bias[gate * 16 * G + group * 16 + unit[i] - u0] : own_bias[gate][i];
     };
-    auto fetch = [&](int i, int step) {  // what look_up has found
+    auto fetch = [&](int i, int step) {  // the projections of the tokens of look_up
       const bool live = step < longest && time(step) < length[i];
       const int at = token[i % two];
       const bool there = at >= 0 && at < a.distinct;
@@ -278,7 +279,7 @@ struct Kernel {
       h[i] = row[i] < 0 ? 0.f : valid[i] ? from[row[i] * size + unit[i]] : nan();
     }
     look_up(1);
-    if (longest > 0) begin(1), send(h, 0);  // or nobody would wait for it
+    if (longest > 0) begin(1), send(h, 0);  // without steps, no thread would receive it
 
     for (int step = 0; step < longest; ++step) {
       const int t = time(step);
@@ -343,7 +344,7 @@ struct Kernel {
       ROLLED for (int t = length[i]; t < a.steps; ++t) {  // padding
         const unsigned at = t * a.batch + row[i];
         if (outputs) outputs[at * width + unit[i]] = 0;
-        if (saved)  // r and the state, which are factors of products with gradients of zero
+        if (saved)  // r and the state are factors of products with zero gradients
           saved[(at * record + 1) * size + unit[i]] = saved[(at * record + 3) * size + unit[i]] = 0;
       }
     }
@@ -358,7 +359,7 @@ struct Kernel {
     float *const d_q = ResetAfter ? a.d_q + size * all : nullptr;
     auto time = [&](int step) { return a.reverse[direction] ? step : longest - 1 - step; };
 
-    // At padding, a step whose gates are 0 leaves the gradient of the state as it is.
+    // At padding, all gates are 0, so that a step does not change the gradient of the state.
     float next[record + 1][own], d_h[own];
     auto fetch = [&](int step) {
       UNROLL for (int i = 0; i < own; ++i) {
