@@ -1,8 +1,9 @@
-"""The GRU's recurrence on NVIDIA GPUs (recurrence.cu): which kernel is for what, compiled at first
-use, tried by trial.py, launched by driver.cpp.
+"""The GRU's recurrence on NVIDIA GPUs (recurrence.cu).
 
-What is multiplied is rounded to TF32 ("Tf32") or to bfloat16 ("Bf16"), or split into two numbers of
-TF32 ("Float32"), which loses next to nothing; sums and everything else are float32.
+This module selects the kernel for a layer; nvrtc.py compiles it at its first use, trial.py tries it
+and driver.cpp launches it. The factors of products are rounded to TF32 ("Tf32") or bfloat16
+("Bf16"), or split into two TF32 numbers ("Float32"), which preserves float32 but for the last bits.
+Sums and everything else are float32.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from common.errors import InputError
 from common.extras import MissingPackage, require
 
 Arch = tuple[int, int]
-"""A device's compute capability: (9, 0) is an H100's."""
+"""The compute capability of a device, (9, 0) for an H100."""
 rehearsed: Arch | None = None
-"""In a rehearsal, the device that the tests' driver stands for: it takes the CPU's arrays."""
+"""In a rehearsal, the device that the mock driver emulates; its arrays are those of the CPU."""
 
-# Blocks of a cluster, groups of 16 units in a block, warps that share a group's products: as many
-# as it takes for the recurrent weights to fit into the registers.
+# The blocks of a cluster, the groups of 16 units in a block, and the warps that share the products
+# of a group: the smallest numbers with which the recurrent weights fit into the registers.
 CONFIGURATIONS = {
     ("Bf16", 64): (1, 4, 1),
     ("Bf16", 128): (1, 8, 1),
@@ -39,11 +40,11 @@ CONFIGURATIONS = {
     ("Float32", 128): (2, 4, 2),
     ("Float32", 256): (8, 2, 4),
 }
-ROWS = 8  # of the batch that a cluster takes
+ROWS = 8  # of the batch, for each cluster
 
 
 class Call(ctypes.Structure):
-    """Call of call.h."""
+    """The struct Call of call.h."""
 
     _fields_ = [
         *(
@@ -61,28 +62,28 @@ class Call(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Instance:
-    """A kernel: the template of recurrence.cu, filled in."""
+    """A kernel: an instance of the template of recurrence.cu."""
 
     factors: str
     size: int
-    """Units, at least as many as there are: what is beyond is 0."""
+    """The units of the kernel, at least those of the layer; weights of additional units are 0."""
     reset_after: bool
     backward: bool
 
     @property
     def configuration(self) -> tuple[int, int, int]:
-        """See CONFIGURATIONS."""
+        """The value of CONFIGURATIONS."""
         return CONFIGURATIONS[self.factors, self.size]
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """The threads of a block."""
         _, groups, parts = self.configuration
         return 32 * groups * parts
 
     @property
     def shared_bytes(self) -> int:
-        """Of a block's shared memory; recurrence.cu asserts the same."""
+        """The shared memory of a block; recurrence.cu asserts the same value."""
         _, groups, parts = self.configuration
         vector = self.size // (2 if self.factors == "Bf16" else 1)
         words = vector * ((3 if self.reset_after else 2) if self.backward else 1)
@@ -92,7 +93,7 @@ class Instance:
 
     @property
     def template(self) -> str:
-        """Its arguments of the template."""
+        """The arguments of the template."""
         flags = (str(flag).lower() for flag in (self.reset_after, self.backward))
         return ",".join((self.factors, str(self.size), *map(str, self.configuration), *flags))
 
@@ -100,7 +101,7 @@ class Instance:
 def instance(
     hidden: int, factors: str, reset_after: bool, backward: bool, arch: Arch
 ) -> Instance | None:
-    """The kernel for so many hidden units on such a device, if there is one."""
+    """The kernel for this number of hidden units on a device, or None."""
     for (kind, size), (cluster, *_) in CONFIGURATIONS.items():
         if kind == factors and hidden <= size and (cluster == 1 or arch >= (9, 0)):
             return Instance(factors, size, reset_after, backward) if arch >= (8, 0) else None
@@ -108,9 +109,9 @@ def instance(
 
 
 def units(hidden: int | None) -> int | None:
-    """Those of the smallest kernel that holds so many, or more than any does.
+    """The units of the smallest kernel for a hidden size; one more than the largest if none fits.
 
-    torch.compile may make the hidden size of a layer a symbol; these numbers are constants.
+    torch.compile may make the hidden size symbolic; the results are constants.
     """
     if hidden is None:
         return None
@@ -120,7 +121,7 @@ def units(hidden: int | None) -> int | None:
 
 @cache
 def library() -> Any:
-    """The loaded library, with driver.cpp's functions declared."""
+    """The loaded library, with the declarations of driver.cpp's functions."""
     lib = kernels.library()
     if lib is None:
         raise RuntimeError(
@@ -137,7 +138,7 @@ def library() -> Any:
 
 
 def launch(key: str, call: Call, stream: int | None) -> None:
-    """Runs a kernel on a stream of the current device. Raises RuntimeError where it cannot."""
+    """Run a kernel on a stream of the current device. Raises RuntimeError for an error of CUDA."""
     status = library().gru_cuda_launch(key.encode(), call, stream)
     if status:
         raise RuntimeError(f"the GRU on the GPU: {library().gru_cuda_error(status).decode()}")
@@ -152,13 +153,13 @@ def driver() -> int:
     switch = os.environ.get("GRU_TWINS_CUDA", "")
     if switch not in ("", "off"):
         raise InputError(f'GRU_TWINS_CUDA: expected "off" or nothing, found "{switch}"')
-    # An older build of the library does not have the function.
-    known = not switch and hasattr(kernels.library(), "gru_cuda_driver")
-    return library().gru_cuda_driver() if known else 0
+    # An older build of the library lacks the function.
+    is_available = not switch and hasattr(kernels.library(), "gru_cuda_driver")
+    return library().gru_cuda_driver() if is_available else 0
 
 
 def check_size(steps: int, batch: int, hidden: int, distinct: int, directions: int) -> None:
-    """Raise ValueError for more numbers in one array than the kernel counts."""
+    """Raise ValueError if an array has more numbers than the 32-bit indices of the kernel reach."""
     if max(steps * batch * max(5, directions), 3 * distinct) * hidden >= 2**32:
         raise ValueError(
             "the GRU on the GPU keeps at most 2^32 numbers in an array: a smaller batch, shorter "
@@ -177,6 +178,6 @@ def installed() -> bool:
 
 
 def served(device: str, dtype: Any) -> bool:
-    """Whether arrays of a kind of device and dtype, "gpu" being JAX's name, are for the driver."""
-    known = ("cuda" if device == "gpu" else device) == ("cpu" if rehearsed else "cuda")
-    return known and dtype_name(dtype) in ("float32", "bfloat16")
+    """Whether the kernel supports arrays of a device type ("gpu" in JAX) and dtype."""
+    is_supported = ("cuda" if device == "gpu" else device) == ("cpu" if rehearsed else "cuda")
+    return is_supported and dtype_name(dtype) in ("float32", "bfloat16")

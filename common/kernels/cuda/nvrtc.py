@@ -1,4 +1,4 @@
-"""Compiles recurrence.cu at first use: NVRTC needs no GPU."""
+"""Compiles recurrence.cu at its first use with NVRTC, which needs no GPU."""
 
 import hashlib
 from collections.abc import Callable
@@ -91,11 +91,11 @@ def _compile(options: list[str]) -> tuple[bytes, str]:
     """The machine code and the log."""
     from cuda.bindings import nvrtc
 
-    def call(function: Callable[..., tuple], *given: Any) -> Any:
-        status, *found = function(*given)
+    def call(function: Callable[..., tuple], *arguments: Any) -> Any:
+        status, *results = function(*arguments)
         if status:
             raise RuntimeError(f"NVRTC: {status.name}")
-        return found[0] if found else None
+        return results[0] if results else None
 
     source, *headers = _sources()
     names = [name.encode() for name in HEADERS]

@@ -118,7 +118,7 @@ def _try(twin: str, factors: str, size: int, index: int) -> tuple[str, bool]:
     Returns the reason why it is not trusted, or an empty text, and whether that is a verdict on the
     kernel. It is none if, for example, a package is missing or the device's memory is in use.
     """
-    own = {
+    variables = {
         "PYTHONPATH": os.pathsep.join(sys.path),  # the child imports what this process imports
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # this process may hold most of the memory
     }
@@ -131,7 +131,7 @@ def _try(twin: str, factors: str, size: int, index: int) -> tuple[str, bool]:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env=os.environ | own,
+            env=os.environ | variables,
         )
     except OSError as error:  # the system cannot start another process
         return _untried(str(error)), False
@@ -207,7 +207,7 @@ def error_of(size: int, factors: str, reset_after: bool, twin: Any) -> float:
     flags = reset_after, True, product_dtype(factors == "Bf16")
     call = LayerCall(of_x, of_tokens, own, of_lengths, *states, *flags)
     outputs, h_last, saved = twin.forward(call, True)
-    found = twin.backward(call, array(d_outputs), array(d_h_last), saved, True)
+    computed = twin.backward(call, array(d_outputs), array(d_h_last), saved, True)
     names = [f"gru.0.{side}.{name}" for side in DIRECTIONS for name in GRU_PARAMETERS]
     in_order = (both[i] for i in range(2) for both in weights.values())
     parameters = dict(zip(names, in_order, strict=True))
@@ -219,10 +219,10 @@ def error_of(size: int, factors: str, reset_after: bool, twin: Any) -> float:
     np.add.at(d_x, tokens, gradients["x"])
     exact = [run.outputs, run.h_last, d_x, *(gradients[name] for name in names)]
     exact += [gradients["h0"], gradients["h_reset"]]
-    got = [np.asarray(to_numpy(each), np.float64) for each in (outputs, h_last, *found)]
+    actual = [np.asarray(to_numpy(each), np.float64) for each in (outputs, h_last, *computed)]
     return max(
         float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max() / max(np.abs(theirs).max(), 1))
-        for ours, theirs in zip(got, exact, strict=True)
+        for ours, theirs in zip(actual, exact, strict=True)
     )
 
 
