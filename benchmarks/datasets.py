@@ -120,11 +120,6 @@ SOURCES: dict[str, Callable[[Path, Rows], str]] = {
 
 
 def main(megabytes: float = 50) -> None:
-    """Measure and print.
-
-    Args:
-        megabytes: The size of the texts.
-    """
     rows = synthetic_rows(round(megabytes * 1e6))
     megabytes = sum(len(text) for text, _ in rows) / 1e6
     print(f"{len(rows):,} texts, {megabytes:.0f} MB\n")

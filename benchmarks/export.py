@@ -59,11 +59,6 @@ def compiled(content: bytes) -> tuple[bytes, Call]:
 
 
 def main(run_dir: Positional[Path]) -> None:
-    """Measure and print.
-
-    Args:
-        run_dir: The run directory.
-    """
     run = load_run(run_dir)
     batches = load_data(run.options, print).test
     predictor = Model(torch_impl.predictor, run, "cpu").predictor

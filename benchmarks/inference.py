@@ -19,11 +19,6 @@ CALLS = {
 
 
 def main(run_dir: Positional[Path]) -> None:
-    """Measure and print.
-
-    Args:
-        run_dir: The run directory of the model.
-    """
     print_header("ms", *CALLS)
     for framework in ("torch_impl", "jax_impl"):
         model = import_module(framework).load(run_dir)

@@ -56,11 +56,6 @@ def tokens_per_second(framework: str, setting: Setting, out: Path) -> float:
 
 
 def main(repetitions: int = 3) -> None:
-    """Measure and print.
-
-    Args:
-        repetitions: The repetitions of each training; they alternate.
-    """
     with tempfile.TemporaryDirectory() as folder:
         trainings = {
             key: partial(tokens_per_second, *key, Path(folder))

@@ -102,11 +102,7 @@ def attack(name: str, inputs: int, folder: Path, seed: int = 0) -> Counter[str]:
 
 
 def main(inputs: Positional[int] = 20_000) -> None:
-    """Read the inputs and print the outcomes.
-
-    Args:
-        inputs: The number of inputs of each format.
-    """
+    """Read this number of inputs of each format and print the outcomes."""
     tracemalloc.start()
     for name in formats():
         started = time.perf_counter()

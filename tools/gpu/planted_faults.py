@@ -57,7 +57,7 @@ a sequence that begins with a row is not reset | (anew ? a.h_reset : a.h0) | (a.
 a gradient crosses a reset | d_h[i] = 0; |
 of a row's resets, only the last gradient is kept | unit[i]] += d_h[i]; | unit[i]] = d_h[i];
 @ common/kernels/cuda/driver.cpp test_torch
-driver: the blocks are not clustered | config.numAttrs = instance->cluster > 1; | config.numAttrs = 0;
+driver: blocks are not clustered | config.numAttrs = instance->cluster > 1; | config.numAttrs = 0;
 driver: a cluster of 16 is not requested | if (instance.cluster <= 8) | if (instance.cluster <= 16)
 driver: a partial block of rows is not launched | ((call.batch + 7) / 8) | (call.batch / 8)
 driver: shared memory is not requested | SHARED_SIZE_BYTES, bytes) | SHARED_SIZE_BYTES, 0)
