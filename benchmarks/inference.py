@@ -26,7 +26,7 @@ def main(run_dir: Positional[Path]) -> None:
             name: partial(getattr(model, method), argument)
             for name, (method, argument) in CALLS.items()
         }
-        seconds = median_seconds(calls, 100)
+        seconds = median_seconds(calls, 50)
         print_row(framework, *(f"{each * 1e3:.2f}" for each in seconds.values()))
 
 
