@@ -1,6 +1,8 @@
 """The graph of imports: from the top of the product to its bottom, without circles."""
 
 import ast
+import runpy
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -114,11 +116,14 @@ assert state() == before
 
 
 TRAINING = [f"{name}.train" for name in ("torch_impl", "jax_impl", "common.linear")]
-OTHERS = [f"{twin}_impl.{name}" for twin in ("torch", "jax") for name in (*ASKED, "export")]
-OTHERS += ["comparison.checks", "comparison.tuning"]
+OTHERS = [f"{twin}_impl.{name}" for twin in ("torch", "jax") for name in ASKED]
+OTHERS += ["common.linear.predict", "comparison.checks", "comparison.tuning"]
 
 
-@pytest.mark.parametrize("name", [*TRAINING, *OTHERS, "common.convert", "common.report", "compare"])
+PROGRAMS = [*TRAINING, *OTHERS, "common.convert", "common.report", "compare"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_prepares_its_process_before_its_long_imports(name: str) -> None:
     code = f"""
 import os, runpy, signal, sys
@@ -133,6 +138,22 @@ runpy.run_module("{name}", run_name="__main__")
 """
     output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)
     assert output.split()[1:] == [b"True", b"None" if name == "compare" else b"10000"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_each_program_has_a_help_text(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # so that the program does not set it
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_module(name, run_name="__main__")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    program = f"{name}.py" if name == "compare" else f"-m {name}"
+    assert f"usage: python {program} " in "".join(capsys.readouterr())
 
 
 MOST_LINES, MOST_PARAMETERS = 60, 9

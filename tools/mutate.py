@@ -196,6 +196,9 @@ def python_mutants(file: str, source: bytes) -> Iterator[Mutant]:
 def cpp_mutants(file: str, source: bytes) -> Iterator[Mutant]:
     """All mutants of a C++ file, line by line. Comments, strings and directives stay."""
     begin = 0
+    source = re.sub(
+        rb"/\*.*?\*/", lambda match: re.sub(rb"[^\n]", b" ", match[0]), source, flags=re.S
+    )
     for line in source.splitlines(keepends=True):
         code = line.decode("latin-1").partition("//")[0]
         code = re.sub(r'"(\\.|[^"\\])*"', lambda match: "\0" * len(match[0]), code)
@@ -294,7 +297,8 @@ class Measured:
         """
         if file.endswith(".py"):
             lines = self.reached[file]
-            of = lines[line] or lines[0]  # what runs at import belongs to no test
+            # A line that runs at import belongs to no test.
+            of = lines[line] or lines[0] or {*self.seconds}
         else:
             rooms = next(tests for key, tests in CPP_TESTS.items() if file.startswith(key))
             of = {test for test in self.seconds if test.startswith(rooms)}

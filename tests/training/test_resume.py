@@ -149,6 +149,17 @@ def test_more_epochs_are_as_if_asked_for_at_once(command: Command, tmp_path: Pat
     assert "--epochs 2" in error
 
 
+def test_a_resumed_run_takes_its_shares_from_the_checkpoint(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As an option, they would forbid more workers than before."""
+    train("torch", tmp_path, shares=2)
+    resumed: list[TrainConfig] = []
+    monkeypatch.setattr(loop, "train", lambda framework, options, world: resumed.append(options))
+    succeeds(command(train_torch, "--resume", tmp_path))
+    assert [options.shares for options in resumed] == [None]
+
+
 def test_one_framework_goes_on_with_the_others_run(command: Command, tmp_path: Path) -> None:
     train_jax = main_of(jax_impl.learner)
     succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path))
