@@ -31,6 +31,8 @@ def f(a: int = 3, *, b: "1 + 1" = True) -> "2 < 3":
 '''
 CPP = b"""#define N 3
 // i < 4
+/* i == 3
+   i = i + 4; */
     if (i < 5 && ready) f(i, "6 < 7");
     total = i + 8;
 """
