@@ -208,7 +208,7 @@ def test_any_layout_and_any_integers_are_right(framework, implementation):
     """In another integer dtype the bits are the same, in another layout the numbers."""
     usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
     want = call(framework, implementation, usual)
-    for dtype in ("int8", "uint8", "int16", "int64"):
+    for dtype in ("int8", "uint8", "int16", "uint16", "int64"):
         odd = {name: usual[name].astype(dtype) for name in ("lengths", "tokens")}
         for got, expected in zip(call(framework, implementation, usual | odd), want, strict=True):
             np.testing.assert_array_equal(got, expected)
