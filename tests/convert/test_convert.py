@@ -1,4 +1,7 @@
-"""Conversions in NumPy alone, their errors, and the command line. The libraries: tests/parity."""
+"""Conversion between parameter layouts in NumPy: round trips, errors, files, the command line.
+
+test_convert_peers.py compares the layouts with the libraries that define them.
+"""
 
 import os
 import re
@@ -15,6 +18,7 @@ from common.convert.__main__ import main
 from common.convert.files import read_tensors, write_tensors
 from common.errors import InputError
 
+Tensors = dict[str, np.ndarray]
 T, B, D, H, C, V = 4, 3, 3, 5, 2, 7
 FOREIGN = [name for name in FORMATS if name != "canonical"]
 KINDS = [(name, kind) for name in FOREIGN for kind in FORMATS[name].reset_kinds]
@@ -38,6 +42,12 @@ TORCH = {
     "gru.bias_hh_l0": (15,),
 }
 ONNX = {"gru.0.W": (1, 15, 3), "gru.0.R": (1, 15, 5), "gru.0.B": (1, 30)}
+KERAS = {
+    "gru/0/forward/kernel": (3, 15),
+    "gru/0/forward/recurrent_kernel": (5, 15),
+    **KERNEL_HEAD,
+    "vectors/embeddings": (7, 3),
+}
 TABLE = {
     ("torch", True): TORCH | HEAD,
     ("homework-nn", True): TORCH | FC,
@@ -47,6 +57,8 @@ TABLE = {
         **{f"gru.{part}{gate}.bias": (5,) for part in "WU" for gate in "zrh"},
         **FC,
     },
+    ("keras", True): KERAS | {"gru/0/forward/bias": (2, 15)},
+    ("keras", False): KERAS | {"gru/0/forward/bias": (15,)},
     ("linen", True): {
         **{f"gru/0/forward/i{gate}/kernel": (3, 5) for gate in "rzn"},
         **{f"gru/0/forward/h{gate}/kernel": (5, 5) for gate in "rzn"},
@@ -60,20 +72,6 @@ TABLE = {
         "gru/0/forward/dense_i/bias": (15,),
         **KERNEL_HEAD,
         "vectors/embedding": (7, 3),
-    },
-    ("keras", True): {
-        "gru/0/forward/kernel": (3, 15),
-        "gru/0/forward/recurrent_kernel": (5, 15),
-        "gru/0/forward/bias": (2, 15),
-        **KERNEL_HEAD,
-        "vectors/embeddings": (7, 3),
-    },
-    ("keras", False): {
-        "gru/0/forward/kernel": (3, 15),
-        "gru/0/forward/recurrent_kernel": (5, 15),
-        "gru/0/forward/bias": (15,),
-        **KERNEL_HEAD,
-        "vectors/embeddings": (7, 3),
     },
     ("equinox", True): {
         "gru.0.forward.weight_ih": (15, 3),
@@ -95,15 +93,18 @@ TABLE = {
 }
 
 
-def draw(
+def draw_parameters(
     name: str = "torch",
     layers: int = 1,
     directions: int = 1,
     dtype: str = "float64",
     *,
-    alone: bool = False,
-) -> dict[str, np.ndarray]:
-    """Canonical parameters that the layout can hold, no two values alike; alone: only the GRU's."""
+    gru_only: bool = False,
+) -> Tensors:
+    """Random canonical parameters that the layout can represent; gru_only omits head and vectors.
+
+    The values are all different, so that a conversion that exchanges two of them is detected.
+    """
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(layers):
@@ -112,7 +113,7 @@ def draw(
             shapes[f"{scope}.weight_ih"] = (3 * H, H * directions if layer else D)
             shapes[f"{scope}.weight_hh"] = (3 * H, H)
             shapes[f"{scope}.bias_ih"] = shapes[f"{scope}.bias_hh"] = (3 * H,)
-    if not alone:
+    if not gru_only:
         shapes["head.weight"], shapes["head.bias"] = (C, H * directions), (C,)
         shapes["vectors.weight"] = (V, D)
     parameters = {key: rng.uniform(-1, 1, shape).astype(dtype) for key, shape in shapes.items()}
@@ -122,25 +123,32 @@ def draw(
     return parameters
 
 
-def outputs(parameters: dict[str, np.ndarray], reset_after: bool) -> np.ndarray:
+def assert_tensors_equal(actual: Tensors, expected: Tensors) -> None:
+    """The keys, shapes, dtypes and values are the same."""
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(actual[key], value, err_msg=key, strict=True)
+
+
+def oracle_outputs(parameters: Tensors, reset_after: bool) -> np.ndarray:
     x = np.random.default_rng(1).uniform(-1, 1, (T, B, D))
     return oracle.forward(parameters, x, np.full(B, T), reset_after=reset_after).outputs
 
 
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("gru_only", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("name", "reset_after", "layers", "directions"), CASES)
-def test_round_trip(name, reset_after, layers, directions, dtype, alone):
-    """Only biases that the layout merges come back different, with the same meaning; a second
-    conversion changes nothing more."""
-    parameters = draw(name, layers, directions, dtype, alone=alone)
-    given = {key: value.copy() for key, value in parameters.items()}
+def test_round_trip_preserves_parameters(name, reset_after, layers, directions, dtype, gru_only):
+    """Only biases that the layout merges change, and only their sum has a meaning; a second
+    round trip changes nothing."""
+    parameters = draw_parameters(name, layers, directions, dtype, gru_only=gru_only)
+    copies = {key: value.copy() for key, value in parameters.items()}
     tensors = to_format(name, parameters, reset_after=reset_after)
     back = from_format(name, tensors, reset_after=reset_after)
 
+    assert_tensors_equal(parameters, copies)
     assert back.keys() == parameters.keys()
     for key, value in parameters.items():
-        np.testing.assert_array_equal(value, given[key], strict=True)
         assert back[key].dtype == dtype
         assert not any(np.shares_memory(value, other) for other in tensors.values())
         if "bias_" not in key or name in SEPARATE_BIASES:
@@ -150,74 +158,69 @@ def test_round_trip(name, reset_after, layers, directions, dtype, alone):
             other = key.replace("bias_ih", "bias_hh")
             total = parameters[key] + parameters[other]
             np.testing.assert_array_equal(back[key] + back[other], total, strict=True)
-    rounding = np.finfo(dtype).eps  # of the merged biases
-    expected = outputs(parameters, reset_after)
-    np.testing.assert_allclose(outputs(back, reset_after), expected, rtol=0, atol=10 * rounding)
-
-    again = to_format(name, back, reset_after=reset_after)
-    assert again.keys() == tensors.keys()
-    for key, value in tensors.items():
-        np.testing.assert_array_equal(again[key], value, strict=True)
+    tolerance = 10 * np.finfo(dtype).eps  # merging two biases rounds
+    expected = oracle_outputs(parameters, reset_after)
+    np.testing.assert_allclose(oracle_outputs(back, reset_after), expected, rtol=0, atol=tolerance)
+    assert_tensors_equal(to_format(name, back, reset_after=reset_after), tensors)
 
 
 @pytest.mark.parametrize(("name", "reset_after"), KINDS)
-def test_keys_and_shapes_are_the_documented_ones(name, reset_after):
-    tensors = to_format(name, draw(name), reset_after=reset_after)
+def test_layout_has_documented_keys_and_shapes(name, reset_after):
+    tensors = to_format(name, draw_parameters(name), reset_after=reset_after)
     assert {key: value.shape for key, value in tensors.items()} == TABLE[name, reset_after]
     assert all(value.flags.c_contiguous for value in tensors.values())
 
 
-def test_layout_to_layout():
-    """The detour over the canonical parameters can be left out."""
-    tensors = to_format("torch", draw(layers=2, directions=2), reset_after=True)
+def test_convert_translates_between_two_foreign_layouts():
+    tensors = to_format("torch", draw_parameters(layers=2, directions=2), reset_after=True)
     onnx = convert(tensors, "torch", "onnx", reset_after=True)
     assert onnx["gru.1.B"].shape == (2, 6 * H)
-    back = convert(onnx, "onnx", "torch", reset_after=True)
-    for key, value in tensors.items():
-        np.testing.assert_array_equal(back[key], value, strict=True)
+    assert_tensors_equal(convert(onnx, "onnx", "torch", reset_after=True), tensors)
 
 
-def test_a_gru_alone_has_the_librarys_own_names():
-    bare = draw(alone=True)
-    assert set(to_format("keras", bare, reset_after=True)) == {"kernel", "recurrent_kernel", "bias"}
-    two = draw(layers=2, alone=True)
+def test_gru_without_head_has_library_names():
+    one = draw_parameters(gru_only=True)
+    assert set(to_format("keras", one, reset_after=True)) == {"kernel", "recurrent_kernel", "bias"}
+    two = draw_parameters(layers=2, gru_only=True)
     assert "weight_hh_l1" in to_format("torch", two, reset_after=True)
     assert "gru/1/forward/kernel" in to_format("keras", two, reset_after=True)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_the_other_kind_of_reset_is_refused(name):
+def test_unsupported_reset_kind_is_rejected(name):
     for kind in {False, True} - set(FORMATS[name].reset_kinds):
-        tensors = to_format(name, draw(name), reset_after=not kind)
+        tensors = to_format(name, draw_parameters(name), reset_after=not kind)
         with pytest.raises(InputError, match=f"{name} .* reset_after={kind}"):
-            to_format(name, draw(name), reset_after=kind)
+            to_format(name, draw_parameters(name), reset_after=kind)
         with pytest.raises(InputError, match=f"{name} .* reset_after={kind}"):
             from_format(name, tensors, reset_after=kind)
 
 
-def test_nnx_refuses_a_hidden_bias_of_n():
+def test_nnx_rejects_hidden_bias_of_gate_n():
     with pytest.raises(InputError, match=r"gru\.0\.forward\.bias_hh, gate n, .* jax_impl\.GRU"):
-        to_format("nnx", draw(), reset_after=True)
+        to_format("nnx", draw_parameters(), reset_after=True)
 
 
 @pytest.mark.parametrize(("layers", "directions"), [(2, 1), (1, 2), (2, 2)])
-def test_homework_holds_one_layer_in_one_direction(layers, directions):
+def test_homework_rejects_more_layers_and_directions(layers, directions):
     with pytest.raises(InputError, match=rf"{layers} layer\(s\) in {directions} direction"):
-        to_format("homework", draw(layers=layers, directions=directions), reset_after=False)
+        to_format(
+            "homework", draw_parameters(layers=layers, directions=directions), reset_after=False
+        )
 
 
 @pytest.mark.parametrize("names", [("x", "torch"), ("torch", "x")])
-def test_unknown_format(names):
+def test_unknown_format_is_rejected(names):
     with pytest.raises(InputError, match=r"unknown format 'x': expected one of canonical, torch"):
-        convert(draw(), *names, reset_after=True)
+        convert(draw_parameters(), *names, reset_after=True)
 
 
 @pytest.mark.parametrize(("name", "reset_after"), [*KINDS, ("canonical", False)])
-def test_wrong_keys_are_named(name, reset_after):
-    tensors = to_format(name, draw(name), reset_after=reset_after)
+def test_error_names_missing_and_unexpected_keys(name, reset_after):
+    tensors = to_format(name, draw_parameters(name), reset_after=reset_after)
     for key in tensors:
-        only_bias = re.fullmatch(r"gru.*(dense_i/bias|forward/bias|/b|\.B)", key) is not None
-        if key.startswith("vectors") or only_bias:  # may be missing
+        is_optional = re.fullmatch(r"vectors.*|gru.*(dense_i/bias|forward/bias|/b|\.B)", key)
+        if is_optional:
             continue
         fewer = {other: value for other, value in tensors.items() if other != key}
         with pytest.raises(InputError, match=f"no key {key}, "):
@@ -228,71 +231,69 @@ def test_wrong_keys_are_named(name, reset_after):
         from_format(name, {}, reset_after=reset_after)
 
 
-@pytest.mark.parametrize("before", ["net.", "a/b.", "{layer}/"])
+@pytest.mark.parametrize("prefix", ["net.", "a/b.", "{layer}/"])
 @pytest.mark.parametrize(("name", "reset_after"), [*KINDS, ("canonical", False)])
-def test_anything_may_stand_before_the_keys(name, reset_after, before):
+def test_keys_may_have_any_prefix(name, reset_after, prefix):
     layers = 1 if name == "homework" else 2
-    parameters = draw(name, layers, layers)
+    parameters = draw_parameters(name, layers, layers)
     tensors = to_format(name, parameters, reset_after=reset_after)
     expected = from_format(name, tensors, reset_after=reset_after)
-    moved = {before + key: value for key, value in tensors.items()}
-    found = from_format(name, moved, reset_after=reset_after)
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        np.testing.assert_array_equal(found[key], value)
+    prefixed = {prefix + key: value for key, value in tensors.items()}
+    assert_tensors_equal(from_format(name, prefixed, reset_after=reset_after), expected)
     left_out: list[str] = []
-    others = {"norm.steps": np.int64(3), "fc2/b": np.ones(2), f"{before}out.weight": np.ones(1)}
-    from_format(name, {**others, **moved}, reset_after=reset_after, left_out=left_out)
+    others = {"norm.steps": np.int64(3), "fc2/b": np.ones(2), f"{prefix}out.weight": np.ones(1)}
+    from_format(name, {**others, **prefixed}, reset_after=reset_after, left_out=left_out)
     assert left_out == list(others)
 
 
 @pytest.mark.parametrize(("name", "reset_after"), KINDS)
-def test_a_gru_without_biases_has_zeros(name, reset_after):
-    parameters = draw(name, alone=True)
+def test_missing_biases_become_zeros(name, reset_after):
+    parameters = draw_parameters(name, gru_only=True)
     for key in parameters:
         if "bias" in key:
             parameters[key][:] = 0
     tensors = to_format(name, parameters, reset_after=reset_after)
     without = {key: value for key, value in tensors.items() if value.any()}
     assert len(without) < len(tensors)
-    found = from_format(name, without, reset_after=reset_after)
-    for key, value in parameters.items():
-        np.testing.assert_array_equal(found[key], value, strict=True)
+    assert_tensors_equal(from_format(name, without, reset_after=reset_after), parameters)
 
 
-def test_of_several_grus_one_has_to_be_chosen():
-    one, two = (to_format("torch", draw(layers=n, alone=True), reset_after=True) for n in (1, 2))
+def test_prefix_selects_one_of_several_grus():
+    one, two = (
+        to_format("torch", draw_parameters(layers=n, gru_only=True), reset_after=True)
+        for n in (1, 2)
+    )
     lstm = {"lstm.weight_hh_l0": np.ones((4 * H, H)), "lstm.weight_ih_l0": np.ones((4 * H, D))}
     both = {f"encoder.gru.{key}": value for key, value in one.items()} | lstm
     assert len(from_format("torch", both, reset_after=True, left_out=[])) == 4
     both |= {f"decoder.{key}": value for key, value in two.items()}
-    there = "there are 2 GRUs in the torch layout, at 'encoder.gru', 'decoder': choose by --prefix"
+    message = "there are 2 GRUs in the torch layout, at 'encoder.gru', 'decoder': choose by --pref"
     for prefix in (None, "gru"):
-        with pytest.raises(InputError, match=there):
+        with pytest.raises(InputError, match=message):
             from_format("torch", both, reset_after=True, prefix=prefix, left_out=[])
     for prefix, size in (("encoder.gru", 4), ("decoder.", 8)):
         left_out: list[str] = []
-        found = from_format("torch", both, reset_after=True, prefix=prefix, left_out=left_out)
-        assert (len(found), len(left_out)) == (size, len(both) - size)
+        selected = from_format("torch", both, reset_after=True, prefix=prefix, left_out=left_out)
+        assert (len(selected), len(left_out)) == (size, len(both) - size)
 
 
-def test_one_layout_is_not_taken_for_another_of_the_same_names():
-    """nn.GRUCell's four are called as ours, in another order, and as two of Equinox's."""
+def test_layouts_with_equal_names_are_not_confused():
+    """The canonical layout and Equinox share names with nn.GRUCell, but not the order of gates."""
     for name in ("canonical", "equinox"):
-        tensors = to_format(name, draw(), reset_after=True)
+        tensors = to_format(name, draw_parameters(), reset_after=True)
         with pytest.raises(InputError, match="no key gru"):
             from_format("torch", tensors, reset_after=True, left_out=[])
-    alone = to_format("equinox", draw(alone=True), reset_after=True)
+    gru = to_format("equinox", draw_parameters(gru_only=True), reset_after=True)
     with pytest.raises(InputError, match="unexpected key bias"):
-        from_format("torch", alone, reset_after=True, left_out=[])
-    more = to_format("nnx", draw("nnx"), reset_after=True)
+        from_format("torch", gru, reset_after=True, left_out=[])
+    more = to_format("nnx", draw_parameters("nnx"), reset_after=True)
     more["gru/0/forward/dense_h/bias"] = np.ones(3 * H)
     with pytest.raises(InputError, match="unexpected key gru/0/forward/dense_h/bias"):
         from_format("nnx", more, reset_after=True, left_out=[])
 
 
-def test_the_message_for_a_wrong_shape():
-    tensors = to_format("torch", draw(), reset_after=True)
+def test_shape_error_states_both_shapes_and_the_layout():
+    tensors = to_format("torch", draw_parameters(), reset_after=True)
     tensors["gru.weight_ih_l0"] = np.ones((12, 3))
     with pytest.raises(InputError) as caught:
         from_format("torch", tensors, reset_after=True)
@@ -302,41 +303,39 @@ def test_the_message_for_a_wrong_shape():
 
 
 @pytest.mark.parametrize(("name", "reset_after"), [*KINDS, ("canonical", False)])
-def test_wrong_shapes_are_named(name, reset_after):
-    tensors = to_format(name, draw(name), reset_after=reset_after)
+def test_error_names_tensor_of_wrong_shape(name, reset_after):
+    tensors = to_format(name, draw_parameters(name), reset_after=reset_after)
     for key, value in tensors.items():
         for wrong in (value[..., None], np.concatenate([value] * 5, axis=-1)):
             with pytest.raises(InputError) as caught:
                 from_format(name, tensors | {key: wrong}, reset_after=reset_after)
-            # A whole axis five times as long may as well be the right one: then its first
-            # disagreement with another tensor is what is reported.
+            # An axis of five times the length may define H or D: then the error names the first
+            # other tensor that disagrees.
             message = str(caught.value)
             assert "has shape [" in message and "expected [" in message
             if wrong.ndim != value.ndim:
                 assert message.startswith(f"{key} has shape [{', '.join(map(str, wrong.shape))}]")
 
 
-def test_a_head_that_reads_several_ways_of_pooling():
-    for name, reset_after in [*KINDS, ("canonical", False)]:
-        parameters = draw(name)
-        if "head.weight" not in parameters:
-            continue
-        parameters["head.weight"] = np.tile(parameters["head.weight"], 3)
-        there = to_format(name, parameters, reset_after=reset_after)
-        back = from_format(name, there, reset_after=reset_after)
-        np.testing.assert_array_equal(back["head.weight"], parameters["head.weight"], err_msg=name)
+@pytest.mark.parametrize(("name", "reset_after"), [*KINDS, ("canonical", False)])
+def test_head_may_have_several_pooled_inputs(name, reset_after):
+    parameters = draw_parameters(name)
+    parameters["head.weight"] = np.tile(parameters["head.weight"], 3)
+    tensors = to_format(name, parameters, reset_after=reset_after)
+    back = from_format(name, tensors, reset_after=reset_after)
+    np.testing.assert_array_equal(back["head.weight"], parameters["head.weight"])
 
 
 @pytest.mark.parametrize("shape", [(), (0, 0), (15,), (15, 4), (3, 15, 5)])
-def test_odd_shapes_are_named(shape):
-    tensors = to_format("torch", draw(), reset_after=True)
+def test_degenerate_shape_is_rejected(shape):
+    tensors = to_format("torch", draw_parameters(), reset_after=True)
     with pytest.raises(InputError, match=r"gru\.weight_hh_l0 has shape \[.*\], expected \[.*H\]"):
         from_format("torch", tensors | {"gru.weight_hh_l0": np.ones(shape)}, reset_after=True)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "bool", "complex128", "object"])
-def test_numbers_of_another_kind_are_refused(dtype):
-    parameters = draw()
+def test_dtype_other_than_float_is_rejected(dtype):
+    parameters = draw_parameters()
     parameters["head.bias"] = parameters["head.bias"].astype(dtype)
     with pytest.raises(InputError, match=rf"head\.bias holds {dtype}"):
         to_format("torch", parameters, reset_after=True)
@@ -357,9 +356,9 @@ def test_files_round_trip(tmp_path, extension, dtype):
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-def test_damaged_files(tmp_path, extension):
+def test_damaged_file_is_rejected(tmp_path, extension):
     path = tmp_path / f"model{extension}"
-    write_tensors(path, draw())
+    write_tensors(path, draw_parameters())
     data = path.read_bytes()
     damaged = [b"", b"\0", b"nonsense" * 100, *(data[: len(data) * k // 8] for k in range(1, 8))]
     for content in damaged:
@@ -368,18 +367,18 @@ def test_damaged_files(tmp_path, extension):
             read_tensors(path)
 
 
-def test_files_that_cannot_be_read_or_written(tmp_path):
+def test_unreadable_and_unwritable_paths_are_rejected(tmp_path):
     with pytest.raises(InputError, match=r"gone\.npz: No such file"):
         read_tensors(tmp_path / "gone.npz")
     with pytest.raises(InputError, match=r"model\.h5: unknown suffix.*\.safetensors"):
         read_tensors(tmp_path / "model.h5")
     with pytest.raises(InputError, match=r"model: unknown suffix"):
-        write_tensors(tmp_path / "model", draw())
+        write_tensors(tmp_path / "model", draw_parameters())
     with pytest.raises(InputError, match=r"model\.npz: cannot be written \(No such file"):
-        write_tensors(tmp_path / "gone" / "model.npz", draw())
+        write_tensors(tmp_path / "gone" / "model.npz", draw_parameters())
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(InputError, match=r"folder\.npz: cannot be written \(Is a directory\)"):
-        write_tensors(tmp_path / "folder.npz", draw())
+        write_tensors(tmp_path / "folder.npz", draw_parameters())
     with pytest.raises(InputError, match=r"folder\.npz: Is a directory"):
         read_tensors(tmp_path / "folder.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["folder.npz"]
@@ -391,8 +390,8 @@ def save_pt(path, value, **options) -> None:
     torch.save(value, path, **options)
 
 
-class Runs:
-    """Pickles as a call of this function."""
+class CallOnLoad:
+    """Pickle of this object is a call of the function, which an ordinary unpickler executes."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -402,18 +401,18 @@ class Runs:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pt_files_never_run_code(tmp_path, zipped):
+def test_pt_file_never_executes_code(tmp_path, zipped):
     victim = tmp_path / "victim"
     victim.write_text("here")
     for function, name in [(os.unlink, "posix.unlink"), (shutil.rmtree, "shutil.rmtree")]:
-        payload = {"gru.weight_ih_l0": Runs(function, str(victim))}
+        payload = {"gru.weight_ih_l0": CallOnLoad(function, str(victim))}
         save_pt(tmp_path / "evil.pt", payload, _use_new_zipfile_serialization=zipped)
         with pytest.raises(InputError, match=rf"evil\.pt: refused: the file loads {name}"):
             read_tensors(tmp_path / "evil.pt")
     assert victim.exists()
 
 
-def test_pt_files_of_modules_and_other_things_are_refused(tmp_path):
+def test_pt_file_without_tensors_is_rejected_or_empty(tmp_path):
     import torch
 
     save_pt(tmp_path / "module.pt", torch.nn.GRU(D, H))
@@ -422,27 +421,25 @@ def test_pt_files_of_modules_and_other_things_are_refused(tmp_path):
     save_pt(tmp_path / "list.pt", [torch.ones(1)])
     with pytest.raises(InputError, match="contains a list, expected a dict of tensors"):
         read_tensors(tmp_path / "list.pt")
-    endless: dict = {"epoch": 3}
-    save_pt(tmp_path / "endless.pt", endless | {"model": endless, "again": endless})
-    assert read_tensors(tmp_path / "endless.pt") == {}
-    endless["state"] = endless
-    save_pt(tmp_path / "endless.pt", endless)
-    assert read_tensors(tmp_path / "endless.pt") == {}
+    recursive: dict = {"epoch": 3}
+    shared = recursive | {"model": recursive, "again": recursive}
+    recursive["state"] = recursive
+    for value in (shared, recursive):
+        save_pt(tmp_path / "dict.pt", value)
+        assert read_tensors(tmp_path / "dict.pt") == {}
 
 
 @pytest.mark.parametrize("numpy_1", [True, False])
-def test_pt_files_may_hold_numpy_arrays(tmp_path, numpy_1):
+def test_pt_file_may_contain_numpy_arrays(tmp_path, numpy_1):
     path = tmp_path / "old.pt"
-    tensors = to_format("homework", draw(dtype="float32"), reset_after=False)
+    tensors = to_format("homework", draw_parameters(dtype="float32"), reset_after=False)
     save_pt(path, tensors, _use_new_zipfile_serialization=False)
     if numpy_1:
         path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))
-    back = read_tensors(path)
-    for key, value in tensors.items():
-        np.testing.assert_array_equal(back[key], value, strict=True)
+    assert_tensors_equal(read_tensors(path), tensors)
 
 
-def test_pt_files_of_parameters_and_of_a_state_dict(tmp_path):
+def test_pt_file_may_contain_parameters_or_a_state_dict(tmp_path):
     import torch
 
     gru = torch.nn.GRU(D, H)
@@ -462,7 +459,7 @@ def test_bfloat16_becomes_float32(tmp_path, extension):
     import torch
     from safetensors.torch import save_file
 
-    tensors = to_format("torch", draw(dtype="float32"), reset_after=True)
+    tensors = to_format("torch", draw_parameters(dtype="float32"), reset_after=True)
     rounded = {key: value.astype(ml_dtypes.bfloat16) for key, value in tensors.items()}
     path = tmp_path / f"half{extension}"
     if extension == ".npz":
@@ -470,55 +467,57 @@ def test_bfloat16_becomes_float32(tmp_path, extension):
     else:
         save = save_file if extension == ".safetensors" else torch.save
         save({key: torch.tensor(value).bfloat16() for key, value in tensors.items()}, path)
-    for found in (read_tensors(path), from_format("torch", rounded, reset_after=True)):
-        assert {value.dtype.name for value in found.values()} == {"float32"}
-    for key, value in read_tensors(path).items():
-        np.testing.assert_array_equal(value, rounded[key].astype(np.float32))
+    converted = from_format("torch", rounded, reset_after=True)
+    assert {value.dtype.name for value in converted.values()} == {"float32"}
+    expected = {key: value.astype(np.float32) for key, value in rounded.items()}
+    assert_tensors_equal(read_tensors(path), expected)
 
 
 @pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", None])
 @pytest.mark.parametrize("layer", ["GRU", "GRU without biases", "GRU both ways", "GRUCell"])
-def test_checkpoints_as_people_have_them(tmp_path, monkeypatch, command, layer, wrapper):
+def test_training_checkpoint_of_torch_is_converted(tmp_path, monkeypatch, command, layer, wrapper):
+    """The GRU is found under the key of a wrapper, among other layers and training state."""
     import torch
     from torch import nn
 
     monkeypatch.chdir(tmp_path)
-    kind, how = nn.GRUCell if layer == "GRUCell" else nn.GRU, {}
-    how |= {"bias": False} if "without" in layer else {}
-    how |= {"bidirectional": True, "num_layers": 2} if "both" in layer else {}
-    gru = kind(D, H, **how)
+    gru = {
+        "GRU": nn.GRU(D, H),
+        "GRU without biases": nn.GRU(D, H, bias=False),
+        "GRU both ways": nn.GRU(D, H, bidirectional=True, num_layers=2),
+        "GRUCell": nn.GRUCell(D, H),
+    }[layer]
     parts = {"embedding": nn.Embedding(V, D), "rnn": gru, "norm": nn.BatchNorm1d(H)}
     net = nn.ModuleDict({"module": nn.ModuleDict({**parts, "classifier": nn.Linear(H, C)})})
     state = net.state_dict()
     save_pt("net.pth", {wrapper: state, "epoch": 3, "args": {"lr": 0.1}} if wrapper else state)
-    how = ("--from", "torch", "--to", "canonical")
-    _, output, _ = command(main, "net.pth", "found.npz", *how)
-    before = f"{wrapper}.module" if wrapper else "module"
-    layers = ", ".join(f"{before}.{name}" for name in ("embedding", "norm", "classifier"))
+    _, output, _ = command(main, "net.pth", "gru.npz", "--from", "torch", "--to", "canonical")
+    prefix = f"{wrapper}.module" if wrapper else "module"
+    layers = ", ".join(f"{prefix}.{name}" for name in ("embedding", "norm", "classifier"))
     assert f"left out, not part of the GRU: {layers}\n" in output
 
     x = np.random.default_rng(1).uniform(-1, 1, (T, B, D))
-    found = oracle.forward(read_tensors(tmp_path / "found.npz"), x, np.full(B, T), reset_after=True)
+    parameters = read_tensors(tmp_path / "gru.npz")
+    actual = oracle.forward(parameters, x, np.full(B, T), reset_after=True).outputs
     with torch.no_grad():
         steps, h = torch.tensor(x, dtype=torch.float32), torch.zeros(B, H)
         if layer == "GRUCell":
             expected = torch.stack([h := gru(step, h) for step in steps])
         else:
             expected, _ = gru(steps)
-    np.testing.assert_allclose(found.outputs, expected, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_command_line(tmp_path, monkeypatch, command):
+def test_command_line_round_trip(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    parameters = draw(layers=2, directions=2)
+    parameters = draw_parameters(layers=2, directions=2)
     write_tensors(tmp_path / "a.safetensors", parameters)
-    how = ("--from", "canonical", "--to", "torch", "--reset-after", "True")
-    said = "b.pt: 19 tensors in the torch layout, reset_after=True\n"
-    assert command(main, "a.safetensors", "b.pt", *how) == (0, said, "")
-    # What torch computes is known, so that it need not be said on the way back.
+    options = ("--from", "canonical", "--to", "torch", "--reset-after", "True")
+    output = "b.pt: 19 tensors in the torch layout, reset_after=True\n"
+    assert command(main, "a.safetensors", "b.pt", *options) == (0, output, "")
+    # The layout torch implies reset_after=True.
     assert command(main, "b.pt", "c.npz", "--from", "torch", "--to", "canonical")[0] == 0
-    for key, value in read_tensors(tmp_path / "c.npz").items():
-        np.testing.assert_array_equal(value, parameters[key], strict=True)
+    assert_tensors_equal(read_tensors(tmp_path / "c.npz"), parameters)
 
 
 @pytest.mark.parametrize(
@@ -534,16 +533,16 @@ def test_command_line(tmp_path, monkeypatch, command):
 )
 def test_command_line_errors(tmp_path, monkeypatch, command, arguments, message):
     monkeypatch.chdir(tmp_path)
-    write_tensors(tmp_path / "a.npz", draw())
-    (tmp_path / "b.pt").write_bytes(b"as it was")
+    write_tensors(tmp_path / "a.npz", draw_parameters())
+    (tmp_path / "b.pt").write_bytes(b"unchanged")
     status, output, error = command(main, *arguments.split())
     assert (status, output, error.count("\n")) == (2, "", 1)
     assert re.search(message, error)
-    assert (tmp_path / "b.pt").read_bytes() == b"as it was"
+    assert (tmp_path / "b.pt").read_bytes() == b"unchanged"
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_no_framework_is_imported():
+def test_conversion_imports_no_framework():
     code = (
         "import sys, common.convert.__main__;"
         "assert not {'torch', 'jax', 'flax', 'keras'} & sys.modules.keys()"
