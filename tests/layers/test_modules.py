@@ -557,6 +557,18 @@ def test_a_row_with_a_wrong_length_is_nan_under_jit(length):
         assert np.isnan(each[1]).all() and np.isfinite(np.delete(each, 1, 0)).all()
 
 
+@pytest.mark.parametrize("module", [torch_impl.GRU, torch_impl.GRUCell])
+def test_torch_modules_refuse_a_reset_after_that_is_no_bool(module):
+    with pytest.raises(TypeError, match="reset_after"):
+        module(D, H, reset_after=None)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recurrent_shows_how_it_was_made(bidirectional):
+    layer = torch_impl.Recurrent(torch_impl.rnn.CELL, D, H, bidirectional=bidirectional)
+    assert repr(layer) == f"Recurrent(rnn, {D}, {H}, 1{', bidirectional=True' * bidirectional})"
+
+
 def test_what_jax_modules_refuse():
     for changed, match in (
         ({"dropout": -0.1}, "dropout"),
