@@ -265,8 +265,8 @@ def trainings(options: CompareConfig, out: Path, console: Console) -> list[runs.
         if model in COMPARED[framework]
     ]
     if not chosen:
-        there = "; ".join(f"{name} has {', '.join(COMPARED[name])}" for name in options.frameworks)
-        raise InputError(f"--models {' '.join(options.models)}: {there}")
+        models = "; ".join(f"{name} has {', '.join(COMPARED[name])}" for name in options.frameworks)
+        raise InputError(f"--models {' '.join(options.models)}: {models}")
     missing = [m for m in options.models if not any(m in COMPARED[f] for f in options.frameworks)]
     if missing:
         console.print(f"left out, because no chosen framework has them: {', '.join(missing)}")

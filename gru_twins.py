@@ -63,8 +63,8 @@ def main() -> None:
             raise InputError(f"--framework {known.framework}: expected torch or jax")
         module = module.format(known.framework)
     # -P: nothing of the folder it is called in stands in for a module.
-    how = ["-X", f"gru_twins={program}", "-P", "-m", module]
-    os.execv(sys.executable, [sys.executable, *how, *arguments])
+    options = ["-X", f"gru_twins={program}", "-P", "-m", module]
+    os.execv(sys.executable, [sys.executable, *options, *arguments])
 
 
 if __name__ == "__main__":

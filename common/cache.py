@@ -23,7 +23,7 @@ from isal.isal_zlib import crc32
 from jaxtyping import Shaped
 
 from common import files
-from common.errors import InputError, complain
+from common.errors import InputError, print_error
 
 WHOLE = 2**26  # bytes: files up to this size are verified whole, in about 10 ms
 BLOCK = 2**16  # bytes
@@ -58,7 +58,7 @@ def cached(
         with _locked(folder.with_name(f".{folder.name}.lock")):
             if problem := _problem(folder, key, by_block):
                 if os.path.lexists(folder):
-                    complain(f"{problem}; making it anew")
+                    print_error(f"{problem}; making it anew")
                 _fill(folder, key, build)
     except BrokenPipeError:  # from standard output
         raise

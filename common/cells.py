@@ -76,11 +76,12 @@ class Recurrence:
     number of hidden units (None: any) are supported."""
     checks: bool = False
     """Whether `compute` validates the range of int32 lengths and tokens."""
-    at_once: Callable[..., tuple[Any, Any] | None] | None = None
-    """at_once(parameters, call) computes all layers for inference, or returns None if it cannot;
-    `run` calls it first."""
+    try_inference_kernel: Callable[..., tuple[Any, Any] | None] | None = None
+    """try_inference_kernel(parameters, call) computes all layers for inference, or returns None if
+    an argument requires the general path. `run` calls it first."""
     proven: Callable[[Any, int | None], bool] = lambda dtype, size: True
-    """Whether "auto" may select it, for a dtype and a number of hidden units as above."""
+    """Whether "auto" may select this recurrence for a dtype and a number of hidden units, as above;
+    the GPU kernel must have passed its trial."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class Cell:
         size: int | None = None,
     ) -> str:
         """The recurrence that a name or "auto" selects. Raises InputError if it is unavailable."""
-        # Other recurrences are not asked, because a proof compiles and runs them.
+        # `proven` may compile and run a kernel, so the loop ends at the first suitable
+        # recurrence.
         is_auto = implementation == "auto"
         for name in reversed([*self.recurrences]) if is_auto else [implementation]:
             is_available = name in self.recurrences and self._available(name, device, dtype, size)
@@ -153,8 +155,8 @@ class Cells(dict[str, Cell]):
 
     def __init__(self, twin: str) -> None:
         """twin: torch_impl or jax_impl."""
-        there = (name for name in CELLS if find_spec(f"{twin}.{name}"))
-        super().__init__((name, import_module(f"{twin}.{name}").CELL) for name in there)
+        names = (name for name in CELLS if find_spec(f"{twin}.{name}"))
+        super().__init__((name, import_module(f"{twin}.{name}").CELL) for name in names)
         self.twin = twin
 
     def __missing__(self, name: str) -> Cell:

@@ -37,7 +37,7 @@ def masked(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
-def complain(message: object) -> None:
+def print_error(message: object) -> None:
     """Print a message as one line on standard error."""
     print(" ".join(str(message).split()), file=sys.stderr, flush=True)
 
@@ -72,10 +72,10 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except (InputError, NotFiniteError) as error:
-        complain(f"error: {error}")
+        print_error(f"error: {error}")
         sys.exit(status_of(error))
     except Stopped as stopped:
-        complain(stopped)
+        print_error(stopped)
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)

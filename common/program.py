@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from common.errors import InputError, complain
+from common.errors import InputError, print_error
 from common.extras import require
 
 
@@ -35,5 +35,5 @@ def start(*extras: str, limit_spinning: bool = True) -> None:
     try:
         require(*extras)
     except InputError as error:
-        complain(f"error: {error}")
+        print_error(f"error: {error}")
         sys.exit(2)

@@ -54,18 +54,18 @@ def pool(
 ) -> Float[Array, "B F"]:
     """The input of the head: for each kind of pooling the last output of each direction, or the
     maximum or mean of the outputs over all words. Zeros for a row without words."""
-    found = []
-    for way in pooling.split("+"):
-        if way == "last":
+    features = []
+    for kind in pooling.split("+"):
+        if kind == "last":
             pooled = jnp.concatenate(list(h_last), axis=-1)
-        elif way == "mean":
+        elif kind == "mean":
             pooled = outputs.sum(0) / jnp.maximum(lengths, 1)[:, None].astype(outputs.dtype)
         else:
             words = within(lengths, outputs.shape[0])[..., None]
             most = jnp.where(words, outputs, -jnp.inf).max(0, initial=-jnp.inf)
             pooled = jnp.where(lengths[:, None] > 0, most, 0)
-        found.append(pooled)
-    return jnp.concatenate(found, axis=-1)
+        features.append(pooled)
+    return jnp.concatenate(features, axis=-1)
 
 
 def head(

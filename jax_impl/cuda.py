@@ -52,8 +52,8 @@ def exists(size: int | None, product_dtype: str) -> bool:
     """Whether the first device has a kernel for this number of units."""
     if not cuda.driver() or not devices():
         return False
-    found = size is None or cuda.instance(size, factors_of(product_dtype), False, False, arch())
-    return bool(found)
+    instance = size is None or cuda.instance(size, factors_of(product_dtype), False, False, arch())
+    return bool(instance)
 
 
 def passes(size: int | None, product_dtype: str) -> bool:

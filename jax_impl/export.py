@@ -35,7 +35,7 @@ def read_ratios(
     are zero. Longer n-grams that begin with it have codes above those of all known ones.
     """
     words, place = values["vectors.weight"].shape[0], tokens
-    found: list[Array] = []
+    all_ratios: list[Array] = []
     for n in range(1, ngrams + 1):
         codes, ratios = values[f"codes.{n}"], values[f"ratios.{n}"]
         if n > 1:  # the preceding words end a step earlier
@@ -45,8 +45,8 @@ def read_ratios(
         code, place = place, jnp.searchsorted(codes, place)
         counts = jnp.pad(codes, (0, 1), constant_values=-1)[place] == code
         place = jnp.where(counts, place, codes.shape[0])
-        found.append(jnp.pad(ratios, ((0, 1), (0, 0)))[place])
-    return jnp.concatenate(found, -1)
+        all_ratios.append(jnp.pad(ratios, ((0, 1), (0, 0)))[place])
+    return jnp.concatenate(all_ratios, -1)
 
 
 class Exported:

@@ -124,8 +124,8 @@ def backward(
     shapes = backward_shapes(call, d_h_last, of_x)
     function = jax.ffi.ffi_call("gru_backward", shapes, vmap_method="sequential")
     weights = [each for of_name in [*zip(*call.weights, strict=True)][:2] for each in of_name]
-    given = (call.x, d_outputs, d_h_last, saved, *places_of(call))
-    *by_name, d_x, d_h0, d_h_reset = function(*weights, *given, **attributes(call))
+    arguments = (call.x, d_outputs, d_h_last, saved, *places_of(call))
+    *by_name, d_x, d_h0, d_h_reset = function(*weights, *arguments, **attributes(call))
     R = len(call.weights)
     return d_x, *(each for i in range(R) for each in by_name[i::R]), d_h0, d_h_reset
 
@@ -262,15 +262,15 @@ def push_again(primals: Sequence[Array], tangents: Sequence[Any], **flags: Any) 
 def push_transposed(cotangents: Sequence[Any], *leaves: Any, tree: Any, flags: Flags) -> list:
     """The gradients of the tangents."""
     arrays, places, saved = jax.tree.unflatten(tree, leaves[: tree.num_leaves])
-    given = tuple(map(ad.instantiate_zeros, cotangents))
+    cotangents = tuple(map(ad.instantiate_zeros, cotangents))
     linear = leaves[tree.num_leaves :]
     of_x = ad.is_undefined_primal(linear[0])  # word vectors are often frozen
-    gradients = jax.tree.leaves(pull(arrays, places, saved, given, flags, of_x))
-    found = [
+    gradients = jax.tree.leaves(pull(arrays, places, saved, cotangents, flags, of_x))
+    required = [
         gradient if ad.is_undefined_primal(each) else None
         for gradient, each in zip(gradients, linear, strict=True)
     ]
-    return [*[None] * tree.num_leaves, *found]
+    return [*[None] * tree.num_leaves, *required]
 
 
 def push_batched(leaves: Sequence[Array], dims: Sequence[Any], **flags: Any) -> tuple[list, list]:

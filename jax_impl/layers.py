@@ -79,7 +79,7 @@ def unroll(
     h: Float[Array, "B H"],
     hidden: Weights,
     restart: Restart | None = None,
-    nudges: Float[Array, "T B H"] | None = None,
+    perturbations: Float[Array, "T B H"] | None = None,
     *,
     reverse: bool,
     reset_after: bool,
@@ -88,8 +88,8 @@ def unroll(
 
     The intermediate values are "states", the state after each step, and those that the step returns
     by name. At padding the state does not change. hidden contains the parameters that the step
-    takes after the state: weight_hh, bias_hh and the cell's additional ones. nudges are added to
-    the states before the next step.
+    takes after the state: weight_hh, bias_hh and the cell's additional ones. The perturbations
+    are added to the states before the next step.
     """
 
     def one(
@@ -105,7 +105,7 @@ def unroll(
         return h, {"states": h, **between}
 
     begin = None if restart is None else restart[0]
-    return jax.lax.scan(one, h, (a, mask, begin, nudges), reverse=reverse)
+    return jax.lax.scan(one, h, (a, mask, begin, perturbations), reverse=reverse)
 
 
 def by_direction(direction: Callable[..., tuple[Array, Array]], call: LayerCall) -> LayerOutput:

@@ -120,8 +120,8 @@ class Learner(Predictor, learner.Learner):
         to; a row number past the end is padding."""
         if self.exchange is None:
             [batch] = shares
-            found = self._share(batch, self.state, self.frozen, dropping=dropping)
-            return *found, self._rows(batch)
+            result = self._share(batch, self.state, self.frozen, dropping=dropping)
+            return *result, self._rows(batch)
         rows = size = None
         places: list[Any] = [None] * len(shares)
         if self.config.train_vectors:
@@ -154,9 +154,9 @@ class Learner(Predictor, learner.Learner):
         dropping: bool = True,
     ) -> tuple[Float[Array, ""], nnx.State]:
         dropped = masks(self.config, self.training, batch, self.taken) if dropping else {}
-        found = {name: self._array(mask) for name, mask in dropped.items()}
-        given = found, self._ratios(batch), *self._arrays(batch), batch.labels
-        return self._backward(state, frozen, reduction, *given)
+        dropout_masks = {name: self._array(mask) for name, mask in dropped.items()}
+        arguments = dropout_masks, self._ratios(batch), *self._arrays(batch), batch.labels
+        return self._backward(state, frozen, reduction, *arguments)
 
     @partial(jax.jit, static_argnums=(0, 3))
     def _among(self, gradients: nnx.State, place: Int[Array, " K"], size: int) -> nnx.State:
@@ -282,5 +282,5 @@ class Learner(Predictor, learner.Learner):
         if not Learner._is_state(state):
             return changed
         vectors = state[VECTORS]
-        found = vectors[...].at[rows].set(changed[VECTORS][...], mode="drop")
-        return nnx.State({**changed, VECTORS: vectors.replace(found)})
+        updated = vectors[...].at[rows].set(changed[VECTORS][...], mode="drop")
+        return nnx.State({**changed, VECTORS: vectors.replace(updated)})

@@ -155,9 +155,9 @@ class GRU(nnx.Module):
         """
         lengths = one_of("lengths", lengths, "seq_lengths", seq_lengths)
         own = (self.return_carry, self.time_major, self.reverse, self.keep_order)
-        given = (return_carry, time_major, reverse, keep_order)
+        overrides = (return_carry, time_major, reverse, keep_order)
         return_carry, time_major, reverse, keep_order = (
-            mine if its is None else its for mine, its in zip(own, given, strict=True)
+            mine if its is None else its for mine, its in zip(own, overrides, strict=True)
         )
         x, resets = self._time_major(inputs, resets, time_major)
         if resets is not None and reverse:

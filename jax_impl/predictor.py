@@ -62,7 +62,7 @@ class Predictor(predictor.Predictor):
 
     def explain(self, inputs: Inputs, labels: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         model = nnx.merge(self.graph, self.state, self.frozen)
-        found = explain(
+        explanation = explain(
             canonical(model, model.names),
             model.vectors[...],
             *self._arrays(inputs),
@@ -70,7 +70,7 @@ class Predictor(predictor.Predictor):
             ratios=self._ratios(inputs),
             config=self.config,
         )
-        return {name: np.asarray(value) for name, value in found.items()}
+        return {name: np.asarray(value) for name, value in explanation.items()}
 
     # NumPy arrays go to the state's device without jax.device_put, which is slower.
 

@@ -22,16 +22,16 @@ def trace(
     parameters: Mapping[str, Array],
     x: Float[Array, "T B D"],
     lengths: Int[Array, " B"],
-    nudges: Float[Array, "R T B H"],
+    perturbations: Float[Array, "R T B H"],
     *,
     reset_after: bool,
 ) -> dict[str, Float[Array, "R T B H"]]:
     """The intermediate values of the last layer at every time step.
 
     Returns "states", the state after each step, and the values that the step returns by name, for a
-    GRU z, r and n. At padding the states do not change and the other values are undefined. nudges
-    are added to the states before the next step; the gradient with respect to nudges of zero is the
-    gradient with respect to the states.
+    GRU z, r and n. At padding the states do not change and the other values are undefined. The
+    perturbations are added to the states before the next step; the gradient with respect to
+    perturbations of zero is the gradient with respect to the states.
     """
     cell = CELLS[cell_of(parameters)]
     layers, directions = structure(parameters)
@@ -41,15 +41,17 @@ def trace(
         call = LayerCall(x, lengths=lengths, reset_after=reset_after)
         x, _ = run(cell, below, call, implementation=cell.traceable)
     mask = within(lengths, len(x))[..., None]
-    found = []
+    values = []
     for i, direction in enumerate(directions):
         weight_ih, weight_hh, bias_ih, *hidden = cell.weights(parameters, layers - 1, direction)
-        a, h0 = project(x, weight_ih, bias_ih), jnp.zeros_like(nudges[i, 0])
+        a, h0 = project(x, weight_ih, bias_ih), jnp.zeros_like(perturbations[i, 0])
         options = {"reverse": direction == "backward", "reset_after": reset_after}
-        found.append(
-            unroll(cell.step, a, mask, h0, (weight_hh, *hidden), None, nudges[i], **options)[1]
+        values.append(
+            unroll(cell.step, a, mask, h0, (weight_hh, *hidden), None, perturbations[i], **options)[
+                1
+            ]
         )
-    return {name: jnp.stack([each[name] for each in found]) for name in found[0]}
+    return {name: jnp.stack([each[name] for each in values]) for name in values[0]}
 
 
 @partial(jax.jit, static_argnames="config")
@@ -79,29 +81,29 @@ def explain(
     cell = CELLS[cell_of(parameters)]
     size = parameters[f"{cell.name}.0.forward.weight_hh"].shape[1]
     shape = (len(directions), *tokens.shape, cell.spec.states * size)
-    nudges = jnp.zeros(shape, x.dtype)
+    perturbations = jnp.zeros(shape, x.dtype)
 
-    def asked_about(
-        x: Float[Array, "T B D"], nudges: Float[Array, "R T B H"]
+    def logit_and_loss(
+        x: Float[Array, "T B D"], perturbations: Float[Array, "R T B H"]
     ) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], dict[str, Array]]:
-        found = trace(parameters, x, lengths, nudges, reset_after=config.reset_after)
-        states = found["states"][..., :size]
+        values = trace(parameters, x, lengths, perturbations, reset_after=config.reset_after)
+        states = values["states"][..., :size]
         h_last = jnp.stack([each[end] for each, end in zip(states, (-1, 0), strict=False)])
         outputs = jnp.concatenate(list(states), -1)
         outputs = jnp.where(within(lengths, len(outputs))[..., None], outputs, 0)
         features = pool(outputs, h_last, lengths, config.pooling)
         logits = head(parameters, features, relu=config.relu)
-        asked = labels[:, None] == jnp.arange(logits.shape[1])
-        loss = -(asked * jax.nn.log_softmax(logits)).sum()
-        return ((asked * logits).sum(), loss), {**found, "logits": logits}
+        is_label = labels[:, None] == jnp.arange(logits.shape[1])
+        loss = -(is_label * jax.nn.log_softmax(logits)).sum()
+        return ((is_label * logits).sum(), loss), {**values, "logits": logits}
 
-    _, pull, found = jax.vjp(asked_about, x, nudges, has_aux=True)
+    _, pull, values = jax.vjp(logit_and_loss, x, perturbations, has_aux=True)
     one, zero = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
     d_x, _ = pull((one, zero))
     _, d_states = pull((zero, one))
     mask = within(lengths, len(tokens))
     return {
-        **found,
+        **values,
         "influence": jnp.where(mask, (d_x * x).sum(axis=-1), 0),
         "d_states": jnp.where(mask[..., None], d_states, 0),
     }

@@ -43,8 +43,8 @@ def join() -> Iterator[World]:
         # Few lengths, because JAX compiles for each.
         padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
-        found = multihost_utils.process_allgather(padded)
-        return [row[:size].tobytes() for row, size in zip(found, sizes, strict=True)]
+        gathered = multihost_utils.process_allgather(padded)
+        return [row[:size].tobytes() for row, size in zip(gathered, sizes, strict=True)]
 
     yield World(jax.process_index(), jax.process_count(), gather, is_lost)
     jax.distributed.shutdown()
@@ -93,13 +93,13 @@ class Exchange:
         rows = list(mine)
         while len(rows) < self.each:
             rows.append(jax.device_put(jnp.zeros_like(mine[0]), self.device(len(rows))))
-        found: list[Array] = []
+        totals: list[Array] = []
         for start in range(0, self.each, self.used):
             turn = [row[None] for row in rows[start : start + self.used]]
             shape = self.used * self.world.size, len(rows[0])
             together = jax.make_array_from_single_device_arrays(shape, self.dealt, turn)
-            found.append(self.gather(together).addressable_data(0))
-        return _total(tuple(found), self.shares)
+            totals.append(self.gather(together).addressable_data(0))
+        return _total(tuple(totals), self.shares)
 
     def device(self, number: int) -> jax.Device:
         """The device of this worker's share with this number."""

@@ -52,19 +52,19 @@ def pool(
 ) -> Float[Tensor, "B F"]:
     """The input of the head: for each kind of pooling the last output of each direction, or the
     maximum or mean of the outputs over all words. Zeros for a row without words."""
-    found = []
-    for way in pooling.split("+"):
-        if way == "last":
+    features = []
+    for kind in pooling.split("+"):
+        if kind == "last":
             pooled = h_last.transpose(0, 1).flatten(1)
-        elif way == "mean":
+        elif kind == "mean":
             pooled = outputs.sum(0) / lengths.clamp(min=1)[:, None]
         else:
             words = within(lengths, outputs.shape[0])[..., None]
             most = torch.where(words, outputs, -torch.inf)
             most = most.amax(0) if outputs.shape[0] else outputs.sum(0)
             pooled = torch.where(lengths[:, None] > 0, most, 0)
-        found.append(pooled)
-    return torch.cat(found, dim=-1) if len(found) > 1 else found[0]
+        features.append(pooled)
+    return torch.cat(features, dim=-1) if len(features) > 1 else features[0]
 
 
 def head(
@@ -107,9 +107,9 @@ def classify(
     """
     check_mapping(parameters)
     vectors = parameters.get("vectors.weight", vectors)
-    given = {"vectors": vectors, "distinct": distinct, "tokens": tokens}
-    given |= {} if ratios is None else {"ratios": ratios}
-    check_arrays({**parameters, **given})
+    arrays = {"vectors": vectors, "distinct": distinct, "tokens": tokens}
+    arrays |= {} if ratios is None else {"ratios": ratios}
+    check_arrays({**parameters, **arrays})
     cell, directions, size = check_classify(parameters, vectors, distinct, tokens, ratios, pooling)
     try:
         embedded = F.embedding(distinct, vectors)

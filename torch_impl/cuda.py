@@ -43,8 +43,8 @@ def exists(size: int | None, product_dtype: str) -> bool:
     """Whether the current device has a kernel for this number of units."""
     if not cuda.driver() or not (cuda.rehearsed or torch.cuda.is_available()):
         return False
-    found = size is None or cuda.instance(size, factors_of(product_dtype), False, False, arch())
-    return bool(found)
+    instance = size is None or cuda.instance(size, factors_of(product_dtype), False, False, arch())
+    return bool(instance)
 
 
 def passes(size: int | None, product_dtype: str) -> bool:
@@ -212,7 +212,7 @@ def run(
     beyond = kernel.size - size
     weights = torch.stack([each.view(3, size, size) for each in weight_hh])
     weights = F.pad(weights, (0, beyond, 0, beyond)) if beyond else weights
-    given: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+    optional_arrays: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         **arrays,
         "weight_hh": (weights, weights.shape),
         "lengths": (call.lengths, (batch,)),
@@ -220,7 +220,7 @@ def run(
     }
     launched = cuda.Call(*[None] * 17, *sizes)
     copies = []
-    for name, (array, shape) in given.items():
+    for name, (array, shape) in optional_arrays.items():
         if array is not None:
             place = address(name, array, shape, OTHERS.get(name, torch.float32), device)
             if place and name in OTHERS:  # another stream may write to an index while it is used

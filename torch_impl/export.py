@@ -36,7 +36,7 @@ def read_ratios(
     that begin with it have codes above those of all known ones.
     """
     words, place = values["vectors.weight"].shape[0], tokens
-    found: list[Tensor] = []
+    all_ratios: list[Tensor] = []
     for n in range(1, ngrams + 1):
         codes, ratios = values[f"codes.{n}"], values[f"ratios.{n}"]
         if n > 1:  # the preceding words end a step earlier
@@ -46,8 +46,8 @@ def read_ratios(
         code, place = place, torch.searchsorted(codes, place)
         counts = F.pad(codes, (0, 1), value=-1)[place] == code
         place = torch.where(counts, place, codes.shape[0])
-        found.append(F.embedding(place, F.pad(ratios, (0, 0, 0, 1))))
-    return torch.cat(found, -1)
+        all_ratios.append(F.embedding(place, F.pad(ratios, (0, 0, 0, 1))))
+    return torch.cat(all_ratios, -1)
 
 
 class Exported(nn.Module):

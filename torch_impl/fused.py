@@ -280,8 +280,8 @@ def differentiate(
     d_outputs = None if d_outputs is None else d_outputs.contiguous()
     d_h_last = torch.zeros_like(h0) if d_h_last is None else d_h_last.contiguous()
     of_x = ctx.needs_input_grad[0][0]
-    given = (d_outputs, d_h_last, saved, of_x)
-    d_x, *others = backward_operator(arrays, *places, ctx.flags, *given)
+    arguments = (d_outputs, d_h_last, saved, of_x)
+    d_x, *others = backward_operator(arrays, *places, ctx.flags, *arguments)
     return [d_x if of_x else None, *others], *[None] * 5
 
 
@@ -323,15 +323,15 @@ class Forward(torch.autograd.Function):
         places = (tokens, lengths, resets)
         d_outputs = None if d_outputs is None else dense(d_outputs)
         d_h_last = torch.zeros_like(arrays[-1]) if d_h_last is None else dense(d_h_last)
-        given = (saved, d_outputs, d_h_last, *arrays)
-        if forward_mode() or any(batched(each) for each in given[1:3] if each is not None):
+        arguments = (saved, d_outputs, d_h_last, *arrays)
+        if forward_mode() or any(batched(each) for each in arguments[1:3] if each is not None):
             function = by_scan(*places, ctx.flags)
             gradients: tuple = gradients_of(function, d_outputs, d_h_last, *arrays)
         elif torch.is_grad_enabled() or transformed():
-            gradients = Backward.apply(*places, ctx.flags, True, *given)
+            gradients = Backward.apply(*places, ctx.flags, True, *arguments)
         else:
             of_x = ctx.needs_input_grad[5]
-            gradients = Backward.forward(*places, ctx.flags, of_x, *given)
+            gradients = Backward.forward(*places, ctx.flags, of_x, *arguments)
         return *[None] * 5, *gradients
 
     @staticmethod
@@ -365,8 +365,8 @@ class Backward(torch.autograd.Function):
         arrays = [*map(dense, arrays)]
         in_memory = plain(saved, d_outputs, d_h_last, arrays[0])
         function = backward_of_arrays if in_memory else backward_operator
-        places, given = (tokens, lengths, resets), (d_outputs, d_h_last, saved, of_x)
-        d_x, *others = function(arrays, *places, flags, *given)
+        places, arguments = (tokens, lengths, resets), (d_outputs, d_h_last, saved, of_x)
+        d_x, *others = function(arrays, *places, flags, *arguments)
         return d_x if of_x else None, *others
 
     @staticmethod

@@ -33,13 +33,13 @@ DIMENSIONS = ((3, 3, 2), (2, 2, 2))  # of x or, if given, tokens; of x; of weigh
 
 
 def of_parameters(parameters: Any, call: LayerCall) -> LayerOutput | None:
-    """`at_once` of the canonical parameters, as `run` takes them."""
+    """`try_inference_kernel` of the canonical parameters, as `run` takes them."""
     if torch.compiler.is_compiling() or type(parameters) is not dict or call.lengths is None:
         return None
     names = weights_of(tuple(parameters))
     if names is None:
         return None
-    return at_once([[parameters[name] for name in layer] for layer in names], call)
+    return try_inference_kernel([[parameters[name] for name in layer] for layer in names], call)
 
 
 @cache
@@ -56,7 +56,7 @@ def weights_of(names: tuple[str, ...]) -> list[list[str]] | None:
     return weights if set(names) >= set(chain(*weights)) else None
 
 
-def at_once(
+def try_inference_kernel(
     layers: Sequence[Sequence[Any]], call: LayerCall, nn_order: bool = False
 ) -> LayerOutput | None:
     """The result of `run`, or None if the call needs the general path.
@@ -79,8 +79,8 @@ def at_once(
         return None
     others = lengths, resets, h0, h0 if h_reset is None else h_reset
     recurrent, read = layers[0][1], x if tokens is None else tokens
-    given = [each for each in chain((x, tokens), others, *layers) if each is not None]
-    if not TYPES.issuperset(map(type, given)) or any(map(is_neg, given)):
+    tensors = [each for each in chain((x, tokens), others, *layers) if each is not None]
+    if not TYPES.issuperset(map(type, tensors)) or any(map(is_neg, tensors)):
         return None
     if x is None or recurrent is None or x.layout is not STRIDED:
         return None

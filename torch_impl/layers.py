@@ -81,7 +81,7 @@ def unroll(
     h: Float[Tensor, "B H"],
     hidden: Weights,
     restart: Restart | None = None,
-    nudges: Float[Tensor, "T B H"] | None = None,
+    perturbations: Float[Tensor, "T B H"] | None = None,
     *,
     reverse: bool,
     reset_after: bool,
@@ -90,24 +90,25 @@ def unroll(
 
     The intermediate values are "states", the state after each step, and those that the step returns
     by name. At padding the state does not change. hidden contains the parameters that the step
-    takes after the state: weight_hh, bias_hh and the cell's additional ones. nudges are added to
-    the states before the next step.
+    takes after the state: weight_hh, bias_hh and the cell's additional ones. The perturbations
+    are added to the states before the next step.
     """
     # Unbinding once is faster in backward: the gradient of each a[t] would be as large as a.
-    inputs, live, pushes = a.unbind(), mask.unbind(), () if nudges is None else nudges.unbind()
+    inputs, live = a.unbind(), mask.unbind()
+    added = () if perturbations is None else perturbations.unbind()
     begin = () if restart is None else restart[0].unbind()
-    found: list[dict[str, Tensor]] = [{}] * len(inputs)
+    values: list[dict[str, Tensor]] = [{}] * len(inputs)
     for t in reversed(range(len(inputs))) if reverse else range(len(inputs)):
         if restart is not None:
             h = torch.where(begin[t], restart[1], h)
         after, between = step(inputs[t], h, *hidden, reset_after=reset_after)
         h = torch.where(live[t], after, h)
-        if nudges is not None:
-            h = h + pushes[t]
-        found[t] = {"states": h, **between}
-    if not found:
+        if perturbations is not None:
+            h = h + added[t]
+        values[t] = {"states": h, **between}
+    if not values:
         return h, {"states": h.new_zeros(0, *h.shape)}
-    return h, {name: torch.stack([each[name] for each in found]) for name in found[0]}
+    return h, {name: torch.stack([each[name] for each in values]) for name in values[0]}
 
 
 def by_direction(direction: Callable[..., tuple[Tensor, Tensor]], call: LayerCall) -> LayerOutput:
@@ -176,7 +177,7 @@ def run(
 
     between is applied to the outputs of each layer but the last.
     """
-    fast = [*cell.recurrences.values()][-1].at_once
+    fast = [*cell.recurrences.values()][-1].try_inference_kernel
     if fast is not None and between is None and implementation in ("auto", "fused"):
         result = fast(parameters, call)
         if result is not None:
@@ -259,9 +260,9 @@ def check_arrays(parameters: Mapping[str, Tensor], **others: Any) -> None:
     """
     check_mapping(parameters)
     device = None
-    for given in (others, parameters):
-        for name, value in given.items():
-            if value is None and name in OPTIONAL and given is others:
+    for arrays in (others, parameters):
+        for name, value in arrays.items():
+            if value is None and name in OPTIONAL and arrays is others:
                 continue
             if not isinstance(value, Tensor) or value.layout is not torch.strided:
                 as_array(name, value)  # raises

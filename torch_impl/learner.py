@@ -187,14 +187,14 @@ class Learner(Predictor, learner.Learner):
         for leaf in self.leaves:
             leaf.grad = None
         dropping = {name: self._tensor(mask) for name, mask in dropped.items()}
-        given = *inputs, dropping, self._ratios(batch)
+        arguments = *inputs, dropping, self._ratios(batch)
         if self.vectors is None:
-            logits = self.model(distinct, *given)
+            logits = self.model(distinct, *arguments)
         else:
             self.rows.data = self.vectors.detach()[distinct]
             instead: dict[str, Tensor] = {"vectors_weight": self.rows}
             distinct = torch.arange(len(distinct), device=self.device)
-            logits = functional_call(self.model, instead, (distinct, *given))
+            logits = functional_call(self.model, instead, (distinct, *arguments))
         loss = cross_entropy(logits, labels.long(), self.class_weights, reduction)
         loss.backward()
         return loss.detach()

@@ -24,7 +24,7 @@ from common.arguments import (
 from common.cells import Cell, LayerCall
 from common.params import DIRECTIONS, GRU_PARAMETERS, cell_shapes
 from torch_impl.gru import CELL
-from torch_impl.inference import at_once
+from torch_impl.inference import try_inference_kernel
 from torch_impl.layers import as_array, canonical, run
 from torch_impl.scan import hoist, hoisted_step
 from torch_impl.scanned import exportable
@@ -106,15 +106,15 @@ class GRU(nn.RNNBase):
     def canonical(self) -> dict[str, Tensor]:
         """The canonical parameters, the argument of `gru`, as differentiable functions of the
         module's."""
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         for ours, own in zip(self._canonical, self._all_weights, strict=True):
             arrays = [getattr(self, name) for name in own]
             if not self.bias:
                 arrays += [arrays[0].new_zeros(3 * self.hidden_size)] * 2
             if self.reset_after:
                 arrays = list(map(from_nn_gru, arrays))
-            found.update(zip(ours, arrays, strict=True))
-        return found
+            parameters.update(zip(ours, arrays, strict=True))
+        return parameters
 
     def forward(
         self,
@@ -141,8 +141,8 @@ class GRU(nn.RNNBase):
             return self._packed(input, hx)
         if not self.batch_first and type(input) is Tensor and input.dim() == 3 and len(input):
             call = LayerCall(input, None, (), lengths, hx, resets, h_reset, self.reset_after)
-            if (found := self._at_once(call)) is not None:
-                return found
+            if (result := self._try_inference_kernel(call)) is not None:
+                return result
         x, batch = as_array("input", input), 0 if self.batch_first else 1
         if x.dim() not in (2, 3):
             raise ValueError(f"input: Expected input to be 2D or 3D, got {x.dim()}D instead")
@@ -184,16 +184,16 @@ class GRU(nn.RNNBase):
 
         def drop(x: Tensor) -> Tensor:
             """Dropout as in nn.GRU, which draws no numbers for padding."""
-            return x.masked_scatter(there[..., None], self._drop(x[there]))
+            return x.masked_scatter(is_word[..., None], self._drop(x[is_word]))
 
-        there = (torch.arange(int(sizes[0]), device=sizes.device) < sizes[:, None]).to(device)
-        tokens = (there.flatten().cumsum(0) - 1).clamp(min=0).view(there.shape)
+        is_word = (torch.arange(int(sizes[0]), device=sizes.device) < sizes[:, None]).to(device)
+        tokens = (is_word.flatten().cumsum(0) - 1).clamp(min=0).view(is_word.shape)
         hx = hx if hx is None else self.permute_hidden(hx, packed.sorted_indices)
-        lengths, after = there.sum(dim=0), self.reset_after
+        lengths, after = is_word.sum(dim=0), self.reset_after
         call = LayerCall(packed.data, tokens, (), lengths, hx, reset_after=after)
         outputs, h_n = self._run(call, drop)
         h_n = self.permute_hidden(h_n, packed.unsorted_indices)
-        return PackedSequence(outputs[there], *packed[1:]), h_n
+        return PackedSequence(outputs[is_word], *packed[1:]), h_n
 
     def _check(self, x: Tensor, sizes: Tensor | None, **states: Tensor | None) -> None:
         """Raise the errors of nn.GRU for these arguments, with the name of the argument."""
@@ -232,9 +232,9 @@ class GRU(nn.RNNBase):
         """Dropout between layers."""
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
-    def _at_once(self, call: LayerCall) -> tuple[Tensor, Tensor] | None:
-        """`at_once` with the module's own parameters, because reordering them takes longer than a
-        short text."""
+    def _try_inference_kernel(self, call: LayerCall) -> tuple[Tensor, Tensor] | None:
+        """try_inference_kernel with the module's own parameters: reordering them would take longer
+        than the computation of a short text."""
         if torch.is_grad_enabled() or not self.bias or (self.training and self.dropout):
             return None
         if self.implementation not in ("auto", "fused"):
@@ -242,13 +242,13 @@ class GRU(nn.RNNBase):
         weights = [self._parameters.get(name) for name in self._flat_weights_names]
         of_each = len(weights) // self.num_layers
         layers = [weights[i : i + of_each] for i in range(0, len(weights), of_each)]
-        return at_once(layers, call, self.reset_after)
+        return try_inference_kernel(layers, call, self.reset_after)
 
     def _run(self, call: LayerCall, between: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """`run` of the parameters; without lengths, every row has all steps."""
-        found = self._at_once(call)
-        if found is not None:
-            return found
+        result = self._try_inference_kernel(call)
+        if result is not None:
+            return result
         if call.lengths is None:
             x = call.x
             call = call._replace(lengths=torch.full(x.shape[1:2], x.shape[0], device=x.device))
@@ -444,11 +444,11 @@ def of_other_kind(
     """Whether a state_dict is for the other reset_after; if so, extends load_state_dict's
     errors."""
     names = ("gru_0_forward_weight_ih", theirs)
-    own, found = reversed(names) if reset_after else names
-    refused = prefix + found in state_dict and prefix + own not in state_dict
+    own, other = reversed(names) if reset_after else names
+    refused = prefix + other in state_dict and prefix + own not in state_dict
     if refused:
         errors.append(
-            f"{prefix}{found} is of a GRU with reset_after={not reset_after}, this one has "
+            f"{prefix}{other} is of a GRU with reset_after={not reset_after}, this one has "
             f"reset_after={reset_after}: no choice of parameters makes the one compute the other."
         )
     return refused

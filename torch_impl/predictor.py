@@ -24,10 +24,10 @@ from torch_impl.trace import explain
 
 def find_device(name: str) -> torch.device:
     """The device named auto, cpu, cuda or mps. Raises InputError if the machine has none."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if name == "auto":
-        name = "cuda" if there["cuda"] else "cpu"
-    if not there.get(name):
+        name = "cuda" if available["cuda"] else "cpu"
+    if not available.get(name):
         raise InputError(f"--device {name}: PyTorch finds no such device on this machine")
     return torch.device(name)
 
@@ -59,7 +59,7 @@ class Predictor(predictor.Predictor):
     def explain(self, inputs: Inputs, labels: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         named = canonical(self.model, self.model.names).items()
         parameters = {name: value.detach() for name, value in named}
-        found = explain(
+        explanation = explain(
             parameters,
             self.model.vectors,
             *self._arrays(inputs),
@@ -67,7 +67,7 @@ class Predictor(predictor.Predictor):
             ratios=self._ratios(inputs),
             config=self.model.config,
         )
-        return {name: value.detach().cpu().numpy() for name, value in found.items()}
+        return {name: value.detach().cpu().numpy() for name, value in explanation.items()}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         """The array in the dtype of the parameters; an array of bytes keeps its dtype."""

@@ -21,16 +21,16 @@ def trace(
     parameters: Mapping[str, Tensor],
     x: Float[Tensor, "T B D"],
     lengths: Int[Tensor, " B"],
-    nudges: Float[Tensor, "R T B H"],
+    perturbations: Float[Tensor, "R T B H"],
     *,
     reset_after: bool,
 ) -> dict[str, Float[Tensor, "R T B H"]]:
     """The intermediate values of the last layer at every time step.
 
     Returns "states", the state after each step, and the values that the step returns by name, for a
-    GRU z, r and n. At padding the states do not change and the other values are undefined. nudges
-    are added to the states before the next step; the gradient with respect to nudges of zero is the
-    gradient with respect to the states.
+    GRU z, r and n. At padding the states do not change and the other values are undefined. The
+    perturbations are added to the states before the next step; the gradient with respect to
+    perturbations of zero is the gradient with respect to the states.
     """
     cell = CELLS[cell_of(parameters)]
     layers, directions = structure(parameters)
@@ -40,15 +40,17 @@ def trace(
         call = LayerCall(x, lengths=lengths, reset_after=reset_after)
         x, _ = run(cell, below, call, implementation=cell.traceable)
     mask = within(lengths, len(x))[..., None]
-    found = []
+    values = []
     for i, direction in enumerate(directions):
         weight_ih, weight_hh, bias_ih, *hidden = cell.weights(parameters, layers - 1, direction)
-        a, h0 = project(x, weight_ih, bias_ih), torch.zeros_like(nudges[i, 0])
+        a, h0 = project(x, weight_ih, bias_ih), torch.zeros_like(perturbations[i, 0])
         options = {"reverse": direction == "backward", "reset_after": reset_after}
-        found.append(
-            unroll(cell.step, a, mask, h0, (weight_hh, *hidden), None, nudges[i], **options)[1]
+        values.append(
+            unroll(cell.step, a, mask, h0, (weight_hh, *hidden), None, perturbations[i], **options)[
+                1
+            ]
         )
-    return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+    return {name: torch.stack([each[name] for each in values]) for name in values[0]}
 
 
 def explain(
@@ -77,23 +79,23 @@ def explain(
     _, directions = structure(parameters)
     cell = CELLS[cell_of(parameters)]
     size = parameters[f"{cell.name}.0.forward.weight_hh"].shape[1]
-    nudges = x.new_zeros(
+    perturbations = x.new_zeros(
         len(directions), *tokens.shape, cell.spec.states * size, requires_grad=True
     )
-    found = trace(parameters, x, lengths, nudges, reset_after=config.reset_after)
-    states = found["states"][..., :size]
+    values = trace(parameters, x, lengths, perturbations, reset_after=config.reset_after)
+    states = values["states"][..., :size]
     h_last = torch.stack([each[end] for each, end in zip(states, (-1, 0), strict=False)])
     outputs = torch.cat(list(states), -1)
     outputs = torch.where(within(lengths, len(outputs))[..., None], outputs, 0)
     features = pool(outputs, h_last, lengths, config.pooling)
     logits = head(parameters, features, relu=config.relu)
-    asked = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
-    loss = -(asked * torch.log_softmax(logits, dim=-1)).sum()
-    (d_x,) = torch.autograd.grad((asked * logits).sum(), x, retain_graph=True)
-    (d_states,) = torch.autograd.grad(loss, nudges)
+    is_label = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
+    loss = -(is_label * torch.log_softmax(logits, dim=-1)).sum()
+    (d_x,) = torch.autograd.grad((is_label * logits).sum(), x, retain_graph=True)
+    (d_states,) = torch.autograd.grad(loss, perturbations)
     mask = within(lengths, len(tokens))
     return {
-        **found,
+        **values,
         "logits": logits,
         "influence": torch.where(mask, (d_x * x).sum(dim=-1), 0),
         "d_states": torch.where(mask[..., None], d_states, 0),

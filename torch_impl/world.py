@@ -36,9 +36,9 @@ def join() -> Iterator[World]:
         raise InputError(f"the workers do not find each other: {error}") from None
 
     def gather(data: bytes) -> list[bytes]:
-        found: list[bytes] = [b""] * dist.get_world_size()
-        dist.all_gather_object(found, data)
-        return found
+        gathered: list[bytes] = [b""] * dist.get_world_size()
+        dist.all_gather_object(gathered, data)
+        return gathered
 
     yield World(dist.get_rank(), dist.get_world_size(), gather, is_lost)
     dist.destroy_process_group()  # otherwise its threads may abort

@@ -128,8 +128,8 @@ def matrix(
 
     selected: list[Codes] = []
     rows, columns, size = [], [], 0
-    found = find(*concatenate(texts), words, codes, longest=longest, fewest=fewest)
-    for of_order, text, index in found:
+    orders = find(*concatenate(texts), words, codes, longest=longest, fewest=fewest)
+    for of_order, text, index in orders:
         selected.append(of_order)
         rows.append(text[index >= 0])
         columns.append((size + index[index >= 0]).astype(np.int32))  # scikit-learn takes no int64

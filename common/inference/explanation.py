@@ -78,12 +78,12 @@ def main(framework: Framework) -> None:
         if by not in measures:
             cell = model.run.model.cell
             raise InputError(f"--by {by}: expected, of the {cell}, {', '.join(measures)}")
-        found = model.explain(options.text, track=_progress)
+        explanation = model.explain(options.text, track=_progress)
         if options.json is not None:
             about = {"run_dir": options.run_dir, "text": options.text, "classes": model.classes}
-            files.write_json(options.json, about | found)
+            files.write_json(options.json, about | explanation)
         (known,) = model.encode([options.text])
-        _print(model.classes, model.gates, found, by, len(known))
+        _print(model.classes, model.gates, explanation, by, len(known))
 
 
 def _explain_linear(options: ExplainOptions) -> None:
@@ -92,25 +92,29 @@ def _explain_linear(options: ExplainOptions) -> None:
         if value is not None:
             raise InputError(f"--{name} {value}: {options.run_dir} is linear and has none")
     run = linear.load(options.run_dir)
-    found = run.explain(options.text)
+    explanation = run.explain(options.text)
     if options.json is not None:
         about = {"run_dir": options.run_dir, "text": options.text, "classes": run.classes}
-        files.write_json(options.json, about | found)
+        files.write_json(options.json, about | explanation)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    say(f"{found['predicted']}, probability {found['probability']:.4f}")
-    words, written = found["words"], len(found["all_words"])
+    print_line = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    print_line(f"{explanation['predicted']}, probability {explanation['probability']:.4f}")
+    words, written = explanation["words"], len(explanation["all_words"])
     left_out = f"{written - len(words):,} of them not in the vocabulary and left out"
-    say(f"{written:,} words, {left_out}{UNREAD if written > len(words) else ''}")
+    print_line(f"{written:,} words, {left_out}{UNREAD if written > len(words) else ''}")
     if not words:
         return
-    weights = np.array(found["contribution"])
+    weights = np.array(explanation["contribution"])
     table = Table(Column("word", overflow="fold"), box=box.SIMPLE_HEAD, padding=0)
     table.add_column("contribution", justify="right")
-    _add_rows(table, found, _tinted(words, weights, signed=True), [weights.tolist()], first=0)
+    _add_rows(table, explanation, _tinted(words, weights, signed=True), [weights.tolist()], first=0)
     console.print(table)
-    say("contribution: what the n-grams that end at a word add to the predicted class's margin")
-    say(f"blue: for the predicted class, orange: against it; full tint: {abs(weights).max():.3f}")
+    print_line(
+        "contribution: what the n-grams that end at a word add to the predicted class's margin"
+    )
+    print_line(
+        f"blue: for the predicted class, orange: against it; full tint: {abs(weights).max():.3f}"
+    )
 
 
 def _progress(chunks: Iterable[Any], count: int) -> Iterable[Any]:
@@ -124,54 +128,59 @@ def _progress(chunks: Iterable[Any], count: int) -> Iterable[Any]:
 def _print(
     classes: Sequence[str],
     gates: Sequence[str],
-    found: Mapping[str, Any],
+    explanation: Mapping[str, Any],
     by: str,
     known: int,
 ) -> None:
     """A table with one line per word and, on a terminal with colours, the tinted text."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    say(f"{found['predicted']}, probability {found['probability']:.4f}")
-    words, written = found["words"], len(found["all_words"])
-    say(
+    print_line = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    print_line(f"{explanation['predicted']}, probability {explanation['probability']:.4f}")
+    words, written = explanation["words"], len(explanation["all_words"])
+    print_line(
         f"{written:,} words, {written - known:,} of them without a vector and so left out"
         + (UNREAD if written > known else "")
         + (f"; read: the last {len(words):,}" if len(words) < known else "")
     )
     if not words:
-        say("no word to explain: this is the answer to an empty review")
+        print_line("no word to explain: this is the answer to an empty review")
         return
-    sides = {name: each if isinstance(each, dict) else {"": each} for name, each in found.items()}
+    sides = {
+        name: each if isinstance(each, dict) else {"": each} for name, each in explanation.items()
+    }
     columns = {
         f"{name} {side}".strip(): numbers
         for name in (*gates, "change")
         for side, numbers in sides.get(name, {}).items()
     }
-    columns |= {"gradient x input": found["gradient"], "leave-one-out": found["leave_out"]}
-    reads = classes[1] if len(classes) == 2 else found["predicted"]
-    columns[f"running P({reads})"] = found["running"]
+    columns |= {
+        "gradient x input": explanation["gradient"],
+        "leave-one-out": explanation["leave_out"],
+    }
+    counted_class = classes[1] if len(classes) == 2 else explanation["predicted"]
+    columns[f"running P({counted_class})"] = explanation["running"]
     weights = np.mean(list(sides[by].values()), axis=0)
     signed = by in ("gradient", "leave_out")
     tinted = _tinted(words, weights, signed=signed)
     table = Table(Column("word", overflow="fold"), box=box.SIMPLE_HEAD, padding=0)
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
-    first = found["places"][0] if len(words) < known else 0
-    shown = _add_rows(table, found, tinted, [*columns.values()], first=first)
+    first = explanation["places"][0] if len(words) < known else 0
+    shown = _add_rows(table, explanation, tinted, [*columns.values()], first=first)
     console.print(table)
     if console.color_system:
         console.print(Text(" ").join(shown))
-    say(f"tinted by {by}: {MEASURES.get(by, 'a gate of the cell: the mean over the units')}")
+    print_line(f"tinted by {by}: {MEASURES.get(by, 'a gate of the cell: the mean over the units')}")
     if signed:
         strongest = abs(weights).max()
-        say(f"blue: for the predicted class, orange: against it; full tint: {strongest:.3f}")
+        print_line(f"blue: for the predicted class, orange: against it; full tint: {strongest:.3f}")
     else:
-        say(f"no tint: {weights.min():.3f}, full tint: {weights.max():.3f}")
+        print_line(f"no tint: {weights.min():.3f}, full tint: {weights.max():.3f}")
 
 
 def _add_rows(
     table: Table,
-    found: Mapping[str, Any],
+    explanation: Mapping[str, Any],
     tinted: Sequence[Text],
     columns: Sequence[Sequence[float]],
     *,
@@ -179,10 +188,10 @@ def _add_rows(
 ) -> list[Text]:
     """Add a row for each word of the text from the first to show. Words that the model does not
     read are grey and have no numbers. Returns the words."""
-    rows = dict(zip(found["places"], zip(tinted, *columns, strict=True), strict=True))
+    rows = dict(zip(explanation["places"], zip(tinted, *columns, strict=True), strict=True))
     shown = []
-    for place in range(first, len(found["all_words"])):
-        word, *numbers = rows.get(place, [Text(found["all_words"][place], "bright_black")])
+    for place in range(first, len(explanation["all_words"])):
+        word, *numbers = rows.get(place, [Text(explanation["all_words"][place], "bright_black")])
         table.add_row(word, *(f"{number:.3f}" for number in numbers))
         shown.append(word)
     return shown

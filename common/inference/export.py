@@ -130,6 +130,6 @@ def largest_difference(framework: Framework, run: Run, exported: Call) -> float:
     texts = [" ".join(rng.choice(words, n)) for n in (60, 0, 1, 2, 7, 60, 33)]
     trained = model.Model(framework, run, "cpu")
     read = [ids[-trained.limit :] for ids in trained.encode(texts)]
-    logits = trained.logits(texts)
-    found = np.concatenate([exported(*padded(some)) for some in (read[:1], read[1:])])
-    return float(np.abs(found - logits).max() / np.abs(logits).max())
+    expected = trained.logits(texts)
+    actual = np.concatenate([exported(*padded(some)) for some in (read[:1], read[1:])])
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())

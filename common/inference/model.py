@@ -134,9 +134,9 @@ class Model:
         n = len(ids)
         without = (np.delete(ids, i) for i in range(n))
         up_to = (ids[: i + 1] for i in range(n))
-        asked, rows = chain([ids], without, up_to), ROWS[-1]
+        all_texts, rows = chain([ids], without, up_to), ROWS[-1]
         # An iterator, so that the texts are never all in memory.
-        chunks = iter(lambda: [*islice(asked, rows)], [])
+        chunks = iter(lambda: [*islice(all_texts, rows)], [])
         # One shape fits all of these texts, so that JAX compiles once.
         shape = self._shapes(1, n)[-1:]
         read = partial(self._logits, rows=rows, shapes=shape)
@@ -185,13 +185,13 @@ class Model:
         texts = [ids[-self.limit :] for ids in texts]
         shapes = shapes or self._shapes(rows, max(map(len, texts)))
         order = np.argsort([-len(ids) for ids in texts], kind="stable")  # batches of similar length
-        found = []
+        logits = []
         for start in range(0, len(texts), rows):
-            some = [texts[number] for number in order[start : start + rows]]
-            padding = [np.zeros(0, np.int32)] * (rows - len(some))
-            inputs = self._inputs([*some, *padding], shapes)
-            found.append(self.predictor.logits(inputs)[: len(some)])
-        return finite("logits", np.concatenate(found)[np.argsort(order)])
+            batch = [texts[number] for number in order[start : start + rows]]
+            padding = [np.zeros(0, np.int32)] * (rows - len(batch))
+            inputs = self._inputs([*batch, *padding], shapes)
+            logits.append(self.predictor.logits(inputs)[: len(batch)])
+        return finite("logits", np.concatenate(logits)[np.argsort(order)])
 
     def _inputs(self, texts: Sequence[Ids], shapes: Sequence[Shape]) -> Inputs:
         distinct, tokens, lengths = pad(texts, shapes, np.zeros(len(self._ids), np.int32))
@@ -205,15 +205,15 @@ class Model:
 
     def _shapes(self, rows: int, longest: int) -> list[Shape]:
         """Padded sizes of batches of this many texts; the last one fits `longest` words."""
-        found, steps, limit = [], LEAST, self.limit
+        shapes, steps, limit = [], LEAST, self.limit
         while True:
             distinct, most = LEAST, min(steps, limit) * rows
             while distinct < most:
-                found.append(Shape(min(steps, limit), distinct))
+                shapes.append(Shape(min(steps, limit), distinct))
                 distinct *= 4
-            found.append(Shape(min(steps, limit), most))
+            shapes.append(Shape(min(steps, limit), most))
             if steps >= min(longest, limit):
-                return found
+                return shapes
             steps *= 2
 
 
@@ -286,8 +286,8 @@ def finite(name: str, values: np.ndarray) -> np.ndarray:
 def texts_of(texts: Iterable[str]) -> list[str]:
     """The texts as a list. Raises TypeError for a single str and for elements other than str."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
-        found = "one str" if isinstance(texts, str) else type(texts).__name__
-        raise TypeError(f"texts: expected a list of str, found {found}")
+        kind = "one str" if isinstance(texts, str) else type(texts).__name__
+        raise TypeError(f"texts: expected a list of str, found {kind}")
     texts = list(texts)
     for number, text in enumerate(texts):
         if not isinstance(text, str):

@@ -20,7 +20,10 @@ from common.errors import InputError
 from common.params import cell_of, structure
 from common.training.run_directory import Run
 
-OPSET, IR_VERSION = 22, 10  # the operators' version and the file format of that time
+OPSET, IR_VERSION = (
+    22,
+    10,
+)  # the version of the operators, and of the file format that belongs to it
 _LARGEST = 2**31  # bytes of a protobuf message
 
 
@@ -31,11 +34,13 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def __call__(self, operator: str, *inputs: Any, outputs: Sequence[str] = (), **how: Any) -> str:
-        """Add a node; returns its first output. inputs: names or constants; how: attributes."""
+    def __call__(
+        self, operator: str, *inputs: Any, outputs: Sequence[str] = (), **attributes: Any
+    ) -> str:
+        """Add a node; returns its first output. inputs: names or constants."""
         names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
         outputs = outputs or [f"{operator}_{len(self.nodes)}"]
-        self.nodes.append(helper.make_node(operator, names, outputs, **how))
+        self.nodes.append(helper.make_node(operator, names, outputs, **attributes))
         return outputs[0]
 
     def constant(self, value: Any) -> str:
@@ -49,11 +54,14 @@ class Graph:
 
         inputs, outputs: (type, shape) by name; a size that is a string is arbitrary.
         """
-        read, given = (
-            [helper.make_tensor_value_info(name, *about) for name, about in ends.items()]
-            for ends in (inputs, outputs)
+        graph_inputs, graph_outputs = (
+            [
+                helper.make_tensor_value_info(name, *type_and_shape)
+                for name, type_and_shape in values.items()
+            ]
+            for values in (inputs, outputs)
         )
-        graph = helper.make_graph(self.nodes, "model", read, given, self.constants)
+        graph = helper.make_graph(self.nodes, "model", graph_inputs, graph_outputs, self.constants)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
         if model.ByteSize() >= _LARGEST:
@@ -71,12 +79,12 @@ def recurrent_weights(
     if (cell := cell_of(parameters)) != "rnn":
         raise InputError(f"--to onnx: no operator of ONNX computes the cell {cell}")
     layers, directions = structure(parameters)
-    held = {"W": ["weight_ih"], "R": ["weight_hh"], "B": ["bias_ih", "bias_hh"]}
-    found = {}
-    for place, name in product((f"rnn.{layer}." for layer in range(layers)), held):
-        sides = [[parameters[f"{place}{side}.{n}"] for n in held[name]] for side in directions]
-        found[place + name] = np.stack([*map(np.concatenate, sides)])
-    return found
+    names = {"W": ["weight_ih"], "R": ["weight_hh"], "B": ["bias_ih", "bias_hh"]}
+    weights = {}
+    for place, name in product((f"rnn.{layer}." for layer in range(layers)), names):
+        sides = [[parameters[f"{place}{side}.{n}"] for n in names[name]] for side in directions]
+        weights[place + name] = np.stack([*map(np.concatenate, sides)])
+    return weights
 
 
 def recurrent(
@@ -94,10 +102,13 @@ def recurrent(
     Its outputs are the states [T, R, B, H] and the last states [R, B, H].
     """
     W, R, B = (weights[place + name] for name in "WRB")
-    how = {"hidden_size": R.shape[-1], "direction": "bidirectional" if len(R) == 2 else "forward"}
+    attributes = {
+        "hidden_size": R.shape[-1],
+        "direction": "bidirectional" if len(R) == 2 else "forward",
+    }
     kind = place.partition(".")[0].upper()
-    how |= {"linear_before_reset": int(reset_after)} if kind == "GRU" else {}
-    graph(kind, x, W, R, B, lengths, outputs=outputs, **how)
+    attributes |= {"linear_before_reset": int(reset_after)} if kind == "GRU" else {}
+    graph(kind, x, W, R, B, lengths, outputs=outputs, **attributes)
 
 
 def place_of(graph: Graph, code: str, codes: np.ndarray) -> str:
@@ -112,8 +123,8 @@ def place_of(graph: Graph, code: str, codes: np.ndarray) -> str:
         last = graph("Min", graph("Sub", further, 1), len(codes))
         smaller = graph("Less", graph("Gather", known, last), code)
         place = graph("Where", smaller, further, place)
-    counts = graph("Equal", graph("Gather", known, place), code)
-    return graph("Where", counts, place, len(codes))
+    is_known = graph("Equal", graph("Gather", known, place), code)
+    return graph("Where", is_known, place, len(codes))
 
 
 def read_ratios(graph: Graph, values: Mapping[str, np.ndarray], tokens: str, ngrams: int) -> str:
@@ -124,14 +135,14 @@ def read_ratios(graph: Graph, values: Mapping[str, np.ndarray], tokens: str, ngr
     """
     words = len(values["vectors.weight"])
     place = word = graph("Cast", tokens, to=TensorProto.INT64)
-    found = []
+    ratios = []
     for n in range(1, ngrams + 1):
         if n > 1:  # the preceding words end a step earlier
             before = graph("Pad", place, [1, 0, -1, 0], len(values[f"codes.{n - 1}"]))
             place = graph("Add", graph("Mul", before, words), word)
         place = place_of(graph, place, values[f"codes.{n}"])
-        found.append(graph("Gather", np.pad(values[f"ratios.{n}"], ((0, 1), (0, 0))), place))
-    return graph("Concat", *found, axis=-1)
+        ratios.append(graph("Gather", np.pad(values[f"ratios.{n}"], ((0, 1), (0, 0))), place))
+    return graph("Concat", *ratios, axis=-1)
 
 
 def classifier(run: Run) -> onnx.ModelProto:
@@ -148,12 +159,12 @@ def classifier(run: Run) -> onnx.ModelProto:
     if config.ngrams:
         x = graph("Concat", x, read_ratios(graph, values, tokens, config.ngrams), axis=-1)
     parameters = {name: values[name] for name in run.parameters}
-    how = {"reset_after": config.reset_after}
-    weights = recurrent_weights(parameters, ngrams=config.ngrams, **how)
+    options = {"reset_after": config.reset_after}
+    weights = recurrent_weights(parameters, ngrams=config.ngrams, **options)
     for layer in range(config.num_layers):
         states, last = outputs = f"states_{layer}", f"last_{layer}"
         place = f"{config.cell}.{layer}."
-        recurrent(graph, weights, place, x, "lengths", outputs=outputs, **how)
+        recurrent(graph, weights, place, x, "lengths", outputs=outputs, **options)
         states = graph("Transpose", states, perm=[0, 2, 1, 3])
         x = graph("Reshape", states, [0, 0, -1])  # [T, B, R*H]
     features = graph("Concat", *pool(graph, x, last, mask, config.pooling), axis=-1)
@@ -172,19 +183,19 @@ def pool(graph: Graph, outputs: str, last: str, mask: str, pooling: str) -> list
     """
     zero, lowest = np.float32(0), np.float32(-np.inf)
     mask, row = graph("Unsqueeze", mask, [2]), graph("Unsqueeze", "lengths", [1])
-    found = []
-    for way in pooling.split("+"):
-        if way == "last":
+    features = []
+    for kind in pooling.split("+"):
+        if kind == "last":
             states = graph("Transpose", last, perm=[1, 0, 2])
-            found.append(graph("Reshape", states, [0, -1]))
-        elif way == "mean":
+            features.append(graph("Reshape", states, [0, -1]))
+        elif kind == "mean":
             total = graph("ReduceSum", graph("Where", mask, outputs, zero), [0], keepdims=0)
             count = graph("Cast", graph("Max", row, np.int32(1)), to=TensorProto.FLOAT)
-            found.append(graph("Div", total, count))
+            features.append(graph("Div", total, count))
         else:
             most = graph("ReduceMax", graph("Where", mask, outputs, lowest), [0], keepdims=0)
-            found.append(graph("Where", graph("Greater", row, np.int32(0)), most, zero))
-    return found
+            features.append(graph("Where", graph("Greater", row, np.int32(0)), most, zero))
+    return features
 
 
 def save(run: Run, *, int8: bool = False) -> bytes:

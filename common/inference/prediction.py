@@ -72,8 +72,7 @@ def main(framework: Framework | None = None) -> None:
         options = parse_options(PredictOptions, f"python -m {package}.predict")
         further = [*takewhile(is_folder, options.texts)]
         folders = [options.run_dir, *map(Path, further)]
-        how = options.device, options.checkpoint
-        models = [load(framework, folder, *how) for folder in folders]
+        models = [load(framework, folder, options.device, options.checkpoint) for folder in folders]
         for each, folder in zip(models, folders, strict=True):
             if sorted(each.classes) != sorted(models[0].classes):
                 raise InputError(
@@ -85,7 +84,7 @@ def main(framework: Framework | None = None) -> None:
         left_out = Counter[str]() if options.skip_bad_rows else None
         examples = _examples(options, options.texts[len(further) :], left_out)
         numbers = {name: number for number, name in enumerate(models[0].classes)}
-        number, found, labels = 0, [], []
+        number, answers, labels = 0, [], []
         while chunk := list(islice(examples, TOGETHER)):
             texts = [text for text, _ in chunk]
             for (text, label), answer in zip(chunk, predict(models, texts), strict=True):
@@ -100,7 +99,7 @@ def main(framework: Framework | None = None) -> None:
                 print(_line(text, answer, as_json=options.json))
                 if label:
                     labels.append(numbers[label])
-                    found.append((numbers[answer.label], answer.probability, np.nan))
+                    answers.append((numbers[answer.label], answer.probability, np.nan))
         if left_out:
             rows = f"{left_out.total():,} bad rows left out (--skip-bad-rows)"
             print(f"{options.data}: {rows}", file=sys.stderr)
@@ -110,7 +109,7 @@ def main(framework: Framework | None = None) -> None:
             raise InputError("no text: give some as arguments, or as lines of standard input")
         if labels:
             sys.stdout.flush()
-            answered, classes = np.array(found), models[0].classes
+            answered, classes = np.array(answers), models[0].classes
             evaluated = metrics.evaluate_answers(answered, np.array(labels), classes)
             print(metrics.table(evaluated), file=sys.stderr)
 
@@ -160,13 +159,13 @@ def load(
 
 def predict(models: Sequence[Model | linear.Run], texts: Sequence[str]) -> list[Prediction]:
     """The answers of an ensemble: the mean of the models' probabilities."""
-    found = []
+    answers = []
     for each in zip(*(one.predict(texts) for one in models), strict=True):
         names = each[0].probabilities
         mean = {name: float(np.mean([one.probabilities[name] for one in each])) for name in names}
         known = max(one.known_words for one in each)
-        found.append(Prediction(max(mean, key=mean.__getitem__), mean, known))
-    return found
+        answers.append(Prediction(max(mean, key=mean.__getitem__), mean, known))
+    return answers
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -115,10 +115,10 @@ def bfloat16() -> bool:
 
 def threads() -> int:
     """GRU_NUM_THREADS, by default the number of cores. Raises InputError for an invalid value."""
-    said = os.environ.get("GRU_NUM_THREADS") or str(os.cpu_count() or 1)
-    if not (said.isdecimal() and 0 < int(said) < 2**16):
-        raise InputError(f"GRU_NUM_THREADS: expected a number of threads, found {said}")
-    return int(said)
+    number = os.environ.get("GRU_NUM_THREADS") or str(os.cpu_count() or 1)
+    if not (number.isdecimal() and 0 < int(number) < 2**16):
+        raise InputError(f"GRU_NUM_THREADS: expected a number of threads, found {number}")
+    return int(number)
 
 
 def forward(problem: Problem, directions: ctypes.Array[Direction]) -> None:

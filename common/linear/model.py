@@ -42,14 +42,14 @@ class Linear:
         An n-gram counts once per text, so its weight is divided among its occurrences. The sum over
         the words and the bias is the margin.
         """
-        found, start = np.zeros((len(text), len(self.bias))), 0
+        sums, start = np.zeros((len(text), len(self.bias))), 0
         flat = concatenate([text])
         for n, (codes, _, place) in enumerate(find(*flat, self.words, self.codes)):
             begins = np.flatnonzero(place >= 0)
             ngrams, which, count = np.unique(place[begins], return_inverse=True, return_counts=True)
-            found[begins + n] += (self.weight.T[start + ngrams] / count[:, None])[which]
+            sums[begins + n] += (self.weight.T[start + ngrams] / count[:, None])[which]
             start += len(codes)
-        return found
+        return sums
 
 
 def fit(

@@ -79,9 +79,13 @@ class Run(About):
         """
         (ids,), (answer,) = self.encode([text]), self.predict([text])
         places = np.flatnonzero(ids >= 0)
-        found = self.model.contributions(ids)
+        contributions = self.model.contributions(ids)
         best = self.classes.index(answer.label)
-        of_best = found[:, 0] * (1 if best else -1) if len(self.classes) == 2 else found[:, best]
+        of_best = (
+            contributions[:, 0] * (1 if best else -1)
+            if len(self.classes) == 2
+            else contributions[:, best]
+        )
         return {
             "words": [self.vocabulary[word] for word in ids[places].tolist()],
             "all_words": words_of(text),

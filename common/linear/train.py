@@ -28,7 +28,7 @@ from common.training.data import example, load_texts
 from common.training.memory import peak_bytes
 from common.training.options import parse_options
 
-say = partial(print, flush=True)
+print_line = partial(print, flush=True)
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def train(options: LinearConfig) -> dict[str, Any]:
         if options.restart:
             run_directory.clear(out)
         elif done := run.finished(out, options):
-            say(f"Accuracy: {done['accuracy']:.2%}")
-            say(f"{out}: this run was finished before (--restart trains anew)")
+            print_line(f"Accuracy: {done['accuracy']:.2%}")
+            print_line(f"{out}: this run was finished before (--restart trains anew)")
             return done
         elif problem := _problem(out, options):
             raise InputError(f"{out}: {problem}; --restart trains anew in its place")
@@ -70,8 +70,8 @@ def _problem(out: Path, options: LinearConfig) -> str:
 def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
     import sklearn.svm  # noqa: F401  so that the training time does not include the import
 
-    texts, training, test, validation = load_texts(options, say)
-    say(
+    texts, training, test, validation = load_texts(options, print_line)
+    print_line(
         f"{FRAMEWORK} {NAME} (NB-SVM) on {texts.name}: {len(training):,} reviews to train on, "
         f"{len(test):,} to test on"
     )
@@ -85,23 +85,23 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
         smoothing=options.smoothing,
         c=options.c,
     )
-    found = fit(training)
+    fitted = fit(training)
     temperature = None if options.temperature and len(validation) else calibrate(fit, training)
     seconds = time.perf_counter() - started
-    say(f"Total training time: {seconds:.0f} secs, {found.weight.shape[1]:,} n-grams")
+    print_line(f"Total training time: {seconds:.0f} secs, {fitted.weight.shape[1]:,} n-grams")
     held_out = None
     if len(validation):
-        logits = found.logits(validation)
+        logits = fitted.logits(validation)
         held_out = float((logits.argmax(1) == validation.labels).mean())
-        say(f"validation accuracy: {held_out:.2%}")
+        print_line(f"validation accuracy: {held_out:.2%}")
         if options.temperature:
             temperature = metrics.fit_temperature(logits, validation.labels)
-            say(metrics.describe_temperature(temperature))
+            print_line(metrics.describe_temperature(temperature))
     if temperature:
-        weights = (each / np.float32(temperature) for each in (found.weight, found.bias))
-        found = Linear(found.words, found.codes, *weights)
+        weights = (each / np.float32(temperature) for each in (fitted.weight, fitted.bias))
+        fitted = Linear(fitted.words, fitted.codes, *weights)
     evaluated = metrics.evaluate(
-        found.logits(test), test.labels, texts.classes, test.categories, texts.categories
+        fitted.logits(test), test.labels, texts.classes, test.categories, texts.categories
     )
     results = {
         "framework": FRAMEWORK,
@@ -114,7 +114,7 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
         "cores": cores(),
         "tokens_per_second": float(training.lengths.sum() / seconds),
         "peak_memory_bytes": peak_bytes(),
-        "parameters": found.weight.size + found.bias.size,
+        "parameters": fitted.weight.size + fitted.bias.size,
         "data": {
             "name": texts.name,
             "train": len(training),
@@ -125,7 +125,7 @@ def _train(options: LinearConfig, out: Path) -> dict[str, Any]:
         },
     }
     about = run.About(options, texts.classes, example=example(texts.vocabulary, training, test))
-    run.write(out, about, texts.vocabulary, found, results)
+    run.write(out, about, texts.vocabulary, fitted, results)
     return results
 
 

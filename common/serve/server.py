@@ -172,7 +172,7 @@ class Served:
             sizes = accumulate(len(texts) for texts, _ in self.waiting)
             end = 1 + sum(size <= TOGETHER for size in islice(sizes, 1, None))
             taken, self.waiting = self.waiting[:end], self.waiting[end:]
-            texts = [text for asked, _ in taken for text in asked]
+            texts = [text for texts_of_request, _ in taken for text in texts_of_request]
             try:
                 answers = iter(await loop.run_in_executor(self.worker, self.model.predict, texts))
             except Exception as problem:  # a 500 for each of these requests
@@ -180,8 +180,8 @@ class Served:
                     if not future.done():
                         future.set_exception(problem)
                 continue
-            for asked, future in taken:
-                own = [*islice(answers, len(asked))]
+            for texts_of_request, future in taken:
+                own = [*islice(answers, len(texts_of_request))]
                 if not future.done():  # otherwise the client has disconnected
                     future.set_result(own)
         self.task = None
@@ -255,11 +255,11 @@ class Server:
         elif question.units:
             raise HTTPException(422, f"units: the run {run.name} is linear and has none")
         loop = asyncio.get_running_loop()
-        found = [
+        explanations = [
             await loop.run_in_executor(self.explaining, explain, text) for text in question.texts
         ]
-        self.texts.labels("/explain").inc(len(found))
-        return as_json(Explanations(run.name, found))
+        self.texts.labels("/explain").inc(len(explanations))
+        return as_json(Explanations(run.name, explanations))
 
     async def read(self, request: Request, kind: type[Q]) -> tuple[Q, Served]:
         """The parsed request and its run. Raises HTTPException for an invalid request."""
@@ -314,10 +314,10 @@ class Server:
         place = "#/components/schemas/{name}"
         refs, schemas = msgspec.json.schema_components(kinds, ref_template=place)
         question, explain, predictions, explanations, problem = refs
-        asked = {"/predict": (question, predictions), "/explain": (explain, explanations)}
+        types = {"/predict": (question, predictions), "/explain": (explain, explanations)}
         refusals = {str(code): content(what, problem) for code, what in REFUSALS.items()}
         paths: dict[str, Any] = {}
-        for path, (takes, gives) in asked.items():
+        for path, (takes, gives) in types.items():
             body = {**content("", takes), "required": True}
             answers = {"200": content("The answers.", gives), **refusals}
             summary = self.post[path].__doc__
@@ -385,11 +385,11 @@ def about(served: Served) -> dict[str, Any]:
     """The description of a run in GET /runs."""
     model = served.model
     run: Any = model if isinstance(model, linear.Run) else model.run
-    found = {"name": served.name, "framework": run.framework, "model": linear.NAME}
+    description = {"name": served.name, "framework": run.framework, "model": linear.NAME}
     if run is not model:
-        found |= {"model": run.options.model}
-        found |= {name: getattr(run.model, name) for name in SIZES}
-    return found | {"classes": run.classes, "example": run.example}
+        description |= {"model": run.options.model}
+        description |= {name: getattr(run.model, name) for name in SIZES}
+    return description | {"classes": run.classes, "example": run.example}
 
 
 def main(framework: Framework) -> None:
@@ -422,10 +422,10 @@ def main(framework: Framework) -> None:
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=30,
         )
-        with listener, stop_requests() as asked:
+        with listener, stop_requests() as signals:
             Announced(config, line).run(sockets=[listener])
-        if asked:
-            raise Stopped(asked[0], "; what was asked before is answered")
+        if signals:
+            raise Stopped(signals[0], "; all earlier requests are answered")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -30,7 +30,7 @@ from common.training.recipe import recipe_of
 from common.training.run_directory import About
 from common.training.world import ALONE, World, joined, launched, restarted
 
-say = partial(print, flush=True)
+print_line = partial(print, flush=True)
 
 
 def main(framework: Framework) -> None:
@@ -87,10 +87,12 @@ def train(framework: Framework, options: TrainConfig, world: World = ALONE) -> d
         if options.restart and not restarted():
             run_directory.clear(out)
         elif done := run_directory.finished(out, framework.FRAMEWORK, options):
-            say(f"Accuracy: {done['accuracy']:.2%}")
-            say(f"{out}: this run was finished before (--epochs continues, --restart trains anew)")
+            print_line(f"Accuracy: {done['accuracy']:.2%}")
+            print_line(
+                f"{out}: this run was finished before (--epochs continues, --restart trains anew)"
+            )
             return done
-        saved = checkpoint.newest(out, say)
+        saved = checkpoint.newest(out, print_line)
         if problem := _problem(framework.FRAMEWORK, options, out, saved):
             raise InputError(f"{out}: {problem}; --restart trains anew in its place")
         return saved
@@ -127,7 +129,7 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
 def load_by_all(world: World, options: TrainConfig) -> Data:
     """Load the data in each worker; preprocessing takes place once and is cached."""
     data: list[Data] = []
-    world.each(lambda: data.append(load_data(options, say)))
+    world.each(lambda: data.append(load_data(options, print_line)))
     give_back()
     return data[0]
 
@@ -175,14 +177,14 @@ class Trainer:
         self.learner = framework.Learner(model, options, matrix, recipe=recipe, world=world)
         implementation = self.learner.implementation
         kind = "" if options.dtype == "float32" else f", {options.dtype}"
-        say(
+        print_line(
             f"{framework.FRAMEWORK} {options.model} ({implementation}{kind}) on {data.name}: "
             f"{len(data.train.split):,} reviews to train on, {len(data.test.split):,} to test on, "
             f"{shape[0]:,} words with a vector"
         )
         is_auto = options.dtype == "bfloat16" and options.implementation == "auto"
         if is_auto and implementation == "scan":
-            say("bfloat16: computed by scan, because no kernel on this machine supports it")
+            print_line("bfloat16: computed by scan, because no kernel on this machine supports it")
         self.state = State(fingerprint, implementation)
         self.temperature = 1.0
         self.lines: list[LogLine] = []
@@ -209,13 +211,13 @@ class Trainer:
     def _resume(self, saved: Checkpoint, now: str) -> None:
         """Resume from a checkpoint. now: the framework and the implementation of this run."""
         self.learner.load(saved.parameters, saved.optimizer_state)
-        say(f"resuming after step {saved.state.step:,}, from {saved.path}")
+        print_line(f"resuming after step {saved.state.step:,}, from {saved.path}")
         was = f"{saved.about.framework} {saved.state.implementation}"
         if saved.state.step and was != now:
-            say(f"the run was begun with {was}: with {now}, results differ by rounding")
+            print_line(f"the run was begun with {was}: with {now}, results differ by rounding")
         before, shares = saved.about.options.shares or 1, self.options.shares
         if before != shares:
-            say(
+            print_line(
                 f"the run was begun with {before} shares: with {shares}, results differ by rounding"
             )
         self.state = dataclasses.replace(saved.state, implementation=self.state.implementation)
@@ -239,7 +241,9 @@ class Trainer:
         with self.progress, stop_requests() as asked:
             while state.epoch < options.epochs:
                 if options.patience and state.epochs_since_best >= options.patience:
-                    say(f"stopping: no lower validation loss in {state.epochs_since_best} epochs")
+                    print_line(
+                        f"stopping: no lower validation loss in {state.epochs_since_best} epochs"
+                    )
                     break
                 for rows in batches.plan(state.epoch)[state.iteration :]:
                     stop = self.step(rows, asked)
@@ -256,7 +260,7 @@ class Trainer:
                         hint = "the same command continues the run"
                         raise Stopped(number, f" after step {state.step:,}; {hint}")
             self.save()
-        say(f"Total training time: {state.seconds:.0f} secs")
+        print_line(f"Total training time: {state.seconds:.0f} secs")
         return self.finish()
 
     def step(self, rows: Int[np.ndarray, " B"], asked: Sequence[int]) -> bool:
@@ -312,14 +316,14 @@ class Trainer:
         )
         speed = f"training, {line.tokens_per_second:,.0f} tokens/s"
         self.progress.update(self.task, description=speed)
-        say(
+        print_line(
             f"[epoch:{line.epoch}/{self.options.epochs}] [iter:{line.iteration:4d}] "
             f"elapsed time:{line.seconds:4.0f} secs   loss: {line.loss:.5f}"
         )
         if ended and self.data.validation:
             loss, accuracy = validate(self.learner, self.data.validation)
             line = dataclasses.replace(line, validation_loss=loss, validation_accuracy=accuracy)
-            say(f"validation loss: {loss:.5f}   accuracy: {accuracy:.2%}")
+            print_line(f"validation loss: {loss:.5f}   accuracy: {accuracy:.2%}")
             state.epochs_since_best += 1
             if state.best_loss is None or loss < state.best_loss:
                 state.best_loss, state.epochs_since_best = loss, 0
@@ -373,7 +377,7 @@ class Trainer:
     def temper(self, logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> None:
         """Fit a temperature to logits and labels, and divide the weights of the head by it."""
         self.temperature = metrics.fit_temperature(logits, labels)
-        say(metrics.describe_temperature(self.temperature))
+        print_line(metrics.describe_temperature(self.temperature))
         parameters = self.learner.parameters()
         for name in ("head.weight", "head.bias"):
             parameters[name] = parameters[name] / np.float32(self.temperature)

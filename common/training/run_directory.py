@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from common import files, params
 from common.data.ngrams import Ratios
-from common.errors import InputError, complain
+from common.errors import InputError, print_error
 from common.files import SUMS
 from common.metrics import table
 from common.params import ModelConfig
@@ -221,7 +221,7 @@ def draw(folder: Path, program: tuple[str, ...] = DRAW) -> bool:
     except OSError as error:  # the system cannot start another process
         problem = str(error)
     again = shlex.join(["python", "-m", *program, str(folder)])
-    complain(f"warning: {folder}: drawing failed ({problem}); to draw again: {again}")
+    print_error(f"warning: {folder}: drawing failed ({problem}); to draw again: {again}")
     return False
 
 

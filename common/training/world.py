@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from common.cores import cores
-from common.errors import LOST, InputError, NotFiniteError, Stopped, complain, status_of
+from common.errors import LOST, InputError, NotFiniteError, Stopped, print_error, status_of
 
 T = TypeVar("T")
 
@@ -188,7 +188,7 @@ def joined(framework: Joining) -> Iterator[World]:
                 with suppress(Exception):  # in case the first worker has already exited
                     world.gather(b"")
             if world.first:
-                complain(error if isinstance(error, Stopped) else f"error: {error}")
+                print_error(error if isinstance(error, Stopped) else f"error: {error}")
             again = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
             # Otherwise torchrun would restart all workers.
             status = 0 if again and isinstance(error, Stopped) else status_of(error)
@@ -200,7 +200,7 @@ def joined(framework: Joining) -> Iterator[World]:
                 traceback.print_exc()
             elif world.rank < 2:  # if the first worker was lost, the second prints
                 hint = "the same command resumes from the last checkpoint"
-                complain(f"error: another worker was lost; {hint}")
+                print_error(f"error: another worker was lost; {hint}")
         sys.stdout.flush()
         os._exit(status)  # skips exit handlers, which would wait for the other workers
 

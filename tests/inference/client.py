@@ -11,7 +11,7 @@ SIZES = {"train_size": 64, "test_size": 32, "max_length": 60, "hidden_size": 4, 
 """Options of the models that are served."""
 HOSTS = {"torch": "127.0.0.1", "jax": "0.0.0.0"}
 """The addresses on which the servers of the two frameworks listen."""
-STOPPED = 143, "stopped by SIGTERM; what was asked before is answered\n"
+STOPPED = 143, "stopped by SIGTERM; all earlier requests are answered\n"
 
 
 class Client:

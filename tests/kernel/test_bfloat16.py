@@ -505,7 +505,7 @@ def test_the_models_dtype_is_the_product_dtype_of_each_call(
             seen.append(call.product_dtype)
             return then(call)
 
-        changed = dataclasses.replace(recurrence, compute=compute, at_once=None)
+        changed = dataclasses.replace(recurrence, compute=compute, try_inference_kernel=None)
         monkeypatch.setitem(gru.RECURRENCES, implementation, changed)
     inputs = Inputs(np.zeros(1, np.int32), np.zeros((2, 1), np.int32), np.array([2], np.int32))
     vectors = np.zeros((1, 3), np.float32)

@@ -27,7 +27,7 @@ import torch_impl.scan
 from common.cells import LayerCall
 from common.params import DIRECTIONS, GRU_PARAMETERS, init_gru
 from tests import cases
-from torch_impl.inference import at_once
+from torch_impl.inference import try_inference_kernel
 
 pytestmark = pytest.mark.usefixtures("x64")
 needs_torch = pytest.mark.skipif(not torch_impl.fused.available(), reason="no kernel")
@@ -387,7 +387,7 @@ def test_both_frameworks_at_once():
 
 
 def stack(K: int, directions: int) -> tuple[list[list[torch.Tensor]], dict[str, torch.Tensor]]:
-    """Arguments of at_once: the weights of two layers, and arrays by name, all of them given."""
+    """All arguments of try_inference_kernel: the weights of two layers, and arrays by name."""
     drawn, states = draw(K, directions, resets=True), np.random.default_rng(1)
     first = [torch.tensor(each) for each in jax.tree.leaves(drawn.pop("weights"))]
     second = [torch.tensor(states.normal(size=(3 * H, directions * H))), *first[1:4]] * directions
@@ -415,7 +415,7 @@ def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_f
         given["x"] = given["x"].transpose(0, 1).contiguous().transpose(0, 1)
     for sequences in (True, False):
         how = {"reset_after": reset_after, "return_sequences": sequences}
-        found = at_once(layers, LayerCall(**given, **how))
+        found = try_inference_kernel(layers, LayerCall(**given, **how))
         assert found is not None
         outputs, h_last = found
         torch.testing.assert_close(outputs, want[0] if sequences else want[0][:0])
@@ -425,7 +425,7 @@ def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_f
     want = torch_impl.gru.gru(
         parameters, **few, lengths=lengths, reset_after=reset_after, implementation="scan"
     )
-    found = at_once(layers, LayerCall(**few, reset_after=reset_after))
+    found = try_inference_kernel(layers, LayerCall(**few, reset_after=reset_after))
     torch.testing.assert_close(found, want)
 
 
@@ -450,7 +450,7 @@ x = torch.zeros(20, 64, 20)
 
 def call():
     with torch.no_grad():
-        assert inference.at_once(layers, LayerCall(x))
+        assert inference.try_inference_kernel(layers, LayerCall(x))
 
 def call_elsewhere():
     thread = threading.Thread(target=call)
@@ -590,7 +590,7 @@ def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
         flat[i] = spoilt
         arguments, weights = flat[: len(given)], flat[len(given) :]
         stacked = weights[: len(layers[0])], weights[len(layers[0]) :]
-        found = at_once(stacked, LayerCall(**dict(zip(names, arguments, strict=True))))
+        found = try_inference_kernel(stacked, LayerCall(**dict(zip(names, arguments, strict=True))))
         assert found is None, i
         tried += 1
     assert tried >= 16
@@ -599,12 +599,12 @@ def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
 HALF = """
 import torch
 from common.cells import LayerCall
-from torch_impl.inference import at_once
+from torch_impl.inference import try_inference_kernel
 
 half = {"dtype": torch.float16}
 weights = [[torch.zeros(192, n, **half) for n in (20, 64)] + [torch.zeros(192, **half)] * 2]
 with torch.no_grad():
-    assert at_once(weights, LayerCall(torch.zeros(20, 64, 20, **half))) is None
+    assert try_inference_kernel(weights, LayerCall(torch.zeros(20, 64, 20, **half))) is None
 """
 
 

@@ -58,7 +58,7 @@ def test_freed_memory_is_kept_and_by_all_threads_only_on_demand(
     assert chosen[M_ARENA_MAX] == 1
 
 
-@pytest.mark.parametrize("print_line", [loop.say, linear.say, tuning.print_line])
+@pytest.mark.parametrize("print_line", [loop.print_line, linear.print_line, tuning.print_line])
 def test_lines_are_written_to_a_pipe_at_once(
     print_line: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
