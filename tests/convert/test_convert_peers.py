@@ -18,8 +18,7 @@ from flax import nnx, traverse_util
 from common import oracle
 from common.convert import FORMATS, from_format, to_format
 from comparison.peers.jax import linen_rnn, nnx_rnn
-from tests.convert.test_convert import D, H
-from tests.convert.test_convert import draw as draw_canonical
+from tests.convert.test_convert import D, H, draw_parameters
 
 T, B = 6, 4
 DTYPES = ("float32", "float64")
@@ -287,7 +286,7 @@ def check_outputs(name: str, tensors: Tensors, parameters: Tensors, reset_after:
 def test_library_computes_the_same_from_converted_parameters(
     name, reset_after, layers, directions, dtype
 ):
-    parameters = draw_canonical(name, layers, directions, dtype, alone=True)
+    parameters = draw_parameters(name, layers, directions, dtype, gru_only=True)
     tensors = to_format(name, parameters, reset_after=reset_after)
     check_outputs(name, tensors, parameters, reset_after)
 
