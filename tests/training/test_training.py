@@ -205,6 +205,7 @@ BAD_OPTIONS = {
     "vectors": (["--vectors", "glove"], "glove"),
     "batch": (["--batch-size", "0"], "--batch-size 0"),
     "epochs": (["--epochs", "many"], "--epochs"),
+    "beyond int32": (["--epochs", str(2**31)], f"--epochs {2**31}"),
     "rate": (["--learning-rate", "nan"], "--learning-rate nan"),
     "length": (["--max-length", "-1"], "--max-length -1"),
     "device": (["--device", "cuda"], "--device cuda"),
