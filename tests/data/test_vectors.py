@@ -160,6 +160,13 @@ def test_words_with_spaces_as_in_gloves_largest_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(matrix, [[1, 2], [7, 8]])
 
 
+def test_fields_may_be_separated_by_any_white_space(tmp_path: Path) -> None:
+    (tmp_path / "v").write_text("the 1 2\nat\t3\t4\ncat  5 6\n")
+    words, matrix = files.read(tmp_path / "v", ["the", "at", "cat"])
+    assert words == ["the", "at", "cat"]
+    np.testing.assert_array_equal(matrix, [[1, 2], [3, 4], [5, 6]])
+
+
 GLOVE = lines(WORDS, MATRIX).encode()
 PACKED = MATRIX[:2].tobytes()
 BAD_FILES = {

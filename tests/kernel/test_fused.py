@@ -329,6 +329,8 @@ def test_jax_refuses_bad_input():
     results = jax_impl.fused.forward(call, True)
     gradients = jax_impl.fused.backward(call._replace(tokens=tokens + 7), *results, True)
     assert all(jnp.isnan(result).all() for result in gradients)
+    with pytest.raises(Exception, match=r"expected shape \[6, 4, 5\], found \[6, 4, 4\]"):
+        jax_impl.fused.forward(call._replace(h0=others[-1][..., :-1]), True)
     with pytest.raises(TypeError, match="float16"):
         jax_fused(x, tokens, *others[:-1], others[-1].astype(jnp.float16), **HOW)
 

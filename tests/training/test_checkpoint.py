@@ -177,6 +177,7 @@ def test_many_words_and_large_arrays_take_what_is_said(word: str, run: Path) -> 
     ("name", "content"),
     [
         ("config.json", b'{"classes": [' + b'"",' * 300_000 + b'""]}'),
+        ("config.json", b'{"classes": [' + b'"ab",' * 2 * MANY + b'""]}'),
         ("vocabulary.txt", b"a" * 20 * MANY + "\N{GRINNING FACE}\n".encode()),
         ("vectors.safetensors", (20 * MANY).to_bytes(8, "little") + b" " * 20 * MANY),
         ("log.jsonl", (json.dumps(dict.fromkeys(LINE, 0)) + "\n").encode() * (MANY // 16)),

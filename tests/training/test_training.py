@@ -244,6 +244,19 @@ def test_bad_options_get_one_clear_line(
     assert not list(tmp_path.iterdir())
 
 
+@each_framework
+def test_a_run_is_deterministic_only_on_request(
+    name: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(FRAMEWORKS[name], "make_deterministic", lambda: calls.append("made"))
+    monkeypatch.setattr(loop, "train", lambda framework, options, world: calls.append("trained"))
+    succeeds(command(main_of(FRAMEWORKS[name])))
+    assert calls == ["trained"]
+    succeeds(command(main_of(FRAMEWORKS[name]), "--deterministic"))
+    assert calls[1:] == ["made", "trained"]
+
+
 def test_a_class_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "reviews.csv"
     labels = ("a", "b\nc") * 20
