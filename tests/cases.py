@@ -1,4 +1,4 @@
-"""One problem for a GRU layer: drawn, converted, computed by the oracle and by the CPU kernel.
+"""Random problems of one layer, and their results by the oracle and by the CPU kernel.
 
 Results and gradients are dicts of arrays: outputs, h_last, d_x, d_h0, d_h_reset, and each
 parameter's gradient under the name of the parameter. This module imports no framework.
@@ -113,7 +113,7 @@ def draw(
     seed: int = 0,
     cell: str = "gru",
 ) -> Case:
-    """A random case; with K, of K distinct tokens. By default an odd B has resets."""
+    """A random case. K > 0: x has K rows, which tokens select. By default, an odd B has resets."""
     rng, R = np.random.default_rng([T, B, D, H, K, seed]), len(sides)
     lengths = rng.integers(0, T + 1, B)
     lengths[: B // 2] = np.maximum(lengths[: B // 2], T // 2)
@@ -143,8 +143,7 @@ def draw(
 
 
 class Identity(np.ndarray):
-    """A matrix that stands for the identity: the product with it is the other factor, even where
-    that is not finite."""
+    """An identity matrix; the product with it is the other factor, even if that is not finite."""
 
     def __rmatmul__(self, other: Array) -> Array:
         return other
@@ -159,7 +158,7 @@ class Unused(np.ndarray):
 
 @dataclass(frozen=True)
 class Key:
-    """A case by its contents, so that equal cases have one reference."""
+    """A case that is compared by its contents, so that equal cases share a reference."""
 
     contents: bytes
     case: Case = field(compare=False, repr=False)
@@ -259,7 +258,7 @@ def apart(got: list[Arrays], want: list[Arrays], exact: list[Arrays]) -> dict[st
 
 
 def each_part(case: Case, results: Arrays) -> Iterator[tuple[str, Array]]:
-    """The arrays of each direction by themselves."""
+    """The arrays of each direction, separately."""
     for name, array in results.items():
         common = name == "d_x" or "." in name
         axis = -1 if name == "outputs" else 0
@@ -287,7 +286,7 @@ def combinations(few: str, **values: Sequence) -> Any:
 
 
 def instruction_sets(*names: str) -> Any:
-    """A fixture that has the kernel use each of these instruction sets that this processor has.
+    """A fixture that selects each of these instruction sets, and skips if the processor lacks it.
 
     "emulated" stands for the fixture `amx` of the module.
     """

@@ -1,4 +1,4 @@
-"""What the tests share: a cache of their own, small data, and the command line run in-process."""
+"""Fixtures of all tests: a separate cache, small data, and command lines run in this process."""
 
 import ctypes
 import fcntl
@@ -24,12 +24,12 @@ from tools import emulation
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache that starts empty, so that nothing hangs on what an earlier session left.
+    """A cache folder that is empty at the start of the session.
 
-    XLA, which compiles anew for almost every test what then runs once or twice, compiles quickly,
-    and what it has compiled before not again; so it does in the processes that tests start.
+    Most tests run a compiled function only once or twice. XLA therefore compiles without most
+    optimizations and keeps compiled functions on disk, also in the processes that tests start.
     """
-    base = tmp_path_factory.getbasetemp()  # of each of pytest-xdist's workers, in that of all
+    base = tmp_path_factory.getbasetemp()  # each worker of xdist has a subfolder
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     quick = {
         "jax_disable_most_optimizations": True,
@@ -46,7 +46,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def emulated_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernel with the matrix unit emulated; the processes of pytest-xdist share it."""
+    """The kernel with an emulated matrix unit; the workers of pytest-xdist share the build."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     if not emulation.POSSIBLE:
@@ -63,7 +63,7 @@ def emulated_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def drawn_here() -> Iterator[None]:
-    """Figures are drawn in the process of the tests: to start one takes a second or two."""
+    """Figures are drawn in this process, because starting another takes a second or two."""
 
     def draw(folder: Path, program: tuple[str, ...] = run_directory.DRAW) -> bool:
         if program == compare.DRAW:
@@ -79,21 +79,24 @@ def drawn_here() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """A shell has what it starts in the background ignore SIGINT, which these tests send."""
+    """Restores SIGINT, which tests send and which background processes of a shell ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_compiled() -> Iterator[None]:
-    """Every function that JAX has compiled takes some of the pieces of memory that Linux allows a
-    process (vm.max_map_count): after thousands of them, XLA aborts."""
+    """Frees the functions that JAX has compiled, after each module.
+
+    Each compiled function uses some of the memory mappings that Linux allows a process
+    (vm.max_map_count); XLA aborts when none is left.
+    """
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def optimized() -> Iterator[None]:
-    """XLA compiles as for users: where bounds hang on how it rounds."""
+    """XLA compiles with all optimizations, for tests whose bounds depend on its rounding."""
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -103,14 +106,14 @@ def optimized() -> Iterator[None]:
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """JAX has float64."""
+    """JAX computes in float64."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The tests compute with small arrays, which a second thread only makes slower."""
+    """PyTorch uses one thread, because a second one slows down computations on small arrays."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -119,7 +122,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium."""
+    """A running Chromium."""
     from tests import chromium
 
     with chromium.start(tmp_path_factory.mktemp("chromium")) as started:
@@ -130,7 +133,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run a main function with arguments: (exit status, standard output, standard error)."""
+    """Runs a main function with arguments; returns exit status, standard output and error."""
 
     def run(main: Callable[[], object], *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -146,7 +149,7 @@ def command(
 
 @pytest.fixture
 def unprivileged() -> Iterator[None]:
-    """root, who may read and write everything, gives that up for a while."""
+    """Drops the capabilities by which root reads and writes all files, during the test."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface, this thread
     before, after = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
     if os.geteuid() != 0:
@@ -155,7 +158,7 @@ def unprivileged() -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     for sets in (before, after):
         assert libc.capget(header, sets) == 0
-    after[0] &= ~0b110  # of the effective ones, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    after[0] &= ~0b110  # effective: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
     assert libc.capset(header, after) == 0
     yield
     assert libc.capset(header, before) == 0
@@ -163,7 +166,7 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture
 def small() -> list[str]:
-    """Options of a training run that takes a second or two."""
+    """Options of a training that takes a second or two."""
     sizes = {"--train-size": 192, "--test-size": 96, "--max-length": 40, "--hidden-size": 16}
     return ["--data", "rt", *(str(word) for pair in sizes.items() for word in pair)]
 

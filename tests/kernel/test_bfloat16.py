@@ -75,7 +75,7 @@ HERE = [name for name, fused in FUSED.items() if fused.available("cpu", "bfloat1
 
 @pytest.fixture(scope="module")
 def emulated_library(emulated_kernel: Path) -> ctypes.CDLL:
-    """The kernel with the matrix unit emulated, which it chooses by itself."""
+    """The kernel with an emulated matrix unit, which it selects by default."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "PATH", emulated_kernel)
         return kernels.library.__wrapped__()
@@ -126,7 +126,7 @@ def pulled(floats: dict, others: dict, cotangents: tuple, **how: bool | str) -> 
 
 
 def by_jax(case: Case, reset_after: bool, implementation: str) -> Arrays:
-    """The same by JAX."""
+    """The results of JAX, with products in bfloat16."""
     given = case.arguments(np.asarray)
     others = {name: given.pop(name) for name in ("lengths", "tokens", "resets") if name in given}
     how = {"reset_after": reset_after, "implementation": implementation}
@@ -209,7 +209,7 @@ def test_sizes_of_zero_on_the_matrix_unit(size: tuple, amx: ctypes.CDLL) -> None
 
 
 def test_the_tiles_of_another_library(amx: ctypes.CDLL) -> None:
-    """Its configuration and numbers are in the tiles whenever the kernel begins a product."""
+    """Another library's tile configuration and values are in place before each product."""
     case = draw(6, 53, 44, 40, 0)
     alone = kernel(case, True, threads=2)
     amx.emulated_tiles_have_other_user(True)
@@ -280,7 +280,7 @@ def test_the_matrix_unit_is_chosen_where_linux_grants_it(
 
 
 def test_a_compiler_that_does_not_know_the_matrix_unit(tmp_path: Path) -> None:
-    """The kernel is compiled without the instruction set then."""
+    """Without support in the compiler, the kernel is built without this instruction set."""
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\ncase $* in *-mamx*) exit 1; esac\n")
     compiler.chmod(0o755)
@@ -292,7 +292,7 @@ def test_a_compiler_that_does_not_know_the_matrix_unit(tmp_path: Path) -> None:
 
 @needs_kernel
 def test_not_a_number_stays_one(instruction_set: None) -> None:
-    """Rounded up, the bits of this one would be those of -0."""
+    """A NaN whose bits would become -0 by rounding up remains a NaN."""
     case = draw(3, 4, 5, 6, 0)
     case.lengths[:] = 3
     case.x[0, 1] = np.uint32(0x7FFFFFFF).view(np.float32)
@@ -324,7 +324,7 @@ def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
     ],
 )
 def test_twins(size: tuple, reset_after: bool) -> None:
-    """scan and fused of both twins are what the equations say."""
+    """scan and fused of both frameworks agree with the oracle that rounds."""
     drawn = [draw(*size, seed=seed) for seed in range(3)]
     want, exact = references(drawn, reset_after)
     for name, twin in TWINS.items():
@@ -423,7 +423,7 @@ def test_float64_is_refused(implementation: str) -> None:
 
 
 def test_arrays_in_bfloat16_are_something_else() -> None:
-    """They are computed with in float32, as ever, unless products are to be in bfloat16, too."""
+    """Arrays in bfloat16 are converted to float32; only bfloat16=True rounds the products."""
     case = draw(3, 2, 4, 5, 0)
     parameters = {name: torch.tensor(value).bfloat16() for name, value in case.parameters.items()}
     given = (parameters, torch.tensor(case.x).bfloat16(), torch.tensor(case.lengths))
@@ -465,7 +465,7 @@ def test_a_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From training to prediction, in both twins, with the instruction (if there) and without."""
+    """Training and prediction in both frameworks, with and without the bfloat16 instruction."""
     if there and name not in HERE:
         pytest.skip("fused needs the instruction")
     if not there:
@@ -496,7 +496,7 @@ def test_a_run(
 def test_the_models_dtype_is_the_product_dtype_of_each_call(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is passed on as it is; a name that is no product dtype is refused."""
+    """The model's dtype reaches each call; another name is refused."""
     gru = {"torch": torch_impl.gru, "jax": jax_impl.gru}[name]
     seen: list[str] = []
     for implementation, recurrence in gru.RECURRENCES.items():
@@ -556,7 +556,7 @@ def lowered(name: str, precision: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_the_switch_of_the_framework(name: str) -> None:
-    """It means what bfloat16=True does, forward and backward, recorded or not; of float32 alone."""
+    """The switch has the effect of bfloat16=True on float32 arrays, forward and backward."""
     if name not in HERE:
         pytest.skip("fused needs the instruction")
     case, switch = draw(5, 6, 20, 17, 9), {"torch": "medium", "jax": "bfloat16"}[name]

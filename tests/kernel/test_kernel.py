@@ -99,7 +99,7 @@ instruction_set = instruction_sets("avx512", "avx2", "baseline")
 @each_dtype
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_one_direction(size, dtype, reset_after, instruction_set):
-    """Half of the sizes in each direction, and with another type or equation in the other one."""
+    """The direction alternates between the sizes, the dtypes and the positions of the reset."""
     is_reversed = (SIZES.index(size) + reset_after + (dtype == np.float64)) % 2
     check(draw(*size, sides=BACKWARD if is_reversed else FORWARD, dtype=dtype), reset_after)
 
@@ -107,8 +107,11 @@ def test_one_direction(size, dtype, reset_after, instruction_set):
 @both
 @each_dtype
 def test_every_remainder(dtype, reset_after, instruction_set):
-    """Of H and D by two vectors, which are 32 units at most; of B by an item's 16 rows; of a few
-    steps' rows by the 128 that the weights' gradient is computed from at once."""
+    """Sizes with every remainder of a division by the kernel's blocks.
+
+    H and D are divided by two vectors (at most 32 units), B by the 16 rows of a row block, and the
+    rows of several steps by the 128 rows of a chunk of the weights' gradient.
+    """
     for H in range(1, 36):
         B, D = 1 + 7 * H % 36, 1 + 11 * H % 35
         sides = BACKWARD if H % 5 < 2 else FORWARD
@@ -124,10 +127,13 @@ EDGES = [edge + by for edge in (96, 128, 192, 256) for by in (-1, 0, 1)]
 @both
 @each_dtype
 def test_every_remainder_of_the_input_product(dtype, reset_after, instruction_set):
-    """Of D by two vectors, and by the four pairs of a part; of the rows that some step reads by a
-    part's 96, and the 128 that are packed and that the weights' gradient is computed from."""
+    """Sizes with every remainder of a division by the blocks of the input product.
+
+    D is divided by two vectors and by the four panels of a part; the rows of x that a step reads
+    are divided by the 96 rows of a part and by the 128 rows of a chunk of the weights' gradient.
+    """
     for D, rows in [*((D, 1 + 7 * D % 40) for D in range(1, 67)), *((150, n) for n in EDGES)]:
-        steps, K = -(-rows // 20), rows + 5  # five that nothing reads
+        steps, K = -(-rows // 20), rows + 5  # no step reads five of the rows
         case = draw(steps, 20, D, 2 + D % 7 * 6, K, dtype=dtype)
         tokens = np.random.default_rng(D).permutation(K)[:rows].astype(np.int32)
         case = replace(case, lengths=None, tokens=np.resize(tokens, (steps, 20)))
@@ -147,7 +153,7 @@ RNN_SIZES = [
 @each_dtype
 @pytest.mark.parametrize("sides", [FORWARD, BACKWARD, DIRECTIONS], ids=str)
 def test_tanh_rnn(sides, dtype, instruction_set):
-    """One gate, no operand: every size, tokens and resets, and one row block that threads share."""
+    """The RNN with tokens, with resets, and with one row block that threads share."""
     for size in RNN_SIZES:
         case = draw(*size, sides=sides, dtype=dtype, cell="rnn")
         check(case, False)
@@ -156,10 +162,10 @@ def test_tanh_rnn(sides, dtype, instruction_set):
 
 BOTH_SIZES = [
     (11, 9, 7, 24, 20),
-    (6, 150, 30, 23, 0),  # more than eight items in each direction
-    (6, 150, 12, 19, 129),  # tokens by the 128, and one more
-    (3, 2, 60, 300, 4),  # so many weights that threads share the packing of them
-    (20, 50, 130, 40, 0),  # so many inputs that threads share the products
+    (6, 150, 30, 23, 0),  # more than eight row blocks in each direction
+    (6, 150, 12, 19, 129),  # 129 distinct tokens: one chunk of 128 rows and one row
+    (3, 2, 60, 300, 4),  # threads share the packing of the weights
+    (20, 50, 130, 40, 0),  # threads share the input product
 ]
 
 
@@ -188,7 +194,7 @@ def test_what_may_be_missing(K, missing, reset_after):
 @both
 @pytest.mark.parametrize("K", [0, 9])
 def test_nothing_is_read(K, reset_after):
-    """There are steps, and no row has one."""
+    """All lengths are zero, although there are time steps."""
     case = draw(8, 5, 6, 20, K, sides=DIRECTIONS)
     check(replace(case, lengths=np.zeros(5, np.int32)), reset_after)
 
@@ -201,14 +207,14 @@ def test_nothing_is_read(K, reset_after):
 def test_threads_do_not_matter(size, dtype, reset_after):
     case = draw(*size, sides=DIRECTIONS, dtype=dtype)
     one = call_kernel(case, reset_after, threads=1)
-    for threads in (2, 2, 2, 2, 1000):  # which thread gets what differs from call to call
+    for threads in (2, 2, 2, 2, 1000):  # the distribution of the tasks differs from call to call
         assert_equal(call_kernel(case, reset_after, threads=threads), one)
 
 
 @both
 @pytest.mark.parametrize(("B", "sides"), [(1, FORWARD), (3, BACKWARD), (6, FORWARD)])
 def test_threads_take_turns_at_few_rows(B, sides, reset_after, instruction_set):
-    """Of a step, each computes some units, and waits for those of the others before the next."""
+    """With few rows, threads share the units of each step; the results are those of one thread."""
     case = draw(60, B, 5, 130, 7, sides=sides)
     one = call_kernel(case, reset_after, threads=1)
     assert_right(one, case, reset_after)
@@ -218,9 +224,13 @@ def test_threads_take_turns_at_few_rows(B, sides, reset_after, instruction_set):
 
 
 @pytest.mark.parametrize(("dtype", "reset_after"), [(np.float32, False), (np.float64, True)])
-@pytest.mark.parametrize("size", [(5, 3, 32, 32), (40, 1, 32, 128)])  # there, threads take turns
+@pytest.mark.parametrize("size", [(5, 3, 32, 32), (40, 1, 32, 128)])  # threads share the second
 def test_inference_sees_that_weights_have_changed(size, dtype, reset_after, instruction_set):
-    """It keeps them packed. A number, or a gate's signs, which cancel one another in a sum."""
+    """An inference keeps packed weights, and packs them again after any change.
+
+    The changes are one number, one number at the end, and the signs of 32 numbers, whose sum may
+    remain the same.
+    """
     case = draw(*size, dtype=dtype)
     check(case, reset_after, backward=False)
     for name in NAMES:
@@ -230,9 +240,9 @@ def test_inference_sees_that_weights_have_changed(size, dtype, reset_after, inst
 
 
 def test_inference_keeps_no_weights_that_changed_while_it_packed_them():
-    """Another thread changes a number and puts it back: what is kept is of the numbers it had."""
+    """While another thread changes a weight and restores it, no changed weight is kept."""
     first, name = draw(1, 1, 1024, 256, dtype=np.float32), "gru.0.forward.weight_hh"
-    cases = [  # of new addresses
+    cases = [  # copies at new addresses
         replace(first, parameters=first.parameters | {name: first.parameters[name].copy()})
         for _ in range(30)
     ]
@@ -262,7 +272,7 @@ def test_inference_keeps_no_weights_that_changed_while_it_packed_them():
 
 @both
 def test_inference_of_weights_in_the_order_of_nn_gru(reset_after, instruction_set):
-    """The same memory, read in the one order and in the other."""
+    """The same memory is read in the canonical order and in the order of nn.GRU."""
     case = draw(5, 3, 33, 17, sides=DIRECTIONS)
     gates = {name: np.split(each, 3) for name, each in case.parameters.items()}
     own = {name: np.concatenate([-z, r, n]) for name, (r, z, n) in gates.items()}
@@ -276,7 +286,7 @@ def test_inference_of_weights_in_the_order_of_nn_gru(reset_after, instruction_se
 @each_dtype
 @pytest.mark.parametrize("K", [0, 9])
 def test_nothing_is_left_of_an_earlier_call(K, dtype, reset_after):
-    """The kernel keeps its memory: here it is full of NaN, from a larger call on nothing else."""
+    """The kernel reuses its memory, which an earlier, larger call has filled with NaN."""
     nothing = draw(8, 150, 70, 64, K and 300, sides=DIRECTIONS, dtype=dtype)
     arrays = [*nothing.parameters.values(), nothing.x, nothing.h0]
     for array in (*arrays, nothing.d_outputs, nothing.d_h_last):
@@ -290,7 +300,7 @@ def test_nothing_is_left_of_an_earlier_call(K, dtype, reset_after):
 @both
 @each_dtype
 def test_an_infinite_gradient_stays_infinite(dtype, reset_after):
-    """Beside a unit, there is a vector's worth of none: infinity times 0 would be NaN."""
+    """The padding of a vector must not turn an infinite gradient into NaN (infinity times 0)."""
     case = replace(draw(2, 1, 1, 1, resets=False, dtype=dtype, seed=28), lengths=None)
     case.d_h_last[0, 0] = np.inf
     with np.errstate(invalid="ignore"):
@@ -303,24 +313,24 @@ def test_an_infinite_gradient_stays_infinite(dtype, reset_after):
 
 @each_dtype
 def test_many_words(dtype):
-    """134,400 of them, more than fit 16 bits twice: each a token of its own, or all the same."""
+    """134,400 words, more than 2 * 2^16, each with a token of its own or all with the same one."""
     T, B, H = 4200, 32, 4
     words, D = T * B, 3 * H
     case = replace(draw(T, B, D, H, dtype=dtype), lengths=None, d_h_last=None)
     W, b, c = (f"gru.0.forward.{name}" for name in ("weight_ih", "bias_ih", "bias_hh"))
-    case.parameters[W] = np.eye(D, dtype=dtype)  # so x's gradient is that of the pre-activations
+    case.parameters[W] = np.eye(D, dtype=dtype)  # x and the pre-activations have equal gradients
     plain = call_kernel(case, False)
     tokens = np.random.default_rng(0).permutation(words).astype(np.int32)
     x = np.empty_like(case.rows)
     x[tokens] = case.rows
     own = call_kernel(replace(case, x=x, tokens=tokens.reshape(T, B)), False)
     own["d_x"] = own["d_x"][tokens].reshape(T, B, D)
-    for name in (W, b):  # sums over the rows of x, in another order
+    for name in (W, b):  # these are sums over the rows of x in another order
         scale = np.finfo(dtype).eps * words**0.5 * np.abs(plain[name]).max()
         np.testing.assert_allclose(own[name], plain.pop(name), 0, scale)
     assert_equal(own, plain)
 
-    # Gradients of one sign, so that the sum grows and what is added becomes small beside it.
+    # With gradients of one sign, the sum grows, and each further term is small relative to it.
     case.d_outputs = np.abs(case.d_outputs)
     case.x[:] = case.x[0, 0]
     apart = call_kernel(case, False)
@@ -345,7 +355,7 @@ EXTREMES = [np.nan, np.inf, -np.inf, 1e30, -1e30, 200.0, -200.0, 1e-30]
 @each_dtype
 @pytest.mark.parametrize("value", EXTREMES)
 def test_extreme_values(value, dtype, reset_after, instruction_set):
-    """As with the C library's functions, and without touching other rows of the batch."""
+    """Extreme values give the results of the C library, and do not affect other rows."""
     weight, bias = "gru.0.forward.weight_ih", "gru.0.forward.bias_ih"
     fine = replace(draw(3, 4, 3, 20, dtype=dtype), lengths=None)
     alone = fine.parameters[weight] * np.repeat(np.eye(3, dtype=dtype), 20, 0)
@@ -375,7 +385,7 @@ def test_extreme_values(value, dtype, reset_after, instruction_set):
 
 @each_dtype
 def test_gates_are_precise(dtype):
-    """With H = 1 and no recurrent weights, the state after one step is z * n. Within 4 ULP."""
+    """With H = 1 and no recurrent weights, the state after one step is z * n, within 4 ULP."""
     edge = np.log(np.finfo(dtype).max) - 2  # beyond it, sigmoid(-x) is soon too small to be normal
     x = np.concatenate(
         [np.linspace(-a, a, 40_001) for a in (30, edge)] + [np.geomspace(1e-30, 1, 10_000)]
@@ -397,7 +407,7 @@ def test_gates_are_precise(dtype):
 
 @each_dtype
 def test_denormal_numbers_are_zero(dtype):
-    """They would take a hundred times as long. The caller's own arithmetic keeps them."""
+    """The kernel flushes denormal numbers, which are slow; the caller's arithmetic keeps them."""
     case = draw(1, 4, 3, 20, dtype=dtype)
     case = replace(case, d_outputs=None, lengths=None, h0=None)
     for array in (case.x, *case.parameters.values()):
@@ -418,7 +428,7 @@ def test_denormal_numbers_are_zero(dtype):
 
 
 def test_denormal_numbers_are_zero_in_every_thread():
-    """There are none in gradients that vanish over the steps."""
+    """Gradients that vanish over the steps become zero in every thread."""
     case = replace(draw(300, 64, 8, 16, dtype=np.float32), lengths=None, d_outputs=None)
     for _ in range(5):
         d_x = call_kernel(case, False)["d_x"]
@@ -442,7 +452,7 @@ def test_bad_input_is_refused():
 
 @pytest.mark.parametrize(("inputs", "hidden"), [(1, 1 << 24), (1 << 44, 1)])
 def test_too_large_a_problem_is_refused(inputs, hidden):
-    """And the next call is none the worse."""
+    """A problem without enough memory is refused, and the next call is right."""
     sizes = {"steps": 1, "batch": 1, "inputs": inputs, "hidden": hidden, "distinct": 1}
     problem = kernels.Problem(**sizes, directions=1, threads=1)
     with pytest.raises(MemoryError):  # the weights would take petabytes
@@ -472,7 +482,7 @@ def test_choice_of_an_instruction_set():
 # If calls did not wait, the first would be wrong, and the second wrong or stuck, or would crash.
 @pytest.mark.parametrize("how", [{"threads": 1, "backward": False}, {}], ids=["one", "all"])
 def test_calls_at_once(how):
-    """They wait for one another."""
+    """Concurrent calls of several threads wait for each other."""
     # Without lengths, both would lay out the same memory alike, and find no wild addresses in it.
     cases = [replace(draw(30, 70, 30, 24, seed=seed), lengths=None) for seed in (1, 2)]
     wants = [call_kernel(case, False, **how) for case in cases]
@@ -496,7 +506,7 @@ def test_calls_at_once(how):
 
 
 def test_calls_of_one_thread_each_run_side_by_side(monkeypatch):
-    """Short calls begin and end in the middle of a long one, instead of waiting for its end."""
+    """Calls with one thread do not wait: short calls finish during a long one."""
     forward = kernels.forward
     spans: list[tuple[float, float]] = []
 
@@ -519,7 +529,7 @@ def test_calls_of_one_thread_each_run_side_by_side(monkeypatch):
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """The processor's time that this thread, and that all others of the process, have taken."""
+    """The CPU seconds of this thread, and of all other threads of the process."""
     own, others = str(threading.get_native_id()), 0.0
     for thread in os.listdir("/proc/self/task"):
         if thread != own:
@@ -531,7 +541,7 @@ def cpu_seconds() -> tuple[float, float]:
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
 @pytest.mark.parametrize(("T", "B"), [(400, 1), (60, 40)], ids=["turns at a row", "rows"])
 def test_a_long_recurrence_is_computed_by_two_threads(T: int, B: int) -> None:
-    """Nothing else of this case is worth a second thread: there is one input, of one number."""
+    """Only the recurrence is long enough for a second thread: x has one number per step."""
     case = draw(T, B, 1, 256, 1)
     call_kernel(case, False, backward=False)
     before = cpu_seconds()
@@ -544,7 +554,7 @@ def test_a_long_recurrence_is_computed_by_two_threads(T: int, B: int) -> None:
 
 
 def child_fails(case: Case, want: Arrays, **how: bool) -> bool:
-    """Whether a forked child does not get the same, or not within seconds."""
+    """Whether a forked child returns other results, or does not finish within seconds."""
     child = os.fork()
     if child == 0:
         signal.alarm(10)  # kills the child if it hangs
@@ -554,8 +564,7 @@ def child_fails(case: Case, want: Arrays, **how: bool) -> bool:
 
 
 def test_after_fork():
-    """A child forked in the middle of another thread's call has neither that thread nor the
-    kernel's own: it must wait for none of them."""
+    """A child forked during a call of another thread must not wait for threads of its parent."""
     case = draw(30, 70, 30, 24)
     want = call_kernel(case, False)
     stop = threading.Event()
@@ -577,7 +586,7 @@ def threads_of_this_process() -> set[str]:
 
 
 def test_threads_of_openmp():
-    """Those of the runtime that PyTorch brings; a forked child starts its own."""
+    """The kernel uses the threads of PyTorch's OpenMP runtime; a forked child starts new ones."""
     import torch
 
     case = draw(30, 70, 30, 24)
@@ -625,7 +634,7 @@ def test_cells_are_those_of_the_header():
 
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 def test_each_header_compiles_by_itself():
-    """As an editor compiles it, with compile_flags.txt; xla_arrays.h needs jaxlib's headers."""
+    """Each header compiles with compile_flags.txt, as in an editor; xla_arrays.h needs jaxlib."""
     flags = (build.FOLDER / "compile_flags.txt").read_text().split()
     command = [str(build.compiler()), *flags, *build.ffi_flags(), "-w", "-fsyntax-only"]
     files = build.FOLDER.glob("*.h")  # the sources compile whenever the kernel is built
@@ -669,7 +678,7 @@ for number, size in enumerate([(7, 5, 4, 3, 4), (6, 20, 9, 33, 0), (60, 1, 5, 13
 @pytest.mark.long
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 def test_a_cell_that_is_added_as_the_page_says(tmp_path):
-    """docs/extending.md: the minimal gated unit, compiled in a copy, against the oracle."""
+    """The minimal gated unit of docs/extending.md, compiled in a copy, agrees with its oracle."""
     page = (ROOT / "docs" / "extending.md").read_text()
     for folder in ("common", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "*.so")
@@ -701,6 +710,6 @@ def test_a_cell_that_is_added_as_the_page_says(tmp_path):
 
 
 def test_structures_match_the_header():
-    """An error in ctypes' picture of gru.h would be read as garbage, not reported."""
+    """The ctypes structures have the sizes of gru.h; a difference would not raise an error."""
     assert ctypes.sizeof(kernels.Problem) == 112
     assert ctypes.sizeof(kernels.Direction) == 152
