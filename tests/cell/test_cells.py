@@ -1,4 +1,4 @@
-"""A cell that is added as docs/extending.md says, in a copy of the program, in both frameworks."""
+"""The new cell of docs/extending.md, added to a copy of the program, in both frameworks."""
 
 import os
 import re
@@ -145,7 +145,7 @@ class Tagger(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_export_of_a_model_with_the_gru() -> None:
-    """For any batch and time; torch.export alone records the kernel."""
+    """The ONNX model accepts any batch and time; only torch.export records the kernel."""
     pytest.importorskip("onnxscript")
     model = Tagger(reset_after=True).eval()
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")

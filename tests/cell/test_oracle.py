@@ -1,4 +1,4 @@
-"""The oracle is checked by what needs no GRU: finite differences, limits with a closed form."""
+"""The oracle against finite differences and against limits with a closed form."""
 
 from dataclasses import replace
 from typing import Any
@@ -38,7 +38,7 @@ def run(
 def test_gradients_are_central_differences(layers, directions, reset_after):
     values = draw(layers, directions)
     rng = np.random.default_rng(1)
-    resets = np.tile([False, True, False, False, True], (B, 1)).T  # one of them in a row's middle
+    resets = np.tile([False, True, False, False, True], (B, 1)).T  # one of them within a row
     first = run(values, reset_after, resets)
     d_outputs = rng.standard_normal(first.outputs.shape)
     d_h_last = rng.standard_normal(first.h_last.shape)
@@ -55,7 +55,7 @@ def test_gradients_are_central_differences(layers, directions, reset_after):
     epsilon = 1e-5  # truncation of order epsilon^2, rounding of order 1e-15 / epsilon
     for name, value in values.items():
         assert gradients[name].shape == value.shape
-        # Up to 25 entries of each array: a fault in a formula shows in all of them.
+        # Up to 25 entries of each array suffice, because a wrong formula affects all entries.
         for place in rng.permutation(value.size)[:25]:
             kept = value.flat[place]
             value.flat[place] = kept + epsilon
@@ -69,7 +69,7 @@ def test_gradients_are_central_differences(layers, directions, reset_after):
 
 @pytest.mark.parametrize("reset_after", [False, True])
 def test_a_row_with_resets_is_its_sequences(reset_after):
-    """Each as a row of its own, from h_reset; the first in time, or the last, backward, from h0."""
+    """A row with resets equals its sequences as separate rows, all but the first from h_reset."""
     values, (start, end) = draw(1, 2), (2, 4)
     resets = np.zeros((T, B), bool)
     resets[[start, end]] = True
@@ -88,14 +88,14 @@ def test_a_row_with_resets_is_its_sequences(reset_after):
 
 @pytest.mark.parametrize("reset_after", [False, True])
 def test_gates_at_their_limits(reset_after):
-    """With a gate forced open or shut by its bias, what the state becomes is known exactly."""
+    """If a bias opens or closes a gate completely, the next state has a closed form."""
     values = draw(1, 1)
     weights = {name: np.zeros_like(value) for name, value in values.items() if "weight" in name}
     biases = {name: np.zeros_like(value) for name, value in values.items() if "bias" in name}
     values |= weights | biases
     h0 = values["h0"][0]
 
-    # Nothing but zeros: z = 1/2 and n = 0, so each word halves the state.
+    # With zero parameters, z = 1/2 and n = 0, so each word halves the state.
     assert np.allclose(run(values, reset_after).h_last[0], h0 * 0.5 ** LENGTHS[:, None])
 
     def limit(z: float, r: float) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_gates_at_their_limits(reset_after):
     shut, open_ = -500.0, 500.0
     assert np.allclose(limit(z=shut, r=open_), start)
     assert np.allclose(limit(z=open_, r=open_), np.tanh(0.3 + 0.7 * start + 0.2))
-    # A shut reset gate takes the state away; the hidden bias only where it stands inside.
+    # A closed reset gate removes the state, and also the hidden bias if the product contains it.
     assert np.allclose(limit(z=open_, r=shut), np.tanh(0.3 + (0 if reset_after else 0.2)))
 
 
@@ -129,7 +129,7 @@ def test_padding_is_never_looked_at(reset_after):
 
 
 def test_backward_direction_starts_at_the_last_word():
-    """It is a forward direction over the words of the row in the opposite order."""
+    """The backward direction is a forward direction over the words in reverse order."""
     values = draw(1, 2)
     result = run(values, reset_after=False)
     mirrored = {

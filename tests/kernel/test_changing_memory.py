@@ -1,5 +1,5 @@
-"""Callers whose arrays change during a call, or right after it: another thread's doing, or a data
-loader's that has one buffer. tools/fuzz_gru.py does the same under AddressSanitizer."""
+"""Arrays that change during a call or right after it, by another thread or by a data loader that
+reuses a buffer. tools/fuzz_gru.py does the same under AddressSanitizer."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ T, B, D, H, K = 20, 8, 16, 32, 50
 
 
 def arguments() -> dict[str, np.ndarray]:
-    """Those of `gru`, as NumPy arrays."""
+    """The arguments of `gru`, as NumPy arrays."""
     rng = np.random.default_rng(0)
     return {
         "x": rng.standard_normal((K, D)).astype(np.float32),
@@ -78,10 +78,10 @@ def test_the_jax_classifier_has_read_numpy_arrays_when_an_eager_call_returns() -
 
 
 def hold_to_first_numbers(function, given: dict[str, np.ndarray]) -> None:
-    """Assert that a call's results are those of the arrays as they were when it was made.
+    """Assert that the results of a call do not depend on changes of its arrays after the call.
 
-    Another argument is still being computed when the arrays change, so that the call cannot have
-    read them by itself.
+    Another argument is still being computed when the arrays change, so the computation itself
+    cannot have read them before.
     """
     wanted = [np.array(each) for each in function(**given)]
     for name, array in given.items():
@@ -98,12 +98,12 @@ def hold_to_first_numbers(function, given: dict[str, np.ndarray]) -> None:
 
 @jax.jit
 def slowly(array: jax.Array, factor: jax.Array) -> jax.Array:
-    """The array, after some tenths of a second."""
+    """The array; its computation takes some tenths of a second."""
     return array + 0 * (factor @ factor @ factor @ factor)[0, 0]
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy in memory that JAX reads in place, not having to move it."""
+    """A copy whose alignment lets JAX read it in place."""
     whole = np.empty(array.nbytes + 64, np.uint8)
     start = -whole.ctypes.data % 64
     copy = whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -163,7 +163,7 @@ for function in (jax.jit(loss), jax.jit(jax.value_and_grad(loss))):
 
 @pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.long)])
 def test_tokens_that_change_during_a_call_are_no_end_of_the_process(framework: str) -> None:
-    """Any rows, NaN or an error will do, as with an embedding, but no memory that is not x's."""
+    """The result may be that of any rows, NaN or an error, but no memory outside x is read."""
     start = (
         f"T, B, D, H, K = {(200, 64, D, 64, K)}\n"
         "import numpy as np\nfrom common.params import init_gru\n"
@@ -176,7 +176,7 @@ def test_tokens_that_change_during_a_call_are_no_end_of_the_process(framework: s
 
 @pytest.mark.parametrize("implementation", ["fused", "scan"])
 def test_backward_in_torch_has_the_lengths_of_forward(implementation: str) -> None:
-    """Nothing has been saved of the steps beyond them."""
+    """The forward pass has saved no values of the steps beyond the lengths."""
     parameters = {name: torch.tensor(p).float() for name, p in init_gru(D, H, 1, False, 0).items()}
     x = torch.randn(T, B, D, requires_grad=True)
 

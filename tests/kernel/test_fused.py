@@ -44,7 +44,7 @@ HOW = {"reset_after": False, "return_sequences": True}
 
 
 def layer(recurrence: Callable[[LayerCall], tuple]) -> Callable[..., tuple]:
-    """A recurrence as a function of the fields of a LayerCall."""
+    """A function that passes its arguments to a recurrence as a LayerCall."""
     return lambda *fields, **flags: recurrence(LayerCall(*fields, **flags))
 
 
@@ -63,7 +63,7 @@ def draw(
 
 
 def tensors(arguments: dict) -> list:
-    """The same as tensors; gradients are wanted of the floating-point ones."""
+    """The arguments as tensors; the floating-point ones require gradients."""
 
     def tensor(each: np.ndarray) -> torch.Tensor:
         return torch.tensor(each, requires_grad=each.dtype == np.float64)
@@ -108,7 +108,7 @@ for implementation in ("auto", "scan"):
 
 
 def test_both_twins_compute_without_the_library() -> None:
-    """It is absent where there is no compiler."""
+    """Without a compiler, no library is built, and both frameworks compute with scan."""
     subprocess.run([sys.executable, "-c", WITHOUT_LIBRARY], check=True)
 
 
@@ -131,7 +131,7 @@ def test_torch_gradients(K, directions, reset_after):
 
 
 def operands(arguments: list, directions: int = 1) -> list:
-    """The operator's arrays, as leaves that a gradient is wanted of."""
+    """The arrays of the operator, as leaves that require gradients."""
     x, _, weights, _, *states = arguments
     states = [torch.cat([state] * directions) for state in states[::2]]  # h0, h_reset
     given = [x, *weights[0] * directions, *states]
@@ -180,7 +180,7 @@ def test_torch_compile_and_export():
 @with_tokens
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_torch_gradient_of_one_result_alone(wanted, K):
-    """Of outputs or of h_last: the other one has no gradient, and backward is given None for it."""
+    """If only outputs or only h_last has a gradient, backward receives None for the other one."""
     arguments = tensors(draw(K))
     got, want = Recur()(*arguments), torch_scan(*arguments, **HOW)
     gradients = [
@@ -193,7 +193,7 @@ def test_torch_gradient_of_one_result_alone(wanted, K):
 @needs_torch
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_torch_operator_refuses_a_second_derivative(create_graph):
-    """Called by name, it does not leave it out: only the layer has it."""
+    """The operator called by name raises; only the layer has a second derivative."""
     arguments = tensors(draw(7))
     given = operands(arguments)
     how = (arguments[1], arguments[3], None, [False, True, False], True)
@@ -220,7 +220,7 @@ def test_torch_operator_refuses_forward_mode():
 
 @needs_torch
 def test_torch_backward_writes_no_zeros_as_large_as_what_was_saved():
-    """They took as long as the whole forward."""
+    """Writing such zeros would take as long as the whole forward pass."""
     arguments = tensors(draw(0))
     _, h_last = Recur()(*arguments)
     with torch.profiler.profile(record_shapes=True) as profile:
@@ -340,7 +340,7 @@ def test_jax_refuses_bad_input():
 @both
 @with_tokens
 def test_both_directions_are_each_direction(K, reset_after):
-    """In both frameworks, and the same in both; without return_sequences, too."""
+    """Both directions of one call equal two calls, in both frameworks, with and without outputs."""
     drawn, results = draw(K, 2, full=True), []
     how = {"reset_after": reset_after, "return_sequences": True}
     turned = {name: drawn[name][::-1].copy() for name in ("x" if not K else "tokens",)}
@@ -348,7 +348,7 @@ def test_both_directions_are_each_direction(K, reset_after):
         x, tokens, weights, lengths, h0 = convert(drawn)
         outputs, h_last = fused(x, tokens, weights, lengths, h0, **how)
         forward = fused(x, tokens, weights[:1], lengths, h0[:1], **how)
-        x, tokens, *_ = convert(drawn | turned)  # full rows turned round: the backward direction
+        x, tokens, *_ = convert(drawn | turned)  # full rows in reverse order
         backward = fused(x, tokens, weights[1:], lengths, h0[1:], **how)
         x, tokens, *_ = convert(drawn)
         none, again = fused(
@@ -369,8 +369,8 @@ def test_both_directions_are_each_direction(K, reset_after):
 @needs_torch
 @needs_jax
 def test_both_frameworks_at_once():
-    """They share the kernel's threads: calls wait for one another, and nothing is mixed up."""
-    drawn = draw(7, H=200)  # so much that it is worth several threads
+    """The frameworks share the kernel's threads; concurrent calls wait and give right results."""
+    drawn = draw(7, H=200)  # large enough for several threads
     torch_arguments, jax_arguments = tensors(drawn), arrays(drawn)
     wrong = []
 
@@ -506,7 +506,7 @@ OMP = {"OMP_NUM_THREADS": "2"}
 def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
     thread: str, policy: str, own: bool
 ) -> None:
-    """Else, and in threads as a server has them, the kernel's own."""
+    """In all other cases, and in other threads, as in a server, the kernel uses its own threads."""
     environment = os.environ | OMP | {"OMP_WAIT_POLICY": policy}
     command = [sys.executable, "-c", OPENMP, thread, "20" if own else "1000"]
     assert subprocess.check_output(command, env=environment, text=True) == f"{own}\n"
@@ -518,7 +518,7 @@ def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
     "how", ["first call in a child", pytest.param("import in a child", marks=pytest.mark.long)]
 )
 def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads(how: str) -> None:
-    """A runtime does not survive a fork."""
+    """The child uses other threads, because an OpenMP runtime does not survive a fork."""
     subprocess.run([sys.executable, "-c", OPENMP, how], env=os.environ | OMP, check=True)
 
 
@@ -552,7 +552,7 @@ for _ in range(2):  # the parent, too, goes on
 @needs_torch
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's OpenMP")
 def test_torch_trains_in_a_child_of_a_process_that_has_trained():
-    """The step is so large that PyTorch's own operations, within the layer, too, are parallel."""
+    """The step is large enough that PyTorch's own operations use several threads."""
     subprocess.run([sys.executable, "-c", FORK], env=os.environ | OMP, check=True)
 
 
@@ -579,7 +579,7 @@ class Own(torch.Tensor):
 @pytest.mark.parametrize("wrong", UNREADABLE)
 @with_tokens
 def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
-    """It believes what it is told about memory."""
+    """The kernel does not validate addresses, so such arrays must not reach it."""
     layers, given = stack(K, 2)
     tried = 0
     for i, array in enumerate((*given.values(), *(each for layer in layers for each in layer))):
@@ -612,14 +612,14 @@ with torch.no_grad():
 
 @needs_torch
 def test_torch_at_once_leaves_a_model_in_float16() -> None:
-    """The kernel would write float32 beyond the end of arrays of half the size, in a child here."""
+    """The kernel would write beyond the end of float16 arrays, so a child process runs this."""
     subprocess.run([sys.executable, "-c", HALF], check=True)
 
 
 @needs_torch
 @both
 def test_torch_results_do_not_depend_on_the_threads(reset_after):
-    """They are those of PyTorch's OpenMP runtime, not of the kernel's own pool."""
+    """These threads are those of PyTorch's OpenMP runtime, not of the kernel's own pool."""
     case = cases.draw(50, 64, 20, 32, 40, dtype=np.float32)
 
     def results(threads: int) -> list[torch.Tensor]:
@@ -644,7 +644,7 @@ def test_jax_takes_the_kernel_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
     parameters = {name: jnp.asarray(value) for name, value in drawn.items()}
     x, lengths = jnp.ones((5, 2, 3)), jnp.array([5, 2])
     fused = jax_impl.gru.gru(parameters, x, lengths, implementation="fused")
-    auto = jax_impl.gru.gru(parameters, x, lengths)  # scan, there
+    auto = jax_impl.gru.gru(parameters, x, lengths)  # selects scan on a GPU
     for got, want in zip(fused, auto, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 

@@ -26,7 +26,7 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path
         if "cannot find" in error.stderr:
             pytest.skip(f"the compiler has no {sanitizer} sanitizer")
         pytest.fail(error.stderr)
-    # ThreadSanitizer does not get on with the address randomisation of new kernels.
+    # ThreadSanitizer fails with the address space randomization of recent Linux kernels.
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
     ran = subprocess.run([*fixed, str(program)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr

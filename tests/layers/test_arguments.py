@@ -1,6 +1,7 @@
-"""Wrong calls of the layer raise, naming the argument; odd ones are right. In both twins alike.
+"""Invalid calls of the layer raise and name the argument; unusual valid calls are right.
 
-Most of these once returned wrong numbers, or read and wrote memory that was not the caller's.
+Both frameworks behave alike. Most of these calls once returned wrong numbers, or accessed memory
+outside the caller's arrays.
 """
 
 import os
@@ -42,7 +43,7 @@ WEIGHT_HH = "gru.0.forward.weight_hh"
 
 
 def arguments(**changes: object) -> dict[str, object]:
-    """The arguments of a valid call of gru, in NumPy's float32, but for the changes."""
+    """The arguments of a valid call of gru, as NumPy arrays, with some of them replaced."""
     rng = np.random.default_rng(0)
     valid = {
         "parameters": {name: value.astype(np.float32) for name, value in PARAMETERS.items()},
@@ -57,7 +58,7 @@ def arguments(**changes: object) -> dict[str, object]:
 
 
 def convert(framework: str, value: object) -> object:
-    """Arrays as those of a framework, wherever they are; other things as they are."""
+    """The value with all NumPy arrays, also nested ones, as arrays of a framework."""
     if isinstance(value, dict):
         return {name: convert(framework, each) for name, each in value.items()}
     if not isinstance(value, np.ndarray):
@@ -66,14 +67,14 @@ def convert(framework: str, value: object) -> object:
 
 
 def call(framework: str, implementation: str, arguments: dict) -> tuple[np.ndarray, ...]:
-    """outputs and h_last."""
+    """outputs and h_last of a call."""
     gru = {"torch": torch_impl.gru.gru, "jax": jax_impl.gru.gru}[framework]
     results = gru(**convert(framework, arguments), implementation=implementation)
     return tuple(np.asarray(result) for result in results)
 
 
 def parameter(**changes: object) -> dict[str, object]:
-    """All parameters, one of them changed or, with None, missing."""
+    """All parameters, with one replaced or, if it is None, removed."""
     changed = {name.replace("__", "."): value for name, value in changes.items()}
     both = arguments()["parameters"] | {f"gru.0.forward.{n}": v for n, v in changed.items()}
     return {name: value for name, value in both.items() if value is not None}
@@ -205,7 +206,7 @@ def test_the_module_refuses_sizes_and_names_that_are_none(framework, sizes, opti
 
 @each
 def test_any_layout_and_any_integers_are_right(framework, implementation):
-    """In another integer dtype the bits are the same, in another layout the numbers."""
+    """Another integer dtype gives the same bits, another memory layout the same numbers."""
     usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
     want = call(framework, implementation, usual)
     for dtype in ("int8", "uint8", "int16", "uint16", "int64"):
@@ -217,18 +218,18 @@ def test_any_layout_and_any_integers_are_right(framework, implementation):
     odd["tokens"] = np.asfortranarray(usual["tokens"])
     odd["parameters"] = {n: np.asfortranarray(p) for n, p in usual["parameters"].items()}
     for got, expected in zip(call(framework, implementation, usual | odd), want, strict=True):
-        # A product of matrices that lie otherwise in memory may add up in another order.
+        # A product of matrices with another layout may add in another order.
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
 @each
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, everywhere):
-    """A row of x that is not a number and is read at padding alone, by some or by all reviews."""
+    """A row of x that is NaN and that only padding reads, in some or in all sequences."""
     tokens = np.random.default_rng(1).integers(0, K - 2, (T, B)).astype(np.int32)
     lengths = arguments()["lengths"]
     padding = np.arange(T)[:, None] >= lengths
-    tokens[padding & (everywhere | (np.arange(B) == 0))] = K - 2  # K - 1 is read nowhere
+    tokens[padding & (everywhere | (np.arange(B) == 0))] = K - 2  # no step reads row K - 1
     usual = arguments(tokens=tokens)
     odd = usual | {"x": usual["x"].copy()}
     odd["x"][K - 2 :] = np.nan
@@ -257,7 +258,7 @@ def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, 
 
 
 def out_of_range(given: dict, name: str) -> list[np.ndarray]:
-    """lengths and tokens, of which one is far too large in row 1."""
+    """lengths and tokens; one of the two is far too large in row 1."""
     changed = {each: given[each].copy() for each in ("lengths", "tokens")}
     changed[name][..., 1] = 1000
     return list(changed.values())
@@ -265,7 +266,7 @@ def out_of_range(given: dict, name: str) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("implementation", JAX_GRU.implementations())
 def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementation):
-    """In that call alone: an error would have made every later call of the process fail."""
+    """Only this row of this call is NaN; an error would make all later calls fail."""
     # The kernel multiplies one or two inputs in another order than many.
     usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
     compiled = jax.jit(
@@ -352,7 +353,7 @@ needs_kernel = pytest.mark.skipif(TORCH_GRU.implementations()[-1] == "scan", rea
 
 @needs_kernel
 def test_torch_takes_tensors_without_numbers():
-    """Fake ones give fake results, those of the meta device results there: no memory is read."""
+    """Fake tensors give fake results, meta tensors meta results; no memory is read."""
     gru = torch_impl.GRU(D, H)
     with FakeTensorMode(allow_non_fake_inputs=True):
         outputs, h_last = gru(torch.empty(T, B, D))
@@ -393,7 +394,7 @@ def operator_arguments() -> dict[str, object]:
 
 
 def operator(given: dict[str, Any], function: str = "forward") -> Any:
-    """Call an operator with arguments by name, those of one name and all directions in a list."""
+    """Call an operator by argument names; the arrays of all directions are a list."""
     rest = dict(given)
     lists = [rest.pop(name) for name in GRU_PARAMETERS]
     states = [rest.pop("h0"), *filter(torch.is_tensor, [rest.pop("h_reset")])]
@@ -439,8 +440,8 @@ OPERATOR = {
 
 @needs_kernel
 @pytest.mark.parametrize("wrong", OPERATOR)
-def test_torch_operators_look_at_all_memory(wrong):
-    """Called by name, they believe nobody."""
+def test_torch_operators_validate_all_memory(wrong):
+    """Operators that are called by name validate every array."""
     name, changes = OPERATOR[wrong]
     operator(operator_arguments())
     with pytest.raises((ValueError, TypeError, RuntimeError), match=name):
@@ -512,8 +513,8 @@ FFI = {
 
 @pytest.mark.skipif(not jax_impl.fused.available(), reason="no kernel for JAX")
 @pytest.mark.parametrize("wrong", [None, *FFI])
-def test_jax_operators_look_at_all_memory(wrong):
-    """Called through jax.ffi, they believe nobody; and later calls go well."""
+def test_jax_operators_validate_all_memory(wrong):
+    """Operators that are called by jax.ffi validate every array; later calls succeed."""
     changes = FFI[wrong] if wrong else {}
 
     def operate(name: str, results: list, *arrays: jax.Array) -> list:

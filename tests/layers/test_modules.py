@@ -1,6 +1,6 @@
-"""The modules are drop-ins for torch.nn.GRU and GRUCell, and for flax's nnx.RNN and GRUCell.
+"""The modules replace torch.nn.GRU and GRUCell, and nnx.RNN and GRUCell of Flax.
 
-What docs/layer.md says that they take, each line of it.
+The tests cover each statement of docs/layer.md about their arguments.
 """
 
 import copy
@@ -37,7 +37,7 @@ needs_kernel = pytest.mark.skipif(CELL.implementations()[-1] == "scan", reason="
 
 
 def pair(*sizes: int, seed: int = 0, **options: object) -> tuple[nn.GRU, torch_impl.GRU]:
-    """nn.GRU and ours, of the same seed."""
+    """nn.GRU and torch_impl.GRU, with the same seed."""
     made = []
     for kind in (nn.GRU, torch_impl.GRU):
         torch.manual_seed(seed)
@@ -46,7 +46,7 @@ def pair(*sizes: int, seed: int = 0, **options: object) -> tuple[nn.GRU, torch_i
 
 
 def assert_same(ours: object, theirs: object) -> None:
-    """To float32's, or float64's, rounding of sums in another order."""
+    """Assert equality up to the rounding of sums in another order."""
     for pair in zip(ours, theirs, strict=True):
         a, b = (each.data if hasattr(each, "batch_sizes") else each for each in pair)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
@@ -160,7 +160,7 @@ def test_activations_are_recomputed():
 
 @needs_kernel
 def test_torch_jit_trace_is_refused():
-    """It would leave the kernel out."""
+    """A trace would not contain the kernel."""
     gru, x = torch_impl.GRU(D, H), torch.randn(T, B, D)
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record"):
         torch.jit.trace(gru, (x,))
@@ -298,7 +298,7 @@ def test_torch_compile_of_any_batch_and_time(reset_after):
             outputs, h_n = each(leaf)
             found.append((outputs, h_n, *torch.autograd.grad(outputs.square().sum(), leaf)))
         assert_same(*found)
-    assert counter.frame_count <= 2  # one, but for what is special about a short sequence
+    assert counter.frame_count <= 2  # one step, with the special cases of a short sequence
 
 
 @needs_kernel
@@ -317,7 +317,7 @@ def test_torch_compile_of_any_number_of_units():
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_empty_input_gives_what_nn_gru_gives(batch_first, device, shape):
-    """The same shapes, or the same error with the name of the argument before it."""
+    """The shapes, or the error after the name of the argument, are those of nn.GRU."""
     x, found = torch.ones(shape, device=device), []
     if batch_first and len(shape) == 3:
         x = x.transpose(0, 1)
@@ -366,7 +366,7 @@ def test_torch_cell(bias, with_hx):
 
 
 def flax_pair(**options: object) -> tuple[nnx.RNN, jax_impl.GRU]:
-    """flax's layer, with a bias that is not zero, and ours with its parameters."""
+    """The layer of Flax, with a non-zero bias, and jax_impl.GRU with its parameters."""
     normal = nnx.initializers.normal()
     theirs = nnx.RNN(nnx.GRUCell(D, H, bias_init=normal, rngs=nnx.Rngs(0)), **options)
     options = {"return_carry": False, **options}
@@ -374,7 +374,7 @@ def flax_pair(**options: object) -> tuple[nnx.RNN, jax_impl.GRU]:
 
 
 def canonical(layer: nnx.RNN) -> dict[str, np.ndarray]:
-    """The canonical parameters of flax's layer."""
+    """The canonical parameters of the layer of Flax."""
     flat = nnx.to_flat_state(nnx.state(layer.cell, nnx.Param))
     tensors = {"/".join(path): np.asarray(value[...]) for path, value in flat}
     return convert.from_format("nnx", tensors, reset_after=True)
@@ -415,7 +415,7 @@ def test_nnx_rnns_call(time_major, reverse, keep_order, return_carry, seq_length
         carry, outputs = result if return_carry else (None, result)
         outputs = outputs.swapaxes(0, 1) if time_major else outputs
         there = np.arange(T) < np.array(seq_lengths or [T] * B)[:, None]
-        found.append((carry, np.where(there[..., None], outputs, 0)))  # ours has zeros there
+        found.append((carry, np.where(there[..., None], outputs, 0)))  # here jax_impl.GRU has zeros
     for carry, outputs in found[1:]:
         np.testing.assert_allclose(outputs, found[0][1], rtol=0, atol=2e-6)
         if return_carry:
@@ -495,7 +495,7 @@ def test_jax_export_of_any_batch_and_time(implementation):
     gru = jax_impl.GRU(D, H, implementation=implementation, rngs=nnx.Rngs(0))
     graph, state = nnx.split(gru)
     shape = jax.export.symbolic_shape("b, t")
-    # Of fused, the program calls the kernel: it runs where jax_impl has been imported.
+    # The exported program of fused calls the kernel, which jax_impl registers.
     kernel = jax.export.DisabledSafetyCheck.custom_call("gru_forward")
     call = jax.jit(lambda x: nnx.merge(graph, state)(x)[0])
     with warnings.catch_warnings(record=True) as told:
@@ -535,7 +535,7 @@ def test_flax_cell():
 
 
 def test_no_time_steps_no_rows_and_no_inputs():
-    """As in nnx.RNN, which allows zero time steps, too."""
+    """Empty inputs give the shapes of nnx.RNN, which also allows zero time steps."""
     gru = jax_impl.GRU(D, H, 2, rngs=nnx.Rngs(0))
     for shape in ((0, D), (3, 0, D), (2, 3, 0, D), (0, T, D), (2, 0, T, D)):
         outputs, h_last = gru(jnp.zeros(shape))
@@ -614,7 +614,7 @@ def test_two_names_of_one_argument():
 @pytest.mark.parametrize("reset_after", [False, True])
 @pytest.mark.parametrize("implementation", CELL.implementations())
 def test_a_stream_of_documents_is_the_documents(implementation, reset_after):
-    """Laid end to end with resets, they give what each gives alone, in both directions."""
+    """Concatenated documents with resets give the outputs of each document alone."""
     how = {"bidirectional": True, "reset_after": reset_after, "implementation": implementation}
     gru = torch_impl.GRU(D, H, 2, dtype=torch.float64, **how)
     documents = [torch.randn(length, D, dtype=torch.float64) for length in (4, 1, 6)]
@@ -635,7 +635,7 @@ def test_a_stream_of_documents_is_the_documents(implementation, reset_after):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_a_recurrent_policy_goes_on_in_chunks(batch_first):
-    """The last chunk's state comes in; where an episode begins, it is the first state again."""
+    """Each chunk starts from the state of the previous one; episodes start from the first state."""
     gru = torch_impl.GRU(D, H, batch_first=batch_first)
     first = torch.randn(1, 1, H).expand(1, B, H).requires_grad_()
     x, begins = torch.randn(T, B, D), torch.rand(T, B) < 0.2
@@ -658,7 +658,7 @@ def test_a_recurrent_policy_goes_on_in_chunks(batch_first):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-# Taken over from other libraries
+# Conversion from other libraries
 
 
 KERAS = f"""
@@ -688,7 +688,7 @@ for block in blocks:
 
 @pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.long)])
 def test_keras_is_taken_over_and_docs_examples_run(backend):
-    """In a process of its own, because Keras has one backend in each process."""
+    """A separate process runs this, because Keras has one backend per process."""
     if not find_spec("keras"):
         pytest.skip("needs keras")
     environment = os.environ | {"KERAS_BACKEND": backend}

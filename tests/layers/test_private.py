@@ -1,4 +1,4 @@
-"""The private parts of PyTorch: in one module, each with a fallback that gives the same results."""
+"""Each private function of PyTorch is used in one module, with an equivalent fallback."""
 
 import ast
 import importlib.util
@@ -29,7 +29,7 @@ PRIVATE = {
 
 @pytest.fixture
 def fallbacks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """torch_impl/private.py, imported by a PyTorch that has none of the private names."""
+    """torch_impl/private.py, imported while PyTorch lacks all private names."""
     spec = importlib.util.spec_from_file_location("fallbacks", private.__file__)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -70,7 +70,7 @@ def twice(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.autograd.grad(first.sin().sum(), x)[0]
 
 
-# Calls of a function in all states of PyTorch that the private parts tell apart.
+# Calls of a function in all states of PyTorch that the private functions distinguish.
 STATES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
     "eager": lambda f, x: f(x),
     "twice": twice,

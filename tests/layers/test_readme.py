@@ -1,4 +1,4 @@
-"""README.md: its first programs run, and --help names every implementation of the README."""
+"""The first programs of README.md run, and --help names its implementations."""
 
 import re
 import textwrap

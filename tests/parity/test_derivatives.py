@@ -25,17 +25,17 @@ from torch_impl.gru import CELL as TORCH_GRU
 
 SIZE = Size("small", 3, 2, 2, 1, 2, [1, 3, 0])
 TORCH, JAX = TORCH_GRU.implementations(), JAX_GRU.implementations()
-# An emulated GPU's kernel (tests/gpu/small.py) has no float64.
+# The kernel of the emulated GPU (tests/gpu/small.py) has no float64.
 DTYPE, BOUND = (np.float32, 1e-4) if cuda.rehearsed else (np.float64, 1e-10)
 
 
 def quickly(every: Iterable, *few: object) -> list:
-    """These few, and every other one in .ci/long."""
+    """Parameters of which all but a few are long."""
     return [each if each in few else pytest.param(each, marks=pytest.mark.long) for each in every]
 
 
 each_reset = pytest.mark.parametrize("reset_after", [False, True])
-# Where compiling takes long, the one that users get; test_parity.py holds all to the oracle.
+# If compilation takes long, only the default implementation; test_parity.py covers all.
 each_compiled = pytest.mark.parametrize("implementation", quickly(JAX, JAX[-1]))
 
 
@@ -53,7 +53,7 @@ def small(
 
 
 def resets_of(leaves):
-    """Where sequences begin: at every third step and row or so."""
+    """Random resets, at about a third of the steps."""
     if "h_reset" not in leaves:
         return None
     T, B = leaves["x"].shape[:2]
@@ -127,7 +127,7 @@ def test_jax_check_grads(implementation, reset_after, x64):
     check_grads(jax.jit(function), (leaves,), order=1, modes=("rev",))
 
 
-@pytest.mark.long  # PyTorch's are checked so, above, and the twins' agree, below
+@pytest.mark.long  # other tests check PyTorch, and compare both frameworks
 @each_reset
 @pytest.mark.parametrize("implementation", JAX)
 def test_jax_check_grads_of_second_order(implementation, reset_after, x64):
@@ -137,11 +137,11 @@ def test_jax_check_grads_of_second_order(implementation, reset_after, x64):
 
 
 def of_state(h0, others, scalar):
-    """`scalar` as a function of h0 alone, and h0."""
+    """`scalar` as a function of only h0, and h0."""
     return (lambda h0: scalar(others | {"h0": h0})), h0
 
 
-# What is computed with the function of all leaves, and with that of h0 alone.
+# Derivatives of the function of all leaves, and of the function of only h0.
 IN_TORCH = {
     "grad": lambda f, leaves: torch.func.grad(f)(leaves),
     "vjp": lambda f, leaves: torch.func.vjp(f, leaves)[1](torch.tensor(2, dtype=leaves["x"].dtype)),
@@ -189,7 +189,7 @@ BY_STATE_IN_JAX = {
 
 
 def stacked(leaves, stack):
-    """Three times the leaves, each time others, along a new axis."""
+    """Three different draws of the leaves, stacked along a new axis."""
     return {name: stack([value, value + 0.1, 2 * value]) for name, value in leaves.items()}
 
 
@@ -238,7 +238,7 @@ def test_jax_transformations_of_the_kernel_are_those_of_scan(transformation, x64
 @each_reset
 @pytest.mark.parametrize("tokens", [False, True])
 def test_torch_gradient_of_a_gradient_reaches_every_parameter(tokens, reset_after):
-    """As torch.autograd.grad(..., create_graph=True) and then backward compute it."""
+    """The second derivative is that of autograd.grad(create_graph=True) followed by backward."""
     size = Size("small", 3, 2, 2, 2, 2, [1, 3, 0], distinct=4 if tokens else None)
     case = draw(size, reset_after, 0).astype(DTYPE)
     found = []
@@ -280,7 +280,7 @@ def test_torch_gradient_of_a_gradient_inside_autocast(reset_after):
         (slope,) = torch.autograd.grad(loss, values[-1:], create_graph=True)
         with torch.autocast("cpu", torch.bfloat16):
             found.append(torch.autograd.grad(slope.square().sum(), values[-1:]))
-    # Both go through bfloat16 on the way; what it rounds is 2^-9 of the largest, a few times over.
+    # Both round to bfloat16 several times, each time by 2^-9 of the largest value.
     scale = found[0][0].abs().max().item()
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=2**-6 * scale)
 
@@ -404,7 +404,7 @@ def test_jax_jit_and_checkpoint(implementation, reset_after, x64):
 @each_reset
 @each_compiled
 def test_jax_vmap(implementation, reset_after, x64):
-    """Over a new axis of everything: an ensemble of layers, each with inputs of its own."""
+    """vmap over a new axis of all arguments: an ensemble of layers with separate inputs."""
     members = [small(reset_after, seed=seed) for seed in range(3)]
     lengths = members[0][1]
     function = jax_function(lengths, reset_after, implementation)

@@ -29,7 +29,7 @@ BY_DEFAULT = {
     "float32": "gru, (ties|(resets, reset|long, reset) before|real.* after)|rnn, (ties|long)",
     "bfloat16": "gru, (ties, zeros, unsorted, reset after|resets, distinct.* before)|rnn, ties",
 }
-# Each of these takes a second or more, mostly in XLA's compiler: by default, they run only on these
+# Each of these takes a second or more, mostly in XLA's compiler. By default, they run only on these
 # of the cases above. In float64, JAX's GRUs meet both places of the reset gate, resets and tokens.
 SLOW = {
     ("jax loop", "float64"): "ties.* after|resets, distinct.* before",
@@ -51,13 +51,13 @@ SLOW = {
 
 
 def checks():
-    """Every implementation on every case that it can compute: (case, dtype, implementation)."""
+    """(case, dtype, implementation) for each case that an implementation supports."""
     for dtype, default in BY_DEFAULT.items():
         for case, draws in CASES.items():
             for name, each in IMPLEMENTATIONS.items():
                 if not each.can(draws[0], dtype):
                     continue
-                # This case serves those without that bias; torch loop has it, and computes all.
+                # This case is for implementations without that bias; torch loop runs all cases.
                 if "no hidden bias" in case and not each.lacks and name != "torch loop":
                     continue
                 is_default = re.match(default, case)
@@ -77,7 +77,7 @@ def test_everything_agrees_with_the_oracle(case, dtype, name, request):
     names = {
         each for each in names if not (each[:2] == "d " and each.endswith(implementation.lacks))
     }
-    if dtype == "bfloat16":  # Of the cell alone.
+    if dtype == "bfloat16":  # Only the layer computes in bfloat16.
         names = {each for each in names if not each.startswith(("logits", "loss", "d head"))}
     assert {row.check for row in rows} == names
 
@@ -94,7 +94,7 @@ ROUNDED = [
 
 @pytest.mark.parametrize(("case", "framework"), ROUNDED)
 def test_products_in_bfloat16_agree_with_the_oracle_that_rounds(case, framework, monkeypatch):
-    """In both twins, to the bounds of tests/kernel/test_bfloat16.py."""
+    """Both frameworks stay within the bounds of tests/kernel/test_bfloat16.py."""
     if not kernels.bfloat16():
         pytest.skip("fused needs the instruction")
     draws = [parity.without_head(each).astype(np.float32) for each in CASES[case]]
@@ -111,7 +111,7 @@ def test_products_in_bfloat16_agree_with_the_oracle_that_rounds(case, framework,
 
 @pytest.mark.parametrize("marked", ["not long", pytest.param("long", marks=pytest.mark.long)])
 def test_the_frameworks_on_the_matrix_unit(marked, emulated_kernel):
-    """Emulated, in another process, for both frameworks load the kernel once."""
+    """Another process runs these tests on the emulated kernel; a process loads one kernel."""
     products = f"{__file__}::{test_products_in_bfloat16_agree_with_the_oracle_that_rounds.__name__}"
     tests = [products, "tests/kernel/test_bfloat16.py::test_twins"]
     command = [sys.executable, "-m", "tools.emulation", str(emulated_kernel.parent)]
@@ -131,9 +131,9 @@ YARDSTICKS = (parity.NN_GRU, parity.SIMPLE_CELL, *parity.LOOPS.values())
 
 @pytest.mark.parametrize("yardstick", YARDSTICKS, ids=lambda each: each.name)
 def test_every_yardstick_is_right(yardstick):
-    """A wrong yardstick would only widen the bounds that are twice its errors."""
+    """An error in a yardstick would remain undetected: bounds are twice its rounding errors."""
     cases = [draws for draws in CASES.values() if yardstick.can(draws[0], "float64")]
-    if yardstick is parity.SIMPLE_CELL:  # XLA compiles each case for seconds.
+    if yardstick is parity.SIMPLE_CELL:  # XLA takes seconds to compile each case.
         cases = [draws for draws in cases if draws[0].name in ("ties, zeros, unsorted", "long")]
     assert cases
     rows = [row for draws in cases for row in parity.check(yardstick, draws, "float64")]
@@ -142,8 +142,7 @@ def test_every_yardstick_is_right(yardstick):
 
 @pytest.mark.parametrize("size", parity.RESETS, ids=lambda size: size.name)
 def test_sequences_begin_within_rows_in_both_directions(size):
-    """In every draw, a step within a row begins a sequence, of both directions; and if it did not,
-    all that stands after it, in either direction, would be another."""
+    """Every draw has a reset within a row, and without it the results of both directions differ."""
     for seed in range(parity.DRAWS):
         case = parity.draw(size, False, seed)
         assert case.resets is not None
