@@ -1,4 +1,4 @@
-"""What the tests of compare.py share."""
+"""Fixtures of the tests of compare.py."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ def drawing(not_drawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs run in the process of the tests: an import of a framework takes seconds."""
+    """Jobs run in this process, because importing a framework takes seconds."""
 
     def run(
         jobs: Sequence[Job],

@@ -1,4 +1,4 @@
-"""The commands as a user types them: gru-twins, help, versions, spelling; and what is shipped."""
+"""The commands that a user types: gru-twins, help, versions, misspellings; the package files."""
 
 import os
 import re
@@ -43,7 +43,7 @@ MAINS: dict[str, Callable[[], None]] = {
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The command lines that gru-twins becomes, in place of becoming them."""
+    """The command lines that gru-twins would execute."""
     lines: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, line: lines.append(line))
     return lines
@@ -139,7 +139,7 @@ def test_what_gru_twins_names_is_there(
 
 
 def test_gru_twins_encode_is_gone(command: Command, started: list[list[str]]) -> None:
-    """Encoding takes no program of its own: a training does it, once, on all cores."""
+    """There is no program for encoding: a training encodes its data once, on all cores."""
     status, _, error = command(gru_twins.main, "encode", "part")
     assert (status, started) == (2, [])
     assert error.startswith("error: encode: expected one of compare, train, ")
@@ -164,7 +164,7 @@ def test_a_program_of_gru_twins_goes_by_its_name(
 
 
 def test_all_is_shipped() -> None:
-    """In the wheel, all packages and their types; in the container, all that the wheel needs."""
+    """The wheel has all packages and their types, the container all that the wheel needs."""
     about = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages, modules = about["packages"], about["py-modules"]
     roots = {name for name in packages if "." not in name}

@@ -1,4 +1,4 @@
-"""compare.py from the command line, small: what it writes, and that it can fail."""
+"""compare.py on little data: its files, and its exit status after a failed check."""
 
 import json
 import re
@@ -144,7 +144,7 @@ def test_losses_that_part_are_found(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("order", [1, -1])
 def test_accuracies_that_part_are_found(other: list[float], passed: bool, order: int) -> None:
-    """They pass where their intervals overlap."""
+    """Accuracies whose intervals do not overlap fail the check."""
     pair = [
         Run(
             framework=framework,
@@ -194,7 +194,7 @@ def test_twins_error_treats_nan_as_failure() -> None:
 def test_a_report_that_cannot_be_drawn_costs_one_warning(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What was measured is written, and what fails is still told by the exit status."""
+    """The results are written, and the exit status still reports failed checks."""
     asked = []
     monkeypatch.setattr(
         parity, "run", lambda: [Check.of(["a", "oracle"], "x, reset y", "z", 1, 0, 1)]

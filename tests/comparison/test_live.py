@@ -1,4 +1,4 @@
-"""The live table of compare.py: on a terminal a table, elsewhere the lines as they come."""
+"""compare.py shows a live table on a terminal, and lines elsewhere."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Programs side by side: their cores, their lines, and how one that fails or a signal ends them."""
+"""Concurrent programs: their cores, their output, and their end by a failure or a signal."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def write(programs: Path, name: str, text: str) -> Job:
 
 
 def run(jobs: list[Job], max_jobs: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """(name, line) as they came, and the names in the order in which they ended."""
+    """(name, line) in their order, and the names in the order in which the programs ended."""
     lines: list[tuple[str, str]] = []
     ended: list[str] = []
     processes.run(
@@ -58,7 +58,7 @@ def test_each_has_cores_of_its_own(programs: Path) -> None:
 
 @several_cores
 def test_a_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """joblib reads it from the container; this is its other way to be told."""
+    """joblib reads the quota of the container, or this environment variable."""
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     assert processes.default_max_jobs() == 1
     assert processes._shares(2) == [frozenset()]
@@ -173,7 +173,7 @@ def test_an_interrupt_that_python_discards_is_raised_again() -> None:
 
 
 def test_ctrl_c_while_speed_starts_its_processes_prints_no_traceback(tmp_path: Path) -> None:
-    """A terminal sends the signal to all of them, which are importing the frameworks then."""
+    """A terminal sends the signal to all processes while they import the frameworks."""
     process = subprocess.Popen(
         [sys.executable, "compare.py", "speed", "--out", tmp_path],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The speed comparison: that it times everything there is, and that its arithmetic is right."""
+"""The speed comparison times all contenders, and its arithmetic is right."""
 
 import pkgutil
 import sys
@@ -136,7 +136,7 @@ def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.Monkey
 
 
 def test_a_new_peer_is_a_new_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named after a package that is installed, or else it is left out."""
+    """A peer whose package is not installed is left out."""
     files = [ModuleInfo(FileFinder("."), name, False) for name in ("colorsys", "not_installed")]
     peer = SimpleNamespace(implementations=lambda: ["a GRU"])
     with monkeypatch.context() as patch:

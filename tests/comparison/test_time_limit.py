@@ -1,4 +1,4 @@
-"""A test that hangs is ended, and does not hang the suite."""
+"""A test that hangs ends its process with the stacks of all threads."""
 
 import os
 import subprocess

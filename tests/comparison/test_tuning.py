@@ -1,4 +1,4 @@
-"""compare.py tune: what it tries and records, goes on with, shares and refuses."""
+"""compare.py tune: trials, records, resuming, shared storage and errors."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     first = trials(tmp_path)
     assert [trial["number"] for trial in first] == [0]
     assert "19 validation reviews are few: " in output
-    # It begins with the options that are given.
+    # The first trial has the options of the command line.
     (given,) = (trial["options"] for trial in first if trial["given"])
     assert given["hidden_size"] == 64
     assert given["learning_rate"] == PRESETS["quick"]["learning_rate"]
@@ -121,7 +121,7 @@ def test_no_test_review_is_read_and_the_bad_are_given_up(
 def test_what_is_stopped_is_taken_up_again(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process of a trial: test_processes.py tests that a signal to compare.py reaches it."""
+    """A stopped trial resumes; test_processes.py tests that its process receives the signal."""
     storage = f"sqlite:///{tmp_path / 'trials.sqlite3'}"
     optuna.create_study(study_name="study", storage=storage)
 
@@ -176,7 +176,7 @@ def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
     ]
     said = [each.communicate(timeout=300)[0] for each in programs]
     assert [each.returncode for each in programs] == [0, 0], said
-    # The one that ends last has all; that two begin a trial at the same instant is no error.
+    # The study that ends last has all trials; two may begin a trial at the same time.
     assert 3 <= max(len(trials(tmp_path / name)) for name in ("one", "two")) <= 4
     assert all(": done, " in text for text in said)
 

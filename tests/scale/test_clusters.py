@@ -42,14 +42,14 @@ for step in range(len(begun) + 1, 21):
 
 @pytest.fixture(params=["quick_train", pytest.param("torch_impl.train", marks=pytest.mark.long)])
 def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The program that runs elsewhere."""
+    """The program that another process runs."""
     (tmp_path / "quick_train.py").write_text(QUICK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return str(request.param)
 
 
 def run_and_disturb(module: str, place: Place) -> None:
-    """Kill, in the third epoch of the program, the process that runs it; another one goes on."""
+    """Kill the process of the program in its third epoch; another process continues it."""
     assert place.folder is not None
     options = dataclasses.replace(LONG, out=place.folder / "run")
     lines: list[str] = []
@@ -145,7 +145,7 @@ done
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the stub of Slurm leaves."""
+    """A folder with the files of the stub of Slurm."""
     stub = tmp_path / "slurm"
     stub.mkdir()
     for name, script in SLURM.items():
@@ -166,7 +166,7 @@ def test_slurm_gets_a_script_and_may_run_it_again(slurm: Path, module: str, tmp_
 
 @pytest.mark.long
 def test_a_stop_reaches_what_slurm_runs(slurm: Path, tmp_path: Path) -> None:
-    """As does Ctrl-C: the training saves, and says so."""
+    """Ctrl-C reaches the job, too: the training saves a checkpoint and reports it."""
     arguments = ["accuracy", "--frameworks", "torch", "--models", "gru", "--data", "rt"]
     arguments += ["--vectors", "random:8", "--train-size", "64", "--test-size", "16", "--epochs"]
     arguments += ["5000", "--batch-size", "8", "--on", "slurm", "--out", str(tmp_path / "results")]
@@ -198,7 +198,7 @@ def test_what_is_not_there(place: Place, line: str) -> None:
         processes.run([Job("never", "never", ())], place, lambda *_: None, lambda _: None)
 
 
-@pytest.mark.long  # or else nobody could go on, above
+@pytest.mark.long  # otherwise, no other process could continue
 def test_what_it_runs_dies_with_the_one_who_started_it(tmp_path: Path) -> None:
     log, stop = tmp_path / "log", tmp_path / "stop"
     options = dataclasses.replace(LONG, epochs=5000, out=tmp_path / "run")

@@ -72,7 +72,7 @@ def machines(tmp_path: Path) -> Iterator[Start]:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_two_machines_find_what_one_does(name: str, machines: Start, tmp_path: Path) -> None:
-    """With the store on the machine that need not have the first worker."""
+    """The store may run on another machine than the first worker."""
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-endpoint", f"{ADDRESSES[1]}:29500", "-m", f"{name}_impl.train", *SIZES]
     both = machines([*torchrun, str(tmp_path / "two")])

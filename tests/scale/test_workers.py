@@ -34,7 +34,7 @@ from tools import endurance
 
 FRAMEWORKS = ("torch", "jax")
 D, V, B = 6, 40, 8
-# Models, and whether their vectors are trained. XLA compiles long: each once.
+# Models, and whether their vectors are trained; each once, because XLA compiles for long.
 MODELS = {
     "torch": [*product(("gru", "bigru", "nn.gru"), (False, True))],
     "jax": [("gru", False), ("bigru", True)],
@@ -56,7 +56,7 @@ def split() -> EncodedSplit:
 
 
 def gradients(name: str, world: World, shares: int) -> dict[str, np.ndarray]:
-    """Loss and gradients, float64, of some batches that are cut into so many shares."""
+    """Loss and gradients in float64 of batches that are divided into shares."""
     framework = import_module(f"{name}_impl.learner")
     batches = Batches(split(), B, shares=shares)
     vectors = np.random.default_rng(1).standard_normal((V, D))
@@ -78,7 +78,7 @@ def gradients(name: str, world: World, shares: int) -> dict[str, np.ndarray]:
 
 @cache
 def whole(name: str) -> dict[str, np.ndarray]:
-    """What one worker finds for batches that are not cut."""
+    """The loss and gradients of one worker for undivided batches."""
     with jax.enable_x64(True):
         return gradients(name, ALONE, 1)
 
@@ -102,7 +102,7 @@ def test_shares_come_to_the_whole_batch(name: str, shares: int, x64: None) -> No
 
 
 def worker(name: str, out: Path, launched: dict[str, str], shares: int, devices: int) -> None:
-    """Train, in JAX on that many devices, and write the gradients."""
+    """Train, in JAX on this number of devices, and write the gradients."""
     os.environ.update(launched, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
     endurance.quiet(name, out.parents[1] / "compiled")
     framework = import_module(f"{name}_impl.learner")
@@ -132,7 +132,7 @@ def end(processes: list[Any]) -> list[int]:
 
 
 def log(run: Path) -> list[dict[str, Any]]:
-    """What log.jsonl says, but for the times."""
+    """The lines of log.jsonl without the times."""
     timed = ("seconds", "tokens_per_second")
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
     return [{key: line[key] for key in line if key not in timed} for line in lines]
@@ -169,7 +169,7 @@ def test_workers_find_and_leave_what_one_does(name: str, count: int, tmp_path: P
 
 
 def training(name: str, out: Path, launched: dict[str, str], options: TrainConfig) -> None:
-    """As `python -m torch_impl.train`, but that it says nothing."""
+    """Train as `python -m torch_impl.train`, without output."""
     os.environ.update(launched)
     endurance.quiet(name, out.parents[1] / "compiled")
     framework = import_module(f"{name}_impl.learner")
@@ -207,7 +207,7 @@ def test_one_of_two_killed(name: str, tmp_path: Path) -> None:
 
 @long  # a killed worker and a resumed training: test_one_of_two_killed
 def test_torchrun_starts_all_again(tmp_path: Path) -> None:
-    """And --restart is for the first time."""
+    """--restart deletes the run only at the first start."""
     sizes = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]
     sizes += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "8"]
     sizes += ["--checkpoint-seconds", "0", "--shares", "2", "--restart"]
@@ -266,7 +266,7 @@ def test_what_is_wrong_is_said_once(name: str, options: dict[str, Any], tmp_path
 
 
 def broken(name: str, out: Path, launched: dict[str, str]) -> None:
-    """The second worker has a fault, of no kind that is expected."""
+    """The second worker raises an unexpected exception."""
     sys.stderr = (out / launched["RANK"]).open("w", buffering=1)
     os.dup2(sys.stderr.fileno(), 2)
 

@@ -1,4 +1,4 @@
-"""What the tests that train share: the frameworks, a small run, and the forms of an assertion."""
+"""Shared by the tests that train: the frameworks, a small run, and assertions about commands."""
 
 import json
 import re
@@ -65,13 +65,13 @@ def refused(result: tuple[int, str, str], status: int = 2) -> str:
 
 
 def refused_at_once(result: tuple[int, str, str]) -> str:
-    """The same of a command that wrote nothing to standard output."""
+    """The line of `refused`, of a command that wrote nothing to standard output."""
     assert result[1] == ""
     return refused(result)
 
 
 def rewrite(folder: Path, name: str, content: bytes) -> None:
-    """Change a file of a run or a checkpoint, and make SHA256SUMS fit."""
+    """Replace a file of a run or a checkpoint, and update SHA256SUMS."""
     (folder / name).write_bytes(content)
     is_checkpoint = folder.name.isdigit()
     names = (*checkpoint.CHECKPOINT_FILES, checkpoint.BEST)
@@ -99,7 +99,7 @@ def add_removed_options(run: Path, **options: object) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def not_drawn(drawn_here: None) -> Iterator[Callable[..., bool]]:
-    """Figures take longer than a small training: only tests with the fixture `drawing` draw."""
+    """Figures take longer than a small training, so only tests with the fixture `drawing` draw."""
     draw = run_directory.draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_directory, "draw", lambda folder: True)

@@ -1,4 +1,4 @@
-"""Checkpoints and run directories: what is damaged, foreign or hostile is named and not used."""
+"""Damaged, foreign and hostile files of checkpoints and runs are named and not used."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_a_checkpoint_under_another_number_is_refused(last: Path) -> None:
 
 
 def test_keep_and_the_damaged_ones_after_it(run: Path, last: Path) -> None:
-    """After going back from a damaged checkpoint, it does not count as one of those kept."""
+    """A damaged checkpoint does not count as one of the checkpoints that --keep retains."""
     (last / "state.json").unlink()
     (run / files.SUMS).unlink()
     loop.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": run, "keep": 1}))
@@ -114,7 +114,7 @@ def test_every_field_of_another_type_gets_one_clear_line(name: str, last: Path) 
                 refused += 1
                 assert name in str(error) or ".safetensors" in str(error)
                 assert "\n" not in str(error) and "\x1b" not in str(error)
-    assert refused > 50  # a value that fits the field's type is another configuration, no damage
+    assert refused > 50  # a valid value of the field is another configuration, not damage
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_no_link_leads_out_of_the_run_directory(name: str, run: Path, tmp_path: 
 def test_the_folder_in_the_configuration_is_not_written_to(
     run: Path, last: Path, tmp_path: Path, command: Command
 ) -> None:
-    """A run directory that was moved, or says that it is somewhere else, is written where it is."""
+    """A moved run directory is written at its present place, not at the one that it records."""
     about = json.loads((last / "config.json").read_text())
     about["options"]["out"] = str(tmp_path / "elsewhere")
     rewrite(last, "config.json", json.dumps(about).encode())
@@ -259,7 +259,7 @@ def test_a_second_process_is_refused(run: Path, command: Command) -> None:
     with run_directory.lock(run):
         error = refused_at_once(command(train_torch, "--resume", run, "--epochs", 2))
     assert error == f"error: {run}: is locked by process {os.getpid()}\n"
-    with run_directory.lock(run):  # it was let go of
+    with run_directory.lock(run):  # the lock was released
         pass
 
 

@@ -1,4 +1,4 @@
-"""The yardstick, NB-SVM, held to scikit-learn's own parts; its programs; ensembles."""
+"""The baseline NB-SVM against scikit-learn; its programs; ensembles."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SMALL = ("--data", "rt", "--train-size", 192, "--test-size", 96)
 
 
 def spelt(split: EncodedSplit) -> list[str]:
-    """The texts, their words spelt so that scikit-learn tells n-grams of them apart."""
+    """The texts with words that scikit-learn does not confuse with n-grams."""
     words = {-1: "unknown"}
     return [
         " ".join(words.get(token, f"w{token}") for token in split[i].tolist())
@@ -32,14 +32,14 @@ def spelt(split: EncodedSplit) -> list[str]:
 
 
 def counted(split: EncodedSplit, longest: int, fewest: int) -> tuple[list[str], np.ndarray]:
-    """What CountVectorizer finds: the n-grams in its order, and which texts have them."""
+    """The n-grams of CountVectorizer, in its order, and the texts that contain them."""
     counter = CountVectorizer(ngram_range=(1, longest), min_df=fewest, binary=True)
     features = counter.fit_transform(spelt(split)).toarray()
     return counter.get_feature_names_out().tolist(), features
 
 
 def names_of(codes: list[model.Codes], words: int) -> list[str]:
-    """The n-grams that codes stand for, in their order, spelt as above."""
+    """The n-grams of codes, in their order, with words as in `spelt`."""
     found: list[list[str]] = []
     for n, each in enumerate(codes):
         if n == 0:
@@ -71,7 +71,7 @@ def test_ngrams_are_those_of_scikit_learn(
 
 
 def test_of_other_texts_the_known_ngrams_are_found(repetitive: EncodedSplit) -> None:
-    """What is not known, a word (-1) or an n-gram, is no feature, and no n-gram goes across it."""
+    """Unknown words (-1) and n-grams are no features, and no n-gram contains an unknown word."""
     first, second = (
         join([repetitive[i] for i in rows], repetitive.labels[rows])
         for rows in (range(60), range(60, 120))
@@ -88,7 +88,7 @@ def test_of_other_texts_the_known_ngrams_are_found(repetitive: EncodedSplit) -> 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_model_is_nb_svm(repetitive: EncodedSplit, classes: int) -> None:
-    """Written out: the ratio of smoothed, normalised counts, and a machine on what it weights."""
+    """The model equals log ratios of smoothed counts and a linear SVM on the weighted features."""
     split = join([repetitive[i] for i in range(120)], repetitive.labels % classes)
     fitted = model.fit(split, 7, [str(i) for i in range(classes)], **HOW)
     _, counts = counted(split, 3, 2)
@@ -116,7 +116,7 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path, drawing: 
     assert f"Accuracy: {metrics['accuracy']:.2%}" in output
     assert (tmp_path / "figures" / "confusion.png").is_file()
 
-    # What it says of the test reviews' texts is what it said of them in the test.
+    # Its predictions for the test reviews are those of the test.
     options = run.load(tmp_path).options
     texts, _, test, _ = train.load_texts(options, lambda line: None)
     said = [" ".join(texts.vocabulary[token] for token in test[i]) for i in range(96)]
@@ -125,11 +125,11 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path, drawing: 
     right = np.equal(labels, [texts.classes[label] for label in test.labels])
     assert right.mean() == metrics["accuracy"]
 
-    # Asked again, it is there; of other options, it is another's.
+    # The same command finds the finished run; other options are refused.
     assert "finished before" in succeeds(command(train.main, *arguments))
     error = refused(command(train.main, *SMALL, "--c", 0.02, "--out", tmp_path))
     assert "--c was 0.01, is 0.02; --restart trains anew" in error
-    # What a crash has left of it is trained again.
+    # An incomplete run is trained again.
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "SHA256SUMS").unlink()
     (tmp_path / "model.safetensors").write_bytes(whole[:100])
@@ -222,7 +222,7 @@ def test_an_ensemble_is_the_mean_of_its_runs(
     for framework, folder in zip(FRAMEWORKS.values(), folders, strict=False):
         succeeds(command(main_of(framework), *small, "--epochs", 1, "--out", folder))
     succeeds(command(train.main, *SMALL, "--out", folders[2]))
-    # Another order of the classes: the names count.
+    # With another order of the classes, their names decide.
     found = run.load(folders[2])
     found.model.weight[:], found.model.bias[:] = -found.model.weight, -found.model.bias
     about = run.About(found.options, found.classes[::-1])

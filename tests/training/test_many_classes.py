@@ -75,7 +75,7 @@ def test_five_classes_are_learnt_reported_and_predicted(
 def test_a_run_with_many_classes_is_finished_and_stays_so(
     name: str, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without all of its logits in memory at once."""
+    """A finished run is not trained again, and all logits are never in memory at once."""
 
     def many() -> Iterator[Example]:
         for i in range(5 * 40):
@@ -122,7 +122,7 @@ def test_class_names_that_no_run_directory_could_hold_are_refused() -> None:
 
 
 def results_of(classes: int) -> dict[str, Any]:
-    """What metrics.json holds of a run with so many classes."""
+    """The content of metrics.json for a run with this number of classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, 5 * classes)
     logits = rng.standard_normal((len(labels), classes), np.float32)
@@ -136,7 +136,7 @@ def results_of(classes: int) -> dict[str, Any]:
 
 
 def test_what_a_run_of_300_classes_leaves_can_be_read(tmp_path: Path) -> None:
-    """No matrix of 90,000 cells: not in the figures, nor on the page, nor in the numbers."""
+    """No output contains a matrix of 90,000 cells: neither figures, page nor metrics.json."""
     run = results_of(300)
     names = list(run["classes"])
     figures.of_run(tmp_path, convert(run, Metrics, tmp_path), names, "quick")
@@ -164,7 +164,7 @@ def test_what_a_run_of_300_classes_leaves_can_be_read(tmp_path: Path) -> None:
 
 
 def test_results_with_the_whole_matrix_of_many_classes_are_still_read(tmp_path: Path) -> None:
-    """As earlier versions wrote them, without the scores of each class."""
+    """Earlier versions wrote the whole matrix, and no scores of each class."""
     new = results_of(40)
     matrix = np.diag([each["support"] for each in new["classes"].values()])
     for true, predicted, count in new["mistakes"]:
@@ -186,7 +186,7 @@ def test_results_with_the_whole_matrix_of_many_classes_are_still_read(tmp_path: 
 
 
 def test_the_confusion_figure_stays_readable_with_many_classes(tmp_path: Path) -> None:
-    """Each class is named on both axes, and a cell has no more text than it has room for."""
+    """Both axes name each class, and the text of a cell fits the cell."""
     names = [f"a rather long name of class {i} that goes on" for i in range(20)]
     figure = figures.confusion("confusion", "title", np.eye(20, dtype=int) * 12_345, names)
     figure.save(tmp_path / "confusion.png")

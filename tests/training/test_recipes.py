@@ -80,7 +80,7 @@ def test_300_steps_with_everything_on():
     ids=lambda one: next(iter(one)),
 )
 def test_each_alone_makes_a_difference_and_the_same(one):
-    """20 steps; so that no option hides behind another."""
+    """One option at a time: 20 steps agree between the frameworks and differ from the default."""
     train_vectors = not MEETS_VECTORS.isdisjoint(one)
     large = {"num_layers": 2, "model": "bigru"} if "pooling" in one else {}
     plain = TrainConfig(device="cpu", hidden_size=16, **large)
@@ -98,7 +98,7 @@ def test_each_alone_makes_a_difference_and_the_same(one):
 
 @pytest.mark.parametrize("twin", TWINS, ids=["torch", "jax"])
 def test_a_run_that_goes_on_takes_the_same_steps(twin):
-    """Bit for bit: dropout and the schedule continue where they were."""
+    """A resumed run has the same bits: dropout and the schedule continue."""
     batches = reviews(12)
     (whole,) = learners(ALL, 12, twins=[twin])
     (after,) = learners(ALL, 12, twins=[twin])
@@ -129,7 +129,7 @@ def test_one_framework_goes_on_where_the_other_stopped(order):
 
 @pytest.mark.parametrize("pooling", EVERY_POOLING)
 def test_pooling_is_that_of_numpy(pooling):
-    """The padding never counts, and a row without words is zeros."""
+    """Padding does not affect pooling, and a row without words gives zeros."""
     rng = np.random.default_rng(0)
     T, B, R, H = 6, 5, 2, 3
     lengths = np.array([6, 4, 1, 0, 3], np.int32)
@@ -157,7 +157,7 @@ def test_pooling_is_that_of_numpy(pooling):
 @pytest.mark.parametrize("pooling", ["max", "last+max+mean"])
 @pytest.mark.parametrize("model", ["gru", "bigru"])
 def test_the_builtin_layer_is_pooled_alike(model, pooling):
-    """And drops the same: nn.GRU with the canonical parameters gives the handwritten GRU's loss."""
+    """nn.GRU with the same parameters and dropout has the loss of the handwritten GRU."""
     how = {"pooling": pooling, "reset_after": True, "model": model}
     training = dataclasses.replace(ALL, **how)
     builtin = dataclasses.replace(training, model=f"nn.{model}")
@@ -209,12 +209,12 @@ def test_masks_are_a_function_of_seed_step_and_purpose():
     flat = [mask.ravel()[:2000] > 0 for mask in first.values()]
     for one, other in itertools.combinations(flat, 2):
         assert 0.4 < (one == other).mean() < 0.6
-    # What is drawn does not hang on what else is.
+    # A mask does not depend on the other masks.
     np.testing.assert_array_equal(drop(3, 7, feature_dropout=0.5)["features"], first["features"])
 
 
 def test_masks_are_those_of_philox():
-    """So that they stay what they are: the first numbers of the key and the counter, by hand."""
+    """The masks stay the same in all releases: the first random numbers have known values."""
     raw = np.random.Philox(key=[7, 3], counter=[0, 0, 0, 5]).random_raw(320)
     drawn = np.array([[word >> (8 * i) & 0xFF for i in range(8)] for word in raw.tolist()])
     expected = drawn.reshape(32, 80) >= 0.25 * 256

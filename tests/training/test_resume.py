@@ -1,4 +1,4 @@
-"""A run that was interrupted ends as if it had not been; and what stops a run."""
+"""An interrupted run ends with the results of an uninterrupted one; events that stop a run."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ from tests.training.cases import (
 from tools import endurance
 
 TINY = dataclasses.replace(endurance.TINY, epochs=2, keep=100)
-draw_in_a_process = run_directory.draw  # conftest.py has others draw in their own
+draw_in_a_process = run_directory.draw  # other tests draw in their own process
 
 
 def train(name: str, out: Path, **options: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def train(name: str, out: Path, **options: Any) -> dict[str, Any]:
 
 
 def cut_back(run: Path, step: int) -> None:
-    """Leave of a run what a kill just after this step would have left."""
+    """Delete the files of a run that did not exist just after this step."""
     for path in (run / "checkpoints").iterdir():
         if int(path.name) > step:
             shutil.rmtree(path)
@@ -76,7 +76,7 @@ def cut_back(run: Path, step: int) -> None:
 def test_an_interrupted_run_ends_with_the_same_bits(
     name: str, model: str, implementation: str, tmp_path: Path
 ) -> None:
-    """Interrupted within an epoch, between two log lines; and between two epochs."""
+    """The interruption is within an epoch, between two log lines, or between two epochs."""
     try:
         FRAMEWORKS[name].CELLS["gru"].resolve(implementation)
     except InputError:
@@ -152,7 +152,7 @@ def test_more_epochs_are_as_if_asked_for_at_once(command: Command, tmp_path: Pat
 def test_a_resumed_run_takes_its_shares_from_the_checkpoint(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As an option, they would forbid more workers than before."""
+    """Given as an option, the shares would limit the number of workers."""
     train("torch", tmp_path, shares=2)
     resumed: list[TrainConfig] = []
     monkeypatch.setattr(loop, "train", lambda framework, options, world: resumed.append(options))
@@ -238,7 +238,7 @@ def test_resuming_needs_a_checkpoint(command: Command, tmp_path: Path) -> None:
 def after_steps(
     monkeypatch: pytest.MonkeyPatch, name: str, count: int, act: Callable[[Any], object]
 ) -> None:
-    """After so many steps, act(learner); what it returns, if anything, is the loss instead."""
+    """Call act(learner) after this number of steps; its result, if any, replaces the loss."""
     Learner = FRAMEWORKS[name].Learner
     step, taken = Learner.step, 0
 
@@ -335,7 +335,7 @@ def test_numbers_that_are_not_finite_stop_the_run(
         learner.gradient_norm = float("inf")
         return None
 
-    after_steps(monkeypatch, name, 11, spoil)  # the third of the second epoch
+    after_steps(monkeypatch, name, 11, spoil)  # the third step of the second epoch
     arguments = ["--checkpoint-seconds", "0", "--log-every", 100, "--out", tmp_path]
     error = refused(command(main_of(FRAMEWORKS[name]), *ARGUMENTS, *arguments), 3)
     assert "in step 11 (epoch 2, iteration 3)" in error
@@ -352,7 +352,7 @@ def test_numbers_that_are_not_finite_stop_the_run(
 def test_a_step_size_that_explodes_stops_the_run(
     name: str, command: Command, tmp_path: Path
 ) -> None:
-    """Nothing is planted here: the numbers themselves run away."""
+    """The loss becomes infinite by itself, without a planted value."""
     arguments = ["--learning-rate", "1e38", "--out", tmp_path]
     error = refused(command(main_of(FRAMEWORKS[name]), *ARGUMENTS, *arguments), 3)
     assert "the last good checkpoint is none" in error
@@ -433,7 +433,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, not_drawn: Callable[..., boo
 
 @pytest.fixture
 def run(drawn: Path, tmp_path: Path) -> Path:
-    """A copy of it to change."""
+    """A copy of the finished run, which a test may change."""
     return shutil.copytree(drawn, tmp_path / "run")
 
 

@@ -41,7 +41,7 @@ from tests.training.cases import (
 )
 
 EVERY = [(name, model) for name, models in MODELS.items() for model in models]
-SHORT = {("torch", "birnn"), ("torch", "nn.bigru"), ("jax", "bigru")}  # the others are alike
+SHORT = {("torch", "birnn"), ("torch", "nn.bigru"), ("jax", "bigru")}  # others behave alike
 
 
 def test_freed_memory_is_kept_and_by_all_threads_only_on_demand(
@@ -134,7 +134,7 @@ def test_a_refused_call_leaves_nothing(
 def test_jax_predicts_with_what_pytorchs_own_layer_has_learnt(
     command: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And says the same as PyTorch: of texts as arguments, and as lines."""
+    """JAX predicts as PyTorch does, for texts given as arguments and as lines."""
     arguments = ["--model", "nn.bigru", *small, "--epochs", 1, "--out", tmp_path]
     succeeds(command(train_torch, *arguments))
     texts = ["a moving and wonderful film", "dull , tired and boring", "xyzzy", "film " * 500]
@@ -162,7 +162,7 @@ def test_jax_predicts_with_what_pytorchs_own_layer_has_learnt(
 def test_predictions_are_those_of_the_test_run(
     command: Command, small: list[str], tmp_path: Path
 ) -> None:
-    """predict reads a text as training did: same words, same cut, same model."""
+    """predict splits and truncates texts as training did, and has the same model."""
     arguments = [*small, "--test-size", "None", "--epochs", 1, "--out", tmp_path]
     succeeds(command(train_torch, *arguments))
     run = run_directory.load_run(tmp_path)
@@ -181,7 +181,7 @@ def test_predictions_are_those_of_the_test_run(
 def test_a_temperature_changes_the_probabilities_alone(
     name: str, command: Command, small: list[str], tmp_path: Path
 ) -> None:
-    """The head takes it in: so every program that reads the run gives the same."""
+    """The head contains the temperature, so all programs that read the run use it."""
     options = [*small, "--epochs", 2, "--validation-size", 32]
     runs = []
     for folder, more in ((tmp_path / "plain", ()), (tmp_path / "tempered", ("--temperature",))):
