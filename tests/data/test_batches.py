@@ -95,7 +95,7 @@ def test_little_padding_on_real_reviews(size: int | None, max_length: int, batch
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is read from /proc")
 def test_the_pages_of_a_large_file_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has read every text of a large file would else hold all of it."""
+    """Otherwise, a process that has read all texts would keep the whole file in memory."""
     monkeypatch.setattr(corpus, "MAY_STAY", 0)
     split = corpus.load("rt").train
     for batch in Batches(split, 64).epoch():

@@ -55,7 +55,7 @@ def test_processes_give_what_one_process_gives(many_small_chunks: None) -> None:
 
 
 def test_what_was_encoded_is_freed_at_once() -> None:
-    """A cycle of references would stay until Python looks for cycles, which is seldom."""
+    """A reference cycle would keep the memory until the next garbage collection."""
     while gc.collect():  # the garbage of other tests may take several collections
         pass
     encoding.encode(["a text", "and another"])

@@ -1,4 +1,4 @@
-"""Log-count ratios of n-grams: what they are, that they leak no label, and where they are read."""
+"""Log-count ratios of n-grams: their values, their positions, and that they leak no label."""
 
 import dataclasses
 import json
@@ -87,7 +87,7 @@ def test_ratios_are_those_of_counting_by_hand(split: EncodedSplit, classes: int)
 
 
 def test_a_text_has_no_part_in_its_own_ratios(split: EncodedSplit) -> None:
-    """With another label its own stay as they are, while others' change."""
+    """Another label changes the ratios of other texts, not those of the text itself."""
     split = of_classes(split, 2)
     before = ngrams.read_out_of_fold(split, V, 2, 3)
     of_text = np.repeat(np.arange(len(split)), split.lengths)
@@ -107,7 +107,7 @@ def test_a_text_has_no_part_in_its_own_ratios(split: EncodedSplit) -> None:
 
 
 def test_a_batch_has_them_at_their_words(split: EncodedSplit) -> None:
-    """What began before the words that are read is not read; nor is padding."""
+    """N-grams that begin before the first word of the batch are not read, nor is padding."""
     read = ngrams.fit(of_classes(split, 2), V, 2, 3).attach(of_classes(split, 2))
     whole, cut = (
         Batches(read, 8, max_length=limit, in_order=True, ngrams=3) for limit in (None, 5)
@@ -137,7 +137,7 @@ def batches_of(steps: int) -> list[Batch]:
     [("gru", True), ("rnn", False), pytest.param("bigru", False, marks=pytest.mark.long)],
 )
 def test_both_twins_take_the_same_steps(model: str, train_vectors: bool) -> None:
-    """30 in float64; and the first logits are the oracle's on vectors and ratios side by side."""
+    """30 steps agree in float64, and the first logits are those of the oracle."""
     words = len(corpus.load("imdb").vocabulary)
     vectors = np.random.default_rng(0).standard_normal((words, 8))
     training = TrainConfig(device="cpu", hidden_size=12, model=model, ngrams=2, word_dropout=0.2)

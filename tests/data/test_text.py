@@ -15,7 +15,7 @@ TEXTS = st.text(st.sampled_from(NASTY) | st.characters(codec=None), max_size=40)
 
 
 def plain(text: str) -> list[str]:
-    """The definition of a word, without a fast path."""
+    """The definition of a word, without optimizations."""
     return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'"))
 
 
@@ -52,7 +52,7 @@ def test_clean_takes_out_markup_and_nothing_else() -> None:
 
 
 def test_numbers_of_thousands_of_digits() -> None:
-    """Which int() refuses to read."""
+    """int() refuses numbers of thousands of digits."""
     assert clean(f"&#{'1' * 5_000};film") == "\N{REPLACEMENT CHARACTER}film"
     assert (
         clean(f"&#{'0' * 5_000}65;film &#0000000065 &#{'0' * 9}")

@@ -83,7 +83,7 @@ def lines(words: list[str], matrix: np.ndarray) -> str:
 def written(
     format_: str, folder: Path, words: list[str] = WORDS, matrix: np.ndarray = MATRIX
 ) -> Path:
-    """A file in this format under a name that says nothing."""
+    """A file in this format, under a name without an extension."""
     path = folder / "file"
     keyed = KeyedVectors(matrix.shape[1])
     header = "{} {}\n".format(*matrix.shape)
@@ -244,7 +244,7 @@ def test_tables_that_do_not_fit_their_words_are_refused(case: str, tmp_path: Pat
 
 @pytest.mark.parametrize("format_", ["word2vec binary", "gensim, vectors apart", "safetensors"])
 def test_memory_does_not_grow_with_the_file(format_: str, tmp_path: Path) -> None:
-    """Of 48 MB, next to nothing but the words is held at any time."""
+    """Of a file of 48 MB, only the words remain in memory."""
     words = [f"w{number}" for number in range(20_000)]
     path = written(format_, tmp_path, words, np.ones((20_000, 600), np.float32))
     tracemalloc.start()

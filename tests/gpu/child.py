@@ -1,4 +1,4 @@
-"""What test_trial.py starts in place of the child process of a trial: it has no framework."""
+"""A replacement for the child process of a trial, without a framework; see test_trial.py."""
 
 import os
 import signal

@@ -68,7 +68,7 @@ SMALLEST = [("Bf16", 31), ("Float32", 15)]
 
 @of_kinds(KINDS)
 def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rightly, and the same bits under every schedule; of the largest under one."""
+    """The results are right and have the same bits under every schedule of threads."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", factors == "Tf32")
 
     def kept(function: Callable[..., Sequence[torch.Tensor]]) -> Callable[..., Any]:
@@ -93,7 +93,7 @@ def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.M
 def test_torch_without_what_may_be_left_out(
     factors: str, size: int, reset_after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither tokens, resets, outputs nor a backward pass; nor, in a block of rows, a step."""
+    """Calls without tokens, resets, outputs, a backward pass, or steps of a row block."""
     drawn = init_gru(5, size, 1, True, 0)
     weights = {name: torch.tensor(p).float().requires_grad_() for name, p in drawn.items()}
     lengths, resets = torch.tensor([0] * 8 + [1, 3]), torch.zeros(3, 10, dtype=torch.bool)
@@ -117,7 +117,7 @@ def test_torch_without_what_may_be_left_out(
 def test_torch_launches_the_kernel_with_copies_of_the_indices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Another stream may write to the caller's while the kernel reads them."""
+    """Another stream may write to the caller's indices while the kernel reads them."""
     launch, launched = cuda.launch, []
 
     def record(kernel: Any, call: Any, stream: Any) -> None:
@@ -159,7 +159,7 @@ def in_jax(x: jax.Array) -> jax.Array:
 
 
 def test_the_operator_looks_at_what_it_is_told() -> None:
-    """But at a token or a length out of range it is too late to raise, on the device: NaN."""
+    """The operator validates its arrays; values out of range on the device give NaN."""
     tokens = torch.tensor([[0, 2, -1, 1, 0], [1, 0, 1, 0, 0]], dtype=torch.int32)
     lengths = torch.tensor([2, 2, 2, 3, -1], dtype=torch.int32)
     W, U, b, x, h0 = (torch.rand(*n) for n in ((96, 3), (96, 32), (96,), (2, 3), (1, 5, 32)))
@@ -187,7 +187,7 @@ def test_the_operator_looks_at_what_it_is_told() -> None:
 
 
 def test_training() -> None:
-    """Both twins' learners, with the CPU's answer."""
+    """The learners of both frameworks have the losses of the CPU."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((9, 4)).astype(np.float32)
     tokens, lengths = rng.integers(0, 9, (5, 3)), np.array([5, 2, 4])
@@ -202,7 +202,7 @@ def test_training() -> None:
 
 
 def test_threads() -> None:
-    """Several at once."""
+    """Several threads call the kernel at the same time."""
     with ThreadPoolExecutor(4) as pool:
         expected, *others = pool.map(in_torch, [X] * 5)
     assert all(torch.equal(each, expected) for each in others)
@@ -226,7 +226,7 @@ def fake() -> None:
     ],
 )
 def test_a_first_use(use: Callable) -> None:
-    """A kernel is tried at the first call with "auto", even if its arrays are transformed."""
+    """The first call with "auto" starts a trial, even if its arrays are transformed."""
     trial._verdicts.clear()
     in_torch(X, "scan")
     in_torch(X, "cuda")
@@ -250,7 +250,7 @@ def test_a_first_use(use: Callable) -> None:
 def test_trial(
     fault: str, reason: str, cell: Cell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The kernel runs in a child process alone; "auto" uses it, or scan with one warning."""
+    """A child process tries the kernel; "auto" uses it, or else scan with one warning."""
     monkeypatch.setenv("MOCK_FAULT", fault)
     monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))
     monkeypatch.setattr(trial, "LIMIT", 10.0 if fault == "hang" else 60.0)

@@ -1,4 +1,4 @@
-"""The kernel for GPUs, on one that is emulated: see tests/gpu and docs/gpu.md."""
+"""The GPU kernel on the emulated GPU of tools/gpu: see docs/gpu.md."""
 
 import os
 import re
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> str:
-    """A command of ours; returns what it says."""
+    """Run Python with these arguments; returns its standard output."""
     command = [*before, sys.executable, *map(str, arguments)]
     env = os.environ | QUICKLY | environment
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
@@ -40,7 +40,7 @@ def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> s
 def test_the_factors_that_are_named_are_checked(
     framework: str, factors: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both frameworks choose the kernel by settings of the process, within which it is called."""
+    """Both frameworks select the kernel by settings of the process during the call."""
     layers, twin = getattr(gpu, f"{framework}_peer"), getattr(gpu, f"{framework}_impl").cuda
     monkeypatch.setattr(
         layers,
@@ -78,14 +78,14 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, kinds: str, nu
     paths = [subprocess.check_output(each, text=True).strip() for each in asked]
     if not all(map(os.path.isabs, paths)):
         pytest.skip(f"the compiler has no {sanitizer} sanitizer")
-    # ThreadSanitizer does not get on with the address randomisation of new kernels.
+    # ThreadSanitizer fails with the address space randomization of recent Linux kernels.
     fixed = ["setarch", "-R"] if sanitizer == "thread" else []
     if fixed and subprocess.run(["bash", "-c", "setarch -R true"], check=False).returncode:
         pytest.skip("setarch -R is refused")
     options = {
         "SANITIZER": sanitizer,
         "LD_PRELOAD": " ".join(paths),
-        # A fiber is no thread that AddressSanitizer could have a stack for; there are many of them.
+        # AddressSanitizer has no stacks for fibers, of which there are many.
         "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0",
         "TSAN_OPTIONS": "halt_on_error=1:history_size=4:ignore_noninstrumented_modules=1",
     }
@@ -94,7 +94,7 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, kinds: str, nu
     assert f"{number} passed" in said
 
 
-# A process that uses the GRU on the emulated GPU and prints the children that it starts.
+# A process that uses the GRU on the emulated GPU and prints a line for each child process.
 PROCESS = """
 import subprocess, sys
 from common.kernels import cuda
@@ -115,7 +115,7 @@ print(__import__(sys.argv[1], fromlist=["gru"]).gru.CELL.resolve("auto", "cpu", 
 @pytest.mark.parametrize(("fault", "expected"), [("", "cuda"), ("crash", "scan")])
 @pytest.mark.parametrize("twin", ["torch_impl", "jax_impl"])
 def test_two_processes_at_once(twin: str, fault: str, expected: str, tmp_path: Path) -> None:
-    """One of them tries the kernel; both use its verdict."""
+    """One process tries the kernel; both use its verdict."""
     env = {"MOCK_FAULT": fault, "GRU_TWINS_CACHE": str(tmp_path)}
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(run, "-c", PROCESS, twin, **env) for _ in range(2)]
@@ -125,7 +125,7 @@ def test_two_processes_at_once(twin: str, fault: str, expected: str, tmp_path: P
 
 @pytest.mark.long
 def test_small_cases_and_what_is_done_with_any_device() -> None:
-    """A few kernels, of one block and of clusters of 2 to 16; and tests of other files."""
+    """A few kernels, with one block and with clusters of 2 to 16, and tests of other files."""
     few = {
         "tests/gpu/small.py": "test",
         "tests/layers/test_modules.py": "torch_modules or torch_export or compile or recomputed"

@@ -66,7 +66,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Children:
 
 
 def ask(children: Children, twin: str = "torch_impl", kernel: tuple = KERNEL) -> tuple[bool, str]:
-    """What a new process would have: whether the kernel is trusted, and the warning."""
+    """Whether a new process trusts the kernel, and its warning."""
     trial._verdicts.clear()
     trial.program = children.program
     with warnings.catch_warnings(record=True) as caught:
@@ -85,10 +85,10 @@ def ask(children: Children, twin: str = "torch_impl", kernel: tuple = KERNEL) ->
         ("wrong", "is off by 1.0e-02", True),
         ("SIGSEGV", "ended its process: Segmentation fault", True),
         ("hang", "had no result after 0.5 s", True),
-        # These say nothing about the kernel.
+        # These outcomes do not prove a fault of the kernel.
         ("SIGKILL", "could not be tried: its process ended with status -9", False),
         ("error", "could not be tried: ImportError: no NVRTC", False),
-        # The parent may hold most of the device's memory.
+        # The parent may have allocated most of the device's memory.
         ("memory", "false", True),
     ],
 )
@@ -100,7 +100,7 @@ def test_verdict(
     children: Children,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is reached once; one warning in each process names the reason."""
+    """One trial gives the verdict; one warning in each process names the reason."""
     children.behavior = behavior
     if behavior == "hang":
         monkeypatch.setattr(trial, "LIMIT", 0.5)
@@ -121,7 +121,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_child_that_cannot_be_killed(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver may hold it: the parent goes on without its end."""
+    """The driver may block the end of the child; the parent continues without it."""
     children.behavior = "hang"
     monkeypatch.setattr(trial, "LIMIT", 0.5)
     monkeypatch.setattr(trial, "GRACE", 0.1)
@@ -166,7 +166,7 @@ def start_parent(children: Children) -> subprocess.Popen:
 
 
 def test_two_processes_at_once(children: Children) -> None:
-    """One tries the kernel; the other waits and has the same verdict."""
+    """One process tries the kernel; the other one waits and has the same verdict."""
     children.behavior = "slow"
     parents = [start_parent(children) for _ in range(2)]
     assert [parent.communicate()[0] for parent in parents] == ["True\n"] * 2
@@ -191,7 +191,7 @@ def test_child_ends_with_its_parent(children: Children) -> None:
 def test_cache_that_cannot_be_written(
     children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel is compiled and tried, but that is not remembered."""
+    """The kernel is compiled and tried, but the verdict is not kept."""
     (tmp_path / "cache").write_text("a file")
     assert ask(children)[0] and ask(children)[0]
     assert len(children.pids()) == 2

@@ -1,4 +1,4 @@
-"""The server as a program of its own, and a connection to it."""
+"""The server as a separate program, and a connection to it."""
 
 import http.client
 import json
@@ -43,7 +43,7 @@ class Client:
         return answer.status, json.loads(content) if is_json else content.decode()
 
     def end(self) -> tuple[int, str]:
-        """The same as `ended`, after the signal that a container's manager sends."""
+        """Send SIGTERM, as a container runtime does, and return the result of `ended`."""
         self.process.send_signal(signal.SIGTERM)
         return self.ended()
 

@@ -41,7 +41,7 @@ def linear_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(
     request: pytest.FixtureRequest, served: dict[str, Path], linear_run: Path
 ) -> Iterator[Client]:
-    """A server of all models in the framework that is the parameter, at its own address."""
+    """A server of all models, in the framework of the parameter, at a separate address."""
     options = "--max-bytes", 50_000, "--allowed-hosts", "name.example"
     options += "--host", HOSTS[request.param]
     client = Client(request.param, *served.values(), linear_run, *options)

@@ -1,4 +1,4 @@
-"""The trace of a trained model and what explain makes of it, in both twins."""
+"""The trace of a trained model, and its explanation, in both frameworks."""
 
 import io
 import itertools
@@ -41,7 +41,7 @@ RNNS = {
     "rnn": replace(GRU, cell="rnn"),
     "rnn of two layers": replace(GRU, cell="rnn", num_layers=2),
 }
-# Of JAX what has everything: the twins agree in all of them.
+# JAX explains only the largest model; the frameworks agree in all of them.
 each_kind = pytest.mark.parametrize(
     ("framework", "kind"),
     [*itertools.product(["torch"], CONFIGS), ("jax", "two layers, both ways")],
@@ -49,7 +49,7 @@ each_kind = pytest.mark.parametrize(
 
 
 def draw(config: ModelConfig) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Parameters and vectors away from zero."""
+    """Random parameters and vectors that are not close to zero."""
     rng = np.random.default_rng(0)
     parameters = {name: rng.uniform(-1, 1, shape) for name, shape in params.shapes(config).items()}
     return parameters, rng.standard_normal((500, config.input_size))
@@ -74,7 +74,7 @@ def close(actual: np.ndarray, expected: np.ndarray, bound: float) -> None:
 
 @each_kind
 def test_the_trace_is_the_oracles(framework: str, kind: str, texts: EncodedSplit) -> None:
-    """Every gate, candidate and state, and both gradients, of every word, in float64."""
+    """All gates, candidates, states and both gradients of every word agree in float64."""
     config, batch = CONFIGS[kind], batch_of(texts)
     parameters, vectors = draw(config)
     with jax.enable_x64(True):
@@ -95,7 +95,7 @@ def test_the_trace_is_the_oracles(framework: str, kind: str, texts: EncodedSplit
         outputs = run.outputs[..., i * config.hidden_size : (i + 1) * config.hidden_size]
         close(np.where(run.live, found["states"][i], 0), outputs, BOUND_RESULT)
 
-    # gradient x input: the oracle is handed the gradient of the logit by hand.
+    # gradient x input: the oracle receives the gradient of the logit.
     head = parameters["head.weight"]
     features = np.concatenate(list(run.h_last[-config.directions :]), axis=-1)
     d_features = np.where((features > 0) & (batch.labels >= 0)[:, None], head[batch.labels], 0)
@@ -187,7 +187,7 @@ def run_of(config: ModelConfig, max_length: int | None = 20) -> run_directory.Ru
 
 
 def logits_of(run: run_directory.Run, text: list[int]) -> np.ndarray:
-    """The oracle's."""
+    """The logits of the oracle."""
     x = run.vectors[text][:, None]
     result = oracle.forward(
         run.parameters, x, np.array([len(text)]), reset_after=run.model.reset_after
@@ -231,7 +231,7 @@ def test_explain_says_what_the_oracle_says(framework: str, kind: str) -> None:
             z, r, n, h = (direction.between[name][:, 0] for name in "zrnh")
             np.testing.assert_allclose(of("z"), z.mean(axis=1), rtol=1e-11)
             np.testing.assert_allclose(of("r"), r.mean(axis=1), rtol=1e-11)
-            moved = np.linalg.norm(z * (n - h), axis=1)  # what a word adds to the state
+            moved = np.linalg.norm(z * (n - h), axis=1)  # the contribution of a word to the state
             np.testing.assert_allclose(of("change"), moved, rtol=1e-10)
             for name, value in {"z": z, "r": r, "state": h + z * (n - h)}.items():
                 units = np.reshape(of(name, answer["units"]), value.shape)
@@ -239,7 +239,7 @@ def test_explain_says_what_the_oracle_says(framework: str, kind: str) -> None:
 
 
 def test_a_linear_model_is_explained_exactly() -> None:
-    """Where z is open and nothing recurs, the answer hangs on the last word alone."""
+    """With z = 1 and no recurrent weights, the logits depend only on the last word."""
     config = replace(GRU, classes=2)
     run = run_of(config)
     H = config.hidden_size
@@ -303,7 +303,7 @@ def test_explain_prints_a_table_and_writes_json(
 def test_both_twins_explain_a_trained_model_alike(
     command: Command, trained: Path, tmp_path: Path
 ) -> None:
-    """In float32: each number, at most 1, comes of some tens of roundings of 6e-8."""
+    """In float32, each number of at most 1 results from some tens of roundings of 6e-8."""
     answers = []
     for framework in FRAMEWORKS:
         file = tmp_path / f"{framework}.json"
@@ -377,7 +377,7 @@ def test_a_plain_rnn_has_no_gates_to_tint_by(
 
 
 def test_the_explorer_holds_right_and_wrong_reviews_of_every_model(trained: Path) -> None:
-    """It asks PyTorch; what JAX would say is held to that above."""
+    """The explorer uses PyTorch; another test compares JAX with it."""
     options = run_directory.load_run(trained).options
     metrics = files.read_json(trained / "metrics.json")
     metrics |= {"model": "bigru", "run_dir": str(trained)}

@@ -1,4 +1,4 @@
-"""Exported models: what they compute, in other processes, too, and what is refused."""
+"""Exported models: their results, also in other processes, and refused exports."""
 
 import html
 import itertools
@@ -64,13 +64,13 @@ long = pytest.mark.long
 
 @cache
 def reviews() -> corpus.Corpus:
-    """Real ones."""
+    """Real reviews."""
     return corpus.load("imdb")
 
 
 @cache
 def run_of(kind: str) -> Run:
-    """A model with random parameters, of the words of real reviews."""
+    """A model with random parameters and the vocabulary of real reviews."""
     rng, texts = np.random.default_rng(0), reviews()
     config = replace(KINDS[kind], vocabulary_size=len(texts.vocabulary))
     parameters = {
@@ -103,7 +103,7 @@ def batches_of(kind: str) -> Batches:
 
 @cache
 def logits_of(kind: str, implementation: str = "auto", dtype: str = "float32") -> np.ndarray:
-    """What torch_impl computes."""
+    """The logits of torch_impl."""
     run = run_of(kind)
     model = replace(run.model, implementation=implementation)
     values = {name: value.astype(dtype) for name, value in run.parameters.items()}
@@ -117,7 +117,7 @@ def exported_as(name: str, kind: str) -> export.Call:
 
 
 def in_all_shapes(model: export.Call, batches: Batches) -> np.ndarray:
-    """The logits of all reviews, with nonsense in the padding, in batches of one and of many."""
+    """The logits of all reviews, in batches of several sizes, with arbitrary padding."""
     texts = [batches.split[i] for i in range(len(batches.split))]
     parts = texts[:1], texts[1:2], texts[2:3], texts[3:]
     found = []
@@ -137,7 +137,7 @@ def in_all_shapes(model: export.Call, batches: Batches) -> np.ndarray:
     ],
 )
 def test_exported_models_compute_what_the_twins_do(kind: str, name: str) -> None:
-    """Within float32's bound (docs/parity.md): twice the error of the plain loop, and one ULP."""
+    """The error is at most twice that of the loop in float32, plus one ULP (docs/parity.md)."""
     exact = logits_of(kind, dtype="float64")
     largest = np.abs(exact).max()
     plain = logits_of(kind, "loop" if KINDS[kind].cell == "gru" else "scan")
@@ -153,7 +153,7 @@ def test_exported_models_compute_what_the_twins_do(kind: str, name: str) -> None
 )
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_out_of_range(name: str, tokens: list, lengths: list) -> None:
-    """As docs/export.md says."""
+    """Values out of range have the effects that docs/export.md lists."""
     model = exported_as(name, "gru")
     given = np.array(tokens, np.int32), np.array(lengths, np.int32)
     if name == "stablehlo":
@@ -196,7 +196,7 @@ def main_of(framework: str) -> Callable[[], None]:
 def test_from_a_run_to_the_same_answers(
     framework: str, name: str, trained: Path, tmp_path: Path, command: Command
 ) -> None:
-    """The command line's files answer every test review as the run did in its own test."""
+    """An exported file predicts each test review as the run did in its test."""
     file = tmp_path / "model.bin"
     output = succeeds(command(main_of(framework), trained, "--to", name, "--out", file))
     assert re.fullmatch(
@@ -250,7 +250,7 @@ def output_of(command: list[str], **how: Any) -> str:
 
 
 def alone(program: str, folder: Path) -> np.ndarray:
-    """The logits of a program of docs/export.md in a process of its own, without this project."""
+    """The logits of a program of docs/export.md in another process, without this project."""
     end = "import sys, json; print(json.dumps([logits.tolist(), sorted(sys.modules)]))"
     command = [sys.executable, "-I", "-c", f"{program}\n{end}"]
     logits, modules = json.loads(output_of(command, cwd=folder))
@@ -274,7 +274,7 @@ def test_programs_run_without_this_project(number: int, tmp_path: Path) -> None:
         pytest.skip("AOTInductor needs a C++ compiler")
     name, module = ("stablehlo", jax_impl.export) if number == 2 else ("pt2", torch_impl.export)
     (tmp_path / f"model.{name}").write_bytes(module.save(run))
-    # Headers compiled ahead take a minute, and are of use for the next model alone.
+    # Precompiled headers take a minute, and only help the next model.
     quick = ', inductor_configs={"aot_inductor.precompile_headers": False})'
     program = PROGRAMS[number].replace('"compiled.pt2")\nmodel', f'"compiled.pt2"{quick}\nmodel')
     assert (program != PROGRAMS[number]) == compiles
@@ -299,7 +299,7 @@ TRICKY = [
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, list[str]]:
-    """A model as ONNX, and texts, whose every word it knows."""
+    """A model as ONNX, and texts of known words."""
     raw = [example.text for example in sources.load("imdb").examples()][::1000]
     texts = [*TRICKY, *(" ".join(text.split()) for text in raw)]
     words = sorted({word for text in texts for word in tokenize(clean(text))})
@@ -316,7 +316,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, list[
 
 
 def check_example(command: list[str], exported: tuple[Path, Run, list[str]]) -> None:
-    """It says of every text what `predict` says, whether given as arguments or as lines."""
+    """The example predicts as `predict` does, for texts as arguments and as lines."""
     file, run, texts = exported
     found = output_of([*command, str(file), *texts])
     assert output_of([*command, str(file)], input="\n".join(texts)) == found

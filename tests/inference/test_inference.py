@@ -1,4 +1,4 @@
-"""What `load` returns, and the command line over it, in both twins."""
+"""The models that `load` returns, and the command line of predict, in both frameworks."""
 
 import io
 import itertools
@@ -39,7 +39,7 @@ SIZES = {"train_size": 64, "test_size": 32, "max_length": 20, "hidden_size": 4, 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the best parameters by validation reviews."""
+    """A run with the best parameters by validation loss."""
     folder = tmp_path_factory.mktemp("run")
     options = TrainConfig(data="rt", out=folder, validation_size=16, **SIZES)
     loop.train(torch_impl.learner, options)
@@ -67,7 +67,7 @@ def test_predictions_say_everything(model: Model) -> None:
 
 
 def test_an_answer_hangs_on_its_text_alone(model: Model) -> None:
-    """However many texts are asked about together, and however long the others are."""
+    """A prediction does not depend on the number and lengths of the other texts."""
     alone = np.concatenate([model.logits([text]) for text in TEXTS])
     for count in (*ROWS, 2 * ROWS[-1] + 3):
         texts = [*itertools.islice(itertools.cycle(TEXTS), count)]

@@ -1,4 +1,4 @@
-"""The server, as a program of its own, in both twins."""
+"""The server as a separate program, in both frameworks."""
 
 import asyncio
 import http.client
@@ -134,9 +134,9 @@ def test_a_body_of_exactly_max_bytes_is_answered(client: Client) -> None:
 
 
 class Busy:
-    """A model that answers each text with the number of texts that were asked together.
+    """A model whose answer to each text is the number of texts of the call.
 
-    The first call lasts until `free` is set, so that further questions have to wait.
+    The first call lasts until `free` is set, so that further requests have to wait.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class Busy:
 def test_questions_that_wait_are_answered_together(
     sizes: tuple[int, ...], together: tuple[int, ...]
 ) -> None:
-    """Up to 256 texts; and then, when nobody asks any more, the next one."""
+    """Waiting requests are answered together, up to 256 texts; the rest follows."""
 
     async def ask() -> None:
         model: Any = Busy()
@@ -205,7 +205,7 @@ def test_foreign_pages_are_refused(headers: dict[str, str], expected: int, clien
 
 
 def test_a_request_without_host_is_refused(client: Client) -> None:
-    """HTTP/1.0 allows it."""
+    """HTTP/1.0 allows requests without Host."""
     with socket.create_connection((client.host, client.port), timeout=60) as connection:
         connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
@@ -220,7 +220,7 @@ def test_localhost_is_allowed_where_every_address_is_served(client: Client) -> N
 
 @pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_thousands_of_malformed_bodies(count: int, client: Client) -> None:
-    """Each gets a 4xx; that nothing is written to standard error is seen when the server ends."""
+    """Each body gets a 4xx status; at the end of the server, its standard error is empty."""
     rng = random.Random(0)
     good = json.dumps({"texts": ["film \u00e9", "\U0001f600"], "run": "gru"}).encode()
     pieces = [b"[", b"]", b"{", b"}", b'"', b"\\", b"\xff", b"\\ud800", b"null", b"1e999", b","]

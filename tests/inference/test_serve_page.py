@@ -58,7 +58,7 @@ RUNS = [
 
 
 def explain(text: str, model: str) -> dict[str, Any]:
-    """Made up: every word is known but xyzzy, and every number hangs on the text."""
+    """An invented explanation: only xyzzy is unknown, and all numbers depend on the text."""
     places = [place for place, word in enumerate(text.split()) if word != "xyzzy"]
     read = [text.split()[place] for place in places]
     rng = np.random.default_rng([*text.encode()])
@@ -142,7 +142,7 @@ def server() -> Iterator[Server]:
 
 
 def url(server: Server, text: str = "a fine film", *runs: str) -> str:
-    """Of the page, with a text and runs."""
+    """The URL of the page with a text and runs."""
     state = urlencode([("text", text), *(("run", run) for run in runs)])
     return f"http://127.0.0.1:{server.server_port}/#{state}"
 
@@ -156,7 +156,7 @@ def box(browser: WebDriver) -> WebElement:
 
 
 def write(browser: WebDriver, *texts: str) -> None:
-    """Have each of them in the box, one soon after the other."""
+    """Put each text into the box, one shortly after the other."""
     browser.execute_async_script(
         "const [box, texts, done] = arguments;"
         "texts.forEach((text, i) => setTimeout(() => {"
@@ -172,7 +172,7 @@ def choose(browser: WebDriver, name: str, value: str) -> None:
 
 
 def await_words(browser: WebDriver, text: str) -> None:
-    """Wait until every panel shows these."""
+    """Wait until every panel shows these words."""
     shown = (
         "return [...document.querySelectorAll('.words')]"
         ".map((words) => [...words.children].map((word) => word.textContent).join(' '))"
@@ -181,7 +181,7 @@ def await_words(browser: WebDriver, text: str) -> None:
 
 
 def pixels(browser: WebDriver, panel: WebElement) -> np.ndarray:
-    """The heat map's, as they are stored: [units, words, 4]."""
+    """The stored pixels of the heat map: [units, words, 4]."""
     width, height, data = browser.execute_script(
         "const canvas = arguments[0].querySelector('canvas'), { width, height } = canvas;"
         "return [width, height,"
@@ -316,7 +316,7 @@ def test_gates_and_states_of_all_units(browser: WebDriver, server: Server) -> No
     mine, both, plain, _ = panels(browser)
 
     def shown(values: list[list[float]]) -> np.ndarray:
-        """Opacities, negative where they are orange."""
+        """The opacities of the words; those of orange words are negative."""
         return np.clip(np.transpose(values), -1, 1) * 255
 
     def opacities(panel: WebElement) -> np.ndarray:

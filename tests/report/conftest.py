@@ -1,4 +1,4 @@
-"""Made-up results of a comparison, with everything in them that the report can show."""
+"""Invented results of a comparison that contain everything the report can show."""
 
 import copy
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ CALLED = {"torch_impl.GRU": 2.0, "ONNX Runtime": 1.6, "nn.GRU": 1.0, "Keras on t
 
 @pytest.fixture(scope="session")
 def results() -> dict[str, Any]:
-    """All sections of results.json; the reviews are as bad as reviews can be."""
+    """All sections of results.json; the reviews contain markup and scripts."""
     rng = np.random.default_rng(0)
     names = [(f, m) for m in ("gru", "bigru") for f in ("torch", "jax")]
     names += [("torch", "nn.gru"), ("torch", "nn.bigru")]
@@ -64,7 +64,7 @@ def results() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def large_results(results: dict[str, Any]) -> dict[str, Any]:
-    """More of everything: eight classes, thirty categories, the full grid of speed."""
+    """Larger results: eight classes, thirty categories, the full grid of the speed comparison."""
     rng = np.random.default_rng(0)
     classes = [f"{stars} stars, more or less" for stars in range(1, 9)]
     ratios = {**RATIOS, **{name: rng.uniform(0.3, 1.2) for name in PEERS}}

@@ -41,7 +41,7 @@ on_a_desktop = pytest.mark.parametrize("opened", [("desktop", "light")], indirec
 
 @pytest.fixture(scope="module", params=["results"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of conftest's results, as compare.py writes it."""
+    """The page that compare.py writes for the results of conftest.py."""
     folder = tmp_path_factory.mktemp("report")
     results = request.getfixturevalue(request.param)
     found = convert(results, Results, folder)
@@ -65,7 +65,7 @@ def test_it_opens_fast_draws_every_chart_logs_nothing_and_prints_on_a_few_pages(
     browser: WebDriver, page: Path, results: dict[str, Any]
 ) -> None:
     assert page.stat().st_size < 5e6
-    # The page's own time on a processor, in seconds: what runs beside it is not its fault.
+    # The CPU seconds of the page, which other programs do not affect.
     browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     show(browser, page.as_uri())
     metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
@@ -84,7 +84,7 @@ def test_it_opens_fast_draws_every_chart_logs_nothing_and_prints_on_a_few_pages(
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
     printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert 5 < len(re.findall(rb"/Type /Page\b", printed)) < 30
-    # All that is folded is unfolded, but for the thousands of rows of the full grid of speed.
+    # All sections are unfolded, except the thousands of rows of the full speed grid.
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     few = browser.find_elements(By.CSS_SELECTOR, "details:not(.long)")
     assert few and all(part.get_property("open") for part in few)

@@ -1,4 +1,4 @@
-"""The report from results.json alone: what it holds, and what bad results do to it."""
+"""The report of a results.json: its content, and errors in results.json."""
 
 import copy
 import errno
@@ -24,14 +24,14 @@ SECTIONS = ("runs", "parity", "speed", "questions", "explorer", "tuning")
 
 @pytest.fixture
 def changed(results: dict[str, Any]) -> dict[str, Any]:
-    """Results to change; small enough to be quick."""
+    """Small results that a test may change."""
     few = {**results, "explorer": {**results["explorer"]}, "runs": results["runs"][:2]}
     few["explorer"]["reviews"] = results["explorer"]["reviews"][:3]
     return copy.deepcopy(few)
 
 
 def only(results: dict[str, Any], *sections: str) -> dict[str, Any]:
-    """Without the other sections, whose drawing takes its time."""
+    """The results with only these sections, because drawing takes long."""
     others = {*SECTIONS} - {*sections}
     return {name: value for name, value in results.items() if name not in others}
 
@@ -46,7 +46,7 @@ def page_of(results: dict[str, Any], folder: Path) -> str:
 
 
 def titles(results: dict[str, Any]) -> dict[str, list[str]]:
-    """Of all figures, by the first word of their names."""
+    """The titles of all figures, by the first word of their names."""
     found: dict[str, list[str]] = {}
     for figure in content.shown(content.sections(read(results))):
         found.setdefault(figure.name.partition("-")[0], []).append(figure.title)
@@ -84,7 +84,7 @@ HOSTILE = "<img src=x onerror=alert(1)> a|b `c` &lt; *d* [e](f) \\"
 
 
 def hostile(value: Any, key: str = "") -> Any:
-    """Results in which every text that is free has something in it that Markdown or HTML reads."""
+    """Results whose free texts all contain Markdown and HTML."""
     if isinstance(value, dict):
         free = key in ("categories", "environment")
         return {

@@ -1,4 +1,4 @@
-"""A table says the same on the terminal, in report.md and on the page."""
+"""A table has the same content on the terminal, in report.md and on the page."""
 
 import io
 import re
