@@ -1,6 +1,6 @@
 """Pages in a real browser: Debian's chromium, without a network.
 
-axe-core, which looks for what bars people from a page, comes from the npm registry:
+axe-core, which detects accessibility problems, comes from the npm registry:
 `npm install axe-core`, and AXE_CORE=node_modules/axe-core/axe.min.js.
 """
 
@@ -28,7 +28,7 @@ needs_axe = pytest.mark.skipif(
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update "
-    # Nothing outside can be reached: no name resolves, and the proxy is a port nobody listens on.
+    # No host outside can be reached: no name resolves, and no program listens on the proxy's port.
     "--proxy-server=http://127.0.0.1:9 "
     "--host-resolver-rules=MAP\u0020*\u0020~NOTFOUND,EXCLUDE\u0020127.0.0.1"
 )
@@ -49,7 +49,7 @@ each_screen = pytest.mark.parametrize(
 
 
 def start(folder: Path) -> WebDriver:
-    """A browser that keeps what it must keep in the folder."""
+    """A browser whose profile is in this folder."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in FLAGS.split(" --"):
@@ -57,7 +57,7 @@ def start(folder: Path) -> WebDriver:
     options.add_argument(f"--user-data-dir={folder}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     started = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    started.set_script_timeout(110)  # axe-core on the largest page, beside other tests
+    started.set_script_timeout(110)  # axe-core on the largest page, while other tests run
     return started
 
 
@@ -85,7 +85,7 @@ def logged(browser: WebDriver) -> list[str]:
 
 
 def screenshot(browser: WebDriver, path: Path) -> None:
-    """The whole page."""
+    """Save a screenshot of the whole page."""
     height = browser.execute_script("return document.documentElement.scrollHeight")
     width = browser.execute_script("return innerWidth")
     clip = {"x": 0, "y": 0, "width": width, "height": min(height, 16_000), "scale": 1}
@@ -95,18 +95,18 @@ def screenshot(browser: WebDriver, path: Path) -> None:
 
 
 def facts(place: WebDriver | WebElement) -> dict[str, str]:
-    """What the explorer tells of the chosen word, on the page or in one of its panels."""
+    """The values that the explorer shows for the selected word, on the page or in a panel."""
     names, values = (place.find_elements(By.CSS_SELECTOR, f".word {t}") for t in ("dt", "dd"))
     return {name.text: value.text for name, value in zip(names, values, strict=True)}
 
 
 def words(place: WebDriver | WebElement) -> list[WebElement]:
-    """Those of the explorer."""
+    """The words of the explorer."""
     return place.find_elements(By.CSS_SELECTOR, ".words > *")
 
 
 def contrasts(browser: WebDriver, selector: str = ".words > *") -> list[float]:
-    """Of text on what is behind it, by default of the explorer's words, as WCAG defines it."""
+    """The contrast ratios (WCAG) of text and background, by default of the explorer's words."""
     script = """
         const light = (color) => {
           const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3)
@@ -124,7 +124,7 @@ def contrasts(browser: WebDriver, selector: str = ".words > *") -> list[float]:
 
 
 def barriers(browser: WebDriver) -> list[tuple[str, str, list[str]]]:
-    """What axe-core finds: the rule that is broken, what it asks for, and where."""
+    """The accessibility problems that axe-core finds: rule, explanation and elements."""
     browser.execute_script(Path(os.environ["AXE_CORE"]).read_text())
     found = browser.execute_async_script(
         "const done = arguments[0]; axe.run({resultTypes: ['violations']})"

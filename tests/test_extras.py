@@ -1,4 +1,4 @@
-"""The extras of pyproject.toml, and the message if a package of theirs is missing."""
+"""The extras of pyproject.toml, and the message if one of their packages is missing."""
 
 import re
 import tomllib

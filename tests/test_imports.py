@@ -1,4 +1,4 @@
-"""The graph of imports: from the top of the product to its bottom, without circles."""
+"""The import graph of the product has no cycles, and lower layers import no higher ones."""
 
 import ast
 import runpy
@@ -34,7 +34,7 @@ def tree_of(name: str) -> ast.Module:
 
 @cache
 def imported(name: str, *, top_level: bool = False) -> frozenset[str]:
-    """The modules that a file imports, and what it imports from them, as full names."""
+    """The full names of the modules and objects that a file imports."""
     tree = tree_of(name)
     found: set[str] = set()
     for node in tree.body if top_level else ast.walk(tree):
@@ -59,7 +59,7 @@ def test_no_two_files_import_each_other_even_within_functions() -> None:
 
 
 def test_prediction_needs_no_learner() -> None:
-    """What answers imports, directly or not, neither a learner nor the training loop."""
+    """The programs that predict import neither a learner nor the training loop."""
     starts = [f"{twin}_impl.{name}" for twin in ("torch", "jax") for name in ASKED]
     reached, left = set[str](), [*starts, "common.serve.server"]
     while left:
@@ -99,7 +99,7 @@ def test_the_bottom_of_common_imports_none_of_its_folders_and_kernels_no_data() 
 
 
 def test_an_import_changes_neither_signal_handlers_nor_the_environment() -> None:
-    """Changes that the frameworks make when they are imported do not count."""
+    """Changes by the import of a framework do not count."""
     code = """
 import os, signal, sys
 import flax, jax, torch

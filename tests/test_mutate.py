@@ -1,4 +1,4 @@
-"""The mutants of tools/mutate.py: what is changed, what is left alone, and what is valid."""
+"""The mutants of tools/mutate.py: changed, unchanged and invalid code."""
 
 import os
 import subprocess

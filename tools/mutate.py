@@ -1,16 +1,16 @@
-"""Random single changes of the program: the default tests have to find those that change behaviour.
+"""Makes random single changes of the program, and lists those that no default test detects.
 
     python -m tools.mutate --count 200 --seed 0
     python -m tools.mutate --count 50 --paths torch_impl common/kernels/gru.cpp
 
-The first run measures which tests execute which lines (coverage.py, some ten minutes), and keeps
-the measurement in the cache until a file changes. Each mutant is then a copy of the working tree
-with one change, in which the default tests that execute the changed line run until one fails: the
-fast ones first, and of these the files that have found most mutants in least time. For C++, whose
-lines coverage.py does not see, they are those of CPP_TESTS. A test that fails without the change,
-too, runs no more.
+The first run measures with coverage.py which tests execute which lines (some ten minutes), and
+keeps the result in the cache until a file changes. Each mutant is a copy of the working tree with
+one change. The default tests that execute the changed line run until one fails: the fast tests
+first, and of these the files that have detected the most mutants in the least time. Because
+coverage.py does not measure C++, its mutants run the tests of CPP_TESTS. A test that also fails
+without the change is excluded.
 
-A survivor either needs a test or behaves as the original does, which its reader has to decide.
+A person must decide whether a survivor lacks a test or behaves as the original program does.
 """
 
 import ast
@@ -48,8 +48,8 @@ CPP_TESTS = {
     KERNEL: ("tests/kernel", "tests/layers", "tests/parity"),
 }
 """The tests of C++ files: those of the first key that a file's name starts with."""
-TEXT_TESTS = "tests/kernel/test_planted_faults_apply.py"  # see changes of text, not of behaviour
-TIME_LIMIT = 20  # seconds for one test, and ten times what it takes; a mutant that hangs is found
+TEXT_TESTS = "tests/kernel/test_planted_faults_apply.py"  # detects changed text, not behaviour
+TIME_LIMIT = 20  # seconds for one test, plus ten times its duration; a hanging mutant is detected
 FEW = 4  # files of tests that run before all others are imported
 COVERAGE = """[run]
 source = {tree}
@@ -81,7 +81,7 @@ CPP_SWAPS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Change the program at random places; print a table of the changes that no test finds."""
+    """Change the program at random places; print a table of the changes that no test detects."""
 
     count: Count = 200
     """How many mutants; all that there are, if these are fewer."""
@@ -108,19 +108,19 @@ class Mutant:
         return source[: self.start] + self.new + source[self.end :]
 
     def is_valid(self, source: bytes) -> bool:
-        """Whether it parses, as something else than the source does."""
+        """Whether the changed file parses, and its syntax tree differs from the original one."""
         if not self.file.endswith(".py"):
             return True
         try:
             return ast.dump(ast.parse(self.changed(source))) != ast.dump(ast.parse(source))
-        except SyntaxError:  # the text of an argument in parentheses, say
+        except SyntaxError:  # for example, the text of an argument in parentheses
             return False
 
     def line(self, source: bytes) -> int:
         return source.count(b"\n", 0, self.start) + 1
 
     def shown(self, source: bytes) -> str:
-        """The line before and after, as Markdown."""
+        """The line before and after the change, as Markdown."""
         at = self.line(source) - 1
         before, after = (text.split(b"\n")[at] for text in (source, self.changed(source)))
         return f"`{before.decode().strip()}` → `{after.decode().strip()}`"
@@ -225,7 +225,7 @@ LANGUAGES = {".py": python_mutants, ".cpp": cpp_mutants, ".h": cpp_mutants}
 
 
 def draw(paths: Sequence[str], count: int, seed: int) -> list[Mutant]:
-    """Mutants of the files and folders, in random order. Raises InputError for a path without."""
+    """Mutants of files and folders, in random order. Raises InputError for a path without any."""
     every: list[Mutant] = []
     for path in paths:
         whole = ROOT / path
@@ -247,7 +247,7 @@ def draw(paths: Sequence[str], count: int, seed: int) -> list[Mutant]:
 
 
 def environment(tree: Path, **more: str) -> dict[str, str]:
-    """That of a copy of the tree, whose temporary files, which are removed, are beside it."""
+    """The environment of programs in a copy of the tree; deletes its temporary files."""
     temporary = tree.parent / "tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -264,7 +264,7 @@ PYTEST = ("-q", "-p", "no:cacheprovider")
 
 
 def measure(tree: Path, into: Path) -> None:
-    """Run the default tests once: which lines they execute, how long they take, which ones fail."""
+    """Run the default tests once, and record their lines, durations and failures."""
     (tree / ".coveragerc").write_text(COVERAGE.replace("{tree}", str(tree)))
     tests = ["-n", str(JOBS), "-o", "junit_family=xunit1", f"--junitxml={into / 'tests.xml'}"]
     lines = ["--cov", "--cov-config=.coveragerc", "--cov-context=test", "--cov-report="]
@@ -278,7 +278,7 @@ def measure(tree: Path, into: Path) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the default tests do without a change."""
+    """The default tests without a change."""
 
     seconds: dict[str, float]
     """Test functions that pass, and the time that all their cases take."""
@@ -318,7 +318,7 @@ class Measured:
 
 
 def read(folder: Path) -> Measured:
-    """What `measure` has left in a folder."""
+    """The results of `measure` in a folder."""
     import coverage
 
     seconds: Counter[str] = Counter()
@@ -346,14 +346,14 @@ def read(folder: Path) -> Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    found_by: str  # what failed first; empty for a survivor
+    found_by: str  # the first failure; empty for a survivor
     tests: int  # functions that execute the line
     seconds: float
-    is_decided: bool = True  # not where the budget was used up
+    is_decided: bool = True  # False if the budget was used up
 
 
 def parts(tests: list[str]) -> list[list[str]]:
-    """The tests of the first files, and all others: pytest imports all files before it begins."""
+    """The tests of the first files and all others; pytest imports all files before it begins."""
     files = [test.partition("::")[0] for test in tests]
     first = list(dict.fromkeys(files))[:FEW]
     length = sum(1 for _ in takewhile(first.__contains__, files))
@@ -376,7 +376,7 @@ class Tree:
         )
 
     def pytest(self, *arguments: str, **limits: Any) -> tuple[int | None, str]:
-        """Exit status, or None where the seconds were over, and output."""
+        """The exit status, or None after the time limit, and the output."""
         environment(self.path)
         request = [*PYTEST, *arguments], limits.get("each", {}), limits.get("seconds")
         assert self.server.stdin and self.server.stdout
@@ -385,13 +385,13 @@ class Tree:
         return status, (self.path.parent / "output").read_text(errors="replace")
 
     def try_out(self, mutant: Mutant, measured: Measured, budget: float | None) -> Outcome:
-        """Run the tests with the change, and take the change back."""
+        """Run the tests with the change, and revert it."""
         begin = time.monotonic()
         path, library = self.path / mutant.file, self.path / KERNEL / "libgru.so"
         original, built, times = path.read_bytes(), library.read_bytes(), path.stat()
         tests = measured.tests(mutant.file, mutant.line(original))
         path.write_bytes(mutant.changed(original))
-        # Python compares whole seconds (and the size) with those of the file that it has compiled.
+        # Python compares the time in whole seconds and the size with those of the compiled file.
         os.utime(path, (times.st_atime, times.st_mtime + 2))
         status: int | None = 0
         found = ""

@@ -1,12 +1,11 @@
-"""Faults planted in the CPU kernel, one at a time: the tests have to find each.
+"""Plants faults in the CPU kernel and its bindings, one at a time; the tests must detect each.
 
     python -m tools.planted_faults          all of them, an hour and more on two cores
     python -m tools.planted_faults bias     those with "bias" in their names
 
-Each is one change of one text, in a copy of the working tree that is tested, with the kernel built
-anew where it is in that.
-A fault that no test finds means a test is missing. Exit status 1 if there is one. Those of threads
-show on two cores or more, that of denormal numbers that come in on x86.
+A fault replaces one text in a copy of the working tree. The kernel is rebuilt if the fault is in
+C++. The exit status is 1 if the tests do not detect a fault: a test is then missing. Faults of
+threads need two cores, and the fault of denormal numbers in the input needs x86.
 """
 
 import os
@@ -32,15 +31,15 @@ BUILD = (
 )
 """Arguments of Python that build the kernel of a copy of the working tree."""
 PACKAGES = ("torch_impl", "jax_impl", "common")
-# NumPy's and PyTorch's own threads would only be in the way of the other job, and pytest's plugins,
-# which these tests do without, take two seconds to import.
+# Threads of NumPy and PyTorch would slow down the other job, and the plugins of pytest, which these
+# tests do not need, take two seconds to import.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-    "PYTEST_PLUGINS": "xdist.plugin",  # pyproject.toml has an option of it
+    "PYTEST_PLUGINS": "xdist.plugin",  # pyproject.toml sets an option of this plugin
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-# Arguments of pytest. The kernel's tests use nothing of conftest.py, which imports PyTorch.
+# Arguments of pytest. The tests of the kernel do not need conftest.py, which imports PyTorch.
 KERNEL_TESTS = ("--noconftest", "tests/kernel/test_kernel.py")
 TESTS = {
     "kernel": KERNEL_TESTS,
@@ -64,8 +63,8 @@ class Fault:
     tests: tuple[str, ...] = KERNEL_TESTS
 
 
-# A group begins with "@", the tests that find its faults, and what these are about. A fault is a
-# file (without a folder: of common/kernels), a name, and lines before (-) and after (+).
+# A group begins with "@", the tests that detect its faults, and a title. A fault has a file (if it
+# has no folder, of common/kernels), a name, and lines before (-) and after (+) the change.
 TABLE = """
 @ memory: Arrays that change during a call.
 gru.cpp: tokens are read again from the caller's memory
@@ -532,7 +531,7 @@ torch_impl/fused.py: PyTorch: a second derivative is that of the other reset
 
 
 def faults(table: str) -> list[Fault]:
-    """Those of a table in the notation of TABLE."""
+    """The faults of a table in the notation of TABLE."""
     return [
         Fault(name, file if "/" in file else f"common/kernels/{file}", *sides, TESTS[tests])
         for group in table.split("\n@ ")[1:]
@@ -549,11 +548,11 @@ FAULTS = faults(TABLE)
 class Outcome:
     found_by: str  # the first test that failed; empty if all passed
     seconds: float
-    error: str = ""  # why it cannot be said whether the fault is found
+    error: str = ""  # the reason if the outcome is unknown
 
 
 def copy_tree(to: Path) -> None:
-    """The working tree as it is, without what git ignores."""
+    """Copy the working tree without ignored files."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.split("\0"):
@@ -571,7 +570,7 @@ def plant(fault: Fault, tree: Path) -> None:
 
 
 def try_out(fault: Fault | None, tests: Sequence[str], library: Path) -> Outcome:
-    """Tests a copy of the working tree, with the fault or as it is. library: that of the latter."""
+    """Test a copy of the working tree, with a fault or without. library: the kernel without one."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="planted-fault-") as name:
         copy = Path(name).resolve()
@@ -583,7 +582,7 @@ def try_out(fault: Fault | None, tests: Sequence[str], library: Path) -> Outcome
             status, said = python(copy, *BUILD)
             if status:
                 return Outcome("", time.monotonic() - begin, f"not built:\n{said}")
-        # The packages must be the copy's, not those installed.
+        # The packages must be those of the copy, not installed ones.
         where = f"[find_spec(name).origin for name in {PACKAGES}]"
         status, said = python(copy, "-c", f"from importlib.util import *; print(*{where})")
         if status or not all(Path(each).is_relative_to(copy) for each in said.split()):
@@ -620,7 +619,7 @@ def python(
 
 
 def main(words: Sequence[str], faults: Sequence[Fault] = FAULTS) -> int:
-    """Try out those with one of the words in their names, or all. Returns the exit status."""
+    """Test the faults whose names contain one of the words, or all. Returns the exit status."""
     faults = [f for f in faults if not words or any(word in f.name for word in words)]
     if not faults:
         print("no fault has a name like that")
