@@ -409,7 +409,7 @@ def confusion(
     scale = alt.Scale(domain=[0, 1], range=["#ffffff", "#004070"], interpolate="rgb")
     cell = chart.mark_rect(stroke=INK, strokeOpacity=0.3)
     cell = cell.encode(color=alt.Color("share:Q", scale=scale, legend=legend))
-    label = chart.mark_text(lineBreak="\n", dy=-6 if few else 0, fontSize=12).encode(
+    label = chart.mark_text(dy=-6 if few else 0, fontSize=12).encode(
         text="label:N",
         # On either side of this share, the contrast is at least 4.5 to 1.
         color=alt.condition("datum.share > 0.7", alt.value("white"), alt.value("black")),
