@@ -26,7 +26,7 @@ OTHER_PROGRAM = (
 VARIANTS = {
     "python -m torch_impl.train": (["-m", "torch_impl.train"], {}),
     "on one thread": (["-m", "torch_impl.train"], {"OMP_NUM_THREADS": "1"}),
-    "in another program": (["-c", OTHER_PROGRAM], {}),
+    "inside another program": (["-c", OTHER_PROGRAM], {}),
 }
 
 
@@ -58,7 +58,7 @@ def main(programs: Positional[int] = 4, models: Positional[tuple[str, ...]] = ("
                 name: partial(train_seconds, *each, model) for name, each in VARIANTS.items()
             }
             seconds = (f"{name} {each:.1f}" for name, each in medians(trainings, 3).items())
-            print(f"{model} beside {programs} programs: {', '.join(seconds)}", flush=True)
+            print(f"{model}, {programs} other programs: {', '.join(seconds)}", flush=True)
     finally:
         for other in others:
             other.kill()
