@@ -46,11 +46,9 @@ def trace(
         weight_ih, weight_hh, bias_ih, *hidden = cell.weights(parameters, layers - 1, direction)
         a, h0 = project(x, weight_ih, bias_ih), jnp.zeros_like(perturbations[i, 0])
         options = {"reverse": direction == "backward", "reset_after": reset_after}
-        values.append(
-            unroll(cell.step, a, mask, h0, (weight_hh, *hidden), None, perturbations[i], **options)[
-                1
-            ]
-        )
+        weights = weight_hh, *hidden
+        _, traced = unroll(cell.step, a, mask, h0, weights, None, perturbations[i], **options)
+        values.append(traced)
     return {name: jnp.stack([each[name] for each in values]) for name in values[0]}
 
 

@@ -20,10 +20,7 @@ from common.errors import InputError
 from common.params import cell_of, structure
 from common.training.run_directory import Run
 
-OPSET, IR_VERSION = (
-    22,
-    10,
-)  # the version of the operators, and of the file format that belongs to it
+OPSET, IR_VERSION = 22, 10  # of the operators, and of the file format that belongs to them
 _LARGEST = 2**31  # bytes of a protobuf message
 
 
