@@ -136,9 +136,9 @@ input_product.h: the gradient of b is that of the last chunk
 - store(bias + u, load(bias + u) + (sum[0] + sum[1]));
 + store(bias + u, sum[0] + sum[1]);
 execution.h: the last of 129 rows is not packed for the gradient of W
-- kernels.pack_inputs(call, i * some, up_to(i * some, call.live));
-+ kernels.pack_inputs(call, i * some,
-+                                    up_to(i * some, call.live - (call.live % some == 1)));
+- kernels.pack_inputs(call, i * piece, up_to(i * piece, call.live));
++ kernels.pack_inputs(call, i * piece,
++                                    up_to(i * piece, call.live - (call.live % piece == 1)));
 packing.h: the last number of an odd row of x is not packed
 - store_rows(at, row + u, next ? next + u : next, D - u);
 + store_rows(at, row + u, next ? next + u : next, D - u - (D - u - V == 1));
@@ -178,8 +178,8 @@ execution.h: the last row of x has no gradient where no step reads it
 + memset(p.d_x, 0, (p.distinct - 1) * D * sizeof(T));
 @ kernel: Ragged rows.
 schedule.h: a row that ends a step before the others does not
-- p.lengths[own.row[still - 1]] <= t) --still;
-+ p.lengths[own.row[still - 1]] <= t - (t + 1 == p.steps)) --still;
+- p.lengths[own.row[remaining - 1]] <= t) --remaining;
++ p.lengths[own.row[remaining - 1]] <= t - (t + 1 == p.steps)) --remaining;
 recurrence.h: outputs are not zero at a step that no row of the item has
 - if (task.first_phase == 0) keep_ended_rows
 + if (task.first_phase == 0 && rows) keep_ended_rows
@@ -241,7 +241,7 @@ input_product.h: the gradient of x is that of the first direction alone
 @ kernel: Tokens.
 execution.h: the last token of 129 has no gradient
 - const int64_t of_tokens = p.tokens ? of_rows : 0,
-+ const int64_t of_tokens = p.tokens ? of_rows - (call.live % some == 1) : 0,
++ const int64_t of_tokens = p.tokens ? of_rows - (call.live % piece == 1) : 0,
 schedule.h: tokens of one block are counted in 16 bits
 - own.slot[k] = (int32_t)distinct[block]++;
 + own.slot[k] = (uint16_t)distinct[block]++;
@@ -291,8 +291,8 @@ execution.h: changes of a second piece of the weights are not seen
 - verify((int)j / 2, (int)j % 2);
 + verify((int)j / 2, 0);
 execution.h: where threads take turns, one piece of the weights is looked at
-- j < (beside + 1) * pieces
-+ j < beside * pieces + 1
+- j < (verifier + 1) * pieces
++ j < verifier * pieces + 1
 execution.h: weights in nn.GRU's order are taken for canonical ones packed before
 - p.reset_after, p.nn_order, kernels
 + p.reset_after, kernels
@@ -345,10 +345,10 @@ vectors.h: e^x in double precision is a few bits short
 - bias = 1023, degree = 13;
 + bias = 1023, degree = 11;
 gru.cpp: a negative length is let in
--     if (!in_range(problem.lengths, B, given.steps))
+-     if (!in_range(problem.lengths, B, problem.steps))
 +     bool longer = false;
 +     for (int64_t b = 0; problem.lengths && b < B; ++b)
-+       longer |= problem.lengths[b] > given.steps;
++       longer |= problem.lengths[b] > problem.steps;
 +     if (longer)
 gru.cpp: an instruction set asked for is named, not taken
 - chosen = set;
@@ -394,7 +394,7 @@ threads.h: PyTorch, at once: OpenMP's threads whether they spin or not
 - before.tv_nsec !=
 + 0 <=
 execution.h: PyTorch, at once: never OpenMP's
-- GRU_ALWAYS || seen ?
+- GRU_ALWAYS || is_spinning ?
 + GRU_ALWAYS ?
 threads.h: PyTorch, at once: OpenMP's of a thread that has none
 - number() == getpid() &&
@@ -405,13 +405,13 @@ threads.h: PyTorch, at once: nobody knows of a fork before the first call
 - &first = Pool::get()
 + *first = 0
 tensors.cpp: PyTorch, at once: the shape is not looked at
-- found.shape[k] == shape.begin()[k] &&
+- tensor.shape[k] == shape.begin()[k] &&
 + true &&
 tensors.cpp: PyTorch, at once: nor distances in memory
-- || found.strides[k] == distance)
+- || tensor.strides[k] == distance)
 + || true)
 tensors.cpp: PyTorch, at once: nor how wide a number is
-- found.bits == bits &&
+- tensor.bits == bits &&
 + true &&
 tensors.cpp: PyTorch, at once: float16 is read as float32
 - x.bits != 64 || bfloat16

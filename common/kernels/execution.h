@@ -102,9 +102,9 @@ class Execution {
   void choose_threads() {
     const int64_t most =
         p.directions * rows() * (p.distinct * p.inputs + p.steps * p.batch * p.hidden);
-    const bool seen = p.openmp == GRU_WHILE_SPINNING && share(most, worth_asking) > 1 &&
-                      pool.openmp_spins();
-    pool.openmp = p.openmp == GRU_ALWAYS || seen ? find_openmp() : nullptr;
+    const bool is_spinning = p.openmp == GRU_WHILE_SPINNING && share(most, worth_testing) > 1 &&
+                             pool.openmp_spins();
+    pool.openmp = p.openmp == GRU_ALWAYS || is_spinning ? find_openmp() : nullptr;
     pool.team = p.threads;
   }
 
@@ -247,13 +247,13 @@ class Execution {
     Progress progress;
     if (shared) begin(row_blocks[0], scratch[0]);
     pool.run(count, sharers, [&](int64_t i, int thread) {
-      const int64_t beside = i - (int64_t)row_blocks.size();
-      for (int64_t j = beside * pieces;
-           beside >= 0 && j < (beside + 1) * pieces && j < verifications; ++j)
+      const int64_t verifier = i - (int64_t)row_blocks.size();
+      for (int64_t j = verifier * pieces;
+           verifier >= 0 && j < (verifier + 1) * pieces && j < verifications; ++j)
         verify((int)j / 2, (int)j % 2);
       if (shared)
         return walk_forward(row_blocks[0], scratch[0], scratch[thread], progress, tasks, i == 0);
-      if (beside >= 0) return;
+      if (verifier >= 0) return;
       if (backward) return walk_backward(i, scratch[thread]);
       Progress own;
       begin(row_blocks[i], scratch[thread]);
@@ -268,11 +268,11 @@ class Execution {
     const gru_direction &d = directions[block.direction];
     const int64_t H = p.hidden, steps = p.steps;
     for (int64_t i = 0; i < block.rows; ++i) {
-      const bool anew = p.resets && steps && resets_at(p, d, block, d.reverse ? steps - 1 : 0, i);
+      const bool begins = p.resets && steps && resets_at(p, d, block, d.reverse ? steps - 1 : 0, i);
       T *const h = all.h + i * call.state_stride;
       for (int64_t u = 0; u < call.state_stride; ++u) {
         const int64_t at = block.row[i] * H + u;
-        h[u] = u >= H ? T(0) : anew ? reset_state<T>(d, at) : d.h0 ? ((const T *)d.h0)[at] : T(0);
+        h[u] = u >= H ? T(0) : begins ? reset_state<T>(d, at) : d.h0 ? ((const T *)d.h0)[at] : T(0);
       }
     }
   }
@@ -310,16 +310,16 @@ class Execution {
 
   void reduce_gradients() {
     const int64_t D = p.inputs, V = kernels.width;
-    const int64_t some = 128, of_weights = (rows() + some - 1) / some;
-    const int64_t of_rows = (call.live + some - 1) / some;
+    const int64_t piece = 128, of_weights = (rows() + piece - 1) / piece;
+    const int64_t of_rows = (call.live + piece - 1) / piece;
     const int64_t of_tokens = p.tokens ? of_rows : 0, each = of_weights + of_tokens;
     const int64_t elements =
         p.directions * call.blocks * rows() * (p.hidden + call.live) + call.live * D;
     pool.run(of_rows + p.directions * each, share(elements, worth_sharing), [&](int64_t i, int) {
-      auto up_to = [&](int64_t from, int64_t end) { return std::min(from + some, end); };
-      if (i < of_rows) return kernels.pack_inputs(call, i * some, up_to(i * some, call.live));
+      auto up_to = [&](int64_t from, int64_t end) { return std::min(from + piece, end); };
+      if (i < of_rows) return kernels.pack_inputs(call, i * piece, up_to(i * piece, call.live));
       const int direction = (int)((i - of_rows) / each);
-      const int64_t part = (i - of_rows) % each, at = part * some, row = at - of_weights * some;
+      const int64_t part = (i - of_rows) % each, at = part * piece, row = at - of_weights * piece;
       if (row < 0) return kernels.reduce_weights(call, direction, at, up_to(at, rows()));
       kernels.reduce_projections(call, direction, row, up_to(row, call.live));
     });

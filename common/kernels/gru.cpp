@@ -119,15 +119,15 @@ struct OwnIndices {
   gru_problem problem;
   int status = GRU_OK;
 
-  explicit OwnIndices(const gru_problem &given) : problem(given) {
-    const int64_t B = given.batch, cells = given.steps * B;
+  explicit OwnIndices(const gru_problem &original) : problem(original) {
+    const int64_t B = problem.batch, cells = problem.steps * B;
     memory.reset(new char[(B + cells) * sizeof(int32_t) + cells]);
     char *at = memory.get();
     copy(problem.lengths, B, at);
     copy(problem.tokens, cells, at);
     copy(problem.resets, cells, at);
-    if (!in_range(problem.lengths, B, given.steps)) status = GRU_BAD_LENGTH;
-    else if (!in_range(problem.tokens, cells, given.distinct - 1)) status = GRU_BAD_TOKEN;
+    if (!in_range(problem.lengths, B, problem.steps)) status = GRU_BAD_LENGTH;
+    else if (!in_range(problem.tokens, cells, problem.distinct - 1)) status = GRU_BAD_TOKEN;
   }
 
  private:

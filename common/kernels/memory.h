@@ -11,11 +11,11 @@
 
 namespace {
 
-// The bytes of memory that are kept between calls, at most.
+// The maximum number of bytes that are kept between calls.
 constexpr size_t most_kept = (size_t)256 << 20;
 
-// For large memory that has just come from the system: asking for huge pages saves thousands of page
-// faults, which would take a fifth of a forward's time.
+// Request huge pages for memory that the system has just provided. This avoids thousands of page
+// faults, which would take a fifth of the time of a forward pass.
 void want_huge_pages(void *memory, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t page = 1 << 21;
@@ -36,7 +36,7 @@ class Memory {
   void *at = nullptr;
   size_t capacity = 0;
 
-  // At least so many bytes; what was there is lost if they are more than before.
+  // Memory of at least this size. The content is lost if the memory grows.
   void *reserve(size_t bytes) {
     if (bytes > capacity) {
       release();
@@ -53,7 +53,7 @@ class Memory {
   }
 };
 
-// Hands out aligned pieces of memory; from address 0, it measures how much is needed.
+// Divides memory into aligned pieces. An arena at address 0 measures the required size.
 struct Arena {
   uintptr_t at = 0;
   template <class T>

@@ -192,11 +192,11 @@ FN uint64_t fingerprint(const void *memory, int64_t n) {
       hash[s] = (hash[s] ^ *(const Unaligned *)(at + i + s * width)) * 0x9E3779B1u;
       hash[s] ^= hash[s] >> 15;
     }
-  uint64_t found = (uint64_t)n;
-  for (; i < n; ++i) found = (found ^ at[i]) * 0x9E3779B97F4A7C15u, found ^= found >> 32;
+  uint64_t result = (uint64_t)n;
+  for (; i < n; ++i) result = (result ^ at[i]) * 0x9E3779B97F4A7C15u, result ^= result >> 32;
   for (int64_t j = 0; j < chains * width; ++j)
-    found = (found ^ hash[j / width][j % width]) * 0x9E3779B97F4A7C15u, found ^= found >> 32;
-  return found;
+    result = (result ^ hash[j / width][j % width]) * 0x9E3779B97F4A7C15u, result ^= result >> 32;
+  return result;
 }
 
 }  // namespace INSTRUCTION_SET

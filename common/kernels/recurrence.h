@@ -68,7 +68,7 @@ FN void forward_phase(const Call &call, const RowBlock &block, const Scratch<Num
       for (int64_t i = 0; i < step.rows; ++i) {
         const int64_t at = i * stride + u, row = step.t * p.batch + block.row[i];
         const T *const from = sums + i * 2 * V + (u - u0);
-        const Vector<T> found[2] = {load(from), gates == 2 ? load(from + V) : Vector<T>{}};
+        const Vector<T> of_gates[2] = {load(from), gates == 2 ? load(from + V) : Vector<T>{}};
         const ForwardUnits<T> units = {
             own.source[i] + u,
             step.h + at,
@@ -81,7 +81,7 @@ FN void forward_phase(const Call &call, const RowBlock &block, const Scratch<Num
             H,
             H - u};
         if (phase == 0) units.save(0, units.state());
-        Cell::template forward<phase, T>(units, found);
+        Cell::template forward<phase, T>(units, of_gates);
         if (phase > 0) continue;
         for (int gate = 0; gate < Cell::shape.gates; ++gate) prefetch(own.next[i] + gate * Hv + u, V);
         if (step.saved)

@@ -26,7 +26,7 @@ constexpr int64_t worth_sharing = 1 << 19, worth_multiplying = 1 << 21;
 
 // The number of multiplications that justifies testing whether OpenMP's threads spin, which takes a
 // microsecond.
-constexpr int64_t worth_asking = 1 << 24;
+constexpr int64_t worth_testing = 1 << 24;
 
 // The smallest number of units of a task if threads share a row block, because waiting takes time.
 constexpr int64_t task_units = 64;
@@ -69,15 +69,15 @@ struct Schedule {
       own.row = row.data() + row.size();
       for (int64_t b = block; b < p.batch; b += blocks, ++own.rows) row.push_back(order[b]);
       if (!slots.empty()) own.slot = slots.data() + block * p.distinct;
-      int32_t *const running = active.data() + block * p.steps;
-      int64_t still = own.rows;
+      int32_t *const active_rows = active.data() + block * p.steps;
+      int64_t remaining = own.rows;
       for (int64_t t = 0; t < p.steps; ++t) {
-        while (still && p.lengths && p.lengths[own.row[still - 1]] <= t) --still;
-        running[t] = (int32_t)still;
-        for (int64_t i = 0; own.slot && i < still; ++i)
+        while (remaining && p.lengths && p.lengths[own.row[remaining - 1]] <= t) --remaining;
+        active_rows[t] = (int32_t)remaining;
+        for (int64_t i = 0; own.slot && i < remaining; ++i)
           own.slot[p.tokens[t * p.batch + own.row[i]]] = 0;
       }
-      own.active = running;
+      own.active = active_rows;
       for (int64_t k = 0; own.slot && k < p.distinct; ++k)
         if (!own.slot[k]) own.slot[k] = (int32_t)distinct[block]++;
       for (int direction = 0; direction < p.directions; ++direction) {

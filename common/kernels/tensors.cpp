@@ -50,25 +50,25 @@ struct List {
 
   // The description of a tensor; for None, one without dimensions.
   Tensor read(int i) {
-    Tensor found = {};
+    Tensor tensor = {};
     void *const object = python.item(objects, i);
-    if (object != python.none && exchange.read(object, &found)) {
+    if (object != python.none && exchange.read(object, &tensor)) {
       python.clear_error();
-      found = {};
+      tensor = {};
     }
-    return found;
+    return tensor;
   }
 
   // The address of a dense tensor in the CPU's memory that is not empty.
-  char *place(const Tensor &found, Code code, int bits, std::initializer_list<int64_t> shape) {
-    bool fits = found.data && found.device_type == cpu && found.code == code &&
-                found.bits == bits && found.lanes == 1 && found.dimensions == (int)shape.size();
+  char *place(const Tensor &tensor, Code code, int bits, std::initializer_list<int64_t> shape) {
+    bool fits = tensor.data && tensor.device_type == cpu && tensor.code == code &&
+                tensor.bits == bits && tensor.lanes == 1 && tensor.dimensions == (int)shape.size();
     int64_t distance = 1;
-    for (int k = (int)shape.size(); fits && k--; distance *= found.shape[k])
-      fits = found.shape[k] == shape.begin()[k] &&
-             (found.shape[k] == 1 || !found.strides || found.strides[k] == distance);
+    for (int k = (int)shape.size(); fits && k--; distance *= tensor.shape[k])
+      fits = tensor.shape[k] == shape.begin()[k] &&
+             (tensor.shape[k] == 1 || !tensor.strides || tensor.strides[k] == distance);
     readable = readable && fits;
-    return (char *)found.data + found.offset;
+    return (char *)tensor.data + tensor.offset;
   }
   char *place(int i, Code code, int bits, std::initializer_list<int64_t> shape) {
     return place(read(i), code, bits, shape);

@@ -117,10 +117,10 @@ class Pool {
     return *pool;
   }
 
-  // Whether OpenMP's threads, of the team that this one leads, are running, as one's clock tells.
-  // Where none is known, the process's first thread shall take them, and so get to know one: but
-  // not where there are none, for in a child forked before this library was loaded they would not
-  // come.
+  // Whether the OpenMP threads of the team that this thread leads are running: whether the clock of
+  // one of them advances. If no thread is known yet, the first thread of the process uses the team,
+  // which makes one known, but only if the process has other threads: in a child that was forked
+  // before this library was loaded, the team's threads do not exist and would never arrive.
   bool openmp_spins() {
 #ifdef __linux__
     if (follower < 0) return false;
@@ -233,14 +233,14 @@ class Pool {
   }
 
   void wait_for_work(int thread) {
-    uint64_t seen = 0;
+    uint64_t last = 0;
     std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
       lock.unlock();
-      spin([&] { return generation != seen; });
+      spin([&] { return generation != last; });
       lock.lock();
-      wake.wait(lock, [&] { return generation != seen; });
-      seen = generation;
+      wake.wait(lock, [&] { return generation != last; });
+      last = generation;
       if (!call || thread > invited) continue;
       auto *const current = call;
       void *const its_context = context;

@@ -12,11 +12,11 @@
 
 namespace {
 
-// The packed weights of a direction. The callers do not say whether weights have changed: PyTorch's
-// count of versions misses what is written through .data, and JAX gives the memory of one array to the
-// next. The fingerprint of the weights detects it.
+// The packed weights of a direction. The callers cannot tell whether weights have changed: PyTorch's
+// version counter misses writes through .data, and JAX reuses the memory of an array for the next.
+// The fingerprint of the weights detects changes.
 struct PackedWeights {
-  std::vector<int64_t> key;  // their addresses and sizes, and what the packing depends on
+  std::vector<int64_t> key;  // addresses, sizes and everything else that the packing depends on
   Memory memory;
   uint64_t fingerprint[2] = {};
   bool filled = false;
@@ -24,16 +24,16 @@ struct PackedWeights {
 
 class WeightsCache {
  public:
-  // The memory that a key had the last time, or else new memory.
+  // The entry of a key, or a new one.
   PackedWeights &find(const std::vector<int64_t> &key) {
-    auto found = std::find_if(entries.begin(), entries.end(),
+    auto entry = std::find_if(entries.begin(), entries.end(),
                               [&](const PackedWeights &each) { return each.key == key; });
-    if (found == entries.end()) entries.emplace_front().key = key;
-    else entries.splice(entries.begin(), entries, found);
+    if (entry == entries.end()) entries.emplace_front().key = key;
+    else entries.splice(entries.begin(), entries, entry);
     return entries.front();
   }
 
-  // Keeps the entries that were used last, the very last however large it is.
+  // Drops the entries beyond `most_kept` bytes, least recently used first, but never the last one.
   void evict() {
     size_t bytes = 0;
     for (auto each = entries.begin(); each != entries.end();) {
@@ -44,7 +44,7 @@ class WeightsCache {
   }
 
  private:
-  std::list<PackedWeights> entries;  // the one used last comes first
+  std::list<PackedWeights> entries;  // most recently used first
 };
 
 // Calls visit(array, first element, elements) for the weights of a direction that belong to a piece.

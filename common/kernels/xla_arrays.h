@@ -1,5 +1,4 @@
-// The arrays of an XLA FFI call, looked at before their memory is. Included where the compiler finds
-// jaxlib's headers.
+// Validation of the shapes and types of the arrays of an XLA FFI call. Requires jaxlib's headers.
 #pragma once
 #include "xla/ffi/api/ffi.h"
 
@@ -12,7 +11,7 @@ namespace ffi = xla::ffi;
 
 using Sizes = std::vector<int64_t>;
 
-// An array of a call: what it is, and what it has to be.
+// An array of a call, and its expected sizes and type.
 struct Expected {
   const char *name;
   ffi::AnyBuffer array;
@@ -28,10 +27,10 @@ inline std::string described(const Sizes &sizes) {
 
 inline ffi::Error check(const std::vector<Expected> &arrays) {
   for (const Expected &each : arrays) {
-    const Sizes found(each.array.dimensions().begin(), each.array.dimensions().end());
-    if (found != each.sizes)
+    const Sizes actual(each.array.dimensions().begin(), each.array.dimensions().end());
+    if (actual != each.sizes)
       return ffi::Error::InvalidArgument(std::string("GRU: ") + each.name + ": expected shape " +
-                                         described(each.sizes) + ", found " + described(found));
+                                         described(each.sizes) + ", found " + described(actual));
     if (each.array.element_type() != each.type)
       return ffi::Error::InvalidArgument(std::string("GRU: ") + each.name + ": wrong dtype");
   }

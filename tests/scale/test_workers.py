@@ -103,7 +103,8 @@ def test_shares_come_to_the_whole_batch(name: str, shares: int, x64: None) -> No
 
 def worker(name: str, out: Path, launched: dict[str, str], shares: int, devices: int) -> None:
     """Train, in JAX on this number of devices, and write the gradients."""
-    os.environ.update(launched, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    os.environ.update(launched, XLA_FLAGS=flags)
     endurance.quiet(name, out.parents[1] / "compiled")
     framework = import_module(f"{name}_impl.learner")
     with joined(framework) as world:
