@@ -58,7 +58,7 @@ def cached(
         with _locked(folder.with_name(f".{folder.name}.lock")):
             if problem := _problem(folder, key, by_block):
                 if os.path.lexists(folder):
-                    print_error(f"{problem}; making it anew")
+                    print_error(f"{problem}; making it again")
                 _fill(folder, key, build)
     except BrokenPipeError:  # from standard output
         raise
@@ -95,7 +95,7 @@ class Blocks:
                     files.remove(self.path.parent)
                 removed = "remove its folder" if self.path.exists() else "its folder is removed"
                 raise InputError(
-                    f"{self.path}: {_DAMAGED}; {removed}, and the same command makes it anew"
+                    f"{self.path}: {_DAMAGED}; {removed}, and the same command makes it again"
                 )
             self._unread[block] = 0
 

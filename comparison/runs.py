@@ -93,7 +93,7 @@ def train(
     for training in trainings:
         if training.metrics() and not training.options.restart:
             run = training.run()
-            hint = f"({training.folder}; --restart trains anew)"
+            hint = f"({training.folder}; --restart replaces it)"
             on_line(training.name, f"finished before: {run.accuracy:.2%} {hint}")
             on_end(training.name, run)
         else:

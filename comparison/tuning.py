@@ -95,8 +95,8 @@ def _try(options: TrialConfig, framework: Framework, trial: "optuna.Trial") -> f
     number, begun = trial.number, time.perf_counter()
     chosen = suggest(trial, options.plain())
     trial.set_user_attr("given", options.given)
-    tried = " ".join(f"{option(name)} {value}" for name, value in rounded(trial.params).items())
-    print_line(f"{PREFIX}{number}: {tried}")
+    values = " ".join(f"{option(name)} {value}" for name, value in rounded(trial.params).items())
+    print_line(f"{PREFIX}{number}: {values}")
 
     class TrialTrainer(Trainer):
         """A training loop that reports to Optuna, and neither tests nor saves checkpoints."""

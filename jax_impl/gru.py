@@ -1,6 +1,6 @@
 """The GRU in JAX/Flax. Its twin is torch_impl/gru.py: the same names in the same order.
 
-    z = sigmoid(x W_z' + b_z + h U_z' + c_z)             update gate: how much is let in
+    z = sigmoid(x W_z' + b_z + h U_z' + c_z)             update gate: the share of the candidate
     r = sigmoid(x W_r' + b_r + h U_r' + c_r)             reset gate
     n = tanh(x W_n' + b_n + (r * h) U_n' + c_n)          candidate, reset_after=False (Cho 2014)
     n = tanh(x W_n' + b_n + r * (h U_n' + c_n))          candidate, reset_after=True (cuDNN)

@@ -95,13 +95,13 @@ def unroll(
     def one(
         h: Float[Array, "B H"], at: tuple[Array, Array, Any, Array | None]
     ) -> tuple[Float[Array, "B H"], dict[str, Float[Array, "B H"]]]:
-        a, mask, begin, nudge = at
+        a, mask, begin, perturbation = at
         if restart is not None:
             h = jnp.where(begin, restart[1], h)
         after, between = step(a, h, *hidden, reset_after=reset_after)
         h = jnp.where(mask, after, h)
-        if nudge is not None:
-            h = h + nudge
+        if perturbation is not None:
+            h = h + perturbation
         return h, {"states": h, **between}
 
     begin = None if restart is None else restart[0]

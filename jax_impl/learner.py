@@ -77,14 +77,14 @@ class Learner(Predictor, learner.Learner):
             None if weights is None else jnp.asarray(self._array(np.array(weights)))
         )
         self.gradient_norm = jnp.zeros(())
-        self.world, self.asked, self.exchange = world, jnp.zeros(()), None
+        self.world, self.stop_requests, self.exchange = world, jnp.zeros(()), None
         if (shares := training.shares or 1) > 1:
             from jax_impl.world import Exchange
 
             self.exchange = Exchange(world, shares, self.device.platform)
 
-    def step(self, *shares: Batch, asked: bool = False) -> Float[Array, ""]:
-        loss, gradients, rows = self._gradients(shares, asked)
+    def step(self, *shares: Batch, stop_requested: bool = False) -> Float[Array, ""]:
+        loss, gradients, rows = self._gradients(shares, stop_requested)
         rate = None
         if self.training.scheduled:
             rate = self._array(np.array(learning_rate(self.training, self.recipe, self.taken)))
@@ -114,7 +114,7 @@ class Learner(Predictor, learner.Learner):
         return rows
 
     def _gradients(
-        self, shares: Sequence[Batch], asked: bool = False, dropping: bool = True
+        self, shares: Sequence[Batch], stop_requested: bool = False, dropping: bool = True
     ) -> tuple[Float[Array, ""], nnx.State, Int[np.ndarray, " K"] | None]:
         """The loss of a batch, its gradients and the rows of trained word vectors that they belong
         to; a row number past the end is padding."""
@@ -137,12 +137,12 @@ class Learner(Predictor, learner.Learner):
             if device not in copies:
                 copies[device] = jax.device_put(copies[self.device], device)
             loss, gradients = self._share(share, *copies[device], "sum", dropping)
-            beside = self._array(np.array([weight_of(share.labels, self.recipe), asked]))
+            counts = self._array(np.array([weight_of(share.labels, self.recipe), stop_requested]))
             if place is not None:
                 padding = np.full(self._padded(len(share.distinct)) - len(place), size)
                 gradients = self._among(gradients, np.append(place, padding), size)
-            mine.append(self._flat(loss, beside, gradients))
-        loss, self.asked, gradients = self._split(self.exchange(mine), self.state, rows)
+            mine.append(self._flat(loss, counts, gradients))
+        loss, self.stop_requests, gradients = self._split(self.exchange(mine), self.state, rows)
         return loss, gradients, rows
 
     def _share(
@@ -168,20 +168,20 @@ class Learner(Predictor, learner.Learner):
 
     @partial(jax.jit, static_argnums=0)
     def _flat(
-        self, loss: Float[Array, ""], beside: Float[Array, "2"], gradients: nnx.State
+        self, loss: Float[Array, ""], counts: Float[Array, "2"], gradients: nnx.State
     ) -> Float[Array, " P"]:
         """All values, concatenated to one vector."""
-        return jnp.concatenate([loss[None], beside, ravel_pytree(gradients)[0]])
+        return jnp.concatenate([loss[None], counts, ravel_pytree(gradients)[0]])
 
     @partial(jax.jit, static_argnums=0)
     def _split(
         self, total: Float[Array, " P"], state: nnx.State, rows: Int[Array, " K"] | None
     ) -> tuple[Float[Array, ""], Float[Array, ""], nnx.State]:
         """The mean loss, the requests and the mean gradients from the sum of `_flat` vectors."""
-        loss, weight, asked = total[:3]
+        loss, weight, stop_requests = total[:3]
         like = state if rows is None else self._take(state, rows)
         unravel: Any = ravel_pytree(like)[1]
-        return loss / weight, asked, unravel(total[3:] / weight)
+        return loss / weight, stop_requests, unravel(total[3:] / weight)
 
     @partial(jax.jit, static_argnums=(0, 3))
     def _backward(

@@ -78,14 +78,14 @@ class Learner(Predictor, learner.Learner):
         weights = recipe.class_weights
         self.class_weights = None if weights is None else self._tensor(np.array(weights))
         self.gradient_norm = torch.zeros((), device=self.device)
-        self.world, self.asked, self.exchange = world, torch.zeros(()), None
+        self.world, self.stop_requests, self.exchange = world, torch.zeros(()), None
         if (shares := training.shares or 1) > 1:
             from torch_impl.world import Exchange
 
             self.exchange = Exchange(world, shares)
 
-    def step(self, *shares: Batch, asked: bool = False) -> Float[Tensor, ""]:
-        loss, rows = self._gradients(shares, asked)
+    def step(self, *shares: Batch, stop_requested: bool = False) -> Float[Tensor, ""]:
+        loss, rows = self._gradients(shares, stop_requested)
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]  # all have one
         # For so few tensors, foreach is slower.
         self.gradient_norm = norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
@@ -123,7 +123,7 @@ class Learner(Predictor, learner.Learner):
         return optimizer
 
     def _gradients(
-        self, shares: Sequence[Batch], asked: bool = False, dropping: bool = True
+        self, shares: Sequence[Batch], stop_requested: bool = False, dropping: bool = True
     ) -> tuple[Float[Tensor, ""], Int32[np.ndarray, " K"]]:
         """The loss of a batch and the rows of trained word vectors that its gradients belong to.
 
@@ -140,11 +140,11 @@ class Learner(Predictor, learner.Learner):
         mine = []
         for share, place in zip(shares, places, strict=True):
             loss = self._share(share, "sum", dropping)
-            beside = loss.new_tensor([weight_of(share.labels, self.recipe), asked])
+            counts = loss.new_tensor([weight_of(share.labels, self.recipe), stop_requested])
             gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
             if place is not None:
                 gradients = self._among(gradients, torch.from_numpy(place), len(rows))
-            mine.append(self._flat(loss, beside, gradients))
+            mine.append(self._flat(loss, counts, gradients))
         if self.vectors is not None:
             self.rows.grad = None  # of another size
             self.rows.data = self.vectors.detach()[torch.from_numpy(rows).to(self.device)]
@@ -165,16 +165,16 @@ class Learner(Predictor, learner.Learner):
         return [*gradients[:number], whole, *gradients[number + 1 :]]
 
     def _flat(
-        self, loss: Float[Tensor, ""], beside: Float[Tensor, "2"], gradients: list[Tensor]
+        self, loss: Float[Tensor, ""], counts: Float[Tensor, "2"], gradients: list[Tensor]
     ) -> Float[Tensor, " P"]:
         """All values, concatenated to one vector."""
-        return torch.cat([loss[None], beside, *(each.ravel() for each in gradients)])
+        return torch.cat([loss[None], counts, *(each.ravel() for each in gradients)])
 
     def _split(self, total: Float[Tensor, " P"]) -> Float[Tensor, ""]:
         """The mean loss from the sum of `_flat` vectors; stores the mean gradients in the
         leaves."""
         sizes = [leaf.numel() for leaf in self.leaves]
-        loss, weight, self.asked, *gradients = total.split([1, 1, 1, *sizes])
+        loss, weight, self.stop_requests, *gradients = total.split([1, 1, 1, *sizes])
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient.view_as(leaf).div_(weight)
         return (loss / weight)[0]

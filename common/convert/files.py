@@ -102,7 +102,7 @@ def _parse_pt(content: bytes) -> Arrays:
     if not isinstance(state, Mapping):
         raise InputError(f"contains a {type(state).__name__}, expected a dict of tensors")
     tensors: Arrays = {}
-    seen = {id(state)}
+    visited = {id(state)}
 
     def unpack(content: Mapping[Any, Any], prefix: str) -> None:
         for key, value in content.items():
@@ -110,8 +110,8 @@ def _parse_pt(content: bytes) -> Arrays:
                 tensors[f"{prefix}{key}"] = _to_numpy(value)
             elif isinstance(value, np.ndarray):
                 tensors[f"{prefix}{key}"] = value
-            elif isinstance(value, Mapping) and id(value) not in seen:  # dicts may be cyclic
-                seen.add(id(value))
+            elif isinstance(value, Mapping) and id(value) not in visited:  # dicts may be cyclic
+                visited.add(id(value))
                 unpack(value, f"{prefix}{key}.")
 
     unpack(state, "")

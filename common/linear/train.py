@@ -50,10 +50,10 @@ def train(options: LinearConfig) -> dict[str, Any]:
             run_directory.clear(out)
         elif done := run.finished(out, options):
             print_line(f"Accuracy: {done['accuracy']:.2%}")
-            print_line(f"{out}: this run was finished before (--restart trains anew)")
+            print_line(f"{out}: this run was finished before (--restart replaces it)")
             return done
         elif problem := _problem(out, options):
-            raise InputError(f"{out}: {problem}; --restart trains anew in its place")
+            raise InputError(f"{out}: {problem}; --restart replaces it")
         return _train(options, out)
 
 

@@ -14,20 +14,20 @@ const MAP = `
 <p class="unit note"></p>
 </figure>`;
 
-// Raises Error, with a line for people, where the server does not give what is asked for.
+// Requests a path from the server. Raises Error with a line for the user if the server refuses.
 async function ask(path, question) {
   const options = question && {
     method: "POST",
     headers: { "content-type": "application/json" },
     body: JSON.stringify(question),
   };
-  let answer, found;
+  let answer, content;
   try {
     answer = await fetch(path, { ...options, signal: AbortSignal.timeout(PATIENCE) });
-    found = await answer.json();
+    content = await answer.json();
   } catch { throw Error("The server gives no answer."); }
-  if (!answer.ok) throw Error(found.error);
-  return found;
+  if (!answer.ok) throw Error(content.error);
+  return content;
 }
 
 // Adds to the place a picture of all units. onselect is told which word is pointed at.
@@ -41,10 +41,10 @@ function heatMap(place, onselect) {
   figure.style.setProperty("--plus", `rgb(${BLUE})`);
   let words, values, rows;
 
-  function paint(found) {
+  function paint(explanation) {
     const name = NAMES[inside.value], lowest = inside.value === "state" ? -1 : 0;
-    words = found.words;
-    values = directed(found.units[inside.value]); // of each unit at each word
+    words = explanation.words;
+    values = directed(explanation.units[inside.value]); // of each unit at each word
     caption.textContent = values ? `The ${name} of each unit at each word` : `It has no ${name}`;
     map.hidden = legend.hidden = line.hidden = !values;
     if (!values) return;
@@ -106,17 +106,17 @@ function served(run, onselect, onanswer) {
     onselect(it);
   });
   const { paint, mark } = isLinear ? { paint() {}, mark() {} } : heatMap(place, select);
-  let asking, asked;
+  let running, last;
 
-  // One question at a time: what is typed meanwhile is asked next, so that no answer overtakes
-  // another, and none is computed for nobody.
+  // One request at a time: the text typed meanwhile is sent next. No answer overtakes another, and
+  // the server computes none that nobody reads.
   async function update() {
-    if (asking) return;
-    asking = true;
+    if (running) return;
+    running = true;
     await it.drawn;
-    while (asked !== box.value) {
-      asked = box.value;
-      const question = { texts: [asked], run: run.name, units: !isLinear };
+    while (last !== box.value) {
+      last = box.value;
+      const question = { texts: [last], run: run.name, units: !isLinear };
       try {
         answer((await ask("explain", question)).explanations[0]);
         it.error = "";
@@ -127,26 +127,26 @@ function served(run, onselect, onanswer) {
       place.classList.toggle("stale", Boolean(it.error));
       onanswer();
     }
-    asking = false;
+    running = false;
   }
 
-  function answer(found) {
-    const { length } = found.words;
-    output.textContent = `${found.predicted} ${percent(found.probability)}`;
+  function answer(explanation) {
+    const { length } = explanation.words;
+    output.textContent = `${explanation.predicted} ${percent(explanation.probability)}`;
     const known = length ? `${length} known word${length > 1 ? "s" : ""}` : "no known word";
     place.querySelector(".verdict").textContent = `${output.textContent} · ${known}`;
     place.classList.toggle("empty", !length);
-    // Whoever is at the end stays there.
-    const end = !it.found || it.index === it.found.words.length - 1;
+    // A selection at the last word stays at the last word.
+    const end = !it.explanation || it.index === it.explanation.words.length - 1;
     if (length) {
-      it.found = found;
-      paint(found);
+      it.explanation = explanation;
+      paint(explanation);
     }
     const index = end ? length - 1 : Math.min(it.index, length - 1);
-    show(found, found.all_words, found.places, run.classes, index);
+    show(explanation, explanation.all_words, explanation.places, run.classes, index);
   }
 
-  const repaint = () => { if (it.found) { paint(it.found); refresh(); } };
+  const repaint = () => { if (it.explanation) { paint(it.explanation); refresh(); } };
   const it = { run, place, output, select, update, repaint };
   return it;
 }
@@ -156,7 +156,7 @@ async function start() {
   const [{ runs }, charts] = await Promise.all(["runs", "charts.json"].map((path) => ask(path)));
   const boxes = runs.map(({ name }) => element("input", "", { type: "checkbox", value: name }));
   const shown = () => all.filter((_, i) => boxes[i].checked);
-  const same = (a, b) => a.found?.words.join(" ") === b.found?.words.join(" ");
+  const same = (a, b) => a.explanation?.words.join(" ") === b.explanation?.words.join(" ");
   const chosen = (one) => shown().forEach((each) => { if (same(one, each)) each.select(one.index); });
   const failed = () => {
     error.textContent = [...new Set(shown().map((one) => one.error))].join(" ");

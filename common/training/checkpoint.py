@@ -152,7 +152,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     if paths:
         raise InputError(
             f"{folder / 'checkpoints'}: all are damaged, the last in {paths[-1].name}; "
-            "--restart trains anew"
+            "--restart replaces it"
         )
     return None
 

@@ -37,7 +37,7 @@ class Learner(Protocol):
     """The number of steps taken."""
     training: TrainConfig
     world: World
-    asked: SupportsFloat
+    stop_requests: SupportsFloat
     """The number of shares of the last step whose workers had received a request to stop."""
 
     def __init__(
@@ -56,13 +56,13 @@ class Learner(Protocol):
         worker in `world`.
         """
 
-    def step(self, *shares: Batch, asked: bool = False) -> SupportsFloat:
+    def step(self, *shares: Batch, stop_requested: bool = False) -> SupportsFloat:
         """Take one optimizer step on a batch; returns the loss before the step, which may still be
         computed asynchronously.
 
         shares: those of this worker. The gradients of all shares are summed in their order, so the
-        result does not depend on which worker computes which share. asked: whether this worker has
-        received a request to stop.
+        result does not depend on which worker computes which share. stop_requested: whether this
+        worker has received a request to stop.
         """
 
     def logits(self, inputs: Inputs) -> Float[np.ndarray, "B C"]: ...

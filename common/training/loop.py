@@ -89,12 +89,12 @@ def train(framework: Framework, options: TrainConfig, world: World = ALONE) -> d
         elif done := run_directory.finished(out, framework.FRAMEWORK, options):
             print_line(f"Accuracy: {done['accuracy']:.2%}")
             print_line(
-                f"{out}: this run was finished before (--epochs continues, --restart trains anew)"
+                f"{out}: this run was finished before (--epochs continues, --restart replaces it)"
             )
             return done
         saved = checkpoint.newest(out, print_line)
         if problem := _problem(framework.FRAMEWORK, options, out, saved):
-            raise InputError(f"{out}: {problem}; --restart trains anew in its place")
+            raise InputError(f"{out}: {problem}; --restart replaces it")
         return saved
 
     with ExitStack() as locked:
@@ -238,7 +238,7 @@ class Trainer:
         state, options, batches = self.state, self.options, self.data.train
         steps = options.epochs * len(batches)
         self.task = self.progress.add_task("training", total=steps, completed=state.step)
-        with self.progress, stop_requests() as asked:
+        with self.progress, stop_requests() as signals:
             while state.epoch < options.epochs:
                 if options.patience and state.epochs_since_best >= options.patience:
                     print_line(
@@ -246,7 +246,7 @@ class Trainer:
                     )
                     break
                 for rows in batches.plan(state.epoch)[state.iteration :]:
-                    stop = self.step(rows, asked)
+                    stop = self.step(rows, signals)
                     ended = state.iteration == len(batches)
                     if ended or state.iteration % options.log_every == 0:
                         self.log(ended)
@@ -256,23 +256,23 @@ class Trainer:
                     if stop or (due and self.world.first):
                         self.save()
                     if stop:
-                        number = asked[0] if asked else signal.SIGTERM
+                        number = signals[0] if signals else signal.SIGTERM
                         hint = "the same command continues the run"
                         raise Stopped(number, f" after step {state.step:,}; {hint}")
             self.save()
         print_line(f"Total training time: {state.seconds:.0f} secs")
         return self.finish()
 
-    def step(self, rows: Int[np.ndarray, " B"], asked: Sequence[int]) -> bool:
+    def step(self, rows: Int[np.ndarray, " B"], signals: Sequence[int]) -> bool:
         """Take a step. Its loss may be computed asynchronously; it is pending until `settle`.
 
-        asked: the signals that have requested a stop of this worker. Returns whether all workers
+        signals: those that have requested a stop of this worker. Returns whether all workers
         stop now.
         """
         state, batches = self.state, self.data.train
         shares = [batches.share(rows, k) for k in self.world.shares(batches.shares)]
-        before = self.learner.asked
-        loss = self.learner.step(*shares, asked=bool(asked))
+        before = self.learner.stop_requests
+        loss = self.learner.step(*shares, stop_requested=bool(signals))
         self.pending.append((loss, self.learner.gradient_norm))
         state.step += 1
         state.iteration += 1
@@ -282,7 +282,7 @@ class Trainer:
             state.first_step_seconds = time.perf_counter() - self.started
         self.progress.advance(self.task)
         # The value of the step before, because this step may still be computed.
-        return bool(asked) if self.world.size == 1 else float(before) > 0
+        return bool(signals) if self.world.size == 1 else float(before) > 0
 
     def settle(self) -> None:
         """Wait for the pending steps. Raises NotFiniteError unless their numbers are finite."""

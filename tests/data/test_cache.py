@@ -128,7 +128,7 @@ def test_unknown_file_in_entry_is_not_read(
     np.save(folder / "train.labels.7.npy", 1 - labels)
     assert contents(options) == expected
     (line,) = capsys.readouterr().err.splitlines()
-    assert "train.labels.7.npy: is not a file of the cache; making it anew" in line
+    assert "train.labels.7.npy: is not a file of the cache; making it again" in line
 
 
 def test_flipped_bit_in_any_file_is_detected_and_repaired(
@@ -142,7 +142,7 @@ def test_flipped_bit_in_any_file_is_detected_and_repaired(
         path.write_bytes(flip_bit(content, rng))
         assert contents(options) == expected
         error = capsys.readouterr().err
-        assert error.startswith(f"{path}: damaged") and error.endswith("; making it anew\n")
+        assert error.startswith(f"{path}: damaged") and error.endswith("; making it again\n")
         assert error.count("\n") == 1
         assert files_of(own_cache) == whole
 
@@ -163,7 +163,7 @@ def test_large_file_is_verified_while_it_is_read(
             except InputError as error:
                 detected.add(path.parent)
                 assert str(error).startswith(f"{path}: damaged")
-                assert "the same command makes it anew" in str(error)
+                assert "the same command makes it again" in str(error)
                 assert not path.parent.exists()
                 assert contents(options) == expected
             path.write_bytes(whole[path])
@@ -185,7 +185,7 @@ def test_training_repairs_damaged_cache_and_gives_same_model(
             path = next(own_cache.glob(name))
             path.write_bytes(flip_bit(path.read_bytes(), rng))
     assert models[0] == models[1]
-    assert error.count("\n") == error.count("; making it anew\n") == 3
+    assert error.count("\n") == error.count("; making it again\n") == 3
 
 
 def train(options: TrainConfig, out: Path, command: Command) -> tuple[int, str, str]:
@@ -258,7 +258,7 @@ def test_two_processes_share_one_cache(
     both = [subprocess.Popen(program, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = "".join(process.communicate(timeout=60)[1] for process in both)
     assert [process.returncode for process in both] == [0, 0], errors
-    assert errors.count("\n") == errors.count("; making it anew\n") == len(to_flip)
+    assert errors.count("\n") == errors.count("; making it again\n") == len(to_flip)
     assert files_of(own_cache) == whole
 
 

@@ -128,7 +128,7 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path, drawing: 
     # The same command finds the finished run; other options are refused.
     assert "finished before" in succeeds(command(train.main, *arguments))
     error = refused(command(train.main, *SMALL, "--c", 0.02, "--out", tmp_path))
-    assert "--c was 0.01, is 0.02; --restart trains anew" in error
+    assert "--c was 0.01, is 0.02; --restart replaces it" in error
     # An incomplete run is trained again.
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "SHA256SUMS").unlink()

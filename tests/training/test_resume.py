@@ -211,7 +211,7 @@ def test_a_run_with_an_option_that_is_gone_is_not_resumed(command: Command, tmp_
             error = refused_at_once(command(train_torch, *way))
             assert error == (
                 f"error: {run}: checkpoints/000000016/config.json has --{name.replace('_', '-')} "
-                f"{value}, which this release no longer has; --restart trains anew in its place\n"
+                f"{value}, which this release no longer has; --restart replaces it\n"
             )
         assert endurance.outcome(run) == before
 

@@ -23,13 +23,13 @@ namespace {
 struct Driver {
 #define DECLARED(name) decltype(::name) *name = nullptr;
   FUNCTIONS(DECLARED)
-  bool found = false;
+  bool is_loaded = false;
 
-  void look_for() {
+  void load() {
     void *const library = dlopen("libcuda.so.1", RTLD_NOW);
-    found = library;
-#define FOUND(name) found = found && (name = (decltype(name))dlsym(library, #name));
-    FUNCTIONS(FOUND)
+    is_loaded = library;
+#define LOAD(name) is_loaded = is_loaded && (name = (decltype(name))dlsym(library, #name));
+    FUNCTIONS(LOAD)
   }
 };
 
@@ -38,7 +38,7 @@ const Driver &driver() {
   static std::mutex mutex;
   static Driver driver;
   std::lock_guard<std::mutex> lock(mutex);
-  if (!driver.found) driver.look_for();
+  if (!driver.is_loaded) driver.load();
   return driver;
 }
 
@@ -98,7 +98,7 @@ int launch_here(CUcontext context, const std::string &key, const Call &call, CUs
 }
 
 int launch(const std::string &key, const Call &call, CUstream stream) {
-  if (!driver().found) return NO_DRIVER;
+  if (!driver().is_loaded) return NO_DRIVER;
   if (!call.batch) return 0;
   CUcontext before = nullptr;
   if (CUresult e = driver().cuCtxGetCurrent(&before)) return e;
@@ -127,7 +127,7 @@ std::string described(int status) {
 // The newest version of CUDA that the driver supports, such as 13000; 0 without a driver.
 API int gru_cuda_driver() {
   int version = 0;
-  return driver().found && !driver().cuDriverGetVersion(&version) ? version : 0;
+  return driver().is_loaded && !driver().cuDriverGetVersion(&version) ? version : 0;
 }
 
 // Registers a kernel by a key. A key always identifies the same kernel.
