@@ -88,16 +88,22 @@ class Case:
         parameters = {name: convert(value) for name, value in self.parameters.items()}
         names = ("x", "lengths", "h0", "tokens", "resets", "h_reset")
         arrays = {name: getattr(self, name) for name in names}
-        given = {name: convert(value) for name, value in arrays.items() if value is not None}
-        return {"parameters": parameters, **given}
+        inputs = {name: convert(value) for name, value in arrays.items() if value is not None}
+        return {"parameters": parameters, **inputs}
 
     def operands(self, convert: Callable[[Array], Any]) -> list[Any]:
         """Positional arguments of `recurrence`, each array converted."""
-        given = self.arguments(convert)
-        del given["parameters"]
+        arguments = self.arguments(convert)
+        del arguments["parameters"]
         weights = [[convert(each) for each in own] for own in self.weights]
-        first = [given["x"], given.get("tokens"), weights, given["lengths"], given["h0"]]
-        return first + [given[name] for name in ("resets", "h_reset") if name in given]
+        first = [
+            arguments["x"],
+            arguments.get("tokens"),
+            weights,
+            arguments["lengths"],
+            arguments["h0"],
+        ]
+        return first + [arguments[name] for name in ("resets", "h_reset") if name in arguments]
 
 
 def draw(
@@ -201,7 +207,7 @@ def computed_reference(
     )
     d_outputs = np.zeros((T, B, R * H)) if case.d_outputs is None else case.d_outputs
     d_outputs = np.split(d_outputs.astype(dtype), R, axis=-1)
-    found: dict[str, list[Array]] = {}
+    result: dict[str, list[Array]] = {}
     gradients: Arrays = {}
     for i, (side, weights) in enumerate(zip(case.sides, case.weights, strict=True)):
         name = f"{case.cell}.0.{side}"
@@ -222,11 +228,11 @@ def computed_reference(
         gradients |= {f"{name}.weight_ih": times(d_rows.T, x), f"{name}.bias_ih": d_rows.sum(0)}
         states = {"outputs": outputs, "h_last": h_last, "d_h0": d_h0, "d_h_reset": d_h_reset}
         for part, value in (states | {"d_x": times(d_rows, W)}).items():
-            found.setdefault(part, []).append(value)
+            result.setdefault(part, []).append(value)
     if case.resets is None:
-        del found["d_h_reset"]
-    outputs, d_x = np.concatenate(found.pop("outputs"), -1), sum(found.pop("d_x"))
-    joined = {name: np.stack(values) for name, values in found.items()}
+        del result["d_h_reset"]
+    outputs, d_x = np.concatenate(result.pop("outputs"), -1), sum(result.pop("d_x"))
+    joined = {name: np.stack(values) for name, values in result.items()}
     return {"outputs": outputs, "d_x": d_x.reshape(case.x.shape), **joined, **gradients}
 
 

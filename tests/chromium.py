@@ -89,8 +89,8 @@ def screenshot(browser: WebDriver, path: Path) -> None:
     height = browser.execute_script("return document.documentElement.scrollHeight")
     width = browser.execute_script("return innerWidth")
     clip = {"x": 0, "y": 0, "width": width, "height": min(height, 16_000), "scale": 1}
-    how = {"captureBeyondViewport": True, "clip": clip}
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", how)
+    options = {"captureBeyondViewport": True, "clip": clip}
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", options)
     path.write_bytes(base64.b64decode(shot["data"]))
 
 
@@ -126,13 +126,13 @@ def contrasts(browser: WebDriver, selector: str = ".words > *") -> list[float]:
 def barriers(browser: WebDriver) -> list[tuple[str, str, list[str]]]:
     """The accessibility problems that axe-core finds: rule, explanation and elements."""
     browser.execute_script(Path(os.environ["AXE_CORE"]).read_text())
-    found = browser.execute_async_script(
+    result = browser.execute_async_script(
         "const done = arguments[0]; axe.run({resultTypes: ['violations']})"
         ".then(done, error => done({error: String(error)}))"
     )
-    assert "error" not in found, found
-    assert len(found["passes"]) > 20
+    assert "error" not in result, result
+    assert len(result["passes"]) > 20
     return [
         (violation["id"], violation["help"], [node["html"][:200] for node in violation["nodes"]])
-        for violation in found["violations"]
+        for violation in result["violations"]
     ]

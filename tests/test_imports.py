@@ -36,13 +36,13 @@ def tree_of(name: str) -> ast.Module:
 def imported(name: str, *, top_level: bool = False) -> frozenset[str]:
     """The full names of the modules and objects that a file imports."""
     tree = tree_of(name)
-    found: set[str] = set()
+    result: set[str] = set()
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(found)
+            result |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(result)
 
 
 def file_of(name: str) -> str:

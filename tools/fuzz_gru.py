@@ -57,8 +57,8 @@ def expected_results(call: Call) -> dict[str, Array]:
     results, gradients = compute(call, arrays)
     if call.entry == "backward":
         return gradients
-    wanted = {f"d_{name}" for name in call.arrays if name not in call.frozen}
-    return results | {name: value for name, value in gradients.items() if name in wanted}
+    expected = {f"d_{name}" for name in call.arrays if name not in call.frozen}
+    return results | {name: value for name, value in gradients.items() if name in expected}
 
 
 def oracle_of(call: Call) -> Any:

@@ -94,9 +94,9 @@ def attack(name: str, inputs: int, folder: Path, seed: int = 0) -> Counter[str]:
         except Exception as error:
             error.add_note(f"{name}, input {number} of seed {seed}: {damaged!r}")
             raise
-        taken = time.perf_counter() - started, tracemalloc.get_traced_memory()[1] - before
-        assert taken < (SECONDS, BYTES) and taken[1] < BYTES, (
-            f"{name} {number}: {taken} {damaged!r}"
+        received = time.perf_counter() - started, tracemalloc.get_traced_memory()[1] - before
+        assert received < (SECONDS, BYTES) and received[1] < BYTES, (
+            f"{name} {number}: {received} {damaged!r}"
         )
     return outcome
 

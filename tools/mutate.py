@@ -394,10 +394,10 @@ class Tree:
         # Python compares the time in whole seconds and the size with those of the compiled file.
         os.utime(path, (times.st_atime, times.st_mtime + 2))
         status: int | None = 0
-        found = ""
+        result = ""
         if not mutant.file.endswith(".py"):
             status, _ = run(self.path, *BUILD)
-            found = "the compiler" if status else ""
+            result = "the compiler" if status else ""
         limits = {test: TIME_LIMIT + 10 * measured.seconds[test] for test in tests}
         end = time.monotonic() + (budget or math.inf)
         for part in parts(tests):
@@ -406,20 +406,20 @@ class Tree:
             left = max(end - time.monotonic(), 0) if budget else None
             status, output = self.pytest("-x", *part, each=limits, seconds=left)
             failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-            found = failed[1] if failed else f"exit status {status}" if status else ""
+            result = failed[1] if failed else f"exit status {status}" if status else ""
         path.write_bytes(original)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         if not mutant.file.endswith(".py"):
             library.write_bytes(built)
-        function = found.partition("[")[0]
+        function = result.partition("[")[0]
         if function in tests:
             if not measured.finds[function] and self.pytest(function)[0]:
                 print(f"fails without a change, and is left out: {function}", flush=True)
                 measured.failing.add(function)
                 return self.try_out(mutant, measured, budget)
             measured.finds.update([function, function.partition("::")[0]])
-        is_decided = bool(found) or status is not None
-        return Outcome(found, len(tests), time.monotonic() - begin, is_decided)
+        is_decided = bool(result) or status is not None
+        return Outcome(result, len(tests), time.monotonic() - begin, is_decided)
 
 
 def table(outcomes: dict[Mutant, Outcome]) -> str:
@@ -431,9 +431,9 @@ def table(outcomes: dict[Mutant, Outcome]) -> str:
             groups[group].append(outcome)
     lines = ["| of | mutants | found | not decided |", "| --- | ---: | ---: | ---: |"]
     for group, members in sorted(groups.items()):
-        found = sum(bool(each.found_by) for each in members)
+        result = sum(bool(each.found_by) for each in members)
         undecided = sum(not each.is_decided for each in members)
-        lines.append(f"| {group or 'all'} | {len(members)} | {found} | {undecided} |")
+        lines.append(f"| {group or 'all'} | {len(members)} | {result} | {undecided} |")
     for title, is_decided in (("survivor", True), ("not decided", False)):
         lines += ["", f"| {title} | kind | change | tests |", "| --- | --- | --- | ---: |"]
         for mutant in sorted(outcomes, key=lambda each: (each.file, each.start)):

@@ -583,18 +583,20 @@ def try_out(fault: Fault | None, tests: Sequence[str], library: Path) -> Outcome
             plant(fault, copy)
         shutil.copy(library, copy / "common/kernels")
         if fault and fault.file.endswith((".cpp", ".h")):
-            status, said = python(copy, *BUILD)
+            status, output = python(copy, *BUILD)
             if status:
-                return Outcome("", time.monotonic() - begin, f"not built:\n{said}")
+                return Outcome("", time.monotonic() - begin, f"not built:\n{output}")
         # The packages must be those of the copy, not installed ones.
         where = f"[find_spec(name).origin for name in {PACKAGES}]"
-        status, said = python(copy, "-c", f"from importlib.util import *; print(*{where})")
-        if status or not all(Path(each).is_relative_to(copy) for each in said.split()):
-            return Outcome("", time.monotonic() - begin, f"not the copy's packages:\n{said}")
-        status, said = python(copy, "-m", "pytest", "-xq", "-p", "no:cacheprovider", *tests)
-    found = re.search(r"^FAILED (\S.*?)(?: - .*)?$", said, re.MULTILINE)
-    error = "" if status == bool(found) else f"pytest ended with status {status}:\n{said[-2000:]}"
-    return Outcome(found[1] if found else "", time.monotonic() - begin, error)
+        status, output = python(copy, "-c", f"from importlib.util import *; print(*{where})")
+        if status or not all(Path(each).is_relative_to(copy) for each in output.split()):
+            return Outcome("", time.monotonic() - begin, f"not the copy's packages:\n{output}")
+        status, output = python(copy, "-m", "pytest", "-xq", "-p", "no:cacheprovider", *tests)
+    result = re.search(r"^FAILED (\S.*?)(?: - .*)?$", output, re.MULTILINE)
+    error = (
+        "" if status == bool(result) else f"pytest ended with status {status}:\n{output[-2000:]}"
+    )
+    return Outcome(result[1] if result else "", time.monotonic() - begin, error)
 
 
 def python(
@@ -642,8 +644,8 @@ def main(words: Sequence[str], faults: Sequence[Fault] = FAULTS) -> int:
             print(f"without a fault, {tests[-1]} passes ({fine.seconds:.0f} s)", flush=True)
         outcomes = pool.map(lambda fault: try_out(fault, fault.tests, library), faults)
         for fault, outcome in zip(faults, outcomes, strict=True):
-            found = outcome.error or outcome.found_by or "NOT FOUND"
-            print(f"{fault.name} ({outcome.seconds:.0f} s)\n    {found}", flush=True)
+            result = outcome.error or outcome.found_by or "NOT FOUND"
+            print(f"{fault.name} ({outcome.seconds:.0f} s)\n    {result}", flush=True)
             missed += bool(outcome.error) or not outcome.found_by
     took = time.monotonic() - begin
     print(f"{len(faults) - missed} of {len(faults)} found, {took:.0f} s in all")

@@ -48,8 +48,8 @@ def rounding(
 def hoist(
     weights: Weights, *, reset_after: bool
 ) -> tuple[Float[Tensor, " 3H"], Float[Tensor, "H 2H"], Float[Tensor, "H H"], Float[Tensor, " H"]]:
-    """The bias of the input projections, which includes the hidden biases that are only added to
-    it, U_zr', U_n' and c_n."""
+    """Returns (bias, U_zr', U_n', c_n). bias is that of the input projections plus the hidden biases
+    that are only added."""
     _, weight_hh, bias_ih, bias_hh = weights
     size = weight_hh.shape[-1]
     U_zr, U_n = weight_hh.split([2 * size, size])

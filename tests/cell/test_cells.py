@@ -150,14 +150,14 @@ def test_onnx_export_of_a_model_with_the_gru() -> None:
     model = Tagger(reset_after=True).eval()
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     example = torch.randn(4, 2, 5), torch.tensor([4, 2])
-    how = {"dynamic_shapes": ({0: time, 1: batch}, {0: batch})}
-    program = torch.onnx.export(model, example, dynamo=True, verbose=False, **how)
+    arguments = {"dynamic_shapes": ({0: time, 1: batch}, {0: batch})}
+    program = torch.onnx.export(model, example, dynamo=True, verbose=False, **arguments)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     names = [each.name for each in session.get_inputs()]
     for steps, rows in ((4, 2), (9, 3), (1, 1)):
         x, lengths = torch.randn(steps, rows, 5), torch.randint(0, steps + 1, (rows,))
-        found = session.run(None, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)))
-        for ours, theirs in zip(found, model(x, lengths), strict=True):
+        result = session.run(None, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)))
+        for ours, theirs in zip(result, model(x, lengths), strict=True):
             np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-6)
     if "fused" in torch_impl.gru.CELL.implementations():
         graph = torch.export.export(model, example).graph
@@ -172,6 +172,6 @@ def test_onnx_export_of_a_layer() -> None:
     x = torch.randn(3, 4, 5)
     program = torch.onnx.export(layer, (x,), dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    for ours, theirs in zip(found, layer(x), strict=True):
+    result = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for ours, theirs in zip(result, layer(x), strict=True):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-6)

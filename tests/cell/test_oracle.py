@@ -57,12 +57,12 @@ def test_gradients_are_central_differences(layers, directions, reset_after):
         assert gradients[name].shape == value.shape
         # Up to 25 entries of each array suffice, because a wrong formula affects all entries.
         for place in rng.permutation(value.size)[:25]:
-            kept = value.flat[place]
-            value.flat[place] = kept + epsilon
+            stored = value.flat[place]
+            value.flat[place] = stored + epsilon
             above = objective()
-            value.flat[place] = kept - epsilon
+            value.flat[place] = stored - epsilon
             below = objective()
-            value.flat[place] = kept
+            value.flat[place] = stored
             expected = (above - below) / (2 * epsilon)
             assert gradients[name].flat[place] == pytest.approx(expected, rel=1e-7, abs=2e-9), name
 
@@ -184,7 +184,7 @@ def test_the_worked_step_of_the_docs_is_the_oracles() -> None:
     W, U = (np.concatenate([values[f"{name}_{gate}"] for gate in "zrn"]) for name in "WU")
     h, between = oracle.gru_step(values["x"] @ W.T, np.array([[0.5]]), U, np.zeros(3), False)
     np.testing.assert_allclose(values["h"], h)
-    for name, said in {"z": "0.5", "r": "0.6225", "n": "0.9250"}.items():
+    for name, output in {"z": "0.5", "r": "0.6225", "n": "0.9250"}.items():
         np.testing.assert_allclose(values[name], between[name])
-        assert f"= {said}\n" in block and abs(float(said) - values[name].item()) < 5e-5
+        assert f"= {output}\n" in block and abs(float(output) - values[name].item()) < 5e-5
     assert "= 0.7125\n" in block and abs(0.7125 - h.item()) < 5e-5

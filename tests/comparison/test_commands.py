@@ -71,7 +71,7 @@ def test_every_command_says_its_version(name: str, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "meant"),
+    ("name", "arguments", "intended"),
     [
         ("gru-twins", ["trian"], "train"),
         ("python -m torch_impl.train", ["--epoch", "3"], "--epochs"),
@@ -85,10 +85,10 @@ def test_every_command_says_its_version(name: str, command: Command) -> None:
     ],
 )
 def test_what_is_misspelt_suggests_what_was_meant(
-    name: str, arguments: list[str], meant: str, command: Command
+    name: str, arguments: list[str], intended: str, command: Command
 ) -> None:
     error = refused_at_once(command(MAINS[name], *arguments))
-    assert re.fullmatch(rf"error: .+; did you mean {meant}\?( \(see {name} --help\))?\n", error)
+    assert re.fullmatch(rf"error: .+; did you mean {intended}\?( \(see {name} --help\))?\n", error)
 
 
 def test_what_is_missing_is_named(command: Command) -> None:
@@ -168,8 +168,8 @@ def test_all_is_shipped() -> None:
     about = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages, modules = about["packages"], about["py-modules"]
     roots = {name for name in packages if "." not in name}
-    found = [path.parent for root in roots for path in (ROOT / root).rglob("__init__.py")]
-    assert {".".join(path.relative_to(ROOT).parts) for path in found} == {*packages}
+    result = [path.parent for root in roots for path in (ROOT / root).rglob("__init__.py")]
+    assert {".".join(path.relative_to(ROOT).parts) for path in result} == {*packages}
     assert all((ROOT / root / "py.typed").exists() for root in roots)
     lines = re.findall("^COPY (.+) .+$", (ROOT / "Containerfile").read_text(), re.MULTILINE)
     files = {"pyproject.toml", "setup.py", "README.md", "LICENSE", *(f"{m}.py" for m in modules)}

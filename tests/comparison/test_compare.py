@@ -70,8 +70,8 @@ def test_what_is_trained_is_checked_against_the_oracle(
     assert all(row["passed"] for row in rows)
     oracle = {(row["models"][0], row["dtype"]) for row in rows if row["models"][1] == "oracle"}
     twins, dtypes = ("torch scan", "jax scan"), ("float32", "float64")
-    want = {(name, dtype) for name in (*twins, "torch nn.GRU") for dtype in dtypes}
-    assert oracle == want | {(name, "bfloat16") for name in twins}
+    expected = {(name, dtype) for name in (*twins, "torch nn.GRU") for dtype in dtypes}
+    assert oracle == expected | {(name, "bfloat16") for name in twins}
     assert ["torch gru", "jax gru"] in [row["models"] for row in rows]
 
 
@@ -93,9 +93,9 @@ def test_twins_that_part_are_found(
 ) -> None:
     right, out = jax_impl.classifier.run, tmp_path / "rows.json"
 
-    def wrong(cell: Any, parameters: Any, call: LayerCall, *others: Any, **how: Any) -> Any:
+    def wrong(cell: Any, parameters: Any, call: LayerCall, *others: Any, **options: Any) -> Any:
         call = call._replace(reset_after=not call.reset_after)
-        return right(cell, parameters, call, *others, **how)
+        return right(cell, parameters, call, *others, **options)
 
     monkeypatch.setattr(jax_impl.classifier, "run", wrong)
     assert command(checks.main, *small, "--models", "gru", "--out", out)[0] == 0
@@ -195,13 +195,13 @@ def test_a_report_that_cannot_be_drawn_costs_one_warning(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The results are written, and the exit status still reports failed checks."""
-    asked = []
+    requested = []
     monkeypatch.setattr(
         parity, "run", lambda: [Check.of(["a", "oracle"], "x, reset y", "z", 1, 0, 1)]
     )
-    monkeypatch.setattr(run_directory, "draw", lambda *given: bool(asked.append(given)))
+    monkeypatch.setattr(run_directory, "draw", lambda *arguments: bool(requested.append(arguments)))
     status, output, _ = command(compare.main, "parity", "--out", tmp_path)
-    assert (status, asked) == (1, [(tmp_path, ("compare", "report"))])
+    assert (status, requested) == (1, [(tmp_path, ("compare", "report"))])
     assert "0 of 1 parity checks passed" in output
     assert "report:" not in output
     assert (tmp_path / "results.json").exists()

@@ -31,12 +31,12 @@ def test_a_terminal_shows_a_table_that_follows_the_runs(tmp_path: Path) -> None:
     with Board(console, dict.fromkeys(NAMES, tmp_path)) as board:
         board.on_line("torch gru", "loading [/broken markup]")
         board.on_line("torch gru", LINE)
-        with console.capture() as shown:
+        with console.capture() as visible:
             console.print(board.get_renderable())
         board.on_end("torch gru", RUN)
         with console.capture() as finished:
             console.print(board.get_renderable())
-    during, after = shown.get(), finished.get()
+    during, after = visible.get(), finished.get()
     assert all(part in during for part in ("2/3, iteration 25", "0.51234", "123,456", "waiting"))
     assert LINE in during
     assert "87.50%" in after and "120,000" in after

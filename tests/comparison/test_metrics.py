@@ -16,32 +16,32 @@ from common.metrics import (
 def test_two_classes_against_numbers_worked_out_by_hand() -> None:
     # True class 0: predicted 0, 0, 1. True class 1: predicted 1, 0.
     logits = np.array([[2, 0], [1, 0], [0, 3], [0, 1], [1.5, 0]], np.float32)
-    found = evaluate(logits, np.array([0, 0, 0, 1, 1]), ("bad", "good"))
-    assert found["accuracy"] == 3 / 5
-    assert found["confusion"] == [[2, 1], [1, 1]]
+    result = evaluate(logits, np.array([0, 0, 0, 1, 1]), ("bad", "good"))
+    assert result["accuracy"] == 3 / 5
+    assert result["confusion"] == [[2, 1], [1, 1]]
     # Of the 6 pairs (true 0, true 1), the score of the 1 is the larger in 3: -2, -1, 3 / 1, -1.5.
-    assert found["roc_auc"] == pytest.approx(3 / 6)
-    assert found["classes"]["good"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    assert result["roc_auc"] == pytest.approx(3 / 6)
+    assert result["classes"]["good"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
     # Wilson (1927) with z = 1.959964: centre 0.5566, half width 0.3257.
-    assert found["accuracy_interval"] == pytest.approx([0.2307, 0.8824], abs=1e-4)
+    assert result["accuracy_interval"] == pytest.approx([0.2307, 0.8824], abs=1e-4)
 
 
 def test_three_classes_one_never_predicted_and_one_missing() -> None:
     logits = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], np.float32)
-    found = evaluate(logits, np.array([0, 1, 1]), ("a", "b", "c"))
-    assert found["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
-    assert found["roc_auc"] is None
-    assert found["classes"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+    result = evaluate(logits, np.array([0, 1, 1]), ("a", "b", "c"))
+    assert result["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert result["roc_auc"] is None
+    assert result["classes"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
 
 
 def test_many_classes_have_their_mistakes_in_place_of_a_matrix() -> None:
     classes = tuple(map(str, range(MOST_DRAWN + 1)))
     labels = np.array([3, 3, 3, 7, 7, 30, 0])
     logits = np.eye(len(classes))[[5, 5, 3, 5, 7, 0, 0]]
-    found = evaluate(logits, labels, classes)
-    assert "confusion" not in found
-    assert found["mistakes"] == [[3, 5, 2], [7, 5, 1], [30, 0, 1]]
-    assert found["classes"]["7"] == {"precision": 1, "recall": 0.5, "f1": 2 / 3, "support": 2}
+    result = evaluate(logits, labels, classes)
+    assert "confusion" not in result
+    assert result["mistakes"] == [[3, 5, 2], [7, 5, 1], [30, 0, 1]]
+    assert result["classes"]["7"] == {"precision": 1, "recall": 0.5, "f1": 2 / 3, "support": 2}
     assert evaluate(logits[2:3], labels[2:3], classes)["mistakes"] == []
     wrong = evaluate(logits[:1], labels[:1], classes)["classes"]["3"]["support"]
     assert (wrong, type(wrong)) == (1, int)
@@ -63,14 +63,14 @@ def test_answers_are_all_that_is_needed_but_for_roc_auc() -> None:
 def test_accuracy_of_each_category_that_occurs() -> None:
     logits = np.array([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32)
     labels, categories = np.array([0, 1, 1, 0]), np.array([2, 0, 0, 0])
-    found = evaluate(logits, labels, ("bad", "good"), categories, ("books", "dvd", "toys"))
-    assert list(found["categories"]) == ["books", "toys"]
-    assert found["categories"]["books"]["accuracy"] == 2 / 3
-    assert found["categories"]["books"]["support"] == 3
+    result = evaluate(logits, labels, ("bad", "good"), categories, ("books", "dvd", "toys"))
+    assert list(result["categories"]) == ["books", "toys"]
+    assert result["categories"]["books"]["accuracy"] == 2 / 3
+    assert result["categories"]["books"]["support"] == 3
     # Wilson (1927) of 2 in 3 and of 1 in 1.
-    interval = found["categories"]["books"]["accuracy_interval"]
+    interval = result["categories"]["books"]["accuracy_interval"]
     assert interval == pytest.approx([0.2077, 0.9385], abs=1e-4)
-    interval = found["categories"]["toys"]["accuracy_interval"]
+    interval = result["categories"]["toys"]["accuracy_interval"]
     assert interval == pytest.approx([0.2065, 1], abs=1e-4)
     assert evaluate(logits, labels, ("bad", "good"))["categories"] == {}
 
@@ -105,5 +105,5 @@ def test_a_temperature_at_its_limit_is_said_to_be_none():
     logits, labels = np.array([[1.0, 0], [0, 1]] * 3), np.array([0, 1] * 3)
     assert describe_temperature(1.234) == "temperature: 1.234"
     for each, start in ((labels, "0.007"), (1 - labels, "148.413")):
-        said = describe_temperature(fit_temperature(logits, each))
-        assert said.startswith(f"temperature: {start}, the limit, which is no fit: ")
+        output = describe_temperature(fit_temperature(logits, each))
+        assert output.startswith(f"temperature: {start}, the limit, which is no fit: ")

@@ -160,10 +160,10 @@ def test_the_jobs_end_with_a_program_that_fails_as_it_listens(programs: Path) ->
     def say(job: Job, line: str) -> None:
         raise BrokenPipeError
 
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(BrokenPipeError):
         processes.run([job], Place(), say, lambda job: None)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - started < 30
 
 
 def test_an_interrupt_that_python_discards_is_raised_again() -> None:

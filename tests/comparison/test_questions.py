@@ -46,8 +46,8 @@ def test_with_one_seed_the_paired_test_is_mcnemars(only_a: int, only_b: int) -> 
 def test_with_many_reviews_the_sampled_flips_come_close() -> None:
     """9,999 flips: p within four standard errors of a share of 0.04."""
     a, b = answers(5, 15, 80)
-    found = questions.paired_p((b.astype(float) - a)[None])
-    assert found == pytest.approx(questions.mcnemar(a, b), abs=4 * np.sqrt(0.04 / 9_999))
+    result = questions.paired_p((b.astype(float) - a)[None])
+    assert result == pytest.approx(questions.mcnemar(a, b), abs=4 * np.sqrt(0.04 / 9_999))
 
 
 def test_the_same_review_in_five_seeds_counts_once() -> None:
@@ -173,12 +173,12 @@ def test_word_groups(monkeypatch: pytest.MonkeyPatch) -> None:
             texts.append(np.array([of[word] for word in text], np.int32))
             labels.append(label)
     groups = questions.word_groups(join(texts, np.array(labels)), words)
-    found = {
+    result = {
         word: questions.GROUPS[group]
         for word, group in zip(words, groups, strict=True)
         if group >= 0
     }
-    assert found == {
+    assert result == {
         "the": "stop words",
         "some": "stop words",
         "chair": "neutral words",
@@ -213,17 +213,17 @@ def test_what_the_gates_do_in_closed_form(texts: EncodedSplit) -> None:
     z = 1 / (1 + np.exp(1.0))
     groups = np.where(np.arange(500) < 200, 1, -1)
     batches = Batches(texts, 32, max_length=40, in_order=True)
-    found = questions.read_words(learner, batches, groups)
+    result = questions.read_words(learner, batches, groups)
     expected = []
     for number in range(len(texts)):
         for step, token in enumerate(texts[number][-40:]):
             if step and token < 200:
                 before = 1 - (1 - z) ** step
                 expected.append((number, z, z * (1 - before) / before))
-    order = np.lexsort((-found["change"], found["review"]))
-    actual = np.stack([found[name][order] for name in ("review", "z", "change")], axis=1)
+    order = np.lexsort((-result["change"], result["review"]))
+    actual = np.stack([result[name][order] for name in ("review", "z", "change")], axis=1)
     np.testing.assert_allclose(actual, np.array(expected), rtol=1e-9)
-    assert np.all(found["group"] == 1)
+    assert np.all(result["group"] == 1)
 
 
 def test_two_models_are_compared_by_category_under_its_name() -> None:
@@ -239,10 +239,10 @@ def test_two_models_are_compared_by_category_under_its_name() -> None:
     right, wrong = np.ones((2, 7), bool), np.zeros((2, 7), bool)
     wrong[:, 3:] = True  # b is better on books, and as good on films
     correct, seconds = {"a": wrong, "b": right}, {"a": 1.0, "b": 1.0}
-    found = questions.compare(
+    result = questions.compare(
         "x", "a", "b", correct, seconds, test, ("books", "films", "none", "one")
     )
-    by_category = {part.name: part.difference for part in found.by_category}
+    by_category = {part.name: part.difference for part in result.by_category}
     assert by_category == {"books": 1.0, "films": 0.0}
 
 
@@ -253,9 +253,9 @@ def test_two_models_are_compared_by_category_under_its_name() -> None:
 def test_fewer_than_five_seeds_are_too_few_to_tell(seeds: int, says: str) -> None:
     a, b = (np.tile(answer, (seeds, 1)) for answer in answers(0, 60, 60))
     test = join([np.arange(3)] * 120, np.zeros(120))
-    found = questions.compare("x", "a", "b", {"a": a, "b": b}, {"a": 1.0, "b": 1.0}, test)
-    assert found.interval[0] > 0.3
-    assert found.conclusion.startswith(says)
+    result = questions.compare("x", "a", "b", {"a": a, "b": b}, {"a": 1.0, "b": 1.0}, test)
+    assert result.interval[0] > 0.3
+    assert result.conclusion.startswith(says)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -265,8 +265,8 @@ def test_compare_answers_the_questions_and_trains_only_once(
     arguments = ["questions", *small, "--frameworks", "torch", "--models", "gru", "--seeds", 1]
     arguments += ["--epochs", 1, "--out", tmp_path]
     output = succeeds(command(compare.main, *arguments))
-    found = json.loads((tmp_path / "results.json").read_text())["questions"]
-    (pair,) = found["comparisons"]
+    result = json.loads((tmp_path / "results.json").read_text())["questions"]
+    (pair,) = result["comparisons"]
     assert (pair["a"], pair["b"], pair["seeds"]) == ("torch rnn", "torch gru", 1)
     accuracies = [
         json.loads((tmp_path / f"questions/seed-0/torch-{model}/metrics.json").read_text())[
@@ -279,20 +279,20 @@ def test_compare_answers_the_questions_and_trains_only_once(
     assert pair["interval"][0] <= pair["difference"] <= pair["interval"][1]
     assert pair["mcnemar_p_by_seed"][0] == pytest.approx(pair["mcnemar_p"], abs=0.02)
     assert sum(part["n"] for part in pair["by_length"]) == 96
-    names = [series["name"] for series in found["vanishing"]["series"]]
+    names = [series["name"] for series in result["vanishing"]["series"]]
     assert len(set(names)) == 4
-    for series in found["vanishing"]["series"]:
-        reach = len(found["vanishing"]["distances"])
+    for series in result["vanishing"]["series"]:
+        reach = len(result["vanishing"]["distances"])
         assert [len(series[name]) for name in ("low", "median", "high")] == [reach] * 3
         assert series["median"][0] > series["median"][-1] > 0
-    assert {group["group"] for group in found["gates"]["groups"]} <= set(questions.GROUPS)
-    for answer in (pair, found["vanishing"], found["gates"]):
+    assert {group["group"] for group in result["gates"]["groups"]} <= set(questions.GROUPS)
+    for answer in (pair, result["vanishing"], result["gates"]):
         assert answer["conclusion"] in output
 
     monkeypatch.setattr(runs, "to_arguments", lambda *_: pytest.fail("trained again"))
     succeeds(command(compare.main, *arguments))
     again = json.loads((tmp_path / "results.json").read_text())["questions"]
-    assert again == found
+    assert again == result
 
 
 def test_no_seeds_get_one_clear_line(command: Command) -> None:

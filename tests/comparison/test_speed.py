@@ -50,9 +50,9 @@ def test_every_contender_is_timed(
     tasks = [Task(3, 5, 8)]
     if processes == PROCESSES:
         tasks.append(Task(3, 5, 8, bidirectional=True, backward=False))
-    found = speed.measure(tasks, lambda line: None, processes=processes)
+    result = speed.measure(tasks, lambda line: None, processes=processes)
     for task in tasks:
-        rows = {r.contender: r for r in found.rows if asdict(r).items() >= asdict(task).items()}
+        rows = {r.contender: r for r in result.rows if asdict(r).items() >= asdict(task).items()}
         assert {"torch loop", "torch scan", "jax scan", "nn.GRU packed"} < rows.keys()
         assert {"flax.linen RNN", "flax.nnx RNN"} < rows.keys()
         assert rows[speed.REFERENCE].ratio == 1
@@ -60,14 +60,14 @@ def test_every_contender_is_timed(
             low, high = row.quartiles
             assert 0 < low <= row.tokens_per_second <= high
             assert 0 < row.peak_fraction < 1
-    assert {"nn.GRU padded", "torch loop"} <= {row.contender for row in found.recipe}
+    assert {"nn.GRU padded", "torch loop"} <= {row.contender for row in result.recipe}
     if {"torch fused", "jax fused"} < rows.keys():
-        asked = {(name, T) for name in ("torch fused", "jax fused") for T in (5, 6)}
-        assert {(row.contender, row.T) for row in found.lengths} == asked
-    assert all(row.nanoseconds_per_token > 0 for row in found.lengths)
-    shown = tables.tasks(found.rows, tables.TIMED)
-    assert [len(table.rows) for table in shown] == [len(found.rows) // len(tasks)] * len(tasks)
-    assert len(tables.all_tasks("all", found.rows, tables.TIMED).rows) == len(found.rows)
+        requested = {(name, T) for name in ("torch fused", "jax fused") for T in (5, 6)}
+        assert {(row.contender, row.T) for row in result.lengths} == requested
+    assert all(row.nanoseconds_per_token > 0 for row in result.lengths)
+    visible = tables.tasks(result.rows, tables.TIMED)
+    assert [len(table.rows) for table in visible] == [len(result.rows) // len(tasks)] * len(tasks)
+    assert len(tables.all_tasks("all", result.rows, tables.TIMED).rows) == len(result.rows)
     peers = [
         ("equinox", "Equinox scan"),
         ("keras-torch", "Keras on torch"),
@@ -79,7 +79,7 @@ def test_every_contender_is_timed(
     inferring = {"torch_impl.gru", "torch_impl.GRU", "jax_impl.gru", BUILT_IN, "nn.GRU compiled"}
     inferring |= {"flax.linen RNN", "flax.nnx RNN"}
     inferring |= {name for process, name in peers if process in processes}
-    for B, T, latencies in ((3, 5, found.inference), (1, 1, found.calls)):
+    for B, T, latencies in ((3, 5, result.inference), (1, 1, result.calls)):
         assert {row.contender for row in latencies} == inferring
         for row in latencies:
             assert 0 < row.p50 <= row.p99

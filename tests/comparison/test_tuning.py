@@ -48,9 +48,9 @@ def test_it_goes_on_and_prints_what_gave_the_best(
     assert [trial["number"] for trial in first] == [0]
     assert "19 validation reviews are few: " in output
     # The first trial has the options of the command line.
-    (given,) = (trial["options"] for trial in first if trial["given"])
-    assert given["hidden_size"] == 64
-    assert given["learning_rate"] == PRESETS["quick"]["learning_rate"]
+    (arguments,) = (trial["options"] for trial in first if trial["given"])
+    assert arguments["hidden_size"] == 64
+    assert arguments["learning_rate"] == PRESETS["quick"]["learning_rate"]
     output = succeeds(command(compare.main, *options, "--trials", 2))
     assert trials(tmp_path)[:1] == first and len(trials(tmp_path)) == 2
     assert "1 of 2 trials exist" in output and "trial 1: epoch 1 of 2" in output
@@ -155,9 +155,9 @@ def test_trials_of_another_process_count(
     result = command(compare.main, "tune", *options, "--out", tmp_path / "own")
     assert result[::2] == (0, "")
     (other,) = trials(tmp_path / "other")
-    found = trials(tmp_path / "own")
-    assert [trial["number"] for trial in found] == [0, 1] and found[1] == other
-    assert [trial["given"] for trial in found] == [True, False]
+    actual = trials(tmp_path / "own")
+    assert [trial["number"] for trial in actual] == [0, 1] and actual[1] == other
+    assert [trial["given"] for trial in actual] == [True, False]
 
 
 @pytest.mark.long
@@ -174,15 +174,15 @@ def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
         )
         for name in ("one", "two")
     ]
-    said = [each.communicate(timeout=300)[0] for each in programs]
-    assert [each.returncode for each in programs] == [0, 0], said
+    output = [each.communicate(timeout=300)[0] for each in programs]
+    assert [each.returncode for each in programs] == [0, 0], output
     # The study that ends last has all trials; two may begin a trial at the same time.
     assert 3 <= max(len(trials(tmp_path / name)) for name in ("one", "two")) <= 4
-    assert all(": done, " in text for text in said)
+    assert all(": done, " in text for text in output)
 
 
 @pytest.mark.parametrize(
-    ("given", "problem"),
+    ("arguments", "problem"),
     [
         (("--storage", "sqlite:////nowhere/trials.sqlite3"), "--storage sqlite:////nowhere"),
         (("--storage", "trials"), "--storage trials: cannot be opened"),
@@ -199,7 +199,7 @@ def test_two_at_once_share_the_trials(small: list[str], tmp_path: Path) -> None:
     ],
 )
 def test_bad_input(
-    given: tuple,
+    arguments: tuple,
     problem: str,
     small: list[str],
     command: Command,
@@ -207,7 +207,7 @@ def test_bad_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tuning.time, "sleep", lambda _: None)  # before a storage is tried again
-    options = (*small, *QUICKLY, "--out", tmp_path, *given)
+    options = (*small, *QUICKLY, "--out", tmp_path, *arguments)
     error = refused(command(compare.main, "tune", *options))
     assert problem in error and "secret" not in error
     assert not (tmp_path / "results.json").exists()

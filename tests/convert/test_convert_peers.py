@@ -254,10 +254,10 @@ def run(name: str, tensors: Tensors, x: np.ndarray, reset_after: bool) -> np.nda
     run_layer, _ = LIBRARIES[name]
     scopes: dict[tuple[str, str], Tensors] = {}
     for key, value in tensors.items():
-        found = re.fullmatch(r"gru[./](\d)[./](?:(forward|backward)[./])?(.+)", key)
-        if found is None:  # a layer that stands alone
+        result = re.fullmatch(r"gru[./](\d)[./](?:(forward|backward)[./])?(.+)", key)
+        if result is None:  # a layer that stands alone
             return run_layer(tensors, x, reset_after)
-        layer, direction, own_name = found.groups()
+        layer, direction, own_name = result.groups()
         scopes.setdefault((layer, direction or "forward"), {})[own_name] = value
     for layer in sorted({layer for layer, _ in scopes}):
         outputs = [run_layer(scopes[layer, "forward"], x, reset_after)]

@@ -86,8 +86,8 @@ def assert_predicts(folder: Path, net: nn.Module) -> None:
             for words in map(tokenize, map(clean, TEXTS))
         ]
     for framework in FRAMEWORKS.values():
-        found = probabilities(framework, run)
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        result = probabilities(framework, run)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 class BuiltinNet(nn.Module):
@@ -119,8 +119,8 @@ def test_its_networks_with_the_builtin_gru_predict_as_they_did(
     net = PoolingNet(bidirectional, 2) if pooled else BuiltinNet(bidirectional)
     file = vector_file.with_name("net.pt")
     torch.save(net.state_dict(), file)
-    how = ["--from", "homework-nn", *(["--pooling", "max+mean", "--no-relu"] if pooled else [])]
-    assert to_run(command, file, vector_file, *how)[0] == 0
+    options = ["--from", "homework-nn", *(["--pooling", "max+mean", "--no-relu"] if pooled else [])]
+    assert to_run(command, file, vector_file, *options)[0] == 0
     assert_predicts(file.with_name("run"), net)
 
 
@@ -149,14 +149,14 @@ def test_classes_in_another_order_are_put_into_that_of_the_data(
 ) -> None:
     file = vector_file.with_name("net.pt")
     torch.save(net.state_dict(), file)
-    found = []
+    result = []
     for more in ((), ("--classes", "positive", "negative")):
         assert to_run(command, file, vector_file, *more)[0] == 0
         run = run_directory.load_run(file.with_name("run"))
         assert run.classes == ("negative", "positive")
-        found.append(probabilities(torch_impl.learner, run))
+        result.append(probabilities(torch_impl.learner, run))
         shutil.rmtree(file.with_name("run"))
-    np.testing.assert_allclose(found[0], found[1][:, ::-1])
+    np.testing.assert_allclose(result[0], result[1][:, ::-1])
 
 
 @pytest.mark.parametrize(

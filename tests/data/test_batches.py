@@ -38,7 +38,7 @@ def test_an_epoch_has_every_review_once_and_whole(
     rng = np.random.default_rng(seed)
     split = join([rng.integers(0, 50, n) for n in lengths], rng.integers(0, 3, len(lengths)))
     batches = Batches(split, batch_size, max_length=max_length, seed=seed, in_order=in_order)
-    seen: dict[int, tuple[list[int], int]] = {}
+    observed: dict[int, tuple[list[int], int]] = {}
     for batch in batches.epoch(seed):
         T, B = batch.tokens.shape
         assert batch.reviews.shape == batch.labels.shape == batch.lengths.shape == (B,)
@@ -46,10 +46,10 @@ def test_an_epoch_has_every_review_once_and_whole(
         assert Shape(T, len(batch.distinct)) in batches.shapes
         assert (np.diff(batch.lengths) <= 0).all()
         assert ((batch.labels == NO_LABEL) == (batch.reviews < 0)).all()
-        assert not content(batch).keys() & seen.keys()
-        seen |= content(batch)
+        assert not content(batch).keys() & observed.keys()
+        observed |= content(batch)
     limit = max_length or 1_000
-    assert seen == {
+    assert observed == {
         i: (split[i][-limit:].tolist(), int(split.labels[i])) for i in range(len(lengths))
     }
     assert len(batches.shapes) <= MAX_SHAPES
@@ -100,11 +100,11 @@ def test_the_pages_of_a_large_file_are_let_go_of(monkeypatch: pytest.MonkeyPatch
     split = corpus.load("rt").train
     for batch in Batches(split, 64).epoch():
         assert batch.words
-    found = re.findall(
+    result = re.findall(
         r"^(\w+)-(\w+) .*\n(?:\w+: .*\n)*?Rss: +(\d+)", Path("/proc/self/smaps").read_text(), re.M
     )
     address = split.tokens.ctypes.data
-    (resident,) = [kb for low, high, kb in found if int(low, 16) <= address < int(high, 16)]
+    (resident,) = [kb for low, high, kb in result if int(low, 16) <= address < int(high, 16)]
     assert resident == "0"
 
 

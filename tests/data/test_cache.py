@@ -195,16 +195,16 @@ def train(options: TrainConfig, out: Path, command: Command) -> tuple[int, str, 
 
 
 def test_one_of_two_threads_builds_the_entry() -> None:
-    begun, may_finish = Event(), Event()
+    started, may_finish = Event(), Event()
 
     def build_slowly(folder: Path) -> None:
-        begun.set()
+        started.set()
         assert may_finish.wait(10)
         fill(folder)
 
     with ThreadPoolExecutor() as threads:
         first = threads.submit(cached, "kind", {}, build_slowly)
-        assert begun.wait(10)
+        assert started.wait(10)
         second = threads.submit(cached, "kind", {}, fail_if_called)
         assert not wait([second], 0.2).done
         may_finish.set()

@@ -36,11 +36,11 @@ def texts_of(encoded: Corpus, split: EncodedSplit) -> list[str]:
 
 def test_encoding_can_be_read_back() -> None:
     encoded = corpus.load("rt")
-    found = Counter()
+    result = Counter()
     for split in (encoded.train, encoded.test):
         labels = [encoded.classes[label] for label in split.labels]
-        found.update(zip(texts_of(encoded, split), labels, strict=True))
-    assert found == Counter(
+        result.update(zip(texts_of(encoded, split), labels, strict=True))
+    assert result == Counter(
         (" ".join(tokenize(clean(text))), label)
         for text, label, *_ in sources.load("rt").examples()
     )
@@ -112,12 +112,12 @@ def test_splits_and_subsets_are_stratified_by_category_and_label(encode: Encode)
     assert encoded.categories == ("books", "dvd", "toys")
     for split, share in ((encoded.test, 5), (encoded.train.subset(288), 2.5)):
         assert split.categories is not None
-        found = Counter(
+        result = Counter(
             (encoded.categories[c], encoded.classes[y])
             for c, y in zip(split.categories, split.labels, strict=True)
         )
         for kind, size in zip(kinds, sizes, strict=True):
-            assert abs(found[kind] - size / share) <= 1
+            assert abs(result[kind] - size / share) <= 1
     assert "alone" in texts_of(encoded, encoded.train)
 
 

@@ -53,8 +53,8 @@ def test_saved_splits_with_named_classes(tmp_path: Path) -> None:
 
 def test_one_split_is_still_to_be_divided(tmp_path: Path) -> None:
     table([0, 1]).save_to_disk(tmp_path / "one")
-    found = list(sources.load(f"hf:{tmp_path}/one").examples())
-    assert [example.split for example in found] == ["", ""]
+    result = list(sources.load(f"hf:{tmp_path}/one").examples())
+    assert [example.split for example in result] == ["", ""]
 
 
 def test_damaged_offsets_are_not_followed(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
     folder.mkdir()
     table([0, 1]).to_parquet(folder / "train.parquet")
     table([1]).to_parquet(folder / "test.parquet")
-    found = list(sources.load(f"hf:{folder}").examples())
-    assert [(e.label, e.split) for e in found] == [
+    result = list(sources.load(f"hf:{folder}").examples())
+    assert [(e.label, e.split) for e in result] == [
         *(("negative", "train"), ("positive", "train"), ("positive", "test"))
     ]
 

@@ -43,12 +43,12 @@ def test_processes_give_what_one_process_gives(many_small_chunks: None) -> None:
     chunks = [[text for text, *_ in examples(n)] for n in (3, 0, 50, 1, 7, 20)]
     before = children()
     results = encoding.encode_all(chunks)
-    found = [next(results), next(results)]
+    actual = [next(results), next(results)]
     assert len(children() - before) == WORKERS
-    found += results
+    actual += results
     assert children() == before
-    assert found == [encoding.encode(chunk) for chunk in chunks]
-    for chunk, result in zip(chunks, found, strict=True):
+    assert actual == [encoding.encode(chunk) for chunk in chunks]
+    for chunk, result in zip(chunks, actual, strict=True):
         words = [result.words[i] for i in result.tokens]
         assert words == [word for text in chunk for word in tokenize(clean(text))]
         assert len(result.hashes) == encoding.HASH_BYTES * len(chunk)
@@ -70,21 +70,21 @@ def test_a_small_data_set_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_corpus_is_the_same_with_and_without_processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    found = []
+    result = []
     for name in ("alone", "parallel"):
         monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path / name))
         if name == "parallel":
             request.getfixturevalue("many_small_chunks")
-        found.append(corpus.encoded(lambda: Dataset("x", lambda: examples(300)), {}))
-    alone, parallel = found
+        result.append(corpus.encoded(lambda: Dataset("x", lambda: examples(300)), {}))
+    alone, parallel = result
     assert alone.vocabulary == parallel.vocabulary
     np.testing.assert_array_equal(alone.train.tokens, parallel.train.tokens)
     np.testing.assert_array_equal(alone.test.starts, parallel.test.starts)
 
 
-@pytest.mark.parametrize("how", ["killed", "interrupted", "bad input"])
+@pytest.mark.parametrize("options", ["killed", "interrupted", "bad input"])
 def test_what_goes_wrong_leaves_no_process_and_no_folder(
-    how: str, many_small_chunks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    options: str, many_small_chunks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))
     before = children()
@@ -93,9 +93,9 @@ def test_what_goes_wrong_leaves_no_process_and_no_folder(
         yield from examples(100)
         workers = children() - before
         assert len(workers) == WORKERS
-        if how == "killed":
+        if options == "killed":
             os.kill(int(min(workers)), signal.SIGKILL)
-        elif how == "interrupted":
+        elif options == "interrupted":
             raise KeyboardInterrupt
         else:
             raise InputError("file.csv: line 101: no")
@@ -105,7 +105,7 @@ def test_what_goes_wrong_leaves_no_process_and_no_folder(
         "killed": (InputError, "a worker process ended with status -9"),
         "interrupted": (KeyboardInterrupt, None),
         "bad input": (InputError, "line 101"),
-    }[how]
+    }[options]
     with pytest.raises(error, match=message):
         corpus.encoded(lambda: Dataset("x", stops), {})
     assert children() == before
@@ -144,11 +144,11 @@ def test_ctrl_c_and_kill_end_the_workers(stop: signal.Signals, tmp_path: Path) -
     watchdog = threading.Timer(60, program.kill)
     watchdog.start()
     assert program.stdout and program.stdout.readline() == "running\n"
-    found = Path(f"/proc/{program.pid}/task/{program.pid}/children")
-    if not found.exists():
+    result = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+    if not result.exists():
         program.kill()
         pytest.skip("needs /proc")
-    workers = found.read_text().split()
+    workers = result.read_text().split()
     assert len(workers) == WORKERS
     program.send_signal(stop)
     _, error = program.communicate()

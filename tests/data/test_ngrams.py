@@ -74,16 +74,16 @@ def test_ratios_are_those_of_counting_by_hand(split: EncodedSplit, classes: int)
         for gram in having:
             ratio = np.log(own[gram] / totals[0]) - np.log(rest[gram] / totals[1])
             expected[gram].append(0.3 * ratio)
-    found = ngrams.fit(split, V, classes, longest).read(split)
+    result = ngrams.fit(split, V, classes, longest).read(split)
     nothing, row = [0.0] * (1 if classes == 2 else classes), 0
     for number in range(len(split)):
         words = split[number].tolist()
         for end in range(1, len(words) + 1):
             grams = [tuple(words[end - n : end]) if n <= end else () for n in (1, 2, 3)]
-            want = [number for gram in grams for number in expected.get(gram, nothing)]
-            np.testing.assert_allclose(found[row], want, atol=1e-6)
+            wanted_result = [number for gram in grams for number in expected.get(gram, nothing)]
+            np.testing.assert_allclose(result[row], wanted_result, atol=1e-6)
             row += 1
-    assert row == len(found)
+    assert row == len(result)
 
 
 def test_a_text_has_no_part_in_its_own_ratios(split: EncodedSplit) -> None:
@@ -152,8 +152,8 @@ def test_both_twins_take_the_same_steps(model: str, train_vectors: bool) -> None
         first = batches[0]
         x = np.concatenate([vectors[first.distinct][first.tokens], first.ratios], -1)
         if model != "rnn":
-            found = oracle.forward(values, x, first.lengths, reset_after=False)
-            expected = oracle.classify(found, first.labels).logits
+            result = oracle.forward(values, x, first.lengths, reset_after=False)
+            expected = oracle.classify(result, first.labels).logits
             for learner in (in_torch, in_jax):
                 np.testing.assert_allclose(learner.logits(first), expected, atol=1e-12)
         for batch in batches:
@@ -167,15 +167,15 @@ def test_both_twins_take_the_same_steps(model: str, train_vectors: bool) -> None
 def test_the_builtin_layer_reads_them_too(train_vectors: bool) -> None:
     words = len(corpus.load("imdb").vocabulary)
     vectors = np.random.default_rng(0).standard_normal((words, 8))
-    found = []
+    result = []
     for model in ("bigru", "nn.bigru"):
         training = TrainConfig(device="cpu", hidden_size=12, model=model, ngrams=2)
         training = dataclasses.replace(training, reset_after=True)
         config = training.model_config(vectors.shape, 2, train_vectors)
         values = params.init(config, 1, vectors)
         learner = torch_impl.learner.Learner(config, training, vectors, values, "float64")
-        found.append([float(learner.step(batch)) for batch in batches_of(5)])
-    assert found[0] == pytest.approx(found[1], rel=1e-9)
+        result.append([float(learner.step(batch)) for batch in batches_of(5)])
+    assert result[0] == pytest.approx(result[1], rel=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -195,16 +195,16 @@ def test_from_training_to_prediction(trained: Path, command: Command) -> None:
     test = data.test.subset(96)
     texts = tuple(" ".join(data.vocabulary[token] for token in test[i]) for i in range(96))
     models = [Model(twin, run) for twin in FRAMEWORKS.values()]
-    found = [softmax(model.logits(texts), axis=1) for model in models]
-    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
-    right = (found[0].argmax(1) == test.labels).mean()
+    result = [softmax(model.logits(texts), axis=1) for model in models]
+    np.testing.assert_allclose(result[0], result[1], atol=1e-5)
+    right = (result[0].argmax(1) == test.labels).mean()
     assert right == pytest.approx(metrics["accuracy"])
-    for model, probabilities in zip(models, found, strict=True):
+    for model, probabilities in zip(models, result, strict=True):
         for text in (0, 3):
             answer = model.explain(texts[text])
             assert answer["probability"] == pytest.approx(probabilities[text].max(), abs=1e-5)
     output = succeeds(command(predict, trained, texts[0]))
-    assert output.split("\t")[0] == run.classes[found[0][0].argmax()]
+    assert output.split("\t")[0] == run.classes[result[0][0].argmax()]
 
 
 @pytest.mark.parametrize(

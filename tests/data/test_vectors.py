@@ -49,9 +49,9 @@ def test_other_training_texts_give_other_vectors() -> None:
 
 def test_random_vectors_are_trained_with_the_model() -> None:
     texts = corpus.load("rt")
-    found = vectors.load("random:12", texts, texts.train, quiet)
-    assert found.matrix.shape == (len(found.words), 12)
-    assert found.trained_with_model
+    result = vectors.load("random:12", texts, texts.train, quiet)
+    assert result.matrix.shape == (len(result.words), 12)
+    assert result.trained_with_model
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_the_exact_word_comes_before_other_spellings_and_of_those_the_first(
     spellings = ["US", "Us", "Paris", "École", "us", "PARIS", "ÉCOLE"]
     matrix = np.arange(7 * 5, dtype=np.float32).reshape(7, 5)
     path = written(format_, tmp_path, spellings, matrix)
-    words, found = files.read(path, ["école", "paris", "us"])
+    words, result = files.read(path, ["école", "paris", "us"])
     expected = {"us": matrix[4], "paris": matrix[2], "école": matrix[3]}
     assert set(words) == set(expected)
-    for word, vector in zip(words, found, strict=True):
+    for word, vector in zip(words, result, strict=True):
         np.testing.assert_array_equal(vector, expected[word])
 
 
@@ -262,8 +262,8 @@ def test_gensims_file_of_every_protocol_is_read(protocol: int, tmp_path: Path) -
     keyed = KeyedVectors(1)
     keyed.add_vectors(words, np.arange(70_000, dtype=np.float32)[:, None])
     keyed.save(str(tmp_path / "v"), pickle_protocol=protocol)
-    found, matrix = files.read(tmp_path / "v", words[::7])
-    assert found == words[::7]
+    result, matrix = files.read(tmp_path / "v", words[::7])
+    assert result == words[::7]
     assert matrix[:, 0].tolist() == list(range(0, 70_000, 7))
 
 
@@ -285,19 +285,19 @@ def test_vectors_of_a_file_are_cached_until_the_file_changes(tmp_path: Path) -> 
     texts = corpus.load("rt")
     path = tmp_path / "glove.txt"
     path.write_text("the 1 2\nfilm 3 4\nxyzzy 5 6\n")
-    said: list[str] = []
-    first = vectors.load(str(path), texts, texts.train, said.append)
+    output: list[str] = []
+    first = vectors.load(str(path), texts, texts.train, output.append)
     assert first.words == ["the", "film"]
     assert not first.trained_with_model
-    again = vectors.load(str(path), texts, texts.train, said.append, train_with_model=True)
+    again = vectors.load(str(path), texts, texts.train, output.append, train_with_model=True)
     np.testing.assert_array_equal(again.matrix, first.matrix)
     assert again.trained_with_model
-    assert [line.startswith("reading") for line in said] == [True, False, False]
+    assert [line.startswith("reading") for line in output] == [True, False, False]
 
     ids = [texts.vocabulary.index(word) for word in first.words]
     counts = texts.train.counts()
     share = counts[ids].sum() / counts.sum()
-    assert said[1] == (
+    assert output[1] == (
         f"{path}: vectors for 2 of the {len(texts.vocabulary):,} words of rt (0.0%), "
         f"{share:.1%} of the training tokens"
     )
@@ -326,9 +326,9 @@ GLOVE_SAMPLE = Path("../shared/data/vectors/glove.6B.100d.top30k.txt.gz")
 def test_the_glove_sample_is_read_in_a_moment() -> None:
     texts = corpus.load("rt")
     started = time.perf_counter()
-    found = vectors.load(str(GLOVE_SAMPLE), texts, texts.train, quiet)
+    result = vectors.load(str(GLOVE_SAMPLE), texts, texts.train, quiet)
     assert time.perf_counter() - started < 3
-    assert found.matrix.shape == (len(found.words), 100)
-    assert len(found.words) > 10_000
-    the = found.matrix[found.words.index("the")]
+    assert result.matrix.shape == (len(result.words), 100)
+    assert len(result.words) > 10_000
+    the = result.matrix[result.words.index("the")]
     np.testing.assert_allclose(the[:3], [-0.0382, -0.2449, 0.7281])

@@ -72,21 +72,21 @@ def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.M
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", factors == "Tf32")
 
     def kept(function: Callable[..., Sequence[torch.Tensor]]) -> Callable[..., Any]:
-        def run(*given: Any) -> Sequence[torch.Tensor]:
-            results = function(*given)
-            found[-1].extend(each.view(torch.int32) for each in results)
+        def run(*arguments: Any) -> Sequence[torch.Tensor]:
+            results = function(*arguments)
+            result[-1].extend(each.view(torch.int32) for each in results)
             return results
 
         return run
 
-    found: list[list[torch.Tensor]] = []
+    result: list[list[torch.Tensor]] = []
     own = torch_impl.cuda
     twin = SimpleNamespace(forward=kept(own.forward), backward=kept(own.backward), array=own.array)
     for seed in range(3 if size < 200 else 1):
         driver.mock_seed(seed)
-        found.append([])
+        result.append([])
         assert trial.error_of(size, factors, reset_after, twin) <= trial.BOUNDS[factors]
-        assert all(map(torch.equal, found[0], found[-1]))
+        assert all(map(torch.equal, result[0], result[-1]))
 
 
 @of_kinds([kind for kind in KINDS if kind[:2] in SMALLEST])
@@ -100,18 +100,18 @@ def test_torch_without_what_may_be_left_out(
     h0, x = torch.rand(2, 10, size), torch.rand(3, 10, 5)
 
     def last(**others: Any) -> torch.Tensor:
-        how = {"reset_after": reset_after, "bfloat16": factors == "Bf16"}
-        return torch_gru(weights, x, lengths, h0, implementation="cuda", **how, **others)[1]
+        options = {"reset_after": reset_after, "bfloat16": factors == "Bf16"}
+        return torch_gru(weights, x, lengths, h0, implementation="cuda", **options, **others)[1]
 
-    found = [last(resets=resets), last(), last(return_sequences=False)]
-    gradients = [torch.autograd.grad(each.sum(), [*weights.values()]) for each in found]
-    assert all(torch.equal(each, found[0]) for each in found)
+    result = [last(resets=resets), last(), last(return_sequences=False)]
+    gradients = [torch.autograd.grad(each.sum(), [*weights.values()]) for each in result]
+    assert all(torch.equal(each, result[0]) for each in result)
     for each in gradients:
         assert all(map(torch.equal, each, gradients[0]))
     with torch.no_grad():
-        assert torch.equal(last(return_sequences=False), found[0])
-    assert torch.equal(found[0][:, :8], h0[:, :8])
-    assert found[0].isfinite().all()
+        assert torch.equal(last(return_sequences=False), result[0])
+    assert torch.equal(result[0][:, :8], h0[:, :8])
+    assert result[0].isfinite().all()
 
 
 def test_torch_launches_the_kernel_with_copies_of_the_indices(
@@ -128,8 +128,8 @@ def test_torch_launches_the_kernel_with_copies_of_the_indices(
     weights = {n: torch.tensor(p).float() for n, p in init_gru(5, 15, 1, False, 0).items()}
     x, lengths = torch.rand(4, 5, requires_grad=True), torch.tensor([3, 1], dtype=torch.int32)
     tokens, resets = torch.zeros(3, 2, dtype=torch.int32), torch.ones(3, 2, dtype=torch.bool)
-    how = {"tokens": tokens, "resets": resets, "implementation": "cuda"}
-    torch_gru(weights, x, lengths, **how)[0].sum().backward()
+    options = {"tokens": tokens, "resets": resets, "implementation": "cuda"}
+    torch_gru(weights, x, lengths, **options)[0].sum().backward()
     own = {each.data_ptr() for each in (tokens, lengths, resets)}
     assert len(launched) == 2  # forward and backward
     for addresses in launched:
@@ -165,10 +165,10 @@ def test_the_operator_looks_at_what_it_is_told() -> None:
     W, U, b, x, h0 = (torch.rand(*n) for n in ((96, 3), (96, 32), (96,), (2, 3), (1, 5, 32)))
 
     def outputs(U: torch.Tensor, x: torch.Tensor, h0: torch.Tensor) -> list[torch.Tensor]:
-        how = ([x, W, U, b, b, h0], tokens, lengths, None, [True, True, False])
-        found = torch.ops.gru.forward(*how, True)
+        options = ([x, W, U, b, b, h0], tokens, lengths, None, [True, True, False])
+        result = torch.ops.gru.forward(*options, True)
         ones = torch.ones_like(h0)
-        return [found[0], torch.ops.gru.backward(*how, None, ones, found[2], True)[-1]]
+        return [result[0], torch.ops.gru.backward(*options, None, ones, result[2], True)[-1]]
 
     for nan in (each.isnan().any(-1) for each in outputs(U, x, h0)):
         assert nan.tolist() == [[False, *[True] * 4]] * len(nan)
@@ -193,8 +193,8 @@ def test_training() -> None:
     tokens, lengths = rng.integers(0, 9, (5, 3)), np.array([5, 2, 4])
     batch = Batch(np.arange(9), tokens.astype(np.int32), lengths, np.array([0, 1, 1]), np.arange(3))
     losses = []
-    for twin, how in product((torch_impl, jax_impl), ("scan", "cuda")):
-        options = TrainConfig(hidden_size=8, implementation=how, device="cpu")
+    for twin, arguments in product((torch_impl, jax_impl), ("scan", "cuda")):
+        options = TrainConfig(hidden_size=8, implementation=arguments, device="cpu")
         config = options.model_config(vectors.shape, classes=2, train_vectors=False)
         one = twin.learner.Learner(config, options, vectors)
         losses.append([float(one.step(batch)) for _ in range(3)])
@@ -262,8 +262,8 @@ def test_trial(
         warnings.simplefilter("always", UserWarning)
         names = {cell.resolve("auto", "cpu", "float32", 15) for _ in range(2)}
     assert names == {"scan" if fault else "cuda"}
-    said = [str(each.message) for each in caught if "the GRU kernel" in str(each.message)]
-    assert len(said) == bool(fault) and re.search(reason, "".join(said))
+    output = [str(each.message) for each in caught if "the GRU kernel" in str(each.message)]
+    assert len(output) == bool(fault) and re.search(reason, "".join(output))
     trial._verdicts.clear()
     monkeypatch.setenv("MOCK_FAULT", "")  # the verdict is remembered
     with warnings.catch_warnings(record=True):

@@ -54,12 +54,12 @@ def test_the_factors_that_are_named_are_checked(
 @pytest.mark.long
 def test_the_first_ten_minutes_rehearsed() -> None:
     """Every kernel, in both frameworks, on all sizes of the parity suite."""
-    said = run("-m", "tools.gpu.rehearsal").splitlines()
+    output = run("-m", "tools.gpu.rehearsal").splitlines()
     kinds = {factors for factors, _ in cuda.CONFIGURATIONS}
     for twin, kind in product(("torch", "jax"), kinds):
-        assert f"checking {twin} cuda, {kind}" in said
-    assert said[-2] == "90 of 90 parity checks passed"
-    assert said[-1] == "ran the timed contenders once: torch cuda, nn.GRU padded, nn.GRU packed"
+        assert f"checking {twin} cuda, {kind}" in output
+    assert output[-2] == "90 of 90 parity checks passed"
+    assert output[-1] == "ran the timed contenders once: torch cuda, nn.GRU padded, nn.GRU packed"
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, kinds: str, nu
     """The same in PyTorch but for the largest, under GCC's sanitizers. By default, these kinds:
     all factors, both resets, one block and clusters of 2 and 4, one part and several."""
     names = ("tsan",) if sanitizer == "thread" else ("asan", "ubsan")
-    asked = [[str(compiler()), f"-print-file-name=lib{name}.so"] for name in names]
-    paths = [subprocess.check_output(each, text=True).strip() for each in asked]
+    requested = [[str(compiler()), f"-print-file-name=lib{name}.so"] for name in names]
+    paths = [subprocess.check_output(each, text=True).strip() for each in requested]
     if not all(map(os.path.isabs, paths)):
         pytest.skip(f"the compiler has no {sanitizer} sanitizer")
     # ThreadSanitizer fails with the address space randomization of recent Linux kernels.
@@ -90,8 +90,8 @@ def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, kinds: str, nu
         "TSAN_OPTIONS": "halt_on_error=1:history_size=4:ignore_noninstrumented_modules=1",
     }
     only = ("-m", "pytest", "-qs", "-n0", "--noconftest", "tests/gpu/small.py", "-k")
-    said = run(*only, f"test_torch and {kinds}", before=fixed, **options)
-    assert f"{number} passed" in said
+    output = run(*only, f"test_torch and {kinds}", before=fixed, **options)
+    assert f"{number} passed" in output
 
 
 # A process that uses the GRU on the emulated GPU and prints a line for each child process.
@@ -119,8 +119,8 @@ def test_two_processes_at_once(twin: str, fault: str, expected: str, tmp_path: P
     env = {"MOCK_FAULT": fault, "GRU_TWINS_CACHE": str(tmp_path)}
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(run, "-c", PROCESS, twin, **env) for _ in range(2)]
-        said = "".join(each.result() for each in both).split("\n")
-    assert sorted(said) == ["", "a child", expected, expected]
+        output = "".join(each.result() for each in both).split("\n")
+    assert sorted(output) == ["", "a child", expected, expected]
 
 
 @pytest.mark.long
@@ -134,6 +134,6 @@ def test_small_cases_and_what_is_done_with_any_device() -> None:
         "tests/parity/test_derivatives.py": "torch_func or of_a_grad or (jax_transf and grad)",
     }
     chosen = " or ".join(f"({Path(file).name} and ({names}))" for file, names in few.items())
-    said = run("-m", "pytest", "-q", "-n0", *few, "-k", chosen)
-    passed = re.search(r"(\d+) passed", said)
-    assert passed and int(passed[1]) > 150, said
+    output = run("-m", "pytest", "-q", "-n0", *few, "-k", chosen)
+    passed = re.search(r"(\d+) passed", output)
+    assert passed and int(passed[1]) > 150, output

@@ -25,8 +25,8 @@ ARCHS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 
 def kernels(arch: Arch, factors: str, size: int) -> list[Instance]:
     """Those of a configuration, if the device has it: both resets, forward and backward."""
-    found = (instance(size, factors, *each, arch) for each in product((False, True), repeat=2))
-    return [kernel for kernel in found if kernel and kernel.size == size]
+    result = (instance(size, factors, *each, arch) for each in product((False, True), repeat=2))
+    return [kernel for kernel in result if kernel and kernel.size == size]
 
 
 CASES = [
@@ -76,10 +76,10 @@ def test_kernels_fit(name: str, factors: str, size: int) -> None:
     for kernel in kernels(ARCHS[name], factors, size):
         cluster, _, parts = kernel.configuration
         folder = nvrtc.compiled(kernel, ARCHS[name])
-        said = re.findall(
+        output = re.findall(
             r"(\d+) (?:bytes stack|bytes spill|registers)", (folder / "log.txt").read_text()
         )
-        *local, registers = map(int, said)  # local memory is the stack's, or spilled
+        *local, registers = map(int, output)  # local memory is the stack's, or spilled
         command = [str(nvdisasm), "-c", str(folder / "kernel.cubin")]
         step = of_a_step(subprocess.check_output(command, text=True))
         products, barriers, waits = (
@@ -102,8 +102,8 @@ def test_kernels_fit(name: str, factors: str, size: int) -> None:
 
 
 def test_clusters_take_an_arch_that_has_them() -> None:
-    found = [name for name, *_ in (case.values for case in CASES)]
-    assert [found.count(name) for name in ARCHS] == [4, 11, 11]
+    result = [name for name, *_ in (case.values for case in CASES)]
+    assert [result.count(name) for name in ARCHS] == [4, 11, 11]
     assert instance(64, "Bf16", False, False, (7, 5)) is None
 
 
@@ -136,13 +136,13 @@ def test_fragments_are_laid_out_as_cutlass_has_them(bf16: bool, tmp_path: Path) 
 
     of_each = zip((a, b.T, c), (of_a, of_b, of_c), strict=True)
     a_words, b_words, c_words = (each.flatten("F")[at] for each, at in of_each)
-    given = np.hstack([words(a_words), words(b_words), c_words.view(np.uint32)])
-    assert given.shape == (32, 10)
-    got = np.zeros((32, 4), np.float32)
+    arguments = np.hstack([words(a_words), words(b_words), c_words.view(np.uint32)])
+    assert arguments.shape == (32, 10)
+    actual = np.zeros((32, 4), np.float32)
     rehearsal.build(tmp_path, [])
     driver = ctypes.CDLL(str(tmp_path / rehearsal.LIBRARY))
-    driver.mock_mma(*(ctypes.c_void_p(each.ctypes.data) for each in (given, got)), int(bf16))
-    np.testing.assert_array_equal(got, (a @ b + c).flatten("F")[of_c])
+    driver.mock_mma(*(ctypes.c_void_p(each.ctypes.data) for each in (arguments, actual)), int(bf16))
+    np.testing.assert_array_equal(actual, (a @ b + c).flatten("F")[of_c])
 
 
 SAME_AS_NVIDIA = """

@@ -72,9 +72,9 @@ def ask(children: Children, twin: str = "torch_impl", kernel: tuple = KERNEL) ->
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         answers = {trial.trusted(twin, *kernel) for _ in range(2)}
-    said = [str(each.message) for each in caught if each.category is UserWarning]
-    assert len(answers) == 1 and len(said) == (answers == {False})
-    return answers.pop(), "".join(said)
+    output = [str(each.message) for each in caught if each.category is UserWarning]
+    assert len(answers) == 1 and len(output) == (answers == {False})
+    return answers.pop(), "".join(output)
 
 
 @pytest.mark.parametrize("twin", TWINS)

@@ -63,8 +63,8 @@ def batch_of(texts: EncodedSplit) -> Batch:
 
 def learner_of(framework: ModuleType, config: ModelConfig):  # type: ignore[no-untyped-def]
     parameters, vectors = draw(config)
-    how = TrainConfig(device="cpu")
-    return framework.Learner(config, how, vectors, parameters, dtype="float64")
+    options = TrainConfig(device="cpu")
+    return framework.Learner(config, options, vectors, parameters, dtype="float64")
 
 
 def close(actual: np.ndarray, expected: np.ndarray, bound: float) -> None:
@@ -79,21 +79,21 @@ def test_the_trace_is_the_oracles(framework: str, kind: str, texts: EncodedSplit
     parameters, vectors = draw(config)
     with jax.enable_x64(True):
         learner = learner_of(FRAMEWORKS[framework], config)
-        found = learner.explain(batch, batch.labels)
-        close(found["logits"], learner.logits(batch), BOUND_RESULT)
+        result = learner.explain(batch, batch.labels)
+        close(result["logits"], learner.logits(batch), BOUND_RESULT)
 
     x = vectors[batch.distinct][batch.tokens]
     run = oracle.forward(parameters, x, batch.lengths, reset_after=config.reset_after)
-    close(found["logits"], oracle.classify(run, batch.labels).logits, BOUND_RESULT)
+    close(result["logits"], oracle.classify(run, batch.labels).logits, BOUND_RESULT)
     for i, direction in enumerate(run.layers[-1]):
         for name in "zrn":
             close(
-                np.where(run.live, found[name][i], 0),
+                np.where(run.live, result[name][i], 0),
                 np.where(run.live, direction.between[name], 0),
                 BOUND_RESULT,
             )
         outputs = run.outputs[..., i * config.hidden_size : (i + 1) * config.hidden_size]
-        close(np.where(run.live, found["states"][i], 0), outputs, BOUND_RESULT)
+        close(np.where(run.live, result["states"][i], 0), outputs, BOUND_RESULT)
 
     # gradient x input: the oracle receives the gradient of the logit.
     head = parameters["head.weight"]
@@ -102,7 +102,7 @@ def test_the_trace_is_the_oracles(framework: str, kind: str, texts: EncodedSplit
     d_h_last = np.zeros_like(run.h_last)
     d_h_last[-config.directions :] = np.split(d_features, config.directions, axis=-1)
     d_x = oracle.backward(run, np.zeros_like(run.outputs), d_h_last)["x"]
-    close(found["influence"], (d_x * run.layers[0][0].x).sum(axis=-1), BOUND_GRADIENT)
+    close(result["influence"], (d_x * run.layers[0][0].x).sum(axis=-1), BOUND_GRADIENT)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -113,18 +113,18 @@ def test_d_states_is_the_gradient_of_what_the_rest_of_the_review_does(
     batch = batch_of(texts)
     parameters, vectors = draw(GRU)
     with jax.enable_x64(True):
-        found = learner_of(FRAMEWORKS[framework], GRU).explain(batch, batch.labels)
+        result = learner_of(FRAMEWORKS[framework], GRU).explain(batch, batch.labels)
     x = vectors[batch.distinct][batch.tokens]
-    expected = np.zeros_like(found["d_states"][0])
+    expected = np.zeros_like(result["d_states"][0])
     for row, t in itertools.product(range(len(batch.lengths)), range(len(x))):
         if t < batch.lengths[row]:
             one, left = slice(row, row + 1), np.array([batch.lengths[row] - t - 1])
-            h0 = found["states"][:, t, one]
+            h0 = result["states"][:, t, one]
             rest = oracle.forward(parameters, x[t + 1 :, one], left, h0, reset_after=False)
             d_h_last = oracle.classify(rest, batch.labels[one]).d_h_last
             gradients = oracle.backward(rest, np.zeros_like(rest.outputs), d_h_last)
             expected[t, row] = gradients["h0"][0, 0]
-    close(found["d_states"][0], expected, BOUND_GRADIENT)
+    close(result["d_states"][0], expected, BOUND_GRADIENT)
 
 
 @pytest.mark.parametrize("kind", [*CONFIGS, *RNNS])
@@ -162,16 +162,18 @@ def test_the_rnn_is_the_equation(framework: str, texts: EncodedSplit) -> None:
 
     with jax.enable_x64(True):
         learner = learner_of(FRAMEWORKS[framework], config)
-        found = learner.explain(batch, batch.labels)
-        close(found["logits"], learner.logits(batch), BOUND_RESULT)
+        result = learner.explain(batch, batch.labels)
+        close(result["logits"], learner.logits(batch), BOUND_RESULT)
     for row in range(4):
         states = read(row)[1:]
-        close(found["states"][0, : len(states), row], np.array(states), BOUND_RESULT)
+        close(result["states"][0, : len(states), row], np.array(states), BOUND_RESULT)
         for t, unit in ((0, 1), (len(states) - 2, 5)):
             nudge = 1e-5 * np.eye(config.hidden_size)[unit]
             above, below = (loss(row, t + 1, states[t] + sign * nudge) for sign in (1, -1))
             expected = (above - below) / 2e-5
-            assert found["d_states"][0, t, row, unit] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            assert result["d_states"][0, t, row, unit] == pytest.approx(
+                expected, rel=1e-6, abs=1e-9
+            )
 
 
 WORDS = ["good", "bad", "not", "a", "film"]
@@ -199,12 +201,12 @@ def logits_of(run: run_directory.Run, text: list[int]) -> np.ndarray:
 def test_explain_says_what_the_oracle_says(framework: str, kind: str) -> None:
     config = replace(CONFIGS[kind], classes=2)
     run = run_of(config, max_length=6)
-    given = [np.array([3, 4, 2, 0, 3, 3, 1]), np.array([1]), np.zeros(0, np.int32)]
-    texts = [" ".join(WORDS[token] for token in ids) for ids in given]
+    arguments = [np.array([3, 4, 2, 0, 3, 3, 1]), np.array([1]), np.zeros(0, np.int32)]
+    texts = [" ".join(WORDS[token] for token in ids) for ids in arguments]
     with jax.enable_x64(True):
         model = Model(FRAMEWORKS[framework], run, "cpu", "float64")
-        found = [model.explain(text, units=True) for text in texts]
-    for ids, answer in zip(given, found, strict=True):
+        result = [model.explain(text, units=True) for text in texts]
+    for ids, answer in zip(arguments, result, strict=True):
         text = list(ids[-6:])
         logits = logits_of(run, text)
         best = int(logits.argmax())
@@ -249,10 +251,10 @@ def test_a_linear_model_is_explained_exactly() -> None:
     p["head.weight"][:] = [[1.0], [-1.0]]
     run = replace(run, parameters=p)
     model = Model(torch_impl.learner, run, "cpu", "float64")
-    found = model.explain(" ".join(WORDS[:3]))
-    assert found["z"] == pytest.approx([1, 1, 1])
-    assert np.all(np.array(found["gradient"])[:2] == 0)
-    assert found["leave_out"][:2] == pytest.approx([0, 0])
+    result = model.explain(" ".join(WORDS[:3]))
+    assert result["z"] == pytest.approx([1, 1, 1])
+    assert np.all(np.array(result["gradient"])[:2] == 0)
+    assert result["leave_out"][:2] == pytest.approx([0, 0])
 
 
 @pytest.fixture(scope="module")
@@ -335,15 +337,15 @@ def test_colour_shows_on_a_terminal(trained: Path, monkeypatch: pytest.MonkeyPat
     model = torch_impl.load(trained)
     screen = io.StringIO()
     terminal = partial(Console, file=screen, force_terminal=True, color_system="truecolor")
-    monkeypatch.setattr(explanation, "Console", lambda **how: terminal(width=100))
-    found = model.explain("a good xyzzy film")
-    explanation._print(model.classes, model.gates, found, "gradient", 3)
+    monkeypatch.setattr(explanation, "Console", lambda **options: terminal(width=100))
+    result = model.explain("a good xyzzy film")
+    explanation._print(model.classes, model.gates, result, "gradient", 3)
     assert screen.getvalue().count("\x1b[90mxyzzy") == 2, "grey, in the table and below it"
     tinted = re.findall(r"\x1b\[[\d;]*48;2;(\d+);(\d+);(\d+)m(\w+)", screen.getvalue())
     assert [word for *_, word in tinted][-3:] == ["a", "good", "film"]
-    strongest = int(np.abs(found["gradient"]).argmax())
+    strongest = int(np.abs(result["gradient"]).argmax())
     colour = tuple(map(int, tinted[-3:][strongest][:3]))
-    assert colour == (explanation.FOR if found["gradient"][strongest] > 0 else explanation.AGAINST)
+    assert colour == (explanation.FOR if result["gradient"][strongest] > 0 else explanation.AGAINST)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -384,12 +386,12 @@ def test_the_explorer_holds_right_and_wrong_reviews_of_every_model(trained: Path
     runs = [convert({**metrics, "framework": name}, Run, trained) for name in FRAMEWORKS]
     explored = explorer.explore(options, runs)
     assert explored == explorer.explore(options, runs), "the same reviews every time"
-    found = to_builtins(explored)
-    assert found["classes"] == ["negative", "positive"]
-    assert len(found["reviews"]) == explorer.REVIEWS
-    json.dumps(found)
+    result = to_builtins(explored)
+    assert result["classes"] == ["negative", "positive"]
+    assert len(result["reviews"]) == explorer.REVIEWS
+    json.dumps(result)
     wrong = 0
-    for review in found["reviews"]:
+    for review in result["reviews"]:
         ours = review["models"]["torch bigru"]
         assert review["models"]["jax bigru"] == ours
         assert set(review["words"]) <= set(review["text"].split())

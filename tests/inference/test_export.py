@@ -120,13 +120,13 @@ def in_all_shapes(model: export.Call, batches: Batches) -> np.ndarray:
     """The logits of all reviews, in batches of several sizes, with arbitrary padding."""
     texts = [batches.split[i] for i in range(len(batches.split))]
     parts = texts[:1], texts[1:2], texts[2:3], texts[3:]
-    found = []
+    result = []
     for number, part in enumerate(parts):
         tokens, lengths = export.padded(part)
         tokens = np.pad(tokens, ((0, 0), (0, number % 3)))
         tokens[np.arange(tokens.shape[1]) >= lengths[:, None]] = (-7, 10**6)[number % 2]
-        found.append(model(tokens, lengths))
-    return np.concatenate(found)
+        result.append(model(tokens, lengths))
+    return np.concatenate(result)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_exported_models_compute_what_the_twins_do(kind: str, name: str) -> None
     largest = np.abs(exact).max()
     plain = logits_of(kind, "loop" if KINDS[kind].cell == "gru" else "scan")
     bound = 2 * np.abs(plain - exact).max() / largest + np.finfo(np.float32).eps
-    found = in_all_shapes(exported_as(name, kind), batches_of(kind))
-    assert found.dtype == np.float32
-    assert np.abs(found - exact).max() / largest <= bound
+    result = in_all_shapes(exported_as(name, kind), batches_of(kind))
+    assert result.dtype == np.float32
+    assert np.abs(result - exact).max() / largest <= bound
 
 
 @pytest.mark.parametrize(
@@ -155,14 +155,16 @@ def test_exported_models_compute_what_the_twins_do(kind: str, name: str) -> None
 def test_what_is_out_of_range(name: str, tokens: list, lengths: list) -> None:
     """Values out of range have the effects that docs/export.md lists."""
     model = exported_as(name, "gru")
-    given = np.array(tokens, np.int32), np.array(lengths, np.int32)
+    arguments = np.array(tokens, np.int32), np.array(lengths, np.int32)
     if name == "stablehlo":
-        assert np.isnan(model(*given)).all()
+        assert np.isnan(model(*arguments)).all()
     elif name == "torch" and lengths != [2]:
-        np.testing.assert_array_equal(model(*given), model(given[0], given[1].clip(0, 2)))
+        np.testing.assert_array_equal(
+            model(*arguments), model(arguments[0], arguments[1].clip(0, 2))
+        )
     else:
         with pytest.raises(Exception, match=r"index out|indices element out|sequence_lens"):
-            model(*given)
+            model(*arguments)
 
 
 def test_a_layer_is_one_node() -> None:
@@ -180,8 +182,8 @@ def test_a_layer_is_one_node() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     sizes = {"train_size": 600, "test_size": 250, "max_length": 30, "hidden_size": 8, "epochs": 2}
-    how = {"model": "bigru", "ngrams": 2, "pooling": "last+max", "vectors": "random:8"}
-    loop.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **sizes, **how))
+    options = {"model": "bigru", "ngrams": 2, "pooling": "last+max", "vectors": "random:8"}
+    loop.train(torch_impl.learner, TrainConfig(data="rt", out=folder, **sizes, **options))
     return folder
 
 
@@ -221,8 +223,8 @@ def test_int8_is_smaller_and_nearly_as_good(trained: Path) -> None:
     assert len(files[1]) < 0.3 * len(files[0])
     run = load_run(trained)
     batches = load_data(run.options, print).test
-    found = [onnx_graph.load(onnx_graph.save(run, int8=int8)) for int8 in (False, True)]
-    full, small = (speed_export.logits_of(model, batches) for model in found)
+    result = [onnx_graph.load(onnx_graph.save(run, int8=int8)) for int8 in (False, True)]
+    full, small = (speed_export.logits_of(model, batches) for model in result)
     assert 1e-4 < np.abs(small - full).max() / np.abs(full).max() < 0.1
     assert (small.argmax(1) == full.argmax(1)).mean() > 0.98
 
@@ -318,9 +320,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, list[
 def check_example(command: list[str], exported: tuple[Path, Run, list[str]]) -> None:
     """The example predicts as `predict` does, for texts as arguments and as lines."""
     file, run, texts = exported
-    found = output_of([*command, str(file), *texts])
-    assert output_of([*command, str(file)], input="\n".join(texts)) == found
-    labels, shares, read = zip(*(line.split("\t") for line in found.splitlines()), strict=True)
+    result = output_of([*command, str(file), *texts])
+    assert output_of([*command, str(file)], input="\n".join(texts)) == result
+    labels, shares, read = zip(*(line.split("\t") for line in result.splitlines()), strict=True)
     expected = Model(torch_impl.learner, run, "cpu").predict(texts)
     assert read == tuple(texts)
     assert labels == tuple(answer.label for answer in expected)
@@ -343,8 +345,8 @@ def test_the_example_in_javascript(exported: tuple[Path, Run, list[str]], tmp_pa
 
 
 def test_the_tokenizer_is_specified_whole() -> None:
-    found = specification()
-    word, reference = re.compile(found["word"]), re.compile(found["reference"])
+    result = specification()
+    word, reference = re.compile(result["word"]), re.compile(result["reference"])
     every = [chr(place) for place in range(sys.maxunicode + 1)]
     assert word.findall(" ".join(every)) == [c for c in every if c.isalnum()]
     assert word.findall("rock'n'roll ''tis' o'") == ["rock'n'roll", "tis", "o"]
@@ -353,8 +355,8 @@ def test_the_tokenizer_is_specified_whole() -> None:
     invalid = {sys.maxunicode + 1, *range(0xD800, 0xE000)}
     itself = {f"#{place}": "\ufffd" if place in invalid else chr(place) for place in places}
     expected = html.unescape("|".join(f"&#{place};" for place in places))
-    meant = itself | found["characters"]
-    assert "|".join(meant[f"#{place}"] for place in places) == expected
+    intended = itself | result["characters"]
+    assert "|".join(intended[f"#{place}"] for place in places) == expected
 
 
 @pytest.mark.parametrize(

@@ -52,18 +52,18 @@ def model(request: pytest.FixtureRequest, trained: Path) -> Model:
 
 
 def test_predictions_say_everything(model: Model) -> None:
-    found, logits = model.predict(TEXTS), model.logits(TEXTS)
+    result, logits = model.predict(TEXTS), model.logits(TEXTS)
     assert model.classes == ("negative", "positive")
-    for answer, row in zip(found, logits, strict=True):
+    for answer, row in zip(result, logits, strict=True):
         assert answer.label == model.classes[row.argmax()]
         assert list(answer.probabilities) == list(model.classes)
         odds = np.exp(row.astype(float))
         np.testing.assert_allclose(list(answer.probabilities.values()), odds / odds.sum())
         assert answer.probability == max(answer.probabilities.values())
-    assert [answer.known_words for answer in found] == [3, 0, 1, 0, 90, 0]
-    assert found[1].probabilities == found[3].probabilities == found[5].probabilities
+    assert [answer.known_words for answer in result] == [3, 0, 1, 0, 90, 0]
+    assert result[1].probabilities == result[3].probabilities == result[5].probabilities
     assert model.predict([]) == [] and model.logits([]).shape == (0, 2)
-    assert model.predict(text for text in TEXTS) == found
+    assert model.predict(text for text in TEXTS) == result
 
 
 def test_an_answer_hangs_on_its_text_alone(model: Model) -> None:
@@ -166,9 +166,9 @@ def test_a_run_with_options_that_are_gone_is_read(
         ("best", last.best),
         ("last", {n: 2 * value for n, value in last.parameters.items()}),
     ):
-        found = TWINS[name].load(run, checkpoint=which).run.parameters
+        result = TWINS[name].load(run, checkpoint=which).run.parameters
         for parameter, value in parameters.items():
-            np.testing.assert_array_equal(found[parameter], value, err_msg=parameter)
+            np.testing.assert_array_equal(result[parameter], value, err_msg=parameter)
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -187,9 +187,9 @@ def test_the_command_line(
         return command(predict, trained, *arguments)
 
     output = succeeds(read())
-    said = [line.split("\t")[2:] for line in output.split("\n")[:-1]]
+    printed = [line.split("\t")[2:] for line in output.split("\n")[:-1]]
     unknown = "(no known word: the answer to an empty text)"
-    assert said == [["film"], ["", unknown], ["xyzzy", unknown], ["a wonderful\x85 \xe9t\xe9"]]
+    assert printed == [["film"], ["", unknown], ["xyzzy", unknown], ["a wonderful\x85 \xe9t\xe9"]]
     assert read("-") == (0, output, "")
     assert read("dull", "-", "film")[1].count("\n") == 6
     for texts, number in ((("--strict",), 2), (("--strict", "film", "xyzzy"), 2)):
@@ -264,5 +264,5 @@ def test_a_run_with_unusable_metrics_is_not_finished(
 
 
 def test_a_model_is_shown_by_what_it_is(model: Model) -> None:
-    found = repr(model)
-    assert found.startswith("Model(torch gru, hidden_size=4, num_layers=1, classes=('negative', ")
+    result = repr(model)
+    assert result.startswith("Model(torch gru, hidden_size=4, num_layers=1, classes=('negative', ")

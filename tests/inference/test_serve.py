@@ -33,16 +33,16 @@ def test_it_answers_as_the_model_does(client: Client, served: dict[str, Path]) -
     assert client.said == f"serving gru, rnn, linear on http://{client.host}:{client.port}\n"
     for name, folder in served.items():
         model = torch_impl.load(folder)
-        status, found = client.ask("/predict", {"texts": TEXTS, "run": name})
-        assert (status, found["run"]) == (200, name)
-        for answer, expected in zip(found["predictions"], model.predict(TEXTS), strict=True):
+        status, result = client.ask("/predict", {"texts": TEXTS, "run": name})
+        assert (status, result["run"]) == (200, name)
+        for answer, expected in zip(result["predictions"], model.predict(TEXTS), strict=True):
             assert answer["label"] == expected.label
             assert answer["known_words"] == expected.known_words
             assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
         question = {"texts": TEXTS[:3], "run": name, "units": True}
-        status, found = client.ask("/explain", question)
+        status, result = client.ask("/explain", question)
         assert status == 200
-        for text, answer in zip(TEXTS, found["explanations"], strict=False):
+        for text, answer in zip(TEXTS, result["explanations"], strict=False):
             expected = model.explain(text, units=True)
             assert answer.keys() == expected.keys()
             assert [answer["all_words"][place] for place in answer["places"]] == answer["words"]
@@ -54,21 +54,21 @@ def test_it_answers_as_the_model_does(client: Client, served: dict[str, Path]) -
 
 def test_a_linear_run_is_served(client: Client, linear_run: Path) -> None:
     run, question = linear.load(linear_run), {"texts": TEXTS, "run": "linear"}
-    status, found = client.ask("/predict", question)
+    status, result = client.ask("/predict", question)
     expected = [vars(answer) for answer in run.predict(TEXTS)]
-    assert (status, found["predictions"]) == (200, expected)
-    assert found["predictions"][2]["known_words"] == 0
-    status, found = client.ask("/explain", question)
-    assert (status, found["explanations"]) == (200, [*map(run.explain, TEXTS)])
-    status, found = client.ask("/explain", question | {"units": True})
+    assert (status, result["predictions"]) == (200, expected)
+    assert result["predictions"][2]["known_words"] == 0
+    status, result = client.ask("/explain", question)
+    assert (status, result["explanations"]) == (200, [*map(run.explain, TEXTS)])
+    status, result = client.ask("/explain", question | {"units": True})
     assert status == 422
-    assert found["error"] == "POST /explain: units: the run linear is linear and has none"
+    assert result["error"] == "POST /explain: units: the run linear is linear and has none"
 
 
 def test_what_is_served(client: Client) -> None:
-    status, found = client.ask("/runs")
+    status, result = client.ask("/runs")
     assert status == 200
-    gru, rnn, linear = found["runs"]
+    gru, rnn, linear = result["runs"]
     assert (gru["name"], gru["model"], gru["hidden_size"], rnn["model"]) == ("gru", "gru", 4, "rnn")
     assert gru["classes"] == ["negative", "positive"]
     assert gru["example"].startswith("a beguiling evocation of the quality that keeps dickens")
@@ -83,8 +83,8 @@ def test_what_is_served(client: Client) -> None:
 def test_metrics_count(client: Client) -> None:
     def count() -> float:
         metrics = client.ask("/metrics")[1]
-        found = re.search(r'^gru_twins_texts_total{path="/predict"} (\S+)$', metrics, re.M)
-        return float(found[1]) if found else 0
+        result = re.search(r'^gru_twins_texts_total{path="/predict"} (\S+)$', metrics, re.M)
+        return float(result[1]) if result else 0
 
     before = count()
     client.ask("/predict", {"texts": TEXTS})
@@ -93,14 +93,14 @@ def test_metrics_count(client: Client) -> None:
 
 
 def test_the_interface_describes_itself(client: Client) -> None:
-    status, found = client.ask("/openapi.json")
+    status, result = client.ask("/openapi.json")
     assert status == 200
-    assert {"/predict", "/explain", "/runs", "/healthz", "/metrics"} <= found["paths"].keys()
-    question = found["components"]["schemas"]["Question"]
+    assert {"/predict", "/explain", "/runs", "/healthz", "/metrics"} <= result["paths"].keys()
+    question = result["components"]["schemas"]["Question"]
     assert question["required"] == ["texts"]
     assert question["properties"]["texts"] == {"type": "array", "items": {"type": "string"}}
-    references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(found))
-    assert {*references} == found["components"]["schemas"].keys()
+    references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(result))
+    assert {*references} == result["components"]["schemas"].keys()
 
 
 REFUSED = {
@@ -122,9 +122,9 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_it_cannot_answer_gets_a_line(case: str, client: Client) -> None:
     path, body, expected, named = REFUSED[case]
-    status, found = client.ask(path, body)
+    status, result = client.ask(path, body)
     assert status == expected
-    assert found.keys() == {"error"} and named in found["error"] and "\n" not in found["error"]
+    assert result.keys() == {"error"} and named in result["error"] and "\n" not in result["error"]
 
 
 def test_a_body_of_exactly_max_bytes_is_answered(client: Client) -> None:
@@ -235,8 +235,8 @@ def test_thousands_of_malformed_bodies(count: int, client: Client) -> None:
             body = bytearray(rng.choice(pieces) * rng.randrange(1, 5_000))
         else:
             body = bytearray(b'{"texts": [[%s]]}' % (rng.choice(pieces) * rng.randrange(20)))
-        status, found = client.ask("/explain" if number % 2 else "/predict", bytes(body))
-        assert status == 422 and found["error"], body
+        status, result = client.ask("/explain" if number % 2 else "/predict", bytes(body))
+        assert status == 422 and result["error"], body
     assert client.ask("/predict", {"texts": ["film"]})[0] == 200
 
 
@@ -259,10 +259,10 @@ def test_many_at_a_time_each_get_their_own(client: Client) -> None:
             texts = ["film " * (number + 1)] * (number % 3 + 1)
             headers = {"content-type": "application/json"}
             connection.request("POST", "/predict", json.dumps({"texts": texts}), headers)
-            found = json.loads(connection.getresponse().read())["predictions"]
-            assert [each["known_words"] for each in found] == [number + 1] * len(texts)
+            result = json.loads(connection.getresponse().read())["predictions"]
+            assert [each["known_words"] for each in result] == [number + 1] * len(texts)
             answers.setdefault(number, []).extend(
-                each["probabilities"]["positive"] for each in found
+                each["probabilities"]["positive"] for each in result
             )
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
@@ -271,9 +271,9 @@ def test_many_at_a_time_each_get_their_own(client: Client) -> None:
     for thread in threads:
         thread.join()
     assert sorted(answers) == [*range(16)]
-    assert all(len(found) == 20 * (number % 3 + 1) for number, found in answers.items())
-    for found in answers.values():
-        assert found == pytest.approx([found[0]] * len(found), abs=1e-6)
+    assert all(len(result) == 20 * (number % 3 + 1) for number, result in answers.items())
+    for result in answers.values():
+        assert result == pytest.approx([result[0]] * len(result), abs=1e-6)
 
 
 def test_the_end_waits_for_what_was_asked(served: dict[str, Path]) -> None:
@@ -331,8 +331,8 @@ def test_a_signal_that_comes_as_soon_as_it_serves_is_heard(served: dict[str, Pat
 def test_bad_options_get_one_clear_line(
     arguments: list[str], named: str, served: dict[str, Path], command: Command
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        words = {"GRU": str(served["gru"]), "TAKEN": str(taken.getsockname()[1])}
+    with socket.create_server(("127.0.0.1", 0)) as received:
+        words = {"GRU": str(served["gru"]), "TAKEN": str(received.getsockname()[1])}
         arguments = [words.get(word, word) for word in arguments]
         assert named in refused_at_once(
             command(partial(server.main, torch_impl.learner), *arguments)

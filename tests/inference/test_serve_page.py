@@ -111,8 +111,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(413, json.dumps({"error": f"too long: {BROKEN}"}).encode(), "a/json")
             return
         model = next(each["model"] for each in RUNS if each["name"] == run)
-        found = {"run": run, "explanations": [explain(text, model)]}
-        self.answer(200, json.dumps(found).encode(), "application/json")
+        result = {"run": run, "explanations": [explain(text, model)]}
+        self.answer(200, json.dumps(result).encode(), "application/json")
 
     def answer(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
@@ -173,11 +173,11 @@ def choose(browser: WebDriver, name: str, value: str) -> None:
 
 def await_words(browser: WebDriver, text: str) -> None:
     """Wait until every panel shows these words."""
-    shown = (
+    visible = (
         "return [...document.querySelectorAll('.words')]"
         ".map((words) => [...words.children].map((word) => word.textContent).join(' '))"
     )
-    WebDriverWait(browser, 10).until(lambda _: {*browser.execute_script(shown)} == {text}, text)
+    WebDriverWait(browser, 10).until(lambda _: {*browser.execute_script(visible)} == {text}, text)
 
 
 def pixels(browser: WebDriver, panel: WebElement) -> np.ndarray:
@@ -200,7 +200,7 @@ def test_what_is_typed_is_shown_by_every_run(browser: WebDriver, server: Server)
         "mine",
         BROKEN,
     ]
-    found = explain("a fine film indeed", "gru")
+    result = explain("a fine film indeed", "gru")
     (mine, _) = panels(browser)
     assert mine.find_element(By.CLASS_NAME, "verdict").text == "positive 75.0 % · 4 known words"
     assert [each.text for each in browser.find_elements(By.TAG_NAME, "output")] == [
@@ -209,14 +209,14 @@ def test_what_is_typed_is_shown_by_every_run(browser: WebDriver, server: Server)
         "",
         "",
     ]
-    told = facts(mine)  # of the word that was typed last
-    assert told["word"] == "indeed (4 of 4)"
-    assert float(told["update gate z"]) == pytest.approx(found["z"][3], abs=6e-4)
+    output = facts(mine)  # of the word that was typed last
+    assert output["word"] == "indeed (4 of 4)"
+    assert float(output["update gate z"]) == pytest.approx(result["z"][3], abs=6e-4)
     points = browser.execute_script(
         "return arguments[0].querySelector('.chart').view.data('words').map((p) => p.probability)",
         mine,
     )
-    assert points == found["running"]
+    assert points == result["running"]
     assert logged(browser) == []
     names = browser.execute_script(
         "return performance.getEntriesByType('resource').map(({ name }) => new URL(name).host)"
@@ -231,23 +231,25 @@ def test_it_shows_what_the_real_server_says(
     gru, rnn = panels(browser)
     text = box(browser).get_property("value")
     assert text == json.loads((served["gru"] / "config.json").read_text())["example"]
-    found = torch_impl.load(served["gru"]).explain(text)
-    assert [word.text for word in words(gru)] == found["all_words"] == text.split()
-    assert float(facts(gru)["update gate z"]) == pytest.approx(found["z"][-1], abs=6e-4)
-    told = f"{found['predicted']} {found['probability']:.1%} · {len(found['words'])} known words"
+    result = torch_impl.load(served["gru"]).explain(text)
+    assert [word.text for word in words(gru)] == result["all_words"] == text.split()
+    assert float(facts(gru)["update gate z"]) == pytest.approx(result["z"][-1], abs=6e-4)
+    output = (
+        f"{result['predicted']} {result['probability']:.1%} · {len(result['words'])} known words"
+    )
     verdict = gru.find_element(By.CLASS_NAME, "verdict").text
-    assert verdict.replace(" %", "%") == told
-    assert pixels(browser, gru).shape == (SIZES["hidden_size"], len(found["words"]), 4)
+    assert verdict.replace(" %", "%") == output
+    assert pixels(browser, gru).shape == (SIZES["hidden_size"], len(result["words"]), 4)
     choose(browser, "inside", "state")
     assert pixels(browser, rnn).any()
     browser.find_element(By.CSS_SELECTOR, "#runs [value=linear]").send_keys(Keys.SPACE)
     await_words(browser, text)
-    told = linear.load(linear_run).explain(text)
+    output = linear.load(linear_run).explain(text)
     panel = panels(browser)[2]
     read = [word.text for word in words(panel) if not word.get_attribute("aria-disabled")]
-    assert read == told["words"]
+    assert read == output["words"]
     last = {"word": f"{read[-1]} ({len(read)} of {len(read)})"}
-    assert facts(panel) == last | {"contribution": f"{told['contribution'][-1]:.3f}"}
+    assert facts(panel) == last | {"contribution": f"{output['contribution'][-1]:.3f}"}
     assert not any(each.is_displayed() for each in panel.find_elements(By.TAG_NAME, "figure"))
     assert logged(browser) == []
 
@@ -290,9 +292,9 @@ def test_by_keyboard(browser: WebDriver, server: Server) -> None:
         line = panel.find_element(By.CLASS_NAME, "unit").text
         assert line.startswith("a: mean ")
     z = explain("it is a fine film", "gru")["units"]["z"][2]
-    told = f"a: mean {np.mean(z):.3f}, least {min(z):.3f} (unit {np.argmin(z) + 1}), "
+    output = f"a: mean {np.mean(z):.3f}, least {min(z):.3f} (unit {np.argmin(z) + 1}), "
     line = mine.find_element(By.CLASS_NAME, "unit").text
-    assert line == f"{told}most {max(z):.3f} (unit {np.argmax(z) + 1})"
+    assert line == f"{output}most {max(z):.3f} (unit {np.argmax(z) + 1})"
     column, canvas = (mine.find_element(By.CSS_SELECTOR, t) for t in (".column", "canvas"))
     assert column.rect["x"] == pytest.approx(canvas.rect["x"] + canvas.rect["width"] * 2 / 5, abs=2)
     write(browser, "it is a fine film indeed")  # whoever looks at a word stays with it
@@ -320,8 +322,8 @@ def test_gates_and_states_of_all_units(browser: WebDriver, server: Server) -> No
         return np.clip(np.transpose(values), -1, 1) * 255
 
     def opacities(panel: WebElement) -> np.ndarray:
-        found = pixels(browser, panel)
-        return np.where(found[..., 0] > found[..., 2], -1, 1) * found[..., 3]
+        result = pixels(browser, panel)
+        return np.where(result[..., 0] > result[..., 2], -1, 1) * result[..., 3]
 
     units = explain(text, "gru")["units"]
     np.testing.assert_allclose(opacities(mine), shown(2 * np.array(units["z"]) - 1), atol=1)
@@ -336,9 +338,9 @@ def test_gates_and_states_of_all_units(browser: WebDriver, server: Server) -> No
     np.testing.assert_allclose(opacities(both), shown(backward), atol=1)
     assert "update gate z (backward)" in facts(both)
     choose(browser, "order", "mean")
-    found = opacities(mine)
+    result = opacities(mine)
     order = np.argsort(-np.mean(units["state"], axis=0))
-    np.testing.assert_allclose(found, shown(np.array(units["state"])[:, order]), atol=1)
+    np.testing.assert_allclose(result, shown(np.array(units["state"])[:, order]), atol=1)
     label = mine.find_element(By.TAG_NAME, "canvas").get_attribute("aria-label")
     least, most = np.min(units["state"]), np.max(units["state"])
     assert label == (
@@ -448,9 +450,9 @@ def test_nothing_is_wider_than_the_screen(
     columns = {panel.rect["x"] for panel in panels(browser)}
     assert len(columns) == (3 if screen == "desktop" else 1)
     choose(browser, "tint", "leave_out")
-    found = contrasts(browser)
-    assert min(found) >= 4.5
-    assert max(found) > 1.3 * min(found), "the words are not tinted"
+    result = contrasts(browser)
+    assert min(result) >= 4.5
+    assert max(result) > 1.3 * min(result), "the words are not tinted"
     assert logged(browser) == []
 
 

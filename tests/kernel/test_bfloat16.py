@@ -105,15 +105,15 @@ def references(drawn: list[Case], reset_after: bool) -> tuple[list[Arrays], list
 
 def by_torch(case: Case, reset_after: bool, implementation: str) -> Arrays:
     """The results of PyTorch, with products in bfloat16."""
-    given = case.arguments(lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"))
-    how = {"reset_after": reset_after, "implementation": implementation, "bfloat16": True}
-    outputs, h_last = torch_impl.gru.gru(**given, **how)
+    arguments = case.arguments(lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"))
+    options = {"reset_after": reset_after, "implementation": implementation, "bfloat16": True}
+    outputs, h_last = torch_impl.gru.gru(**arguments, **options)
     cotangents = torch.tensor(case.d_outputs), torch.tensor(case.d_h_last)
     torch.autograd.backward((outputs, h_last), cotangents)
-    leaves = {f"d_{n}": given[n] for n in ("x", "h0", "h_reset") if n in given}
-    gradients = {name: each.grad for name, each in (leaves | given["parameters"]).items()}
-    found = {"outputs": outputs, "h_last": h_last} | gradients
-    return {name: value.detach().numpy() for name, value in found.items()}
+    leaves = {f"d_{n}": arguments[n] for n in ("x", "h0", "h_reset") if n in arguments}
+    gradients = {name: each.grad for name, each in (leaves | arguments["parameters"]).items()}
+    result = {"outputs": outputs, "h_last": h_last} | gradients
+    return {name: value.detach().numpy() for name, value in result.items()}
 
 
 @partial(jax.jit, static_argnames=("reset_after", "implementation"))
@@ -127,12 +127,16 @@ def pulled(floats: dict, others: dict, cotangents: tuple, **how: bool | str) -> 
 
 def by_jax(case: Case, reset_after: bool, implementation: str) -> Arrays:
     """The results of JAX, with products in bfloat16."""
-    given = case.arguments(np.asarray)
-    others = {name: given.pop(name) for name in ("lengths", "tokens", "resets") if name in given}
-    how = {"reset_after": reset_after, "implementation": implementation}
-    found = pulled(given, others, (case.d_outputs, case.d_h_last), **how)
-    found |= found.pop("parameters") | {f"d_{n}": found.pop(n) for n in given if n != "parameters"}
-    return {name: np.asarray(value) for name, value in found.items()}
+    arguments = case.arguments(np.asarray)
+    others = {
+        name: arguments.pop(name) for name in ("lengths", "tokens", "resets") if name in arguments
+    }
+    options = {"reset_after": reset_after, "implementation": implementation}
+    result = pulled(arguments, others, (case.d_outputs, case.d_h_last), **options)
+    result |= result.pop("parameters") | {
+        f"d_{n}": result.pop(n) for n in arguments if n != "parameters"
+    }
+    return {name: np.asarray(value) for name, value in result.items()}
 
 
 TWINS = {"torch": by_torch, "jax": by_jax}
@@ -149,18 +153,18 @@ def kernel(case: Case, reset_after: bool, threads: int = 1) -> Arrays:
 @pytest.mark.parametrize("size", SIZES)
 def test_kernel(size: tuple, reset_after: bool, instruction_set: None) -> None:
     drawn = [draw(*size, seed=seed) for seed in range(8)]
-    want, exact = references(drawn, reset_after)
-    found = apart([kernel(case, reset_after) for case in drawn], want, exact)
-    assert max(found.values()) < MOST, found
+    expected, exact = references(drawn, reset_after)
+    result = apart([kernel(case, reset_after) for case in drawn], expected, exact)
+    assert max(result.values()) < MOST, result
 
 
 @needs_kernel
 @pytest.mark.parametrize("size", SIZES)
 def test_kernel_of_the_tanh_rnn(size: tuple, instruction_set: None) -> None:
     drawn = [draw(*size, seed=seed, cell="rnn") for seed in range(8)]
-    want, exact = references(drawn, False)
-    found = apart([kernel(case, False) for case in drawn], want, exact)
-    assert max(found.values()) < MOST, found
+    expected, exact = references(drawn, False)
+    result = apart([kernel(case, False) for case in drawn], expected, exact)
+    assert max(result.values()) < MOST, result
 
 
 @needs_kernel
@@ -172,11 +176,11 @@ def test_one_step_to_the_last_bits(instruction_set: None) -> None:
     rng = np.random.default_rng(0)
     case.x = (1 + rng.integers(0, 256, case.x.shape) / 256).astype(np.float32)
     case.x *= rng.choice(np.float32([-1, 1]), case.x.shape)
-    want = references([case], True)[0][0]["outputs"]
+    expected = references([case], True)[0][0]["outputs"]
     W, U, b, c = map(np.abs, case.weights[0])
     states = np.maximum(np.abs(case.h0[0]), np.abs(case.h_reset[0]))
     terms = (np.abs(case.x[0]) @ W.T + states @ U.T + b + c).max()
-    error = np.abs(kernel(case, True)["outputs"] - want).max()
+    error = np.abs(kernel(case, True)["outputs"] - expected).max()
     assert error < (23 + 45 + 8) * 2**-24 * terms < 2**-12
 
 
@@ -187,12 +191,12 @@ def test_the_instruction_rounds_as_its_emulation_does() -> None:
     if not lib.gru_instruction_set(b"avx512bf16"):
         pytest.skip("this processor lacks it")
     for size in SIZES:
-        found = []
+        result = []
         for name in (b"avx512bf16", b"avx512"):
             lib.gru_instruction_set(name)
-            found.append(kernel(draw(*size), False))
+            result.append(kernel(draw(*size), False))
         lib.gru_instruction_set(best)
-        assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+        assert all(np.array_equal(result[0][name], result[1][name]) for name in result[0])
 
 
 @needs_kernel
@@ -228,23 +232,23 @@ def test_an_inference_releases_the_tiles_of_every_thread(amx: ctypes.CDLL) -> No
 
 def test_the_matrix_unit_after_a_fork(amx: ctypes.CDLL) -> None:
     case = draw(6, 53, 44, 40, 0)
-    want = kernel(case, True)
+    expected = kernel(case, True)
     child = os.fork()
     if child == 0:
         signal.alarm(10)  # kills the child if it hangs
-        got = kernel(case, True, threads=2)
-        differ = any(not np.array_equal(got[name], want[name]) for name in want)
+        actual = kernel(case, True, threads=2)
+        differ = any(not np.array_equal(actual[name], expected[name]) for name in expected)
         os._exit(differ or emulation.fault(amx) is not None)
     assert os.waitpid(child, 0)[1] == 0
 
 
 def test_floats_on_the_matrix_unit_are_those_of_avx512(amx: ctypes.CDLL) -> None:
     for dtype in (np.float32, np.float64):
-        case, found = cases.draw(4, 19, 20, 40, 0, dtype=dtype), []
+        case, result = cases.draw(4, 19, 20, 40, 0, dtype=dtype), []
         for name in (b"amx", b"avx512"):
             amx.gru_instruction_set(name)
-            found.append(call_kernel(case, False))
-        assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+            result.append(call_kernel(case, False))
+        assert all(np.array_equal(result[0][name], result[1][name]) for name in result[0])
     kernel(draw(1, 1, 1, 1, 0), False)
     amx.gru_instruction_set(b"amx")
     kernel(draw(1, 1, 1, 1, 0), False)
@@ -304,11 +308,11 @@ def test_not_a_number_stays_one(instruction_set: None) -> None:
 @needs_kernel
 def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
     case, arrays = draw(2, 3, 8, 8, 0), {}
-    given = case.arguments(torch.tensor)
+    arguments = case.arguments(torch.tensor)
     if not HERE:
         pytest.skip("fused needs the instruction")
     for bfloat16 in (False, True, False, True):
-        outputs, _ = torch_impl.gru.gru(**given, implementation="fused", bfloat16=bfloat16)
+        outputs, _ = torch_impl.gru.gru(**arguments, implementation="fused", bfloat16=bfloat16)
         assert torch.equal(arrays.setdefault(bfloat16, outputs), outputs)
     assert not torch.equal(arrays[False], arrays[True])
 
@@ -326,12 +330,12 @@ def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
 def test_twins(size: tuple, reset_after: bool) -> None:
     """scan and fused of both frameworks agree with the oracle that rounds."""
     drawn = [draw(*size, seed=seed) for seed in range(3)]
-    want, exact = references(drawn, reset_after)
+    expected, exact = references(drawn, reset_after)
     for name, twin in TWINS.items():
         for implementation in ("scan", "fused")[: 1 + (name in HERE)]:
-            got = [twin(case, reset_after, implementation) for case in drawn]
-            found = apart(got, want, exact)
-            assert max(found.values()) < MOST, (name, implementation, found)
+            actual = [twin(case, reset_after, implementation) for case in drawn]
+            result = apart(actual, expected, exact)
+            assert max(result.values()) < MOST, (name, implementation, result)
 
 
 def test_both_twins_round_every_number_to_the_nearest_bfloat16() -> None:
@@ -341,16 +345,16 @@ def test_both_twins_round_every_number_to_the_nearest_bfloat16() -> None:
     sizes = np.ldexp(mantissas.astype(np.float32), np.arange(-126, 127)[:, None])
     x = np.append(sizes * rng.choice([-1, 1], sizes.shape), [0, np.inf, -np.inf, 1e30])
     x = x.astype(np.float32)
-    want = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    wanted_result = x.astype(ml_dtypes.bfloat16).astype(np.float32)
     ones = np.ones_like(x)
     for rounded, back, to_rows in (
         (torch_impl.bfloat16.rounded, torch_impl.bfloat16.rounded_back, torch_rows),
         (jax_impl.bfloat16.rounded, jax_impl.bfloat16.rounded_back, jax_rows),
     ):
-        for found, expected in zip(to_rows(rounded, x, x), (want, x), strict=True):
-            np.testing.assert_array_equal(found, expected)
-        for found, expected in zip(to_rows(back, ones, x), (ones, want), strict=True):
-            np.testing.assert_array_equal(found, expected)
+        for result, expected in zip(to_rows(rounded, x, x), (wanted_result, x), strict=True):
+            np.testing.assert_array_equal(result, expected)
+        for result, expected in zip(to_rows(back, ones, x), (ones, wanted_result), strict=True):
+            np.testing.assert_array_equal(result, expected)
 
 
 def torch_rows(function: Callable, x: Array, gradient: Array) -> tuple[Array, Array]:
@@ -379,12 +383,12 @@ def test_further_derivatives(implementation: str) -> None:
     parameters = {name: torch.tensor(value) for name, value in case.parameters.items()}
 
     def by_torch(x: torch.Tensor, bfloat16: bool) -> torch.Tensor:
-        how = {"implementation": implementation, "bfloat16": bfloat16}
-        return torch_impl.gru.gru(parameters, x, torch.tensor(lengths), **how)[0].sin().sum()
+        options = {"implementation": implementation, "bfloat16": bfloat16}
+        return torch_impl.gru.gru(parameters, x, torch.tensor(lengths), **options)[0].sin().sum()
 
     def by_jax(x: jax.Array, bfloat16: bool) -> jax.Array:
-        how = {"implementation": implementation, "bfloat16": bfloat16}
-        return jnp.sin(jax_impl.gru.gru(case.parameters, x, lengths, **how)[0]).sum()
+        options = {"implementation": implementation, "bfloat16": bfloat16}
+        return jnp.sin(jax_impl.gru.gru(case.parameters, x, lengths, **options)[0]).sum()
 
     def derivatives(bfloat16: bool) -> list[Array]:
         x, push = torch.tensor(case.x, requires_grad=True), torch.tensor(along)
@@ -405,32 +409,34 @@ def test_further_derivatives(implementation: str) -> None:
             )(case.x),
         ]
 
-    for got, want in zip(derivatives(True), derivatives(False), strict=True):
-        error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    for actual, expected in zip(derivatives(True), derivatives(False), strict=True):
+        error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
         assert 0 < error < 4 * 2**-8
 
 
 @pytest.mark.parametrize("implementation", ["auto", "scan"])
 def test_float64_is_refused(implementation: str) -> None:
     case = draw(2, 2, 2, 2, 0)
-    how = {"implementation": implementation, "bfloat16": True}
+    options = {"implementation": implementation, "bfloat16": True}
     doubles = {name: torch.tensor(value).double() for name, value in case.parameters.items()}
     with pytest.raises(TypeError, match="float32 arrays only"):
-        torch_impl.gru.gru(doubles, torch.tensor(case.x).double(), torch.tensor([2, 2]), **how)
+        torch_impl.gru.gru(doubles, torch.tensor(case.x).double(), torch.tensor([2, 2]), **options)
     with jax.enable_x64(True), pytest.raises(TypeError, match="float32 arrays only"):
         wide = {name: jnp.asarray(value, float) for name, value in case.parameters.items()}
-        jax_impl.gru.gru(wide, jnp.asarray(case.x, float), case.lengths, **how)
+        jax_impl.gru.gru(wide, jnp.asarray(case.x, float), case.lengths, **options)
 
 
 def test_arrays_in_bfloat16_are_something_else() -> None:
     """Arrays in bfloat16 are converted to float32; only bfloat16=True rounds the products."""
     case = draw(3, 2, 4, 5, 0)
     parameters = {name: torch.tensor(value).bfloat16() for name, value in case.parameters.items()}
-    given = (parameters, torch.tensor(case.x).bfloat16(), torch.tensor(case.lengths))
-    plain, low = (torch_impl.gru.gru(*given, bfloat16=rounds)[0] for rounds in (False, True))
+    arguments = (parameters, torch.tensor(case.x).bfloat16(), torch.tensor(case.lengths))
+    plain, low = (torch_impl.gru.gru(*arguments, bfloat16=rounds)[0] for rounds in (False, True))
     assert plain.dtype == low.dtype == torch.bfloat16
     floats = {name: value.float() for name, value in parameters.items()}
-    assert torch.equal(plain, torch_impl.gru.gru(floats, given[1].float(), given[2])[0].bfloat16())
+    assert torch.equal(
+        plain, torch_impl.gru.gru(floats, arguments[1].float(), arguments[2])[0].bfloat16()
+    )
     assert not torch.equal(plain, low)
 
 
@@ -498,11 +504,11 @@ def test_the_models_dtype_is_the_product_dtype_of_each_call(
 ) -> None:
     """The model's dtype reaches each call; another name is refused."""
     gru = {"torch": torch_impl.gru, "jax": jax_impl.gru}[name]
-    seen: list[str] = []
+    observed: list[str] = []
     for implementation, recurrence in gru.RECURRENCES.items():
 
         def compute(call: Any, then: Any = recurrence.compute) -> Any:
-            seen.append(call.product_dtype)
+            observed.append(call.product_dtype)
             return then(call)
 
         changed = dataclasses.replace(recurrence, compute=compute, try_inference_kernel=None)
@@ -512,7 +518,7 @@ def test_the_models_dtype_is_the_product_dtype_of_each_call(
     for dtype in PRODUCT_DTYPES:
         config = ModelConfig(3, 4, vocabulary_size=1, dtype=dtype)
         FRAMEWORKS[name].Predictor(config, init(config, 0, vectors), vectors).logits(inputs)
-    assert seen == [*PRODUCT_DTYPES]
+    assert observed == [*PRODUCT_DTYPES]
     config = ModelConfig(3, 4, vocabulary_size=1, dtype="bf16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="product_dtype: expected float32 or bfloat16, found 'bf1"):
         FRAMEWORKS[name].Predictor(config, init(config, 0, vectors), vectors).logits(inputs)
@@ -564,22 +570,22 @@ def test_the_switch_of_the_framework(name: str) -> None:
     convert = {"torch": torch.tensor, "jax": jnp.asarray}[name]
 
     def gradient(bfloat16: bool) -> Array:
-        given = case.arguments(convert)
-        how = {"implementation": "fused", "bfloat16": bfloat16}
+        arguments = case.arguments(convert)
+        options = {"implementation": "fused", "bfloat16": bfloat16}
         if name == "torch":
-            given["x"].requires_grad_()
-            compute(**given, **how)[1].sum().backward()
-            return given["x"].grad.numpy()
-        x = given.pop("x")
-        return np.asarray(jax.grad(lambda x: compute(x=x, **given, **how)[1].sum())(x))
+            arguments["x"].requires_grad_()
+            compute(**arguments, **options)[1].sum().backward()
+            return arguments["x"].grad.numpy()
+        x = arguments.pop("x")
+        return np.asarray(jax.grad(lambda x: compute(x=x, **arguments, **options)[1].sum())(x))
 
     def inference(bfloat16: bool) -> Array:
-        how = {"implementation": "fused", "bfloat16": bfloat16}
-        return np.asarray(compute(**case.arguments(convert), **how)[1])
+        options = {"implementation": "fused", "bfloat16": bfloat16}
+        return np.asarray(compute(**case.arguments(convert), **options)[1])
 
     for function in (gradient, inference):
         plain, rounded = function(False), function(True)
-        for precision, want in (("highest", plain), (switch, rounded)):
+        for precision, expected in (("highest", plain), (switch, rounded)):
             with lowered(name, precision):
-                np.testing.assert_array_equal(function(False), want)
+                np.testing.assert_array_equal(function(False), expected)
         assert not np.array_equal(plain, rounded)

@@ -46,14 +46,14 @@ def test_jax_has_read_numpy_arrays_when_an_eager_call_returns(implementation: st
 
 def test_the_jax_module_has_read_numpy_arrays_when_an_eager_call_returns() -> None:
     module = JaxGRU(D, H, rngs=nnx.Rngs(0))
-    given = arguments()
-    x = np.ascontiguousarray(given["x"][given.pop("tokens")].swapaxes(0, 1))
-    given |= {"x": x, "resets": np.ascontiguousarray(given["resets"].T)}
+    inputs = arguments()
+    x = np.ascontiguousarray(inputs["x"][inputs.pop("tokens")].swapaxes(0, 1))
+    inputs |= {"x": x, "resets": np.ascontiguousarray(inputs["resets"].T)}
 
     def function(x, lengths, h0, **others):
         return module(x, lengths, h0, **others)
 
-    hold_to_first_numbers(function, given)
+    hold_to_first_numbers(function, inputs)
 
 
 def test_the_jax_classifier_has_read_numpy_arrays_when_an_eager_call_returns() -> None:
@@ -61,12 +61,12 @@ def test_the_jax_classifier_has_read_numpy_arrays_when_an_eager_call_returns() -
     head = {"head.weight": rng.standard_normal((2, H)), "head.bias": rng.standard_normal(2)}
     drawn = init_gru(D, H, 1, False, 0) | head
     parameters = {name: value.astype(np.float32) for name, value in drawn.items()}
-    given = arguments()
-    given = {
+    inputs = arguments()
+    inputs = {
         "h0": rng.standard_normal((K, D)).astype(np.float32),  # the vectors
         "distinct": np.arange(K, dtype=np.int32),
-        "tokens": given["tokens"],
-        "lengths": given["lengths"],
+        "tokens": inputs["tokens"],
+        "lengths": inputs["lengths"],
         "mask": rng.integers(0, 2, (K, D)).astype(np.float32),
     }
 
@@ -74,7 +74,7 @@ def test_the_jax_classifier_has_read_numpy_arrays_when_an_eager_call_returns() -
         masks = {"elements": mask}
         return (classify(parameters, h0, distinct, tokens, lengths, masks),)
 
-    hold_to_first_numbers(function, given)
+    hold_to_first_numbers(function, inputs)
 
 
 def hold_to_first_numbers(function, given: dict[str, np.ndarray]) -> None:
@@ -92,8 +92,8 @@ def hold_to_first_numbers(function, given: dict[str, np.ndarray]) -> None:
         passed[late] = slowly(given[late], jnp.ones((1500, 1500)))
         results = function(**passed)
         passed[name][...] = ~array if array.dtype == bool else 1
-        for result, want in zip(results, wanted, strict=True):
-            np.testing.assert_array_equal(result, want, err_msg=name)
+        for result, expected in zip(results, wanted, strict=True):
+            np.testing.assert_array_equal(result, expected, err_msg=name)
 
 
 @jax.jit
@@ -186,6 +186,6 @@ def test_backward_in_torch_has_the_lengths_of_forward(implementation: str) -> No
         lengths[:] = later
         return torch.autograd.grad(outputs.sum(), x)[0]
 
-    wanted = gradient(np.full(B, 2, np.int32), 2)
+    expected = gradient(np.full(B, 2, np.int32), 2)
     for later in (3, T, 2**30):
-        assert torch.equal(gradient(np.full(B, 2, np.int32), later), wanted)
+        assert torch.equal(gradient(np.full(B, 2, np.int32), later), expected)

@@ -116,16 +116,16 @@ def test_both_twins_compute_without_the_library() -> None:
 @each_layer
 def test_torch_gradients(K, directions, reset_after):
     arguments = tensors(draw(K, directions))
-    how = {**HOW, "reset_after": reset_after}
-    got = torch_fused(*arguments, **how)
-    torch.testing.assert_close(got, torch_scan(*arguments, **how), rtol=0, atol=1e-12)
+    options = {**HOW, "reset_after": reset_after}
+    actual = torch_fused(*arguments, **options)
+    torch.testing.assert_close(actual, torch_scan(*arguments, **options), rtol=0, atol=1e-12)
     tree = jax.tree.structure(arguments)
-    given = jax.tree.leaves(arguments)
+    inputs = jax.tree.leaves(arguments)
 
     def function(*floats):
         floats = iter(floats)
-        leaves = [next(floats) if each.dtype == torch.float64 else each for each in given]
-        return torch_fused(*jax.tree.unflatten(tree, leaves), **how)
+        leaves = [next(floats) if each.dtype == torch.float64 else each for each in inputs]
+        return torch_fused(*jax.tree.unflatten(tree, leaves), **options)
 
     assert torch.autograd.gradcheck(function, differentiable(arguments))
 
@@ -134,8 +134,8 @@ def operands(arguments: list, directions: int = 1) -> list:
     """The arrays of the operator, as leaves that require gradients."""
     x, _, weights, _, *states = arguments
     states = [torch.cat([state] * directions) for state in states[::2]]  # h0, h_reset
-    given = [x, *weights[0] * directions, *states]
-    return [each.detach().requires_grad_() for each in given]
+    inputs = [x, *weights[0] * directions, *states]
+    return [each.detach().requires_grad_() for each in inputs]
 
 
 @needs_torch
@@ -151,8 +151,8 @@ def test_torch_operator(resets, return_sequences, K, reset_after):
     arguments = tensors(draw(K, full=True, resets=resets))
     places = (arguments[1], arguments[3], arguments[5] if resets else None)
     flags = [reset_after, return_sequences, False]
-    given = (operands(arguments, 2), *places, flags, True)
-    torch.library.opcheck(torch_impl.fused.forward_operator, given)
+    inputs = (operands(arguments, 2), *places, flags, True)
+    torch.library.opcheck(torch_impl.fused.forward_operator, inputs)
 
 
 class Recur(torch.nn.Module):
@@ -163,15 +163,15 @@ class Recur(torch.nn.Module):
 @needs_torch
 def test_torch_compile_and_export():
     arguments = tensors(draw(7))
-    want = Recur()(*arguments)
+    wanted_result = Recur()(*arguments)
     compiled = torch.compile(Recur(), fullgraph=True, backend="aot_eager")
     exported = torch.export.export(Recur(), tuple(arguments)).module()
     for each in (compiled, exported):
-        got = each(*arguments)
-        torch.testing.assert_close(got, want, rtol=0, atol=0)
-        gradients = torch.autograd.grad(sum(x.sum() for x in got), differentiable(arguments))
+        actual = each(*arguments)
+        torch.testing.assert_close(actual, wanted_result, rtol=0, atol=0)
+        gradients = torch.autograd.grad(sum(x.sum() for x in actual), differentiable(arguments))
         expected = torch.autograd.grad(
-            sum(x.sum() for x in want), differentiable(arguments), retain_graph=True
+            sum(x.sum() for x in wanted_result), differentiable(arguments), retain_graph=True
         )
         torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
 
@@ -182,10 +182,10 @@ def test_torch_compile_and_export():
 def test_torch_gradient_of_one_result_alone(wanted, K):
     """If only outputs or only h_last has a gradient, backward receives None for the other one."""
     arguments = tensors(draw(K))
-    got, want = Recur()(*arguments), torch_scan(*arguments, **HOW)
+    actual, expected = Recur()(*arguments), torch_scan(*arguments, **HOW)
     gradients = [
         torch.autograd.grad(result[wanted].sum(), differentiable(arguments))
-        for result in (got, want)
+        for result in (actual, expected)
     ]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
@@ -195,10 +195,10 @@ def test_torch_gradient_of_one_result_alone(wanted, K):
 def test_torch_operator_refuses_a_second_derivative(create_graph):
     """The operator called by name raises; only the layer has a second derivative."""
     arguments = tensors(draw(7))
-    given = operands(arguments)
-    how = (arguments[1], arguments[3], None, [False, True, False], True)
-    _, h_last, _ = torch.ops.gru.forward(given, *how)
-    (gradient,) = torch.autograd.grad((h_last**2).sum(), given[0], create_graph=create_graph)
+    inputs = operands(arguments)
+    options = (arguments[1], arguments[3], None, [False, True, False], True)
+    _, h_last, _ = torch.ops.gru.forward(inputs, *options)
+    (gradient,) = torch.autograd.grad((h_last**2).sum(), inputs[0], create_graph=create_graph)
     assert gradient.requires_grad == create_graph
     if create_graph:
         with pytest.raises(RuntimeError, match='implementation="scan"'):
@@ -208,11 +208,11 @@ def test_torch_operator_refuses_a_second_derivative(create_graph):
 @needs_torch
 def test_torch_operator_refuses_forward_mode():
     arguments = tensors(draw(7))
-    *given, h0 = operands(arguments)
+    *inputs, h0 = operands(arguments)
 
     def last(h0):
-        how = (arguments[1], arguments[3], None, [False, True, False], False)
-        return torch.ops.gru.forward([*given, h0], *how)[1]
+        options = (arguments[1], arguments[3], None, [False, True, False], False)
+        return torch.ops.gru.forward([*inputs, h0], *options)[1]
 
     with pytest.raises(RuntimeError, match='implementation="scan"'):
         torch.func.jvp(last, (h0.detach(),), (h0.detach(),))
@@ -234,14 +234,14 @@ def test_torch_backward_writes_no_zeros_as_large_as_what_was_saved():
 @needs_torch
 def test_torch_takes_any_layout_and_refuses_other_types():
     arguments = tensors(draw(7))
-    want = torch_fused(*arguments, **HOW)
+    expected = torch_fused(*arguments, **HOW)
 
     def strided(each):
         return each if each.dim() < 2 else each.detach().mT.contiguous().mT
 
     odd = jax.tree.map(strided, arguments)
     odd[1] = odd[1].long()
-    torch.testing.assert_close(torch_fused(*odd, **HOW), want, rtol=0, atol=1e-15)
+    torch.testing.assert_close(torch_fused(*odd, **HOW), expected, rtol=0, atol=1e-15)
     with pytest.raises(TypeError, match="float16"):
         half = jax.tree.map(lambda x: x.half() if x.is_floating_point() else x, arguments)
         torch_fused(*half, **HOW)
@@ -255,19 +255,19 @@ def test_jax_gradients(K, reset_after):
     x, tokens, weights, lengths, h0 = arrays(draw(K, 2))
 
     def loss(recurrence, x, weights, h0):
-        how = {**HOW, "reset_after": reset_after}
-        outputs, h_last = recurrence(x, tokens, weights, lengths, h0, **how)
+        options = {**HOW, "reset_after": reset_after}
+        outputs, h_last = recurrence(x, tokens, weights, lengths, h0, **options)
         return (outputs * jnp.cos(jnp.arange(outputs.size).reshape(outputs.shape))).sum() + (
             h_last**2
         ).sum(), (outputs, h_last)
 
-    got, want = (
+    actual, expected = (
         jax.jit(jax.value_and_grad(loss, (1, 2, 3), has_aux=True), static_argnums=0)(
             recurrence, x, weights, h0
         )
         for recurrence in (jax_fused, jax_scan)
     )
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
@@ -276,12 +276,12 @@ def test_jax_gradients(K, reset_after):
 @each_layer
 def test_the_other_gradients_are_the_same_where_that_of_x_is_not_wanted(K, directions, reset_after):
     drawn = draw(K, directions)
-    how = {**HOW, "reset_after": reset_after}
+    options = {**HOW, "reset_after": reset_after}
 
     def torch_gradients(of_x: bool) -> list[torch.Tensor]:
         x, tokens, weights, lengths, h0 = tensors(drawn)
         x.requires_grad_(of_x)
-        results = torch_fused(x, tokens, weights, lengths, h0, **how)
+        results = torch_fused(x, tokens, weights, lengths, h0, **options)
         loss = sum((result**2).sum() for result in results)
         return list(torch.autograd.grad(loss, jax.tree.leaves((weights, h0))))
 
@@ -289,34 +289,34 @@ def test_the_other_gradients_are_the_same_where_that_of_x_is_not_wanted(K, direc
         x, tokens, weights, lengths, h0 = arrays(drawn)
 
         def loss(weights, h0, x):
-            results = jax_fused(x, tokens, weights, lengths, h0, **how)
+            results = jax_fused(x, tokens, weights, lengths, h0, **options)
             return sum((result**2).sum() for result in results)
 
         gradients = jax.grad(loss, (0, 1, 2) if of_x else (0, 1))(weights, h0, x)
         return jax.tree.leaves(gradients[:2])
 
     for gradients in (torch_gradients, jax_gradients):
-        for got, want in zip(gradients(False), gradients(True), strict=True):
-            np.testing.assert_array_equal(got, want)
+        for actual, expected in zip(gradients(False), gradients(True), strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 @needs_jax
 def test_jax_vmap():
     *others, h0 = arrays(draw(7))
-    how = {**HOW, "reset_after": True}
+    options = {**HOW, "reset_after": True}
     states = jnp.stack([h0, h0 + 1])
 
     def recur(h0):
-        return jax_fused(*others, h0, **how)
+        return jax_fused(*others, h0, **options)
 
     def gradient(h0):
         return jax.grad(lambda h0: recur(h0)[1].sum())(h0)
 
-    got, slopes = jax.vmap(recur)(states), jax.vmap(gradient)(states)
+    actual, slopes = jax.vmap(recur)(states), jax.vmap(gradient)(states)
     for i, first in enumerate(states):
-        want = jax_scan(*others, first, **how)
-        np.testing.assert_allclose(got[0][i], want[0], rtol=0, atol=1e-12)
-        np.testing.assert_allclose(got[1][i], want[1], rtol=0, atol=1e-12)
+        expected = jax_scan(*others, first, **options)
+        np.testing.assert_allclose(actual[0][i], expected[0], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(actual[1][i], expected[1], rtol=0, atol=1e-12)
         np.testing.assert_array_equal(slopes[i], gradient(first))
 
 
@@ -342,14 +342,14 @@ def test_jax_refuses_bad_input():
 def test_both_directions_are_each_direction(K, reset_after):
     """Both directions of one call equal two calls, in both frameworks, with and without outputs."""
     drawn, results = draw(K, 2, full=True), []
-    how = {"reset_after": reset_after, "return_sequences": True}
+    options = {"reset_after": reset_after, "return_sequences": True}
     turned = {name: drawn[name][::-1].copy() for name in ("x" if not K else "tokens",)}
     for fused, convert in ((torch_fused, tensors), (jax_fused, arrays)):
         x, tokens, weights, lengths, h0 = convert(drawn)
-        outputs, h_last = fused(x, tokens, weights, lengths, h0, **how)
-        forward = fused(x, tokens, weights[:1], lengths, h0[:1], **how)
+        outputs, h_last = fused(x, tokens, weights, lengths, h0, **options)
+        forward = fused(x, tokens, weights[:1], lengths, h0[:1], **options)
         x, tokens, *_ = convert(drawn | turned)  # full rows in reverse order
-        backward = fused(x, tokens, weights[1:], lengths, h0[1:], **how)
+        backward = fused(x, tokens, weights[1:], lengths, h0[1:], **options)
         x, tokens, *_ = convert(drawn)
         none, again = fused(
             x, tokens, weights, lengths, h0, reset_after=reset_after, return_sequences=False
@@ -376,9 +376,11 @@ def test_both_frameworks_at_once():
 
     def repeat(recurrence, arguments):
         with torch.no_grad():
-            want = np.asarray(recurrence(*arguments, **HOW)[1])
+            expected = np.asarray(recurrence(*arguments, **HOW)[1])
             wrong.extend(
-                i for i in range(50) if not np.array_equal(recurrence(*arguments, **HOW)[1], want)
+                i
+                for i in range(50)
+                if not np.array_equal(recurrence(*arguments, **HOW)[1], expected)
             )
 
     other = threading.Thread(target=repeat, args=(torch_fused, torch_arguments))
@@ -395,8 +397,8 @@ def stack(K: int, directions: int) -> tuple[list[list[torch.Tensor]], dict[str, 
     second = [torch.tensor(states.normal(size=(3 * H, directions * H))), *first[1:4]] * directions
     for name in ("h0", "h_reset"):
         drawn[name] = states.normal(size=(2 * directions, B, H))
-    given = {name: torch.tensor(each) for name, each in drawn.items() if each is not None}
-    return [first, second], given
+    arguments = {name: torch.tensor(each) for name, each in drawn.items() if each is not None}
+    return [first, second], arguments
 
 
 @needs_torch
@@ -405,30 +407,32 @@ def stack(K: int, directions: int) -> tuple[list[list[torch.Tensor]], dict[str, 
 @with_tokens
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_first):
-    layers, given = stack(K, directions)
+    layers, arguments = stack(K, directions)
     parameters = {
         f"gru.{i}.{side}.{name}": layers[i][4 * j + k]
         for i in range(2)
         for j, side in enumerate(DIRECTIONS[:directions])
         for k, name in enumerate(GRU_PARAMETERS)
     }
-    want = torch_impl.gru.gru(parameters, **given, reset_after=reset_after, implementation="scan")
+    expected = torch_impl.gru.gru(
+        parameters, **arguments, reset_after=reset_after, implementation="scan"
+    )
     if batch_first and not K:
-        given["x"] = given["x"].transpose(0, 1).contiguous().transpose(0, 1)
+        arguments["x"] = arguments["x"].transpose(0, 1).contiguous().transpose(0, 1)
     for sequences in (True, False):
-        how = {"reset_after": reset_after, "return_sequences": sequences}
-        found = try_inference_kernel(layers, LayerCall(**given, **how))
-        assert found is not None
-        outputs, h_last = found
-        torch.testing.assert_close(outputs, want[0] if sequences else want[0][:0])
-        torch.testing.assert_close(h_last, want[1])
-    few = {name: each for name, each in given.items() if name in ("x", "tokens")}
+        options = {"reset_after": reset_after, "return_sequences": sequences}
+        result = try_inference_kernel(layers, LayerCall(**arguments, **options))
+        assert result is not None
+        outputs, h_last = result
+        torch.testing.assert_close(outputs, expected[0] if sequences else expected[0][:0])
+        torch.testing.assert_close(h_last, expected[1])
+    few = {name: each for name, each in arguments.items() if name in ("x", "tokens")}
     lengths = torch.full((B,), T)
-    want = torch_impl.gru.gru(
+    expected = torch_impl.gru.gru(
         parameters, **few, lengths=lengths, reset_after=reset_after, implementation="scan"
     )
-    found = try_inference_kernel(layers, LayerCall(**few, reset_after=reset_after))
-    torch.testing.assert_close(found, want)
+    result = try_inference_kernel(layers, LayerCall(**few, reset_after=reset_after))
+    torch.testing.assert_close(result, expected)
 
 
 OPENMP = """
@@ -515,11 +519,11 @@ def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
 @needs_torch
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's /proc")
 @pytest.mark.parametrize(
-    "how", ["first call in a child", pytest.param("import in a child", marks=pytest.mark.long)]
+    "options", ["first call in a child", pytest.param("import in a child", marks=pytest.mark.long)]
 )
-def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads(how: str) -> None:
+def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads(options: str) -> None:
     """The child uses other threads, because an OpenMP runtime does not survive a fork."""
-    subprocess.run([sys.executable, "-c", OPENMP, how], env=os.environ | OMP, check=True)
+    subprocess.run([sys.executable, "-c", OPENMP, options], env=os.environ | OMP, check=True)
 
 
 FORK = """
@@ -580,20 +584,22 @@ class Own(torch.Tensor):
 @with_tokens
 def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
     """The kernel does not validate addresses, so such arrays must not reach it."""
-    layers, given = stack(K, 2)
+    layers, inputs = stack(K, 2)
     tried = 0
-    for i, array in enumerate((*given.values(), *(each for layer in layers for each in layer))):
-        optional, floats = 0 < i < len(given), array.dtype == torch.float64
+    for i, array in enumerate((*inputs.values(), *(each for layer in layers for each in layer))):
+        optional, floats = 0 < i < len(inputs), array.dtype == torch.float64
         fine = {"absent": optional, "negated when read": not floats, "apart in memory": i == 0}
         if fine.get(wrong):
             continue
         spoilt = UNREADABLE[wrong](array)
-        names, flat = list(given), [*given.values(), *layers[0], *layers[1]]
+        names, flat = list(inputs), [*inputs.values(), *layers[0], *layers[1]]
         flat[i] = spoilt
-        arguments, weights = flat[: len(given)], flat[len(given) :]
+        arguments, weights = flat[: len(inputs)], flat[len(inputs) :]
         stacked = weights[: len(layers[0])], weights[len(layers[0]) :]
-        found = try_inference_kernel(stacked, LayerCall(**dict(zip(names, arguments, strict=True))))
-        assert found is None, i
+        result = try_inference_kernel(
+            stacked, LayerCall(**dict(zip(names, arguments, strict=True)))
+        )
+        assert result is None, i
         tried += 1
     assert tried >= 16
 
@@ -625,16 +631,16 @@ def test_torch_results_do_not_depend_on_the_threads(reset_after):
     def results(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)
         leaves = case.operands(lambda a: torch.tensor(a, requires_grad=a.dtype == np.float32))
-        how = {"reset_after": reset_after, "return_sequences": True}
-        outputs, h_last = torch_fused(*leaves, **how)
+        options = {"reset_after": reset_after, "return_sequences": True}
+        outputs, h_last = torch_fused(*leaves, **options)
         (outputs.sum() + (h_last**2).sum()).backward()
         gradients = [leaf.grad for leaf in jax.tree.leaves(leaves) if leaf.requires_grad]
         return [outputs, h_last, *gradients]
 
     one = results(1)
     for threads in (2, 3):
-        for got, want in zip(results(threads), one, strict=True):
-            assert torch.equal(got, want)
+        for actual, expected in zip(results(threads), one, strict=True):
+            assert torch.equal(actual, expected)
 
 
 @needs_jax
@@ -645,38 +651,44 @@ def test_jax_takes_the_kernel_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
     x, lengths = jnp.ones((5, 2, 3)), jnp.array([5, 2])
     fused = jax_impl.gru.gru(parameters, x, lengths, implementation="fused")
     auto = jax_impl.gru.gru(parameters, x, lengths)  # selects scan on a GPU
-    for got, want in zip(fused, auto, strict=True):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+    for actual, expected in zip(fused, auto, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 def rnn_by_torch(case: cases.Case) -> cases.Arrays:
-    given = case.arguments(lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"))
-    own, arrays = given["parameters"], {n: a for n, a in given.items() if n != "parameters"}
+    arguments = case.arguments(lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"))
+    own, arrays = arguments["parameters"], {n: a for n, a in arguments.items() if n != "parameters"}
     call = LayerCall(**arrays)
     results = torch_impl.layers.run(torch_impl.rnn.CELL, own, call, implementation="fused")
     torch.autograd.backward(results, (torch.tensor(case.d_outputs), torch.tensor(case.d_h_last)))
-    found = {name: parameter.grad for name, parameter in given["parameters"].items()}
-    found |= {"outputs": results[0].detach(), "h_last": results[1].detach()}
-    found |= {f"d_{name}": given[name].grad for name in ("x", "h0", "h_reset") if name in given}
-    return {name: array.numpy() for name, array in found.items()}
+    result = {name: parameter.grad for name, parameter in arguments["parameters"].items()}
+    result |= {"outputs": results[0].detach(), "h_last": results[1].detach()}
+    result |= {
+        f"d_{name}": arguments[name].grad for name in ("x", "h0", "h_reset") if name in arguments
+    }
+    return {name: array.numpy() for name, array in result.items()}
 
 
 def rnn_by_jax(case: cases.Case) -> cases.Arrays:
-    given = case.arguments(np.asarray)
-    others = {name: given.pop(name) for name in ("lengths", "tokens", "resets") if name in given}
+    arguments = case.arguments(np.asarray)
+    others = {
+        name: arguments.pop(name) for name in ("lengths", "tokens", "resets") if name in arguments
+    }
 
-    def run(given: dict) -> tuple:
-        call = LayerCall(**others, **{n: each for n, each in given.items() if n != "parameters"})
+    def run(arguments: dict) -> tuple:
+        call = LayerCall(
+            **others, **{n: each for n, each in arguments.items() if n != "parameters"}
+        )
         cell = jax_impl.rnn.CELL
-        return jax_impl.layers.run(cell, given["parameters"], call, implementation="fused")
+        return jax_impl.layers.run(cell, arguments["parameters"], call, implementation="fused")
 
-    results, pull = jax.vjp(run, given)
-    found = pull((case.d_outputs, case.d_h_last))[0]
-    found |= found.pop("parameters") | {
-        f"d_{name}": found.pop(name) for name in given if name != "parameters"
+    results, pull = jax.vjp(run, arguments)
+    result = pull((case.d_outputs, case.d_h_last))[0]
+    result |= result.pop("parameters") | {
+        f"d_{name}": result.pop(name) for name in arguments if name != "parameters"
     }
     return {
-        n: np.asarray(a) for n, a in (found | dict(outputs=results[0], h_last=results[1])).items()
+        n: np.asarray(a) for n, a in (result | dict(outputs=results[0], h_last=results[1])).items()
     }
 
 
@@ -687,27 +699,27 @@ def rnn_by_jax(case: cases.Case) -> cases.Arrays:
 def test_tanh_rnn_in_both_twins(size, sides):
     """Against the oracle, with resets where the batch is odd."""
     case = cases.draw(*size, sides=sides, dtype=np.float32, cell="rnn")
-    want = cases.reference(case, False)
+    expected = cases.reference(case, False)
     for results in (rnn_by_torch(case), rnn_by_jax(case)):
-        assert results.keys() == want.keys()
-        for name, array in want.items():
+        assert results.keys() == expected.keys()
+        for name, array in expected.items():
             bound = 2e-6 * np.abs(array).max()
             np.testing.assert_allclose(results[name], array, 0, bound, err_msg=name)
 
 
 def test_operators_take_another_cell():
     case = cases.draw(4, 3, 5, 6, sides=cases.DIRECTIONS[:1], dtype=np.float32, cell="rnn")
-    given = case.arguments(torch.tensor)
+    arguments = case.arguments(torch.tensor)
 
     def run(parameters: dict, **arrays: torch.Tensor) -> tuple:
-        call, how = LayerCall(**arrays), {"implementation": "fused"}
-        return torch_impl.layers.run(torch_impl.rnn.CELL, parameters, call, **how)
+        call, options = LayerCall(**arrays), {"implementation": "fused"}
+        return torch_impl.layers.run(torch_impl.rnn.CELL, parameters, call, **options)
 
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
-    given["x"].requires_grad_()
+    arguments["x"].requires_grad_()
     for function in (run, compiled):
-        outputs, _ = function(**given)
-        (gradient,) = torch.autograd.grad(outputs.sum(), given["x"])
+        outputs, _ = function(**arguments)
+        (gradient,) = torch.autograd.grad(outputs.sum(), arguments["x"])
         if function is run:
-            want = outputs, gradient
-    torch.testing.assert_close((outputs, gradient), want, rtol=0, atol=0)
+            expected = outputs, gradient
+    torch.testing.assert_close((outputs, gradient), expected, rtol=0, atol=0)

@@ -51,15 +51,15 @@ def assert_right(results: Arrays, case: Case, reset_after: bool) -> None:
     is_single = case.x.dtype == np.float32
     own = dict(each_part(case, reference(case, reset_after, np.float32))) if is_single else {}
     for name, array in each_part(case, results):
-        want = exact[name]
-        size = np.abs(want).max(initial=0)
+        expected = exact[name]
+        size = np.abs(expected).max(initial=0)
         if is_single:
-            bound = 2 * np.abs(own[name] - want).max(initial=0) + 8 * 2**-23 * size
+            bound = 2 * np.abs(own[name] - expected).max(initial=0) + 8 * 2**-23 * size
         else:
             bound = (1e-12 if name.startswith(("outputs", "h_last")) else 1e-11) * size
-        error = np.abs(array - want).max(initial=0)
+        error = np.abs(array - expected).max(initial=0)
         assert error <= bound, f"{name}: {error} of {size}"
-        assert array.shape == want.shape
+        assert array.shape == expected.shape
 
 
 def check(case: Case, reset_after: bool, **options: bool) -> None:
@@ -171,10 +171,10 @@ BOTH_SIZES = [
 
 @both
 @each_dtype
-@pytest.mark.parametrize("how", [{}, {"shared": True}, {"d_x": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"shared": True}, {"d_x": False}], ids=str)
 @pytest.mark.parametrize("size", BOTH_SIZES, ids=str)
-def test_both_directions_at_once(size, how, dtype, reset_after):
-    check(draw(*size, sides=DIRECTIONS, dtype=dtype), reset_after, **how)
+def test_both_directions_at_once(size, options, dtype, reset_after):
+    check(draw(*size, sides=DIRECTIONS, dtype=dtype), reset_after, **options)
 
 
 @both
@@ -219,8 +219,8 @@ def test_threads_take_turns_at_few_rows(B, sides, reset_after, instruction_set):
     one = call_kernel(case, reset_after, threads=1)
     assert_right(one, case, reset_after)
     for backward in (True, False) * 10:
-        got = call_kernel(case, reset_after, backward=backward)
-        assert_equal(got, {name: one[name] for name in got})
+        actual = call_kernel(case, reset_after, backward=backward)
+        assert_equal(actual, {name: one[name] for name in actual})
 
 
 @pytest.mark.parametrize(("dtype", "reset_after"), [(np.float32, False), (np.float64, True)])
@@ -246,7 +246,7 @@ def test_inference_keeps_no_weights_that_changed_while_it_packed_them():
         replace(first, parameters=first.parameters | {name: first.parameters[name].copy()})
         for _ in range(30)
     ]
-    wanted = call_kernel(first, False, backward=False)
+    expected = call_kernel(first, False, backward=False)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # so that the thread runs while the kernel does
     try:
@@ -265,7 +265,7 @@ def test_inference_keeps_no_weights_that_changed_while_it_packed_them():
                 call_kernel(case, False, backward=False)
             ended.set()
             thread.join()
-            assert_equal(call_kernel(case, False, backward=False), wanted)
+            assert_equal(call_kernel(case, False, backward=False), expected)
     finally:
         sys.setswitchinterval(interval)
 
@@ -278,8 +278,8 @@ def test_inference_of_weights_in_the_order_of_nn_gru(reset_after, instruction_se
     own = {name: np.concatenate([-z, r, n]) for name, (r, z, n) in gates.items()}
     for _ in range(2):
         for nn_order, same in ((False, case), (True, replace(case, parameters=own))):
-            got = call_kernel(case, reset_after, backward=False, nn_order=nn_order)
-            assert_right(got, same, reset_after)
+            actual = call_kernel(case, reset_after, backward=False, nn_order=nn_order)
+            assert_right(actual, same, reset_after)
 
 
 @both
@@ -304,11 +304,11 @@ def test_an_infinite_gradient_stays_infinite(dtype, reset_after):
     case = replace(draw(2, 1, 1, 1, resets=False, dtype=dtype, seed=28), lengths=None)
     case.d_h_last[0, 0] = np.inf
     with np.errstate(invalid="ignore"):
-        want = reference(case, reset_after, dtype)
-    assert np.isinf(want["d_x"]).any()
+        expected = reference(case, reset_after, dtype)
+    assert np.isinf(expected["d_x"]).any()
     for name, array in call_kernel(case, reset_after).items():
-        np.testing.assert_array_equal(np.isnan(array), np.isnan(want[name]), err_msg=name)
-        np.testing.assert_array_equal(np.isinf(array), np.isinf(want[name]), err_msg=name)
+        np.testing.assert_array_equal(np.isnan(array), np.isnan(expected[name]), err_msg=name)
+        np.testing.assert_array_equal(np.isinf(array), np.isinf(expected[name]), err_msg=name)
 
 
 @each_dtype
@@ -344,8 +344,8 @@ def test_many_words(dtype):
     # errors, some up and some down, have a standard deviation of less than sqrt(n) / 6 ULP of the
     # whole: this allows six of them.
     bound = np.finfo(dtype).eps * words**0.5 * np.abs(rows).sum(0)
-    for found in (same["d_x"][0], same[c], same[b], apart[b]):
-        assert (np.abs(found - exact) <= bound).all()
+    for result in (same["d_x"][0], same[c], same[b], apart[b]):
+        assert (np.abs(result - exact) <= bound).all()
 
 
 EXTREMES = [np.nan, np.inf, -np.inf, 1e30, -1e30, 200.0, -200.0, 1e-30]
@@ -372,15 +372,15 @@ def test_extreme_values(value, dtype, reset_after, instruction_set):
         arrays = case.parameters if name == bias else vars(case)
         arrays[name] = arrays[name].copy()
         arrays[name][index] = value
-        got = call_kernel(case, reset_after)
+        actual = call_kernel(case, reset_after)
         with np.errstate(invalid="ignore", over="ignore"):
-            want = reference(case, reset_after, dtype)
-        assert name == bias or np.isfinite(got["outputs"][:, 0]).all()
-        for key, array in got.items():
-            odd = ~np.isfinite(want[key])
-            np.testing.assert_array_equal(array[odd], want[key][odd], err_msg=f"{name} {key}")
-            scale = np.abs(want[key][~odd]).max(initial=0) * 100 * np.finfo(dtype).eps
-            np.testing.assert_allclose(array[~odd], want[key][~odd], 0, scale)
+            expected = reference(case, reset_after, dtype)
+        assert name == bias or np.isfinite(actual["outputs"][:, 0]).all()
+        for key, array in actual.items():
+            odd = ~np.isfinite(expected[key])
+            np.testing.assert_array_equal(array[odd], expected[key][odd], err_msg=f"{name} {key}")
+            scale = np.abs(expected[key][~odd]).max(initial=0) * 100 * np.finfo(dtype).eps
+            np.testing.assert_allclose(array[~odd], expected[key][~odd], 0, scale)
 
 
 @each_dtype
@@ -398,11 +398,11 @@ def test_gates_are_precise(dtype):
     gates = case.x[0].T  # the pre-activations of z, r and n, as a view
     gates[:] = np.full_like(x, 200), x, x
     exact = gates[1].astype(np.longdouble)
-    for gate, want in ((2, np.tanh(exact)), (0, 1 / (1 + np.exp(-exact)))):
+    for gate, expected in ((2, np.tanh(exact)), (0, 1 / (1 + np.exp(-exact)))):
         gates[0], gates[2] = 200, 200
         gates[gate] = gates[1]
         h_last = call_kernel(case, False)["h_last"][0, :, 0]
-        assert (np.abs(h_last - want) / np.spacing(np.abs(want).astype(dtype))).max() < 4
+        assert (np.abs(h_last - expected) / np.spacing(np.abs(expected).astype(dtype))).max() < 4
 
 
 @each_dtype
@@ -480,18 +480,20 @@ def test_choice_of_an_instruction_set():
 
 
 # If calls did not wait, the first would be wrong, and the second wrong or stuck, or would crash.
-@pytest.mark.parametrize("how", [{"threads": 1, "backward": False}, {}], ids=["one", "all"])
-def test_calls_at_once(how):
+@pytest.mark.parametrize("options", [{"threads": 1, "backward": False}, {}], ids=["one", "all"])
+def test_calls_at_once(options):
     """Concurrent calls of several threads wait for each other."""
     # Without lengths, both would lay out the same memory alike, and find no wild addresses in it.
     cases = [replace(draw(30, 70, 30, 24, seed=seed), lengths=None) for seed in (1, 2)]
-    wants = [call_kernel(case, False, **how) for case in cases]
+    wants = [call_kernel(case, False, **options) for case in cases]
     wrong = []
 
-    def repeat(case: Case, want: Arrays) -> None:
+    def repeat(case: Case, expected: Arrays) -> None:
         for _ in range(20):
-            got = call_kernel(case, False, **how)
-            wrong.extend(name for name in want if not np.array_equal(got[name], want[name]))
+            actual = call_kernel(case, False, **options)
+            wrong.extend(
+                name for name in expected if not np.array_equal(actual[name], expected[name])
+            )
 
     threads = [
         threading.Thread(target=repeat, args=each, daemon=True)
@@ -517,11 +519,11 @@ def test_calls_of_one_thread_each_run_side_by_side(monkeypatch):
 
     monkeypatch.setattr(kernels, "forward", timed)
     long, short = draw(200, 64, 8, 256), draw(2, 2, 3, 4)
-    how = {"threads": 1, "backward": False}
-    thread = threading.Thread(target=call_kernel, args=(long, False), kwargs=how)
+    options = {"threads": 1, "backward": False}
+    thread = threading.Thread(target=call_kernel, args=(long, False), kwargs=options)
     thread.start()
     while thread.is_alive():
-        call_kernel(short, False, **how)
+        call_kernel(short, False, **options)
     thread.join()
     start, end = max(spans, key=lambda span: span[1] - span[0])
     margin = (end - start) / 10  # it may take a moment to begin
@@ -558,15 +560,15 @@ def child_fails(case: Case, want: Arrays, **how: bool) -> bool:
     child = os.fork()
     if child == 0:
         signal.alarm(10)  # kills the child if it hangs
-        got = call_kernel(case, False, **how)
-        os._exit(not np.array_equal(got["h_last"], want["h_last"]))
+        actual = call_kernel(case, False, **how)
+        os._exit(not np.array_equal(actual["h_last"], want["h_last"]))
     return os.waitpid(child, 0)[1] != 0
 
 
 def test_after_fork():
     """A child forked during a call of another thread must not wait for threads of its parent."""
     case = draw(30, 70, 30, 24)
-    want = call_kernel(case, False)
+    expected = call_kernel(case, False)
     stop = threading.Event()
 
     def keep_busy() -> None:
@@ -575,7 +577,7 @@ def test_after_fork():
 
     thread = threading.Thread(target=keep_busy)
     thread.start()
-    failed = any(child_fails(case, want) for _ in range(20))
+    failed = any(child_fails(case, expected) for _ in range(20))
     stop.set()
     thread.join()
     assert not failed
@@ -590,16 +592,16 @@ def test_threads_of_openmp():
     import torch
 
     case = draw(30, 70, 30, 24)
-    want = call_kernel(case, False, threads=1)
+    expected = call_kernel(case, False, threads=1)
     before = torch.get_num_threads()
     torch.set_num_threads(5)
     torch.ones(1_000_000).sum()
     there = threads_of_this_process()
     for _ in range(10):
-        assert_equal(call_kernel(case, False, threads=5, openmp=True), want)
+        assert_equal(call_kernel(case, False, threads=5, openmp=True), expected)
     assert there <= threads_of_this_process()  # to begin new ones takes long
     torch.set_num_threads(before)
-    assert not child_fails(case, want, openmp=True)
+    assert not child_fails(case, expected, openmp=True)
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")

@@ -26,8 +26,8 @@ def test_every_line_of_the_table_is_read() -> None:
 def test_pytest_runs_as_they_run_it() -> None:
     """With the options of pyproject.toml, whatever plugin they belong to."""
     command = ("-m", "pytest", "--collect-only", *planted_faults.KERNEL_TESTS)
-    status, said = planted_faults.python(planted_faults.ROOT, *command)
-    assert status == 0, said
+    status, output = planted_faults.python(planted_faults.ROOT, *command)
+    assert status == 0, output
 
 
 def test_names_are_unique() -> None:

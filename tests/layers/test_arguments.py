@@ -180,12 +180,12 @@ WRONG_OF_MODULES = {
 @pytest.mark.parametrize("wrong", WRONG_OF_MODULES)
 def test_the_module_says_what_does_not_fit_in_its_own_words(framework, wrong):
     name, changes = WRONG_OF_MODULES[wrong]
-    given = convert(framework, {"x": ones(B, T, D)} | changes)
-    first = [given.pop("x"), *([given.pop("h0", None)] if framework == "torch" else [])]
+    inputs = convert(framework, {"x": ones(B, T, D)} | changes)
+    first = [inputs.pop("x"), *([inputs.pop("h0", None)] if framework == "torch" else [])]
     gru = layer(framework, D, H, **({"batch_first": True} if framework == "torch" else {}))
     errors = (ValueError, TypeError, *([RuntimeError] if framework == "torch" else []))
     with pytest.raises(errors, match=name):
-        gru(*first, **given)
+        gru(*first, **inputs)
 
 
 @each_framework
@@ -208,18 +208,22 @@ def test_the_module_refuses_sizes_and_names_that_are_none(framework, sizes, opti
 def test_any_layout_and_any_integers_are_right(framework, implementation):
     """Another integer dtype gives the same bits, another memory layout the same numbers."""
     usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
-    want = call(framework, implementation, usual)
+    wanted_result = call(framework, implementation, usual)
     for dtype in ("int8", "uint8", "int16", "uint16", "int64"):
         odd = {name: usual[name].astype(dtype) for name in ("lengths", "tokens")}
-        for got, expected in zip(call(framework, implementation, usual | odd), want, strict=True):
-            np.testing.assert_array_equal(got, expected)
+        for actual, expected in zip(
+            call(framework, implementation, usual | odd), wanted_result, strict=True
+        ):
+            np.testing.assert_array_equal(actual, expected)
     odd = {"h0": np.asfortranarray(usual["h0"]), "x": np.repeat(usual["x"], 2, axis=1)[:, ::2]}
     odd["lengths"] = np.repeat(usual["lengths"], 2)[::2]
     odd["tokens"] = np.asfortranarray(usual["tokens"])
     odd["parameters"] = {n: np.asfortranarray(p) for n, p in usual["parameters"].items()}
-    for got, expected in zip(call(framework, implementation, usual | odd), want, strict=True):
+    for actual, expected in zip(
+        call(framework, implementation, usual | odd), wanted_result, strict=True
+    ):
         # A product of matrices with another layout may add in another order.
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 
 @each
@@ -248,13 +252,13 @@ def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, 
     def gradients(given: dict) -> list[np.ndarray]:
         leaves = {"x": given["x"], "h0": given["h0"], **given["parameters"]}
         if framework == "jax":
-            found = gradient(leaves)
-            return [np.asarray(found[name]) for name in leaves]
+            result = gradient(leaves)
+            return [np.asarray(result[name]) for name in leaves]
         inputs = {name: torch.tensor(v, requires_grad=True) for name, v in leaves.items()}
         return [g.numpy() for g in torch.autograd.grad(loss(inputs), list(inputs.values()))]
 
-    for got, want in zip(gradients(odd), gradients(usual), strict=True):
-        np.testing.assert_array_equal(got, want)
+    for actual, expected in zip(gradients(odd), gradients(usual), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def out_of_range(given: dict, name: str) -> list[np.ndarray]:
@@ -275,15 +279,17 @@ def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementat
             implementation=implementation,
         )
     )
-    want = compiled(usual["lengths"], usual["tokens"])
+    wanted_result = compiled(usual["lengths"], usual["tokens"])
     for wrong in ("lengths", "tokens") * 2:
         outputs, h_last = compiled(*out_of_range(usual, wrong))
         assert np.isnan(outputs.sum((0, 2))[1]) and np.isnan(h_last[0, 1]).all()
         others = [0, 2, 3]
-        np.testing.assert_array_equal(outputs[:, others], want[0][:, others])
-        np.testing.assert_array_equal(h_last[:, others], want[1][:, others])
-    for got, expected in zip(compiled(usual["lengths"], usual["tokens"]), want, strict=True):
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(outputs[:, others], wanted_result[0][:, others])
+        np.testing.assert_array_equal(h_last[:, others], wanted_result[1][:, others])
+    for actual, expected in zip(
+        compiled(usual["lengths"], usual["tokens"]), wanted_result, strict=True
+    ):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("implementation", JAX_GRU.implementations())
@@ -291,21 +297,21 @@ def test_jax_under_jit_a_row_out_of_range_is_nan_and_nothing_else_is(implementat
 def test_jax_under_jit_derivatives_of_other_rows_are_right(implementation, along):
     usual = arguments(tokens=TOKENS + np.arange(B, dtype=np.int32))
 
-    def result(given, lengths, tokens):
-        changed = usual | {"lengths": lengths, "tokens": tokens} | given
+    def result(inputs, lengths, tokens):
+        changed = usual | {"lengths": lengths, "tokens": tokens} | inputs
         gru = partial(jax_impl.gru.gru, implementation=implementation)
         return gru(**convert("jax", changed))[1].sum((0, 2))  # of each row
 
     derivatives = jax.jit(along(result))
-    given = {name: usual[name] for name in ("h0", "parameters")}
-    want = derivatives(given, usual["lengths"], usual["tokens"])
+    inputs = {name: usual[name] for name in ("h0", "parameters")}
+    expected = derivatives(inputs, usual["lengths"], usual["tokens"])
     others = np.ix_([0, 2, 3], [0], [0, 2, 3])
     for wrong in ("lengths", "tokens"):
-        got = derivatives(given, *out_of_range(usual, wrong))
-        np.testing.assert_allclose(got["h0"][others], want["h0"][others], rtol=0, atol=1e-6)
+        got = derivatives(inputs, *out_of_range(usual, wrong))
+        np.testing.assert_allclose(got["h0"][others], expected["h0"][others], rtol=0, atol=1e-6)
         assert np.isnan(got["h0"][1, :, 1]).any()
-        for found in jax.tree.leaves(got["parameters"]):  # the row contributes to them
-            assert np.isnan(found[1]).any()
+        for actual in jax.tree.leaves(got["parameters"]):  # the row contributes to them
+            assert np.isnan(actual[1]).any()
 
 
 CLASSIFY = {
@@ -330,22 +336,22 @@ def test_classify(framework, wrong):
     name, changes = CLASSIFY[wrong] if wrong else ("", {})
     drawn = init(ModelConfig(D, H), 0, ones(9, D))
     parameters = {n: value.astype(np.float32) for n, value in drawn.items()}
-    given = {
+    inputs = {
         "vectors": ones(9, D),
         "distinct": np.arange(K),
         "tokens": TOKENS,
         "lengths": np.array([3, 7, 0, 5]),
     }
     for key, value in changes.items():
-        (given if key in given else parameters)[key] = value
+        (inputs if key in inputs else parameters)[key] = value
     parameters = {n: value for n, value in parameters.items() if value is not None}
-    given = convert(framework, {"parameters": parameters, **given})
+    inputs = convert(framework, {"parameters": parameters, **inputs})
     classifier = {"torch": torch_impl.classifier, "jax": jax_impl.classifier}[framework]
     if wrong is None:
-        assert classifier.classify(**given).shape == (B, 2)
+        assert classifier.classify(**inputs).shape == (B, 2)
         return
     with pytest.raises((ValueError, TypeError), match=name):
-        classifier.classify(**given)
+        classifier.classify(**inputs)
 
 
 needs_kernel = pytest.mark.skipif(TORCH_GRU.implementations()[-1] == "scan", reason="no kernel")
@@ -471,13 +477,13 @@ def test_torch_operators_refuse_the_flags_of_no_cell(flags):
     ],
 )
 def test_torch_backward_operator_looks_at_all_memory(name, value):
-    given = operator_arguments()
-    _, h_last, saved = operator(given)
-    del given["save"]
-    given |= {"d_outputs": None, "d_h_last": h_last, "saved": saved, "of_x": True}
-    operator(given, "backward")
+    inputs = operator_arguments()
+    _, h_last, saved = operator(inputs)
+    del inputs["save"]
+    inputs |= {"d_outputs": None, "d_h_last": h_last, "saved": saved, "of_x": True}
+    operator(inputs, "backward")
     with pytest.raises((ValueError, TypeError)):
-        operator(given | {name: value}, "backward")
+        operator(inputs | {name: value}, "backward")
 
 
 FFI_SHAPES = [(T, B, H), (1, B, H), (1, 4 * T * B * H)]
@@ -519,8 +525,8 @@ def test_jax_operators_validate_all_memory(wrong):
 
     def operate(name: str, results: list, *arrays: jax.Array) -> list:
         shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
-        told = jax_impl.fused.attributes(LayerCall(None, None, [()], None, None))
-        return jax.block_until_ready(jax.ffi.ffi_call(name, shapes)(*arrays, **told))
+        output = jax_impl.fused.attributes(LayerCall(None, None, [()], None, None))
+        return jax.block_until_ready(jax.ffi.ffi_call(name, shapes)(*arrays, **output))
 
     def run(changes: dict) -> tuple[list, list]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "x", "h0", "h_reset")
@@ -538,15 +544,15 @@ def test_jax_operators_validate_all_memory(wrong):
     if wrong:
         with pytest.raises(jax.errors.JaxRuntimeError, match="GRU"):
             run(changes)
-    given = operator_arguments()
-    outputs, h_last, saved = operator(given)
-    del given["save"]
-    given |= {"d_outputs": outputs, "d_h_last": h_last, "saved": saved, "of_x": True}
-    d_x, *d_weights, d_h0 = operator(given, "backward")
-    want = [outputs, *d_weights, d_x, d_h0]
-    found, gradients = run({})
-    for got, expected in zip([found, *gradients[:-1]], want, strict=True):
-        np.testing.assert_array_equal(got, expected)
+    inputs = operator_arguments()
+    outputs, h_last, saved = operator(inputs)
+    del inputs["save"]
+    inputs |= {"d_outputs": outputs, "d_h_last": h_last, "saved": saved, "of_x": True}
+    d_x, *d_weights, d_h0 = operator(inputs, "backward")
+    wanted_result = [outputs, *d_weights, d_x, d_h0]
+    result, gradients = run({})
+    for actual, expected in zip([result, *gradients[:-1]], wanted_result, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 PROGRAMS = [

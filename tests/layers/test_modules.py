@@ -38,11 +38,11 @@ needs_kernel = pytest.mark.skipif(CELL.implementations()[-1] == "scan", reason="
 
 def pair(*sizes: int, seed: int = 0, **options: object) -> tuple[nn.GRU, torch_impl.GRU]:
     """nn.GRU and torch_impl.GRU, with the same seed."""
-    made = []
+    created = []
     for kind in (nn.GRU, torch_impl.GRU):
         torch.manual_seed(seed)
-        made.append(kind(*(sizes or (D, H)), **options))
-    return made[0], made[1]
+        created.append(kind(*(sizes or (D, H)), **options))
+    return created[0], created[1]
 
 
 def assert_same(ours: object, theirs: object) -> None:
@@ -68,14 +68,14 @@ def test_a_seed_gives_nn_grus_parameters_outputs_and_gradients(
         assert torch.equal(a, b)
     x = torch.randn(T, B, D)
     hx = torch.randn(4 if bidirectional else 2, B, H) if with_hx else None
-    found = []
+    result = []
     for gru in (ours, theirs):
         leaf = x.clone().requires_grad_()
         outputs, h_n = gru(leaf.transpose(0, 1) if batch_first else leaf, hx)
         leaves = [leaf, *gru.parameters()]
         gradients = torch.autograd.grad(outputs.square().sum() + h_n.sum(), leaves)
-        found.append([outputs, h_n, *gradients])
-    assert_same(*found)
+        result.append([outputs, h_n, *gradients])
+    assert_same(*result)
 
 
 @pytest.mark.parametrize("enforce_sorted", [False, True])
@@ -118,13 +118,13 @@ def test_lengths_are_those_of_packing(batch_first):
 
 def test_dropout_drops_what_nn_gru_drops():
     theirs, ours = pair(D, H, 3, dropout=0.4, bidirectional=True)
-    x, found = torch.randn(T, B, D), []
+    x, result = torch.randn(T, B, D), []
     for gru in (ours, theirs):
         torch.manual_seed(1)
-        found.append(gru(x))
-    assert_same(*found)
+        result.append(gru(x))
+    assert_same(*result)
     again = ours(x)[0]
-    assert not torch.equal(found[0][0], again)
+    assert not torch.equal(result[0][0], again)
     assert_same(ours.eval()(x), theirs.eval()(x))
     with pytest.warns(UserWarning, match="num_layers greater than 1"):
         torch_impl.GRU(D, H, dropout=0.5)
@@ -133,29 +133,29 @@ def test_dropout_drops_what_nn_gru_drops():
 def test_packed_sequences_stay_where_they_are_whatever_the_default_device():
     packed = pack_padded_sequence(torch.randn(T, B, D), LENGTHS, enforce_sorted=False)
     gru = torch_impl.GRU(D, H)
-    want = gru(packed)
+    expected = gru(packed)
     with torch.device("meta"):
-        got = gru(packed)
-    assert torch.equal(got[0].data, want[0].data)
-    assert torch.equal(got[1], want[1])
+        actual = gru(packed)
+    assert torch.equal(actual[0].data, expected[0].data)
+    assert torch.equal(actual[1], expected[1])
 
 
 def test_dropout_of_packed_sequences_drops_what_nn_gru_drops():
     theirs, ours = pair(D, H, 2, dropout=0.5, bidirectional=True)
-    packed, found = pack_sequence([torch.randn(n, D) for n in LENGTHS], False), []
+    packed, result = pack_sequence([torch.randn(n, D) for n in LENGTHS], False), []
     for gru in (ours, theirs):
         torch.manual_seed(1)
-        found.append((gru(packed)[0].data, torch.rand(1)))
-    assert_same(*found)
+        result.append((gru(packed)[0].data, torch.rand(1)))
+    assert_same(*result)
 
 
 def test_activations_are_recomputed():
     gru, x = torch_impl.GRU(D, H, 2), torch.randn(T, B, D, requires_grad=True)
-    want = torch.autograd.grad(gru(x)[0].sum(), x)
+    expected = torch.autograd.grad(gru(x)[0].sum(), x)
     for reentrant in (False, True):
         x.grad = None
         torch.utils.checkpoint.checkpoint(gru, x, use_reentrant=reentrant)[0].sum().backward()
-        assert_same([x.grad], want)
+        assert_same([x.grad], expected)
 
 
 @needs_kernel
@@ -240,11 +240,11 @@ def test_canonical_parameters_that_are_none(reset_after):
     ):
         wrong = {n: p for n, p in (good | changed).items() if p is not None}
         for each in (torch_impl.GRU, jax_impl.GRU):
-            given = wrong
+            arguments = wrong
             if each is jax_impl.GRU:
-                given = {n: p.detach().numpy() for n, p in wrong.items()}
+                arguments = {n: p.detach().numpy() for n, p in wrong.items()}
             with jax.enable_x64(True), pytest.raises(error, match=match):
-                each.from_canonical(given, reset_after=reset_after)
+                each.from_canonical(arguments, reset_after=reset_after)
 
 
 @pytest.mark.parametrize("reset_after", [False, True])
@@ -293,11 +293,11 @@ def test_torch_compile_of_any_batch_and_time(reset_after):
     compiled = torch.compile(gru, dynamic=True, fullgraph=True, backend=counter)
     for steps, rows in ((20, 3), (64, 2), (65, 5), (2, 2), (30, 4), (100, 3)):
         leaf = torch.randn(steps, rows, D, requires_grad=True)
-        found = []
+        result = []
         for each in (compiled, gru):
             outputs, h_n = each(leaf)
-            found.append((outputs, h_n, *torch.autograd.grad(outputs.square().sum(), leaf)))
-        assert_same(*found)
+            result.append((outputs, h_n, *torch.autograd.grad(outputs.square().sum(), leaf)))
+        assert_same(*result)
     assert counter.frame_count <= 2  # one step, with the special cases of a short sequence
 
 
@@ -309,8 +309,12 @@ def test_torch_compile_of_any_number_of_units():
     torch.compiler.reset()
     compiled = torch.compile(h_last, dynamic=True, fullgraph=True, backend="aot_eager")
     for units in (7, 8, 9):
-        given = torch.randn(T, B, D), torch.tensor(LENGTHS), torch_impl.GRU(D, units).canonical()
-        assert_same(compiled(*given), h_last(*given))
+        arguments = (
+            torch.randn(T, B, D),
+            torch.tensor(LENGTHS),
+            torch_impl.GRU(D, units).canonical(),
+        )
+        assert_same(compiled(*arguments), h_last(*arguments))
 
 
 @pytest.mark.parametrize("shape", [(0, B, D), (T, 0, D), (0, 0, D), (0, D), (T, B, 0), (0, B, 1)])
@@ -318,7 +322,7 @@ def test_torch_compile_of_any_number_of_units():
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_empty_input_gives_what_nn_gru_gives(batch_first, device, shape):
     """The shapes, or the error after the name of the argument, are those of nn.GRU."""
-    x, found = torch.ones(shape, device=device), []
+    x, result = torch.ones(shape, device=device), []
     if batch_first and len(shape) == 3:
         x = x.transpose(0, 1)
     for layer in (nn.GRU, torch_impl.GRU):
@@ -326,10 +330,10 @@ def test_empty_input_gives_what_nn_gru_gives(batch_first, device, shape):
             with torch.set_grad_enabled(recorded):
                 try:
                     results = layer(D, H, batch_first=batch_first, device=device)(x)
-                    found.append(str([each.shape for each in results]))
+                    result.append(str([each.shape for each in results]))
                 except RuntimeError as error:
-                    found.append(str(error).removeprefix("input: "))
-    assert len({*found}) == 1, found
+                    result.append(str(error).removeprefix("input: "))
+    assert len({*result}) == 1, result
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -402,24 +406,26 @@ NNX_OPTIONS = [
     ("time_major", "reverse", "keep_order", "return_carry", "seq_lengths"), NNX_OPTIONS
 )
 def test_nnx_rnns_call(time_major, reverse, keep_order, return_carry, seq_lengths):
-    how = {"time_major": time_major, "reverse": reverse, "keep_order": keep_order}
-    how["return_carry"] = return_carry
-    given = {"initial_carry": 0.3 * jnp.ones((B, H))} if keep_order else {}
+    options = {"time_major": time_major, "reverse": reverse, "keep_order": keep_order}
+    options["return_carry"] = return_carry
+    arguments = {"initial_carry": 0.3 * jnp.ones((B, H))} if keep_order else {}
     if seq_lengths:
-        given["seq_lengths"] = jnp.array(seq_lengths)
+        arguments["seq_lengths"] = jnp.array(seq_lengths)
     x = jax.random.normal(jax.random.key(1), (T, B, D) if time_major else (B, T, D))
-    results = [each(x, **how, **given) for each in flax_pair()]
-    results += [each(x, **given) for each in flax_pair(**how)]
-    found = []
+    results = [each(x, **options, **arguments) for each in flax_pair()]
+    results += [each(x, **arguments) for each in flax_pair(**options)]
+    actual = []
     for result in results:
         carry, outputs = result if return_carry else (None, result)
         outputs = outputs.swapaxes(0, 1) if time_major else outputs
         there = np.arange(T) < np.array(seq_lengths or [T] * B)[:, None]
-        found.append((carry, np.where(there[..., None], outputs, 0)))  # here jax_impl.GRU has zeros
-    for carry, outputs in found[1:]:
-        np.testing.assert_allclose(outputs, found[0][1], rtol=0, atol=2e-6)
+        actual.append(
+            (carry, np.where(there[..., None], outputs, 0))
+        )  # here jax_impl.GRU has zeros
+    for carry, outputs in actual[1:]:
+        np.testing.assert_allclose(outputs, actual[0][1], rtol=0, atol=2e-6)
         if return_carry:
-            np.testing.assert_allclose(carry, found[0][0], rtol=0, atol=2e-6)
+            np.testing.assert_allclose(carry, actual[0][0], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
@@ -437,9 +443,9 @@ def test_construction_under_nnx_transformations():
         return jax_impl.GRU(D, H, 2, bidirectional=True, dropout=0.2, rngs=rngs)
 
     x = jnp.ones((B, T, D))
-    made, plain = nnx.jit(make)(nnx.Rngs(0)), make(nnx.Rngs(0))
+    created, plain = nnx.jit(make)(nnx.Rngs(0)), make(nnx.Rngs(0))
     for a, b in zip(
-        *(jax.tree.leaves(nnx.state(g, nnx.Param)) for g in (made, plain)), strict=True
+        *(jax.tree.leaves(nnx.state(g, nnx.Param)) for g in (created, plain)), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
@@ -457,14 +463,14 @@ def test_construction_under_nnx_transformations():
 
 
 def test_flax_dtypes_and_initializers():
-    seen = []
+    observed = []
 
     def init(key, shape, dtype):
-        seen.append(shape)
-        return jnp.full(shape, len(seen), dtype)
+        observed.append(shape)
+        return jnp.full(shape, len(observed), dtype)
 
     gru = jax_impl.GRU(D, H, recurrent_kernel_init=init, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert seen == [(H, H)] * 3 and gru.gru_0_forward_weight_hh.dtype == jnp.bfloat16
+    assert observed == [(H, H)] * 3 and gru.gru_0_forward_weight_hh.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gru.gru_0_forward_weight_hh[::H, 0], [1, 2, 3])
     assert 0.3 < float(abs(gru.gru_0_forward_weight_ih[...]).max()) < 0.38  # of ±1/sqrt(7)
     x = jnp.ones((B, T, D))
@@ -498,12 +504,12 @@ def test_jax_export_of_any_batch_and_time(implementation):
     # The exported program of fused calls the kernel, which jax_impl registers.
     kernel = jax.export.DisabledSafetyCheck.custom_call("gru_forward")
     call = jax.jit(lambda x: nnx.merge(graph, state)(x)[0])
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as output:
         warnings.simplefilter("always")
         program = jax.export.export(call, disabled_checks=[kernel])(
             jax.ShapeDtypeStruct((*shape, D), jnp.float32)
         )
-    assert any("calls a kernel" in str(w.message) for w in told) == (implementation == "fused")
+    assert any("calls a kernel" in str(w.message) for w in output) == (implementation == "fused")
     program = jax.export.deserialize(program.serialize())
     for rows, steps in ((1, 1), (4, 300)):
         x = jax.random.normal(jax.random.key(rows), (rows, steps, D))
@@ -598,12 +604,12 @@ def test_jax_modules_are_copied_and_pickled():
 
 def test_two_names_of_one_argument():
     gru, x = jax_impl.GRU(D, H, rngs=nnx.Rngs(0)), jnp.ones((B, T, D))
-    for given in (
+    for arguments in (
         {"lengths": LENGTHS, "seq_lengths": LENGTHS},
         {"h0": jnp.ones((1, B, H)), "initial_carry": jnp.ones((B, H))},
     ):
         with pytest.raises(ValueError, match="one of the two, found both"):
-            gru(x, **given)
+            gru(x, **arguments)
     with pytest.raises(ValueError, match="reverse"):
         gru(x, resets=jnp.zeros((B, T), bool), reverse=True)
 
@@ -615,8 +621,8 @@ def test_two_names_of_one_argument():
 @pytest.mark.parametrize("implementation", CELL.implementations())
 def test_a_stream_of_documents_is_the_documents(implementation, reset_after):
     """Concatenated documents with resets give the outputs of each document alone."""
-    how = {"bidirectional": True, "reset_after": reset_after, "implementation": implementation}
-    gru = torch_impl.GRU(D, H, 2, dtype=torch.float64, **how)
+    options = {"bidirectional": True, "reset_after": reset_after, "implementation": implementation}
+    gru = torch_impl.GRU(D, H, 2, dtype=torch.float64, **options)
     documents = [torch.randn(length, D, dtype=torch.float64) for length in (4, 1, 6)]
     alone, _ = gru(pack_sequence(documents, enforce_sorted=False))
     alone = [row[:n] for row, n in zip(pad_packed_sequence(alone, True)[0], (4, 1, 6), strict=True)]
@@ -644,17 +650,17 @@ def test_a_recurrent_policy_goes_on_in_chunks(batch_first):
         h = torch.where(begins[t, :, None], first, h)
         _, h = gru(x[t : t + 1] if not batch_first else x[t][:, None], h)
         expected.append(h[0])
-    found, carry = [], first
+    result, carry = [], first
     for part in (slice(0, 4), slice(4, T)):
         chunk, resets = x[part], begins[part]
         if batch_first:
             chunk, resets = chunk.transpose(0, 1), resets.T
         outputs, carry = gru(chunk, carry, resets=resets, h_reset=first)
-        found.append(outputs.transpose(0, 1) if batch_first else outputs)
-    torch.testing.assert_close(torch.cat(found), torch.stack(expected))
+        result.append(outputs.transpose(0, 1) if batch_first else outputs)
+    torch.testing.assert_close(torch.cat(result), torch.stack(expected))
     wanted = torch.autograd.grad(torch.stack(expected).square().sum(), [first, gru.weight_hh_l0])
-    got = torch.autograd.grad(torch.cat(found).square().sum(), [first, gru.weight_hh_l0])
-    for a, b in zip(got, wanted, strict=True):
+    actual = torch.autograd.grad(torch.cat(result).square().sum(), [first, gru.weight_hh_l0])
+    for a, b in zip(actual, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

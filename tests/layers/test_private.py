@@ -102,7 +102,7 @@ def test_a_fallback_returns_what_the_private_part_returns(
     state: str, fallbacks: ModuleType
 ) -> None:
     assert not {id(getattr(private, name)) for name in NAMES} & {*map(id, vars(fallbacks).values())}
-    found: list[tuple[list[bool], list[bool]]] = []
+    result: list[tuple[list[bool], list[bool]]] = []
 
     class Double(torch.autograd.Function):
         generate_vmap_rule = True
@@ -121,16 +121,16 @@ def test_a_fallback_returns_what_the_private_part_returns(
             return 2 * gradient
 
     def record(x: Tensor) -> None:
-        found.append((values(private, x), values(fallbacks, x)))
+        result.append((values(private, x), values(fallbacks, x)))
 
     def function(x: Tensor) -> Tensor:
         record(x)
         return 2 * x if state in ("dual", "jvp") else Double.apply(x)
 
     STATES[state](function, torch.ones(3))
-    assert found and all(ours == theirs for ours, theirs in found), found
+    assert result and all(ours == theirs for ours, theirs in result), result
     plain = [False, False, False, False, True, False]
-    assert (state in ("eager", "twice")) == all(ours == plain for ours, _ in found)
+    assert (state in ("eager", "twice")) == all(ours == plain for ours, _ in result)
 
 
 @pytest.mark.parametrize("state", [*(name for name in STATES if name != "trace"), "compiled"])

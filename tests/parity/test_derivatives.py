@@ -210,8 +210,8 @@ def test_torch_func_of_the_kernel_is_that_of_scan(transformation, reset_after):
         function, h0 = of_state(tensors["h0"], tensors, scalar)
         return BY_STATE_IN_TORCH[transformation](function)(h0)
 
-    got, want = result("auto"), result("scan")
-    torch.testing.assert_close(got, want, rtol=BOUND, atol=BOUND)
+    actual, expected = result("auto"), result("scan")
+    torch.testing.assert_close(actual, expected, rtol=BOUND, atol=BOUND)
 
 
 @pytest.mark.parametrize("transformation", quickly([*IN_JAX, *BY_STATE_IN_JAX], *IN_JAX, "hessian"))
@@ -241,7 +241,7 @@ def test_torch_gradient_of_a_gradient_reaches_every_parameter(tokens, reset_afte
     """The second derivative is that of autograd.grad(create_graph=True) followed by backward."""
     size = Size("small", 3, 2, 2, 2, 2, [1, 3, 0], distinct=4 if tokens else None)
     case = draw(size, reset_after, 0).astype(DTYPE)
-    found = []
+    result = []
     for implementation in ("scan", "auto"):
         leaves = {
             name: torch.tensor(value, requires_grad=True)
@@ -260,14 +260,14 @@ def test_torch_gradient_of_a_gradient_reaches_every_parameter(tokens, reset_afte
         (slope,) = torch.autograd.grad(
             outputs.sum() + h_last.square().sum(), leaves["x"], create_graph=True
         )
-        found.append(torch.autograd.grad(slope.square().sum(), list(leaves.values())))
-    torch.testing.assert_close(*found, rtol=BOUND, atol=BOUND)
+        result.append(torch.autograd.grad(slope.square().sum(), list(leaves.values())))
+    torch.testing.assert_close(*result, rtol=BOUND, atol=BOUND)
 
 
 @each_reset
 def test_torch_gradient_of_a_gradient_inside_autocast(reset_after):
     leaves, lengths = small(reset_after)
-    found = []
+    result = []
     for implementation in ("scan", "auto"):
         values = [
             torch.tensor(value, dtype=torch.float32, requires_grad=True)
@@ -279,10 +279,10 @@ def test_torch_gradient_of_a_gradient_inside_autocast(reset_after):
         loss = outputs.float().square().sum()
         (slope,) = torch.autograd.grad(loss, values[-1:], create_graph=True)
         with torch.autocast("cpu", torch.bfloat16):
-            found.append(torch.autograd.grad(slope.square().sum(), values[-1:]))
+            result.append(torch.autograd.grad(slope.square().sum(), values[-1:]))
     # Both round to bfloat16 several times, each time by 2^-9 of the largest value.
-    scale = found[0][0].abs().max().item()
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=2**-6 * scale)
+    scale = result[0][0].abs().max().item()
+    torch.testing.assert_close(result[1], result[0], rtol=0, atol=2**-6 * scale)
 
 
 SHARDED = """
@@ -368,8 +368,8 @@ def test_torch_compile(backend, implementation, reset_after):
     if backend == "inductor" and not shutil.which("g++"):
         pytest.skip("needs a C++ compiler")
     torch.manual_seed(0)
-    how = {"bidirectional": True, "reset_after": reset_after, "implementation": implementation}
-    layer = torch_impl.GRU(3, 4, batch_first=True, **how).double()
+    options = {"bidirectional": True, "reset_after": reset_after, "implementation": implementation}
+    layer = torch_impl.GRU(3, 4, batch_first=True, **options).double()
     x = torch.randn(5, 3, 3, dtype=torch.float64, requires_grad=True)
     lengths = torch.tensor([2, 3, 0, 1, 3])
 

@@ -82,9 +82,9 @@ def test_training_leaves_the_arrays_it_started_from_alone(twin):
     config = ModelConfig(D, 16)
     vectors = np.zeros((len(corpus.load("imdb").vocabulary), D))
     parameters = params.init(config, 1, vectors)
-    kept = {name: value.copy() for name, value in parameters.items()}
+    stored = {name: value.copy() for name, value in parameters.items()}
     twin.Learner(config, TRAINING, vectors, parameters, "float64").step(*reviews(1))
-    for name, value in kept.items():
+    for name, value in stored.items():
         assert np.array_equal(parameters[name], value), name
 
 
@@ -143,10 +143,10 @@ def test_word_vectors_take_the_step_of_sparse_adam(twin):
         learner.step(batch)
         others = np.setdiff1d(np.arange(len(before)), rows.numpy())
         np.testing.assert_array_equal(learner.parameters()[name][others], before[others])
-    found = learner.optimizer_state()
+    result = learner.optimizer_state()
     for ours, value in (
         (learner.parameters()[name], weight.detach()),
-        (found[f"first_moment.{name}"], theirs.state[weight]["exp_avg"]),
-        (found[f"second_moment.{name}"], theirs.state[weight]["exp_avg_sq"]),
+        (result[f"first_moment.{name}"], theirs.state[weight]["exp_avg"]),
+        (result[f"second_moment.{name}"], theirs.state[weight]["exp_avg_sq"]),
     ):
         np.testing.assert_allclose(ours, value.numpy(), rtol=1e-9, atol=1e-13)

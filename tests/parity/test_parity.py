@@ -100,13 +100,15 @@ def test_products_in_bfloat16_agree_with_the_oracle_that_rounds(case, framework,
     draws = [parity.without_head(each).astype(np.float32) for each in CASES[case]]
     of_framework = {"torch": torch_cell, "jax": jax_cell}[framework]
     run = of_framework("fused", draws[0].cell, "bfloat16").run
-    got = [run(each) for each in draws]
+    actual = [run(each) for each in draws]
     exact = [implementations.equations(each.astype(np.float64), np.float64) for each in draws]
     monkeypatch.setattr(implementations, "oracle", rounding_oracle())
-    want = [implementations.equations(each.astype(np.float64), np.float64) for each in draws]
-    names = [each for each in want[0] if not each.startswith(("logits", "loss", "d head."))]
-    found = apart(*([{n: each[n] for n in names} for each in all_] for all_ in (got, want, exact)))
-    assert max(found.values()) < MOST, found
+    expected = [implementations.equations(each.astype(np.float64), np.float64) for each in draws]
+    names = [each for each in expected[0] if not each.startswith(("logits", "loss", "d head."))]
+    result = apart(
+        *([{n: each[n] for n in names} for each in all_] for all_ in (actual, expected, exact))
+    )
+    assert max(result.values()) < MOST, result
 
 
 @pytest.mark.parametrize("marked", ["not long", pytest.param("long", marks=pytest.mark.long)])

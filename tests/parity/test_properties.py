@@ -34,14 +34,14 @@ def on_random(few: int, many: int, few_in_jax: Mapping[str, int] = {}, **drawn: 
             ("implementation", "number"), numbers, ids=lambda it: getattr(it, "name", it)
         )
         def test(implementation, number):
-            how = settings(
+            options = settings(
                 max_examples=number,
                 deadline=None,
                 derandomize=True,
                 database=None,
                 suppress_health_check=list(HealthCheck),
             )
-            how(given(**drawn)(lambda **example: holds(implementation, **example)))()
+            options(given(**drawn)(lambda **example: holds(implementation, **example)))()
 
         return test
 

@@ -43,16 +43,16 @@ TRANSLATED = {"GRU.forward": "GRU.__call__", "Classifier.forward": "Classifier._
 
 def names(twin: str, file: str) -> list[str]:
     """Public functions, classes and public methods, in their order."""
-    found = []
+    result = []
     for node in ast.parse(twins.source(twin, file)).body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name in ONLY[twin]:
             continue
-        found.append(node.name)
+        result.append(node.name)
         if isinstance(node, ast.ClassDef):
             methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
-            found += [f"{node.name}.{method}" for method in methods]
-    shown = [TRANSLATED.get(name, name) for name in found]
-    return [name for name in shown if "._" not in name.replace("__", "")]
+            result += [f"{node.name}.{method}" for method in methods]
+    visible = [TRANSLATED.get(name, name) for name in result]
+    return [name for name in visible if "._" not in name.replace("__", "")]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -62,7 +62,7 @@ def test_same_names_in_the_same_order(file: str) -> None:
 
 def defaults(twin: str, file: str) -> dict[str, str]:
     """The defaults of arguments, by FUNCTION.ARGUMENT; "required" where there is none."""
-    found = {}
+    result = {}
     for name, arguments in signatures(ast.parse(twins.source(twin, file)).body):
         positional = [*arguments.posonlyargs, *arguments.args]
         missing = [None] * (len(positional) - len(arguments.defaults))
@@ -71,8 +71,8 @@ def defaults(twin: str, file: str) -> dict[str, str]:
             *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
         ):
             value = "required" if default is None else ast.unparse(default)
-            found[f"{TRANSLATED.get(name, name)}.{argument.arg}"] = value.replace("jnp.", "torch.")
-    return found
+            result[f"{TRANSLATED.get(name, name)}.{argument.arg}"] = value.replace("jnp.", "torch.")
+    return result
 
 
 def signatures(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.arguments]]:
@@ -122,17 +122,17 @@ def shown_source(twin: str) -> str:
 def test_the_page_shows_all_but_docstrings() -> None:
     tables = [columns(part.table) for part in twins.parts()]
     for number, twin in enumerate(twins.TWINS):
-        shown = "".join(unescape(re.sub("</?mark>", "", each[number])) for each in tables)
+        visible = "".join(unescape(re.sub("</?mark>", "", each[number])) for each in tables)
         written = re.sub('""".*?"""', "", shown_source(twin), flags=re.DOTALL)
-        assert "".join(shown.split()) == "".join(written.split())
+        assert "".join(visible.split()) == "".join(written.split())
 
 
 def test_what_is_not_marked_is_the_same_in_both() -> None:
     for part in twins.parts():
         ours, theirs = map(plain, columns(part.table))
         assert twins.neutral(ours) == twins.neutral(theirs)
-        shown = max(len(plain(re.sub("</?mark>", "", each))) for each in columns(part.table))
-        assert len(ours) > 0.35 * shown, f"{part.name}: all is marked"
+        visible = max(len(plain(re.sub("</?mark>", "", each))) for each in columns(part.table))
+        assert len(ours) > 0.35 * visible, f"{part.name}: all is marked"
 
 
 def test_lines_that_are_alike_stand_opposite_each_other() -> None:

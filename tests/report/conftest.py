@@ -77,8 +77,8 @@ def large_results(results: dict[str, Any]) -> dict[str, Any]:
         pair["by_category"] += [{"category": f"category {i}", **_part(0.01)} for i in range(28)]
     for review in large["explorer"]["reviews"]:
         review["true"] = classes[-1] if review["true"] == "positive" else classes[0]
-        for found in review["models"].values():
-            found["predicted"] = classes[-1]
+        for result in review["models"].values():
+            result["predicted"] = classes[-1]
     return large
 
 

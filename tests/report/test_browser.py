@@ -44,8 +44,8 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The page that compare.py writes for the results of conftest.py."""
     folder = tmp_path_factory.mktemp("report")
     results = request.getfixturevalue(request.param)
-    found = convert(results, Results, folder)
-    return html.write(folder, found, {**content.sections(found), "Twins": twins.section()})
+    result = convert(results, Results, folder)
+    return html.write(folder, result, {**content.sections(result), "Twins": twins.section()})
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +114,13 @@ def test_nothing_is_wider_than_the_screen(
     assert len(legends) > 15
     assert [legend for legend in legends if min(legend[1:]) < 0] == []
     # The summary begins with how well each model does.
-    seen = browser.execute_script(
+    observed = browser.execute_script(
         "const table = document.querySelector('#summary .scroll');"
         "const edge = table.getBoundingClientRect().right;"
         "return [...table.querySelectorAll('thead th')]"
         ".filter((cell) => cell.getBoundingClientRect().right <= edge).map((c) => c.textContent)"
     )
-    assert seen[:3] == ["framework", "model", "accuracy"]
+    assert observed[:3] == ["framework", "model", "accuracy"]
     assert logged(browser) == []
 
 
@@ -133,8 +133,8 @@ def test_the_twins_are_side_by_side(browser: WebDriver, opened: tuple[str, str])
     boxes = [cell.rect for cell in cells]
     assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["height"] == boxes[1]["height"]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
-    found = contrasts(browser, "#twins mark")
-    assert len(found) > 50 and min(found) >= 4.5
+    result = contrasts(browser, "#twins mark")
+    assert len(result) > 50 and min(result) >= 4.5
     plain = cells[0].value_of_css_property("background-color")
     assert fold.find_element(By.TAG_NAME, "mark").value_of_css_property("background-color") != plain
     scroll = fold.find_element(By.CLASS_NAME, "scroll")
@@ -149,9 +149,9 @@ def test_the_twins_are_side_by_side(browser: WebDriver, opened: tuple[str, str])
 def test_tinted_words_can_be_read(browser: WebDriver, opened: tuple[str, str]) -> None:
     for tint in ("z", "change", "gradient", "leave_out"):
         Select(browser.find_element(By.ID, "tint")).select_by_value(tint)
-        found = contrasts(browser)
-        assert min(found) >= 4.5, tint
-        assert max(found) > 1.3 * min(found), "the words are not tinted"
+        result = contrasts(browser)
+        assert min(result) >= 4.5, tint
+        assert max(result) > 1.3 * min(result), "the words are not tinted"
 
 
 @needs_axe
@@ -202,11 +202,11 @@ def test_the_explorer_answers_mouse_and_keyboard(
     assert "right" in browser.find_element(By.CLASS_NAME, "verdict").text
 
     webdriver.ActionChains(browser).move_to_element(words(browser)[3]).perform()
-    found = facts(browser)
-    assert found["word"] == f"{review['words'][3]} (4 of {len(review['words'])})"
-    assert float(found["update gate z"]) == pytest.approx(values["z"][3], abs=6e-4)
-    assert float(found["reset gate r"]) == pytest.approx(values["r"][3], abs=6e-4)
-    percent = float(found["probability so far"].removesuffix(" %"))
+    result = facts(browser)
+    assert result["word"] == f"{review['words'][3]} (4 of {len(review['words'])})"
+    assert float(result["update gate z"]) == pytest.approx(values["z"][3], abs=6e-4)
+    assert float(result["reset gate r"]) == pytest.approx(values["r"][3], abs=6e-4)
+    percent = float(result["probability so far"].removesuffix(" %"))
     assert percent == pytest.approx(100 * values["running"][3], abs=0.06)
 
     text = browser.find_element(By.CLASS_NAME, "words")

@@ -41,16 +41,16 @@ def read(results: dict[str, Any]) -> Results:
 
 
 def page_of(results: dict[str, Any], folder: Path) -> str:
-    found = read(results)
-    return html.write(folder, found, content.sections(found)).read_text()
+    result = read(results)
+    return html.write(folder, result, content.sections(result)).read_text()
 
 
 def titles(results: dict[str, Any]) -> dict[str, list[str]]:
     """The titles of all figures, by the first word of their names."""
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     for figure in content.shown(content.sections(read(results))):
-        found.setdefault(figure.name.partition("-")[0], []).append(figure.title)
-    return found
+        result.setdefault(figure.name.partition("-")[0], []).append(figure.title)
+    return result
 
 
 def test_report_needs_only_results_json(
@@ -74,8 +74,8 @@ def test_a_bar_in_a_name_ends_no_cell_of_report_md(changed: dict[str, Any], tmp_
     changed = only(changed, "runs")
     for run in changed["runs"]:
         run["categories"]["a|b"] = run["categories"].pop("books")
-    found = read(changed)
-    lines = markdown.write(tmp_path, found, content.sections(found)).read_text().split("\n")
+    result = read(changed)
+    lines = markdown.write(tmp_path, result, content.sections(result)).read_text().split("\n")
     row = next(line for line in lines if "b |" in line)
     assert row.startswith(r"| a\|b | 250 |")
 
@@ -101,9 +101,9 @@ def hostile(value: Any, key: str = "") -> Any:
 def test_no_text_from_data_has_an_effect_in_report_md(
     changed: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = read(hostile(changed))
-    sections = content.sections(found)
-    report = markdown.write(tmp_path, found, sections).read_text()
+    result = read(hostile(changed))
+    sections = content.sections(result)
+    report = markdown.write(tmp_path, result, sections).read_text()
     assert report.count("onerror") > 100
     tokens = MarkdownIt("commonmark").enable("table").parse(report)
     kinds = {each.type for token in tokens for each in (token, *(token.children or ()))}
@@ -127,9 +127,9 @@ def test_no_text_from_data_has_an_effect_in_report_md(
 
 def test_what_is_missing_is_left_out(changed: dict[str, Any], tmp_path: Path) -> None:
     for key in SECTIONS:
-        shown = {"summary", "loss", "confusion"} if key == "runs" else {key}
+        visible = {"summary", "loss", "confusion"} if key == "runs" else {key}
         page = page_of(only(changed, key), tmp_path)
-        assert {*re.findall(r'<section id="(\w+)"', page)} == shown | {"environment"}
+        assert {*re.findall(r'<section id="(\w+)"', page)} == visible | {"environment"}
 
 
 def test_the_best_trial_is_named(changed: dict[str, Any]) -> None:
@@ -151,8 +151,8 @@ def test_every_question_has_its_answer_in_a_sentence(
     changed = only(changed, "questions")
     page = page_of(changed, tmp_path)
     questions = changed["questions"]
-    asked = [questions["vanishing"], questions["gates"], *questions["comparisons"]]
-    for answer in asked:
+    requested = [questions["vanishing"], questions["gates"], *questions["comparisons"]]
+    for answer in requested:
         assert page.count(answer["conclusion"]) == 1
     questions["gates"]["groups"] = []  # of a language without our stop words
     page = page_of(changed, tmp_path)
@@ -221,12 +221,12 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     first, second = changed["runs"]
     first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])
     second.update(accuracy=0.8, accuracy_interval=[0.78, 0.82])
-    found = "80.00% (jax gru) to 90.00% (torch gru) of 1,000 reviews right"
+    result = "80.00% (jax gru) to 90.00% (torch gru) of 1,000 reviews right"
     above = "the 95 % interval of torch gru is above that of the next"
-    assert titles(results)["accuracy"] == [f"{found}; {above}"]
+    assert titles(results)["accuracy"] == [f"{result}; {above}"]
     second["accuracy_interval"] = [0.78, 0.88]
     apart = "torch gru and jax gru cannot be told apart: their 95 % intervals overlap"
-    assert titles(results)["accuracy"] == [f"{found}; {apart}"]
+    assert titles(results)["accuracy"] == [f"{result}; {apart}"]
     first["confusion"] = [[450, 50], [100, 400]]
     assert titles(results)["confusion"][0].endswith("100 of 500 positive taken for negative")
     second["losses"][-1] = 0.01
@@ -238,9 +238,9 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     assert "250-fold in the tanh RNN, untrained" in titles(results)["vanishing"][0]
     series["median"][-1] = 0.0
     assert "to nothing in the tanh RNN, untrained" in titles(results)["vanishing"][0]
-    told = "torch gru +7.00 points against torch rnn"
+    output = "torch gru +7.00 points against torch rnn"
     assert titles(results)["comparisons"] == [
-        f"A difference can be told in 1 of 7 pairs: {told}",
+        f"A difference can be told in 1 of 7 pairs: {output}",
         "By the length of the review, 3 of 21 intervals exclude zero; by chance alone 1.1 would",
         "By category, 2 of 14 intervals exclude zero; by chance alone 0.7 would",
     ]
@@ -254,7 +254,7 @@ def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
     assert all("too few seeds to tell" in title for title in titles(results)["gates"])
     last["interval"] = [-0.02, -0.001]
     assert titles(results)["comparisons"][0].endswith(
-        f"in 2 of 7 pairs: {told} and jax gru -1.00 points against torch gru"
+        f"in 2 of 7 pairs: {output} and jax gru -1.00 points against torch gru"
     )
     changed["questions"]["comparisons"] = [last]
     last.update(interval=[-0.02, 0.0], by_length=[], by_category=[])
@@ -354,9 +354,9 @@ def test_a_model_has_one_colour_in_all_charts(results: dict[str, Any]) -> None:
                 colours.setdefault(name.rpartition(" ")[2], set()).add(colour)
 
     for draw in (lambda runs: figures.accuracy(runs, 1000), figures.losses, figures.reliability):
-        for shown in (runs, runs[2:], runs[::-1]):
-            json.loads(json.dumps(draw(shown).spec()), object_hook=note)
-    assert all(len(found) == 1 for found in colours.values())
+        for visible in (runs, runs[2:], runs[::-1]):
+            json.loads(json.dumps(draw(visible).spec()), object_hook=note)
+    assert all(len(result) == 1 for result in colours.values())
     assert len(set.union(*colours.values())) == len(colours) == 4
     vanishing = read(results).questions.vanishing
     color = figures.vanishing(vanishing).spec()["layer"][0]["encoding"]["color"]["scale"]

@@ -70,15 +70,15 @@ def test_the_suite_in_short_names_the_bound_that_does_not_hold() -> None:
 
 
 def test_latencies_are_told_task_by_task_the_fastest_first(results: dict[str, Any]) -> None:
-    found = convert(results["speed"], Speed, Path("results.json"))
-    by_task = tables.tasks(found.inference, tables.LATENCY)
+    result = convert(results["speed"], Speed, Path("results.json"))
+    by_task = tables.tasks(result.inference, tables.LATENCY)
     assert [table.title.partition(", H")[0] for table in by_task] == [
         f"Inference: B {B}, T {T}" for T in (20, 200) for B in (1, 8, 64)
     ]
     first, *_, last = by_task[1].rows
     assert first == ["torch_impl.GRU", "1,600 µs", "2,400 µs", "100,000", "2.00"]
     assert last == ["Keras on torch", "32,000 µs", "48,000 µs", "5,000", "0.10"]
-    assert tables.calls(found).rows[0] == ["torch_impl.GRU", "10 µs", "15 µs"]
+    assert tables.calls(result).rows[0] == ["torch_impl.GRU", "10 µs", "15 µs"]
 
 
 @pytest.mark.parametrize("error", [float("inf"), float("nan")])

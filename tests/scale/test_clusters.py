@@ -80,7 +80,7 @@ def running(out: Path, module: str = "torch_impl.train") -> int:
     words = f"--out\0{out}\0".encode()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if words in (said := path.read_bytes()) and module.encode() in said:
+            if words in (output := path.read_bytes()) and module.encode() in output:
                 return int(path.parent.name)
         except OSError:
             continue

@@ -36,11 +36,11 @@ def machines(tmp_path: Path) -> Iterator[Start]:
         subprocess.run(["ip", *words], check=True, capture_output=True)
 
     def start(command: list[str]) -> list[subprocess.Popen[str]]:
-        found = []
+        result = []
         for number, name in enumerate(names):
             inside = ["unshare", "--mount", "--uts", "bash", "-c", SETTLE, "-", name, str(hosts)]
             words = [word.format(number) for word in command]
-            found.append(
+            result.append(
                 subprocess.Popen(
                     ["ip", "netns", "exec", name, *inside, sys.executable, *words],
                     cwd=ROOT,
@@ -49,7 +49,7 @@ def machines(tmp_path: Path) -> Iterator[Start]:
                     text=True,
                 )
             )
-        return found
+        return result
 
     try:
         try:
@@ -76,9 +76,9 @@ def test_two_machines_find_what_one_does(name: str, machines: Start, tmp_path: P
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-endpoint", f"{ADDRESSES[1]}:29500", "-m", f"{name}_impl.train", *SIZES]
     both = machines([*torchrun, str(tmp_path / "two")])
-    said = [process.communicate(timeout=200)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "".join(said).count("Accuracy") == 1
+    output = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    assert "".join(output).count("Accuracy") == 1
     alone = [sys.executable, "-m", f"{name}_impl.train", *SIZES, str(tmp_path / "one")]
     subprocess.run(alone, cwd=ROOT, check=True, capture_output=True)
     one, two = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("one", "two"))
@@ -105,8 +105,8 @@ LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_
 def test_what_no_launcher_sets(
     framework: str, name: str, value: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for each, said in (LAUNCHED | {name: value}).items():
-        monkeypatch.setenv(each, said)
+    for each, output in (LAUNCHED | {name: value}).items():
+        monkeypatch.setenv(each, output)
     with pytest.raises(InputError, match=f"^{line}"):
         launched()
         check_launch(framework)

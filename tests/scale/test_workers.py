@@ -61,19 +61,19 @@ def gradients(name: str, world: World, shares: int) -> dict[str, np.ndarray]:
     batches = Batches(split(), B, shares=shares)
     vectors = np.random.default_rng(1).standard_normal((V, D))
     recipe = Recipe(class_weights=(1.0, 2.0, 0.5))
-    found = {}
+    result = {}
     for model, trained in MODELS[name]:
         options = TrainConfig(model=model, hidden_size=5, shares=shares)
         config = options.model_config((V, D), 3, trained)
-        given = config, options, vectors
-        learner = framework.Learner(*given, dtype="float64", recipe=recipe, world=world)
+        arguments = config, options, vectors
+        learner = framework.Learner(*arguments, dtype="float64", recipe=recipe, world=world)
         for rows in (RAGGED, SHORT, ONE):
             mine = [batches.share(rows, k) for k in world.shares(shares)]
             loss, values = learner.gradients(*mine)
             about = f"{model} {trained} {len(rows[rows >= 0])}"
-            found |= {f"{about} {of}": value for of, value in values.items()}
-            found[f"{about} loss"] = np.array(loss)
-    return found
+            result |= {f"{about} {of}": value for of, value in values.items()}
+            result[f"{about} loss"] = np.array(loss)
+    return result
 
 
 @cache
@@ -161,8 +161,8 @@ def test_workers_find_and_leave_what_one_does(name: str, count: int, tmp_path: P
     alone = start(train_alone, name, tmp_path / "alone", 1)
     assert end(many + alone) == [0] * (count + 1)
     for rank in range(count):
-        with np.load(tmp_path / "many" / f"{rank}.npz") as found:
-            assert_near(dict(found), whole(name))
+        with np.load(tmp_path / "many" / f"{rank}.npz") as result:
+            assert_near(dict(result), whole(name))
     one, other = (tmp_path / folder / "run" for folder in ("alone", "many"))
     for file in ("model.safetensors", "vectors.safetensors", "vocabulary.txt"):
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
@@ -261,8 +261,8 @@ def wrong(name: str, out: Path, launched: dict[str, str], options: dict[str, Any
 def test_what_is_wrong_is_said_once(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert end(start(wrong, name, out, 2, options)) == [2, 2]
-    said = [(out / str(rank)).read_text() for rank in range(2)]
-    assert said == ["error: worker 1 has other options than the first\n", ""]
+    output = [(out / str(rank)).read_text() for rank in range(2)]
+    assert output == ["error: worker 1 has other options than the first\n", ""]
     assert not (out / "run").exists()
 
 

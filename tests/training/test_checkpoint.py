@@ -54,9 +54,9 @@ def run(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def last(run: Path) -> Path:
     """The last checkpoint of the run."""
-    found = checkpoint.last(run)
-    assert found is not None
-    return found
+    result = checkpoint.last(run)
+    assert result is not None
+    return result
 
 
 def test_the_last_that_is_whole_is_used_and_the_damaged_one_named(run: Path) -> None:
@@ -147,14 +147,14 @@ def assert_reading_takes_no_more_than_said(
         for path in folder.iterdir()
         if path.is_file()
     )
-    found = None
+    result = None
     tracemalloc.start()
     with suppress(InputError):
-        found = read(folder)
+        result = read(folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size + constant
-    return found
+    return result
 
 
 @pytest.mark.parametrize("word", [pytest.param("a", marks=pytest.mark.long), "\N{GRINNING FACE}"])
@@ -169,8 +169,8 @@ def test_many_words_and_large_arrays_take_what_is_said(word: str, run: Path) -> 
     rewrite(run, "vocabulary.txt", words.encode())
     rewrite(run, "vectors.safetensors", files.to_tensors({"vectors": arrays.pop("vectors")}))
     rewrite(run, "model.safetensors", files.to_tensors(arrays))
-    found = assert_reading_takes_no_more_than_said(run_directory.load_run, run)
-    assert len(found.vocabulary) == MANY
+    result = assert_reading_takes_no_more_than_said(run_directory.load_run, run)
+    assert len(result.vocabulary) == MANY
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ def test_killed_runs_end_as_if_they_had_not_been(
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
     endurance.train("torch", endurance.TINY, tmp_path)
-    found = list(endurance.damage(tmp_path, 5, 60, random.Random(0)))
-    assert len(found) == 6
-    for what, count, missed in found:
+    result = list(endurance.damage(tmp_path, 5, 60, random.Random(0)))
+    assert len(result) == 6
+    for what, count, missed in result:
         assert (what, count > 0, missed) == (what, True, 0)
 
 

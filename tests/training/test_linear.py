@@ -40,14 +40,14 @@ def counted(split: EncodedSplit, longest: int, fewest: int) -> tuple[list[str], 
 
 def names_of(codes: list[model.Codes], words: int) -> list[str]:
     """The n-grams of codes, in their order, with words as in `spelt`."""
-    found: list[list[str]] = []
+    result: list[list[str]] = []
     for n, each in enumerate(codes):
         if n == 0:
-            found.append([f"w{code}" for code in each])
+            result.append([f"w{code}" for code in each])
         else:
-            before = found[-1]
-            found.append([f"{before[code // words]} w{code % words}" for code in each])
-    return [name for names in found for name in names]
+            before = result[-1]
+            result.append([f"{before[code // words]} w{code % words}" for code in each])
+    return [name for names in result for name in names]
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def test_ngrams_are_those_of_scikit_learn(
 ) -> None:
     codes, features = ngrams.matrix(repetitive, 7, longest=longest, fewest=fewest)
     names, expected = counted(repetitive, longest, fewest)
-    found = names_of(codes, 7)
-    assert sorted(found) == sorted(names)
-    order = [found.index(name) for name in names]
+    result = names_of(codes, 7)
+    assert sorted(result) == sorted(names)
+    order = [result.index(name) for name in names]
     np.testing.assert_array_equal(features.toarray()[:, order], expected)
 
 
@@ -81,9 +81,9 @@ def test_of_other_texts_the_known_ngrams_are_found(repetitive: EncodedSplit) -> 
     order = [names_of(codes, 7).index(name) for name in counter.get_feature_names_out()]
     unknown = [np.where(second[i] == 3, -1, second[i]) for i in range(60)]
     for texts in (second, join(unknown, second.labels)):
-        _, found = ngrams.matrix(texts, 7, codes)
+        _, result = ngrams.matrix(texts, 7, codes)
         expected = counter.transform(spelt(texts)).toarray()
-        np.testing.assert_array_equal(found.toarray()[:, order], expected)
+        np.testing.assert_array_equal(result.toarray()[:, order], expected)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -119,8 +119,8 @@ def test_from_training_to_prediction(command: Command, tmp_path: Path, drawing: 
     # Its predictions for the test reviews are those of the test.
     options = run.load(tmp_path).options
     texts, _, test, _ = train.load_texts(options, lambda line: None)
-    said = [" ".join(texts.vocabulary[token] for token in test[i]) for i in range(96)]
-    output = succeeds(command(prediction.main, tmp_path, *said))
+    printed = [" ".join(texts.vocabulary[token] for token in test[i]) for i in range(96)]
+    output = succeeds(command(prediction.main, tmp_path, *printed))
     labels = [line.partition("\t")[0] for line in output.splitlines()]
     right = np.equal(labels, [texts.classes[label] for label in test.labels])
     assert right.mean() == metrics["accuracy"]
@@ -203,14 +203,14 @@ def test_a_damaged_file_is_refused(name: str, command: Command, tmp_path: Path) 
 
 def test_codes_that_are_none_are_refused(command: Command, tmp_path: Path) -> None:
     succeeds(command(train.main, *SMALL, "--out", tmp_path))
-    found = run.load(tmp_path)
-    found.model.codes[0][:2] = found.model.codes[0][1::-1]
-    about = run.About(found.options, found.classes)
-    run.write(tmp_path, about, found.vocabulary, found.model, {})
+    result = run.load(tmp_path)
+    result.model.codes[0][:2] = result.model.codes[0][1::-1]
+    about = run.About(result.options, result.classes)
+    run.write(tmp_path, about, result.vocabulary, result.model, {})
     error = refused(command(prediction.main, tmp_path, "text"))
     assert "model.safetensors: expected ascending codes" in error
-    found.model.codes[0][:2] = found.model.codes[0][1::-1]
-    run.write(tmp_path, about, found.vocabulary[:5], found.model, {})
+    result.model.codes[0][:2] = result.model.codes[0][1::-1]
+    run.write(tmp_path, about, result.vocabulary[:5], result.model, {})
     error = refused(command(prediction.main, tmp_path, "text"))
     assert "more words than vocabulary.txt" in error
 
@@ -223,10 +223,10 @@ def test_an_ensemble_is_the_mean_of_its_runs(
         succeeds(command(main_of(framework), *small, "--epochs", 1, "--out", folder))
     succeeds(command(train.main, *SMALL, "--out", folders[2]))
     # With another order of the classes, their names decide.
-    found = run.load(folders[2])
-    found.model.weight[:], found.model.bias[:] = -found.model.weight, -found.model.bias
-    about = run.About(found.options, found.classes[::-1])
-    run.write(folders[2], about, found.vocabulary, found.model, {})
+    result = run.load(folders[2])
+    result.model.weight[:], result.model.bias[:] = -result.model.weight, -result.model.bias
+    about = run.About(result.options, result.classes[::-1])
+    run.write(folders[2], about, result.vocabulary, result.model, {})
 
     predict = main_of(torch_impl.learner, prediction)
     texts = ("a charming and moving film", "flat and dull")
@@ -246,11 +246,11 @@ def test_an_ensemble_is_the_mean_of_its_runs(
     error = refused(command(predict, folders[2], "--checkpoint", "last"))
     assert f"--checkpoint last: {folders[2]} is linear" in error
     with pytest.raises(TypeError, match="found one str"):
-        found.predict("text")
+        result.predict("text")
 
     assert str(tmp_path) in refused(command(predict, folders[0], tmp_path, "text"))
-    about = run.About(found.options, ("good", "bad"))
-    run.write(folders[2], about, found.vocabulary, found.model, {})
+    about = run.About(result.options, ("good", "bad"))
+    run.write(folders[2], about, result.vocabulary, result.model, {})
     error = refused(command(predict, *folders, *texts))
     assert f"{folders[2]}: its classes are good, bad" in error
 
@@ -319,13 +319,13 @@ def test_a_linear_run_explains_its_answer(command: Command, tmp_path: Path) -> N
     status, output, error = command(explain, folder, text, "--json", path)
     assert (status, error) == (0, "")
     assert "4 words, 1 of them not in the vocabulary" in output
-    found, loaded = json.loads(path.read_text()), run.load(folder)
-    assert found["words"] == ["a", "moving", "film"]
-    assert found["all_words"] == text.split() and found["places"] == [0, 1, 3]
+    result, loaded = json.loads(path.read_text()), run.load(folder)
+    assert result["words"] == ["a", "moving", "film"]
+    assert result["all_words"] == text.split() and result["places"] == [0, 1, 3]
     assert ["xyzzy"] in [line.split() for line in output.splitlines()]
     (logits,) = loaded.model.logits(join(loaded.encode([text]), np.zeros(1)))
-    sign = 1 if found["predicted"] == loaded.classes[1] else -1
-    margin = sign * sum(found["contribution"]) + float(loaded.model.bias[0])
+    sign = 1 if result["predicted"] == loaded.classes[1] else -1
+    margin = sign * sum(result["contribution"]) + float(loaded.model.bias[0])
     assert margin == pytest.approx(logits[1], abs=1e-5)
     assert "vocabulary=" not in repr(loaded) and "negative" in repr(loaded)
     assert command(explain, folder, text, "--by", "z")[0] == 2
@@ -334,9 +334,9 @@ def test_a_linear_run_explains_its_answer(command: Command, tmp_path: Path) -> N
 def test_probabilities_are_calibrated(command: Command, tmp_path: Path) -> None:
     size = ("--data", "rt", "--train-size", 3000, "--test-size", 1000)
     assert command(train.main, *size, "--out", tmp_path)[0] == 0
-    found, loaded = json.loads((tmp_path / "metrics.json").read_text()), run.load(tmp_path)
+    result, loaded = json.loads((tmp_path / "metrics.json").read_text()), run.load(tmp_path)
     texts, _, test, _ = train.load_texts(loaded.options, lambda line: None)
-    margins = loaded.model.logits(test) * found["temperature"]
+    margins = loaded.model.logits(test) * result["temperature"]
     before = metrics.evaluate(margins, test.labels, texts.classes)
-    assert found["confusion"] == before["confusion"]
-    assert 3 * found["calibration_error"] < before["calibration_error"]
+    assert result["confusion"] == before["confusion"]
+    assert 3 * result["calibration_error"] < before["calibration_error"]

@@ -54,7 +54,7 @@ def test_five_classes_are_learnt_reported_and_predicted(
     assert metrics["roc_auc"] > 0.9
     categories = metrics["categories"]
     assert {key: value["support"] for key, value in categories.items()} == {"books": 50, "dvd": 50}
-    correct = sum(found["accuracy"] * found["support"] for found in categories.values())
+    correct = sum(result["accuracy"] * result["support"] for result in categories.values())
     assert correct / 100 == pytest.approx(metrics["accuracy"])
 
     assert "vectors.weight" in run_directory.load_run(tmp_path).parameters
@@ -87,10 +87,10 @@ def test_a_run_with_many_classes_is_finished_and_stays_so(
     options = ["--vectors", "random:8", "--hidden-size", 8, "--epochs", 1, "--out", tmp_path]
     main = main_of(FRAMEWORKS[name])
     succeeds(command(main, *options))
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    assert found["roc_auc"] is None
-    assert sum(count for *_, count in found["mistakes"]) == round(40 * (1 - found["accuracy"]))
-    assert len(found["classes"]) == 40
+    result = json.loads((tmp_path / "metrics.json").read_text())
+    assert result["roc_auc"] is None
+    assert sum(count for *_, count in result["mistakes"]) == round(40 * (1 - result["accuracy"]))
+    assert len(result["classes"]) == 40
     assert "finished before" in succeeds(command(main, *options))
 
 
@@ -127,12 +127,12 @@ def results_of(classes: int) -> dict[str, Any]:
     labels = rng.integers(0, classes, 5 * classes)
     logits = rng.standard_normal((len(labels), classes), np.float32)
     logits[np.arange(len(labels)), labels] += 3
-    found = metrics.evaluate(logits, labels, [f"class {i}" for i in range(classes)])
+    result = metrics.evaluate(logits, labels, [f"class {i}" for i in range(classes)])
     run = {"framework": "torch", "model": "gru", "implementation": "fused", "cores": 1}
     run |= {"train_seconds": 1, "tokens_per_second": 1, "peak_memory_bytes": 1}
     sizes = {"train": 1, "test": len(labels), "vocabulary": 1}
     data = {"name": "many", "vectors": "random:1", **sizes}
-    return {**run, **found, "losses": [0.7], "loss_epochs": [1.0], "data": data}
+    return {**run, **result, "losses": [0.7], "loss_epochs": [1.0], "data": data}
 
 
 def test_what_a_run_of_300_classes_leaves_can_be_read(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_what_a_run_of_300_classes_leaves_can_be_read(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2e6
     assert len(files.to_json(run)) < 100_000
 
-    found = {"environment": {"command": "x"}, "runs": [run], "data": {**run["data"]}}
-    found["data"]["classes"] = names
-    results = convert(found, Results, tmp_path)
+    result = {"environment": {"command": "x"}, "runs": [run], "data": {**run["data"]}}
+    result["data"]["classes"] = names
+    results = convert(result, Results, tmp_path)
     page = html.write(tmp_path, results, content.sections(results)).read_text()
     bare = html.write(tmp_path, Results({"command": "x"}), {}).read_text()
     assert len(page) - len(bare) < 100_000

@@ -158,8 +158,8 @@ def test_pooling_is_that_of_numpy(pooling):
 @pytest.mark.parametrize("model", ["gru", "bigru"])
 def test_the_builtin_layer_is_pooled_alike(model, pooling):
     """nn.GRU with the same parameters and dropout has the loss of the handwritten GRU."""
-    how = {"pooling": pooling, "reset_after": True, "model": model}
-    training = dataclasses.replace(ALL, **how)
+    options = {"pooling": pooling, "reset_after": True, "model": model}
+    training = dataclasses.replace(ALL, **options)
     builtin = dataclasses.replace(training, model=f"nn.{model}")
     (ours,), (theirs,) = (learners(each, 5, twins=TWINS[:1]) for each in (training, builtin))
     for batch in reviews(5):
@@ -181,14 +181,14 @@ def drop(step: int, seed: int = 0, **rates: float) -> dict[str, np.ndarray]:
 
 
 def test_masks_have_their_rates_and_keep_the_mean():
-    found = drop(0, vector_dropout=0.2, feature_dropout=0.4)
-    found |= drop(0, vector_dropout=0.2, word_dropout=0.25)
+    result = drop(0, vector_dropout=0.2, feature_dropout=0.4)
+    result |= drop(0, vector_dropout=0.2, word_dropout=0.25)
     shapes = {"elements": (400, 50), "words": (400, 1), "features": (32, 80)}
     rates = {"elements": 0.2, "words": 0.25, "features": 0.4}
     scale = {rate: 256 / (256 - round(256 * rate)) for rate in (0.2, 0.25, 0.4)}
     times = {"elements": 1, "words": scale[0.2] * scale[0.25], "features": scale[0.4]}
-    assert found.keys() == shapes.keys()
-    for name, mask in found.items():
+    assert result.keys() == shapes.keys()
+    for name, mask in result.items():
         dtype = np.uint8 if name == "elements" else np.float32
         assert mask.shape == shapes[name] and mask.dtype == dtype
         # A rate is rounded to a 256th.
@@ -235,9 +235,9 @@ def test_the_loss_is_that_of_numpy(weights):
         total -= weight[labels[i]] * log_p[i, labels[i]]
     expected = total / weight[labels[rows]].sum()
     for module, convert in CLASSIFIERS:
-        given = None if weights is None else convert(np.array(weights))
-        found = module.cross_entropy(convert(logits), convert(labels), given)
-        assert float(found) == pytest.approx(expected, rel=1e-13)
+        arguments = None if weights is None else convert(np.array(weights))
+        result = module.cross_entropy(convert(logits), convert(labels), arguments)
+        assert float(result) == pytest.approx(expected, rel=1e-13)
 
 
 def test_class_weights():
@@ -260,7 +260,7 @@ def test_class_weights():
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_schedules_are_those_of_the_frameworks(schedule, warmup):
     options, steps = TrainConfig(learning_rate=0.01, schedule=schedule, warmup=warmup), 200
-    found = [learning_rate(options, Recipe(steps), step) for step in range(steps)]
+    result = [learning_rate(options, Recipe(steps), step) for step in range(steps)]
     warm = math.ceil(warmup * steps)
     left = steps - warm
     after = {
@@ -270,7 +270,7 @@ def test_schedules_are_those_of_the_frameworks(schedule, warmup):
     # What they reach after a step of growing is ours before it: the first step is no step of zero.
     grow = optax.linear_schedule(0.01 / max(warm, 1), 0.01, max(warm - 1, 1))
     theirs = optax.join_schedules([grow, after], [warm])
-    np.testing.assert_allclose(found, [float(theirs(step)) for step in range(steps)], rtol=1e-5)
+    np.testing.assert_allclose(result, [float(theirs(step)) for step in range(steps)], rtol=1e-5)
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.01)
     scheduler = torch.optim.lr_scheduler
@@ -286,4 +286,4 @@ def test_schedules_are_those_of_the_frameworks(schedule, warmup):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         after.step()
-    np.testing.assert_allclose(found, rates, rtol=1e-9)
+    np.testing.assert_allclose(result, rates, rtol=1e-9)

@@ -81,13 +81,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         FRAMEWORKS[name].CELLS["gru"].resolve(implementation)
     except InputError:
         pytest.skip("the kernel has not been built")
-    how = {"model": model, "implementation": implementation}
-    whole = train(name, tmp_path / "whole", **how)
+    options = {"model": model, "implementation": implementation}
+    whole = train(name, tmp_path / "whole", **options)
     assert whole["train_seconds"] > 0
     for step in (5, 6, 12) if model == "bigru" else (5,):  # JAX compiles anew each time
         run = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{step}"))
         cut_back(run, step)
-        again = train(name, run, **how)
+        again = train(name, run, **options)
         assert endurance.outcome(run) == endurance.outcome(tmp_path / "whole")
         timed = ("train_seconds", "tokens_per_second", "first_step_seconds", "peak_memory_bytes")
         for key in whole.keys() - {*timed, "compilations"}:
@@ -242,9 +242,9 @@ def after_steps(
     Learner = FRAMEWORKS[name].Learner
     step, taken = Learner.step, 0
 
-    def counting(self: Any, *shares: Any, **how: Any) -> Any:
+    def counting(self: Any, *shares: Any, **options: Any) -> Any:
         nonlocal taken
-        loss = step(self, *shares, **how)
+        loss = step(self, *shares, **options)
         taken += 1
         changed = act(self) if taken == count else None
         return loss if changed is None else changed

@@ -16,14 +16,14 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = folder.iterdir()
-    content, found = file.read_bytes(), defaultdict(list)
+    content, result = file.read_bytes(), defaultdict(list)
     while content:
         (size,) = struct.unpack("<Q", content[:8])
         event = Event.FromString(content[12 : 12 + size])
         content = content[12 + size + 4 :]
         for value in event.summary.value:
-            found[value.tag].append((event.step, value.simple_value))
-    return found
+            result[value.tag].append((event.step, value.simple_value))
+    return result
 
 
 def test_the_scalars_are_those_of_the_run(
@@ -32,12 +32,12 @@ def test_the_scalars_are_those_of_the_run(
     arguments = [*small, "--epochs", 2, "--log-every", 4, "--tensorboard", "--out", tmp_path]
     succeeds(command(train_torch, *arguments))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    found = read(tmp_path / "tensorboard")
-    steps, losses = zip(*found["loss"], strict=True)
+    result = read(tmp_path / "tensorboard")
+    steps, losses = zip(*result["loss"], strict=True)
     assert steps == (4, 6, 10, 12)
     assert losses == pytest.approx(metrics["losses"], rel=1e-6)
-    assert [step for step, _ in found["tokens_per_second"]] == [*steps]
-    assert found["test_accuracy"] == [(12, pytest.approx(metrics["accuracy"]))]
+    assert [step for step, _ in result["tokens_per_second"]] == [*steps]
+    assert result["test_accuracy"] == [(12, pytest.approx(metrics["accuracy"]))]
 
 
 def test_a_missing_tensorboardx_is_said_before_any_work(

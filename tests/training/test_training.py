@@ -103,15 +103,15 @@ def test_a_run_prints_the_homeworks_lines_and_leaves_a_run_directory(
 
 def test_reviews_that_are_left_out_are_said_first() -> None:
     corpus.load("rt")
-    said: list[str] = []
-    load_data(TrainConfig(data="rt", train_size=192, vectors="random:4"), said.append)
-    assert said[0] == (
+    output: list[str] = []
+    load_data(TrainConfig(data="rt", train_size=192, vectors="random:4"), output.append)
+    assert output[0] == (
         "rt: 192 of 6,824 reviews to train on (--train-size None for all), "
         "1,000 of 1,706 reviews to test on (--test-size None for all)"
     )
-    said.clear()
-    load_texts(TrainConfig(data="rt", train_size=6_824, test_size=None), said.append)
-    assert said == []
+    output.clear()
+    load_texts(TrainConfig(data="rt", train_size=6_824, test_size=None), output.append)
+    assert output == []
 
 
 @pytest.mark.parametrize("main", [train_torch, linear.main, compare.main])
@@ -140,12 +140,12 @@ def test_jax_predicts_with_what_pytorchs_own_layer_has_learnt(
     texts = ["a moving and wonderful film", "dull , tired and boring", "xyzzy", "film " * 500]
     answers = []
     for framework in FRAMEWORKS.values():
-        given = command(main_of(framework, prediction), tmp_path, *texts)
+        inputs = command(main_of(framework, prediction), tmp_path, *texts)
         lines = io.BytesIO("\n".join(texts).encode() + b"\n")
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
-        assert command(main_of(framework, prediction), tmp_path) == given
-        assert given[0] == 0
-        answers.append([line.split("\t")[:3] for line in given[1].splitlines()])
+        assert command(main_of(framework, prediction), tmp_path) == inputs
+        assert inputs[0] == 0
+        answers.append([line.split("\t")[:3] for line in inputs[1].splitlines()])
     ours, theirs = answers
     assert [(label, text) for label, _, text in ours] == [
         (label, text) for label, _, text in theirs
@@ -168,8 +168,8 @@ def test_predictions_are_those_of_the_test_run(
     run = run_directory.load_run(tmp_path)
     texts = corpus.load("rt")
     chosen = tuple(" ".join(texts.vocabulary[i] for i in texts.test[row]) for row in range(64))
-    found = Model(torch_impl.learner, run).predict(chosen)
-    probabilities = [list(each.probabilities.values()) for each in found]
+    result = Model(torch_impl.learner, run).predict(chosen)
+    probabilities = [list(each.probabilities.values()) for each in result]
     data = load_data(run.options, print)
     learner = torch_impl.learner.Learner(run.model, TrainConfig(), run.vectors, run.parameters)
     logits, _ = predict(learner, data.test)
