@@ -48,7 +48,7 @@ def rounding(
 def hoist(
     weights: Weights, *, reset_after: bool
 ) -> tuple[Float[Array, " 3H"], Float[Array, "H 2H"], Float[Array, "H H"], Float[Array, " H"]]:
-    """Returns (bias, U_zr', U_n', c_n). bias is that of the input projections plus the hidden biases
+    """Returns (bias, U_zr', U_n', c_n). bias is the sum of the input biases and those hidden biases
     that are only added."""
     _, weight_hh, bias_ih, bias_hh = weights
     size = weight_hh.shape[-1]

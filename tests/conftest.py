@@ -24,8 +24,8 @@ from tools import emulation
 
 # XLA's older code generator, in one thread, compiles in less than half the time. The processes that
 # tests start inherit this. XLA reads the variable when it compiles for the first time.
-OLDER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"{OLDER} {os.environ.get('XLA_FLAGS', '')}"
+COMPILER_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{COMPILER_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 
 def pytest_collection_finish() -> None:
@@ -75,7 +75,7 @@ def emulated_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def drawn_here() -> Iterator[None]:
+def draw_in_process() -> Iterator[None]:
     """Figures are drawn in this process, because starting another takes a second or two."""
 
     def draw(folder: Path, program: tuple[str, ...] = run_directory.DRAW) -> bool:
@@ -97,7 +97,7 @@ def interruptible() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_compiled() -> Iterator[None]:
+def clear_compiled_functions() -> Iterator[None]:
     """Frees the functions that JAX has compiled, after each module.
 
     Each compiled function uses some of the memory mappings that Linux allows a process

@@ -71,7 +71,7 @@ def test_prediction_needs_no_learner() -> None:
     assert not reached & {"torch_impl.learner", "jax_impl.learner", "common.training.loop"}
 
 
-def test_common_knows_neither_framework_and_neither_twin_the_other() -> None:
+def test_common_imports_no_framework_and_no_twin_the_other() -> None:
     for name in FILES:
         above = FORBIDDEN.get(name.partition(".")[0], set())
         roots = {each.partition(".")[0] for each in imported(name, top_level=True)}

@@ -87,7 +87,7 @@ def test_a_row_with_resets_is_its_sequences(reset_after):
 
 
 @pytest.mark.parametrize("reset_after", [False, True])
-def test_gates_at_their_limits(reset_after):
+def test_saturated_gates(reset_after):
     """If a bias opens or closes a gate completely, the next state has a closed form."""
     values = draw(1, 1)
     weights = {name: np.zeros_like(value) for name, value in values.items() if "weight" in name}
@@ -113,7 +113,7 @@ def test_gates_at_their_limits(reset_after):
 
 
 @pytest.mark.parametrize("reset_after", [False, True])
-def test_padding_is_never_looked_at(reset_after):
+def test_padding_is_never_read(reset_after):
     values = draw(2, 2)
     result = run(values, reset_after)
     padded = ~result.live

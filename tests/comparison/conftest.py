@@ -18,9 +18,9 @@ SAVE = figures.Figure.save
 
 
 @pytest.fixture(scope="module", autouse=True)
-def not_drawn(drawn_here: None) -> Iterator[None]:
-    """Reports are written without their figures, and nothing is drawn of a run: to draw takes
-    longer than the trainings of these tests. Those with the fixture `drawing` have the figures."""
+def without_figures(draw_in_process: None) -> Iterator[None]:
+    """Reports and runs are written without figures, because drawing takes longer than the
+    trainings of these tests. The fixture `drawing` enables the figures of reports."""
     draw = run_directory.draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures.Figure, "save", lambda *_: None)
@@ -31,7 +31,7 @@ def not_drawn(drawn_here: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def drawing(not_drawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def drawing(without_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures.Figure, "save", SAVE)
 
 
@@ -42,8 +42,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(
         jobs: Sequence[Job],
         place: Place,
-        say: Callable[[Job, str], None],
-        ended: Callable[[Job], None],
+        on_line: Callable[[Job, str], None],
+        on_success: Callable[[Job], None],
     ) -> None:
         for job in jobs:
             if job.module in ("torch_impl.train", "jax_impl.train"):
@@ -57,7 +57,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
                 patch.setattr(sys, "argv", [job.name, *job.arguments])
                 main()
             for line in output.getvalue().splitlines():
-                say(job, line)
-            ended(job)
+                on_line(job, line)
+            on_success(job)
 
     monkeypatch.setattr(processes, "run", run)

@@ -50,9 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", MAINS)
-def test_help_reads_well_in_80_columns(
-    name: str, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_fits_80_columns(name: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     status, output, error = command(MAINS[name], "--help")
     assert (status, error) == (0, "")
@@ -66,7 +64,7 @@ def test_help_reads_well_in_80_columns(
 
 
 @pytest.mark.parametrize("name", MAINS)
-def test_every_command_says_its_version(name: str, command: Command) -> None:
+def test_every_command_prints_its_version(name: str, command: Command) -> None:
     assert command(MAINS[name], "--version") == (0, f"gru-twins {common.__version__}\n", "")
 
 
@@ -84,14 +82,14 @@ def test_every_command_says_its_version(name: str, command: Command) -> None:
         ("python -m common.linear.train", ["--min-review", "3"], "--min-reviews"),
     ],
 )
-def test_what_is_misspelt_suggests_what_was_meant(
+def test_misspelt_option_suggests_the_right_one(
     name: str, arguments: list[str], intended: str, command: Command
 ) -> None:
     error = refused_at_once(command(MAINS[name], *arguments))
     assert re.fullmatch(rf"error: .+; did you mean {intended}\?( \(see {name} --help\))?\n", error)
 
 
-def test_what_is_missing_is_named(command: Command) -> None:
+def test_missing_argument_is_named(command: Command) -> None:
     status, _, error = command(convert.main, "a", "b", "--form", "keras")
     assert status == 2
     missing = "missing: --from, --to; unrecognized: --form"
@@ -131,14 +129,12 @@ def test_gru_twins_becomes_the_program(
 
 
 @pytest.mark.parametrize("name", sorted({*gru_twins.COMMANDS}))
-def test_what_gru_twins_names_is_there(
-    name: str, command: Command, started: list[list[str]]
-) -> None:
+def test_programs_of_gru_twins_exist(name: str, command: Command, started: list[list[str]]) -> None:
     command(gru_twins.main, name)
     assert find_spec(started[0][-1])
 
 
-def test_gru_twins_encode_is_gone(command: Command, started: list[list[str]]) -> None:
+def test_gru_twins_has_no_program_encode(command: Command, started: list[list[str]]) -> None:
     """There is no program for encoding: a training encodes its data once, on all cores."""
     status, _, error = command(gru_twins.main, "encode", "part")
     assert (status, started) == (2, [])
@@ -154,7 +150,7 @@ def test_gru_twins_knows_two_frameworks(
     assert error == f"error: --framework {''.join(arguments)}: expected torch or jax\n"
 
 
-def test_a_program_of_gru_twins_goes_by_its_name(
+def test_program_of_gru_twins_prints_its_name(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys._xoptions, "gru_twins", "gru-twins train")
@@ -163,7 +159,7 @@ def test_a_program_of_gru_twins_goes_by_its_name(
     assert command(main, "--epoch", 3)[2].endswith("(see gru-twins train --help)\n")
 
 
-def test_all_is_shipped() -> None:
+def test_distribution_contains_all_packages() -> None:
     """The wheel has all packages and their types, the container all that the wheel needs."""
     about = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages, modules = about["packages"], about["py-modules"]

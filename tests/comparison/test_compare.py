@@ -60,7 +60,7 @@ def test_accuracy_trains_models_and_writes_the_report(
 
 
 @pytest.mark.long  # .ci/run's first command does the same, and on all that it reads
-def test_what_is_trained_is_checked_against_the_oracle(
+def test_models_are_checked_against_the_oracle(
     small: list[str], command: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "rows.json"
@@ -78,7 +78,7 @@ def test_what_is_trained_is_checked_against_the_oracle(
 def test_both_kinds_of_reset_are_checked_on_real_reviews(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test above checks them, and takes longer."""
+    """A faster version of the previous test: which cases are compared with the oracle."""
     checked: list[str] = []
     monkeypatch.setattr(parity, "real", "real reviews, reset_after {}".format)
     monkeypatch.setattr(parity, "run", lambda _, problems: checked.extend(problems) or [])
@@ -88,7 +88,7 @@ def test_both_kinds_of_reset_are_checked_on_real_reviews(
     assert checked == [f"real reviews, reset_after {after}" for after in (False, True)]
 
 
-def test_twins_that_part_are_found(
+def test_disagreeing_twins_fail(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, out = jax_impl.classifier.run, tmp_path / "rows.json"
@@ -129,7 +129,7 @@ def test_the_rounding_of_a_peer_is_reported_and_is_no_failure(
     assert "above the bound, not ours" in (tmp_path / "report.md").read_text()
 
 
-def test_losses_that_part_are_found(tmp_path: Path) -> None:
+def test_disagreeing_losses_fail(tmp_path: Path) -> None:
     for framework, loss in (("torch", 0.50), ("jax", 0.52)):
         (tmp_path / f"{framework}-gru").mkdir()
         line = json.dumps({"epoch": 1, "step_losses": [0.7, loss]})
@@ -143,7 +143,7 @@ def test_losses_that_part_are_found(tmp_path: Path) -> None:
     ("other", "passed"), [([0.815, 0.845, 0.865], True), ([0.825, 0.85, 0.87], False)]
 )
 @pytest.mark.parametrize("order", [1, -1])
-def test_accuracies_that_part_are_found(other: list[float], passed: bool, order: int) -> None:
+def test_disagreeing_accuracies_fail(other: list[float], passed: bool, order: int) -> None:
     """Accuracies whose intervals do not overlap fail the check."""
     pair = [
         Run(

@@ -42,7 +42,7 @@ def test_a_terminal_shows_a_table_that_follows_the_runs(tmp_path: Path) -> None:
     assert "87.50%" in after and "120,000" in after
 
 
-def test_elsewhere_the_lines_come_as_they_are(tmp_path: Path) -> None:
+def test_without_a_terminal_lines_are_printed(tmp_path: Path) -> None:
     file = io.StringIO()
     folders = dict.fromkeys(NAMES, tmp_path)
     with Board(Console(file=file, width=20, highlight=False), folders, {"known"}) as board:

@@ -48,7 +48,7 @@ def test_many_classes_have_their_mistakes_in_place_of_a_matrix() -> None:
     assert len(evaluate(logits[:, :30], labels % 30, classes[:30])["confusion"]) == 30
 
 
-def test_answers_are_all_that_is_needed_but_for_roc_auc() -> None:
+def test_metrics_but_roc_auc_follow_from_the_answers() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((400, 5)), rng.integers(0, 5, 400)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -75,7 +75,7 @@ def test_accuracy_of_each_category_that_occurs() -> None:
     assert evaluate(logits, labels, ("bad", "good"))["categories"] == {}
 
 
-def test_reliability_is_what_its_bins_say():
+def test_reliability_follows_from_its_bins():
     confidence = np.array([0.5, 0.52, 0.71, 0.72, 0.99, 1.0])
     correct = np.array([True, False, True, True, True, False])
     error, bins = reliability(confidence, correct, bins=10)
@@ -85,7 +85,7 @@ def test_reliability_is_what_its_bins_say():
     assert error == pytest.approx((2 * 0.01 + 2 * 0.285 + 2 * 0.495) / 6)
 
 
-def test_the_temperature_makes_probabilities_mean_what_they_say():
+def test_temperature_calibrates_probabilities():
     """Answers drawn from the softmax of logits, which are then three times as large."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((40_000, 3))
@@ -101,7 +101,7 @@ def test_the_temperature_makes_probabilities_mean_what_they_say():
     assert after < 0.01 < 0.1 < before
 
 
-def test_a_temperature_at_its_limit_is_said_to_be_none():
+def test_temperature_at_its_limit_is_rejected():
     logits, labels = np.array([[1.0, 0], [0, 1]] * 3), np.array([0, 1] * 3)
     assert describe_temperature(1.234) == "temperature: 1.234"
     for each, start in ((labels, "0.007"), (1 - labels, "148.413")):

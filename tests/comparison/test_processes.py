@@ -57,7 +57,7 @@ def test_each_has_cores_of_its_own(programs: Path) -> None:
 
 
 @several_cores
-def test_a_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_quota_limits_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """joblib reads the quota of the container, or this environment variable."""
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     assert processes.default_max_jobs() == 1
@@ -154,7 +154,7 @@ time.sleep(60)
     assert not any(line.startswith("third") for line in lines)
 
 
-def test_the_jobs_end_with_a_program_that_fails_as_it_listens(programs: Path) -> None:
+def test_jobs_end_if_the_program_fails_while_listening(programs: Path) -> None:
     job = write(programs, "talks", "import time; print('x', flush=True); time.sleep(60)")
 
     def say(job: Job, line: str) -> None:

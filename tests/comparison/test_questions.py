@@ -19,7 +19,7 @@ from tests.training.cases import Command, succeeds
 
 
 def answers(only_a: int, only_b: int, both: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which reviews two models get right: so many only one of them, so many both."""
+    """The reviews that two models classify correctly, as masks, from their numbers."""
     a = np.repeat([True, False, True], [only_a, only_b, both])
     return a, np.repeat([False, True, True], [only_a, only_b, both])
 
@@ -43,7 +43,7 @@ def test_with_one_seed_the_paired_test_is_mcnemars(only_a: int, only_b: int) -> 
     assert questions.paired_p(difference) == pytest.approx(questions.mcnemar(a, b), rel=1e-9)
 
 
-def test_with_many_reviews_the_sampled_flips_come_close() -> None:
+def test_sampled_sign_flips_approximate_mcnemar() -> None:
     """9,999 flips: p within four standard errors of a share of 0.04."""
     a, b = answers(5, 15, 80)
     result = questions.paired_p((b.astype(float) - a)[None])
@@ -56,12 +56,12 @@ def test_the_same_review_in_five_seeds_counts_once() -> None:
     once = (b.astype(float) - a)[None]
     five = np.repeat(once, 5, axis=0)
     assert questions.paired_p(five) == pytest.approx(questions.paired_p(once))
-    # To be told apart from adding up the counts, which would find p = 0.0000 something.
+    # Adding the counts of the five seeds would give a far smaller p.
     assert questions.mcnemar(np.tile(a, 5), np.tile(b, 5)) < 0.01 < questions.paired_p(five)
     assert questions.paired_interval(five) == pytest.approx(questions.paired_interval(once))
 
 
-def test_the_interval_is_the_normal_one_where_that_holds() -> None:
+def test_interval_matches_normal_approximation() -> None:
     rng = np.random.default_rng(1)
     difference = rng.choice([-1.0, 0, 1], (1, 2_000), p=[0.1, 0.75, 0.15])
     half = 1.96 * difference.std() / np.sqrt(2_000)
@@ -93,7 +93,7 @@ def test_the_interval_covers_new_seeds_and_new_reviews() -> None:
 def test_the_interval_of_an_effect_covers_new_seeds_and_new_reviews(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same for means by group, where the reviews' part is the bootstrap's."""
+    """As above, for means by group. The bootstrap estimates the variance between reviews."""
     monkeypatch.setattr(questions, "BOOTSTRAPS", 200)
     rng = np.random.default_rng(3)
     review, group = np.repeat(np.arange(60), 5), np.zeros(300, int)
@@ -127,7 +127,7 @@ def test_cohens_d_and_means_by_hand() -> None:
 
 
 def test_words_of_one_review_do_not_count_as_independent() -> None:
-    """Every word ten times over: no more is known, and the intervals stay as wide."""
+    """Repeating every word ten times adds no information: the intervals keep their width."""
     rng = np.random.default_rng(0)
     values, group = rng.normal(0, 1, 400), rng.integers(0, 2, 400)
     review = np.repeat(np.arange(40), 10)
@@ -143,7 +143,7 @@ def test_words_of_one_review_do_not_count_as_independent() -> None:
         assert wide == pytest.approx(questions.estimate(statistic(once), 40)[1], rel=0.02)
 
 
-def test_an_effect_that_hangs_on_the_seed_is_no_effect() -> None:
+def test_interval_includes_zero_if_the_sign_depends_on_the_seed() -> None:
     """Five models, of which two have a clear effect one way and three the other."""
     rng = np.random.default_rng(0)
     group = np.tile([0, 1], 500)
@@ -169,7 +169,9 @@ def test_word_groups(monkeypatch: pytest.MonkeyPatch) -> None:
             text = ["the", "chair", "chair"]
             text += ["superb"] * (10 if label and number < 9 else 0)
             text += ["rare"] if label and number < 7 else []
-            text += ["hmm"] if number < (10 if label else 7) else []  # odds of 10 to 7: neither
+            text += (
+                ["hmm"] if number < (10 if label else 7) else []
+            )  # odds of 10 to 7: neither sentiment nor neutral
             texts.append(np.array([of[word] for word in text], np.int32))
             labels.append(label)
     groups = questions.word_groups(join(texts, np.array(labels)), words)
@@ -186,7 +188,7 @@ def test_word_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_gradients_that_halve_at_every_word_are_seen_to(texts: EncodedSplit) -> None:
+def test_gradient_norms_halve_at_every_word(texts: EncodedSplit) -> None:
     """An RNN in the straight part of tanh, with U = I/2: dLoss/dh_t is half of dLoss/dh_(t+1)."""
     config = ModelConfig(input_size=3, hidden_size=4, cell="rnn")
     parameters = {name: np.zeros(shape) for name, shape in params.shapes(config).items()}
@@ -202,7 +204,7 @@ def test_gradients_that_halve_at_every_word_are_seen_to(texts: EncodedSplit) -> 
     np.testing.assert_allclose(norms, np.tile(2 * 0.5 ** np.arange(20), (4, 1)), rtol=1e-6)
 
 
-def test_what_the_gates_do_in_closed_form(texts: EncodedSplit) -> None:
+def test_gate_statistics_match_closed_form(texts: EncodedSplit) -> None:
     """With weights of zero, h_t = n (1 - (1 - z)^t): z and the relative change are known."""
     config = ModelConfig(input_size=3, hidden_size=4)
     parameters = {name: np.zeros(shape) for name, shape in params.shapes(config).items()}
@@ -226,7 +228,7 @@ def test_what_the_gates_do_in_closed_form(texts: EncodedSplit) -> None:
     assert np.all(result["group"] == 1)
 
 
-def test_two_models_are_compared_by_category_under_its_name() -> None:
+def test_differences_are_reported_by_category_name() -> None:
     labels = np.zeros(7, np.int32)
     test = EncodedSplit(
         np.zeros(7, np.int32),
@@ -234,7 +236,9 @@ def test_two_models_are_compared_by_category_under_its_name() -> None:
         np.ones(7, np.int32),
         labels,
         vocabulary_size=1,
-        categories=np.array([0, 0, 0, 1, 1, 1, 3], np.int32),  # of one review nothing can be told
+        categories=np.array(
+            [0, 0, 0, 1, 1, 1, 3], np.int32
+        ),  # a category with one review is omitted
     )
     right, wrong = np.ones((2, 7), bool), np.zeros((2, 7), bool)
     wrong[:, 3:] = True  # b is better on books, and as good on films

@@ -120,7 +120,9 @@ def test_a_wrong_last_state_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert contenders.ready("wrong", task, True)
 
 
-def test_what_cannot_be_compiled_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contender_that_cannot_be_compiled_is_reported_and_omitted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def compiled(*_: object) -> None:
         raise torch._dynamo.exc.TorchDynamoException("no compiler\nfor a long story")
 
@@ -156,7 +158,7 @@ def test_operations_of_the_products() -> None:
     assert both == 2 * (3 * 240 + 2 * 14_400)
 
 
-def test_a_batch_is_real_reviews_of_about_the_length_asked_for() -> None:
+def test_batch_contains_real_reviews_of_about_the_requested_length() -> None:
     batch = batch_of(16, 50)
     assert batch.tokens.shape == (50, 16)
     assert batch.lengths.max() == 50

@@ -20,7 +20,7 @@ def test_hangs():
 """
 
 
-def test_there_is_a_limit(pytestconfig: pytest.Config) -> None:
+def test_time_limit_is_configured(pytestconfig: pytest.Config) -> None:
     assert float(pytestconfig.getini("faulthandler_timeout")) >= 300
 
 

@@ -20,7 +20,7 @@ def code_cells() -> list[dict]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_the_outputs_are_included_and_name_no_folder_of_a_machine():
+def test_outputs_are_included_and_contain_no_local_paths():
     cells = code_cells()
     kinds = {kind for cell in cells for out in cell["outputs"] for kind in out.get("data", ())}
     assert kinds >= {"text/html", "image/svg+xml"}

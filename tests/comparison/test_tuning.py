@@ -39,7 +39,7 @@ def validation_losses(run: Path) -> list[float]:
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.long)])
-def test_it_goes_on_and_prints_what_gave_the_best(
+def test_search_continues_and_prints_the_best_options(
     framework: str, small: list[str], command: Command, tmp_path: Path
 ) -> None:
     options = ("tune", *small, *QUICKLY, "--frameworks", framework, "--out", tmp_path)
@@ -93,7 +93,7 @@ def config(small: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> tuning.Tria
     return parse_options(tuning.TrialConfig, "command")
 
 
-def test_no_test_review_is_read_and_the_bad_are_given_up(
+def test_search_reads_no_test_review_and_stops_bad_trials(
     small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = config(small, monkeypatch)
@@ -118,7 +118,7 @@ def test_no_test_review_is_read_and_the_bad_are_given_up(
     assert bad.state.name == "PRUNED" and list(bad.intermediate_values) == [1]
 
 
-def test_what_is_stopped_is_taken_up_again(
+def test_stopped_trial_is_resumed(
     small: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped trial resumes; test_processes.py tests that its process receives the signal."""

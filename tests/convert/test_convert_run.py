@@ -56,7 +56,7 @@ def to_run(command: Command, file: Path, vector_file: Path, *more: str) -> tuple
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "numpy inside"])
-def test_a_checkpoint_of_the_homework_predicts_as_it_did(
+def test_checkpoint_of_the_homework_makes_the_same_predictions(
     kind: str, net: Net, vector_file: Path, command: Command
 ) -> None:
     state = dict(net.state_dict())
@@ -112,7 +112,7 @@ class PoolingNet(BuiltinNet):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_its_networks_with_the_builtin_gru_predict_as_they_did(
+def test_homework_networks_with_nn_gru_make_the_same_predictions(
     bidirectional: bool, pooled: bool, vector_file: Path, command: Command
 ) -> None:
     torch.manual_seed(0)
@@ -124,7 +124,9 @@ def test_its_networks_with_the_builtin_gru_predict_as_they_did(
     assert_predicts(file.with_name("run"), net)
 
 
-def test_both_twins_train_on_from_it(net: Net, vector_file: Path, command: Command) -> None:
+def test_both_twins_continue_training_from_the_homework(
+    net: Net, vector_file: Path, command: Command
+) -> None:
     file = vector_file.with_name("net.pt")
     torch.save(net.state_dict(), file)
     assert to_run(command, file, vector_file)[0] == 0
@@ -176,7 +178,7 @@ def test_classes_in_another_order_are_put_into_that_of_the_data(
         ({}, ("--data", "imbd"), "imbd"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_homework_checkpoint_that_does_not_fit_is_rejected(
     change: dict[str, torch.Tensor],
     more: tuple[str, ...],
     message: str,
@@ -190,18 +192,14 @@ def test_what_does_not_fit_is_refused(
     assert not file.with_name("run").exists()
 
 
-def test_a_run_that_is_there_is_not_overwritten(
-    net: Net, vector_file: Path, command: Command
-) -> None:
+def test_existing_run_is_not_overwritten(net: Net, vector_file: Path, command: Command) -> None:
     file = vector_file.with_name("net.pt")
     torch.save(net.state_dict(), file)
     assert to_run(command, file, vector_file)[0] == 0
     assert "exists and is not empty" in refused(to_run(command, file, vector_file))
 
 
-def test_the_data_set_and_the_vectors_have_to_be_said(
-    net: Net, command: Command, tmp_path: Path
-) -> None:
+def test_data_set_and_vectors_are_required(net: Net, command: Command, tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "net.pt")
     arguments = (tmp_path / "net.pt", tmp_path / "run", "--from", "homework", "--to", "run")
     assert "--to run: requires --data" in refused(command(convert.main, *arguments))

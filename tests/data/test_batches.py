@@ -66,7 +66,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(texts: EncodedSplit) -> None:
     assert not all(map(same, first.epoch(2), Batches(texts, 16, seed=4).epoch(2)))
 
 
-def test_an_epoch_can_be_taken_up_in_the_middle(texts: EncodedSplit) -> None:
+def test_epoch_can_be_resumed_in_the_middle(texts: EncodedSplit) -> None:
     batches = Batches(texts, 16)
     assert all(map(same, list(batches.epoch(1))[7:], batches.epoch(1, start=7)))
 
@@ -94,7 +94,7 @@ def test_little_padding_on_real_reviews(size: int | None, max_length: int, batch
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is read from /proc")
-def test_the_pages_of_a_large_file_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_a_large_file_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise, a process that has read all texts would keep the whole file in memory."""
     monkeypatch.setattr(corpus, "MAY_STAY", 0)
     split = corpus.load("rt").train

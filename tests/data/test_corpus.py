@@ -174,7 +174,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_what_cannot_be_used_gets_one_clear_line(case: str, encode: Encode, tmp_path: Path) -> None:
+def test_unusable_data_gets_one_clear_line(case: str, encode: Encode, tmp_path: Path) -> None:
     examples, options, message = UNUSABLE[case]
     with pytest.raises(InputError, match=f"^mine: .*{message}") as caught:
         encode(examples, **options)

@@ -51,7 +51,7 @@ def test_saved_splits_with_named_classes(tmp_path: Path) -> None:
         list(sources.load(f"{spec}?label=mark").examples())
 
 
-def test_one_split_is_still_to_be_divided(tmp_path: Path) -> None:
+def test_single_split_is_loaded_without_split_names(tmp_path: Path) -> None:
     table([0, 1]).save_to_disk(tmp_path / "one")
     result = list(sources.load(f"hf:{tmp_path}/one").examples())
     assert [example.split for example in result] == ["", ""]
@@ -79,7 +79,9 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_set_or_package_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match=r"^hf:nobody/nothing: [^\n]*$"):
         list(sources.load("hf:nobody/nothing").examples())
     (tmp_path / "empty").mkdir()

@@ -54,7 +54,7 @@ def test_processes_give_what_one_process_gives(many_small_chunks: None) -> None:
         assert len(result.hashes) == encoding.HASH_BYTES * len(chunk)
 
 
-def test_what_was_encoded_is_freed_at_once() -> None:
+def test_encoded_blocks_are_freed_immediately() -> None:
     """A reference cycle would keep the memory until the next garbage collection."""
     while gc.collect():  # the garbage of other tests may take several collections
         pass
@@ -83,7 +83,7 @@ def test_the_corpus_is_the_same_with_and_without_processes(
 
 
 @pytest.mark.parametrize("options", ["killed", "interrupted", "bad input"])
-def test_what_goes_wrong_leaves_no_process_and_no_folder(
+def test_failed_encoding_leaves_no_process_and_no_folder(
     options: str, many_small_chunks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GRU_TWINS_CACHE", str(tmp_path))

@@ -12,7 +12,7 @@ def fill(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_fails_halfway_leaves_what_was_there(kind: str, tmp_path: Path) -> None:
+def test_failed_write_leaves_no_partial_file(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "target"
     for ends in (False, True):
         (tmp_path / "target.partial").mkdir()  # as a killed process may leave it

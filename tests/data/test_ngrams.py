@@ -86,7 +86,7 @@ def test_ratios_are_those_of_counting_by_hand(split: EncodedSplit, classes: int)
     assert row == len(result)
 
 
-def test_a_text_has_no_part_in_its_own_ratios(split: EncodedSplit) -> None:
+def test_text_does_not_influence_its_own_ratios(split: EncodedSplit) -> None:
     """Another label changes the ratios of other texts, not those of the text itself."""
     split = of_classes(split, 2)
     before = ngrams.read_out_of_fold(split, V, 2, 3)
@@ -106,7 +106,7 @@ def test_a_text_has_no_part_in_its_own_ratios(split: EncodedSplit) -> None:
     assert changed > 10
 
 
-def test_a_batch_has_them_at_their_words(split: EncodedSplit) -> None:
+def test_batch_has_the_ratios_of_its_words(split: EncodedSplit) -> None:
     """N-grams that begin before the first word of the batch are not read, nor is padding."""
     read = ngrams.fit(of_classes(split, 2), V, 2, 3).attach(of_classes(split, 2))
     whole, cut = (
@@ -164,7 +164,7 @@ def test_both_twins_take_the_same_steps(model: str, train_vectors: bool) -> None
 
 
 @pytest.mark.parametrize("train_vectors", [False, True])
-def test_the_builtin_layer_reads_them_too(train_vectors: bool) -> None:
+def test_nn_gru_reads_the_ratios(train_vectors: bool) -> None:
     words = len(corpus.load("imdb").vocabulary)
     vectors = np.random.default_rng(0).standard_normal((words, 8))
     result = []
@@ -229,7 +229,7 @@ def test_damaged_ratios_are_refused(
 
 
 @pytest.mark.parametrize("number", [-1, 11])
-def test_a_length_that_is_none_is_refused(number: int, command: Command, tmp_path: Path) -> None:
+def test_invalid_ngram_length_is_rejected(number: int, command: Command, tmp_path: Path) -> None:
     error = refused(command(train_torch, "--ngrams", number, "--out", tmp_path / "run"))
     assert f"--ngrams {number}" in error
 

@@ -18,7 +18,7 @@ DATA = (
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_data_comes_back(protocol: int) -> None:
+def test_data_round_trip(protocol: int) -> None:
     data = DATA if protocol else (DATA[0], {"n": 2**90, 1: -1.5, 2: False}, {"one"}, DATA[3])
     # Below protocol 3, bytes are pickled as a call of codecs.encode; Python 2 does not do that.
     allow = {("_codecs", "encode"): str.encode}

@@ -20,7 +20,7 @@ def quiet(line: str) -> None:
     pass
 
 
-def test_word2vec_knows_the_training_words_alone_and_is_the_same_every_time(
+def test_word2vec_has_only_training_words_and_is_deterministic(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     texts = corpus.load("rt")
@@ -63,7 +63,7 @@ def test_unknown_vectors_are_refused(spec: str) -> None:
 
 
 @pytest.mark.parametrize("spec", ["word2vec", "random:4"])
-def test_texts_without_a_word_that_recurs_are_refused(spec: str) -> None:
+def test_texts_without_a_repeated_word_are_rejected(spec: str) -> None:
     texts = corpus.load("rt")
     with pytest.raises(InputError, match=f"--vectors {spec}: no word occurs 3 times in the 0 "):
         vectors.load(spec, texts, texts.train.subset(0), quiet)
@@ -119,7 +119,7 @@ FORMATS = (
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("format_", FORMATS)
-def test_every_format_is_known_from_its_content(
+def test_every_format_is_detected_from_its_content(
     format_: str, compressed: bool, tmp_path: Path
 ) -> None:
     path = written(format_, tmp_path)
@@ -140,9 +140,7 @@ def test_tables_of_other_floats_become_float32(dtype: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("format_", ["glove", "word2vec binary", "gensim"])
-def test_the_exact_word_comes_before_other_spellings_and_of_those_the_first(
-    format_: str, tmp_path: Path
-) -> None:
+def test_exact_word_precedes_the_first_other_spelling(format_: str, tmp_path: Path) -> None:
     spellings = ["US", "Us", "Paris", "École", "us", "PARIS", "ÉCOLE"]
     matrix = np.arange(7 * 5, dtype=np.float32).reshape(7, 5)
     path = written(format_, tmp_path, spellings, matrix)
@@ -153,7 +151,7 @@ def test_the_exact_word_comes_before_other_spellings_and_of_those_the_first(
         np.testing.assert_array_equal(vector, expected[word])
 
 
-def test_words_with_spaces_as_in_gloves_largest_files(tmp_path: Path) -> None:
+def test_words_with_spaces(tmp_path: Path) -> None:
     (tmp_path / "v").write_text("the 1 2\n. . . 3 4\nat name@domain.com 5 6\ncat 7 8\n")
     words, matrix = files.read(tmp_path / "v", ["cat", "the", "at"])
     assert words == ["the", "cat"]
@@ -208,7 +206,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_files_are_refused_with_the_place(case: str, tmp_path: Path) -> None:
+def test_error_names_the_place_in_a_damaged_file(case: str, tmp_path: Path) -> None:
     content, complaint = BAD_FILES[case]
     (tmp_path / "v").write_bytes(content)
     with pytest.raises(InputError, match=complaint) as refused:
@@ -323,7 +321,7 @@ GLOVE_SAMPLE = Path("../shared/data/vectors/glove.6B.100d.top30k.txt.gz")
 
 
 @pytest.mark.skipif(not GLOVE_SAMPLE.exists(), reason=f"{GLOVE_SAMPLE} is not there")
-def test_the_glove_sample_is_read_in_a_moment() -> None:
+def test_glove_sample_is_read_quickly() -> None:
     texts = corpus.load("rt")
     started = time.perf_counter()
     result = vectors.load(str(GLOVE_SAMPLE), texts, texts.train, quiet)

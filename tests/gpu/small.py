@@ -90,7 +90,7 @@ def test_torch(factors: str, size: int, reset_after: bool, monkeypatch: pytest.M
 
 
 @of_kinds([kind for kind in KINDS if kind[:2] in SMALLEST])
-def test_torch_without_what_may_be_left_out(
+def test_torch_without_optional_arguments(
     factors: str, size: int, reset_after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls without tokens, resets, outputs, a backward pass, or steps of a row block."""
@@ -158,7 +158,7 @@ def in_jax(x: jax.Array) -> jax.Array:
     return jax_gru(CASE.parameters, x, CASE.lengths, CASE.h0)[0]
 
 
-def test_the_operator_looks_at_what_it_is_told() -> None:
+def test_operator_validates_its_arguments() -> None:
     """The operator validates its arrays; values out of range on the device give NaN."""
     tokens = torch.tensor([[0, 2, -1, 1, 0], [1, 0, 1, 0, 0]], dtype=torch.int32)
     lengths = torch.tensor([2, 2, 2, 3, -1], dtype=torch.int32)

@@ -19,7 +19,8 @@ from common.kernels.build import compiler
 from comparison import gpu
 from tests import ROOT
 
-QUICKLY = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # to begin
+# pytest starts sooner without plugins.
+FEW_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
 pytestmark = [
     pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler"),
     pytest.mark.skipif(not kernels.available(), reason="the kernels have not been built"),
@@ -29,7 +30,7 @@ pytestmark = [
 def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> str:
     """Run Python with these arguments; returns its standard output."""
     command = [*before, sys.executable, *map(str, arguments)]
-    env = os.environ | QUICKLY | environment
+    env = os.environ | FEW_PLUGINS | environment
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -37,7 +38,7 @@ def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> s
 
 @pytest.mark.parametrize("factors", gpu.FACTORS)
 @pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_the_factors_that_are_named_are_checked(
+def test_kernel_uses_requested_factors(
     framework: str, factors: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both frameworks select the kernel by settings of the process during the call."""
@@ -52,7 +53,7 @@ def test_the_factors_that_are_named_are_checked(
 
 
 @pytest.mark.long
-def test_the_first_ten_minutes_rehearsed() -> None:
+def test_rehearsal_passes_all_parity_checks() -> None:
     """Every kernel, in both frameworks, on all sizes of the parity suite."""
     output = run("-m", "tools.gpu.rehearsal").splitlines()
     kinds = {factors for factors, _ in cuda.CONFIGURATIONS}
@@ -70,9 +71,10 @@ def test_the_first_ten_minutes_rehearsed() -> None:
         pytest.param("address,undefined", "test", 17, marks=pytest.mark.long),
     ],
 )
-def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, kinds: str, number: int) -> None:
-    """The same in PyTorch but for the largest, under GCC's sanitizers. By default, these kinds:
-    all factors, both resets, one block and clusters of 2 and 4, one part and several."""
+def test_kernel_under_sanitizers(sanitizer: str, kinds: str, number: int) -> None:
+    """The tests of small.py in PyTorch, without the largest kernel, under GCC's sanitizers. The
+    default case has all factors, both resets, one block and clusters of 2 and 4, one part and
+    several."""
     names = ("tsan",) if sanitizer == "thread" else ("asan", "ubsan")
     requested = [[str(compiler()), f"-print-file-name=lib{name}.so"] for name in names]
     paths = [subprocess.check_output(each, text=True).strip() for each in requested]
@@ -124,7 +126,7 @@ def test_two_processes_at_once(twin: str, fault: str, expected: str, tmp_path: P
 
 
 @pytest.mark.long
-def test_small_cases_and_what_is_done_with_any_device() -> None:
+def test_small_cases_and_use() -> None:
     """A few kernels, with one block and with clusters of 2 to 16, and tests of other files."""
     few = {
         "tests/gpu/small.py": "test",

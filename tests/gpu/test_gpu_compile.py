@@ -1,4 +1,4 @@
-"""What NVRTC makes of the GPU's kernel, the layouts of fragments, and driver.h: without a GPU.
+"""The compiled GPU kernels, the layouts of mma fragments, and driver.h. No GPU is needed.
 
     pytest -qs -n0 -m "long or not long" tests/gpu/test_gpu_compile.py -k "fit and sm_90"
 
@@ -24,13 +24,15 @@ ARCHS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 
 
 def kernels(arch: Arch, factors: str, size: int) -> list[Instance]:
-    """Those of a configuration, if the device has it: both resets, forward and backward."""
+    """The kernels of a configuration: both resets, forward and backward; none if the architecture
+    does not support it."""
     result = (instance(size, factors, *each, arch) for each in product((False, True), repeat=2))
     return [kernel for kernel in result if kernel and kernel.size == size]
 
 
 CASES = [
-    # By default, each on the first that has it: what is left of an arch is how it is compiled.
+    # By default, each configuration is compiled for the first architecture that supports it. For
+    # the others, only the compilation differs; these cases are long.
     pytest.param(
         name, *key, marks=[pytest.mark.long] * (i > 0), id=f"{name}-{'-'.join(map(str, key))}"
     )
@@ -46,8 +48,8 @@ def of_a_wheel(pattern: str) -> Path | None:
 
 
 def of_a_step(listing: str) -> list[str]:
-    """The instructions of the loop over time: the shortest with every mma in it. Behind the
-    function's end, there are only the loops that wait for a barrier."""
+    """The instructions of the loop over time: the shortest loop that contains every mma. After
+    the function's EXIT, there are only loops that wait for a barrier."""
     code: list[str] = []
     labels = {}
     for line in listing.splitlines():
@@ -91,7 +93,7 @@ def test_kernels_fit(name: str, factors: str, size: int) -> None:
         )
         print(about)
         assert local == [0, 0, 0], about
-        # Registers are given out by 8 a thread.
+        # Registers are allocated in units of 8 per thread.
         assert -(-registers // 8) * 8 * kernel.threads <= 65_536, about
         assert kernel.shared_bytes <= (163 if name == "sm_80" else 227) * 1024, about
         each = {"Bf16": 1 / 16, "Tf32": 1 / 8, "Float32": 3 / 8}[factors]
@@ -101,7 +103,7 @@ def test_kernels_fit(name: str, factors: str, size: int) -> None:
         assert barriers == exchanges * ((cluster == 1) + (parts > 1)), about
 
 
-def test_clusters_take_an_arch_that_has_them() -> None:
+def test_cluster_kernels_require_sm_90() -> None:
     result = [name for name, *_ in (case.values for case in CASES)]
     assert [result.count(name) for name in ARCHS] == [4, 11, 11]
     assert instance(64, "Bf16", False, False, (7, 5)) is None
@@ -115,10 +117,10 @@ def offsets(lane_strides: tuple[int, int], value_strides: tuple[int, ...]) -> np
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_fragments_are_laid_out_as_cutlass_has_them(bf16: bool, tmp_path: Path) -> None:
-    """The emulator's mma, and hence the kernel, whose results are right in the emulator: CUTLASS's
-    layouts of SM80_16x8x16_F32BF16BF16F32_TN and SM80_16x8x8_F32TF32TF32F32_TN, whose offsets are
-    column-major in (m, k), (n, k) and (m, n)."""
+def test_mma_fragment_layout_matches_cutlass(bf16: bool, tmp_path: Path) -> None:
+    """The emulator's mma has the layouts of CUTLASS's SM80_16x8x16_F32BF16BF16F32_TN and
+    SM80_16x8x8_F32TF32TF32F32_TN, whose offsets are column-major in (m, k), (n, k) and (m, n).
+    So has the kernel, since its results in the emulator are right."""
     if compiler() is None:
         pytest.skip("needs a C++ compiler")
     k = 16 if bf16 else 8
@@ -161,7 +163,7 @@ constexpr std::array<size_t, sizeof...(A) + 1> sizes(R (*)(A...)) {
 #define SIZE(type) SAME(sizeof(ours::type), sizeof(type))
 #define PLACE(type, field) SAME(offsetof(ours::type, field), offsetof(type, field)) \
   SAME(sizeof(((ours::type *)0)->field), sizeof(((type *)0)->field))
-// A macro of cuda.h may stand for a newer version, which the library would have to ask for.
+// A macro of cuda.h may map a function to a newer version with another name.
 #define TEXT(name) #name
 #define FUNCTION(name) SAME(std::string_view(#name), TEXT(name)) \
   SAME(sizes(&ours::our_##name), sizes(&name))
@@ -177,7 +179,7 @@ PLACE(CUlaunchConfig, blockDimY) PLACE(CUlaunchConfig, blockDimZ)
 """
 
 
-def test_driver_is_declared_as_nvidia_declares_it(tmp_path: Path) -> None:
+def test_driver_declarations_match_nvidias(tmp_path: Path) -> None:
     installed = Path("/usr/local/cuda/include/cuda.h")
     header = installed if installed.exists() else of_a_wheel("*/include/cuda.h")
     cxx = compiler()

@@ -1,6 +1,6 @@
-"""Trials of GPU kernels: what the parent process makes of its child, which child.py replaces here.
+"""Trials of GPU kernels: how the parent handles each outcome of its child. child.py is the child.
 
-small.py has the real child, on the emulated GPU.
+small.py tests the real child, on the emulated GPU.
 """
 
 import os
@@ -212,7 +212,9 @@ def test_no_nvrtc(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("twin", TWINS)
-def test_who_decides(twin: str, children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_auto_starts_a_trial(
+    twin: str, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only "auto" starts a trial, and GRU_TWINS_CUDA=off prevents it."""
     if not jax_impl.cuda.BUILT:
         pytest.skip("the kernels have not been built with JAX's headers")

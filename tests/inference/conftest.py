@@ -11,13 +11,13 @@ from common.linear import train
 from common.training import loop
 from common.training.options import TrainConfig
 from tests.inference.client import HOSTS, SIZES, STOPPED, Client
-from tests.training.cases import not_drawn
+from tests.training.cases import without_figures
 
-__all__ = ["not_drawn"]
+__all__ = ["without_figures"]
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory, drawn_here: None) -> dict[str, Path]:
+def served(tmp_path_factory: pytest.TempPathFactory, draw_in_process: None) -> dict[str, Path]:
     """Run directories of two models."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:

@@ -106,7 +106,7 @@ def test_the_trace_is_the_oracles(framework: str, kind: str, texts: EncodedSplit
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_d_states_is_the_gradient_of_what_the_rest_of_the_review_does(
+def test_d_states_is_the_gradient_through_the_rest_of_the_review(
     framework: str, texts: EncodedSplit
 ) -> None:
     """dLoss/dh_t is the oracle's gradient with respect to h0, started from h_t after word t."""
@@ -198,7 +198,7 @@ def logits_of(run: run_directory.Run, text: list[int]) -> np.ndarray:
 
 
 @each_kind
-def test_explain_says_what_the_oracle_says(framework: str, kind: str) -> None:
+def test_explain_agrees_with_the_oracle(framework: str, kind: str) -> None:
     config = replace(CONFIGS[kind], classes=2)
     run = run_of(config, max_length=6)
     arguments = [np.array([3, 4, 2, 0, 3, 3, 1]), np.array([1]), np.zeros(0, np.int32)]

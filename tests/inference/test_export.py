@@ -152,7 +152,7 @@ def test_exported_models_compute_what_the_twins_do(kind: str, name: str) -> None
     [([[1, 10**6]], [2]), ([[-1, 1]], [2]), ([[1, 2]], [3]), ([[1, 2]], [-1])],
 )
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_is_out_of_range(name: str, tokens: list, lengths: list) -> None:
+def test_exported_model_rejects_values_out_of_range(name: str, tokens: list, lengths: list) -> None:
     """Values out of range have the effects that docs/export.md lists."""
     model = exported_as(name, "gru")
     arguments = np.array(tokens, np.int32), np.array(lengths, np.int32)
@@ -195,7 +195,7 @@ def main_of(framework: str) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("framework", "name"), [("torch", "onnx"), ("torch", "torch"), ("jax", "stablehlo")]
 )
-def test_from_a_run_to_the_same_answers(
+def test_exported_run_gives_the_same_answers(
     framework: str, name: str, trained: Path, tmp_path: Path, command: Command
 ) -> None:
     """An exported file predicts each test review as the run did in its test."""
@@ -373,7 +373,7 @@ def test_the_tokenizer_is_specified_whole() -> None:
         (["--to", "onnx", "runs/none"], "runs/none: no such run directory"),
     ],
 )
-def test_what_makes_no_sense_is_one_line(
+def test_invalid_export_options_get_one_line(
     arguments: list[str],
     problem: str,
     trained: Path,
@@ -394,7 +394,7 @@ def test_a_linear_run_is_refused(tmp_path: Path, command: Command) -> None:
     assert "holds a linear model" in refused(command(main_of("jax"), *arguments))
 
 
-def test_onnx_has_to_be_installed(
+def test_missing_onnx_is_named(
     trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.extras.find_spec", lambda name: None)

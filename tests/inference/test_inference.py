@@ -66,7 +66,7 @@ def test_predictions_say_everything(model: Model) -> None:
     assert model.predict(text for text in TEXTS) == result
 
 
-def test_an_answer_hangs_on_its_text_alone(model: Model) -> None:
+def test_prediction_depends_only_on_its_text(model: Model) -> None:
     """A prediction does not depend on the number and lengths of the other texts."""
     alone = np.concatenate([model.logits([text]) for text in TEXTS])
     for count in (*ROWS, 2 * ROWS[-1] + 3):
@@ -100,14 +100,14 @@ def test_threads_share_it(model: Model) -> None:
     ("texts", "problem"),
     [("a film", "found one str"), (["a", None], r"texts\[1\]: .* NoneType"), (3, "found int")],
 )
-def test_what_is_no_list_of_texts_is_refused(model: Model, texts: list[str], problem: str) -> None:
+def test_texts_of_wrong_type_are_rejected(model: Model, texts: list[str], problem: str) -> None:
     for ask in (model.predict, model.logits):
         with pytest.raises(TypeError, match=problem):
             ask(texts)
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_checkpoints_are_asked_before_the_run_is_finished(
+def test_checkpoint_of_an_unfinished_run_predicts(
     name: str, trained: Path, tmp_path: Path, command: Command
 ) -> None:
     load = TWINS[name].load
@@ -149,7 +149,7 @@ def test_a_checkpoint_without_a_best_one_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_a_run_with_options_that_are_gone_is_read(
+def test_run_with_removed_options_can_be_read(
     name: str, trained: Path, tmp_path: Path, command: Command
 ) -> None:
     """Its last checkpoint is read with the average, if it has one."""
@@ -241,7 +241,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_strangers_run_directory_gets_one_clear_line(
+def test_invalid_run_directory_gets_one_clear_line(
     case: str, name: str, trained: Path, tmp_path: Path, command: Command
 ) -> None:
     file, change, problem = DAMAGE[case]
@@ -263,6 +263,6 @@ def test_a_run_with_unusable_metrics_is_not_finished(
     assert run_directory.finished(folder, "torch", options) is None
 
 
-def test_a_model_is_shown_by_what_it_is(model: Model) -> None:
+def test_repr_of_a_model(model: Model) -> None:
     result = repr(model)
     assert result.startswith("Model(torch gru, hidden_size=4, num_layers=1, classes=('negative', ")

@@ -29,7 +29,7 @@ each_twin = pytest.mark.parametrize("client", HOSTS, indirect=True)
 
 
 @each_twin
-def test_it_answers_as_the_model_does(client: Client, served: dict[str, Path]) -> None:
+def test_server_answers_as_the_model(client: Client, served: dict[str, Path]) -> None:
     assert client.said == f"serving gru, rnn, linear on http://{client.host}:{client.port}\n"
     for name, folder in served.items():
         model = torch_impl.load(folder)
@@ -65,7 +65,7 @@ def test_a_linear_run_is_served(client: Client, linear_run: Path) -> None:
     assert result["error"] == "POST /explain: units: the run linear is linear and has none"
 
 
-def test_what_is_served(client: Client) -> None:
+def test_served_files(client: Client) -> None:
     status, result = client.ask("/runs")
     assert status == 200
     gru, rnn, linear = result["runs"]
@@ -80,7 +80,7 @@ def test_what_is_served(client: Client) -> None:
     assert status == 200 and page.startswith("<!doctype html>")
 
 
-def test_metrics_count(client: Client) -> None:
+def test_metrics_of_the_server(client: Client) -> None:
     def count() -> float:
         metrics = client.ask("/metrics")[1]
         result = re.search(r'^gru_twins_texts_total{path="/predict"} (\S+)$', metrics, re.M)
@@ -120,7 +120,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_it_cannot_answer_gets_a_line(case: str, client: Client) -> None:
+def test_invalid_request_gets_one_line(case: str, client: Client) -> None:
     path, body, expected, named = REFUSED[case]
     status, result = client.ask(path, body)
     assert status == expected
@@ -152,7 +152,7 @@ class Busy:
     ("sizes", "together"),
     [((), ()), ((1, 2), (3, 3)), ((156, 100, 1), (256, 256, 1)), ((300, 5), (300, 5))],
 )
-def test_questions_that_wait_are_answered_together(
+def test_waiting_requests_are_answered_in_one_batch(
     sizes: tuple[int, ...], together: tuple[int, ...]
 ) -> None:
     """Waiting requests are answered together, up to 256 texts; the rest follows."""
@@ -240,7 +240,7 @@ def test_thousands_of_malformed_bodies(count: int, client: Client) -> None:
     assert client.ask("/predict", {"texts": ["film"]})[0] == 200
 
 
-def test_who_goes_away_is_forgotten(client: Client) -> None:
+def test_disconnected_client_is_dropped(client: Client) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: 100\r\n\r\n"
     for _ in range(50):
@@ -250,7 +250,7 @@ def test_who_goes_away_is_forgotten(client: Client) -> None:
 
 
 @each_twin
-def test_many_at_a_time_each_get_their_own(client: Client) -> None:
+def test_concurrent_requests_get_their_own_answers(client: Client) -> None:
     answers: dict[int, list[float]] = {}
 
     def ask(number: int) -> None:
@@ -276,7 +276,7 @@ def test_many_at_a_time_each_get_their_own(client: Client) -> None:
         assert result == pytest.approx([result[0]] * len(result), abs=1e-6)
 
 
-def test_the_end_waits_for_what_was_asked(served: dict[str, Path]) -> None:
+def test_shutdown_waits_for_pending_requests(served: dict[str, Path]) -> None:
     """Even for a question of which the server has read the head alone. At an address other than
     the loopback's, that address is an allowed host, and localhost is not."""
     client = Client("torch", served["gru"], "--host", "127.0.0.2")
@@ -311,7 +311,7 @@ def accepts(host: str, port: int) -> bool:
     return True
 
 
-def test_a_signal_that_comes_as_soon_as_it_serves_is_heard(served: dict[str, Path]) -> None:
+def test_signal_immediately_after_start_ends_the_server(served: dict[str, Path]) -> None:
     assert Client("torch", served["gru"]).end() == STOPPED
 
 

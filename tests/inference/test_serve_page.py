@@ -191,7 +191,7 @@ def pixels(browser: WebDriver, panel: WebElement) -> np.ndarray:
     return np.array(data).reshape(height, width, 4)
 
 
-def test_what_is_typed_is_shown_by_every_run(browser: WebDriver, server: Server) -> None:
+def test_typed_text_is_shown_for_every_run(browser: WebDriver, server: Server) -> None:
     show(browser, url(server))
     await_words(browser, "a fine film")
     box(browser).send_keys(" indeed")
@@ -224,7 +224,7 @@ def test_what_is_typed_is_shown_by_every_run(browser: WebDriver, server: Server)
     assert {*names} == {f"127.0.0.1:{server.server_port}"}
 
 
-def test_it_shows_what_the_real_server_says(
+def test_page_shows_the_answers_of_the_real_server(
     browser: WebDriver, client: Client, served: dict[str, Path], linear_run: Path
 ) -> None:
     show(browser, f"http://127.0.0.1:{client.port}/")
@@ -254,7 +254,7 @@ def test_it_shows_what_the_real_server_says(
     assert logged(browser) == []
 
 
-def test_a_link_brings_text_and_runs_back(browser: WebDriver, server: Server) -> None:
+def test_link_restores_text_and_runs(browser: WebDriver, server: Server) -> None:
     show(browser, url(server, "first", "same", "no such run"))
     assert [panel.find_element(By.TAG_NAME, "h2").text for panel in panels(browser)] == ["same"]
     write(browser, "first & more + 100 %")
@@ -368,7 +368,7 @@ def test_texts_and_names_are_never_html(browser: WebDriver, server: Server) -> N
     assert browser.find_elements(By.CSS_SELECTOR, "img, main script") == []
 
 
-def test_no_answer_is_said(browser: WebDriver, server: Server) -> None:
+def test_missing_answer_is_reported(browser: WebDriver, server: Server) -> None:
     show(browser, url(server))
     alert = browser.find_element(By.CSS_SELECTOR, "[role=alert]")
     assert alert.text == ""

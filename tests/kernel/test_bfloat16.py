@@ -168,7 +168,7 @@ def test_kernel_of_the_tanh_rnn(size: tuple, instruction_set: None) -> None:
 
 
 @needs_kernel
-def test_one_step_to_the_last_bits(instruction_set: None) -> None:
+def test_one_step_is_exact(instruction_set: None) -> None:
     """Forward, with the reset after the product, all that is rounded is an input: so nothing rounds
     to a neighbour, and what is left are the sums of D + H exact products, and the activations. Half
     of the inputs are halfway between two bfloat16 numbers."""
@@ -295,7 +295,7 @@ def test_a_compiler_that_does_not_know_the_matrix_unit(tmp_path: Path) -> None:
 
 
 @needs_kernel
-def test_not_a_number_stays_one(instruction_set: None) -> None:
+def test_nan_stays_nan(instruction_set: None) -> None:
     """A NaN whose bits would become -0 by rounding up remains a NaN."""
     case = draw(3, 4, 5, 6, 0)
     case.lengths[:] = 3
@@ -306,7 +306,7 @@ def test_not_a_number_stays_one(instruction_set: None) -> None:
 
 
 @needs_kernel
-def test_an_inference_does_not_take_the_weights_that_another_packed() -> None:
+def test_inference_does_not_use_weights_packed_for_another() -> None:
     case, arrays = draw(2, 3, 8, 8, 0), {}
     arguments = case.arguments(torch.tensor)
     if not HERE:
@@ -426,7 +426,7 @@ def test_float64_is_refused(implementation: str) -> None:
         jax_impl.gru.gru(wide, jnp.asarray(case.x, float), case.lengths, **options)
 
 
-def test_arrays_in_bfloat16_are_something_else() -> None:
+def test_arrays_in_bfloat16_differ_from_products_in_bfloat16() -> None:
     """Arrays in bfloat16 are converted to float32; only bfloat16=True rounds the products."""
     case = draw(3, 2, 4, 5, 0)
     parameters = {name: torch.tensor(value).bfloat16() for name, value in case.parameters.items()}
@@ -442,7 +442,7 @@ def test_arrays_in_bfloat16_are_something_else() -> None:
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux")
 @needs_kernel
-def test_the_processor_is_asked() -> None:
+def test_processor_support_is_detected() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
     has_avx512 = {"avx512dq", "avx512vl"} <= set(flags)
     assert kernels.bfloat16() == (has_avx512 and bool({"avx512_bf16", "amx_bf16"} & set(flags)))
@@ -463,7 +463,7 @@ def main_of(framework: ModuleType, tool: ModuleType = loop) -> Callable[[], None
         pytest.param("jax", True, marks=pytest.mark.long),
     ],
 )
-def test_a_run(
+def test_run_with_products_in_bfloat16(
     name: str,
     there: bool,
     command: Callable[..., tuple[int, str, str]],
@@ -525,7 +525,7 @@ def test_the_models_dtype_is_the_product_dtype_of_each_call(
 
 
 @pytest.mark.parametrize("model", ["rnn", "nn.gru"])
-def test_models_without_it(
+def test_models_without_bfloat16(
     model: str, command: Callable[..., tuple[int, str, str]], small: list[str]
 ) -> None:
     arguments = [*small, "--model", model, "--dtype", "bfloat16"]
@@ -536,7 +536,7 @@ def test_models_without_it(
 
 @pytest.mark.parametrize("wrong", ["float32", 1, None, np.True_])
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_it_is_true_or_false(name: str, wrong: object) -> None:
+def test_bfloat16_must_be_a_bool(name: str, wrong: object) -> None:
     convert = {"torch": torch.from_numpy, "jax": jnp.asarray}[name]
     gru = {"torch": torch_impl.gru.gru, "jax": jax_impl.gru.gru}[name]
     config = ModelConfig(3, 4)

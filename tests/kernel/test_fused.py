@@ -219,7 +219,7 @@ def test_torch_operator_refuses_forward_mode():
 
 
 @needs_torch
-def test_torch_backward_writes_no_zeros_as_large_as_what_was_saved():
+def test_torch_backward_allocates_no_zero_gradient_of_saved():
     """Writing such zeros would take as long as the whole forward pass."""
     arguments = tensors(draw(0))
     _, h_last = Recur()(*arguments)
@@ -274,7 +274,7 @@ def test_jax_gradients(K, reset_after):
 @needs_torch
 @needs_jax
 @each_layer
-def test_the_other_gradients_are_the_same_where_that_of_x_is_not_wanted(K, directions, reset_after):
+def test_gradients_are_the_same_without_that_of_x(K, directions, reset_after):
     drawn = draw(K, directions)
     options = {**HOW, "reset_after": reset_after}
 
@@ -339,7 +339,7 @@ def test_jax_refuses_bad_input():
 @needs_jax
 @both
 @with_tokens
-def test_both_directions_are_each_direction(K, reset_after):
+def test_bidirectional_layer_equals_its_directions(K, reset_after):
     """Both directions of one call equal two calls, in both frameworks, with and without outputs."""
     drawn, results = draw(K, 2, full=True), []
     options = {"reset_after": reset_after, "return_sequences": True}
@@ -406,7 +406,7 @@ def stack(K: int, directions: int) -> tuple[list[list[torch.Tensor]], dict[str, 
 @each_number
 @with_tokens
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_torch_at_once_is_what_scan_computes(K, directions, reset_after, batch_first):
+def test_inference_kernel_in_torch_equals_scan(K, directions, reset_after, batch_first):
     layers, arguments = stack(K, directions)
     parameters = {
         f"gru.{i}.{side}.{name}": layers[i][4 * j + k]
@@ -507,7 +507,7 @@ OMP = {"OMP_NUM_THREADS": "2"}
         pytest.param("first", "passive", True, marks=pytest.mark.long),
     ],
 )
-def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
+def test_inference_kernel_uses_openmp_threads_while_they_spin(
     thread: str, policy: str, own: bool
 ) -> None:
     """In all other cases, and in other threads, as in a server, the kernel uses its own threads."""
@@ -521,7 +521,7 @@ def test_torch_at_once_takes_openmp_s_threads_while_they_spin(
 @pytest.mark.parametrize(
     "options", ["first call in a child", pytest.param("import in a child", marks=pytest.mark.long)]
 )
-def test_torch_at_once_in_a_child_of_a_process_whose_openmp_has_threads(options: str) -> None:
+def test_inference_kernel_in_a_child_of_a_process_with_openmp_threads(options: str) -> None:
     """The child uses other threads, because an OpenMP runtime does not survive a fork."""
     subprocess.run([sys.executable, "-c", OPENMP, options], env=os.environ | OMP, check=True)
 
@@ -555,7 +555,7 @@ for _ in range(2):  # the parent, too, goes on
 
 @needs_torch
 @pytest.mark.skipif(CORES < 2, reason="needs two cores, and Linux's OpenMP")
-def test_torch_trains_in_a_child_of_a_process_that_has_trained():
+def test_torch_trains_in_a_fork_of_a_process_that_has_trained():
     """The step is large enough that PyTorch's own operations use several threads."""
     subprocess.run([sys.executable, "-c", FORK], env=os.environ | OMP, check=True)
 
@@ -582,7 +582,7 @@ class Own(torch.Tensor):
 @needs_torch
 @pytest.mark.parametrize("wrong", UNREADABLE)
 @with_tokens
-def test_torch_at_once_leaves_what_the_kernel_cannot_read(K, wrong):
+def test_inference_kernel_leaves_unreadable_arrays_to_the_general_path(K, wrong):
     """The kernel does not validate addresses, so such arrays must not reach it."""
     layers, inputs = stack(K, 2)
     tried = 0
@@ -617,7 +617,7 @@ with torch.no_grad():
 
 
 @needs_torch
-def test_torch_at_once_leaves_a_model_in_float16() -> None:
+def test_inference_kernel_leaves_float16_to_the_general_path() -> None:
     """The kernel would write beyond the end of float16 arrays, so a child process runs this."""
     subprocess.run([sys.executable, "-c", HALF], check=True)
 
@@ -644,7 +644,7 @@ def test_torch_results_do_not_depend_on_the_threads(reset_after):
 
 
 @needs_jax
-def test_jax_takes_the_kernel_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
+def test_jax_uses_the_cpu_kernel_on_a_machine_with_a_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     drawn = init_gru(3, 4, 1, False, seed=0)
     parameters = {name: jnp.asarray(value) for name, value in drawn.items()}

@@ -25,7 +25,7 @@ def check(library: Path, framework: str, calls: int) -> None:
 
 
 @pytest.mark.skipif(not kernels.available(), reason="the kernel has not been built")
-def test_right_calls_are_right_and_wrong_ones_raise() -> None:
+def test_valid_calls_are_right_and_invalid_ones_raise() -> None:
     try:
         fuzz_gru.sanitizer()
     except OSError as error:

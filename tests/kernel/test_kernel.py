@@ -183,7 +183,7 @@ def test_both_directions_at_once(size, options, dtype, reset_after):
     ["lengths", "h0", "d_outputs", "d_h_last", "resets", "h_reset", "outputs", "backward", "d_x"],
 )
 @pytest.mark.parametrize("K", [0, 9])
-def test_what_may_be_missing(K, missing, reset_after):
+def test_optional_arrays(K, missing, reset_after):
     case = draw(8, 5, 6, 20, K)
     if missing in ("outputs", "backward", "d_x"):
         check(case, reset_after, **{missing: False})
@@ -193,7 +193,7 @@ def test_what_may_be_missing(K, missing, reset_after):
 
 @both
 @pytest.mark.parametrize("K", [0, 9])
-def test_nothing_is_read(K, reset_after):
+def test_padding_is_not_read(K, reset_after):
     """All lengths are zero, although there are time steps."""
     case = draw(8, 5, 6, 20, K, sides=DIRECTIONS)
     check(replace(case, lengths=np.zeros(5, np.int32)), reset_after)
@@ -225,7 +225,7 @@ def test_threads_take_turns_at_few_rows(B, sides, reset_after, instruction_set):
 
 @pytest.mark.parametrize(("dtype", "reset_after"), [(np.float32, False), (np.float64, True)])
 @pytest.mark.parametrize("size", [(5, 3, 32, 32), (40, 1, 32, 128)])  # threads share the second
-def test_inference_sees_that_weights_have_changed(size, dtype, reset_after, instruction_set):
+def test_inference_detects_changed_weights(size, dtype, reset_after, instruction_set):
     """An inference keeps packed weights, and packs them again after any change.
 
     The changes are one number, one number at the end, and the signs of 32 numbers, whose sum may
@@ -285,7 +285,7 @@ def test_inference_of_weights_in_the_order_of_nn_gru(reset_after, instruction_se
 @both
 @each_dtype
 @pytest.mark.parametrize("K", [0, 9])
-def test_nothing_is_left_of_an_earlier_call(K, dtype, reset_after):
+def test_calls_are_independent(K, dtype, reset_after):
     """The kernel reuses its memory, which an earlier, larger call has filled with NaN."""
     nothing = draw(8, 150, 70, 64, K and 300, sides=DIRECTIONS, dtype=dtype)
     arrays = [*nothing.parameters.values(), nothing.x, nothing.h0]
@@ -481,7 +481,7 @@ def test_choice_of_an_instruction_set():
 
 # If calls did not wait, the first would be wrong, and the second wrong or stuck, or would crash.
 @pytest.mark.parametrize("options", [{"threads": 1, "backward": False}, {}], ids=["one", "all"])
-def test_calls_at_once(options):
+def test_concurrent_calls(options):
     """Concurrent calls of several threads wait for each other."""
     # Without lengths, both would lay out the same memory alike, and find no wild addresses in it.
     cases = [replace(draw(30, 70, 30, 24, seed=seed), lengths=None) for seed in (1, 2)]
@@ -507,7 +507,7 @@ def test_calls_at_once(options):
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_calls_of_one_thread_each_run_side_by_side(monkeypatch):
+def test_single_threaded_calls_run_concurrently(monkeypatch):
     """Calls with one thread do not wait: short calls finish during a long one."""
     forward = kernels.forward
     spans: list[tuple[float, float]] = []

@@ -15,7 +15,7 @@ DRIVER = Path(__file__).with_name("sanitizers.cpp")
 @pytest.mark.long
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_the_kernel_does_nothing_that_it_must_not(sanitizer: str, tmp_path: Path) -> None:
+def test_kernel_under_sanitizers(sanitizer: str, tmp_path: Path) -> None:
     flags = [*emulation.FLAGS, "-O1", "-g1", "-std=c++17", "-pthread", "-Wno-psabi"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{FOLDER}"]
     program = tmp_path / sanitizer

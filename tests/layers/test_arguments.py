@@ -137,14 +137,14 @@ WRONG = {
 
 
 @each
-def test_what_fits_does_not_raise(framework, implementation):
+def test_valid_arguments_do_not_raise(framework, implementation):
     for changes in ({}, {"tokens": TOKENS}):
         call(framework, implementation, arguments(**changes))
 
 
 @each
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_does_not_fit_raises(framework, implementation, wrong):
+def test_invalid_arguments_raise(framework, implementation, wrong):
     name, changes = WRONG[wrong]
     with pytest.raises((ValueError, TypeError), match=name):
         call(framework, implementation, arguments(**changes))
@@ -178,7 +178,7 @@ WRONG_OF_MODULES = {
 
 @each_framework
 @pytest.mark.parametrize("wrong", WRONG_OF_MODULES)
-def test_the_module_says_what_does_not_fit_in_its_own_words(framework, wrong):
+def test_module_names_its_own_arguments(framework, wrong):
     name, changes = WRONG_OF_MODULES[wrong]
     inputs = convert(framework, {"x": ones(B, T, D)} | changes)
     first = [inputs.pop("x"), *([inputs.pop("h0", None)] if framework == "torch" else [])]
@@ -199,7 +199,7 @@ def test_the_module_says_what_does_not_fit_in_its_own_words(framework, wrong):
         ((D, H), {"implementation": "fast"}, ValueError),
     ],
 )
-def test_the_module_refuses_sizes_and_names_that_are_none(framework, sizes, options, error):
+def test_module_rejects_invalid_sizes_and_names(framework, sizes, options, error):
     with pytest.raises(error):
         layer(framework, *sizes, **options)
 
@@ -228,7 +228,7 @@ def test_any_layout_and_any_integers_are_right(framework, implementation):
 
 @each
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_what_no_word_reads_has_no_part_in_gradients(framework, implementation, everywhere):
+def test_unread_inputs_do_not_influence_gradients(framework, implementation, everywhere):
     """A row of x that is NaN and that only padding reads, in some or in all sequences."""
     tokens = np.random.default_rng(1).integers(0, K - 2, (T, B)).astype(np.int32)
     lengths = arguments()["lengths"]
@@ -376,7 +376,7 @@ def test_torch_takes_tensors_without_numbers():
 
 
 @pytest.mark.parametrize("wrong", ["abc", "0", "-1", "1.5", "99999999999"])
-def test_a_number_of_threads_that_is_none(wrong, monkeypatch):
+def test_invalid_gru_num_threads_raises(wrong, monkeypatch):
     monkeypatch.setenv("GRU_NUM_THREADS", wrong)
     layer = jax_impl.GRU(D, H, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=f"GRU_NUM_THREADS: .* found {wrong}"):
@@ -456,7 +456,7 @@ def test_torch_operators_validate_all_memory(wrong):
 
 @needs_kernel
 @pytest.mark.parametrize("flags", [[0, 1], [0, 1, 0, 0, 0], [0, 1, 0, 2], [0, 1, 0, -1]], ids=str)
-def test_torch_operators_refuse_the_flags_of_no_cell(flags):
+def test_torch_operators_reject_invalid_flags(flags):
     shapes = (T, B, D), (3 * H, D), (3 * H, H), (3 * H,), (3 * H,), (1, B, H)
     lengths = torch.full((B,), T, dtype=torch.int32)
     with pytest.raises(ValueError, match="flags"):
@@ -476,7 +476,7 @@ def test_torch_operators_refuse_the_flags_of_no_cell(flags):
         ("x", torch.ones(T, B, D + 1)),
     ],
 )
-def test_torch_backward_operator_looks_at_all_memory(name, value):
+def test_torch_backward_operator_validates_all_memory(name, value):
     inputs = operator_arguments()
     _, h_last, saved = operator(inputs)
     del inputs["save"]
@@ -568,7 +568,7 @@ PROGRAMS = [
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
 def test_ctrl_c_while_a_program_is_importing_prints_nothing(program):
-    # As soon as common/program.py has been imported, which comes first: python -v says so.
+    # The signal is sent after the first import, of common/program.py, which python -v prints.
     process = subprocess.Popen(
         [sys.executable, "-v", *program, "--help"],
         cwd=ROOT,

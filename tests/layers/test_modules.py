@@ -130,7 +130,7 @@ def test_dropout_drops_what_nn_gru_drops():
         torch_impl.GRU(D, H, dropout=0.5)
 
 
-def test_packed_sequences_stay_where_they_are_whatever_the_default_device():
+def test_packed_sequences_ignore_the_default_device():
     packed = pack_padded_sequence(torch.randn(T, B, D), LENGTHS, enforce_sorted=False)
     gru = torch_impl.GRU(D, H)
     expected = gru(packed)
@@ -229,7 +229,7 @@ def test_canonical_parameters_there_and_back(reset_after, options):
 
 
 @pytest.mark.parametrize("reset_after", [False, True])
-def test_canonical_parameters_that_are_none(reset_after):
+def test_invalid_canonical_parameters_raise(reset_after):
     good = torch_impl.GRU(D, H, 2, bidirectional=True, reset_after=reset_after).canonical()
     name = "gru.1.forward.weight_ih"
     for changed, error, match in (
@@ -248,7 +248,7 @@ def test_canonical_parameters_that_are_none(reset_after):
 
 
 @pytest.mark.parametrize("reset_after", [False, True])
-def test_what_torch_modules_can(reset_after, tmp_path):
+def test_torch_modules_are_copied_pickled_and_printed(reset_after, tmp_path):
     gru = torch_impl.GRU(D, H, 2, True, True, 0.2, True, reset_after=reset_after).eval()
     x = torch.randn(B, T, D)
     expected = gru(x)
@@ -570,12 +570,12 @@ def test_torch_modules_refuse_a_reset_after_that_is_no_bool(module):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_recurrent_shows_how_it_was_made(bidirectional):
+def test_repr_of_recurrent(bidirectional):
     layer = torch_impl.Recurrent(torch_impl.rnn.CELL, D, H, bidirectional=bidirectional)
     assert repr(layer) == f"Recurrent(rnn, {D}, {H}, 1{', bidirectional=True' * bidirectional})"
 
 
-def test_what_jax_modules_refuse():
+def test_jax_modules_reject_invalid_arguments():
     for changed, match in (
         ({"dropout": -0.1}, "dropout"),
         ({"dropout": float("nan")}, "dropout"),
@@ -619,7 +619,7 @@ def test_two_names_of_one_argument():
 
 @pytest.mark.parametrize("reset_after", [False, True])
 @pytest.mark.parametrize("implementation", CELL.implementations())
-def test_a_stream_of_documents_is_the_documents(implementation, reset_after):
+def test_concatenated_documents_with_resets_match_separate_documents(implementation, reset_after):
     """Concatenated documents with resets give the outputs of each document alone."""
     options = {"bidirectional": True, "reset_after": reset_after, "implementation": implementation}
     gru = torch_impl.GRU(D, H, 2, dtype=torch.float64, **options)
@@ -640,7 +640,7 @@ def test_a_stream_of_documents_is_the_documents(implementation, reset_after):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_a_recurrent_policy_goes_on_in_chunks(batch_first):
+def test_chunks_with_resets_and_h_reset_match_single_steps(batch_first):
     """Each chunk starts from the state of the previous one; episodes start from the first state."""
     gru = torch_impl.GRU(D, H, batch_first=batch_first)
     first = torch.randn(1, 1, H).expand(1, B, H).requires_grad_()
@@ -693,7 +693,7 @@ for block in blocks:
 
 
 @pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.long)])
-def test_keras_is_taken_over_and_docs_examples_run(backend):
+def test_keras_layers_are_converted_and_docs_examples_run(backend):
     """A separate process runs this, because Keras has one backend per process."""
     if not find_spec("keras"):
         pytest.skip("needs keras")

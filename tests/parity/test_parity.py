@@ -132,7 +132,7 @@ YARDSTICKS = (parity.NN_GRU, parity.SIMPLE_CELL, *parity.LOOPS.values())
 
 
 @pytest.mark.parametrize("yardstick", YARDSTICKS, ids=lambda each: each.name)
-def test_every_yardstick_is_right(yardstick):
+def test_every_reference_is_right(yardstick):
     """An error in a yardstick would remain undetected: bounds are twice its rounding errors."""
     cases = [draws for draws in CASES.values() if yardstick.can(draws[0], "float64")]
     if yardstick is parity.SIMPLE_CELL:  # XLA takes seconds to compile each case.
@@ -177,7 +177,7 @@ def forward_and_backward(case):
 
 @pytest.mark.parametrize("peer", [False, True])
 @pytest.mark.parametrize("share", [1.02, 4.1])
-def test_a_peer_fails_only_far_above_its_bound(share, peer):
+def test_peer_fails_only_far_above_its_bound(share, peer):
     (case, *_) = CASES["gru, ties, zeros, unsorted, reset after"]
     result = parity.equations(case, np.float64)
     off = share * parity.BOUND_GRADIENT * np.abs(result["d x"]).max()
@@ -188,7 +188,7 @@ def test_a_peer_fails_only_far_above_its_bound(share, peer):
     assert [row.check for row in rows if row.is_excess] == (["d x"] if allowed else [])
 
 
-def test_what_is_of_other_libraries_is_a_peer():
+def test_implementations_of_other_libraries_are_peers():
     peers = {"torch nn.GRU", "flax.linen.GRUCell", "flax.nnx.GRUCell"}
     assert {name for name, each in IMPLEMENTATIONS.items() if each.peer} == peers
     assert parity.SIMPLE_CELL.peer

@@ -127,7 +127,7 @@ def test_the_page_shows_all_but_docstrings() -> None:
         assert "".join(visible.split()) == "".join(written.split())
 
 
-def test_what_is_not_marked_is_the_same_in_both() -> None:
+def test_unmarked_lines_are_the_same_in_both() -> None:
     for part in twins.parts():
         ours, theirs = map(plain, columns(part.table))
         assert twins.neutral(ours) == twins.neutral(theirs)
@@ -143,7 +143,7 @@ def test_lines_that_are_alike_stand_opposite_each_other() -> None:
     assert right == ["<mark># why</mark>", "a = <mark>jnp.f</mark>(b)", "return a"]
 
 
-def test_what_the_page_translates_stands_in_the_twins() -> None:
+def test_translated_terms_occur_in_the_twins() -> None:
     for *codes, _ in twins.DIFFERENCES:
         for twin, code in zip(twins.TWINS, codes, strict=True):
             assert code == twins.NOTHING or code in shown_source(twin)

@@ -125,7 +125,7 @@ def test_no_text_from_data_has_an_effect_in_report_md(
     )
 
 
-def test_what_is_missing_is_left_out(changed: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_results_are_omitted(changed: dict[str, Any], tmp_path: Path) -> None:
     for key in SECTIONS:
         visible = {"summary", "loss", "confusion"} if key == "runs" else {key}
         page = page_of(only(changed, key), tmp_path)
@@ -173,9 +173,7 @@ def test_latencies_are_shown_where_there_are_any(changed: dict[str, Any], tmp_pa
     assert not any(heading in page for heading in headings) and 'id="speed"' in page
 
 
-def test_numbers_that_are_none_do_not_break_the_page(
-    changed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_nan_does_not_break_the_page(changed: dict[str, Any], tmp_path: Path) -> None:
     changed = only(changed, "parity", "runs", "explorer")
     changed["parity"][0]["error"] = math.inf
     changed["runs"][0]["losses"][3] = math.nan
@@ -216,7 +214,7 @@ def test_the_calibration(changed: dict[str, Any], tmp_path: Path) -> None:
     assert titles(changed)["reliability"] == [title]
 
 
-def test_titles_say_what_the_numbers_say(changed: dict[str, Any]) -> None:
+def test_titles_agree_with_the_numbers(changed: dict[str, Any]) -> None:
     results = only(changed, "runs")
     first, second = changed["runs"]
     first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])

@@ -23,7 +23,7 @@ def shown(table: tables.Table) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_check_that_fails_stands_out_everywhere() -> None:
+def test_failed_check_is_highlighted_everywhere() -> None:
     table = tables.parity([HELD, BROKEN])
     assert [row[-1] for row in table.rows] == ["yes", "**NO**"]
     assert re.search(r"\x1b\[31m *NO\x1b", shown(table))
@@ -39,7 +39,7 @@ def test_a_check_that_fails_stands_out_everywhere() -> None:
 @pytest.mark.parametrize(
     ("peer", "share", "passed"), [(True, 1.02, True), (True, 4.1, False), (False, 1.02, False)]
 )
-def test_a_bound_holds_what_is_ours_and_fails_a_peer_only_far_above(
+def test_bound_is_strict_for_twins_and_loose_for_peers(
     peer: bool, share: float, passed: bool
 ) -> None:
     check = Check.of(*OF_A_PEER, share * 2e-7, 2e-7, 6e-8, peer)
@@ -69,7 +69,7 @@ def test_the_suite_in_short_names_the_bound_that_does_not_hold() -> None:
     assert table.rows[1] == ["jax [/red] fused", "before", "", "**2e+00 (2.0) > 1e-12**"]
 
 
-def test_latencies_are_told_task_by_task_the_fastest_first(results: dict[str, Any]) -> None:
+def test_latencies_are_listed_by_task_fastest_first(results: dict[str, Any]) -> None:
     result = convert(results["speed"], Speed, Path("results.json"))
     by_task = tables.tasks(result.inference, tables.LATENCY)
     assert [table.title.partition(", H")[0] for table in by_task] == [
@@ -82,6 +82,6 @@ def test_latencies_are_told_task_by_task_the_fastest_first(results: dict[str, An
 
 
 @pytest.mark.parametrize("error", [float("inf"), float("nan")])
-def test_an_error_that_is_no_number_fails(error: Any) -> None:
+def test_nan_error_fails(error: Any) -> None:
     check = Check.of(["a", "b"], "x", "float32", error, 1.0, 1e-7)
     assert not check.passed

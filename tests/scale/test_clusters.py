@@ -91,7 +91,7 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_dask_has_another_worker_go_on(
+def test_dask_continues_on_another_worker(
     module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import dask
@@ -165,7 +165,7 @@ def test_slurm_gets_a_script_and_may_run_it_again(slurm: Path, module: str, tmp_
 
 
 @pytest.mark.long
-def test_a_stop_reaches_what_slurm_runs(slurm: Path, tmp_path: Path) -> None:
+def test_stop_signal_reaches_the_slurm_job(slurm: Path, tmp_path: Path) -> None:
     """Ctrl-C reaches the job, too: the training saves a checkpoint and reports it."""
     arguments = ["accuracy", "--frameworks", "torch", "--models", "gru", "--data", "rt"]
     arguments += ["--vectors", "random:8", "--train-size", "64", "--test-size", "16", "--epochs"]
@@ -193,13 +193,13 @@ def test_a_stop_reaches_what_slurm_runs(slurm: Path, tmp_path: Path) -> None:
         (Place("dask"), "--on dask: DASK_SCHEDULER_ADDRESS must name a scheduler"),
     ],
 )
-def test_what_is_not_there(place: Place, line: str) -> None:
+def test_missing_scheduler_or_package_is_named(place: Place, line: str) -> None:
     with pytest.raises(InputError, match=f"^{line}"):
         processes.run([Job("never", "never", ())], place, lambda *_: None, lambda _: None)
 
 
 @pytest.mark.long  # otherwise, no other process could continue
-def test_what_it_runs_dies_with_the_one_who_started_it(tmp_path: Path) -> None:
+def test_training_dies_with_its_parent(tmp_path: Path) -> None:
     log, stop = tmp_path / "log", tmp_path / "stop"
     options = dataclasses.replace(LONG, epochs=5000, out=tmp_path / "run")
     job = Job("long", "torch_impl.train", tuple(to_arguments(options)))

@@ -71,7 +71,7 @@ def machines(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["torch", "jax"])
-def test_two_machines_find_what_one_does(name: str, machines: Start, tmp_path: Path) -> None:
+def test_two_machines_compute_the_result_of_one(name: str, machines: Start, tmp_path: Path) -> None:
     """The store may run on another machine than the first worker."""
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-endpoint", f"{ADDRESSES[1]}:29500", "-m", f"{name}_impl.train", *SIZES]
@@ -102,7 +102,7 @@ LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_
         ("MASTER_ADDR", "", "MASTER_ADDR: expected the first worker's machine, found nothing"),
     ],
 )
-def test_what_no_launcher_sets(
+def test_invalid_variables_of_launchers(
     framework: str, name: str, value: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for each, output in (LAUNCHED | {name: value}).items():
@@ -114,9 +114,7 @@ def test_what_no_launcher_sets(
 
 
 @pytest.mark.parametrize("address", ["127.0.1.1", None])
-def test_a_machine_whose_name_leads_nowhere(
-    address: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_machine(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: str) -> str:
         if address is None:
             raise socket.gaierror

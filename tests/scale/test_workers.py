@@ -97,7 +97,7 @@ def assert_near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         for each in product(FRAMEWORKS, (2, 4, 8))
     ],
 )
-def test_shares_come_to_the_whole_batch(name: str, shares: int, x64: None) -> None:
+def test_gradients_of_shares_sum_to_that_of_the_batch(name: str, shares: int, x64: None) -> None:
     assert_near(gradients(name, ALONE, shares), whole(name))
 
 
@@ -155,7 +155,7 @@ def train_alone(name: str, out: Path, launched: dict[str, str]) -> None:
         pytest.param("jax", 2, marks=long),
     ],
 )
-def test_workers_find_and_leave_what_one_does(name: str, count: int, tmp_path: Path) -> None:
+def test_workers_write_the_files_of_one_worker(name: str, count: int, tmp_path: Path) -> None:
     devices = 2 if name == "jax" else 1
     many = start(worker, name, tmp_path / "many", count, devices * count, devices)
     alone = start(train_alone, name, tmp_path / "alone", 1)
@@ -179,7 +179,7 @@ def training(name: str, out: Path, launched: dict[str, str], options: TrainConfi
 
 
 @pytest.mark.parametrize(("name", "others"), [("torch", 3), pytest.param("jax", 1, marks=long)])
-def test_all_stop_at_one_step_and_another_number_goes_on(
+def test_workers_stop_at_one_step_and_another_number_continues(
     name: str, others: int, tmp_path: Path
 ) -> None:
     out, endless = tmp_path / "run", dataclasses.replace(TINY, epochs=1000)
@@ -200,14 +200,14 @@ def test_all_stop_at_one_step_and_another_number_goes_on(
 
 
 @pytest.mark.parametrize("name", ["torch", pytest.param("jax", marks=long)])
-def test_one_of_two_killed(name: str, tmp_path: Path) -> None:
+def test_killed_worker_ends_the_other(name: str, tmp_path: Path) -> None:
     same, *_, longest = endurance.kill_many(name, 1, random.Random(0), tmp_path, workers=2)
     assert same == 1
     assert longest < 10
 
 
-@long  # a killed worker and a resumed training: test_one_of_two_killed
-def test_torchrun_starts_all_again(tmp_path: Path) -> None:
+@long  # a killed worker and a resumed training: test_killed_worker_ends_the_other
+def test_torchrun_restarts_all_workers(tmp_path: Path) -> None:
     """--restart deletes the run only at the first start."""
     sizes = ["--data", "rt", "--vectors", "random:8", "--train-size", "64", "--test-size", "16"]
     sizes += ["--max-length", "2", "--batch-size", "8", "--hidden-size", "8", "--epochs", "8"]
@@ -258,7 +258,9 @@ def wrong(name: str, out: Path, launched: dict[str, str], options: dict[str, Any
 @pytest.mark.parametrize(
     ("name", "options"), [("torch", {"seed": 7}), ("jax", {"data": "csv:/nowhere.csv"})]
 )
-def test_what_is_wrong_is_said_once(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_error_of_several_workers_is_printed_once(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     assert end(start(wrong, name, out, 2, options)) == [2, 2]
     output = [(out / str(rank)).read_text() for rank in range(2)]
@@ -294,7 +296,7 @@ def test_too_few_shares(tmp_path: Path) -> None:
         loop.Trainer(framework, options, tmp_path, None, World(0, 2))
 
 
-def test_shares_drop_elements_of_their_own() -> None:
+def test_shares_have_their_own_dropout_masks() -> None:
     options = TrainConfig(word_dropout=0.5, shares=2)
     batches = Batches(split(), B, shares=2)
     config = options.model_config((V, D), 3, False)

@@ -98,7 +98,7 @@ def add_removed_options(run: Path, **options: object) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def not_drawn(drawn_here: None) -> Iterator[Callable[..., bool]]:
+def without_figures(draw_in_process: None) -> Iterator[Callable[..., bool]]:
     """Figures take longer than a small training, so only tests with the fixture `drawing` draw."""
     draw = run_directory.draw
     with pytest.MonkeyPatch.context() as patch:
@@ -107,6 +107,6 @@ def not_drawn(drawn_here: None) -> Iterator[Callable[..., bool]]:
 
 
 @pytest.fixture
-def drawing(not_drawn: Callable[..., bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def drawing(without_figures: Callable[..., bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished runs are drawn, in this process."""
-    monkeypatch.setattr(run_directory, "draw", not_drawn)
+    monkeypatch.setattr(run_directory, "draw", without_figures)

@@ -1,5 +1,5 @@
 """The fixtures of this folder."""
 
-from tests.training.cases import drawing, not_drawn
+from tests.training.cases import drawing, without_figures
 
-__all__ = ["drawing", "not_drawn"]
+__all__ = ["drawing", "without_figures"]

@@ -39,10 +39,10 @@ predict = main_of(torch_impl.learner, prediction)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, not_drawn: Callable[..., bool]) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, without_figures: Callable[..., bool]) -> Path:
     folder = tmp_path_factory.mktemp("run")
     loop.train(torch_impl.learner, TrainConfig(**{**vars(OPTIONS), "out": folder}))
-    assert not_drawn(folder)
+    assert without_figures(folder)
     return folder
 
 
@@ -59,7 +59,7 @@ def last(run: Path) -> Path:
     return result
 
 
-def test_the_last_that_is_whole_is_used_and_the_damaged_one_named(run: Path) -> None:
+def test_last_intact_checkpoint_is_used_and_the_damaged_one_named(run: Path) -> None:
     before, last = sorted((run / "checkpoints").iterdir())
     assert checkpoint.newest(run, pytest.fail).path == last  # type: ignore[arg-type]
     (last / "optimizer.safetensors").unlink()
@@ -78,7 +78,7 @@ def test_a_checkpoint_under_another_number_is_refused(last: Path) -> None:
         checkpoint.load_checkpoint(last.with_name("000000007"))
 
 
-def test_keep_and_the_damaged_ones_after_it(run: Path, last: Path) -> None:
+def test_keep_removes_no_intact_checkpoint(run: Path, last: Path) -> None:
     """A damaged checkpoint does not count as one of the checkpoints that --keep retains."""
     (last / "state.json").unlink()
     (run / files.SUMS).unlink()
@@ -158,7 +158,7 @@ def assert_reading_takes_no_more_than_said(
 
 
 @pytest.mark.parametrize("word", [pytest.param("a", marks=pytest.mark.long), "\N{GRINNING FACE}"])
-def test_many_words_and_large_arrays_take_what_is_said(word: str, run: Path) -> None:
+def test_memory_of_loading_is_within_the_documented_limit(word: str, run: Path) -> None:
     about = json.loads((run / "config.json").read_text())
     about["model"] |= {"input_size": 1, "hidden_size": 2000}
     about["options"]["hidden_size"] = 2000
@@ -187,7 +187,7 @@ def test_many_words_and_large_arrays_take_what_is_said(word: str, run: Path) -> 
         ("metrics.json", b"[" + b"[]," * (MANY // 3)),
     ],
 )
-def test_what_is_made_to_take_memory_takes_no_more(
+def test_malicious_files_need_no_more_memory(
     name: str, content: bytes, run: Path, last: Path
 ) -> None:
     if name in run_directory.RUN_FILES:
@@ -205,7 +205,7 @@ def test_what_is_made_to_take_memory_takes_no_more(
     ("field", "value"),
     [("hidden_size", 10**9), ("num_layers", 10**9), ("input_size", 10**12), ("classes", 2**40)],
 )
-def test_what_is_claimed_takes_no_memory(field: str, value: int, run: Path) -> None:
+def test_claimed_sizes_allocate_no_memory(field: str, value: int, run: Path) -> None:
     about = json.loads((run / "config.json").read_text())
     about["model"][field] = value
     rewrite(run, "config.json", json.dumps(about).encode())
@@ -275,7 +275,7 @@ def test_a_second_process_is_refused(run: Path, command: Command) -> None:
         ("log.jsonl", 0o400, None),  # which is replaced, and that takes no right to the file
     ],
 )
-def test_where_there_are_no_rights(
+def test_folder_without_permissions(
     name: str, mode: int, what: str | None, run: Path, command: Command, unprivileged: None
 ) -> None:
     path = run / name

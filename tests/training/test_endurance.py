@@ -12,14 +12,12 @@ long = partial(pytest.param, marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize(("framework", "kills"), [("torch", 1), long("jax", 1), long("torch", 4)])
-def test_killed_runs_end_as_if_they_had_not_been(
-    framework: str, kills: int, tmp_path: Path
-) -> None:
+def test_killed_runs_end_with_the_same_bits(framework: str, kills: int, tmp_path: Path) -> None:
     same, *_ = endurance.kill_many(framework, kills, random.Random(0), tmp_path)
     assert same == kills
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damage_is_detected(tmp_path: Path) -> None:
     endurance.train("torch", endurance.TINY, tmp_path)
     result = list(endurance.damage(tmp_path, 5, 60, random.Random(0)))
     assert len(result) == 6

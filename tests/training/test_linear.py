@@ -70,7 +70,7 @@ def test_ngrams_are_those_of_scikit_learn(
     np.testing.assert_array_equal(features.toarray()[:, order], expected)
 
 
-def test_of_other_texts_the_known_ngrams_are_found(repetitive: EncodedSplit) -> None:
+def test_known_ngrams_of_other_texts(repetitive: EncodedSplit) -> None:
     """Unknown words (-1) and n-grams are no features, and no n-gram contains an unknown word."""
     first, second = (
         join([repetitive[i] for i in rows], repetitive.labels[rows])
@@ -188,7 +188,7 @@ def test_a_temperature_changes_the_probabilities_alone(command: Command, tmp_pat
     np.testing.assert_allclose(after.weight, expected, rtol=1e-6)
 
 
-def test_a_class_without_a_text_is_said() -> None:
+def test_class_without_a_text_is_reported() -> None:
     with pytest.raises(ValueError, match="class b: none of 2 texts"):
         model.fit(join([np.array([1])] * 2, np.zeros(2)), 2, ["a", "b"], **HOW)
 
@@ -201,7 +201,7 @@ def test_a_damaged_file_is_refused(name: str, command: Command, tmp_path: Path) 
     assert str(tmp_path / name) in refused(command(prediction.main, tmp_path, "text"))
 
 
-def test_codes_that_are_none_are_refused(command: Command, tmp_path: Path) -> None:
+def test_invalid_codes_are_rejected(command: Command, tmp_path: Path) -> None:
     succeeds(command(train.main, *SMALL, "--out", tmp_path))
     result = run.load(tmp_path)
     result.model.codes[0][:2] = result.model.codes[0][1::-1]
@@ -255,7 +255,7 @@ def test_an_ensemble_is_the_mean_of_its_runs(
     assert f"{folders[2]}: its classes are good, bad" in error
 
 
-def test_what_reads_a_gru_says_that_this_is_none(
+def test_programs_for_grus_reject_a_linear_run(
     command: Command, small: list[str], tmp_path: Path
 ) -> None:
     linear, gru = tmp_path / "linear", tmp_path / "gru"

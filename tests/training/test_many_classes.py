@@ -135,7 +135,7 @@ def results_of(classes: int) -> dict[str, Any]:
     return {**run, **result, "losses": [0.7], "loss_epochs": [1.0], "data": data}
 
 
-def test_what_a_run_of_300_classes_leaves_can_be_read(tmp_path: Path) -> None:
+def test_run_of_300_classes_can_be_read(tmp_path: Path) -> None:
     """No output contains a matrix of 90,000 cells: neither figures, page nor metrics.json."""
     run = results_of(300)
     names = list(run["classes"])

@@ -79,7 +79,7 @@ def test_300_steps_with_everything_on():
     ],
     ids=lambda one: next(iter(one)),
 )
-def test_each_alone_makes_a_difference_and_the_same(one):
+def test_each_option_has_the_same_effect_in_both_twins(one):
     """One option at a time: 20 steps agree between the frameworks and differ from the default."""
     train_vectors = not MEETS_VECTORS.isdisjoint(one)
     large = {"num_layers": 2, "model": "bigru"} if "pooling" in one else {}
@@ -97,7 +97,7 @@ def test_each_alone_makes_a_difference_and_the_same(one):
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=["torch", "jax"])
-def test_a_run_that_goes_on_takes_the_same_steps(twin):
+def test_resumed_run_takes_the_same_steps(twin):
     """A resumed run has the same bits: dropout and the schedule continue."""
     batches = reviews(12)
     (whole,) = learners(ALL, 12, twins=[twin])
@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_takes_the_same_steps(twin):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_one_framework_goes_on_where_the_other_stopped(order):
+def test_one_framework_continues_the_run_of_the_other(order):
     batches = reviews(40)
     first, second = learners(ALL, 40)[::order]
     for batch in batches[:20]:

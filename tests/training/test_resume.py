@@ -115,7 +115,7 @@ EVERYTHING: dict[str, Any] = {
         pytest.param("jax", "gru", marks=pytest.mark.long),
     ],
 )
-def test_so_does_one_with_every_option(
+def test_interrupted_run_with_every_option_ends_with_the_same_bits(
     name: str, model: str, command: Command, tmp_path: Path
 ) -> None:
     """Both frameworks then predict and explain with it."""
@@ -139,7 +139,7 @@ def test_the_schedule_forbids_another_number_of_epochs(command: Command, tmp_pat
     assert "--epochs was 2, is 3 (its learning rates depend on --epochs)" in error
 
 
-def test_more_epochs_are_as_if_asked_for_at_once(command: Command, tmp_path: Path) -> None:
+def test_added_epochs_equal_as_many_from_the_start(command: Command, tmp_path: Path) -> None:
     succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path / "two"))
     succeeds(command(train_torch, *ARGUMENTS, "--epochs", 3, "--out", tmp_path / "three"))
     succeeds(command(train_torch, "--resume", tmp_path / "two", "--epochs", 3))
@@ -160,7 +160,7 @@ def test_a_resumed_run_takes_its_shares_from_the_checkpoint(
     assert [options.shares for options in resumed] == [None]
 
 
-def test_one_framework_goes_on_with_the_others_run(command: Command, tmp_path: Path) -> None:
+def test_run_of_the_other_framework_is_continued(command: Command, tmp_path: Path) -> None:
     train_jax = main_of(jax_impl.learner)
     succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path))
     error = refused(command(train_jax, *ARGUMENTS, "--out", tmp_path))
@@ -191,9 +191,7 @@ def test_another_configuration_is_refused_by_name(command: Command, tmp_path: Pa
     assert endurance.outcome(tmp_path) != before
 
 
-def test_options_that_are_gone_do_not_matter_where_they_had_no_effect(
-    command: Command, tmp_path: Path
-) -> None:
+def test_removed_options_without_effect_are_ignored(command: Command, tmp_path: Path) -> None:
     succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path))
     add_removed_options(tmp_path, **dict.fromkeys(REMOVED, 0.0) | {"schedule": "constant"})
     assert "finished before" in succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path))
@@ -201,7 +199,7 @@ def test_options_that_are_gone_do_not_matter_where_they_had_no_effect(
     assert "ema" not in json.loads((tmp_path / "config.json").read_text())["options"]
 
 
-def test_a_run_with_an_option_that_is_gone_is_not_resumed(command: Command, tmp_path: Path) -> None:
+def test_run_with_a_removed_option_is_not_resumed(command: Command, tmp_path: Path) -> None:
     succeeds(command(train_torch, *ARGUMENTS, "--out", tmp_path / "run"))
     for name, value in REMOVED.items():
         run = Path(shutil.copytree(tmp_path / "run", tmp_path / name))
@@ -256,7 +254,7 @@ def after_steps(
     ("name", "number", "code"),
     [("torch", signal.SIGINT, 130), ("torch", signal.SIGTERM, 143), ("jax", signal.SIGINT, 130)],
 )
-def test_a_signal_saves_and_the_same_command_goes_on(
+def test_signal_saves_and_the_same_command_continues(
     name: str,
     number: int,
     code: int,
@@ -277,7 +275,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert endurance.outcome(tmp_path / "run") == endurance.outcome(tmp_path / "whole")
 
 
-def test_the_second_signal_leaves_at_once(
+def test_second_signal_exits_immediately(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt_twice(learner: Any) -> None:
@@ -292,7 +290,7 @@ def test_the_second_signal_leaves_at_once(
     assert checkpoint.last(tmp_path) is None
 
 
-def test_compare_stops_with_its_training_and_goes_on_with_it(
+def test_compare_stops_and_resumes_its_training(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "torch-gru"
@@ -423,11 +421,11 @@ def test_figures_that_cannot_be_drawn_cost_one_warning(
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory, not_drawn: Callable[..., bool]) -> Path:
+def drawn(tmp_path_factory: pytest.TempPathFactory, without_figures: Callable[..., bool]) -> Path:
     """A finished run."""
     out = tmp_path_factory.mktemp("drawn")
     train("torch", out)
-    assert not_drawn(out)
+    assert without_figures(out)
     return out
 
 

@@ -40,7 +40,7 @@ def test_the_scalars_are_those_of_the_run(
     assert result["test_accuracy"] == [(12, pytest.approx(metrics["accuracy"]))]
 
 
-def test_a_missing_tensorboardx_is_said_before_any_work(
+def test_missing_tensorboardx_is_reported_before_any_work(
     command: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.extras.find_spec", lambda name: None)

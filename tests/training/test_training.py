@@ -44,7 +44,7 @@ EVERY = [(name, model) for name, models in MODELS.items() for model in models]
 SHORT = {("torch", "birnn"), ("torch", "nn.bigru"), ("jax", "bigru")}  # others behave alike
 
 
-def test_freed_memory_is_kept_and_by_all_threads_only_on_demand(
+def test_freed_memory_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One arena for all threads makes those of XLA wait for each other."""
@@ -101,7 +101,7 @@ def test_a_run_prints_the_homeworks_lines_and_leaves_a_run_directory(
     assert all(np.array_equal(run.parameters[n], p) for n, p in saved.parameters.items())
 
 
-def test_reviews_that_are_left_out_are_said_first() -> None:
+def test_skipped_reviews_are_reported_first() -> None:
     corpus.load("rt")
     output: list[str] = []
     load_data(TrainConfig(data="rt", train_size=192, vectors="random:4"), output.append)
@@ -115,7 +115,7 @@ def test_reviews_that_are_left_out_are_said_first() -> None:
 
 
 @pytest.mark.parametrize("main", [train_torch, linear.main, compare.main])
-def test_a_refused_call_leaves_nothing(
+def test_rejected_command_writes_nothing(
     main: Callable[[], None], command: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "table").write_text("text,label\na,b\n,c\n")
@@ -131,7 +131,7 @@ def test_a_refused_call_leaves_nothing(
     assert left == {"table", "notes", "note"}
 
 
-def test_jax_predicts_with_what_pytorchs_own_layer_has_learnt(
+def test_jax_predicts_with_the_parameters_of_nn_gru(
     command: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JAX predicts as PyTorch does, for texts given as arguments and as lines."""
