@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib.version
 import numpy as np
 import pytest
 import torch
@@ -22,10 +23,12 @@ from common.report.__main__ import draw as draw_run
 from common.training import run_directory
 from tools import emulation
 
-# XLA's older code generator, in one thread, compiles in less than half the time. The processes that
-# tests start inherit this. XLA reads the variable when it compiles for the first time.
-COMPILER_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"{COMPILER_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+# XLA's older code generator, in one thread, compiles in less than half the time. jaxlib 0.11 lacks
+# the older one, and ends the process for a flag that it does not know. The processes that tests
+# start inherit the flags. XLA reads the variable when it compiles for the first time.
+if jaxlib.version.__version_info__ < (0, 11):
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 
 def pytest_collection_finish() -> None:

@@ -316,7 +316,7 @@ assert len(jax.devices()) == 2
 
 
 def test_jax_shard_map_over_two_devices():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "XLA_FLAGS": flags}
     subprocess.run([sys.executable, "-c", SHARDED], check=True, env=environment)
 

@@ -103,7 +103,7 @@ def test_gradients_of_shares_sum_to_that_of_the_batch(name: str, shares: int, x6
 
 def worker(name: str, out: Path, launched: dict[str, str], shares: int, devices: int) -> None:
     """Train, in JAX on this number of devices, and write the gradients."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     os.environ.update(launched, XLA_FLAGS=flags)
     endurance.quiet(name, out.parents[1] / "compiled")
     framework = import_module(f"{name}_impl.learner")
