@@ -48,6 +48,9 @@ KERNEL_TESTS = ("--noconftest", "tests/kernel/test_kernel.py")
 TESTS = {
     "kernel": KERNEL_TESTS,
     "bindings": ("tests/kernel/test_fused.py",),
+    # With the tests marked "long": only these detect three of the faults.
+    "openmp": ("-m", "", "-k", "openmp_threads", "tests/kernel/test_fused.py"),
+    "switch": ("-k", "switch", "tests/kernel/test_bfloat16.py"),
     "tiles": ("-k", "emulated or matrix_unit or tiles", "tests/kernel/test_bfloat16.py"),
     "arguments": ("tests/layers/test_arguments.py",),
     "memory": ("tests/kernel/test_changing_memory.py",),
@@ -379,12 +382,6 @@ torch_impl/fused.py: PyTorch: every cell is the GRU
 jax_impl/fused.py: JAX: every cell is the GRU
 - np.int32(kernels.cell_index(call.cell)),
 + np.int32(0),
-torch_impl/fused.py: PyTorch: the frameworks' switch is not read
-- in_bfloat16 or lowered(dtype),
-+ in_bfloat16,
-jax_impl/fused.py: JAX: the framework's switch is not read
-- if not gpu and lowered(h0.dtype):
-+ if False:
 torch_impl/fused.py: PyTorch: the second direction writes over the first's outputs
 - direction.outputs = offset(pointer(outputs), i * row)
 + direction.outputs = offset(pointer(outputs), 0)
@@ -394,20 +391,6 @@ torch_impl/fused.py: PyTorch: the second direction's last states lie a row too e
 torch_impl/fused.py: PyTorch: the second direction's biases are those of the first
 - address(f"{name}[{i}]", each, (rows,), h0.dtype)
 + address(f"{name}[{i}]", call.weights[0][3], (rows,), h0.dtype)
-threads.h: PyTorch, at once: OpenMP's threads whether they spin or not
-- before.tv_nsec !=
-+ 0 <=
-execution.h: PyTorch, at once: never OpenMP's
-- GRU_ALWAYS || is_spinning ?
-+ GRU_ALWAYS ?
-threads.h: PyTorch, at once: OpenMP's of a thread that has none
-- number() == getpid() &&
-threads.h: PyTorch, at once: OpenMP's of a parent
-- threads.st_nlink > 3 + workers.size()
-+ true
-threads.h: PyTorch, at once: nobody knows of a fork before the first call
-- &first = Pool::get()
-+ *first = 0
 tensors.cpp: PyTorch, at once: the shape is not looked at
 - tensor.shape[k] == shape.begin()[k] &&
 + true &&
@@ -526,6 +509,28 @@ tiles.h: tiles: the last of an odd number of rows is missing from gradients
 gru.cpp: tiles: they are used where Linux refuses them
 - !syscall(SYS_arch_prctl, 0x1023, 18);
 + (syscall(SYS_arch_prctl, 0x1023, 18), true);
+@ switch: The frameworks' own switch of bfloat16.
+torch_impl/fused.py: PyTorch: the frameworks' switch is not read
+- in_bfloat16 or lowered(dtype),
++ in_bfloat16,
+jax_impl/fused.py: JAX: the framework's switch is not read
+- if not gpu and lowered(h0.dtype):
++ if False:
+@ openmp: The threads of PyTorch's OpenMP runtime.
+threads.h: PyTorch, at once: OpenMP's threads whether they spin or not
+- before.tv_nsec !=
++ 0 <=
+execution.h: PyTorch, at once: never OpenMP's
+- GRU_ALWAYS || is_spinning ?
++ GRU_ALWAYS ?
+threads.h: PyTorch, at once: OpenMP's of a thread that has none
+- number() == getpid() &&
+threads.h: PyTorch, at once: OpenMP's of a parent
+- threads.st_nlink > 3 + workers.size()
++ true
+threads.h: PyTorch, at once: nobody knows of a fork before the first call
+- &first = Pool::get()
++ *first = 0
 @ derivatives: The bindings: what the kernel is told.
 torch_impl/fused.py: PyTorch: a second derivative is that of the other reset
 - function = partial(gradients_of, by_scan(tokens, lengths, resets, ctx.flags))
