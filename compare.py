@@ -150,7 +150,10 @@ def compare(options: CompareConfig, out: Path, console: Console) -> bool:
     """
     path = out / "results.json"
     results = schema.read(path) if path.exists() else Results({"command": ""})
+    gpu = results.environment.get("gpu")
     results.environment = environment()
+    if gpu and options.part != "speed":  # results.speed was measured on this GPU
+        results.environment["gpu"] = gpu
     match options.part:
         case "parity":
             from comparison import parity

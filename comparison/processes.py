@@ -122,10 +122,10 @@ def run(
             _forward(number, stop)
 
         with signals.caught(handle):
-            for number, job in enumerate(jobs):
-                log = folder / f"{number}.log"
-                runs.append(_Run(job, log, submit(job, log, stop, cwd)))
             try:
+                for number, job in enumerate(jobs):
+                    log = folder / f"{number}.log"
+                    runs.append(_Run(job, log, submit(job, log, stop, cwd)))
                 while runs:
                     time.sleep(PAUSE)
                     for run in list(runs):
@@ -138,9 +138,11 @@ def run(
                             runs.remove(run)
                             if not (status := run.status()):
                                 on_success(run.job)
-                            elif requests and status != NOT_BEGUN:
+                            elif status == NOT_BEGUN:
+                                continue  # after a request, or the failure of another job
+                            elif requests:
                                 stopped.append(f"{run.job.name}: {run.last}")
-                            elif not requests and not failures:
+                            elif not failures:
                                 failures.append(run.failure(status))
             except BaseException:
                 _forward(signal.SIGTERM, stop)

@@ -116,11 +116,14 @@ def _started(names: Iterable[str]) -> Iterator[dict[str, ProcessPoolExecutor]]:
             name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
             for name in names
         }
-        # The processes inherit the mask: Ctrl-C waits until common/program.py handles it.
+        # The first submission starts a process, which inherits the blocked SIGINT:
+        # common/program.py unblocks it when it can handle the signal.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        for pool in pools.values():
-            pool.submit(int)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        try:
+            for pool in pools.values():
+                pool.submit(int)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         yield pools
 
 

@@ -206,9 +206,12 @@ def save(run: Run, *, int8: bool = False) -> bytes:
     from onnxruntime.quantization import quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
-        logging.disable(logging.WARNING)  # of tokens, which must not be quantized
-        quantize_dynamic(model, path := Path(folder, "model.onnx"))
-        logging.disable(logging.NOTSET)
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # warnings about tokens, which must not be quantized
+        try:
+            quantize_dynamic(model, path := Path(folder, "model.onnx"))
+        finally:
+            logging.disable(before)
         return path.read_bytes()
 
 

@@ -114,7 +114,7 @@ struct XlaCall {
     const ffi::DataType type = problem.is_double ? ffi::F64 : ffi::F32;
     const auto tokens = arg(of_args - 3), lengths = arg(of_args - 2), resets = arg(of_args - 1);
     const auto x = this->x(), outputs = this->outputs(), saved = this->saved();
-    const bool has_tokens = problem.tokens || rank(tokens) == 2, has_resets = rank(resets) == 2;
+    const bool has_tokens = rank(tokens) == 2, has_resets = rank(resets) == 2;
     const Sizes of_x = has_tokens ? Sizes{problem.distinct, D} : Sizes{T, B, D};
     const Sizes of_states = {both, B, H}, of_input = {gates * H, D}, of_hidden = {gates * H, H};
     const bool return_sequences = rank(outputs) != 3 || outputs.dimensions()[0] != 0;

@@ -496,10 +496,13 @@ def _loss_points(tuning: Tuning, x: alt.X) -> alt.Chart:
     """A mark per trial with a loss; the marks of far higher losses are at the upper edge."""
     rows = [row for row in _trial_rows(tuning) if row["loss"] < math.inf]
     values = sorted(row["loss"] for row in rows) or [0.0, 1.0]
-    most = min(values[0] + 4 * (values[len(values) // 2] - values[0]) or values[-1], values[-1])
-    domain = [values[0] - 0.05 * (most - values[0]), most]
+    lowest, median, highest = values[0], values[len(values) // 2], values[-1]
+    upper = min(lowest + 4 * (median - lowest), highest) if median > lowest else highest
+    domain = [lowest - 0.05 * (upper - lowest), upper]
     scale = alt.Scale(zero=False, domain=domain, clamp=True, nice=False)
-    shapes = alt.Scale(domain=["complete", "pruned"], range=["circle", "triangle-up"])
+    marks = {"complete": "circle", "pruned": "triangle-up", "failed": "cross"}
+    states = [state for state in marks if any(row["state"] == state for row in rows)]
+    shapes = alt.Scale(domain=states, range=[marks[state] for state in states])
     formats = dict.fromkeys(("number", *tuning.trials[0].options, "lowest", "loss"), ".4~g")
     return (
         _chart(rows, height=220)
@@ -525,7 +528,7 @@ def vanishing(results: Vanishing) -> Figure:
     ]
     folds = [f"{_fold(s.median[0], s.median[-1])} in the {s.name}" for s in results.series]
     title = f"From {distances[0]} to {distances[-1]} words before the end the gradient "
-    title += f"shrinks {_listed(folds)}"
+    title += _listed(folds)
     what = [
         "distance to the end of the review (words)",
         f"line: median, band: quartiles, of {results.reviews:,} reviews",
@@ -544,11 +547,12 @@ def vanishing(results: Vanishing) -> Figure:
 
 
 def _fold(first: float, last: float) -> str:
-    """6.69-fold, 299-fold, 10^9-fold."""
+    """The change from first to last, such as "shrinks 6.69-fold" or "grows 10^9-fold"."""
     if not last > 0:
-        return "to nothing"
-    factor = first / last
-    return f"{factor:.3g}-fold" if factor < 1000 else f"10^{math.log10(factor):.0f}-fold"
+        return "shrinks to nothing"
+    factor, verb = (first / last, "shrinks") if first >= last else (last / first, "grows")
+    amount = f"{factor:.3g}" if factor < 1000 else f"10^{math.log10(factor):.0f}"
+    return f"{verb} {amount}-fold"
 
 
 def gates(results: Gates) -> list[Figure]:

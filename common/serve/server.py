@@ -435,6 +435,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: {error.strerror}") from None
+    except UnicodeError:  # a label is empty or has more than 63 characters
+        raise InputError(f"--host {host}: not a valid host name") from None
 
 
 def bracketed(host: str) -> str:

@@ -200,11 +200,15 @@ def test_a_report_that_cannot_be_drawn_costs_one_warning(
         parity, "run", lambda: [Check.of(["a", "oracle"], "x, reset y", "z", 1, 0, 1)]
     )
     monkeypatch.setattr(run_directory, "draw", lambda *arguments: bool(requested.append(arguments)))
+    timed_on = {"command": "python compare.py gpu", "gpu": "H100"}
+    (tmp_path / "results.json").write_text(json.dumps({"schema": 1, "environment": timed_on}))
     status, output, _ = command(compare.main, "parity", "--out", tmp_path)
     assert (status, requested) == (1, [(tmp_path, ("compare", "report"))])
     assert "0 of 1 parity checks passed" in output
     assert "report:" not in output
-    assert (tmp_path / "results.json").exists()
+    environment = json.loads((tmp_path / "results.json").read_text())["environment"]
+    assert environment["gpu"] == "H100", "timings that a part leaves in the file keep their GPU"
+    assert environment["command"] != timed_on["command"]
 
 
 def test_gpu_needs_a_gpu(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

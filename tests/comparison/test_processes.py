@@ -1,11 +1,13 @@
 """Concurrent programs: their cores, their output, and their end by a failure or a signal."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -164,6 +166,53 @@ def test_jobs_end_if_the_program_fails_while_listening(programs: Path) -> None:
     with pytest.raises(BrokenPipeError):
         processes.run([job], Place(), say, lambda job: None)
     assert time.monotonic() - started < 30
+
+
+def back_end(monkeypatch: pytest.MonkeyPatch, futures: dict[str, Callable[[Path, Path], object]]):
+    """Replace the back end; `futures` returns a job's future from its log and the stop file."""
+
+    @contextlib.contextmanager
+    def opened(*_: object) -> Iterator[Callable[..., object]]:
+        yield lambda job, log, stop, _: futures[job.name](log, stop)
+
+    monkeypatch.setattr(processes, "_back_end", opened)
+    return [Job(name, "", ()) for name in futures]
+
+
+def test_an_error_is_reported_although_a_job_that_it_prevents_is_read_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`work` writes the stop file before its own future is done."""
+    done = iter([False, True])
+
+    def fails(log: Path, _: Path) -> SimpleNamespace:
+        log.write_text("error: no\n")
+        return SimpleNamespace(done=lambda: next(done), result=lambda: 2, cancel=lambda: False)
+
+    def prevented(*_: Path) -> SimpleNamespace:
+        return SimpleNamespace(
+            done=lambda: True, result=lambda: processes.NOT_BEGUN, cancel=lambda: False
+        )
+
+    jobs = back_end(monkeypatch, {"fails": fails, "prevented": prevented})
+    with pytest.raises(InputError, match=r"^fails: ended with exit status 2: no$"):
+        run(jobs, 2)
+
+
+def test_jobs_end_if_a_later_one_cannot_be_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals: list[str] = []
+
+    def begins(log: Path, stop: Path) -> SimpleNamespace:
+        log.touch()
+        return SimpleNamespace(result=lambda: signals.append(stop.read_text()))
+
+    def refused(*_: Path) -> SimpleNamespace:
+        raise InputError("sbatch: no such partition")
+
+    jobs = back_end(monkeypatch, {"begins": begins, "refused": refused})
+    with pytest.raises(InputError, match="no such partition"):
+        run(jobs, 2)
+    assert [int(text) for text in signals] == [signal.SIGTERM]
 
 
 def test_an_interrupt_that_python_discards_is_raised_again() -> None:

@@ -322,6 +322,7 @@ def test_signal_immediately_after_start_ends_the_server(served: dict[str, Path])
         ([], "RUN_DIR"),
         (["GRU", "--port", "70000"], "--port 70000"),
         (["GRU", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+        (["GRU", "--host", "a..b"], "--host a..b: not a valid host name"),
         (["GRU", "--port", "TAKEN"], "in use"),
         (["GRU", "--max-texts", "0"], "--max-texts 0"),
         (["GRU", "--allowed-hosts", "a.example", "b:80"], "--allowed-hosts b:80"),

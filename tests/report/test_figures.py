@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pytest
 
 from common.report import figures
-from common.report.schema import Metrics, convert
+from common.report.schema import Metrics, Trial, Tuning, convert
 
 RESULTS = {
     **dict.fromkeys(("train_seconds", "tokens_per_second", "peak_memory_bytes"), 1.0),
@@ -69,3 +70,32 @@ def test_the_homeworks_loss_figure_has_whole_intervals_alone(
 def test_the_preset_homework_draws_a_model_that_the_homework_does_not_have(tmp_path: Path) -> None:
     draw(tmp_path, "homework", model="rnn")
     assert "Loss (using rnn)" in (tmp_path / "loss.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("losses", "highest"),
+    [([0.4, 0.5, 0.6, 9.0, 8.0], 1.2), ([0.4, 0.4, 0.6], 0.6), ([0.4, 0.5, 0.6], 0.6)],
+)
+def test_far_higher_losses_of_trials_are_at_the_upper_edge(
+    losses: list[float], highest: float
+) -> None:
+    """The axis also has an extent if the median is the lowest loss; a failed trial has a mark."""
+    trials = [Trial(i, "failed", {}, [loss], 1.0) for i, loss in enumerate(losses)]
+    chart = figures._loss_points(Tuning("study", "", trials), alt.X("number:Q")).to_dict()
+    lowest, upper = chart["encoding"]["y"]["scale"]["domain"]
+    assert upper == pytest.approx(highest)
+    assert lowest == pytest.approx(0.4 - 0.05 * (highest - 0.4))
+    assert chart["encoding"]["shape"]["scale"] == {"domain": ["failed"], "range": ["cross"]}
+
+
+@pytest.mark.parametrize(
+    ("last", "change"),
+    [
+        (0.25, "shrinks 8-fold"),
+        (2e-9, "shrinks 10^9-fold"),
+        (4, "grows 2-fold"),
+        (0, "shrinks to nothing"),
+    ],
+)
+def test_change_of_a_gradient_in_words(last: float, change: str) -> None:
+    assert figures._fold(2, last) == change
