@@ -259,7 +259,7 @@ def accuracy(options: CompareConfig, out: Path, results: Results, console: Conso
 
 
 def trainings(options: CompareConfig, out: Path, console: Console) -> list[runs.Training]:
-    """Each model in each framework that has it. Raises InputError if none has."""
+    """Each model in each framework that has it. Raises InputError if there is none."""
     plain = options.plain()
     chosen = [
         runs.Training.of(framework, model, plain, out / f"{framework}-{model}")
@@ -278,7 +278,7 @@ def trainings(options: CompareConfig, out: Path, console: Console) -> list[runs.
 
 def place(options: CompareConfig) -> Place:
     """Where models are trained, and how many at the same time."""
-    # PyTorch, which takes a second to import, is not needed for a default.
+    # Device files show whether there is a GPU; importing PyTorch would take a second.
     gpu = any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))
     max_jobs = 1 if options.device != "cpu" and gpu else processes.default_max_jobs()
     return Place(options.on, options.jobs or max_jobs, options.slurm, options.out)
@@ -351,7 +351,7 @@ def write_report(folder: Path, results: Results) -> Path:
 
 
 def environment() -> dict[str, str | int]:
-    """Everything except the code that the results depend on."""
+    """The command, and everything else that the results depend on, except the code."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -81,7 +81,7 @@ def check_cell(
         check_shape("resets", call.resets, T, B)
         check_dtype("resets", call.resets, ("bool",))
     elif call.h_reset is not None:
-        raise ValueError("h_reset: expected resets too, found none")
+        raise ValueError("h_reset: requires resets, found none")
     return layers, directions, H
 
 
@@ -161,7 +161,7 @@ def check_bool(**values: Any) -> None:
 
 
 def product_dtype(bfloat16: bool) -> ProductDtype:
-    """The product dtype for the argument bfloat16 of `gru`. Raises TypeError for no bool."""
+    """The product dtype for the argument bfloat16 of `gru`. Raises TypeError for other types."""
     if bfloat16 is not False:
         check_bool(bfloat16=bfloat16)
     return "bfloat16" if bfloat16 else "float32"

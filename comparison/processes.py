@@ -152,7 +152,7 @@ def run(
                 raise
     if requests:
         details = f" ({'; '.join(stopped)})" if stopped else ""
-        raise Stopped(requests[0], f"; the same command goes on from there{details}")
+        raise Stopped(requests[0], f"; the same command continues from there{details}")
     if failures:
         raise failures[0]
 
@@ -179,7 +179,7 @@ class _Run:
                     yield self.last
 
     def cancel(self) -> bool:
-        """Cancel the job unless it has begun; whether that succeeded."""
+        """Cancel the job unless it has begun; returns whether the job was cancelled."""
         return not self.log.exists() and self.future.cancel() is not False
 
     def status(self) -> int:
@@ -200,9 +200,10 @@ def work(job: Job, log: Path, stop: Path, cwd: str) -> int:
     """Run a program in the folder `cwd`, and return its exit status.
 
     Its output is appended to the file `log`. The program receives every signal whose number is
-    written to the file `stop`, one per line; if the program fails, this writes SIGTERM to `stop`.
-    The program is killed together with this process (common/program.py), so that no two processes
-    write its folder when a cluster calls this function again.
+    written to the file `stop`, one per line; if the program fails, this function creates `stop`
+    with SIGTERM, unless it exists. The program is killed together with this process
+    (common/program.py), so that no two processes write its folder when a cluster calls this
+    function again.
     """
     forwarded = 0
     if _signals(stop):
@@ -217,7 +218,7 @@ def work(job: Job, log: Path, stop: Path, cwd: str) -> int:
             stderr=subprocess.STDOUT,
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
-            process_group=0,  # Ctrl-C reaches it only through `stop`: a second would end it at once
+            process_group=0,  # only `stop` forwards Ctrl-C: a second SIGINT would end the program
         )
         while True:
             for number in _signals(stop)[forwarded:]:

@@ -49,7 +49,7 @@ CALL = Task(1, 1, 1, backward=False, input_size=1)  # measures the overhead of a
 
 
 def affordable(name: str, task: Task) -> bool:
-    """Whether a contender is timed on a task; the loop is not, if that would take long."""
+    """Whether to time a contender on a task; the loop is too slow for more than 64 x 200 words."""
     return name != "torch loop" or task.B * task.T <= 64 * 200
 
 
@@ -77,7 +77,7 @@ def measure(
             [pools[n].submit(contenders.peak, n).result() for n in ("torch", "jax") if n in pools]
             for _ in range(REPETITIONS)
         ]
-        # The faster framework's: PyTorch's product, which is MKL's, takes twice as long on AMD.
+        # The larger of the two, because PyTorch's product (MKL) takes twice as long on AMD.
         peak = float(np.median(peaks, axis=0).max())
         rows = []
         for task in tasks:
@@ -128,7 +128,7 @@ def _started(names: Iterable[str]) -> Iterator[dict[str, ProcessPoolExecutor]]:
 
 
 def _available(owners: Owners, report: Callable[[str], object]) -> list[str]:
-    """The contenders in inference that this machine can compile; reports the others."""
+    """The contenders that can run inference on this machine; reports the others."""
     names = []
     for name, owner in owners.items():
         try:

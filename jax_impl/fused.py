@@ -72,7 +72,7 @@ def recurrence(call: LayerCall, *, gpu: bool = False) -> LayerOutput:
     """
     x, tokens, weights, lengths, h0, resets, h_reset, *flags = call
     if call.product_dtype == "bfloat16" and h0.dtype != jnp.float32:
-        raise TypeError(f"bfloat16: of float32 arrays only, found {h0.dtype}")
+        raise TypeError(f"bfloat16: requires float32 arrays, found {h0.dtype}")
     if h0.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
             f"the fused GRU computes in float32 or float64, not {h0.dtype}: "

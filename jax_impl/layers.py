@@ -182,7 +182,7 @@ def run(
     kind = call.x.dtype if call.product_dtype == "float32" else call.product_dtype
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
     if call.product_dtype == "bfloat16" and call.x.dtype != jnp.float32:
-        raise TypeError(f"bfloat16: of float32 arrays only, found {call.x.dtype}")
+        raise TypeError(f"bfloat16: requires float32 arrays, found {call.x.dtype}")
     call = complete(call, layers * len(directions), cell.spec.states * size, recurrence.checks)
     sides = [[(i, side) for side in directions] for i in range(layers)]
     x, states = layer_by_layer(cell, recurrence, parameters, call, sides, between)

@@ -43,7 +43,8 @@ from torch_impl.scan import scan
 
 Flags = Sequence[int]
 SCANS: dict[str, Callable[[LayerCall], LayerOutput]] = {"gru": scan}
-"""The recurrence of each cell for by_scan. That of the tanh RNN does not round to bfloat16."""
+"""The recurrence of each cell that by_scan calls. torch_impl/rnn.py adds the recurrence of the tanh
+RNN, which does not round the factors of products to bfloat16."""
 # Evaluated at import time, because torch.compile cannot trace it.
 BUILT = kernels.available()
 DTYPES = (*kernels.DTYPES, "bfloat16") if kernels.bfloat16() else kernels.DTYPES
@@ -62,8 +63,10 @@ def available(device: str = "cpu", dtype: Any = "float32", size: int | None = No
 
 
 def lowered(dtype: torch.dtype) -> bool:
-    """Whether torch.set_float32_matmul_precision("medium") applies: to products of float32, if the
-    processor has an instruction for products in bfloat16."""
+    """Whether products are in bfloat16 because of torch.set_float32_matmul_precision("medium").
+
+    The setting applies to float32, if the processor has an instruction for bfloat16 products.
+    """
     is_medium = dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
     return is_medium and "bfloat16" in DTYPES
 
@@ -91,8 +94,8 @@ def recurrence(call: LayerCall) -> LayerOutput:
     # Under a transformation of torch.func, a derivative may follow.
     save = torch.is_grad_enabled() and (transformed() or any(each.requires_grad for each in arrays))
     tokens = None if tokens is None else tokens.to(torch.int32).contiguous()
-    # Backward needs the lengths of forward, beyond which nothing was saved, even if the caller has
-    # written to the tensor since.
+    # Backward reads only the time steps that forward has saved, so the lengths are copied: the
+    # caller may write to the tensor between forward and backward.
     lengths = lengths.to(torch.int32, copy=save).contiguous()
     in_memory = plain(tokens, lengths, resets, *arrays)
     places = (tokens, lengths, resets)
@@ -120,8 +123,8 @@ def call_of(
     if R not in (1, 2) or rest != (1 if resets is None else 2) or not known:
         raise ValueError(
             "arrays, flags: expected x, four parameters for each of one or two directions, h0 and, "
-            "with resets alone, h_reset; three flags and the number of a cell; found "
-            f"{len(arrays)} arrays and flags {[*flags]}"
+            "if resets are given, h_reset; three flags and, optionally, the number of a cell; "
+            f"found {len(arrays)} arrays and flags {[*flags]}"
         )
     weights = [others[4 * i : 4 * i + 4] for i in range(R)]
     h_reset = None if resets is None else others[-1]
@@ -135,7 +138,7 @@ def dense(array: Tensor) -> Tensor:
 
 
 def exactly(device: str) -> AbstractContextManager:
-    """A context without torch.autocast, which may be on when backward runs."""
+    """A context in which torch.autocast is disabled; backward may run while it is enabled."""
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
@@ -318,7 +321,7 @@ class Forward(torch.autograd.Function):
     def backward(
         ctx: Any, d_outputs: Tensor | None, d_h_last: Tensor | None, _: Tensor | None
     ) -> tuple:
-        # Read only once: torch.utils.checkpoint, which computes them again, allows no second time.
+        # Read once: torch.utils.checkpoint, which recomputes these tensors, allows no second time.
         tokens, lengths, resets, saved, *arrays = ctx.saved_tensors
         places = (tokens, lengths, resets)
         d_outputs = None if d_outputs is None else dense(d_outputs)
@@ -340,8 +343,9 @@ class Forward(torch.autograd.Function):
 
 
 class Eager(torch.autograd.Function):
-    """Forward without setup_context, which torch.func requires. With it, PyTorch inspects the
-    signature at every call, which takes a tenth of the time of a short call."""
+    """`Forward` for eager mode, without setup_context. Only torch.func requires setup_context; a
+    function that has one is slower, because PyTorch inspects the signature at every call, which
+    takes a tenth of the time of a short call."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -392,7 +396,7 @@ class Backward(torch.autograd.Function):
 def by_scan(
     tokens: Tensor | None, lengths: Tensor, resets: Tensor | None, flags: Flags
 ) -> Callable[..., LayerOutput]:
-    """The function of the arrays that the kernel computes, from scan.py."""
+    """A function of the arrays with the kernel's result, computed by operations of PyTorch."""
 
     def run(*arrays: Tensor) -> LayerOutput:
         with exactly(arrays[0].device.type):
@@ -445,7 +449,7 @@ def describe(call: LayerCall, h0: Tensor, openmp: int) -> tuple[kernels.Problem,
         )
     in_bfloat16 = call.product_dtype == "bfloat16"
     if in_bfloat16 and dtype != torch.float32:
-        raise TypeError(f"bfloat16: of float32 arrays only, found {dtype}")
+        raise TypeError(f"bfloat16: requires float32 arrays, found {dtype}")
     check_shape("h0", h0, len(call.weights), "B", "H")
     R, batch, size = h0.shape
     steps, distinct = read_sizes(x, tokens, batch)

@@ -54,7 +54,7 @@ def project(
 
 def parts_of(x: Float[Tensor, "*N D"]) -> int:
     """The number of parts in which `project` multiplies."""
-    if torch.compiler.is_exporting():  # for any number of inputs
+    if torch.compiler.is_exporting():  # the exported program accepts any number of inputs
         return 1
     *inputs, _ = x.shape
     return max(min(math.prod(inputs) // 64, x.shape[0], 4), 1)
@@ -93,7 +93,7 @@ def unroll(
     takes after the state: weight_hh, bias_hh and the cell's additional ones. The perturbations
     are added to the states before the next step.
     """
-    # Unbinding once is faster in backward: the gradient of each a[t] would be as large as a.
+    # One unbind is faster than indexing, in whose backward each a[t] has a gradient as large as a.
     inputs, live = a.unbind(), mask.unbind()
     added = () if perturbations is None else perturbations.unbind()
     begin = () if restart is None else restart[0].unbind()
@@ -116,7 +116,8 @@ def by_direction(direction: Callable[..., tuple[Tensor, Tensor]], call: LayerCal
 
     direction(call, mask, weights, h, restart, *, reverse) returns (last state, states).
     """
-    # Only gradients multiply padding by 0, which gives 0 where padding is finite.
+    # The gradient of the input weights multiplies padding by 0. The product is 0 only for finite
+    # padding.
     x = call.x
     if torch.is_grad_enabled() and not (plain(x) and math.isfinite(x.detach().sum())):
         call = call._replace(x=without_padding(x, call.tokens, call.lengths))
@@ -196,7 +197,7 @@ def run(
     kind = call.x.dtype if call.product_dtype == "float32" else call.product_dtype
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
     if call.product_dtype == "bfloat16" and call.x.dtype != torch.float32:
-        raise TypeError(f"bfloat16: of float32 arrays only, found {call.x.dtype}")
+        raise TypeError(f"bfloat16: requires float32 arrays, found {call.x.dtype}")
     checks = recurrence.checks and not forward_mode()
     call = complete(call, layers * len(directions), cell.spec.states * size, checks)
     sides = [[(i, side) for side in directions] for i in range(layers)]
@@ -336,7 +337,7 @@ def canonical(module: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def plain(*arrays: Tensor | None) -> bool:
-    """Whether these are ordinary tensors in memory, not compiled, fake or transformed ones."""
+    """Whether all arrays are ordinary tensors in memory, not compiled, fake or transformed."""
     return not (
         torch.compiler.is_compiling()
         or transformed()

@@ -68,7 +68,7 @@ class Learner(Predictor, learner.Learner):
         parameters = parameters or init(config, training.seed, vectors)
         super().__init__(config, parameters, vectors, training.device, dtype)
         self.compilations = 0
-        # If the word vectors are trained: all of them, and the rows that a step changes.
+        # The trained word vectors (None if they are frozen), and the rows that a step changes.
         self.vectors: nn.Parameter | None = getattr(self.model, "vectors_weight", None)
         self.rows = nn.Parameter()
         self.leaves: list[Tensor] = [
@@ -114,7 +114,7 @@ class Learner(Predictor, learner.Learner):
         """Created on first use, because it imports torch's compiler, which takes a second."""
         rate, betas, eps = self.training.learning_rate, self.training.betas, self.training.eps
         optimizer = torch.optim.Adam(self.leaves, rate, betas, eps, fused=True)
-        # As torch.optim initializes the state at the first step.
+        # The state that torch.optim would create at the first step.
         for leaf in [*self.leaves, *(() if self.vectors is None else (self.vectors,))]:
             optimizer.state[leaf] = {
                 "step": torch.zeros((), device=self.device),

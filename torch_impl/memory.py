@@ -35,7 +35,7 @@ def address(
     dtype: torch.dtype,
     device: torch.device = CPU,
 ) -> int | None:
-    """The address of an array; None, which means absent to a kernel, if it is empty.
+    """The address of an array, or None if empty; a kernel treats a null pointer as absent.
 
     Raises ValueError or TypeError for an array of another shape, dtype or device, or that is not
     dense and contiguous.

@@ -1,4 +1,4 @@
-"""A classifier that answers and explains its answers in PyTorch. Its twin: jax_impl/predictor.py.
+"""Classifies texts and explains predictions in PyTorch. Its twin is jax_impl/predictor.py.
 
 A predictor consists of parameters, word vectors and the forward computation; training (learner.py)
 adds the loss, the gradients and the optimizer.

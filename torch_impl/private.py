@@ -1,7 +1,7 @@
 """The private parts of PyTorch that the layer uses, each with a fallback on public ones.
 
-A fallback is slower and gives the same results. Only the time of short calls speaks for the private
-parts. JAX needs none.
+A fallback is slower and gives the same results. The private functions only make short calls faster.
+The twin in JAX needs no private functions.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ def runs(function: Callable[..., object], *arguments: Any) -> bool:
 
 
 def sees_a_mode() -> bool:
-    """Whether a mode fakes or traces tensors; others, such as profilers, do not see the kernel."""
+    """Whether a dispatch mode fakes or traces tensors. Other modes, such as profilers, are not
+    detected, so they do not observe calls of the kernel."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     return type(torch.empty(0)) is not Tensor or get_proxy_mode() is not None
@@ -42,7 +43,8 @@ def read_level() -> bool:
 
 
 def makes_duals() -> bool:
-    """torch.compile cannot trace this; True leads to `scan`, which has all derivatives."""
+    """Whether forward mode is active, which a call of make_dual shows. True in torch.compile, which
+    cannot trace that call; the caller then uses `scan`, which has all derivatives."""
     zero = torch.zeros(())
     return torch.compiler.is_compiling() or runs(forward_ad.make_dual, zero, zero)
 

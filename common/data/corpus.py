@@ -85,7 +85,7 @@ class EncodedSplit:
 
     def hold_out(self, size: int) -> "tuple[EncodedSplit, EncodedSplit]":
         """(all other texts, `size` held-out texts), stratified by `strata`."""
-        if not size:  # mapped columns stay mapped
+        if not size:  # the general case would copy memory-mapped columns
             rest = dataclasses.replace(self, name=f"{self.name}-but-0")
             return rest, self.take(np.zeros(0, int), f"{self.name}-0")
         order = np.random.default_rng(SPLIT_SEED).permutation(len(self))
@@ -301,8 +301,8 @@ def encoded(
 class Raw:
     """Encoded texts before the words are sorted by frequency and the texts are split.
 
-    words, labels, categories: the distinct values; numbers index into them. columns: lengths,
-    labels, categories, splits and hashes of the texts.
+    words, labels, categories: the distinct values. columns: the length, label, category, split and
+    hash of each text. Tokens, labels and categories are indices into the distinct values.
     """
 
     words: list[str]
@@ -402,7 +402,7 @@ def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
             f"more than {_LONGEST_NAMES:,} bytes"
         )
     if len(labels) == 1:
-        raise InputError(f"{dataset.name}: only one class, {labels[0]!r}; two at least are needed")
+        raise InputError(f"{dataset.name}: only one class, {labels[0]!r}; at least two are needed")
     return classes
 
 
@@ -427,7 +427,7 @@ def _in_test(
     hashes: UInt64[np.ndarray, " N"],
     classes: list[str],
 ) -> Bool[np.ndarray, " N"]:
-    """A mask of the test texts, as declared by the source or else drawn.
+    """A mask of the test texts: those that the source declares or, if it declares none, a draw.
 
     The draw is deterministic and stratified by category and label. Only texts that occur once are
     drawn (equal texts have equal hashes), so no text is in both splits. A text that is alone in its

@@ -25,7 +25,7 @@ from common.errors import InputError
 CHUNK = 1 << 20  # characters sent to a worker at once
 HASH_BYTES = 8  # the probability of a collision among 5 million texts is 1e-6
 _ALONE = 8  # chunks encoded in this process before workers start
-_MOST_WORKERS = 8  # the one process that reads cannot feed more
+_MOST_WORKERS = 8  # the process that reads texts cannot supply more workers
 
 
 class Encoded(NamedTuple):

@@ -19,8 +19,8 @@ from common.errors import InputError
 
 Constructors = Mapping[tuple[str, str], Callable]
 
-# One byte of pickle can create an empty set of 216 bytes. This many lists, dicts, sets and tuples
-# (one per review) take less than 1 GiB.
+# One byte of a pickle can create an empty set of 216 bytes. This number of lists, dicts, sets,
+# tuples and marks takes less than 1 GiB, and suffices for one container per review.
 MAX_CONTAINERS = 4_000_000
 # The hash of a tuple is recursive: tuples nested about 50,000 deep overflow the C stack as the key
 # of a dict.
@@ -62,7 +62,7 @@ def restricted_loads(
     unpickler = _Unpickler(data, name, allow or {}, encoding)
     _scan(data, name, unpickler.allow)
     collecting = gc.isenabled()
-    gc.disable()  # it would traverse all objects repeatedly, and free none
+    gc.disable()  # collections would traverse all objects repeatedly and free none
     try:
         return unpickler.load()
     except InputError:
@@ -76,7 +76,7 @@ def restricted_loads(
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes, name: str, allow: Constructors, encoding: str) -> None:
-        # BufferedReader has peek; without it, the unpickler reads every line by a call.
+        # The unpickler reads ahead through BufferedReader.peek; without peek, each line is a call.
         super().__init__(io.BufferedReader(io.BytesIO(data), 2**20), encoding=encoding)
         # Protocols below 4 pickle sets as calls, in Python 2 and in Python 3.
         sets: Constructors = {("__builtin__", "set"): set, ("builtins", "set"): set}
@@ -140,6 +140,7 @@ def _scan(data: bytes, name: str, allow: Constructors) -> None:
                 return
         if containers + tuples > MAX_CONTAINERS or tuples > MAX_TUPLES:
             raise refused(
-                f"more than {MAX_CONTAINERS:,} lists, dicts and sets or {MAX_TUPLES:,} tuples"
+                f"more than {MAX_CONTAINERS:,} lists, dicts, sets, tuples and marks, "
+                f"or more than {MAX_TUPLES:,} tuples"
             )
         position = file.tell()

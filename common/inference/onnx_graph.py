@@ -109,7 +109,7 @@ def recurrent(
 
 
 def place_of(graph: Graph, code: str, codes: np.ndarray) -> str:
-    """The index of each code among the known ones, which ascend; their number for an unknown code.
+    """The index of each code in `codes`, which are sorted; len(codes) for an unknown code.
 
     An unrolled bisection computes how many known codes are smaller.
     """
@@ -196,9 +196,10 @@ def pool(graph: Graph, outputs: str, last: str, mask: str, pooling: str) -> list
 
 
 def save(run: Run, *, int8: bool = False) -> bytes:
-    """Write the classifier of a run to an ONNX file; int8: with its tables in int8.
+    """The classifier of a run as the content of an ONNX file.
 
-    Raises InputError if it exceeds the largest size of such a file.
+    int8: quantize the word vectors, the ratios and the last layer to int8. Raises InputError if the
+    model does not fit into 2 GiB.
     """
     model = classifier(run)
     if not int8:
@@ -216,7 +217,7 @@ def save(run: Run, *, int8: bool = False) -> bytes:
 
 
 def load(content: bytes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Read a file that `save` wrote, for ONNX Runtime."""
+    """A function of (tokens, lengths) that runs the content of an ONNX file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

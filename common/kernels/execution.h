@@ -63,9 +63,9 @@ class Execution {
   std::vector<RowBlock> &row_blocks;
   Call call = {};
   bool inference = false;
-  std::vector<PackedWeights *> cached;             // of each direction of an inference
-  std::atomic<bool> packed_before[2] = {};         // whether an earlier inference packed them
-  std::atomic<bool> changed{false};                // whether some have changed since
+  std::vector<PackedWeights *> cached;             // inference only: one entry per direction
+  std::atomic<bool> packed_before[2] = {};         // whether the entry holds valid weights
+  std::atomic<bool> changed{false};                // whether weights of an entry have changed
   std::vector<Scratch<T>> scratch;                 // of each thread
   int64_t panels = 0, panels_of_x = 0;
 
@@ -215,8 +215,8 @@ class Execution {
     });
   }
 
-  // Whether the packed weights of an earlier inference are still valid is verified during the
-  // recurrence, which starts again if they are not.
+  // Verifies a piece of the packed weights of an earlier inference. This takes place during the
+  // recurrence; if the weights have changed, run() packs them and starts the recurrence again.
   void verify(int direction, int piece) {
     if (packed_before[direction] &&
         fingerprint(kernels, p, call.cell.gates, directions[direction], piece) !=
@@ -230,7 +230,7 @@ class Execution {
              [&](int64_t i, int thread) { product(call, scratch[thread], parts[i]); });
   }
 
-  // All time steps of all row blocks.
+  // Computes all time steps of all row blocks; an inference also verifies the packed weights.
   void walk() {
     const int64_t verified = inference ? p.directions * rows() * (p.hidden + p.inputs) : 0;
     const int64_t states = p.directions * p.steps * p.batch * rows() * p.hidden + verified * 8;
@@ -239,8 +239,8 @@ class Execution {
     const bool shared =
         !backward && row_blocks.size() == 1 && sharers > 1 && p.hidden >= 2 * task_units;
     const int64_t tasks = shared ? p.hidden / task_units : 1;
-    // A thread verifies a piece after its row blocks; a thread that shares row blocks verifies both
-    // of a direction before.
+    // The work items after the row blocks verify the packed weights, one piece each. If threads share
+    // a row block, such an item verifies both pieces of a direction and then joins the row block.
     const int64_t verifications = inference ? 2 * p.directions : 0, pieces = shared ? 2 : 1;
     const int64_t helpers = std::min<int64_t>(tasks, sharers) - 1;
     const int64_t count = (int64_t)row_blocks.size() + std::max(verifications / pieces, helpers);
@@ -263,7 +263,7 @@ class Execution {
     if (shared) finish(row_blocks[0], scratch[0]);
   }
 
-  // The initial and the last states of a row block.
+  // begin sets the initial states of a row block; finish writes the last states to h_last.
   void begin(const RowBlock &block, const Scratch<T> &all) {
     const gru_direction &d = directions[block.direction];
     const int64_t H = p.hidden, steps = p.steps;

@@ -6,7 +6,7 @@
 
 namespace INSTRUCTION_SET {
 
-// Memory that the next step reads and that may not be in a near cache.
+// Prefetches memory that the next step reads and that may be outside the near caches.
 template <class T>
 INLINE void prefetch(const T *p, int64_t count) {
   for (int64_t i = 0; i < count; i += Simd<T>::width) __builtin_prefetch(p + i, 0, 2);
@@ -20,8 +20,9 @@ INLINE T *projections_of(const Call &call, int direction, int64_t t, int64_t b) 
   return (T *)call.projections[direction] + place * call.gates_stride;
 }
 
-// One forward step of a row block: t is its position in the sequence, rows the number of rows that
-// have it, ahead the distance to the next step, saved the block's records of the step, or NULL.
+// One forward step of a row block. t: its position in the sequence; rows: the number of rows that
+// have step t; ahead: the distance to the next step; h, after: the states before and after the step;
+// saved: the block's records of the step, or NULL.
 template <class T>
 struct ForwardStep {
   int64_t t, rows, ahead;
@@ -91,7 +92,8 @@ FN void forward_phase(const Call &call, const RowBlock &block, const Scratch<Num
   }
 }
 
-// Before the first phase of a step: rows that have ended keep their state.
+// Copies the states of the rows that have ended and sets their outputs to 0. Called before the first
+// phase of a step.
 template <class T>
 FN void keep_ended_rows(const Call &call, const RowBlock &block, const Task &task,
                         const ForwardStep<T> &step) {
@@ -148,8 +150,8 @@ FN void forward(const Call &call, const RowBlock &block, const Scratch<Number<E>
         step.after[i * stride + u] = reset_state<T>(d, block.row[i] * H + u);
 }
 
-// Adds the gradient of the recurrent weights over the gathered rows, one large product, and
-// discards the rows.
+// Adds the gradients of the recurrent weights and biases over the gathered rows, in products over
+// many rows. The caller then reuses the memory of the rows.
 template <class E, class Cell>
 FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> &scratch,
               int64_t rows) {
@@ -170,7 +172,7 @@ FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> 
   right[1] = shape.reads_operand[1]
                  ? as_sum(E{}, rows, ld, scratch.operands, stride, scratch.operands)
                  : right[0];
-  // For so few columns of the factor that they stay in the first-level cache.
+  // So few columns of the factor at a time stay in the first-level cache.
   constexpr int64_t columns = 4 * TILE_ROWS;
   for (int gate = 0; gate < shape.gates; ++gate)
     for (int64_t row = 0; row < H; row += columns)

@@ -75,7 +75,7 @@ void end_openmp_threads() {
   if (auto pause = (int (*)(int))dlsym(RTLD_DEFAULT, "omp_pause_resource_all")) pause(soft);
 }
 
-// The system's number of this thread; 0 where it is not used.
+// The thread id on Linux; 0 on other systems, which do not use it.
 int number() {
 #ifdef __linux__
   return (int)syscall(SYS_gettid);
@@ -117,10 +117,11 @@ class Pool {
     return *pool;
   }
 
-  // Whether the OpenMP threads of the team that this thread leads are running: whether the clock of
-  // one of them advances. If no thread is known yet, the first thread of the process uses the team,
-  // which makes one known, but only if the process has other threads: in a child that was forked
-  // before this library was loaded, the team's threads do not exist and would never arrive.
+  // Whether the OpenMP threads of this thread's team spin: whether the CPU clock of one of them, the
+  // follower, advances. If no running follower is known, the function returns true in the main
+  // thread: the call then uses the team and learns a follower. This requires other threads in the
+  // process: in a child that was forked before this library was loaded, the team's threads do not
+  // exist and would never arrive.
   bool openmp_spins() {
 #ifdef __linux__
     if (follower < 0) return false;
@@ -185,7 +186,8 @@ class Pool {
     done.wait(lock, [&] { return busy == 0; });
   }
 
-  // Waits for another thread; returns whether this took so long that its core must be occupied.
+  // Waits until a condition is met. Returns true if spinning did not suffice, which means that
+  // another program occupies the core of the awaited thread.
   template <class Condition>
   static bool wait(const Condition &met) {
     spin(met);
@@ -253,7 +255,7 @@ class Pool {
   }
 };
 
-// The handlers of forks are registered when the library is loaded, not at its first call.
+// Registers the fork handlers when the library is loaded, not at the first call.
 [[maybe_unused]] const Pool &first = Pool::get();
 
 }  // namespace

@@ -19,8 +19,8 @@
 
 namespace {
 
-// A forward call in which rows with a length or a token out of range have all steps and start from
-// NaN.
+// Changes a forward call so that a row with a length or a token out of range has all steps and
+// starts from NaN. All results of such a row are then NaN.
 class Mended {
  public:
   Mended(gru_problem &problem, gru_direction *directions)
@@ -77,7 +77,7 @@ struct XlaCall {
                : nullptr;
   }
 
-  // The sizes, from the arrays that show them.
+  // Reads the sizes from the arrays, and validates the shapes and types of all arrays.
   ffi::Error describe() {
     if (R < 1 || R > 2 || args.size() != of_args || results.size() != of_results)
       return ffi::Error::InvalidArgument("GRU: wrong number of arrays");

@@ -39,8 +39,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9
 # A model has the same colour in every chart.
 COLOURED = ("gru", "bigru", "nn.gru", "nn.bigru", "linear", "rnn", "birnn")
 FEW_CLASSES = 5
-VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # Altair's version of it
-Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # the last is only Altair's type of a sum
+# The version that Altair writes.
+VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # FacetChart: the declared type of a sum
 Rows = Sequence[Mapping[str, Any]]
 Base = Literal["true", "predicted"]
 """The class whose reviews are 100 % in a confusion matrix."""
@@ -59,7 +60,7 @@ CONFIG: dict[str, Any] = {
     "legend": {"orient": "top", "labelLimit": 400, "symbolStrokeWidth": 3, "symbolSize": 220},
     "title": {"anchor": "start", "fontSize": 14, "color": INK, "offset": 12},
     "view": {"stroke": None},
-    "range": {"category": COLOURS},  # from the beginning again after the last
+    "range": {"category": COLOURS},  # Vega repeats them for further categories
     "text": {"color": INK},
     "rule": {"color": INK},
 }
@@ -77,13 +78,13 @@ class Figure:
     chart: Chart
     width: int = 680
     wide: bool = False
-    """Whether half of the page is too narrow for it."""
+    """Whether the chart is too wide for half of the page."""
 
     def spec(self, **properties: Any) -> dict[str, Any]:
         """The Vega-Lite specification, by default for a page, as wide as its container."""
         page = {"width": "container", "background": "transparent", "description": self.title}
         chart = self.chart.properties(**page | properties).configure(**CONFIG)
-        return chart.to_dict(validate=False)  # to validate takes longer than to write
+        return chart.to_dict(validate=False)  # validation takes longer than conversion
 
     def _repr_svg_(self) -> str:
         """The chart as SVG with its title. Jupyter displays a Figure by this method."""
@@ -198,7 +199,7 @@ def accuracy(runs: Sequence[Run], reviews: int) -> Figure:
         for run in (best, *others)
     ]
     ends = _range(*(f"{row['label']} ({row['name']})" for row in (rows[-1], rows[0])))
-    title = f"{ends} of {reviews:,} reviews right"
+    title = f"{ends} of {reviews:,} reviews are classified correctly"
     if others and best.accuracy_interval[0] > others[0].accuracy_interval[1]:
         title += f"; the 95 % interval of {best.name} is above that of the next"
     elif others:
@@ -304,7 +305,7 @@ def reliability(runs: Sequence[Run]) -> Figure:
     ends = [math.floor(10 * low) / 10, 1]
     scale = alt.Scale(domain=ends, nice=False, zero=False)
     x = alt.X("confidence:Q", title="probability of the answer", scale=scale).axis(format="~%")
-    y = alt.Y("accuracy:Q", title="share that is right", scale=scale).axis(format="~%")
+    y = alt.Y("accuracy:Q", title="accuracy", scale=scale).axis(format="~%")
     color, dash = _styles([run.name for run in runs])
     base = _chart(rows, height=340).encode(x=x, y=y, color=color)
     point = base.mark_point(filled=True, opacity=0.8).encode(

@@ -370,7 +370,7 @@ class Vanishing(Struct):
     def __post_init__(self) -> None:
         for each in self.series:
             if {len(each.median), len(each.low), len(each.high)} != {len(self.distances)}:
-                raise ValueError(f"series: {each.name}: not a number for each distance")
+                raise ValueError(f"series: {each.name}: expected one number for each distance")
 
 
 class Group(Struct):
@@ -473,7 +473,7 @@ class Directions(Struct):
 
 
 class Explained(Struct):
-    """One model's values for a review: one per word, after the first two."""
+    """One model's values for a review. All fields except the first two have a value per word."""
 
     predicted: str
     probability: float
@@ -499,7 +499,7 @@ class Review(Struct):
                 values = getattr(explained, name)
                 both = [values.forward, values.backward] if isinstance(values, Directions) else []
                 if any(len(each) != len(self.words) for each in both or [values]):
-                    raise ValueError(f"models.{model}.{name}: not a number for each word")
+                    raise ValueError(f"models.{model}.{name}: expected one number for each word")
 
 
 class Explorer(Struct):

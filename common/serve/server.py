@@ -64,12 +64,12 @@ POLICY = (
 HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 REFUSALS = {
-    403: "The Origin is not this server.",
-    404: "No such run.",
-    408: "It took too long to arrive.",
-    413: "More than a limit, which is named.",
+    403: "The Origin header does not name this server.",
+    404: "There is no such run.",
+    408: f"The body was incomplete after {BODY_SECONDS} seconds.",
+    413: "The request exceeds a limit, which the error names.",
     415: "The Content-Type is not application/json.",
-    422: "Not what is expected.",
+    422: "The request is invalid.",
 }
 
 
@@ -196,10 +196,10 @@ class Server:
         self.explaining = ThreadPoolExecutor(1)
         registry = self.registry = CollectorRegistry()
         count, of = partial(Counter, registry=registry), "gru_twins_"
-        self.answered = count(f"{of}requests", "By path and status.", ["path", "status"])
-        self.texts = count(f"{of}texts", "That were answered, by path.", ["path"])
+        self.answered = count(f"{of}requests", "Requests by path and status.", ["path", "status"])
+        self.texts = count(f"{of}texts", "Texts that were answered, by path.", ["path"])
         seconds = f"{of}request_seconds"
-        self.seconds = Histogram(seconds, "By path.", ["path"], registry=registry)
+        self.seconds = Histogram(seconds, "Durations by path.", ["path"], registry=registry)
         pages = {path: partial(self.asset, path) for path in PATHS}
         self.get = {"/runs": self.about, "/healthz": self.healthz, "/metrics": self.metrics}
         self.get |= {"/openapi.json": self.openapi, **pages}
@@ -399,7 +399,7 @@ def main(framework: Framework) -> None:
         options = parse_options(ServeOptions, f"python -m {package}.serve")
         check_numbers(options)
         if not options.run_dirs:
-            raise InputError("RUN_DIR: give one run directory, at least")
+            raise InputError("RUN_DIR: expected at least one run directory")
         check_hosts(options.allowed_hosts)
         listener = listen(options.host, options.port)
         runs = []
@@ -455,7 +455,7 @@ def check_hosts(hosts: Sequence[str]) -> None:
 
 
 def names(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders by name, or by full path if two have the same name."""
+    """The folders by name, or by the given paths if two folders have the same name."""
     short = [folder.resolve().name for folder in folders]
     return dict(
         zip(short if len({*short}) == len(short) else map(str, folders), folders, strict=True)

@@ -53,7 +53,8 @@ class World:
         return [pickle.loads(data) for data in self.gather(pickle.dumps(value))]
 
     def each(self, make: Callable[[], T]) -> list[T]:
-        """The results of make() in all workers by rank. Its InputError in one is raised in all."""
+        """The results of make() in all workers by rank. If make() raises InputError in one worker,
+        all workers raise InputError."""
         if self.size == 1:
             return [make()]
         made: list[T] = []

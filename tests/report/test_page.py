@@ -219,7 +219,7 @@ def test_titles_agree_with_the_numbers(changed: dict[str, Any]) -> None:
     first, second = changed["runs"]
     first.update(accuracy=0.9, accuracy_interval=[0.88, 0.92])
     second.update(accuracy=0.8, accuracy_interval=[0.78, 0.82])
-    result = "80.00% (jax gru) to 90.00% (torch gru) of 1,000 reviews right"
+    result = "80.00% (jax gru) to 90.00% (torch gru) of 1,000 reviews are classified correctly"
     above = "the 95 % interval of torch gru is above that of the next"
     assert titles(results)["accuracy"] == [f"{result}; {above}"]
     second["accuracy_interval"] = [0.78, 0.88]
@@ -291,7 +291,7 @@ def review(results: dict[str, Any]) -> dict[str, Any]:
         (lambda results: review(results)["words"].pop(), "$.explorer.reviews[1]"),
         (
             lambda results: review(results)["models"]["jax bigru"]["z"]["forward"].pop(),
-            "models.jax bigru.z: not a number for each word - at `$.explorer.reviews[1]`",
+            "models.jax bigru.z: expected one number for each word - at `$.explorer.reviews[1]`",
         ),
         (lambda results: review(results).update(text="\ud800"), "surrogates"),
         (lambda results: results["tuning"]["trials"].clear(), "$.tuning.trials"),

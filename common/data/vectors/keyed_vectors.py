@@ -104,7 +104,7 @@ def _open(path: Path) -> np.ndarray:
 
 
 def _array(pickled: _Inert) -> np.ndarray:
-    """The array that NumPy would unpickle; raises any exception if it is none."""
+    """The array that NumPy would unpickle. Raises an arbitrary exception for an invalid array."""
     if pickled.state:
         _, shape, dtype, fortran_order, numbers = pickled.state
     else:  # _frombuffer

@@ -21,7 +21,7 @@ ToVector = Callable[[Any], Any]
 """Converts the source to a vector, or to numbers that NumPy converts to an array [D]."""
 
 
-@np.errstate(over="ignore")  # vectors that are infinite in float32 are refused
+@np.errstate(over="ignore")  # an overflow gives infinity, which is rejected below
 def find(
     entries: Entries, to_vector: ToVector, vocabulary: Iterable[str], file: str, unit: str
 ) -> tuple[list[str], Float[np.ndarray, "V D"]]:
@@ -82,8 +82,8 @@ def of_table(
     """The entries of a table [V, D] and a list of words; a position is the number of a word.
 
     table: the name of the table for errors. dtype: for example f4 for float32.
-    rows: returns a slice of rows. It reopens the table, because the pages read of a mapped file
-    count as memory of the process while the file is mapped.
+    rows: returns a slice of rows. For a mapped file, the function reopens the file at each call,
+    because the pages that were read count as memory of the process while the file is mapped.
 
     Raises InputError unless the table has floating-point numbers and one row per word.
     """
