@@ -27,8 +27,8 @@ from common.errors import InputError, print_error
 
 WHOLE = 2**26  # bytes: files up to this size are verified whole, in about 10 ms
 BLOCK = 2**16  # bytes
-_ABOUT = "key.json"
-_DAMAGED = f"damaged (its checksum is not that in {_ABOUT})"
+_MANIFEST = "key.json"
+_DAMAGED = f"damaged (its checksum is not that in {_MANIFEST})"
 
 
 def cache_folder() -> Path:
@@ -79,7 +79,7 @@ class Blocks:
         """content: the whole file, mapped by map_file. width: numbers in a row."""
         self.path, self._row_bytes = path, width * content.itemsize
         self._mapped: mmap.mmap = content.base.obj  # type: ignore[union-attr]
-        self._sums = _about(path.parent)["sums"][path.name]
+        self._sums = _read_manifest(path.parent)["sums"][path.name]
         self._unread = bytearray(b"\1") * math.ceil(content.nbytes / BLOCK)
 
     def verify(self, start: int, stop: int) -> None:
@@ -137,7 +137,7 @@ def _fill(folder: Path, key: Mapping[str, object], build: Callable[[Path], None]
         about["sizes"] = {path.name: path.stat().st_size for path in paths}
         about["sums"] = {path.name: _sums(path) for path in paths}
         about["sum"] = _sum(_to_json(about))
-        (partial / _ABOUT).write_bytes(_to_json(about))
+        (partial / _MANIFEST).write_bytes(_to_json(about))
 
 
 @contextmanager
@@ -160,12 +160,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _problem(folder: Path, key: Mapping[str, object], by_block: Container[str]) -> str:
     """The problem of a folder: a missing, damaged or unknown file, or another key; or empty."""
-    path = folder / _ABOUT
+    path = folder / _MANIFEST
     try:
-        about = _about(folder)
+        about = _read_manifest(folder)
         if about["key"] != json.loads(json.dumps(key)):
             return f"{path}: describes another folder's content"
-        for unknown in {each.name for each in folder.iterdir()} - {_ABOUT, *about["sizes"]}:
+        for unknown in {each.name for each in folder.iterdir()} - {_MANIFEST, *about["sizes"]}:
             return f"{folder / unknown}: is not a file of the cache"
         for name, size in about["sizes"].items():
             path = folder / name
@@ -180,9 +180,9 @@ def _problem(folder: Path, key: Mapping[str, object], by_block: Container[str]) 
         return f"{path}: damaged, or of an earlier version of this program"
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> dict[str, Any]:
     """The content of key.json. If it is damaged, raises an exception that `_problem` catches."""
-    about = json.loads((folder / _ABOUT).read_bytes())
+    about = json.loads((folder / _MANIFEST).read_bytes())
     if about.pop("sum") != _sum(_to_json(about)):
         raise ValueError
     return about

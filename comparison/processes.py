@@ -138,11 +138,9 @@ def run(
                             runs.remove(run)
                             if not (status := run.status()):
                                 on_success(run.job)
-                            elif status == NOT_BEGUN:
-                                continue  # after a request, or the failure of another job
-                            elif requests:
+                            elif requests and status != NOT_BEGUN:
                                 stopped.append(f"{run.job.name}: {run.last}")
-                            elif not failures:
+                            elif status != NOT_BEGUN and not failures:
                                 failures.append(run.failure(status))
             except BaseException:
                 _forward(signal.SIGTERM, stop)

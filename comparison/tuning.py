@@ -117,7 +117,7 @@ def _try(options: TrialConfig, framework: Framework, trial: "optuna.Trial") -> f
                     raise TrialPruned
 
         def save(self) -> None:
-            self.settle()
+            self.check_pending()
 
         def finish(self) -> dict[str, Any]:
             return {}

@@ -110,7 +110,7 @@ class Learner(Predictor, learner.Learner):
         if not self.config.train_vectors:
             return None
         rows = np.full(self._padded(len(batch.distinct)), self.config.vocabulary_size)
-        rows[: batch.named] = batch.distinct[: batch.named]
+        rows[: batch.num_distinct] = batch.distinct[: batch.num_distinct]
         return rows
 
     def _gradients(
@@ -125,7 +125,7 @@ class Learner(Predictor, learner.Learner):
         rows = size = None
         places: list[Any] = [None] * len(shares)
         if self.config.train_vectors:
-            named = [share.distinct[: share.named] for share in shares]
+            named = [share.distinct[: share.num_distinct] for share in shares]
             union, places = self.world.union(named)
             size = 1 << len(union).bit_length()  # few sizes: XLA compiles the update for each
             beyond = np.full(size - len(union), self.config.vocabulary_size)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from common.errors import InputError
-from common.training.world import World, check_launch, launch_number, take_cores
+from common.training.world import World, bind_to_cores, check_launch, launch_number
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def join() -> Iterator[World]:
     """The workers that torchrun has started, which sets environment variables, or srun, which JAX
     supports itself."""
     check_launch("jax")
-    take_cores()  # before JAX starts its threads
+    bind_to_cores()  # before JAX starts its threads
     if os.environ.get("WORLD_SIZE"):
         # A port that differs from that of torchrun's store and is not assigned at random.
         port = 10_000 + launch_number("MASTER_PORT") % 20_000

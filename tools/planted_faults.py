@@ -114,7 +114,8 @@ schedule.h: rows an even number of vectors apart overlap
 recurrence.h: a full chunk of whole items counts twice
 -     gathered += rows;
 +     gathered += rows;
-+     if (gathered == call.chunk && rows == 16) flush<E, Cell>(call, block, scratch, gathered);
++     if (gathered == call.chunk && rows == 16)
++       add_recurrent_gradients<E, Cell>(call, block, scratch, gathered);
 recurrence.h: a chunk may have a row too many
 - if (gathered + rows > call.chunk) {
 + if (gathered + rows > call.chunk + 1) {
@@ -233,10 +234,10 @@ recurrence.h: the second direction's token gradients lack the last of more than 
 + if (row_blocks[i].slot[token] >= 0 && (!direction || i < 8 || i + 1 < call.blocks))
 execution.h: large weights of the second direction are those of the first
 - kernels.pack_weights(from, direction, backward);
-+ kernels.pack_weights(from, packing > 1 ? 0 : direction, backward);
++ kernels.pack_weights(from, pack_threads > 1 ? 0 : direction, backward);
 execution.h: large input weights of the second direction are those of the first
 - kernels.pack_input_weights(from, direction, backward);
-+ kernels.pack_input_weights(from, packing > 1 ? 0 : direction, backward);
++ kernels.pack_input_weights(from, pack_threads > 1 ? 0 : direction, backward);
 input_product.h: the second direction's gradient of b is written over the first's
 - ((T *)d.d_bias_ih)[row] = bias[i];
 + ((T *)call.directions->d_bias_ih)[row] = bias[i];
@@ -276,8 +277,8 @@ input_product.h: a part of the gradient of W begins with the first row
 - const T *g = (const T *)call.projections[part.direction] + part.from;
 + const T *g = (const T *)call.projections[part.direction];
 execution.h: how many rows a part of the gradient of W has hangs on the threads
-- gradient_rows, most, 2 * multiplying),
-+ gradient_rows / (multiplying > 1 ? 48 : 1), most),
+- gradient_rows, most, 2 * product_threads),
++ gradient_rows / (product_threads > 1 ? 48 : 1), most),
 input_product.h: the gradient of x is added to that of another part
 - direction ? sums : zeros, direction ? 2 * V : 0,
 + sums, 2 * V,
@@ -343,8 +344,8 @@ threads.h: denormal numbers count where they come in
 - _mm_setcsr(before | 0x8040);
 + _mm_setcsr(before | 0x8000);
 threads.h: denormal numbers count in all threads but the caller's
-- const FlushDenormals while_it_works;
-+ std::unique_ptr<FlushDenormals> while_it_works(thread ? nullptr : new FlushDenormals);
+- const FlushDenormals flush_denormals;
++ std::unique_ptr<FlushDenormals> flush_denormals(thread ? nullptr : new FlushDenormals);
 vectors.h: gates are never closer to 0 than e^-80
 - exp_low = -87.f, exp_high = 89.f,
 + exp_low = -87.f, exp_high = 80.f,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_impl.private import forward_mode
+from torch_impl.private import is_forward_mode
 
 
 class Rounded(torch.autograd.Function):
@@ -41,9 +41,9 @@ class RoundedAlong(Rounded):
 
 def rounded(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """x rounded to bfloat16; the gradient is unchanged."""
-    return (RoundedAlong if forward_mode() else Rounded).apply(x, True, False)
+    return (RoundedAlong if is_forward_mode() else Rounded).apply(x, True, False)
 
 
 def rounded_back(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """x unchanged, a product of rounded factors; its gradient, a factor of others, is rounded."""
-    return (RoundedAlong if forward_mode() else Rounded).apply(x, False, True)
+    return (RoundedAlong if is_forward_mode() else Rounded).apply(x, False, True)

@@ -19,7 +19,7 @@ from common.cells import LayerCall, dtype_name
 from common.kernels import cuda
 from torch_impl.bfloat16 import rounded
 from torch_impl.layers import without_padding
-from torch_impl.memory import address, forward_shapes, read_sizes
+from torch_impl.memory import address, allocate_forward, read_sizes
 
 PARTS = 4  # of the long sums
 OTHERS = {"tokens": torch.int32, "lengths": torch.int32, "resets": torch.bool}  # than float32
@@ -105,7 +105,7 @@ def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     factor = rounded if call.product_dtype == "bfloat16" else lambda array: array
     rows = factor(x.flatten(0, -2))
     projections = torch.stack([torch.addmm(b, rows, factor(W).T) for W, _, b, _ in call.weights])
-    outputs, h_last, saved = forward_shapes(call, save)
+    outputs, h_last, saved = allocate_forward(call, save)
     arrays = {
         "projections": (projections, (R, distinct, 3 * size)),
         "bias_hh": (torch.stack([c for *_, c in call.weights]), (R, 3 * size)),

@@ -29,16 +29,16 @@ from common.cells import LayerCall, dtype_name
 from common.kernels import cuda as gpu
 from common.params import CELLS, GRU_PARAMETERS, PRODUCT_DTYPES
 from torch_impl import cuda
-from torch_impl.layers import LayerOutput, plain
+from torch_impl.layers import LayerOutput, is_eager
 from torch_impl.memory import (
     address,
-    backward_shapes,
-    forward_shapes,
+    allocate_backward,
+    allocate_forward,
     offset,
     pointer,
     read_sizes,
 )
-from torch_impl.private import batched, forward_mode, is_tracing, transformed
+from torch_impl.private import is_batched, is_forward_mode, is_tracing, is_transformed
 from torch_impl.scan import scan
 
 Flags = Sequence[int]
@@ -89,22 +89,24 @@ def recurrence(call: LayerCall) -> LayerOutput:
             "torch.jit.trace cannot record the fused GRU; torch.export can, and torch.jit.trace "
             'can record implementation="scan", for a fixed number of time steps'
         )
-    if forward_mode() or (torch.compiler.is_compiling() and transformed()):
+    if is_forward_mode() or (torch.compiler.is_compiling() and is_transformed()):
         return by_scan(tokens, lengths, resets, flags)(*arrays)
     # Under a transformation of torch.func, a derivative may follow.
-    save = torch.is_grad_enabled() and (transformed() or any(each.requires_grad for each in arrays))
+    save = torch.is_grad_enabled() and (
+        is_transformed() or any(each.requires_grad for each in arrays)
+    )
     tokens = None if tokens is None else tokens.to(torch.int32).contiguous()
     # Backward reads only the time steps that forward has saved, so the lengths are copied: the
     # caller may write to the tensor between forward and backward.
     lengths = lengths.to(torch.int32, copy=save).contiguous()
-    in_memory = plain(tokens, lengths, resets, *arrays)
+    is_eager_call = is_eager(tokens, lengths, resets, *arrays)
     places = (tokens, lengths, resets)
-    if (in_memory and not save) or torch.compiler.is_compiling():
-        function = forward_of_arrays if in_memory else forward_operator
+    if (is_eager_call and not save) or torch.compiler.is_compiling():
+        function = forward_of_arrays if is_eager_call else forward_operator
         outputs, h_last, _ = function([*map(dense, arrays)], *places, flags, save)
     else:
-        differentiated = Eager if in_memory else Forward
-        outputs, h_last, _ = differentiated.apply(*places, flags, save, *arrays)
+        function_class = Eager if is_eager_call else Forward
+        outputs, h_last, _ = function_class.apply(*places, flags, save, *arrays)
     return outputs, h_last
 
 
@@ -137,7 +139,7 @@ def dense(array: Tensor) -> Tensor:
     return array.contiguous().resolve_neg()
 
 
-def exactly(device: str) -> AbstractContextManager:
+def without_autocast(device: str) -> AbstractContextManager:
     """A context in which torch.autocast is disabled; backward may run while it is enabled."""
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
@@ -154,10 +156,10 @@ def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         return cuda.forward(call, save)
     openmp = kernels.ALWAYS if save else kernels.WHILE_SPINNING
     problem, directions = describe(call, call.h0, openmp)
-    outputs, h_last, saved = forward_shapes(call, save)
+    outputs, h_last, saved = allocate_forward(call, save)
     h0, h_reset = call.h0, call.h_reset
-    of_h0 = address("h0", h0, h0.shape, h0.dtype)
-    of_h_reset = None if h_reset is None else address("h_reset", h_reset, h0.shape, h0.dtype)
+    h0_address = address("h0", h0, h0.shape, h0.dtype)
+    h_reset_address = None if h_reset is None else address("h_reset", h_reset, h0.shape, h0.dtype)
     row = problem.hidden * h0.element_size()
     rows = CELLS[call.cell].blocks * problem.hidden
     for i, (direction, weights) in enumerate(zip(directions, call.weights, strict=True)):
@@ -165,8 +167,8 @@ def forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
             bias = address(f"{name}[{i}]", each, (rows,), h0.dtype)
             setattr(direction, name, bias)
         state = i * problem.batch * row
-        direction.h0 = offset(of_h0, state)
-        direction.h_reset = offset(of_h_reset, state)
+        direction.h0 = offset(h0_address, state)
+        direction.h_reset = offset(h_reset_address, state)
         direction.outputs = offset(pointer(outputs), i * row)
         direction.h_last = offset(pointer(h_last), state)
         direction.saved = offset(pointer(saved), i * saved.stride(0) * saved.element_size())
@@ -183,28 +185,28 @@ def backward(
 ) -> list[Tensor]:
     """The gradients of the arrays of a layer; without of_x, that of x is empty."""
     if on_gpu(call.x):
-        with exactly(d_h_last.device.type):
+        with without_autocast(d_h_last.device.type):
             return cuda.backward(call, d_outputs, d_h_last, saved, of_x)
     problem, directions = describe(call, d_h_last, kernels.ALWAYS)
     dtype, R = d_h_last.dtype, len(call.weights)
     sizes = (problem.steps, problem.batch, problem.hidden)
     size = kernels.saved_size(*sizes, call.reset_after, call.cell)
-    of_saved = address("saved", saved, (R, size), dtype)
-    of_d_h_last = address("d_h_last", d_h_last, d_h_last.shape, dtype)
-    of_d_outputs = None
+    saved_address = address("saved", saved, (R, size), dtype)
+    d_h_last_address = address("d_h_last", d_h_last, d_h_last.shape, dtype)
+    d_outputs_address = None
     if d_outputs is not None:  # without return_sequences it has no time steps
         steps = 0 if d_outputs.shape[:1] == (0,) else problem.steps
         shape = (steps, problem.batch, R * problem.hidden)
-        of_d_outputs = address("d_outputs", d_outputs, shape, dtype)
-    gradients = backward_shapes(call, d_h_last, of_x)
+        d_outputs_address = address("d_outputs", d_outputs, shape, dtype)
+    gradients = allocate_backward(call, d_h_last, of_x)
     d_x, *others = map(pointer, gradients)
     problem.d_x = d_x
     row = problem.hidden * d_h_last.element_size()
     for i, direction in enumerate(directions):
         state = i * problem.batch * row
-        direction.saved = offset(of_saved, i * saved.stride(0) * saved.element_size())
-        direction.d_outputs = offset(of_d_outputs, i * row)
-        direction.d_h_last = offset(of_d_h_last, state)
+        direction.saved = offset(saved_address, i * saved.stride(0) * saved.element_size())
+        direction.d_outputs = offset(d_outputs_address, i * row)
+        direction.d_h_last = offset(d_h_last_address, state)
         for name, place in zip(GRU_PARAMETERS, others[4 * i : 4 * i + 4], strict=True):
             setattr(direction, f"d_{name}", place)
         direction.d_h0 = offset(others[4 * R], state)
@@ -223,8 +225,10 @@ def forward_of_arrays(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`forward` with the arguments of an operator."""
-    if forward_mode():  # an operator would silently omit the derivative
-        raise RuntimeError(f"the operator gru::forward has no forward-mode derivative: {INSTEAD}")
+    if is_forward_mode():  # an operator would silently omit the derivative
+        raise RuntimeError(
+            f"the operator gru::forward has no forward-mode derivative: {ALTERNATIVES}"
+        )
     return forward(call_of(arrays, tokens, lengths, resets, flags), save)
 
 
@@ -255,17 +259,17 @@ backward_operator = torch.library.custom_op(
 
 @forward_operator.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *of_call, save = inputs
-    return forward_shapes(call_of(*of_call), save)
+    *call_arguments, save = inputs
+    return allocate_forward(call_of(*call_arguments), save)
 
 
 @backward_operator.register_fake
 def _(*inputs: Any) -> list[Tensor]:
-    *of_call, _, d_h_last, _, of_x = inputs
-    return backward_shapes(call_of(*of_call), d_h_last, of_x)
+    *call_arguments, _, d_h_last, _, of_x = inputs
+    return allocate_backward(call_of(*call_arguments), d_h_last, of_x)
 
 
-def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+def save_for_gradient(ctx: Any, inputs: tuple, output: tuple) -> None:
     """Save the tensors for the operator's gradient."""
     arrays, tokens, lengths, resets, ctx.flags, _ = inputs
     # A copy, because the caller may write to lengths: see recurrence.
@@ -288,16 +292,16 @@ def differentiate(
     return [d_x if of_x else None, *others], *[None] * 5
 
 
-def refuse(*_: Any) -> None:
+def raise_no_derivative(*_: Any) -> None:
     """Raise RuntimeError, because the operator gru::backward cannot be differentiated."""
-    raise RuntimeError(f"the operator gru::backward has no derivative: {INSTEAD}")
+    raise RuntimeError(f"the operator gru::backward has no derivative: {ALTERNATIVES}")
 
 
-INSTEAD = 'the layer outside of torch.compile, and implementation="scan", have all derivatives'
+ALTERNATIVES = 'the layer outside of torch.compile, and implementation="scan", have all derivatives'
 
 
-forward_operator.register_autograd(differentiate, setup_context=keep)
-backward_operator.register_autograd(refuse)
+forward_operator.register_autograd(differentiate, setup_context=save_for_gradient)
+backward_operator.register_autograd(raise_no_derivative)
 
 
 class Forward(torch.autograd.Function):
@@ -307,7 +311,7 @@ class Forward(torch.autograd.Function):
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         tokens, lengths, resets, flags, save, *arrays = inputs
         places = (tokens, lengths, resets)
-        function = forward_of_arrays if plain(*places, *arrays) else forward_operator
+        function = forward_of_arrays if is_eager(*places, *arrays) else forward_operator
         return function([*map(dense, arrays)], *places, flags, save)
 
     @staticmethod
@@ -327,10 +331,12 @@ class Forward(torch.autograd.Function):
         d_outputs = None if d_outputs is None else dense(d_outputs)
         d_h_last = torch.zeros_like(arrays[-1]) if d_h_last is None else dense(d_h_last)
         arguments = (saved, d_outputs, d_h_last, *arrays)
-        if forward_mode() or any(batched(each) for each in arguments[1:3] if each is not None):
+        if is_forward_mode() or any(
+            is_batched(each) for each in arguments[1:3] if each is not None
+        ):
             function = by_scan(*places, ctx.flags)
             gradients: tuple = gradients_of(function, d_outputs, d_h_last, *arrays)
-        elif torch.is_grad_enabled() or transformed():
+        elif torch.is_grad_enabled() or is_transformed():
             gradients = Backward.apply(*places, ctx.flags, True, *arguments)
         else:
             of_x = ctx.needs_input_grad[5]
@@ -339,7 +345,7 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
-        return one_by_one(Forward.apply, info, in_dims, inputs)
+        return vmap_by_loop(Forward.apply, info, in_dims, inputs)
 
 
 class Eager(torch.autograd.Function):
@@ -367,8 +373,8 @@ class Backward(torch.autograd.Function):
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
         tokens, lengths, resets, flags, of_x, saved, d_outputs, d_h_last, *arrays = inputs
         arrays = [*map(dense, arrays)]
-        in_memory = plain(saved, d_outputs, d_h_last, arrays[0])
-        function = backward_of_arrays if in_memory else backward_operator
+        is_eager_call = is_eager(saved, d_outputs, d_h_last, arrays[0])
+        function = backward_of_arrays if is_eager_call else backward_operator
         places, arguments = (tokens, lengths, resets), (d_outputs, d_h_last, saved, of_x)
         d_x, *others = function(arrays, *places, flags, *arguments)
         return d_x if of_x else None, *others
@@ -390,7 +396,7 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
-        return one_by_one(Backward.apply, info, in_dims, inputs)
+        return vmap_by_loop(Backward.apply, info, in_dims, inputs)
 
 
 def by_scan(
@@ -399,7 +405,7 @@ def by_scan(
     """A function of the arrays with the kernel's result, computed by operations of PyTorch."""
 
     def run(*arrays: Tensor) -> LayerOutput:
-        with exactly(arrays[0].device.type):
+        with without_autocast(arrays[0].device.type):
             call = call_of(arrays, tokens, lengths, resets, flags)
             return SCANS[call.cell](call)
 
@@ -417,7 +423,7 @@ def gradients_of(
     return pull((torch.zeros_like(outputs) if d_outputs is None else d_outputs, d_h_last))
 
 
-def one_by_one(
+def vmap_by_loop(
     apply: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple, inputs: tuple
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """torch.func.vmap of Forward or Backward: one call for each entry of the new axis."""
@@ -453,10 +459,10 @@ def describe(call: LayerCall, h0: Tensor, openmp: int) -> tuple[kernels.Problem,
     check_shape("h0", h0, len(call.weights), "B", "H")
     R, batch, size = h0.shape
     steps, distinct = read_sizes(x, tokens, batch)
-    of_tokens, inputs = None, x.shape[-1]
+    tokens_address, inputs = None, x.shape[-1]
     if tokens is not None:
         # An empty array has no address, yet NULL would say that there are no tokens.
-        of_tokens = address("tokens", tokens, tokens.shape, torch.int32) or 1
+        tokens_address = address("tokens", tokens, tokens.shape, torch.int32) or 1
     problem = kernels.Problem(
         steps=steps,
         batch=batch,
@@ -464,7 +470,7 @@ def describe(call: LayerCall, h0: Tensor, openmp: int) -> tuple[kernels.Problem,
         hidden=size,
         distinct=distinct,
         x=address("x", x, x.shape, dtype),
-        tokens=of_tokens,
+        tokens=tokens_address,
         lengths=address("lengths", lengths, (batch,), torch.int32),
         resets=None if resets is None else address("resets", resets, (steps, batch), torch.bool),
         is_double=dtype == torch.float64,

@@ -20,7 +20,7 @@ from common.kernels import cuda
 from common.params import GRU_PARAMETERS, PRODUCT_DTYPES, structure
 from torch_impl.fused import SPINNING, available, lowered
 from torch_impl.layers import LayerOutput
-from torch_impl.private import dispatch_modes, forward_mode, is_tracing, transformed
+from torch_impl.private import count_dispatch_modes, is_forward_mode, is_tracing, is_transformed
 
 PRODUCTS = PRODUCT_DTYPES if available(dtype="bfloat16") else ("float32",)
 TYPES = {Tensor, nn.Parameter}
@@ -116,9 +116,9 @@ def try_inference_kernel(
 def observed() -> bool:
     """Whether PyTorch records or transforms this call, or casts its arguments."""
     return (
-        transformed()
-        or forward_mode()
-        or dispatch_modes() > 0
+        is_transformed()
+        or is_forward_mode()
+        or count_dispatch_modes() > 0
         or is_tracing()
         or is_autocast_enabled("cpu")
     )

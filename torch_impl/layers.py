@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from common.arguments import OPTIONAL, check_cell, check_mapping, check_range
 from common.cells import Cell, LayerCall, Recurrence
-from torch_impl.private import dispatch_modes, forward_mode, has_storage, transformed
+from torch_impl.private import count_dispatch_modes, has_storage, is_forward_mode, is_transformed
 
 HALF = (torch.bfloat16, torch.float16)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -119,7 +119,7 @@ def by_direction(direction: Callable[..., tuple[Tensor, Tensor]], call: LayerCal
     # The gradient of the input weights multiplies padding by 0. The product is 0 only for finite
     # padding.
     x = call.x
-    if torch.is_grad_enabled() and not (plain(x) and math.isfinite(x.detach().sum())):
+    if torch.is_grad_enabled() and not (is_eager(x) and math.isfinite(x.detach().sum())):
         call = call._replace(x=without_padding(x, call.tokens, call.lengths))
     mask = within(call.lengths, call.steps)[..., None]
     restarts: list[Restart | None] = [None] * len(call.weights)
@@ -198,7 +198,7 @@ def run(
     recurrence = cell.recurrences[cell.resolve(implementation, device, kind, size)]
     if call.product_dtype == "bfloat16" and call.x.dtype != torch.float32:
         raise TypeError(f"bfloat16: requires float32 arrays, found {call.x.dtype}")
-    checks = recurrence.checks and not forward_mode()
+    checks = recurrence.checks and not is_forward_mode()
     call = complete(call, layers * len(directions), cell.spec.states * size, checks)
     sides = [[(i, side) for side in directions] for i in range(layers)]
     x, states = layer_by_layer(cell, recurrence, parameters, call, sides, between)
@@ -300,7 +300,7 @@ def in_dtype(
 
 def in_range(name: str, array: Int[Tensor, "..."], limit: int, what: str) -> Int[Tensor, "..."]:
     """The array as int32. Raises ValueError for known values outside 0..limit."""
-    if array.numel() and plain(array):
+    if array.numel() and is_eager(array):
         lowest, highest = torch.aminmax(array if array.dtype in SIGNED else array.to(torch.int64))
         check_range(name, int(lowest), int(highest), limit, what)
     return array.to(torch.int32)
@@ -336,12 +336,12 @@ def canonical(module: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: getattr(module, name.replace(".", "_")) for name in names}
 
 
-def plain(*arrays: Tensor | None) -> bool:
+def is_eager(*arrays: Tensor | None) -> bool:
     """Whether all arrays are ordinary tensors in memory, not compiled, fake or transformed."""
     return not (
         torch.compiler.is_compiling()
-        or transformed()
-        or dispatch_modes()
+        or is_transformed()
+        or count_dispatch_modes()
         or any(
             type(each) not in (Tensor, nn.Parameter) or each.is_meta or not has_storage(each)
             for each in arrays

@@ -131,11 +131,11 @@ class Learner(Predictor, learner.Learner):
         """
         if self.exchange is None:
             [batch] = shares
-            return self._share(batch, dropping=dropping), batch.distinct[: batch.named]
+            return self._share(batch, dropping=dropping), batch.distinct[: batch.num_distinct]
         rows = np.zeros(0, np.int32)
         places: list[Any] = [None] * len(shares)
         if self.vectors is not None:
-            named = [share.distinct[: share.named] for share in shares]
+            named = [share.distinct[: share.num_distinct] for share in shares]
             rows, places = self.world.union(named)
         mine = []
         for share, place in zip(shares, places, strict=True):

@@ -66,7 +66,7 @@ def offset(place: int | None, size: int) -> int | None:
     return None if place is None else place + size
 
 
-def forward_shapes(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def allocate_forward(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialized tensors for the result of fused.forward for the same arguments."""
     R, batch, size = call.h0.shape
     saved = kernels.saved_size(call.steps, batch, size, call.reset_after, call.cell) if save else 0
@@ -75,7 +75,7 @@ def forward_shapes(call: LayerCall, save: bool) -> tuple[Tensor, Tensor, Tensor]
     return outputs, torch.empty_like(call.h0), call.h0.new_empty(R, saved)
 
 
-def backward_shapes(call: LayerCall, d_h_last: Tensor, of_x: bool) -> list[Tensor]:
+def allocate_backward(call: LayerCall, d_h_last: Tensor, of_x: bool) -> list[Tensor]:
     """Uninitialized tensors for the result of fused.backward for the same arguments."""
     gradients = [torch.empty_like(call.x) if of_x else d_h_last.new_empty(0)]
     for weight_ih, weight_hh, *_ in call.weights:

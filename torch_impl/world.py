@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.errors import InputError
-from common.training.world import World, check_launch, launch_number, take_cores
+from common.training.world import World, bind_to_cores, check_launch, launch_number
 
 LONGEST = timedelta(days=1)  # a worker may have to wait for another that encodes a data set
 
@@ -21,7 +21,7 @@ def join() -> Iterator[World]:
     """The workers that torchrun has started; they communicate by gloo and, on GPUs, by NCCL."""
     check_launch("torch")
     backend = "gloo"
-    torch.set_num_threads(take_cores())
+    torch.set_num_threads(bind_to_cores())
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(launch_number("LOCAL_RANK", "0") % torch.cuda.device_count())

@@ -60,7 +60,7 @@ class Batch(Inputs):
         return int(self.lengths.sum())
 
     @property
-    def named(self) -> int:
+    def num_distinct(self) -> int:
         """The number of distinct ids, without padding; they come first in `distinct`."""
         return int(np.count_nonzero(self.distinct[1:])) + (self.words > 0)
 

@@ -36,9 +36,9 @@ LAYOUT_VERSION = 4  # part of the cache keys of everything that _write and renum
 TOKENS = "tokens.int32"
 _SPLITS = ("", "train", "test")
 _BLOCK = 1 << 20  # tokens processed together
-MAY_STAY = 2**26  # bytes: smaller mapped files stay in the memory of the process
-MOST_CLASSES = 10_000
-_LONGEST_NAMES = 2**19  # bytes of all class names as JSON, to limit the size of metrics.json
+MAX_RESIDENT_BYTES = 2**26  # bytes: smaller mapped files stay in the memory of the process
+MAX_CLASSES = 10_000
+_MAX_CLASS_NAME_BYTES = 2**19  # bytes of all class names as JSON, to limit the size of metrics.json
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class EncodedSplit:
         Linux may map 2 MiB around each page read. Pages of a small file stay mapped, because
         mapping them again for each batch takes as long as making the rest of the batch.
         """
-        if self.tokens.nbytes > MAY_STAY:
+        if self.tokens.nbytes > MAX_RESIDENT_BYTES:
             self._advise(mmap.MADV_DONTNEED)
 
     def _advise(self, advice: int) -> None:
@@ -385,8 +385,8 @@ def _read(dataset: Dataset, path: Path, left_out: Counter[str] | None) -> Raw:
 
 def _check_count(dataset: Dataset, labels: Collection[str]) -> None:
     """Raise InputError for more than MOST_CLASSES labels."""
-    if len(labels) > MOST_CLASSES:
-        raise InputError(f"{dataset.name}: more than {MOST_CLASSES:,} different labels")
+    if len(labels) > MAX_CLASSES:
+        raise InputError(f"{dataset.name}: more than {MAX_CLASSES:,} different labels")
 
 
 def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
@@ -396,10 +396,10 @@ def _classes(dataset: Dataset, labels: list[str]) -> list[str]:
     for label in labels:
         if label not in known:
             raise InputError(f"{dataset.name}: label {label!r} is none of {', '.join(classes)}")
-    if len(json.dumps(classes)) > _LONGEST_NAMES:
+    if len(json.dumps(classes)) > _MAX_CLASS_NAME_BYTES:
         raise InputError(
             f"{dataset.name}: the names of the {len(classes):,} classes are too long together: "
-            f"more than {_LONGEST_NAMES:,} bytes"
+            f"more than {_MAX_CLASS_NAME_BYTES:,} bytes"
         )
     if len(labels) == 1:
         raise InputError(f"{dataset.name}: only one class, {labels[0]!r}; at least two are needed")

@@ -24,8 +24,8 @@ from common.errors import InputError
 
 CHUNK = 1 << 20  # characters sent to a worker at once
 HASH_BYTES = 8  # the probability of a collision among 5 million texts is 1e-6
-_ALONE = 8  # chunks encoded in this process before workers start
-_MOST_WORKERS = 8  # the process that reads texts cannot supply more workers
+_CHUNKS_BEFORE_WORKERS = 8  # chunks encoded in this process before workers start
+_MAX_WORKERS = 8  # the process that reads texts cannot supply more workers
 
 
 class Encoded(NamedTuple):
@@ -57,17 +57,17 @@ def encode(texts: Iterable[str]) -> Encoded:
 
 
 def encode_all(chunks: Iterable[list[str]]) -> Generator[Encoded, None, None]:
-    """encode() of each chunk in order, after the first _ALONE chunks in parallel processes.
+    """encode() of each chunk in order, after the first chunks in parallel processes.
 
     Close an iterator that is not exhausted. Raises InputError if a process dies.
     """
     chunks = iter(chunks)
-    yield from map(encode, islice(chunks, None if cores() == 1 else _ALONE))
+    yield from map(encode, islice(chunks, None if cores() == 1 else _CHUNKS_BEFORE_WORKERS))
     following = list(islice(chunks, 1))
     if not following:
         return
     with ExitStack() as stack:
-        size = min(cores(), _MOST_WORKERS)
+        size = min(cores(), _MAX_WORKERS)
         busy: deque[_Worker] = deque()
         for chunk in chain(following, chunks):
             full = len(busy) == size

@@ -108,7 +108,7 @@ def recurrent(
     graph(kind, x, W, R, B, lengths, outputs=outputs, **attributes)
 
 
-def place_of(graph: Graph, code: str, codes: np.ndarray) -> str:
+def find_code(graph: Graph, code: str, codes: np.ndarray) -> str:
     """The index of each code in `codes`, which are sorted; len(codes) for an unknown code.
 
     An unrolled bisection computes how many known codes are smaller.
@@ -137,7 +137,7 @@ def read_ratios(graph: Graph, values: Mapping[str, np.ndarray], tokens: str, ngr
         if n > 1:  # the preceding words end a step earlier
             before = graph("Pad", place, [1, 0, -1, 0], len(values[f"codes.{n - 1}"]))
             place = graph("Add", graph("Mul", before, words), word)
-        place = place_of(graph, place, values[f"codes.{n}"])
+        place = find_code(graph, place, values[f"codes.{n}"])
         ratios.append(graph("Gather", np.pad(values[f"ratios.{n}"], ((0, 1), (0, 0))), place))
     return graph("Concat", *ratios, axis=-1)
 

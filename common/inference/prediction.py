@@ -23,7 +23,7 @@ from common.linear import run as linear
 from common.training.options import Device, parse_options
 from common.training.run_directory import framework_of
 
-TOGETHER = 1024  # texts that are classified before the next ones are read
+CHUNK_TEXTS = 1024  # texts that are classified before the next ones are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def main(framework: Framework | None = None) -> None:
         examples = _examples(options, options.texts[len(further) :], left_out)
         numbers = {name: number for number, name in enumerate(models[0].classes)}
         number, answers, labels = 0, [], []
-        while chunk := list(islice(examples, TOGETHER)):
+        while chunk := list(islice(examples, CHUNK_TEXTS)):
             texts = [text for text, _ in chunk]
             for (text, label), answer in zip(chunk, predict(models, texts), strict=True):
                 number += 1

@@ -179,13 +179,13 @@ class Execution {
     bool complete = true;
     for (int i = 0; i < p.directions; ++i) complete = complete && packed_before[i];
     if (complete) return;
-    const int packing = share(p.directions * rows() * (p.hidden + p.inputs), worth_sharing);
+    const int pack_threads = share(p.directions * rows() * (p.hidden + p.inputs), worth_sharing);
     gru_direction sources[2] = {};
     std::copy_n(directions, p.directions, sources);
-    if (inference) copy_weights(sources, packing);
+    if (inference) copy_weights(sources, pack_threads);
     Call from = call;
     from.directions = sources;
-    pool.run(2 * p.directions, packing, [&](int64_t i, int) {
+    pool.run(2 * p.directions, pack_threads, [&](int64_t i, int) {
       const int direction = (int)i / 2;
       if (packed_before[direction]) return;
       if (i % 2 && (!backward || p.d_x)) kernels.pack_input_weights(from, direction, backward);
@@ -196,7 +196,7 @@ class Execution {
 
   // Another thread may write to the weights at the same time. The weights that an inference keeps
   // are therefore packed from a copy, whose fingerprint is kept with them.
-  void copy_weights(gru_direction *sources, int packing) {
+  void copy_weights(gru_direction *sources, int pack_threads) {
     const int64_t H = p.hidden, D = p.inputs;
     const size_t size = (rows() * (D + H + 2) * sizeof(T) + 4 * 64) * p.directions;
     Arena arena{(uintptr_t)pool.copies.reserve(size)};
@@ -206,7 +206,7 @@ class Execution {
       sources[i].bias_ih = arena.take<T>(rows());
       sources[i].bias_hh = arena.take<T>(rows());
     }
-    pool.run(2 * p.directions, packing, [&](int64_t i, int) {
+    pool.run(2 * p.directions, pack_threads, [&](int64_t i, int) {
       const int direction = (int)i / 2, piece = (int)i % 2;
       if (packed_before[direction]) return;
       copy_piece<T>(p, call.cell.gates, directions[direction], sources[direction], piece);
@@ -234,19 +234,19 @@ class Execution {
   void walk() {
     const int64_t verified = inference ? p.directions * rows() * (p.hidden + p.inputs) : 0;
     const int64_t states = p.directions * p.steps * p.batch * rows() * p.hidden + verified * 8;
-    const int sharers = share(states, worth_multiplying);
+    const int step_threads = share(states, worth_multiplying);
     // If there is only one row block, threads share the tasks of its steps.
     const bool shared =
-        !backward && row_blocks.size() == 1 && sharers > 1 && p.hidden >= 2 * task_units;
+        !backward && row_blocks.size() == 1 && step_threads > 1 && p.hidden >= 2 * task_units;
     const int64_t tasks = shared ? p.hidden / task_units : 1;
-    // The work items after the row blocks verify the packed weights, one piece each. If threads share
-    // a row block, such an item verifies both pieces of a direction and then joins the row block.
+    // The work items after the row blocks verify the packed weights, one piece each. If threads
+    // share a row block, such an item verifies both pieces of a direction and then joins the block.
     const int64_t verifications = inference ? 2 * p.directions : 0, pieces = shared ? 2 : 1;
-    const int64_t helpers = std::min<int64_t>(tasks, sharers) - 1;
+    const int64_t helpers = std::min<int64_t>(tasks, step_threads) - 1;
     const int64_t count = (int64_t)row_blocks.size() + std::max(verifications / pieces, helpers);
     Progress progress;
     if (shared) begin(row_blocks[0], scratch[0]);
-    pool.run(count, sharers, [&](int64_t i, int thread) {
+    pool.run(count, step_threads, [&](int64_t i, int thread) {
       const int64_t verifier = i - (int64_t)row_blocks.size();
       for (int64_t j = verifier * pieces;
            verifier >= 0 && j < (verifier + 1) * pieces && j < verifications; ++j)
@@ -284,11 +284,11 @@ class Execution {
   }
 
   void walk_forward(const RowBlock &block, const Scratch<T> &all, const Scratch<T> &own,
-                    Progress &progress, int64_t tasks, bool to_the_end) {
+                    Progress &progress, int64_t tasks, bool is_owner) {
     const auto forward = kernels.cells[p.cell][p.reset_after != 0].forward;
     const int64_t V = kernels.width, pairs = call.weight_stride / (2 * V);
     const int parts = call.cell.parts(), phases = call.cell.phases;
-    while (to_the_end || !progress.busy) {
+    while (is_owner || !progress.busy) {
       const int64_t task = progress.claimed.fetch_add(1), before = task / tasks, i = task % tasks;
       if (before >= p.steps * parts) return;
       if (Pool::wait([&] { return progress.done >= before * tasks; })) progress.busy = true;
@@ -324,8 +324,9 @@ class Execution {
       kernels.reduce_projections(call, direction, row, up_to(row, call.live));
     });
     const int64_t most = gradient_bytes / (int64_t)(2 * V * sizeof(T));
-    const int multiplying = share(multiplications(), worth_multiplying);
-    multiply(cut(p.directions, call.columns(), panels_of_x, gradient_rows, most, 2 * multiplying),
+    const int product_threads = share(multiplications(), worth_multiplying);
+    multiply(cut(p.directions, call.columns(), panels_of_x,
+                 gradient_rows, most, 2 * product_threads),
              kernels.input_weight_gradient);
     if (p.d_x && !schedule.place.empty()) memset(p.d_x, 0, p.distinct * D * sizeof(T));
     if (p.d_x)

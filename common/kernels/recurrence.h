@@ -153,8 +153,8 @@ FN void forward(const Call &call, const RowBlock &block, const Scratch<Number<E>
 // Adds the gradients of the recurrent weights and biases over the gathered rows, in products over
 // many rows. The caller then reuses the memory of the rows.
 template <class E, class Cell>
-FN void flush(const Call &call, const RowBlock &block, const Scratch<Number<E>> &scratch,
-              int64_t rows) {
+FN void add_recurrent_gradients(const Call &call, const RowBlock &block,
+                                const Scratch<Number<E>> &scratch, int64_t rows) {
   using T = Number<E>;
   constexpr int64_t V = Simd<E>::width;
   constexpr CellShape shape = Cell::shape;
@@ -323,7 +323,7 @@ FN void backward(const Call &call, const RowBlock &block, const Scratch<Number<E
     const int64_t t = d.reverse ? step : p.steps - 1 - step, rows = block.active[t];
     if (!rows) continue;
     if (gathered + rows > call.chunk) {
-      flush<E, Cell>(call, block, scratch, gathered);
+      add_recurrent_gradients<E, Cell>(call, block, scratch, gathered);
       gathered = 0;
     }
     const int64_t ahead = step + 1 == p.steps ? 0 : d.reverse ? 1 : -1;
@@ -344,7 +344,7 @@ FN void backward(const Call &call, const RowBlock &block, const Scratch<Number<E
     stop_at_resets(call, block, dh, here);
     gathered += rows;
   }
-  flush<E, Cell>(call, block, scratch, gathered);
+  add_recurrent_gradients<E, Cell>(call, block, scratch, gathered);
   for (int64_t i = 0; i < block.rows; ++i)
     for (int64_t u = 0; u < H; u += V)
       store((T *)d.d_h0 + block.row[i] * H + u, load(dh + i * stride + u), H - u);

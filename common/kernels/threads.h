@@ -143,7 +143,7 @@ class Pool {
     const int helpers = (int)std::min<int64_t>(threads, count) - 1;
     std::atomic<int64_t> next{0};
     auto loop = [&](int thread) {
-      const FlushDenormals while_it_works;
+      const FlushDenormals flush_denormals;
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i, thread);
     };
     if (helpers <= 0) return loop(0);
@@ -245,10 +245,10 @@ class Pool {
       last = generation;
       if (!call || thread > invited) continue;
       auto *const current = call;
-      void *const its_context = context;
+      void *const current_context = context;
       ++busy;
       lock.unlock();
-      current(its_context, thread);
+      current(current_context, thread);
       lock.lock();
       if (--busy == 0) done.notify_one();
     }

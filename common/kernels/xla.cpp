@@ -21,9 +21,9 @@ namespace {
 
 // Changes a forward call so that a row with a length or a token out of range has all steps and
 // starts from NaN. All results of such a row are then NaN.
-class Mended {
+class InvalidRowsAsNaN {
  public:
-  Mended(gru_problem &problem, gru_direction *directions)
+  InvalidRowsAsNaN(gru_problem &problem, gru_direction *directions)
       : lengths(problem.lengths, problem.lengths + problem.batch) {
     const int64_t T = problem.steps, B = problem.batch;
     if (problem.tokens) tokens.assign(problem.tokens, problem.tokens + T * B);
@@ -195,7 +195,7 @@ ffi::Error execute_xla(ffi::RemainingArgs args, ffi::RemainingRets results,
   const auto compute = backward ? gru_backward : gru_forward;
   int status = compute(&call.problem, call.directions);
   if (!backward && (status == GRU_BAD_LENGTH || status == GRU_BAD_TOKEN)) {
-    const Mended mended(call.problem, call.directions);
+    const InvalidRowsAsNaN invalid_rows(call.problem, call.directions);
     status = compute(&call.problem, call.directions);
   }
   if (status == GRU_OUT_OF_MEMORY)

@@ -39,7 +39,7 @@ def draw(folder: Path) -> None:
     target = folder / "figures"
     with files.writing(target), files.aside(target) as new:
         new.mkdir()
-        figures.of_run(new, run, config.classes, config.options.preset)
+        figures.draw_run(new, run, config.classes, config.options.preset)
         files.remove(target)
 
 

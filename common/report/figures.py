@@ -108,7 +108,7 @@ HOMEWORK_NAMES = {
 }
 
 
-def of_run(folder: Path, run: Metrics, classes: Sequence[str], preset: str) -> None:
+def draw_run(folder: Path, run: Metrics, classes: Sequence[str], preset: str) -> None:
     """Draw loss.png, if there are losses, and confusion.png of a run.
 
     With more than MOST_DRAWN classes, confusion.png has the most frequent mistakes, and classes.png

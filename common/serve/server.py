@@ -53,7 +53,7 @@ from common.signals import stop_requests
 from common.training.options import Count, Device, check_numbers, parse_options
 
 SIZES = ("hidden_size", "num_layers", "bidirectional")
-TOGETHER = 256  # texts that are predicted together, unless one request has more
+MAX_BATCH_TEXTS = 256  # texts that are predicted together, unless one request has more
 CONNECTIONS = 1000
 BODY_SECONDS = 30
 # The page loads only its own files and scripts.
@@ -170,7 +170,7 @@ class Served:
         loop = asyncio.get_running_loop()
         while self.waiting:
             sizes = accumulate(len(texts) for texts, _ in self.waiting)
-            end = 1 + sum(size <= TOGETHER for size in islice(sizes, 1, None))
+            end = 1 + sum(size <= MAX_BATCH_TEXTS for size in islice(sizes, 1, None))
             taken, self.waiting = self.waiting[:end], self.waiting[end:]
             texts = [text for texts_of_request, _ in taken for text in texts_of_request]
             try:

@@ -48,7 +48,7 @@ def masks(
 
     result: dict[str, np.ndarray] = {}
     if rate := options.vector_dropout:
-        elements = kept(rate, ELEMENTS, K, model.input_size, rows=batch.named)
+        elements = kept(rate, ELEMENTS, K, model.input_size, rows=batch.num_distinct)
         result["elements"] = elements.view(np.uint8)
         result["words"] = np.full((K, 1), _scale(rate))
     if rate := options.word_dropout:

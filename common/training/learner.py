@@ -135,7 +135,7 @@ def predict(
     """
     own_batches = map(batches.batch, batches.plan(0)[world.rank :: world.size])
     own = [(each.reviews, reduce(classifier.logits(each), each.labels)) for each in own_batches]
-    results = [result for of_worker in world.everyones(own) for result in of_worker]
+    results = [result for of_worker in world.gather_values(own) for result in of_worker]
     reviews, logits = map(np.concatenate, zip(*results, strict=True))
     order = np.argsort(reviews)[-len(batches.split) :]  # padding rows have negative numbers
     return logits[order], np.asarray(batches.split.labels)

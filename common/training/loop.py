@@ -40,7 +40,7 @@ def main(framework: Framework) -> None:
         # exchange of gradients.
         keep_freed_memory(by_all_threads=launched())
         with joined(framework) as world:
-            options = world.each(lambda: _options(framework))[world.rank]
+            options = world.call_in_all(lambda: _options(framework))[world.rank]
             train(framework, options, world)
 
 
@@ -98,7 +98,7 @@ def train(framework: Framework, options: TrainConfig, world: World = ALONE) -> d
         return saved
 
     with ExitStack() as locked:
-        start = world.of_first(begin)
+        start = world.call_in_first(begin)
         if isinstance(start, dict):
             return start
         return Trainer(framework, options, out, start, world).run()
@@ -112,11 +112,11 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
         removed = ", ".join(f"{option(n)} {v}" for n, v in saved.removed_options.items())
         path = saved.path.relative_to(out) / run_directory.CONFIG
         return f"{path} has {removed}, which this release no longer has"
-    free = run_directory.MAY_CHANGE
+    changeable = run_directory.MAY_CHANGE
     if options.scheduled:
-        free = free - {"epochs"}  # each learning rate depends on the number of all steps
-    if different := run_directory.differences(saved.about.options, options, free):
-        reason = " (its learning rates depend on --epochs)" if "epochs" not in free else ""
+        changeable = changeable - {"epochs"}  # a learning rate depends on the number of all steps
+    if different := run_directory.differences(saved.about.options, options, changeable):
+        reason = " (its learning rates depend on --epochs)" if "epochs" not in changeable else ""
         return f"holds another run: {', '.join(different)}{reason}"
     if options.resume is None and saved.about.framework != framework:
         was = saved.about.framework
@@ -129,7 +129,7 @@ def _problem(framework: str, options: TrainConfig, out: Path, saved: Checkpoint 
 def load_by_all(world: World, options: TrainConfig) -> Data:
     """Load the data in each worker; preprocessing takes place once and is cached."""
     data: list[Data] = []
-    world.each(lambda: data.append(load_data(options, print_line)))
+    world.call_in_all(lambda: data.append(load_data(options, print_line)))
     give_back()
     return data[0]
 
@@ -189,7 +189,7 @@ class Trainer:
         self.temperature = 1.0
         self.lines: list[LogLine] = []
         self.best: dict[str, np.ndarray] = {}  # the parameters with the lowest validation loss
-        self.pending: list[tuple[SupportsFloat, SupportsFloat]] = []  # losses and norms, see settle
+        self.pending: list[tuple[SupportsFloat, SupportsFloat]] = []  # losses and norms of steps
         if saved:
             self._resume(saved, f"{framework.FRAMEWORK} {implementation}")
         if world.first:
@@ -264,7 +264,7 @@ class Trainer:
         return self.finish()
 
     def step(self, rows: Int[np.ndarray, " B"], signals: Sequence[int]) -> bool:
-        """Take a step. Its loss may be computed asynchronously; it is pending until `settle`.
+        """Take a step. Its loss may be computed asynchronously: `check_pending` waits for the loss.
 
         signals: those that have requested a stop of this worker. Returns whether all workers
         stop now.
@@ -284,7 +284,7 @@ class Trainer:
         # The value of the step before, because this step may still be computed.
         return bool(signals) if self.world.size == 1 else float(before) > 0
 
-    def settle(self) -> None:
+    def check_pending(self) -> None:
         """Wait for the pending steps. Raises NotFiniteError unless their numbers are finite."""
         state = self.state
         for iteration, pair in enumerate(self.pending, state.iteration - len(self.pending) + 1):
@@ -304,7 +304,7 @@ class Trainer:
 
     def log(self, ended: bool) -> None:
         """Print and write a log line for the steps since the last one; after an epoch, validate."""
-        self.settle()
+        self.check_pending()
         state, now = self.state, time.perf_counter()
         line = LogLine(
             epoch=state.epoch + 1,
@@ -333,11 +333,11 @@ class Trainer:
         if self.world.first:
             with files.writing(path), path.open("a") as file:
                 file.write(json.dumps({**vars(line), "step_losses": state.losses}) + "\n")
-        self.show(loss=line.loss, tokens_per_second=line.tokens_per_second)
+        self.write_scalars(loss=line.loss, tokens_per_second=line.tokens_per_second)
         state.losses, state.gradient_norms, state.words = [], [], 0
         self.logged_at = time.perf_counter()
 
-    def show(self, **values: float) -> None:
+    def write_scalars(self, **values: float) -> None:
         """Write values for TensorBoard, with --tensorboard, and flush them."""
         if self.scalars:
             for name, value in values.items():
@@ -346,7 +346,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint if a step has been taken since the last one."""
-        self.settle()
+        self.check_pending()
         state, learner, now = self.state, self.learner, time.perf_counter()
         state.seconds, state.words_seconds = now - self.started, now - self.logged_at
         if state.step != self.saved_step and self.world.first:
@@ -359,7 +359,7 @@ class Trainer:
         if self.best:
             self.learner.load(self.best)
         if self.options.temperature and self.data.validation:
-            self.temper(*predict(self.learner, self.data.validation, world=self.world))
+            self.calibrate(*predict(self.learner, self.data.validation, world=self.world))
         results, vectors = self.results(), self.data.vectors
         if not self.world.first:
             return results
@@ -369,12 +369,12 @@ class Trainer:
             run_directory.MODEL: self.learner.parameters(),
         }
         run_directory.write(self.out, self.about, vectors.words, results, tensors)
-        self.show(test_accuracy=results["accuracy"])
+        self.write_scalars(test_accuracy=results["accuracy"])
         if self.scalars:
             self.scalars.close()
         return results
 
-    def temper(self, logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> None:
+    def calibrate(self, logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> None:
         """Fit a temperature to logits and labels, and divide the weights of the head by it."""
         self.temperature = metrics.fit_temperature(logits, labels)
         print_line(metrics.describe_temperature(self.temperature))
@@ -404,11 +404,11 @@ class Trainer:
             "validation_loss": state.best_loss,
             "temperature": self.temperature,
             "train_seconds": state.seconds,
-            "cores": sum(self.world.everyones(cores())),
+            "cores": sum(self.world.gather_values(cores())),
             "first_step_seconds": state.first_step_seconds,
             "tokens_per_second": float(np.median([line.tokens_per_second for line in lines])),
             "compilations": self.learner.compilations,
-            "peak_memory_bytes": sum(self.world.everyones(peak_bytes())),
+            "peak_memory_bytes": sum(self.world.gather_values(peak_bytes())),
             "parameters": sum(map(math.prod, params.shapes(self.about.model).values())),
             "data": {
                 "name": data.name,

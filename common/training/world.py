@@ -46,13 +46,13 @@ class World:
         """Whether this is the first worker."""
         return self.rank == 0
 
-    def everyones(self, value: T) -> list[T]:
+    def gather_values(self, value: T) -> list[T]:
         """The values of all workers by rank."""
         if self.size == 1:
             return [value]
         return [pickle.loads(data) for data in self.gather(pickle.dumps(value))]
 
-    def each(self, make: Callable[[], T]) -> list[T]:
+    def call_in_all(self, make: Callable[[], T]) -> list[T]:
         """The results of make() in all workers by rank. If make() raises InputError in one worker,
         all workers raise InputError."""
         if self.size == 1:
@@ -63,23 +63,23 @@ class World:
             made.append(make())
         except InputError as error:
             problem = str(error)
-        results = self.everyones((made, problem))
+        results = self.gather_values((made, problem))
         for rank, (_, problem) in enumerate(results):
             if problem:
                 raise InputError(f"worker {rank}: {problem}" if rank else problem)
         return [made[0] for made, _ in results]
 
-    def of_first(self, make: Callable[[], T]) -> T:
+    def call_in_first(self, make: Callable[[], T]) -> T:
         """The result of make() in the first worker, returned in all."""
-        return cast("T", self.each(make if self.first else lambda: None)[0])
+        return cast("T", self.call_in_all(make if self.first else lambda: None)[0])
 
     def same(self, what: str, value: object) -> None:
         """Raise InputError in all workers if a worker has another value than the first.
 
         what: the name of the value.
         """
-        for rank, other in enumerate(everyones := self.everyones(value)):
-            if other != everyones[0]:
+        for rank, other in enumerate(all_values := self.gather_values(value)):
+            if other != all_values[0]:
                 raise InputError(f"worker {rank} has other {what} than the first")
 
     def shares(self, count: int) -> range:
@@ -94,8 +94,8 @@ class World:
 
         distinct: the ids of each of this worker's shares.
         """
-        everyones = [ids for shares in self.everyones(list(distinct)) for ids in shares]
-        union = np.unique(np.concatenate(everyones))
+        all_values = [ids for shares in self.gather_values(list(distinct)) for ids in shares]
+        union = np.unique(np.concatenate(all_values))
         return union, [np.searchsorted(union, ids) for ids in distinct]
 
 
@@ -179,7 +179,7 @@ def joined(framework: Joining) -> Iterator[World]:
         return
     with framework.join() as world:
         if not world.first:
-            hush()
+            discard_output()
         try:
             yield world
             world.gather(b"")
@@ -206,7 +206,7 @@ def joined(framework: Joining) -> Iterator[World]:
         os._exit(status)  # skips exit handlers, which would wait for the other workers
 
 
-def hush() -> None:
+def discard_output() -> None:
     """Discard the output of this process, except for what Python writes to standard error.
 
     If the first worker exits, XLA prints a page of text there and ends the process.
@@ -218,7 +218,7 @@ def hush() -> None:
     os.dup2(null, 2)
 
 
-def take_cores() -> int:
+def bind_to_cores() -> int:
     """Restrict this worker to its part of the machine's cores; returns their number.
 
     If the launcher has already assigned cores, as srun does, the assignment is kept.

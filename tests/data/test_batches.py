@@ -96,7 +96,7 @@ def test_little_padding_on_real_reviews(size: int | None, max_length: int, batch
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is read from /proc")
 def test_pages_of_a_large_file_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise, a process that has read all texts would keep the whole file in memory."""
-    monkeypatch.setattr(corpus, "MAY_STAY", 0)
+    monkeypatch.setattr(corpus, "MAX_RESIDENT_BYTES", 0)
     split = corpus.load("rt").train
     for batch in Batches(split, 64).epoch():
         assert batch.words

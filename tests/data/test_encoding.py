@@ -22,7 +22,7 @@ WORKERS = 2
 
 @pytest.fixture
 def many_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_ALONE", 1)
+    monkeypatch.setattr(encoding, "_CHUNKS_BEFORE_WORKERS", 1)
     monkeypatch.setattr(encoding, "cores", lambda: WORKERS)
     monkeypatch.setattr(corpus, "CHUNK", 200)
 
@@ -64,7 +64,8 @@ def test_encoded_blocks_are_freed_immediately() -> None:
 
 def test_a_small_data_set_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "_Worker", lambda: pytest.fail("a process was started"))
-    assert len(list(encoding.encode_all([["a text"]] * encoding._ALONE))) == encoding._ALONE
+    chunks = [["a text"]] * encoding._CHUNKS_BEFORE_WORKERS
+    assert len(list(encoding.encode_all(chunks))) == len(chunks)
 
 
 def test_the_corpus_is_the_same_with_and_without_processes(
@@ -118,7 +119,7 @@ from common.data import corpus, encoding
 from common.data.sources.dataset import Dataset, Example
 from common.errors import exit_on_input_error
 
-encoding._ALONE, encoding.cores, corpus.CHUNK = 1, lambda: 2, 10_000
+encoding._CHUNKS_BEFORE_WORKERS, encoding.cores, corpus.CHUNK = 1, lambda: 2, 10_000
 
 def endless():
     for i in itertools.count():

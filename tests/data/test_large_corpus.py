@@ -13,7 +13,7 @@ MEASURE = """
 import json, pathlib, sys
 from common.data import encoding
 from tools import large_corpus
-encoding._ALONE = 1
+encoding._CHUNKS_BEFORE_WORKERS = 1
 large_corpus.VOCABULARY = 20_000
 path = pathlib.Path(sys.argv[1])
 large_corpus.write(path, 4_000)

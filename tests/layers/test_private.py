@@ -16,7 +16,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tests import ROOT
 from torch_impl import GRU, bfloat16, fused, inference, layers, private
 
-NAMES = ("transformed", "dispatch_modes", "has_storage", "batched", "forward_mode", "is_tracing")
+NAMES = (
+    "is_transformed",
+    "count_dispatch_modes",
+    "has_storage",
+    "is_batched",
+    "is_forward_mode",
+    "is_tracing",
+)
 PRIVATE = {
     torch._C: (
         *("_are_functorch_transforms_active", "_len_torch_dispatch_stack", "_has_storage"),
@@ -59,7 +66,7 @@ def dual(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x))).tangent
 
 
-def batched(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def is_batched(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     outputs = f(x.requires_grad_())
     directions = torch.stack([torch.ones_like(outputs), outputs.detach()])
     return torch.autograd.grad(outputs, x, directions, is_grads_batched=True)[0]
@@ -74,7 +81,7 @@ def twice(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 STATES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
     "eager": lambda f, x: f(x),
     "twice": twice,
-    "batched": batched,
+    "is_batched": is_batched,
     "dual": dual,
     "grad": lambda f, x: torch.func.grad(lambda x: f(x).sin().sum())(x),
     "vmap": lambda f, x: torch.func.vmap(f)(torch.stack([x, 2 * x])),
@@ -87,13 +94,13 @@ STATES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
 
 def values(module: ModuleType, *arrays: Tensor) -> list[bool]:
     states = [
-        module.transformed(),
-        module.dispatch_modes(),
-        module.forward_mode(),
+        module.is_transformed(),
+        module.count_dispatch_modes(),
+        module.is_forward_mode(),
         module.is_tracing(),
     ]
     return [bool(each) for each in states] + [
-        known(each) for known in (module.has_storage, module.batched) for each in arrays
+        known(each) for known in (module.has_storage, module.is_batched) for each in arrays
     ]
 
 

@@ -128,9 +128,9 @@ def test_word_vectors_take_the_step_of_sparse_adam(twin):
     name = "vectors.weight"
     weight = torch.nn.Parameter(torch.from_numpy(learner.parameters()[name]))
     theirs = torch.optim.SparseAdam([weight], training.learning_rate, training.betas, training.eps)
-    assert max(len(batch.distinct) - batch.named for batch in reviews(12)) > 0
+    assert max(len(batch.distinct) - batch.num_distinct for batch in reviews(12)) > 0
     for number, read in enumerate(reviews(12)):
-        there = np.arange(len(read.distinct)) < read.named
+        there = np.arange(len(read.distinct)) < read.num_distinct
         shifted = np.where(there, read.distinct + number % 2, 0)
         batch = dataclasses.replace(read, distinct=shifted.astype(np.int32))
         rows = torch.from_numpy(batch.distinct[there]).long()

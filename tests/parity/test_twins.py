@@ -24,9 +24,10 @@ FILES = (
 # they are asked; how JAX is.
 ONLY = {
     "torch": {
-        *("plain", "exactly", "dense"),
+        *("is_eager", "without_autocast", "dense"),
         *("forward_of_arrays", "backward_of_arrays", "_"),
-        *("keep", "differentiate", "refuse", "gradients_of", "one_by_one"),
+        *("save_for_gradient", "differentiate", "raise_no_derivative", "gradients_of"),
+        *("vmap_by_loop",),
         *("describe", "on_gpu", "current"),
         *("Rounded", "RoundedAlong"),
         *("Forward", "Eager", "Backward"),

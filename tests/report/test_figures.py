@@ -30,7 +30,7 @@ EXPECTED = {
 
 def draw(folder: Path, preset: str, **changes: Any) -> None:
     run = convert(RESULTS | changes, Metrics, folder)
-    figures.of_run(folder, run, ("negative", "positive"), preset)
+    figures.draw_run(folder, run, ("negative", "positive"), preset)
 
 
 @pytest.mark.parametrize("preset", EXPECTED)

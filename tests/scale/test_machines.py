@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
-from common.training.world import check_launch, launched, take_cores
+from common.training.world import bind_to_cores, check_launch, launched
 from tests import ROOT
 
 ADDRESSES = ("10.209.0.1", "10.209.0.2")
@@ -110,7 +110,7 @@ def test_invalid_variables_of_launchers(
     with pytest.raises(InputError, match=f"^{line}"):
         launched()
         check_launch(framework)
-        take_cores()
+        bind_to_cores()
 
 
 @pytest.mark.parametrize("address", ["127.0.1.1", None])

@@ -105,7 +105,7 @@ def test_more_classes_than_there_may_be_are_refused_at_once(
             read.append(i)
             yield Example("word " * 100, "abcd"[i % 2 if declared else i % 4])
 
-    monkeypatch.setattr(corpus, "MOST_CLASSES", 3)
+    monkeypatch.setattr(corpus, "MAX_CLASSES", 3)
     monkeypatch.setattr(corpus, "CHUNK", 1000)
     with pytest.raises(InputError, match=r"^stars: more than 3 different labels$"):
         corpus.encoded(lambda: Dataset("stars", rows, declared), {"data": "too many"})
@@ -139,7 +139,7 @@ def test_run_of_300_classes_can_be_read(tmp_path: Path) -> None:
     """No output contains a matrix of 90,000 cells: neither figures, page nor metrics.json."""
     run = results_of(300)
     names = list(run["classes"])
-    figures.of_run(tmp_path, convert(run, Metrics, tmp_path), names, "quick")
+    figures.draw_run(tmp_path, convert(run, Metrics, tmp_path), names, "quick")
     texts = (tmp_path / "confusion.svg").read_text()
     assert texts.count(" → ") >= metrics.MOST_DRAWN
     assert {path.stem for path in tmp_path.iterdir()} == {"confusion", "classes", "loss"}

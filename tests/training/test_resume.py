@@ -306,7 +306,7 @@ def test_compare_stops_and_resumes_its_training(
     threading.Thread(target=interrupt, daemon=True).start()
     status, _, error = command(compare.main, *arguments)
     assert status == 130
-    assert "the same command goes on" in error
+    assert "the same command continues" in error
     last = checkpoint.last(out)
     assert last is not None and int(last.name) < 100 * 8
 

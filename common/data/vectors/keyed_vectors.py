@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.data.unpickle import Constructors, restricted_loads
-from common.data.vectors.lookup import DTYPES, Entries, ToVector, of_table
+from common.data.vectors.lookup import DTYPES, Entries, ToVector, read_table
 from common.errors import InputError
 
 # gensim's names of the words (since 4.0, in 3.x, before) and of the vectors.
@@ -80,13 +80,13 @@ def read(path: Path, data: bytes) -> tuple[Entries, ToVector]:
             array = _array(pickled)
         except Exception as error:  # the parts of an array may be arbitrary objects
             raise InputError(f"{path}: its vectors are damaged ({error})") from None
-        return of_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
+        return read_table(str(path), array.shape, array.dtype.str[1:], array.__getitem__, words)
     name = path.name.removesuffix(".gz")
     candidates = [path.with_name(f"{name}.{vectors}.npy") for vectors in _VECTORS]
     file = next(filter(Path.is_file, candidates), candidates[0])
     array = _open(file)
     shape, dtype = array.shape, array.dtype.str[1:]
-    return of_table(str(file), shape, dtype, lambda block: _open(file)[block], words)
+    return read_table(str(file), shape, dtype, lambda block: _open(file)[block], words)
 
 
 def _open(path: Path) -> np.ndarray:

@@ -72,7 +72,7 @@ def check_dimension(file: str, dimension: int) -> None:
         raise InputError(f"{file}: vectors of {dimension:,} dimensions, {expected}")
 
 
-def of_table(
+def read_table(
     table: str,
     shape: Sequence[int],
     dtype: str,

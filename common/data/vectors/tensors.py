@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from common.data.vectors.lookup import Entries, ToVector, of_table
+from common.data.vectors.lookup import Entries, ToVector, read_table
 from common.errors import InputError
 
 
@@ -51,4 +51,4 @@ def read(path: Path, unpacked: Path) -> tuple[Entries, ToVector]:
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
     dtype = {"F16": "f2", "F32": "f4", "F64": "f8"}.get(dtype, dtype)
-    return of_table(f"{path}: {name}", shape, dtype, rows, words)
+    return read_table(f"{path}: {name}", shape, dtype, rows, words)
