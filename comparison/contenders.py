@@ -19,20 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from common import oracle, params
+from common import kernels, oracle, params
 from common.data import corpus, vectors
 from common.data.batches import Batch, Batches
 from common.report.schema import Task
 from common.training.memory import keep_freed_memory
 from common.training.options import TrainConfig
 from comparison import peers
-from comparison.implementations import BFLOAT16, Inference, Layer, converted
+from comparison.implementations import BFLOAT16, Inference, Layer, Missing, converted
 
 Run = Callable[[], object]
 """Does the work once, and returns when it is done."""
 ENOUGH_SECONDS = 0.2  # of consecutive runs
 # Absolute, for the last state; the other kind of reset differs by a hundred times as much.
 TOLERANCE = 1e-4
+# One unit in the last place of a bfloat16 below 1, for products or states in bfloat16.
+BFLOAT16_TOLERANCE = 2**-8
 # The minimum seconds and calls of a round of inference. The warm-up outlasts the effects of the
 # previous process, whose threads spin for a while.
 WARM_UP = 0.03, 3
@@ -197,6 +199,17 @@ def training_of(
         return timed(layer, weights, task.backward, table, None, batch.lengths, h0, tokens)
 
     return {name: partial(run, name, *pair) for name, pair in layers.items()}
+
+
+def in_bfloat16(inference: Inference) -> Inference:
+    """A twin's inference with products in bfloat16; raises Missing if the kernel lacks them."""
+
+    def run(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Run:
+        if not kernels.bfloat16():
+            raise Missing("the kernel has no bfloat16 products on this processor")
+        return inference(weights, x)
+
+    return run
 
 
 def peak(framework: str) -> float:

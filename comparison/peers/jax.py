@@ -16,10 +16,11 @@ import jax_impl.gru
 import jax_impl.layers
 from common.convert import FORMATS
 from common.params import GRU_PARAMETERS, structure
-from comparison.contenders import Contenders, training_of
+from comparison.contenders import BFLOAT16_TOLERANCE, Contenders, in_bfloat16, training_of
 from comparison.implementations import (
     Case,
     Implementation,
+    Inference,
     Layer,
     Result,
     below,
@@ -155,8 +156,15 @@ def contenders(variant: str, device: str) -> Contenders:
     }
     layers |= {"flax.linen RNN": (linen_gru, "linen"), "flax.nnx RNN": (nnx_gru, "nnx")}
     contenders = time_layers(layers)
-    twin = partial(inference, partial(jax_impl.gru.gru, reset_after=True), "canonical")
-    return replace(contenders, inference={**contenders.inference, "jax_impl.gru": twin})
+    own = partial(jax_impl.gru.gru, reset_after=True)
+    lower = partial(inference, partial(own, bfloat16=True), "canonical")
+    twins: dict[str, Inference] = {
+        "jax_impl.gru": partial(inference, own, "canonical"),
+        "jax_impl.gru bfloat16": in_bfloat16(lower),
+    }
+    tolerances = {"jax_impl.gru bfloat16": BFLOAT16_TOLERANCE}
+    in_inference = {**contenders.inference, **twins}
+    return replace(contenders, inference=in_inference, tolerances=tolerances)
 
 
 # The parity checks.

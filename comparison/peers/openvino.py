@@ -10,11 +10,8 @@ import numpy as np
 import openvino
 
 from common.cores import cores
-from comparison.contenders import Contenders
+from comparison.contenders import BFLOAT16_TOLERANCE, Contenders
 from comparison.implementations import Inference
-
-# One unit in the last place of a bfloat16 below 1, to which the state is rounded.
-BFLOAT16_TOLERANCE = 2**-8
 
 
 def contenders(variant: str, device: str) -> Contenders:

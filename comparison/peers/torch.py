@@ -14,7 +14,7 @@ import torch_impl
 import torch_impl.classifier
 import torch_impl.gru
 import torch_impl.layers
-from comparison.contenders import Contenders, training_of
+from comparison.contenders import BFLOAT16_TOLERANCE, Contenders, in_bfloat16, training_of
 from comparison.implementations import (
     BFLOAT16,
     Case,
@@ -116,7 +116,9 @@ def contenders(variant: str, device: str) -> Contenders:
         f"torch {name}": (partial(torch_impl.gru.gru, implementation=name), "canonical")
         for name in CELLS["gru"].implementations(device)
     }
-    return Contenders(training_of(Learner, ours | builtin, timed), INFERENCE, torch.inference_mode)
+    tolerances = {"torch_impl.gru bfloat16": BFLOAT16_TOLERANCE}
+    training = training_of(Learner, ours | builtin, timed)
+    return Contenders(training, INFERENCE, torch.inference_mode, tolerances)
 
 
 def timed(
@@ -148,11 +150,14 @@ def timed(
 # Inference, in torch.inference_mode.
 
 
-def own_function(weights: Mapping[str, np.ndarray], x: np.ndarray) -> Callable[[], object]:
+def own_function(
+    weights: Mapping[str, np.ndarray], x: np.ndarray, *, bfloat16: bool = False
+) -> Callable[[], object]:
     """torch_impl.gru, without the outputs."""
     parameters = {name: torch.from_numpy(value) for name, value in weights.items()}
     arguments = torch.from_numpy(x), torch.full(x.shape[1:2], x.shape[0], dtype=torch.int32)
     options: dict[str, Any] = {"reset_after": True, "return_sequences": False}
+    options |= {"bfloat16": bfloat16}
     return lambda: torch_impl.gru.gru(parameters, *arguments, **options)[1]
 
 
@@ -183,6 +188,7 @@ def called(module: Any, x: np.ndarray) -> Callable[[], object]:
 own_module = partial(torch_impl.GRU.from_canonical, reset_after=True)
 INFERENCE: dict[str, Inference] = {
     "torch_impl.gru": own_function,
+    "torch_impl.gru bfloat16": in_bfloat16(partial(own_function, bfloat16=True)),
     "torch_impl.GRU": lambda weights, x: called(own_module(weights), x),
     "nn.GRU": nn_module,
     "nn.GRU compiled": partial(nn_module, compiled=True),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from msgspec.structs import asdict
 
-from common import oracle
+from common import kernels, oracle
 from common.report import tables
 from common.report.schema import BUILT_IN, Task
 from comparison import contenders, parity, peers, speed
@@ -78,6 +78,8 @@ def test_every_contender_is_timed(
     ]
     inferring = {"torch_impl.gru", "torch_impl.GRU", "jax_impl.gru", BUILT_IN, "nn.GRU compiled"}
     inferring |= {"flax.linen RNN", "flax.nnx RNN"}
+    if kernels.bfloat16():
+        inferring |= {"torch_impl.gru bfloat16", "jax_impl.gru bfloat16"}
     inferring |= {name for process, name in peers if process in processes}
     for B, T, latencies in ((3, 5, result.inference), (1, 1, result.calls)):
         assert {row.contender for row in latencies} == inferring
