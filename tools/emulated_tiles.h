@@ -152,6 +152,6 @@ EMULATED void emulated_tiles_have_other_user(int yes) {
 #define _tile_stored emulated_tiles::store
 #define _tile_zero emulated_tiles::zero
 #define _tile_dpbf16ps emulated_tiles::multiply
-#define __get_cpuid_count(leaf, part, a, b, c, d) (*(d) = 1 << 22 | 1 << 24)
+#define __get_cpuid_count(leaf, part, a, b, c, d) (*(a) = 1 << 5, *(d) = 1 << 22 | 1 << 24)
 #define __builtin_cpu_supports(name) (emulated_tiles::allows(name) && __builtin_cpu_supports(name))
 #define syscall emulated_tiles::system_call

@@ -134,9 +134,9 @@ schedule.h: rows of x that do not come out even on the parts are lost
 + parts.push_back({direction, rows / down * i, rows / down * (i + 1),
 schedule.h: panels that do not come out even on the parts are lost
 - panels * j / across,
--                          panels * (j + 1) / across});
+-                          panels * (j + 1) / across, nullptr});
 + panels / across * j,
-+                          panels / across * (j + 1)});
++                          panels / across * (j + 1), nullptr});
 input_product.h: a chunk of a single row is missing from the gradients of W and b
 - for (int64_t k = 0; k < call.live; k += chunk_rows) {
 + for (int64_t k = 0; k + (k > 0) < call.live; k += chunk_rows) {
@@ -152,19 +152,38 @@ packing.h: the last number of an odd row of x is not packed
 + store_rows(at, row + u, next ? next + u : next, D - u - (D - u - V == 1));
 @ kernel: The input's weights and biases.
 packing.h: the gates of W are taken to be whole vectors apart
-- weights + (rows_of(call, (int)gate) + u) * D, sign_of(call, (int)gate)
-+ weights + (gate < 2 ? rows_of(call, (int)gate) + u : 3 * H - Hv + u) * D,
-+                    sign_of(call, (int)gate)
+- weights + (rows_of(call, gate) + u) * D, sign_of(call, gate)
++ weights + (gate < 2 ? rows_of(call, gate) + u : 3 * H - Hv + u) * D,
++                    sign_of(call, gate)
 packing.h: backward, the last unit of each gate of W is the first of the next
 - const T *from = weights + (row / Hv * H + row % Hv) * D + u;
 + const T *from = weights + (row / Hv * H + (row % Hv + 1) % H) * D + u;
 packing.h: the recurrent biases of z and r are added twice
-- (gate == call.cell.separate_gate ? input : input + hidden));
-+ (gate == call.cell.separate_gate ? input : gate < 2 ? input + hidden + hidden
-+                                                                         : input + hidden));
+- gate == call.cell.separate_gate ? input : input + hidden;
++ gate == call.cell.separate_gate ? input
++                           : gate < 2 ? input + hidden + hidden : input + hidden;
 packing.h: with the reset after the product, n's recurrent bias is outside it, too
-- (gate == call.cell.separate_gate ? input : input + hidden));
-+ (input + hidden));
+- gate == call.cell.separate_gate ? input : input + hidden;
++ input + hidden;
+@ kernel: Projections of a few steps at a time.
+execution.h: a thread that shares a row block reads projections that it has not computed
+- return !backward && !shares_steps() &&
++ return !backward &&
+execution.h: the backward direction projects the first steps first
+- if (directions[block.direction].reverse)
++ if (false)
+execution.h: the rows before the projected steps are those of the first steps
+- own.projected_before = block.before[steps.from];
++ own.projected_before = block.before[0];
+call.h: the projections of one row block replace those of another
+- (all ? block.live_before : -own.projected_before)
++ (all ? 0 : -own.projected_before)
+input_product.h: the projected steps are those of other rows of the batch
+- part.block->row[j]) * p.inputs, p.inputs);
++ j) * p.inputs, p.inputs);
+schedule.h: a row block counts the rows of the blocks before without the last step
+- live_before += own.before[p.steps];
++ live_before += own.before[p.steps - (p.steps > 0)];
 @ kernel: Which rows of x are read.
 schedule.h: with tokens, rows of x that no step reads count as read
 - bool ragged = p.tokens;
@@ -311,8 +330,8 @@ call.h: in nn.GRU's order, the update gate is not turned round
 + return 1;
 @ kernel: Threads and processes.
 execution.h: one thread computes a long recurrence
-- share(states, worth_multiplying)
-+ share(0, states)
+- share(states + verified * 8, worth_multiplying)
++ share(verified * 8, worth_multiplying)
 execution.h: all threads go forward in one thread's memory
 - walk_forward(row_blocks[i], scratch[thread], scratch[thread], own, 1, true);
 + walk_forward(row_blocks[i], scratch[thread], scratch[0], own, 1, true);
@@ -352,6 +371,18 @@ vectors.h: gates are never closer to 0 than e^-80
 vectors.h: e^x in double precision is a few bits short
 - bias = 1023, degree = 13;
 + bias = 1023, degree = 11;
+vectors.h: a quotient is as precise as its estimate
+- _mm512_maskz_fmadd_ps(is_finite, error, estimate, q);
++ _mm512_maskz_mov_ps(is_finite, q);
+vectors.h: a quotient by infinity is not a number
+- _mm512_maskz_fmadd_ps(is_finite, error, estimate, q);
++ _mm512_fmadd_ps(error, estimate, q);
+vectors.h: a quotient by what is not a number is 0
+- _CMP_NEQ_UQ
++ _CMP_LT_OQ
+vectors.h: with AVX-512, a partial vector of six loses one
+- n > 0 ? (1 << n) - 1 : 0
++ n > 0 ? (1 << (n - (n == 6))) - 1 : 0
 gru.cpp: a negative length is let in
 -     if (!in_range(problem.lengths, B, problem.steps))
 +     bool longer = false;
@@ -481,20 +512,10 @@ tiles.h: tiles: a task takes the tiles to be as an earlier one has left them
 tiles.h: tiles: they are not released
 - _tile_release(), configured[0] = 0;
 + configured[0] = 0;
-recurrence.h: tiles: the recurrence does not release them
-- const TileUser<E> tiles;
--   constexpr int64_t V = Simd<E>::width;
--   constexpr CellShape shape = Cell::shape;
--   const gru_problem &p
-+ constexpr int64_t V = Simd<E>::width;
-+   constexpr CellShape shape = Cell::shape;
-+   const gru_problem &p
-input_product.h: tiles: the product of the inputs does not release them
-- const TileUser<E> tiles;
--   constexpr int64_t V = Simd<E>::width;
--   const int64_t D = call.problem->inputs, rows
-+ constexpr int64_t V = Simd<E>::width;
-+   const int64_t D = call.problem->inputs, rows
+execution.h: tiles: a work item does not release them
+- item(i, thread);
+-       kernels.release_tiles();
++ item(i, thread);
 gru.cpp: tiles: a processor whose only bfloat16 is that of the tiles is said to have none
 - return find_instruction_set("avx512bf16") || find_instruction_set("amx");
 + return find_instruction_set("avx512bf16") != nullptr;

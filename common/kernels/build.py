@@ -31,7 +31,7 @@ INSTRUCTION_SETS: dict[str, list[str]] = {"baseline": []} | (
     else {}
 )
 """The flags that turn an instruction set on."""
-AMX = ["-mamx-tile", "-mamx-bf16"]
+AMX = ["-mamx-tile", "-mamx-bf16", "-mavx512bf16"]
 """The flags of a further instruction set, which not every compiler knows."""
 BINDINGS = ("tensors.cpp", "xla.cpp", "cuda/driver.cpp")
 SOURCES = [(FOLDER / name, list[str]()) for name in BINDINGS]

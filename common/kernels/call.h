@@ -46,6 +46,8 @@ struct RowBlock {
   int64_t first, rows;                       // first: the number of rows in the blocks before it
   const int32_t *row;                        // [rows] into the batch, longest first
   const int32_t *active;                     // [steps] the number of rows that have this step
+  const int32_t *before;                     // [steps + 1] their sum over all steps before this one
+  int64_t live_before;                       // their sum over all steps of the blocks before
   int32_t *slot;                             // [distinct] the row of d_projections below, or -1
   void *d_projections, *d_weights, *d_bias;  // the gradients of the block, padded
 };
@@ -57,10 +59,12 @@ struct Task {
   int64_t from, to;
 };
 
-// A part of a product: rows [from, to), panels [first, last).
+// A part of a product: panels [first, last) of live rows [from, to) or, if there is a row block, of its
+// rows of steps [from, to).
 struct Part {
   int direction;
   int64_t from, to, first, last;
+  const RowBlock *block;
 };
 
 struct Call {
@@ -69,6 +73,9 @@ struct Call {
   CellShape cell;
   const RowBlock *row_blocks;  // [directions, blocks]
   int64_t blocks, chunk;
+  // The number of steps of a row block whose inputs are projected together; 0: the live rows of x
+  // are projected, regardless of the row blocks.
+  int64_t projected_steps;
   // Distances in memory, padded to vectors: between the rows of states, the gates of a row, the
   // rows of gates, the rows of the weights' gradient, and the rows of inputs.
   int64_t state_stride, gate_stride, gates_stride, weight_stride, input_stride;
@@ -77,8 +84,10 @@ struct Call {
   int64_t live;
   const int64_t *live_rows, *place;
   void *packed[2], *packed_inputs[2];
-  void *projections[2];  // [live, gates]; backward: their gradient
-  void *inputs;          // backward: the live rows in panels
+  // [rows, gates] of the live rows of x or, with projected_steps, of the row blocks one after
+  // another; NULL if the threads' Scratch has them. Backward: the gradient, of the live rows.
+  void *projections[2];
+  void *inputs;  // backward: the live rows in panels
 
   int64_t columns() const { return cell.gates * gate_stride; }
 };
@@ -145,6 +154,8 @@ template <class T>
 struct Scratch {
   T *h, *after, *between[2], *operand, *tile, *gates, *states, *operands, *inputs, *sums;
   T *factor;                 // a product's left factor in pairs
+  T *projections;            // of projected_steps steps of a row block, if a call has no others
+  int64_t projected_before;  // the number of the block's rows before these steps
   const T **source, **next;  // the projections of this step and the next
 };
 
@@ -152,6 +163,15 @@ struct Scratch {
 template <class T>
 static inline T *state_of(const Scratch<T> &scratch, int64_t step) {
   return step % 2 ? scratch.after : scratch.h;
+}
+
+// The projections of a row block from step t on.
+template <class T>
+static inline T *block_projections(const Call &call, const RowBlock &block, const Scratch<T> &own,
+                                   int64_t t) {
+  T *const all = (T *)call.projections[block.direction];
+  const int64_t row = block.before[t] + (all ? block.live_before : -own.projected_before);
+  return (all ? all : own.projections) + row * call.gates_stride;
 }
 
 // The functions that are compiled for a cell, and for everything else, with one instruction set.
@@ -176,6 +196,7 @@ struct Kernels {
   void (*input_weight_gradient)(const Call &, const Scratch<T> &, const Part &);
   void (*input_gradient)(const Call &, const Scratch<T> &, const Part &);
   uint64_t (*fingerprint)(const void *, int64_t);
+  void (*release_tiles)();
 };
 
 }  // namespace gru

@@ -43,8 +43,7 @@ class Execution {
     do {
       changed = false;
       pack();
-      if (!backward)
-        multiply(cut(p.directions, call.live, panels, input_rows, input_panels), kernels.project);
+      if (!backward && !projects_while_walking()) project();
       walk();
     } while (changed);
     if (backward) reduce_gradients();
@@ -97,6 +96,11 @@ class Execution {
     panels_of_x = std::max<int64_t>(panels_of(p.inputs, V), 1);
     inference = !backward;
     for (int i = 0; i < p.directions; ++i) inference = inference && !directions[i].saved;
+    // Inference in float32 and float64 is limited by the products, not by memory, and would have to
+    // copy inputs that the product can read where they are.
+    const int64_t block_rows = std::max<int64_t>(row_blocks[0].rows, 1);
+    if (!p.tokens && !(inference && !p.bfloat16) && block_rows * p.steps >= input_rows)
+      call.projected_steps = input_rows / block_rows;
   }
 
   void choose_threads() {
@@ -106,6 +110,25 @@ class Execution {
                              pool.openmp_spins();
     pool.openmp = p.openmp == GRU_ALWAYS || is_spinning ? find_openmp() : nullptr;
     pool.team = p.threads;
+  }
+
+  int step_threads() const {
+    const int64_t verified = inference ? p.directions * rows() * (p.hidden + p.inputs) : 0;
+    const int64_t states = p.directions * p.steps * p.batch * rows() * p.hidden;
+    return share(states + verified * 8, worth_multiplying);
+  }
+
+  // Whether threads share the tasks of the steps of the only row block.
+  bool shares_steps() const {
+    return !backward && row_blocks.size() == 1 && step_threads() > 1 && p.hidden >= 2 * task_units;
+  }
+
+  // Whether the thread of a row block projects the inputs of its next steps, whose projections then
+  // stay in the second-level cache. All threads must be busy with row blocks of their own.
+  bool projects_while_walking() const {
+    const int busy = share(multiplications(), worth_multiplying);
+    return !backward && !shares_steps() && call.projected_steps && busy <= step_threads() &&
+           row_blocks.size() % busy == 0;
   }
 
   // The number of elements of a direction's packed weights.
@@ -132,11 +155,12 @@ class Execution {
 
   // Divides the memory; returns the end of the used part.
   size_t lay_out(Arena arena) {
+    const bool in_walk = projects_while_walking();
     scratch.clear();
     for (int i = 0; i < p.directions; ++i) {
       if (!inference) call.packed[i] = arena.take<T>(packed_size());
       call.packed_inputs[i] = (T *)call.packed[i] + rows() * call.weight_stride;
-      call.projections[i] = arena.take<T>(call.live * call.gates_stride);
+      if (!in_walk) call.projections[i] = arena.take<T>(call.live * call.gates_stride);
     }
     call.inputs = arena.take<T>(backward ? panels_of_x * call.live * 2 * kernels.width : 0);
     for (int thread = 0; thread < threads; ++thread) scratch.push_back(lay_out_scratch(arena));
@@ -169,6 +193,8 @@ class Execution {
     s.inputs = arena.take<T>((backward ? gradient_rows : input_rows * call.input_stride) + V);
     s.sums = arena.take<T>(backward ? gradient_rows * gradient_bytes / sizeof(T) : 0);
     s.factor = arena.take<T>(p.bfloat16 ? p.directions * input_rows * call.gates_stride : 0);
+    s.projections = arena.take<T>(projects_while_walking() ? input_rows * call.gates_stride : 0);
+    s.projected_before = 0;
     s.source = arena.take<const T *>(rows);
     s.next = arena.take<const T *>(rows);
     return s;
@@ -224,20 +250,46 @@ class Execution {
       packed_before[direction] = false, changed = true;
   }
 
+  // Distributes work items among threads.
+  template <class Item>
+  void distribute(int64_t count, int item_threads, const Item &item) {
+    pool.run(count, item_threads, [&](int64_t i, int thread) {
+      item(i, thread);
+      kernels.release_tiles();
+    });
+  }
+
   template <class Product>
   void multiply(const std::vector<Part> &parts, const Product &product) {
-    pool.run((int64_t)parts.size(), share(multiplications(), worth_multiplying),
-             [&](int64_t i, int thread) { product(call, scratch[thread], parts[i]); });
+    distribute((int64_t)parts.size(), share(multiplications(), worth_multiplying),
+               [&](int64_t i, int thread) { product(call, scratch[thread], parts[i]); });
+  }
+
+  // Computes the projections before the recurrence.
+  void project() {
+    if (!call.projected_steps)
+      return multiply(cut(p.directions, call.live, panels, input_rows, input_panels),
+                      kernels.project);
+    std::vector<Part> parts;
+    for (const RowBlock &block : row_blocks)
+      for (int64_t step = 0; step < p.steps; step += call.projected_steps)
+        for (int64_t panel = 0; panel < panels; panel += input_panels)
+          parts.push_back(projection(block, step, panel, std::min(panel + input_panels, panels)));
+    multiply(parts, kernels.project);
+  }
+
+  // The part that projects the inputs of a row block from this step on, in its direction.
+  Part projection(const RowBlock &block, int64_t step, int64_t first, int64_t last) const {
+    const int64_t end = std::min(step + call.projected_steps, p.steps);
+    if (directions[block.direction].reverse)
+      return {block.direction, p.steps - end, p.steps - step, first, last, &block};
+    return {block.direction, step, end, first, last, &block};
   }
 
   // Computes all time steps of all row blocks; an inference also verifies the packed weights.
   void walk() {
-    const int64_t verified = inference ? p.directions * rows() * (p.hidden + p.inputs) : 0;
-    const int64_t states = p.directions * p.steps * p.batch * rows() * p.hidden + verified * 8;
-    const int step_threads = share(states, worth_multiplying);
-    // If there is only one row block, threads share the tasks of its steps.
-    const bool shared =
-        !backward && row_blocks.size() == 1 && step_threads > 1 && p.hidden >= 2 * task_units;
+    const int step_threads = this->step_threads();
+    const bool shared = shares_steps();
     const int64_t tasks = shared ? p.hidden / task_units : 1;
     // The work items after the row blocks verify the packed weights, one piece each. If threads
     // share a row block, such an item verifies both pieces of a direction and then joins the block.
@@ -246,7 +298,7 @@ class Execution {
     const int64_t count = (int64_t)row_blocks.size() + std::max(verifications / pieces, helpers);
     Progress progress;
     if (shared) begin(row_blocks[0], scratch[0]);
-    pool.run(count, step_threads, [&](int64_t i, int thread) {
+    distribute(count, step_threads, [&](int64_t i, int thread) {
       const int64_t verifier = i - (int64_t)row_blocks.size();
       for (int64_t j = verifier * pieces;
            verifier >= 0 && j < (verifier + 1) * pieces && j < verifications; ++j)
@@ -283,7 +335,7 @@ class Execution {
              state_of(all, p.steps) + i * call.state_stride, p.hidden * sizeof(T));
   }
 
-  void walk_forward(const RowBlock &block, const Scratch<T> &all, const Scratch<T> &own,
+  void walk_forward(const RowBlock &block, const Scratch<T> &all, Scratch<T> &own,
                     Progress &progress, int64_t tasks, bool is_owner) {
     const auto forward = kernels.cells[p.cell][p.reset_after != 0].forward;
     const int64_t V = kernels.width, pairs = call.weight_stride / (2 * V);
@@ -293,6 +345,11 @@ class Execution {
       if (before >= p.steps * parts) return;
       if (Pool::wait([&] { return progress.done >= before * tasks; })) progress.busy = true;
       const int part = (int)(before % parts);
+      if (!call.projections[block.direction] && before % (call.projected_steps * parts) == 0) {
+        const Part steps = projection(block, before / parts, 0, panels);
+        own.projected_before = block.before[steps.from];
+        kernels.project(call, own, steps);
+      }
       forward(call, block, all, own,
               {before / parts, part, parts == 1 ? phases : part + 1, pairs * i / tasks * 2 * V,
                pairs * (i + 1) / tasks * 2 * V});

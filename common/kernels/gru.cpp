@@ -1,6 +1,7 @@
-// The functions of gru.h. A layer first computes the input projections x W' + b of all inputs. The
-// recurrence follows: one thread computes all time steps of a row block (rows of the batch in one
-// direction) without waiting for another, and the recurrent weights stay in that core's cache.
+// The functions of gru.h. One thread computes all time steps of a row block (rows of the batch in one
+// direction) without waiting for another, and the recurrent weights stay in that core's cache. The
+// input projections x W' + b of a few steps at a time come before these steps, so that they stay in
+// the cache too; those of token rows, or if row blocks are fewer than threads, before all steps.
 // Backward, the recurrence comes first. The order of summation depends only on the sizes, so
 // results do not depend on the number of threads.
 //
@@ -69,12 +70,13 @@ bool has_avx512() {
 #endif
 
 #ifdef GRU_AMX
-// Whether the processor has the tiles and Linux grants them to the process (ARCH_REQ_XCOMP_PERM; 18
-// is the tiles' data). Without the grant, the first instruction raises a signal. Children inherit
-// it.
+// Whether the processor has the tiles and AVX-512 BF16, which rounds their factors, and Linux grants
+// the tiles to the process (ARCH_REQ_XCOMP_PERM; 18 is the tiles' data). Without the grant, the first
+// instruction raises a signal. Children inherit it.
 bool has_amx() {
   unsigned a, b, c, d;
   return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & d >> 24 & 1) &&
+         __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) &&
          !syscall(SYS_arch_prctl, 0x1023, 18);
 }
 #endif

@@ -20,26 +20,38 @@ INLINE void long_product(int64_t M, int64_t K, const E *a, int64_t lda, const E 
   }
 }
 
-// x W' + b for the live rows [from, to), in some panels of columns.
+// Copies the inputs of a part, as the left factor of its product; returns the number of its rows.
+template <class E>
+INLINE int64_t copy_inputs(const Call &call, const Part &part, E *to) {
+  using T = Number<E>;
+  const gru_problem &p = *call.problem;
+  int64_t rows = 0;
+  for (int64_t i = part.from; i < part.to; ++i)
+    if (!part.block)
+      copy_row(to + rows++ * call.input_stride, input<T>(call, i), p.inputs);
+    else
+      for (int64_t j = 0; j < part.block->active[i]; ++j)
+        copy_row(to + rows++ * call.input_stride,
+                 (const T *)p.x + (i * p.batch + part.block->row[j]) * p.inputs, p.inputs);
+  return rows;
+}
+
+// x W' + b for the rows of a part.
 template <class E>
 FN void project(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
   using T = Number<E>;
-  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
-  const int64_t D = call.problem->inputs, rows = part.to - part.from;
-  const int64_t panel_size = depth<E>(D) * 2 * V;
+  const int64_t D = call.problem->inputs, panel_size = depth<E>(D) * 2 * V;
   const E *weights = (const E *)call.packed_inputs[part.direction];
   const T *bias = (const T *)(weights + panels_of(call.columns(), V) * panel_size);
-  T *sums = (T *)call.projections[part.direction];
-  sums += part.from * call.gates_stride;
-  const E *inputs = (const E *)input<T>(call, part.from);
-  int64_t stride = D;
-  if (call.live_rows || numbers<E> > 1) {  // scattered rows, or rows that are not yet in pairs
-    E *copies = (E *)scratch.inputs;
-    inputs = copies, stride = call.input_stride;
-    for (int64_t i = 0; i < rows; ++i)
-      copy_row(copies + i * stride, input<T>(call, part.from + i), D);
-  }
+  T *sums = part.block ? block_projections<T>(call, *part.block, scratch, part.from)
+                       : (T *)call.projections[part.direction] + part.from * call.gates_stride;
+  const E *inputs = (const E *)scratch.inputs;
+  int64_t rows = part.to - part.from, stride = call.input_stride;
+  if (part.block || call.live_rows || numbers<E> > 1)  // scattered rows, or rows not yet in pairs
+    rows = copy_inputs<E>(call, part, (E *)scratch.inputs);
+  else
+    inputs = (const E *)input<T>(call, part.from), stride = D;
   for (int64_t panel = part.first; panel < part.last; ++panel)
     long_product<E>(rows, depth<E>(D), inputs, stride, weights + panel * panel_size,
                     bias + panel * 2 * V, 0, sums + panel * 2 * V, call.gates_stride);
@@ -51,7 +63,6 @@ template <class E>
 FN void input_weight_gradient(const Call &call, const Scratch<Number<E>> &scratch,
                               const Part &part) {
   using T = Number<E>;
-  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   const gru_direction &d = call.directions[part.direction];
   const int64_t H = call.problem->hidden, D = call.problem->inputs, Hv = call.gate_stride;
@@ -89,7 +100,6 @@ FN void input_weight_gradient(const Call &call, const Scratch<Number<E>> &scratc
 template <class E>
 FN void input_gradient(const Call &call, const Scratch<Number<E>> &scratch, const Part &part) {
   using T = Number<E>;
-  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   const int64_t D = call.problem->inputs, K = call.columns(), rows = part.to - part.from;
   const int64_t stride = call.gates_stride;

@@ -8,10 +8,9 @@ namespace INSTRUCTION_SET {
 
 #define DEFINE_KERNELS(E)                                                                            \
   extern const Kernels<Number<E>> kernels_of_##E = {                                                 \
-      Simd<E>::width,        cells<E>,           pack_input_weights<E>,                              \
-      pack_weights<E>,       project<E>,         reduce_weights<Number<E>>,                          \
-      reduce_projections<Number<E>>, pack_inputs<E>, input_weight_gradient<E>, input_gradient<E>,    \
-      fingerprint<Number<E>>}
+      Simd<E>::width, cells<E>, pack_input_weights<E>, pack_weights<E>, project<E>,                  \
+      reduce_weights<Number<E>>, reduce_projections<Number<E>>, pack_inputs<E>,                      \
+      input_weight_gradient<E>, input_gradient<E>, fingerprint<Number<E>>, release_tiles}
 
 DEFINE_KERNELS(Pair);
 #if !defined(__AVX512BF16__) && !defined(__AMX_BF16__)  // whose instructions are for pairs alone

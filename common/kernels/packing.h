@@ -14,8 +14,7 @@ INLINE Vector<T> load_rows(T, const T *row, const T *, int64_t n) {
 }
 
 INLINE Vector<Pair> load_rows(Pair, const float *row, const float *next, int64_t n) {
-  const Vector<float> low = load_rows(0.f, row, row, n), high = load_rows(0.f, next, next, n);
-  return rounded(low) >> 16 | (rounded(high) & 0xffff0000);
+  return as_pairs(load_rows(0.f, row, row, n), load_rows(0.f, next, next, n));
 }
 
 // The same for two vectors, which are stored.
@@ -35,8 +34,7 @@ INLINE void copy_row(T *to, const T *from, int64_t n) {
 INLINE void copy_row(Pair *to, const float *from, int64_t n) {
   using S = Simd<Pair>;
   for (int64_t u = 0; u < n; u += S::width)
-    *(S::UnalignedHalf *)(to + u / 2) =
-        __builtin_convertvector(rounded(load(from + u, n - u)) >> 16, S::Half);
+    *(S::UnalignedHalf *)(to + u / 2) = halved(load(from + u, n - u));
 }
 
 // A matrix [rows, K] as a product's left factor: itself, or, in the memory given, in pairs.
@@ -146,15 +144,18 @@ FN void pack_input_weights(const Call &call, int direction, bool backward) {
   }
   for (int64_t column = 0; column < columns; column += 2 * V, at += depth<E>(D) * 2 * V)
     for (int64_t j = 0; j < 2 * V; j += V) {
-      const int64_t gate = (column + j) / Hv, u = (column + j) % Hv, n = gate < call.cell.gates ? H - u : 0;
-      transpose<E>(n, D, weights + (rows_of(call, (int)gate) + u) * D, sign_of(call, (int)gate), at + j);
+      const int gate = (int)((column + j) / Hv);
+      const int64_t u = (column + j) % Hv, n = gate < call.cell.gates ? H - u : 0;
+      transpose<E>(n, D, weights + (rows_of(call, gate) + u) * D, sign_of(call, gate), at + j);
     }
   T *bias = (T *)at;
   for (int64_t column = 0; column < columns; column += V, bias += V) {
-    const int64_t gate = column / Hv, u = column % Hv, n = H - u;
-    const Vector<T> hidden = load((const T *)d.bias_hh + rows_of(call, (int)gate) + u, n);
-    const Vector<T> input = load((const T *)d.bias_ih + rows_of(call, (int)gate) + u, n);
-    store(bias, T(sign_of(call, (int)gate)) * (gate == call.cell.separate_gate ? input : input + hidden));
+    const int gate = (int)(column / Hv);
+    const int64_t u = column % Hv, n = H - u;
+    const Vector<T> hidden = load((const T *)d.bias_hh + rows_of(call, gate) + u, n);
+    const Vector<T> input = load((const T *)d.bias_ih + rows_of(call, gate) + u, n);
+    const Vector<T> sum = gate == call.cell.separate_gate ? input : input + hidden;
+    store(bias, T(sign_of(call, gate)) * sum);
   }
 }
 

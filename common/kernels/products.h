@@ -43,6 +43,9 @@ INLINE void add_product(Vector<float> &sum, Pair x, Vector<Pair> y) {
 #define IN_REGISTERS(a, b)
 #endif
 
+// The distance, in rows of a transposed factor, at which memory is prefetched.
+constexpr int64_t rows_ahead = 32;
+
 // C[M, 2 vectors] = From + A[M, K] B[K, 2 vectors], all of C in registers. A is stored [K, M] if
 // Transposed: those are the weights' gradients, long sums, of which each is added up in two halves,
 // which halves its rounding error.
@@ -69,6 +72,10 @@ FN void tile(int64_t K, const E *a, int64_t lda, const E *b, int64_t ldb, const 
     for (; k + at_once <= end; k += at_once)
 #pragma GCC unroll 4
       for (int s = 0; s < at_once; ++s) {
+        if (Transposed) {  // far apart rows, which the processor does not prefetch
+          __builtin_prefetch(a + (k + s + rows_ahead) * lda);
+          __builtin_prefetch(a + (k + s + rows_ahead) * lda + M - 1);
+        }
         Vector<E> b0 = load(b + (k + s) * ldb), b1 = load(b + (k + s) * ldb + width);
         IN_REGISTERS(b0, b1);
 #pragma GCC unroll 16

@@ -12,12 +12,21 @@ INLINE void prefetch(const T *p, int64_t count) {
   for (int64_t i = 0; i < count; i += Simd<T>::width) __builtin_prefetch(p + i, 0, 2);
 }
 
+// The projections of row b of the batch at step t, or their gradient, among those of the live rows.
 template <class T>
-INLINE T *projections_of(const Call &call, int direction, int64_t t, int64_t b) {
+INLINE T *live_projections_of(const Call &call, int direction, int64_t t, int64_t b) {
   const gru_problem &p = *call.problem;
   const int64_t at = t * p.batch + b, row = p.tokens ? p.tokens[at] : at;
   const int64_t place = call.place ? call.place[row] : row;
   return (T *)call.projections[direction] + place * call.gates_stride;
+}
+
+// The projections of row i of a block at step t.
+template <class T>
+INLINE const T *projections_of(const Call &call, const RowBlock &block, const Scratch<T> &own,
+                               int64_t t, int64_t i) {
+  if (!call.projected_steps) return live_projections_of<T>(call, block.direction, t, block.row[i]);
+  return block_projections<T>(call, block, own, t) + i * call.gates_stride;
 }
 
 // One forward step of a row block. t: its position in the sequence; rows: the number of rows that
@@ -113,7 +122,6 @@ template <class E, class Cell>
 FN void forward(const Call &call, const RowBlock &block, const Scratch<Number<E>> &shared,
                 const Scratch<Number<E>> &own, const Task &task) {
   using T = Number<E>;
-  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   constexpr CellShape shape = Cell::shape;
   const gru_problem &p = *call.problem;
@@ -128,8 +136,11 @@ FN void forward(const Call &call, const RowBlock &block, const Scratch<Number<E>
   if (task.first_phase == 0) keep_ended_rows(call, block, task, step);
   if (!rows) return;
   for (int64_t i = 0; i < rows; ++i) {
-    own.source[i] = projections_of<T>(call, block.direction, t, block.row[i]);
-    own.next[i] = projections_of<T>(call, block.direction, t + ahead, block.row[i]);
+    own.source[i] = projections_of<T>(call, block, own, t, i);
+    // The projections of the thread's Scratch are in the near caches.
+    own.next[i] = call.projections[block.direction]
+                      ? projections_of<T>(call, block, own, t + ahead, i)
+                      : own.source[i];
   }
   const E *packed = (const E *)call.packed[block.direction], *factor = nullptr;
   if (task.first_phase == 0) {
@@ -281,7 +292,7 @@ FN void store_d_projections(const Call &call, const RowBlock &block, const Backw
         T *to = d_projections_of<T>(call, block, p.tokens[at]) + gate * Hv;
         for (int64_t u = 0; u < H; u += V) store(to + u, load(to + u) + load(from + u));
       } else {
-        T *to = projections_of<T>(call, block.direction, step.t, block.row[i]) + gate * Hv;
+        T *to = live_projections_of<T>(call, block.direction, step.t, block.row[i]) + gate * Hv;
         for (int64_t u = 0; u < H; u += V) store(to + u, load(from + u));
       }
     }
@@ -305,7 +316,6 @@ FN void stop_at_resets(const Call &call, const RowBlock &block, T *dh, const Bac
 template <class E, class Cell>
 FN void backward(const Call &call, const RowBlock &block, const Scratch<Number<E>> &scratch) {
   using T = Number<E>;
-  const TileUser<E> tiles;
   constexpr int64_t V = Simd<E>::width;
   const gru_problem &p = *call.problem;
   const gru_direction &d = call.directions[block.direction];

@@ -14,7 +14,8 @@ using namespace gru;
 // The largest number of rows of a row block. More rows read the weights from the cache less often;
 // fewer rows make more blocks for the threads. The number of blocks is a power of two, which
 // divides evenly among 2, 4, 8 ... cores. A block of fewer than min_rows rows takes nearly as long
-// as one of twice as many.
+// as one of twice as many. With other numbers for some products, a backward pass with these
+// products could not read what a forward pass with others has saved.
 constexpr int64_t max_rows = 16, min_rows = 4;
 
 // The number of panels of one part of the input product. With input_rows, this is the product that
@@ -47,13 +48,14 @@ inline int64_t count_blocks(int64_t B) {
 // The rows of the batch, sorted by length, longest first, are assigned to row blocks in turn: every
 // block has a share of the long ones, and its active rows are always its first.
 struct Schedule {
-  std::vector<int32_t> row, active, slots;  // the memory of the row blocks' pointers
+  std::vector<int32_t> row, active, before, slots;  // the memory of the row blocks' pointers
   std::vector<int64_t> distinct;            // tokens of each block: rows of its d_projections
   std::vector<RowBlock> row_blocks;         // [directions, blocks]
   std::vector<int64_t> live_rows, place;    // see Call; empty where all rows of x are live
 
   Schedule(const gru_problem &p, int64_t blocks, bool backward)
       : active(blocks * p.steps),
+        before(blocks * (p.steps + 1)),
         slots(backward && p.tokens ? blocks * p.distinct : 0, -1),
         distinct(blocks),
         row_blocks(p.directions * blocks) {
@@ -63,6 +65,7 @@ struct Schedule {
       std::stable_sort(order.begin(), order.end(),
                        [&](int a, int b) { return p.lengths[a] > p.lengths[b]; });
     row.reserve(p.batch);
+    int64_t live_before = 0;
     for (int64_t block = 0; block < blocks; ++block) {
       RowBlock own = {};
       own.first = (int64_t)row.size();
@@ -78,6 +81,9 @@ struct Schedule {
           own.slot[p.tokens[t * p.batch + own.row[i]]] = 0;
       }
       own.active = active_rows;
+      own.before = &before[block * (p.steps + 1)];
+      std::partial_sum(active_rows, active_rows + p.steps, &before[block * (p.steps + 1) + 1]);
+      own.live_before = live_before, live_before += own.before[p.steps];
       for (int64_t k = 0; own.slot && k < p.distinct; ++k)
         if (!own.slot[k]) own.slot[k] = (int32_t)distinct[block]++;
       for (int direction = 0; direction < p.directions; ++direction) {
@@ -123,7 +129,7 @@ inline std::vector<Part> cut(int directions, int64_t rows, int64_t panels, int64
     for (int64_t i = 0; i < down; ++i)
       for (int64_t j = 0; j < across; ++j)
         parts.push_back({direction, rows * i / down, rows * (i + 1) / down, panels * j / across,
-                         panels * (j + 1) / across});
+                         panels * (j + 1) / across, nullptr});
   return parts;
 }
 

@@ -145,17 +145,13 @@ FN void tile_product(int64_t M, int64_t K, const Pair *a, int64_t lda, const Pai
 #undef MEMORY_BARRIER
 #endif
 
-// A task whose products may use the tiles. Their configuration belongs to the thread, and other
-// libraries load their own between the tasks: products configure the tiles, and the task's end releases
-// them.
-template <class E>
-struct TileUser {
-  ~TileUser() {
+// Called after each work item of a thread. The configuration of the tiles belongs to the thread, and
+// other libraries load their own between the items: products configure the tiles.
+FN void release_tiles() {
 #ifdef __AMX_BF16__
-    if (tiled<E> && configured[0]) _tile_release(), configured[0] = 0;
+  if (configured[0]) _tile_release(), configured[0] = 0;
 #endif
-  }
-};
+}
 
 // The left factor of a sum over the K rows of a matrix: [K, M], or, in tiles, [M, K].
 template <class E>

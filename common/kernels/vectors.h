@@ -96,6 +96,33 @@ INLINE void store(T *p, Vector<T> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
 
+#ifdef __AVX512F__
+INLINE __mmask16 first_lanes(int64_t n) { return n < 16 ? n > 0 ? (1 << n) - 1 : 0 : 0xffff; }
+
+INLINE Vector<float> load(const float *p, int64_t n) {
+  return (Vector<float>)_mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+
+INLINE void store(float *p, Vector<float> v, int64_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
+}
+#endif
+
+// a / b for finite a and b >= 1. Intel's processors take 16 cycles for each division of 16 floats.
+template <class T>
+INLINE Vector<T> quotient(Vector<T> a, Vector<T> b) {
+#ifdef __AVX512F__
+  if constexpr (std::is_same_v<T, float>) {
+    // An estimate of 14 bits and a step of Newton's method, which would make a NaN of an infinite b.
+    const __m512 estimate = _mm512_rcp14_ps((__m512)b), q = _mm512_mul_ps((__m512)a, estimate);
+    const __m512 error = _mm512_fnmadd_ps((__m512)b, q, (__m512)a), infinite = _mm512_set1_ps(1 / 0.f);
+    const __mmask16 is_finite = _mm512_cmp_ps_mask((__m512)b, infinite, _CMP_NEQ_UQ);
+    return (Vector<T>)_mm512_maskz_fmadd_ps(is_finite, error, estimate, q);
+  }
+#endif
+  return a / b;
+}
+
 constexpr double inverse_factorial(int k) { return k < 2 ? 1. : inverse_factorial(k - 1) / k; }
 
 // e^x = scale * (1 + m), where scale = 2^k and m = e^(x - k ln 2) - 1 by its Taylor series, which
@@ -125,7 +152,7 @@ template <class T>
 INLINE Vector<T> sigmoid(Vector<T> x) {  // e^89 is infinite: sigmoid(-inf) = 0
   Vector<T> scale, m;
   exponential<T>(clamp<T>(-x, Simd<T>::exp_low, Simd<T>::exp_high), scale, m);
-  return T(1) / (T(1) + scale * (T(1) + m));
+  return quotient<T>(Vector<T>{} + T(1), T(1) + scale * (T(1) + m));
 }
 
 template <class T>
@@ -133,7 +160,7 @@ INLINE Vector<T> tanh(Vector<T> x) {  // from e^2x - 1, precise near 0
   Vector<T> scale, m;
   exponential<T>(T(2) * clamp<T>(x, -Simd<T>::tanh_high, Simd<T>::tanh_high), scale, m);
   const Vector<T> e = scale * m + (scale - T(1));
-  return e / (e + T(2));
+  return quotient<T>(e, e + T(2));
 }
 
 // The bits of a float, or a vector of them, rounded to bfloat16, the upper half: to nearest, ties
@@ -144,6 +171,25 @@ INLINE Bits rounded(Bits bits) {
   return is_nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
 }
 
-INLINE Vector<Pair> rounded(Vector<float> v) { return rounded((Vector<Pair>)v); }
+// Two vectors, rounded, as pairs.
+INLINE Vector<Pair> as_pairs(Vector<float> low, Vector<float> high) {
+#ifdef __AVX512BF16__
+  const Vector<Pair> lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const __m512i order = (__m512i)(lane | (lane + 16) << 16);
+  return (Vector<Pair>)_mm512_permutexvar_epi16(
+      order, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+#else
+  return rounded((Vector<Pair>)low) >> 16 | (rounded((Vector<Pair>)high) & 0xffff0000);
+#endif
+}
+
+// One vector, rounded, in half as many bytes.
+INLINE Simd<Pair>::Half halved(Vector<float> v) {
+#ifdef __AVX512BF16__
+  return (Simd<Pair>::Half)_mm512_cvtneps_pbh((__m512)v);
+#else
+  return __builtin_convertvector(rounded((Vector<Pair>)v) >> 16, Simd<Pair>::Half);
+#endif
+}
 
 }  // namespace INSTRUCTION_SET

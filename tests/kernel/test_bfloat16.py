@@ -560,6 +560,24 @@ def lowered(name: str, precision: str) -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_backward_may_have_other_products_than_forward(precision: str) -> None:
+    """The gradients are precise if the switch changes in between. JAX reads the switch once."""
+    if "torch" not in HERE:
+        pytest.skip("fused needs the instruction")
+    case, gradients = draw(6, 53, 44, 40, 0), []
+    for between in (precision, "medium" if precision == "highest" else "highest"):
+        arguments = case.arguments(torch.tensor)
+        x = arguments["x"].requires_grad_()
+        with lowered("torch", precision):
+            h_last = torch_impl.gru.gru(**arguments, implementation="fused")[1]
+        with lowered("torch", between):
+            h_last.sum().backward()
+        gradients.append(x.grad.numpy())
+    expected, mixed = gradients
+    assert 0 < np.linalg.norm(mixed - expected) < 2**-5 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_the_switch_of_the_framework(name: str) -> None:
     """The switch has the effect of bfloat16=True on float32 arrays, forward and backward."""

@@ -202,20 +202,30 @@ def test_padding_is_not_read(K, reset_after):
 @both
 @each_dtype
 @pytest.mark.parametrize(
-    "size", [(30, 70, 25, 40, 50), (30, 70, 25, 40, 0), (2, 4, 300, 300, 5)], ids=str
+    ("size", "sides"),
+    [
+        ((30, 70, 25, 40, 50), DIRECTIONS),
+        ((30, 70, 25, 40, 0), DIRECTIONS),
+        ((2, 4, 300, 300, 5), DIRECTIONS),
+        # One thread projects the inputs of a few steps before these steps. Two threads, which would
+        # not share so short a recurrence, project those of all steps of both row blocks first.
+        ((60, 20, 400, 10, 0), BACKWARD),
+    ],
+    ids=str,
 )
-def test_threads_do_not_matter(size, dtype, reset_after):
-    case = draw(*size, sides=DIRECTIONS, dtype=dtype)
+def test_threads_do_not_matter(size, sides, dtype, reset_after):
+    case = draw(*size, sides=sides, dtype=dtype)
     one = call_kernel(case, reset_after, threads=1)
     for threads in (2, 2, 2, 2, 1000):  # the distribution of the tasks differs from call to call
         assert_equal(call_kernel(case, reset_after, threads=threads), one)
 
 
 @both
+@pytest.mark.parametrize("K", [0, 7])
 @pytest.mark.parametrize(("B", "sides"), [(1, FORWARD), (3, BACKWARD), (6, FORWARD)])
-def test_threads_take_turns_at_few_rows(B, sides, reset_after, instruction_set):
+def test_threads_take_turns_at_few_rows(B, sides, K, reset_after, instruction_set):
     """With few rows, threads share the units of each step; the results are those of one thread."""
-    case = draw(60, B, 5, 130, 7, sides=sides)
+    case = draw(60, B, 5, 130, K, sides=sides)
     one = call_kernel(case, reset_after, threads=1)
     assert_right(one, case, reset_after)
     for backward in (True, False) * 10:
