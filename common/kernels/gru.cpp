@@ -1,7 +1,8 @@
 // The functions of gru.h. One thread computes all time steps of a row block (rows of the batch in one
 // direction) without waiting for another, and the recurrent weights stay in that core's cache. The
 // input projections x W' + b of a few steps at a time come before these steps, so that they stay in
-// the cache too; those of token rows, or if row blocks are fewer than threads, before all steps.
+// the cache too; those of token rows, of an inference in float32 or float64, or if row blocks are
+// fewer than threads, before all steps.
 // Backward, the recurrence comes first. The order of summation depends only on the sizes, so
 // results do not depend on the number of threads.
 //
